@@ -1,0 +1,120 @@
+"""One trained adapter: as a file holds it, and prepared to run beside others on a backbone."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from adapters.backbone import Answers, Backbone
+from adapters.errors import InvalidAdapter
+from adapters.head import HeadWeights, logits, scores
+from adapters.packing import PackedBatch, Row
+from adapters.prompt import GeneratorWeights
+from adapters.spec import AdapterSpec
+from adapters.tokenizer import Encoding
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A spec and exactly the tensors that it declares."""
+
+    spec: AdapterSpec
+    tensors: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedAdapter:
+    """An adapter on a backbone's device, its generator folded for serving."""
+
+    spec: AdapterSpec
+    generator: GeneratorWeights
+    head: HeadWeights
+
+    @property
+    def nbytes(self) -> int:
+        """Device memory that its tensors take."""
+        parts = (*_tensors(self.generator), *_tensors(self.head))
+        return sum(tensor.nbytes for tensor in parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """The answer for one text.
+
+    scores: float32 [labels], as `spec.labels` orders them. token_weights: float32 [tokens], what share of the prompt
+    came from each token.
+    """
+
+    scores: npt.NDArray[np.float32]
+    token_weights: npt.NDArray[np.float32]
+
+
+def prepare(adapter: Adapter, backbone: Backbone) -> PreparedAdapter:
+    """Move an adapter to the backbone's device, folded (`GeneratorWeights.folded`) and cast to its type.
+
+    Raises:
+        IncompatibleAdapter: it was made for another backbone.
+        InvalidAdapter: its weights are finite, but their products or casts are not.
+    """
+    backbone.check(adapter.spec)
+    tensors = {name: tensor.to(backbone.device, torch.float32) for name, tensor in adapter.tensors.items()}
+    generator = GeneratorWeights.of(adapter.spec, tensors).folded().cast(backbone.dtype)
+    prepared = PreparedAdapter(adapter.spec, generator, HeadWeights.of(adapter.spec, tensors))
+    if not all(bool(tensor.isfinite().all()) for tensor in _tensors(generator)):
+        raise InvalidAdapter([f"generator: not finite once folded and cast to {backbone.dtype}"])
+    return prepared
+
+
+def rows_of(
+    adapters: Sequence[PreparedAdapter], inputs: Sequence[tuple[int, Encoding]]
+) -> list[Row]:
+    """Rows of a batch, from (index into `adapters`, encoding)."""
+    return [Row(encoding, adapters[index].spec, index) for index, encoding in inputs]
+
+
+@torch.inference_mode()
+def classify(
+    backbone: Backbone, batch: PackedBatch, adapters: Sequence[PreparedAdapter]
+) -> list[Classification]:
+    """Run one packed batch; answers come in the order of the rows that the batch was packed from."""
+    answers = backbone.forward(batch, {index: adapter.generator for index, adapter in enumerate(adapters)})
+    row_scores = _scores(answers.states, batch, adapters)
+    weights = _token_weights(answers, batch)
+    result: list[Classification | None] = [None] * len(batch.rows)
+    for position, original in enumerate(batch.order.tolist()):
+        result[original] = Classification(row_scores[position], weights[position])
+    return [item for item in result if item is not None]
+
+
+def _scores(
+    states: Tensor, batch: PackedBatch, adapters: Sequence[PreparedAdapter]
+) -> list[npt.NDArray[np.float32]]:
+    owners = np.array([row.adapter for row in batch.rows])
+    found: list[npt.NDArray[np.float32]] = [np.empty(0, np.float32)] * len(owners)
+    for index in np.unique(owners):
+        adapter = adapters[index]
+        mine = np.flatnonzero(owners == index)
+        chosen = states[torch.from_numpy(mine).to(states.device)]
+        made = scores(
+            logits(chosen, adapter.head), adapter.spec.activation, adapter.spec.calibration.temperature
+        )
+        for position, values in zip(mine, made.cpu().numpy(), strict=True):
+            found[position] = values
+    return found
+
+
+def _token_weights(answers: Answers, batch: PackedBatch) -> list[npt.NDArray[np.float32]]:
+    found: list[npt.NDArray[np.float32]] = [np.empty(0, np.float32)] * len(batch.rows)
+    for generation, weights in answers.token_weights:
+        pieces = np.split(weights.cpu().numpy(), generation.layout.starts[1:])
+        for position, piece in zip(generation.rows, pieces, strict=True):
+            found[position] = piece
+    return found
+
+
+def _tensors(weights: GeneratorWeights | HeadWeights) -> list[Tensor]:
+    values = (getattr(weights, name) for name in weights.__slots__)
+    return [value for value in values if isinstance(value, Tensor)]

@@ -1,0 +1,183 @@
+"""The one frozen transformer, and the forward pass that takes any mixture of adapters without padding.
+
+Data flow of `Backbone.forward`:
+
+    rows -> PackedBatch -> embeddings [T, n] -> layer 0 .. m-1 -> generate prompts, expand -> layer m .. L-2
+         -> last layer, read positions only -> answers [rows, n]
+
+Knows no labels: what the answers mean is the head's business.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adapters.attention import PACKED_ATTENTION
+from adapters.errors import IncompatibleAdapter
+from adapters.families import Family, family_of
+from adapters.packing import Generation, Insertion, Layout, PackedBatch, Row
+from adapters.prompt import GeneratorWeights, generate
+from adapters.spec import AdapterSpec, BackboneIdentity, GeneratorInput
+from adapters.tokenizer import TextEncoder
+
+
+@dataclass(frozen=True, slots=True)
+class Trunk:
+    """States of a batch's tokens below every insertion, in the batch's order: no adapter has touched them.
+
+    layer: how many layers have been run. hidden: [T, n], what enters that layer. embeddings: [T, n], or None where
+    no row of the batch generates its prompt from them.
+    """
+
+    layer: int
+    hidden: Tensor
+    embeddings: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What a forward pass gives: states [rows, n], and the generators' token weights, in the batch's order."""
+
+    states: Tensor
+    token_weights: tuple[tuple[Generation, Tensor], ...]
+
+
+class Backbone:
+    """A frozen Hugging Face model run as a packed batch with prompt slots.
+
+    Args:
+        model: a base model (no task head) of a supported family. Its attention is set to the packed one, for this
+            object's own configuration only.
+        encoder: its tokenizer.
+        identity: name, revision and fingerprint, compared with the adapters'.
+
+    Raises:
+        UnsupportedBackbone: the family cannot take this road.
+    """
+
+    def __init__(self, model: nn.Module, encoder: TextEncoder, identity: BackboneIdentity) -> None:
+        config: Any = model.config
+        self.family: Family = family_of(config)
+        self.encoder = encoder
+        self.identity = identity
+        self.hidden_size = int(config.hidden_size)
+        self.max_tokens = self.family.max_tokens(config)
+        config._attn_implementation = PACKED_ATTENTION
+        self._model = model.eval().requires_grad_(False)
+        self._layers = self.family.layers(model)
+        self.layers = len(self._layers)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self._model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self._model.parameters()).dtype
+
+    def to(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Backbone":
+        """Move or cast the weights, in place."""
+        self._model.to(device=device, dtype=dtype)
+        return self
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The model's own weights."""
+        return self._model.state_dict()
+
+    def load_state_dict(self, weights: Mapping[str, Tensor]) -> None:
+        """Put back weights that `state_dict` gave."""
+        self._model.load_state_dict(weights)
+
+    def check(self, spec: AdapterSpec) -> None:
+        """Refuse a spec that was not made for this backbone.
+
+        Raises:
+            IncompatibleAdapter: with every difference.
+        """
+        faults = []
+        if spec.backbone.fingerprint != self.identity.fingerprint:
+            faults.append(
+                f"backbone: trained on {spec.backbone.name!r} ({spec.backbone.fingerprint[:12]}), "
+                f"loaded is {self.identity.name!r} ({self.identity.fingerprint[:12]})"
+            )
+        if spec.tokenizer_sha256 != self.encoder.sha256:
+            faults.append(f"tokenizer: {spec.tokenizer_sha256[:12]}, loaded is {self.encoder.sha256[:12]}")
+        if spec.hidden_size != self.hidden_size:
+            faults.append(f"hidden_size: {spec.hidden_size}, the backbone's is {self.hidden_size}")
+        if spec.insertion_layer >= self.layers:
+            faults.append(f"insertion_layer: {spec.insertion_layer}, the backbone has layers 0..{self.layers - 1}")
+        if spec.max_length > self.max_tokens:
+            faults.append(f"max_length: {spec.max_length}, the backbone takes {self.max_tokens} tokens")
+        if faults:
+            raise IncompatibleAdapter(faults)
+
+    def pack(self, rows: Sequence[Row]) -> PackedBatch:
+        """Index arrays for one forward pass, on this backbone's device."""
+        return PackedBatch(rows, causal=self.family.causal, device=self.device)
+
+    def trunk(self, batch: PackedBatch, layer: int, *, above: Trunk | None = None) -> Trunk:
+        """Run the layers below `layer` (at most the lowest insertion layer), from `above` on if given."""
+        if above is None:
+            embedded = self.family.embed(self._model, batch.input_ids, batch.token_type_ids, batch.offsets)
+            above = Trunk(0, embedded[0], embedded[0])
+        hidden = above.hidden.unsqueeze(0)
+        for index in range(above.layer, layer):
+            hidden = self._layers[index](hidden, attention_mask=None, layout=batch.layout)
+        return Trunk(layer, hidden[0], above.embeddings)
+
+    def forward(
+        self, batch: PackedBatch, generators: Mapping[int, GeneratorWeights], *, trunk: Trunk | None = None
+    ) -> Answers:
+        """Answer states of every row.
+
+        Args:
+            generators: by the batch's adapter index.
+            trunk: the state below the lowest insertion layer, when the caller has kept it.
+
+        Returns:
+            states [rows, n] in the batch's order: `batch.order` leads back to the caller's.
+        """
+        lowest = batch.insertions[0].layer
+        trunk = self.trunk(batch, lowest, above=trunk)
+        insertions = {insertion.layer: insertion for insertion in batch.insertions}
+        hidden, layout = trunk.hidden, batch.layout
+        weights: list[tuple[Generation, Tensor]] = []
+        for index in range(lowest, self.layers):
+            if (insertion := insertions.get(index)) is not None:
+                prompts, made = _prompts(insertion, hidden, trunk.embeddings, generators)
+                hidden = torch.cat([hidden, *prompts]).index_select(0, insertion.expand)
+                layout = insertion.layout
+                weights += made
+            if index < self.layers - 1:
+                hidden = self._layers[index](hidden.unsqueeze(0), attention_mask=None, layout=layout)[0]
+        read = self.family.read(self._layers[-1], hidden.unsqueeze(0), batch.reads, layout)
+        states = self.family.finish(self._model, read)
+        return Answers(_mean_of_rows(states, batch.read_layout), tuple(weights))
+
+
+def _prompts(
+    insertion: Insertion,
+    hidden: Tensor,
+    embeddings: Tensor | None,
+    generators: Mapping[int, GeneratorWeights],
+) -> tuple[list[Tensor], list[tuple[Generation, Tensor]]]:
+    prompts, weights = [], []
+    for generation in insertion.generations:
+        source = embeddings if generation.source is GeneratorInput.EMBEDDINGS else hidden
+        assert source is not None, "a trunk that was kept for prompts from embeddings holds them"
+        prompt, w = generate(source, generation, generators)
+        prompts.append(prompt)
+        weights.append((generation, w))
+    return prompts, weights
+
+
+def _mean_of_rows(states: Tensor, layout: Layout) -> Tensor:
+    """[positions read, n] -> [rows, n]; one position a row stays as it is."""
+    if layout.longest == 1:
+        return states
+    return torch.cat(
+        [states[run.tokens].unflatten(0, (run.rows, run.length)).mean(dim=1) for run in layout.runs]
+    )

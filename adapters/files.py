@@ -1,0 +1,212 @@
+"""Adapter files: write them whole, read them strictly. docs/adapter-format.md is the format's one page.
+
+An adapter file is a safetensors file whose `__metadata__` holds one key, `idspam`, with the spec as JSON. Nothing is
+ever unpickled, and nothing is repaired: a file either is exactly what its spec declares or is refused with every
+fault that it has.
+"""
+
+import json
+import math
+import os
+import struct
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from adapters.adapter import Adapter
+from adapters.errors import InvalidAdapter, listing
+from adapters.spec import AdapterSpec
+
+METADATA_KEY = "idspam"
+MAX_HEADER_BYTES = 4 * 2**20
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+_FOREIGN = {
+    b"\x80": "a pickle: pickles can run code and are never read",
+    b"PK": "a zip archive (torch.save writes pickles into one): pickles can run code and are never read",
+    b"\x93NUMPY": "a NumPy file",
+    b"{": "JSON text",
+}
+
+
+def serialize(adapter: Adapter) -> bytes:
+    """The bytes of an adapter file.
+
+    Raises:
+        InvalidAdapter: the tensors are not what the spec declares, or not finite.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter.tensors.items()}
+    declared = {name: (_dtype_name(tensor), tuple(tensor.shape)) for name, tensor in tensors.items()}
+    _refuse(_mismatches(adapter.spec, declared) + _not_finite(tensors))
+    return save(dict(sorted(tensors.items())), metadata={METADATA_KEY: adapter.spec.to_json()})
+
+
+def save_adapter(path: Path | str, adapter: Adapter) -> None:
+    """Write an adapter file: to a temporary name in the same folder, synced, then renamed.
+
+    Raises:
+        InvalidAdapter: as `serialize`.
+    """
+    write_atomically(Path(path), serialize(adapter))
+
+
+def read_spec(path: Path | str) -> AdapterSpec:
+    """The spec of a file, without reading its tensors.
+
+    Raises:
+        InvalidAdapter: header or spec are not valid.
+    """
+    with Path(path).open("rb") as file:
+        header = _header(file.read(8 + MAX_HEADER_BYTES), os.fstat(file.fileno()).st_size)
+    return _spec(header)
+
+
+def load_adapter(path: Path | str) -> Adapter:
+    """Read and validate an adapter file.
+
+    Raises:
+        InvalidAdapter: with every fault.
+        OSError: the file cannot be read.
+    """
+    return validate(Path(path).read_bytes())
+
+
+def validate(data: bytes) -> Adapter:
+    """Parse the bytes of an adapter file.
+
+    Checked, each fault named: header size and syntax, metadata keys, every field of the spec, the exact set of
+    tensors, their shapes and types, no gaps or overlaps between them, and that every value is finite, as stored and
+    as float32.
+
+    Raises:
+        InvalidAdapter: with every fault.
+    """
+    header = _header(data, len(data))
+    faults: list[str] = []
+    spec = None
+    try:
+        spec = _spec(header)
+    except InvalidAdapter as error:
+        faults += error.faults
+    tensors: dict[str, Tensor] = {}
+    try:
+        tensors = load(data)
+    except (SafetensorError, KeyError) as error:
+        faults.append(f"tensors: {error}")
+    if spec is not None:
+        faults += _mismatches(spec, _declared(header))
+    faults += _not_finite(tensors)
+    _refuse(faults)
+    assert spec is not None
+    return Adapter(spec, tensors)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write and sync under a temporary name, rename, sync the folder: a crash leaves the old file or the new one."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder survive a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _header(data: bytes, total: int) -> dict[str, Any]:
+    """The parsed JSON header of a safetensors file of `total` bytes, of which `data` holds the beginning."""
+    for magic, what in _FOREIGN.items():
+        if data.startswith(magic) and not _plausible(data, total):
+            raise InvalidAdapter([f"file: looks like {what}; expected safetensors"])
+    if len(data) < 8:
+        raise InvalidAdapter([f"file: {total} bytes, shorter than a safetensors header"])
+    (size,) = struct.unpack("<Q", data[:8])
+    if size > MAX_HEADER_BYTES:
+        raise InvalidAdapter([f"header: claims {size} bytes, at most {MAX_HEADER_BYTES} are allowed; not safetensors?"])
+    if size > total - 8:
+        raise InvalidAdapter([f"file: truncated inside its header ({total} of at least {size + 8} bytes)"])
+    try:
+        header = json.loads(data[8 : 8 + size], object_pairs_hook=_no_repeats)
+    except (ValueError, RecursionError) as error:
+        raise InvalidAdapter([f"header: {error}"]) from None
+    if not isinstance(header, dict):
+        raise InvalidAdapter(["header: not a JSON object"])
+    return header
+
+
+def _plausible(data: bytes, total: int) -> bool:
+    return len(data) > 8 and data[8:9] == b"{" and struct.unpack("<Q", data[:8])[0] <= total
+
+
+def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    if repeated := sorted({key for key in keys if keys.count(key) > 1}):
+        raise ValueError(f"repeated keys: {listing(repeated)}")
+    return dict(pairs)
+
+
+def _spec(header: Mapping[str, Any]) -> AdapterSpec:
+    metadata = header.get("__metadata__")
+    if not isinstance(metadata, dict) or not isinstance(metadata.get(METADATA_KEY), str):
+        raise InvalidAdapter([f"metadata: no {METADATA_KEY!r} entry: this is not an ID-SPAM adapter"])
+    if unknown := sorted(set(metadata) - {METADATA_KEY}):
+        raise InvalidAdapter([f"metadata: unknown keys {listing(unknown)}"])
+    return AdapterSpec.from_json(metadata[METADATA_KEY])
+
+
+def _declared(header: Mapping[str, Any]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    entries = {name: entry for name, entry in header.items() if name != "__metadata__" and isinstance(entry, dict)}
+    return {name: (str(entry.get("dtype")), tuple(entry.get("shape", ()))) for name, entry in entries.items()}
+
+
+def _mismatches(spec: AdapterSpec, declared: Mapping[str, tuple[str, tuple[int, ...]]]) -> list[str]:
+    expected = spec.shapes()
+    faults = [f"tensor {name}: missing, expected shape {list(expected[name])}" for name in expected if name not in declared]
+    faults += [f"tensor {name}: not part of this format" for name in sorted(set(declared) - set(expected))]
+    for name in sorted(set(declared) & set(expected)):
+        dtype, shape = declared[name]
+        if shape != expected[name]:
+            faults.append(f"tensor {name}: shape {list(shape)}, expected {list(expected[name])}")
+        if dtype not in DTYPES:
+            faults.append(f"tensor {name}: dtype {dtype}, expected one of {', '.join(DTYPES)}")
+    return faults
+
+
+def _not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    faults = []
+    for name, tensor in sorted(tensors.items()):
+        if not tensor.is_floating_point() or math.prod(tensor.shape) == 0:
+            continue
+        bad = int((~tensor.float().isfinite()).sum())
+        if bad:
+            faults.append(f"tensor {name}: {bad} of {tensor.numel()} values are not finite")
+    return faults
+
+
+def _dtype_name(tensor: Tensor) -> str:
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    return names.get(tensor.dtype, str(tensor.dtype))
+
+
+def _refuse(faults: list[str]) -> None:
+    if faults:
+        raise InvalidAdapter(faults)

@@ -1,0 +1,45 @@
+"""The class head and what turns logits into scores. Knows no backbone."""
+
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import torch
+from torch import Tensor
+
+from adapters.spec import AdapterSpec
+
+
+@dataclass(frozen=True, slots=True)
+class HeadWeights:
+    """out: [n, labels]. dense: [n, n] for the two-layer head, None for the linear one. All float32."""
+
+    dense: Tensor | None
+    dense_bias: Tensor | None
+    out: Tensor
+    out_bias: Tensor
+
+    @classmethod
+    def of(cls, spec: AdapterSpec, tensors: dict[str, Tensor]) -> Self:
+        """Pick a head's tensors out of an adapter's, by the names of `AdapterSpec.shapes`."""
+        return cls(
+            dense=tensors.get("head.dense.weight"),
+            dense_bias=tensors.get("head.dense.bias"),
+            out=tensors["head.out.weight"],
+            out_bias=tensors["head.out.bias"],
+        )
+
+
+def logits(answers: Tensor, head: HeadWeights) -> Tensor:
+    """Answers to logits, in the head's type: [rows, n] -> [rows, labels]."""
+    states = answers.to(head.out.dtype)
+    if head.dense is not None and head.dense_bias is not None:
+        states = torch.tanh(states @ head.dense + head.dense_bias)
+    return states @ head.out + head.out_bias
+
+
+def scores(
+    logits: Tensor, activation: Literal["softmax", "sigmoid"], temperature: float = 1.0
+) -> Tensor:
+    """`activation(logits / temperature)` in float32; [rows, labels] -> [rows, labels]."""
+    scaled = logits.float() / temperature
+    return scaled.softmax(dim=-1) if activation == "softmax" else scaled.sigmoid()

@@ -1,0 +1,222 @@
+"""Where every token and every prompt slot of a batch stands. Integers only: knows no weights and runs no model.
+
+Rows of a batch stand one behind the other in one flat sequence, without padding. A row has its n tokens up to its
+insertion layer m and t prompt slots in front of them from there on, so the sequence grows at every layer at which
+some row inserts; between two such layers it has one `Layout`. Rows are ordered by length so that rows of equal
+length are neighbours: attention takes each such run at once, as a view, and copies nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from adapters.spec import AdapterSpec, GeneratorInput, Pooling
+from adapters.tokenizer import Encoding
+
+Indices: TypeAlias = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One text to classify: its tokens, the spec of its adapter, and which adapter of the batch that is."""
+
+    encoding: Encoding
+    spec: AdapterSpec
+    adapter: int
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """`rows` neighbours of the same `length`, from token `start` on: [rows * length] tokens, a plain view."""
+
+    start: int
+    rows: int
+    length: int
+
+    @property
+    def tokens(self) -> slice:
+        return slice(self.start, self.start + self.rows * self.length)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The rows' extents in one flat sequence of `tokens` positions. Attention sees nothing else of a batch."""
+
+    lengths: Indices  # [rows]
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @cached_property
+    def starts(self) -> Indices:
+        """[rows]"""
+        return np.cumsum(self.lengths) - self.lengths
+
+    @property
+    def tokens(self) -> int:
+        return int(self.lengths.sum())
+
+    @cached_property
+    def runs(self) -> tuple[Run, ...]:
+        edges = np.flatnonzero(np.diff(self.lengths)) + 1
+        bounds = [0, *edges.tolist(), len(self.lengths)]
+        return tuple(
+            Run(int(self.starts[first]), last - first, int(self.lengths[first]))
+            for first, last in zip(bounds, bounds[1:], strict=False)
+            if last > first
+        )
+
+    @cached_property
+    def cumulative(self) -> Tensor:
+        """int32 [rows + 1] on the device: `cu_seqlens` of the varlen attention kernels."""
+        return torch.from_numpy(np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int32)).to(self.device)
+
+    @cached_property
+    def longest(self) -> int:
+        return int(self.lengths.max())
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The rows of one adapter among those that insert together. None means: all of them."""
+
+    adapter: int
+    rows: Tensor | None = None  # int64, among the generation's rows
+    tokens: Tensor | None = None  # int64, among the generation's tokens
+    slots: Tensor | None = None  # int64, among the generation's prompt slots
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """The prompts to make from one source: the embeddings, or the hidden states as they stand."""
+
+    source: GeneratorInput
+    rows: Indices  # among the batch's rows
+    tokens: Tensor | None  # int64, the rows' tokens in the source; None: all of it
+    layout: Layout  # of those tokens
+    slots: int  # prompt vectors to make
+    groups: tuple[Group, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Insertion:
+    """What happens in front of layer `layer`: some rows get their prompt."""
+
+    layer: int
+    generations: tuple[Generation, ...]
+    expand: Tensor  # int64 [tokens of `layout`], into concat(sequence as it stands, prompts of all generations)
+    layout: Layout  # from this layer on
+
+
+class PackedBatch:
+    """Index arrays of one forward pass over any mixture of adapters, insertion layers and prompt lengths.
+
+    `order` is the rows' order inside: row `order[i]` of the caller stands i-th.
+
+    Args:
+        rows: at least one; every encoding holds at least one token.
+        causal: the answer is read at the last token instead of at index t.
+        device: where the index tensors go.
+    """
+
+    def __init__(
+        self, rows: Sequence[Row], *, causal: bool = False, device: torch.device | None = None
+    ) -> None:
+        assert rows, "a batch has at least one row"
+        self.device = device or torch.device("cpu")
+        lengths = np.array([len(row.encoding) for row in rows], dtype=np.int64)
+        prompts = np.array([row.spec.prompt_length for row in rows], dtype=np.int64)
+        layers = np.array([row.spec.insertion_layer for row in rows], dtype=np.int64)
+        self.order: Indices = np.lexsort((layers, lengths, prompts))
+        self.rows: tuple[Row, ...] = tuple(rows[i] for i in self.order)
+        self._lengths, self._prompts, self._layers = (
+            lengths[self.order],
+            prompts[self.order],
+            layers[self.order],
+        )
+        self.layout = Layout(self._lengths, self.device)
+        self.input_ids = self._put(np.concatenate([row.encoding.input_ids for row in self.rows]))
+        self.token_type_ids = self._put(np.concatenate([row.encoding.token_type_ids for row in self.rows]))
+        self.offsets = self._put(np.arange(self.layout.tokens) - np.repeat(self.layout.starts, self._lengths))
+        self.insertions = self._insertions()
+        self._read(causal=causal)
+
+    @property
+    def slots(self) -> int:
+        """Prompt positions that the rows carry in the end."""
+        return int(self._prompts.sum())
+
+    def _read(self, *, causal: bool) -> None:
+        """Which positions of the last layer are read, and the row that each one is read for."""
+        last = self.insertions[-1].layout
+        mean = np.array([row.spec.pooling is Pooling.MEAN for row in self.rows])
+        counts = np.where(mean, self._lengths, 1)
+        at = last.lengths - 1 if causal else self._prompts
+        first = last.starts + np.where(mean, self._prompts, at)
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        self.reads = self._put(np.repeat(first, counts) + within)
+        self.read_layout = Layout(counts, self.device)
+
+    def _insertions(self) -> tuple[Insertion, ...]:
+        current, done = self.layout, np.zeros(len(self.rows), dtype=bool)
+        insertions = []
+        for layer in np.unique(self._layers):
+            here = self._layers == layer
+            done = done | here
+            following = Layout(self._lengths + np.where(done, self._prompts, 0), self.device)
+            generations, made = [], np.zeros(len(self.rows), dtype=np.int64)
+            offset = 0
+            for source in GeneratorInput:
+                chosen = here & np.array([row.spec.generator_input is source for row in self.rows])
+                if not chosen.any():
+                    continue
+                stands = self.layout if source is GeneratorInput.EMBEDDINGS else current
+                generations.append(self._generation(source, np.flatnonzero(chosen), stands))
+                sizes = self._prompts[chosen]
+                made[chosen] = offset + np.cumsum(sizes) - sizes
+                offset += int(sizes.sum())
+            expand = self._expansion(current, following, here, made)
+            insertions.append(Insertion(int(layer), tuple(generations), self._put(expand), following))
+            current = following
+        return tuple(insertions)
+
+    def _expansion(
+        self, current: Layout, following: Layout, here: npt.NDArray[np.bool_], made: Indices
+    ) -> Indices:
+        """For every position of `following`: where its content stands in concat(current, prompts made now)."""
+        row = np.repeat(np.arange(len(self.rows)), following.lengths)
+        within = np.arange(following.tokens) - following.starts[row]
+        slots = np.where(here, self._prompts, 0)[row]
+        return np.where(
+            within < slots, current.tokens + made[row] + within, current.starts[row] + within - slots
+        )
+
+    def _generation(self, source: GeneratorInput, rows: Indices, stands: Layout) -> Generation:
+        layout = Layout(self._lengths[rows], self.device)
+        everything = layout.tokens == stands.tokens
+        tokens = None if everything else self._put(_spans(stands.starts[rows], layout.lengths))
+        prompts = self._prompts[rows]
+        first_slots = np.cumsum(prompts) - prompts
+        owners = np.array([self.rows[i].adapter for i in rows])
+        adapters = np.unique(owners)
+        groups = []
+        for adapter in adapters if len(adapters) > 1 else ():
+            mine = np.flatnonzero(owners == adapter)
+            spans = _spans(layout.starts[mine], layout.lengths[mine])
+            slots = _spans(first_slots[mine], prompts[mine])
+            groups.append(Group(int(adapter), self._put(mine), self._put(spans), self._put(slots)))
+        return Generation(
+            source, rows, tokens, layout, int(prompts.sum()), tuple(groups) or (Group(int(adapters[0])),)
+        )
+
+    def _put(self, array: Indices) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+
+def _spans(starts: Indices, lengths: Indices) -> Indices:
+    """[sum(lengths)]: start, start + 1, ... of every span, one behind the other."""
+    return np.repeat(starts - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())

@@ -1,0 +1,163 @@
+"""The declared configuration of an adapter: what the file says about itself. Knows no tensor and no path."""
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from adapters.errors import InvalidAdapter
+
+FORMAT_VERSION = 1
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Label = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class FinalActivation(StrEnum):
+    """What the prompt passes through last. The paper's is `relu`: its prompt is non-negative."""
+
+    RELU = "relu"
+    TANH = "tanh"
+    NONE = "none"
+
+
+class GeneratorInput(StrEnum):
+    """What the generator attends over: the embedding layer's output (the paper), or what enters layer m+1."""
+
+    EMBEDDINGS = "embeddings"
+    HIDDEN = "hidden"
+
+
+class GeneratorPooling(StrEnum):
+    """How the tokens become one vector: self-attention (the method) or their plain mean (its ablation)."""
+
+    ATTENTION = "attention"
+    MEAN = "mean"
+
+
+class Pooling(StrEnum):
+    """What the head reads from the last layer.
+
+    `answer` is [BOS], at index t (the last token of a causal backbone); `mean` is the mean over the text's tokens,
+    without the prompt.
+    """
+
+    ANSWER = "answer"
+    MEAN = "mean"
+
+
+class HeadKind(StrEnum):
+    """`linear` is one layer; `mlp` is dense, tanh, out: the head of RoBERTa's classifier."""
+
+    LINEAR = "linear"
+    MLP = "mlp"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class BackboneIdentity(_Frozen):
+    """Which frozen model the adapter was trained on. Only the fingerprint decides; the rest is for people."""
+
+    name: str = Field(min_length=1, max_length=256)
+    revision: str | None = Field(default=None, max_length=128)
+    fingerprint: Sha256
+
+
+class Calibration(_Frozen):
+    """Scores are `activation(logits / temperature)`."""
+
+    temperature: float = Field(default=1.0, gt=0.0, le=100.0)
+
+
+class Provenance(_Frozen):
+    """Where the adapter comes from. Everything is optional: an adapter without a past still serves."""
+
+    data: str | None = None
+    data_sha256: Sha256 | None = None
+    data_licence: str | None = None
+    command: str | None = None
+    code_version: str | None = None
+    created: str | None = None
+    metrics: dict[str, float] = Field(default_factory=dict)
+
+
+class AdapterSpec(_Frozen):
+    """Everything that must be known to run an adapter's tensors, and where they come from.
+
+    Symbols of the method's description: n = `hidden_size`, t = `prompt_length`, c = `bottleneck`,
+    m = `insertion_layer`, d_k = `attention_size`.
+    """
+
+    format_version: Literal[1] = FORMAT_VERSION
+    method: Literal["idspam"] = "idspam"
+    backbone: BackboneIdentity
+    tokenizer_sha256: Sha256
+    hidden_size: int = Field(ge=1, le=16384)
+    prompt_length: int = Field(ge=1, le=256)
+    bottleneck: int = Field(ge=1, le=8192)
+    attention_size: int = Field(ge=1, le=16384)
+    insertion_layer: int = Field(ge=0, le=255)
+    generator_input: GeneratorInput = GeneratorInput.EMBEDDINGS
+    generator_pooling: GeneratorPooling = GeneratorPooling.ATTENTION
+    final_activation: FinalActivation = FinalActivation.RELU
+    pooling: Pooling = Pooling.ANSWER
+    head: HeadKind = HeadKind.LINEAR
+    activation: Literal["softmax", "sigmoid"] = "softmax"
+    labels: tuple[Label, ...] = Field(min_length=1, max_length=4096)
+    max_length: int = Field(ge=2, le=8192)
+    calibration: Calibration = Calibration()
+    provenance: Provenance = Provenance()
+
+    @model_validator(mode="after")
+    def _labels_are_distinct(self) -> Self:
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError("labels must be distinct")
+        if self.activation == "softmax" and len(self.labels) < 2:
+            raise ValueError("softmax needs at least two labels")
+        return self
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every tensor that an adapter of this spec holds: exactly these, no other."""
+        n, t, c, d, labels = (
+            self.hidden_size,
+            self.prompt_length,
+            self.bottleneck,
+            self.attention_size,
+            len(self.labels),
+        )
+        shapes: dict[str, tuple[int, ...]] = {}
+        if self.generator_pooling is GeneratorPooling.ATTENTION:
+            shapes |= {"generator.query": (n, d), "generator.key": (n, d)}
+        shapes |= {
+            "generator.value": (n, n),
+            "generator.down.weight": (n, c),
+            "generator.down.bias": (c,),
+            "generator.up.weight": (c, t * n),
+            "generator.up.bias": (t * n,),
+        }
+        if self.head is HeadKind.MLP:
+            shapes |= {"head.dense.weight": (n, n), "head.dense.bias": (n,)}
+        return shapes | {"head.out.weight": (n, labels), "head.out.bias": (labels,)}
+
+    def to_json(self) -> str:
+        """The one metadata value of an adapter file."""
+        return self.model_dump_json()
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Parse strictly: unknown fields and wrong types are faults, all of them named.
+
+        Raises:
+            InvalidAdapter: with one fault a field.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise InvalidAdapter([_fault(item) for item in error.errors()]) from None
+
+
+def _fault(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"]) or "spec"
+    return f"spec: {where}: {error['msg']}"
