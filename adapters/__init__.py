@@ -1,4 +1,4 @@
-"""What an adapter is: the contract between `train`, which makes adapters, and `service`, which serves them.
+"""What an adapter is: the contract between `train`, which makes it, and `service`, which serves it.
 
 Knows no HTTP, no queue and no optimiser. The parts, in the order in which data flows through them:
 

@@ -44,8 +44,8 @@ class PreparedAdapter:
 class Classification:
     """The answer for one text.
 
-    scores: float32 [labels], as `spec.labels` orders them. token_weights: float32 [tokens], what share of the prompt
-    came from each token.
+    scores: float32 [labels], as `spec.labels` orders them. token_weights: float32 [tokens], what
+    share of the prompt came from each token.
     """
 
     scores: npt.NDArray[np.float32]
@@ -53,16 +53,18 @@ class Classification:
 
 
 def prepare(adapter: Adapter, backbone: Backbone) -> PreparedAdapter:
-    """Move an adapter to the backbone's device, folded (`GeneratorWeights.folded`) and cast to its type.
+    """Move an adapter to the backbone's device, folded (`GeneratorWeights.folded`), in its type.
 
     Raises:
         IncompatibleAdapter: it was made for another backbone.
         InvalidAdapter: its weights are finite, but their products or casts are not.
     """
     backbone.check(adapter.spec)
-    tensors = {name: tensor.to(backbone.device, torch.float32) for name, tensor in adapter.tensors.items()}
+    tensors = {
+        name: tensor.to(backbone.device, torch.float32) for name, tensor in adapter.tensors.items()
+    }
     generator = GeneratorWeights.of(adapter.spec, tensors).folded().cast(backbone.dtype)
-    prepared = PreparedAdapter(adapter.spec, generator, HeadWeights.of(adapter.spec, tensors))
+    prepared = PreparedAdapter(adapter.spec, generator, HeadWeights.of(tensors))
     if not all(bool(tensor.isfinite().all()) for tensor in _tensors(generator)):
         raise InvalidAdapter([f"generator: not finite once folded and cast to {backbone.dtype}"])
     return prepared
@@ -79,8 +81,23 @@ def rows_of(
 def classify(
     backbone: Backbone, batch: PackedBatch, adapters: Sequence[PreparedAdapter]
 ) -> list[Classification]:
-    """Run one packed batch; answers come in the order of the rows that the batch was packed from."""
-    answers = backbone.forward(batch, {index: adapter.generator for index, adapter in enumerate(adapters)})
+    """Run one packed batch; answers come in the order of the rows that it was packed from."""
+    return classifications(answer(backbone, batch, adapters), batch, adapters)
+
+
+@torch.inference_mode()
+def answer(backbone: Backbone, batch: PackedBatch, adapters: Sequence[PreparedAdapter]) -> Answers:
+    """The first half of `classify`: the forward pass."""
+    return backbone.forward(
+        batch, {index: adapter.generator for index, adapter in enumerate(adapters)}
+    )
+
+
+@torch.inference_mode()
+def classifications(
+    answers: Answers, batch: PackedBatch, adapters: Sequence[PreparedAdapter]
+) -> list[Classification]:
+    """The second half of `classify`: heads, scores, back to the host and the caller's order."""
     row_scores = _scores(answers.states, batch, adapters)
     weights = _token_weights(answers, batch)
     result: list[Classification | None] = [None] * len(batch.rows)
@@ -99,7 +116,9 @@ def _scores(
         mine = np.flatnonzero(owners == index)
         chosen = states[torch.from_numpy(mine).to(states.device)]
         made = scores(
-            logits(chosen, adapter.head), adapter.spec.activation, adapter.spec.calibration.temperature
+            logits(chosen, adapter.head),
+            adapter.spec.activation,
+            adapter.spec.calibration.temperature,
         )
         for position, values in zip(mine, made.cpu().numpy(), strict=True):
             found[position] = values

@@ -1,7 +1,10 @@
-"""Attention over a packed batch: every row sees itself and nothing else. Knows no prompts: extents are enough.
+"""Attention over a packed batch: every row sees itself and nothing else.
 
-Registered with `transformers.AttentionInterface` under `PACKED_ATTENTION`. The `Layout` of the batch travels to it
-as a keyword argument of the layer call, which Hugging Face layers hand down untouched, so no state lives here.
+Knows no prompts: extents are enough.
+
+Registered with `transformers.AttentionInterface` under `PACKED_ATTENTION`. The `Layout` of the
+batch travels to it as a keyword argument of the layer call, which Hugging Face layers hand down
+untouched, so no state lives here.
 """
 
 from typing import Any
@@ -45,19 +48,18 @@ def packed_attention(
     if query.is_cuda and query.dtype in _VARLEN_DTYPES:
         return _varlen(query, key, value, layout, scaling, causal), None
     outputs = []
-    for run in layout.runs:
+    by_run = (_rows(states, layout) for states in (query, key, value))
+    for queries, keys, values in zip(*by_run, strict=True):
         attended = functional.scaled_dot_product_attention(
-            *(_rows(states, run.tokens, run.rows) for states in (query, key, value)),
-            scale=scaling,
-            is_causal=causal,
+            queries, keys, values, scale=scaling, is_causal=causal
         )
         outputs.append(attended.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs).unsqueeze(0), None
 
 
-def _rows(states: Tensor, tokens: slice, rows: int) -> Tensor:
-    """[1, heads, T, d] -> [rows, heads, length, d], a view."""
-    return states[0, :, tokens].unflatten(1, (rows, -1)).transpose(0, 1)
+def _rows(states: Tensor, layout: Layout) -> list[Tensor]:
+    """[1, heads, T, d] -> a view [rows, heads, length, d] for every run."""
+    return [rows.transpose(1, 2) for rows in layout.by_run(states[0].transpose(0, 1))]
 
 
 def _varlen(
@@ -67,7 +69,9 @@ def _varlen(
     from torch.nn.attention.varlen import varlen_attn
 
     attended = varlen_attn(
-        *(states[0].transpose(0, 1) for states in (query, key, value)),
+        query[0].transpose(0, 1),
+        key[0].transpose(0, 1),
+        value[0].transpose(0, 1),
         layout.cumulative,
         layout.cumulative,
         layout.longest,

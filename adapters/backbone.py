@@ -1,15 +1,16 @@
-"""The one frozen transformer, and the forward pass that takes any mixture of adapters without padding.
+"""The frozen transformer, and the forward pass that takes any mixture of adapters without padding.
 
 Data flow of `Backbone.forward`:
 
-    rows -> PackedBatch -> embeddings [T, n] -> layer 0 .. m-1 -> generate prompts, expand -> layer m .. L-2
-         -> last layer, read positions only -> answers [rows, n]
+    rows -> PackedBatch -> embeddings [T, n] -> layer 0 .. m-1 -> generate prompts, expand -> layer
+        m .. L-2 -> last layer, read positions only -> answers [rows, n]
 
 Knows no labels: what the answers mean is the head's business.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -26,10 +27,10 @@ from adapters.tokenizer import TextEncoder
 
 @dataclass(frozen=True, slots=True)
 class Trunk:
-    """States of a batch's tokens below every insertion, in the batch's order: no adapter has touched them.
+    """States of a batch's tokens below every insertion, in its order: no adapter has touched them.
 
-    layer: how many layers have been run. hidden: [T, n], what enters that layer. embeddings: [T, n], or None where
-    no row of the batch generates its prompt from them.
+    layer: how many layers have been run. hidden: [T, n], what enters that layer. embeddings: [T,
+    n], or None where no row of the batch generates its prompt from them.
     """
 
     layer: int
@@ -39,18 +40,23 @@ class Trunk:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What a forward pass gives: states [rows, n], and the generators' token weights, in the batch's order."""
+    """States [rows, n] and the generators' token weights, in the batch's order.
+
+    generator_seconds: spent on making prompts. On CUDA that is the time to launch their kernels,
+    not to run them.
+    """
 
     states: Tensor
     token_weights: tuple[tuple[Generation, Tensor], ...]
+    generator_seconds: float
 
 
 class Backbone:
     """A frozen Hugging Face model run as a packed batch with prompt slots.
 
     Args:
-        model: a base model (no task head) of a supported family. Its attention is set to the packed one, for this
-            object's own configuration only.
+        model: a base model (no task head) of a supported family. Its attention is set to the packed
+            one, for this object's own configuration only.
         encoder: its tokenizer.
         identity: name, revision and fingerprint, compared with the adapters'.
 
@@ -78,7 +84,9 @@ class Backbone:
     def dtype(self) -> torch.dtype:
         return next(self._model.parameters()).dtype
 
-    def to(self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Backbone":
+    def to(
+        self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> "Backbone":
         """Move or cast the weights, in place."""
         self._model.to(device=device, dtype=dtype)
         return self
@@ -104,13 +112,20 @@ class Backbone:
                 f"loaded is {self.identity.name!r} ({self.identity.fingerprint[:12]})"
             )
         if spec.tokenizer_sha256 != self.encoder.sha256:
-            faults.append(f"tokenizer: {spec.tokenizer_sha256[:12]}, loaded is {self.encoder.sha256[:12]}")
+            faults.append(
+                f"tokenizer: {spec.tokenizer_sha256[:12]}, loaded is {self.encoder.sha256[:12]}"
+            )
         if spec.hidden_size != self.hidden_size:
             faults.append(f"hidden_size: {spec.hidden_size}, the backbone's is {self.hidden_size}")
         if spec.insertion_layer >= self.layers:
-            faults.append(f"insertion_layer: {spec.insertion_layer}, the backbone has layers 0..{self.layers - 1}")
+            faults.append(
+                f"insertion_layer: {spec.insertion_layer}, "
+                f"the backbone has layers 0..{self.layers - 1}"
+            )
         if spec.max_length > self.max_tokens:
-            faults.append(f"max_length: {spec.max_length}, the backbone takes {self.max_tokens} tokens")
+            faults.append(
+                f"max_length: {spec.max_length}, the backbone takes {self.max_tokens} tokens"
+            )
         if faults:
             raise IncompatibleAdapter(faults)
 
@@ -119,17 +134,27 @@ class Backbone:
         return PackedBatch(rows, causal=self.family.causal, device=self.device)
 
     def trunk(self, batch: PackedBatch, layer: int, *, above: Trunk | None = None) -> Trunk:
-        """Run the layers below `layer` (at most the lowest insertion layer), from `above` on if given."""
+        """Run the layers below `layer`, at most the lowest insertion layer; from `above` on."""
         if above is None:
-            embedded = self.family.embed(self._model, batch.input_ids, batch.token_type_ids, batch.offsets)
+            embedded = self.family.embed(
+                self._model, batch.input_ids, batch.token_type_ids, batch.offsets
+            )
             above = Trunk(0, embedded[0], embedded[0])
         hidden = above.hidden.unsqueeze(0)
         for index in range(above.layer, layer):
             hidden = self._layers[index](hidden, attention_mask=None, layout=batch.layout)
         return Trunk(layer, hidden[0], above.embeddings)
 
+    def finish(self, states: Tensor) -> Tensor:
+        """What the family does behind its last layer (GPT-2's final norm): [T, n] -> [T, n]."""
+        return self.family.finish(self._model, states)
+
     def forward(
-        self, batch: PackedBatch, generators: Mapping[int, GeneratorWeights], *, trunk: Trunk | None = None
+        self,
+        batch: PackedBatch,
+        generators: Mapping[int, GeneratorWeights],
+        *,
+        trunk: Trunk | None = None,
     ) -> Answers:
         """Answer states of every row.
 
@@ -145,17 +170,22 @@ class Backbone:
         insertions = {insertion.layer: insertion for insertion in batch.insertions}
         hidden, layout = trunk.hidden, batch.layout
         weights: list[tuple[Generation, Tensor]] = []
+        generator_seconds = 0.0
         for index in range(lowest, self.layers):
             if (insertion := insertions.get(index)) is not None:
+                started = perf_counter()
                 prompts, made = _prompts(insertion, hidden, trunk.embeddings, generators)
+                generator_seconds += perf_counter() - started
                 hidden = torch.cat([hidden, *prompts]).index_select(0, insertion.expand)
                 layout = insertion.layout
                 weights += made
             if index < self.layers - 1:
-                hidden = self._layers[index](hidden.unsqueeze(0), attention_mask=None, layout=layout)[0]
+                hidden = self._layers[index](
+                    hidden.unsqueeze(0), attention_mask=None, layout=layout
+                )[0]
         read = self.family.read(self._layers[-1], hidden.unsqueeze(0), batch.reads, layout)
-        states = self.family.finish(self._model, read)
-        return Answers(_mean_of_rows(states, batch.read_layout), tuple(weights))
+        states = _mean_of_rows(self.finish(read), batch.read_layout)
+        return Answers(states, tuple(weights), generator_seconds)
 
 
 def _prompts(
@@ -178,6 +208,4 @@ def _mean_of_rows(states: Tensor, layout: Layout) -> Tensor:
     """[positions read, n] -> [rows, n]; one position a row stays as it is."""
     if layout.longest == 1:
         return states
-    return torch.cat(
-        [states[run.tokens].unflatten(0, (run.rows, run.length)).mean(dim=1) for run in layout.runs]
-    )
+    return torch.cat([rows.mean(dim=1) for rows in layout.by_run(states)])

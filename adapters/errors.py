@@ -1,10 +1,12 @@
-"""What can be refused about adapters, backbones and the store. Knows no HTTP: `service.errors` maps these to statuses.
+"""What can be refused about adapters, backbones and the store.
+
+Knows no HTTP: `service.errors` maps these to statuses.
 
     AdapterError
     |-- InvalidAdapter          the file breaks the format; lists every fault
     |-- IncompatibleAdapter     a sound file, but not for the loaded backbone; lists every fault
     |-- UnsupportedBackbone     a model that cannot take the packed road
-    |-- UnusableBackbone        a supported family whose files are missing or not what they should be
+    |-- UnusableBackbone        a supported family, but its files are not what they should be
     `-- StoreError
         |-- InvalidName
         |-- UnknownAdapter

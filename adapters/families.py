@@ -1,8 +1,11 @@
-"""The supported model families: where their parts are and how their last layer is read. Knows no prompts.
+"""The supported model families: where their parts are and how their last layer is read.
 
-Every entry drives the unmodified modules of `transformers`; nothing of them is patched or rewritten. The last layer
-is run only for the positions that are read: its attention sees all tokens, while what follows it (output projection,
-norms, feed-forward) works on the few rows whose answer is asked for.
+Knows no prompts.
+
+Every entry drives the unmodified modules of `transformers`; nothing of them is patched or
+rewritten. The last layer is run only for the positions that are read: its attention sees all
+tokens, while what follows it (output projection, norms, feed-forward) works on the few rows whose
+answer is asked for.
 """
 
 from collections.abc import Callable
@@ -20,17 +23,16 @@ from adapters.packing import Layout
 class Family:
     """How to run one `model_type`.
 
-    embed: (model, input_ids [T], token_type_ids [T], offsets [T]) -> [1, T, n]; `offsets` counts from a row's start.
-    layers: the transformer layers, each called with [1, T, n].
-    read: (last layer, [1, T, n], positions [R], layout) -> [R, n].
-    max_tokens: positions that a text may take.
+    embed: (model, input_ids [T], token_type_ids [T], offsets [T]) -> [1, T, n]; `offsets` counts
+    from a row's start. layers: the transformer layers, each called with [1, T, n]. read: (last
+    layer, [1, T, n], positions [R], layout) -> [R, n]. max_tokens: positions that a text may take.
     """
 
     embed: Callable[[Any, Tensor, Tensor, Tensor], Tensor]
     layers: Callable[[Any], nn.ModuleList]
     read: Callable[[Any, Tensor, Tensor, Layout], Tensor]
     max_tokens: Callable[[Any], int]
-    finish: Callable[[Any, Tensor], Tensor] = lambda model, states: states
+    finish: Callable[[Any, Tensor], Tensor] = lambda _, states: states
     causal: bool = False
 
 
@@ -41,14 +43,19 @@ def _embed_bert(model: Any, input_ids: Tensor, token_type_ids: Tensor, offsets: 
     return embedded
 
 
-def _embed_electra(model: Any, input_ids: Tensor, token_type_ids: Tensor, offsets: Tensor) -> Tensor:
+def _embed_electra(
+    model: Any, input_ids: Tensor, token_type_ids: Tensor, offsets: Tensor
+) -> Tensor:
     embedded = _embed_bert(model, input_ids, token_type_ids, offsets)
     project = getattr(model, "embeddings_project", None)
     return embedded if project is None else project(embedded)
 
 
-def _embed_roberta(model: Any, input_ids: Tensor, token_type_ids: Tensor, offsets: Tensor) -> Tensor:
-    # RoBERTa numbers the tokens that are not padding from padding_idx + 1 on, and a text may spell "<pad>".
+def _embed_roberta(
+    model: Any, input_ids: Tensor, token_type_ids: Tensor, offsets: Tensor
+) -> Tensor:
+    # RoBERTa numbers the tokens that are not padding from padding_idx + 1 on, and a text may spell
+    # "<pad>".
     padding = model.embeddings.padding_idx
     real = (input_ids != padding).long()
     counted = real.cumsum(0)
@@ -58,12 +65,12 @@ def _embed_roberta(model: Any, input_ids: Tensor, token_type_ids: Tensor, offset
     return _embed_bert(model, input_ids, torch.zeros_like(token_type_ids), positions)
 
 
-def _embed_distilbert(model: Any, input_ids: Tensor, token_type_ids: Tensor, offsets: Tensor) -> Tensor:
+def _embed_distilbert(model: Any, input_ids: Tensor, _: Tensor, offsets: Tensor) -> Tensor:
     embedded: Tensor = model.embeddings(input_ids[None], None, offsets[None])
     return embedded
 
 
-def _embed_gpt2(model: Any, input_ids: Tensor, token_type_ids: Tensor, offsets: Tensor) -> Tensor:
+def _embed_gpt2(model: Any, input_ids: Tensor, _: Tensor, offsets: Tensor) -> Tensor:
     embedded: Tensor = model.drop(model.wte(input_ids[None]) + model.wpe(offsets[None]))
     return embedded
 
@@ -89,7 +96,9 @@ def _read_gpt2(layer: Any, states: Tensor, positions: Tensor, layout: Layout) ->
     return read
 
 
-def _bert_like(embed: Callable[[Any, Tensor, Tensor, Tensor], Tensor], *, padded_positions: bool = False) -> Family:
+def _bert_like(
+    embed: Callable[[Any, Tensor, Tensor, Tensor], Tensor], *, padded_positions: bool = False
+) -> Family:
     return Family(
         embed=embed,
         layers=lambda model: model.encoder.layer,
@@ -131,14 +140,18 @@ def family_of(config: Any) -> Family:
     kind = str(config.model_type)
     if kind not in FAMILIES:
         raise UnsupportedBackbone(
-            f"model type {kind!r} cannot be run as a packed batch: only families whose attention goes through "
-            f"transformers' attention interface and whose positions are absolute embeddings can; supported: "
-            f"{', '.join(sorted(FAMILIES))}"
+            f"model type {kind!r} cannot be run as a packed batch: only families whose attention "
+            f"goes through transformers' attention interface and whose positions are absolute "
+            f"embeddings can; supported: {', '.join(sorted(FAMILIES))}"
         )
     positions = getattr(config, "position_embedding_type", None) or "absolute"
-    if positions != "absolute" or getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
+    if (
+        positions != "absolute"
+        or getattr(config, "is_decoder", False)
+        or getattr(config, "add_cross_attention", False)
+    ):
         raise UnsupportedBackbone(
-            f"this {kind} uses {positions!r} positions or is configured as a decoder: only encoders (and GPT-2) "
-            "with absolute positions can be run as a packed batch"
+            f"this {kind} uses {positions!r} positions or is set up as a decoder: only encoders "
+            "(and GPT-2) with absolute positions can be run as a packed batch"
         )
     return FAMILIES[kind]

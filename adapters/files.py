@@ -1,8 +1,8 @@
-"""Adapter files: write them whole, read them strictly. docs/adapter-format.md is the format's one page.
+"""Adapter files: written whole, read strictly. docs/adapter-format.md describes them.
 
-An adapter file is a safetensors file whose `__metadata__` holds one key, `idspam`, with the spec as JSON. Nothing is
-ever unpickled, and nothing is repaired: a file either is exactly what its spec declares or is refused with every
-fault that it has.
+An adapter file is a safetensors file whose `__metadata__` holds one key, `idspam`, with the spec as
+JSON. Nothing is ever unpickled, and nothing is repaired: a file either is exactly what its spec
+declares or is refused with every fault that it has.
 """
 
 import json
@@ -12,7 +12,7 @@ import struct
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError
@@ -21,15 +21,17 @@ from torch import Tensor
 
 from adapters.adapter import Adapter
 from adapters.errors import InvalidAdapter, listing
-from adapters.spec import AdapterSpec
+from adapters.spec import AdapterSpec, without_repeats
 
 METADATA_KEY = "idspam"
 MAX_HEADER_BYTES = 4 * 2**20
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
+Declared: TypeAlias = tuple[str, tuple[int, ...]]  # dtype and shape
+
 _FOREIGN = {
-    b"\x80": "a pickle: pickles can run code and are never read",
-    b"PK": "a zip archive (torch.save writes pickles into one): pickles can run code and are never read",
+    b"\x80": "a pickle, which can run code",
+    b"PK": "a zip archive, as torch.save writes: it holds pickles, which can run code",
     b"\x93NUMPY": "a NumPy file",
     b"{": "JSON text",
 }
@@ -42,7 +44,9 @@ def serialize(adapter: Adapter) -> bytes:
         InvalidAdapter: the tensors are not what the spec declares, or not finite.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter.tensors.items()}
-    declared = {name: (_dtype_name(tensor), tuple(tensor.shape)) for name, tensor in tensors.items()}
+    declared = {
+        name: (_dtype_name(tensor), tuple(tensor.shape)) for name, tensor in tensors.items()
+    }
     _refuse(_mismatches(adapter.spec, declared) + _not_finite(tensors))
     return save(dict(sorted(tensors.items())), metadata={METADATA_KEY: adapter.spec.to_json()})
 
@@ -80,9 +84,9 @@ def load_adapter(path: Path | str) -> Adapter:
 def validate(data: bytes) -> Adapter:
     """Parse the bytes of an adapter file.
 
-    Checked, each fault named: header size and syntax, metadata keys, every field of the spec, the exact set of
-    tensors, their shapes and types, no gaps or overlaps between them, and that every value is finite, as stored and
-    as float32.
+    Checked, each fault named: header size and syntax, metadata keys, every field of the spec, the
+    exact set of tensors, their shapes and types, no gaps or overlaps between them, and that every
+    value is finite, as stored and as float32.
 
     Raises:
         InvalidAdapter: with every fault.
@@ -108,7 +112,7 @@ def validate(data: bytes) -> Adapter:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write and sync under a temporary name, rename, sync the folder: a crash leaves the old file or the new one."""
+    """Write and sync a temporary name, rename it, sync the folder: a crash leaves old or new."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -133,7 +137,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def _header(data: bytes, total: int) -> dict[str, Any]:
-    """The parsed JSON header of a safetensors file of `total` bytes, of which `data` holds the beginning."""
+    """The JSON header of a safetensors file of `total` bytes, of which `data` is the beginning."""
     for magic, what in _FOREIGN.items():
         if data.startswith(magic) and not _plausible(data, total):
             raise InvalidAdapter([f"file: looks like {what}; expected safetensors"])
@@ -141,11 +145,15 @@ def _header(data: bytes, total: int) -> dict[str, Any]:
         raise InvalidAdapter([f"file: {total} bytes, shorter than a safetensors header"])
     (size,) = struct.unpack("<Q", data[:8])
     if size > MAX_HEADER_BYTES:
-        raise InvalidAdapter([f"header: claims {size} bytes, at most {MAX_HEADER_BYTES} are allowed; not safetensors?"])
+        raise InvalidAdapter(
+            [f"header: claims {size} bytes, {MAX_HEADER_BYTES} are allowed; not safetensors?"]
+        )
     if size > total - 8:
-        raise InvalidAdapter([f"file: truncated inside its header ({total} of at least {size + 8} bytes)"])
+        raise InvalidAdapter(
+            [f"file: truncated inside its header ({total} of at least {size + 8} bytes)"]
+        )
     try:
-        header = json.loads(data[8 : 8 + size], object_pairs_hook=_no_repeats)
+        header = json.loads(data[8 : 8 + size], object_pairs_hook=without_repeats)
     except (ValueError, RecursionError) as error:
         raise InvalidAdapter([f"header: {error}"]) from None
     if not isinstance(header, dict):
@@ -157,33 +165,48 @@ def _plausible(data: bytes, total: int) -> bool:
     return len(data) > 8 and data[8:9] == b"{" and struct.unpack("<Q", data[:8])[0] <= total
 
 
-def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    if repeated := sorted({key for key in keys if keys.count(key) > 1}):
-        raise ValueError(f"repeated keys: {listing(repeated)}")
-    return dict(pairs)
-
-
 def _spec(header: Mapping[str, Any]) -> AdapterSpec:
     metadata = header.get("__metadata__")
     if not isinstance(metadata, dict) or not isinstance(metadata.get(METADATA_KEY), str):
-        raise InvalidAdapter([f"metadata: no {METADATA_KEY!r} entry: this is not an ID-SPAM adapter"])
+        raise InvalidAdapter(
+            [f"metadata: no {METADATA_KEY!r} entry: this is not an ID-SPAM adapter"]
+        )
     if unknown := sorted(set(metadata) - {METADATA_KEY}):
         raise InvalidAdapter([f"metadata: unknown keys {listing(unknown)}"])
     return AdapterSpec.from_json(metadata[METADATA_KEY])
 
 
-def _declared(header: Mapping[str, Any]) -> dict[str, tuple[str, tuple[int, ...]]]:
-    entries = {name: entry for name, entry in header.items() if name != "__metadata__" and isinstance(entry, dict)}
-    return {name: (str(entry.get("dtype")), tuple(entry.get("shape", ()))) for name, entry in entries.items()}
+def _declared(header: Mapping[str, Any]) -> dict[str, Declared | None]:
+    """What the header says of every tensor; None where its entry is not of the format."""
+    return {name: _entry(value) for name, value in header.items() if name != "__metadata__"}
 
 
-def _mismatches(spec: AdapterSpec, declared: Mapping[str, tuple[str, tuple[int, ...]]]) -> list[str]:
+def _entry(value: Any) -> Declared | None:
+    if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
+        return None
+    dtype, shape = value["dtype"], value["shape"]
+    if not isinstance(dtype, str) or not isinstance(shape, list):
+        return None
+    return (dtype, tuple(shape)) if all(type(size) is int for size in shape) else None
+
+
+def _mismatches(spec: AdapterSpec, declared: Mapping[str, Declared | None]) -> list[str]:
     expected = spec.shapes()
-    faults = [f"tensor {name}: missing, expected shape {list(expected[name])}" for name in expected if name not in declared]
-    faults += [f"tensor {name}: not part of this format" for name in sorted(set(declared) - set(expected))]
-    for name in sorted(set(declared) & set(expected)):
-        dtype, shape = declared[name]
+    faults = [
+        f"tensor {name}: missing, expected shape {list(expected[name])}"
+        for name in expected
+        if name not in declared
+    ]
+    faults += [
+        f"tensor {name}: not part of this format"
+        for name in sorted(declared.keys() - expected.keys())
+    ]
+    for name in sorted(declared.keys() & expected.keys()):
+        entry = declared[name]
+        if entry is None:
+            faults.append(f"tensor {name}: its entry is not {{dtype, shape, data_offsets}}")
+            continue
+        dtype, shape = entry
         if shape != expected[name]:
             faults.append(f"tensor {name}: shape {list(shape)}, expected {list(expected[name])}")
         if dtype not in DTYPES:

@@ -6,12 +6,13 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
-from adapters.spec import AdapterSpec
-
 
 @dataclass(frozen=True, slots=True)
 class HeadWeights:
-    """out: [n, labels]. dense: [n, n] for the two-layer head, None for the linear one. All float32."""
+    """out: [n, labels]. dense: [n, n] for the two-layer head, None for the linear one.
+
+    All float32.
+    """
 
     dense: Tensor | None
     dense_bias: Tensor | None
@@ -19,7 +20,7 @@ class HeadWeights:
     out_bias: Tensor
 
     @classmethod
-    def of(cls, spec: AdapterSpec, tensors: dict[str, Tensor]) -> Self:
+    def of(cls, tensors: dict[str, Tensor]) -> Self:
         """Pick a head's tensors out of an adapter's, by the names of `AdapterSpec.shapes`."""
         return cls(
             dense=tensors.get("head.dense.weight"),

@@ -1,14 +1,18 @@
-"""Where every token and every prompt slot of a batch stands. Integers only: knows no weights and runs no model.
+"""Where every token and every prompt slot of a batch stands.
 
-Rows of a batch stand one behind the other in one flat sequence, without padding. A row has its n tokens up to its
-insertion layer m and t prompt slots in front of them from there on, so the sequence grows at every layer at which
-some row inserts; between two such layers it has one `Layout`. Rows are ordered by length so that rows of equal
-length are neighbours: attention takes each such run at once, as a view, and copies nothing.
+Integers only: knows no weights and runs no model.
+
+Rows of a batch stand one behind the other in one flat sequence, without padding. A row has its n
+tokens up to its insertion layer m and t prompt slots in front of them from there on, so the
+sequence grows at every layer at which some row inserts; between two such layers it has one
+`Layout`. Rows are ordered by length so that rows of equal length are neighbours: attention takes
+each such run at once, as a view, and copies nothing.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import TypeAlias
 
 import numpy as np
@@ -24,7 +28,7 @@ Indices: TypeAlias = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One text to classify: its tokens, the spec of its adapter, and which adapter of the batch that is."""
+    """One text to classify: its tokens, its adapter's spec, which adapter of the batch that is."""
 
     encoding: Encoding
     spec: AdapterSpec
@@ -33,20 +37,18 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """`rows` neighbours of the same `length`, from token `start` on: [rows * length] tokens, a plain view."""
+    """`rows` neighbours of the same `length`."""
 
-    start: int
     rows: int
     length: int
-
-    @property
-    def tokens(self) -> slice:
-        return slice(self.start, self.start + self.rows * self.length)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The rows' extents in one flat sequence of `tokens` positions. Attention sees nothing else of a batch."""
+    """The rows' extents in one flat sequence of `tokens` positions.
+
+    Attention sees nothing else of a batch.
+    """
 
     lengths: Indices  # [rows]
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -65,15 +67,28 @@ class Layout:
         edges = np.flatnonzero(np.diff(self.lengths)) + 1
         bounds = [0, *edges.tolist(), len(self.lengths)]
         return tuple(
-            Run(int(self.starts[first]), last - first, int(self.lengths[first]))
-            for first, last in zip(bounds, bounds[1:], strict=False)
+            Run(last - first, int(self.lengths[first]))
+            for first, last in pairwise(bounds)
             if last > first
         )
+
+    def by_run(self, states: Tensor) -> list[Tensor]:
+        """[T, ...] -> one view [rows, length, ...] a run.
+
+        One split, so that its gradient is one concatenation.
+        """
+        pieces = states.split([run.rows * run.length for run in self.runs])
+        return [
+            piece.unflatten(0, (run.rows, run.length))
+            for piece, run in zip(pieces, self.runs, strict=True)
+        ]
 
     @cached_property
     def cumulative(self) -> Tensor:
         """int32 [rows + 1] on the device: `cu_seqlens` of the varlen attention kernels."""
-        return torch.from_numpy(np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int32)).to(self.device)
+        return torch.from_numpy(np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int32)).to(
+            self.device
+        )
 
     @cached_property
     def longest(self) -> int:
@@ -108,12 +123,12 @@ class Insertion:
 
     layer: int
     generations: tuple[Generation, ...]
-    expand: Tensor  # int64 [tokens of `layout`], into concat(sequence as it stands, prompts of all generations)
+    expand: Tensor  # int64 [tokens of `layout`], into concat(sequence, prompts of all generations)
     layout: Layout  # from this layer on
 
 
 class PackedBatch:
-    """Index arrays of one forward pass over any mixture of adapters, insertion layers and prompt lengths.
+    """Index arrays of one forward pass over any mixture of adapters, layers and prompt lengths.
 
     `order` is the rows' order inside: row `order[i]` of the caller stands i-th.
 
@@ -140,8 +155,12 @@ class PackedBatch:
         )
         self.layout = Layout(self._lengths, self.device)
         self.input_ids = self._put(np.concatenate([row.encoding.input_ids for row in self.rows]))
-        self.token_type_ids = self._put(np.concatenate([row.encoding.token_type_ids for row in self.rows]))
-        self.offsets = self._put(np.arange(self.layout.tokens) - np.repeat(self.layout.starts, self._lengths))
+        self.token_type_ids = self._put(
+            np.concatenate([row.encoding.token_type_ids for row in self.rows])
+        )
+        self.offsets = self._put(
+            np.arange(self.layout.tokens) - np.repeat(self.layout.starts, self._lengths)
+        )
         self.insertions = self._insertions()
         self._read(causal=causal)
 
@@ -180,19 +199,23 @@ class PackedBatch:
                 made[chosen] = offset + np.cumsum(sizes) - sizes
                 offset += int(sizes.sum())
             expand = self._expansion(current, following, here, made)
-            insertions.append(Insertion(int(layer), tuple(generations), self._put(expand), following))
+            insertions.append(
+                Insertion(int(layer), tuple(generations), self._put(expand), following)
+            )
             current = following
         return tuple(insertions)
 
     def _expansion(
         self, current: Layout, following: Layout, here: npt.NDArray[np.bool_], made: Indices
     ) -> Indices:
-        """For every position of `following`: where its content stands in concat(current, prompts made now)."""
+        """For every position of `following`: its place in concat(current, prompts made now)."""
         row = np.repeat(np.arange(len(self.rows)), following.lengths)
         within = np.arange(following.tokens) - following.starts[row]
         slots = np.where(here, self._prompts, 0)[row]
         return np.where(
-            within < slots, current.tokens + made[row] + within, current.starts[row] + within - slots
+            within < slots,
+            current.tokens + made[row] + within,
+            current.starts[row] + within - slots,
         )
 
     def _generation(self, source: GeneratorInput, rows: Indices, stands: Layout) -> Generation:
@@ -210,7 +233,12 @@ class PackedBatch:
             slots = _spans(first_slots[mine], prompts[mine])
             groups.append(Group(int(adapter), self._put(mine), self._put(spans), self._put(slots)))
         return Generation(
-            source, rows, tokens, layout, int(prompts.sum()), tuple(groups) or (Group(int(adapters[0])),)
+            source,
+            rows,
+            tokens,
+            layout,
+            int(prompts.sum()),
+            tuple(groups) or (Group(int(adapters[0])),),
         )
 
     def _put(self, array: Indices) -> Tensor:

@@ -1,4 +1,7 @@
-"""How far a narrower type moves a backbone's answers. Knows no adapter that anyone trained: it makes its own."""
+"""How far a narrower type moves a backbone's answers.
+
+Knows no adapter that anyone trained: it makes its own.
+"""
 
 import torch
 
@@ -17,9 +20,10 @@ _TEXTS = (
 
 
 def answer_error(backbone: Backbone, dtype: torch.dtype) -> float:
-    """Largest ||answer in `dtype` - answer in float32|| / ||answer in float32|| over a few texts and a seeded adapter.
+    """Largest ||narrow - exact|| / ||exact|| of the answers to a few texts with a seeded adapter.
 
-    The backbone's weights come back as they were: the cast is tried on each, then undone from a copy.
+    The backbone's weights come back as they were: the cast is tried on each, then undone from a
+    copy.
     """
     exact = _answers(backbone)
     kept = {key: tensor.clone() for key, tensor in backbone.state_dict().items()}

@@ -1,15 +1,19 @@
-"""The ID-SPAM equation, once: training and serving both call these functions. Knows no backbone and no file.
+"""The ID-SPAM equation, once: training and serving both call these functions.
 
-Source: Muppidi, Nandy, Bandyopadhyay, "Leveraging Self-Attention for Input-Dependent Soft Prompting in LLMs",
-ACL 2025 (arXiv 2506.05629). For a text with E in R^(S x n):
+Knows no backbone and no file.
+
+Source: Muppidi, Nandy, Bandyopadhyay, "Leveraging Self-Attention for Input-Dependent Soft Prompting
+in LLMs", ACL 2025 (arXiv 2506.05629). For a text with E in R^(S x n):
 
     A      = mean over tokens of softmax((E Wq)(E Wk)^T / sqrt(d_k)) (E Wv)            [n]
     prompt = act(relu(A W_down + b_down) W_up + b_up), reshaped to (t, n)              [t, n]
 
-The mean of the softmax's rows is a probability w over the text's tokens, so A = (w^T E) Wv: Wv multiplies one vector
-a text, and w says which tokens the prompt was made from. A text has no padding here, so nothing needs a mask.
+The mean of the softmax's rows is a probability w over the text's tokens, so A = (w^T E) Wv: Wv
+multiplies one vector a text, and w says which tokens the prompt was made from. A text has no
+padding here, so nothing needs a mask.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -24,8 +28,8 @@ from adapters.spec import AdapterSpec, FinalActivation
 class GeneratorWeights:
     """The tensors of one prompt generator, as a file holds them or folded for serving.
 
-    query, key: [n, d_k], both None when tokens are pooled by their mean. Folded: query is [n, n], key None.
-    value: [n, n], None when folded into down. down: [n, c]; up: [c, t * n].
+    query, key: [n, d_k], both None when tokens are pooled by their mean. Folded: query is [n, n],
+    key None. value: [n, n], None when folded into down. down: [n, c]; up: [c, t * n].
     """
 
     query: Tensor | None
@@ -56,7 +60,7 @@ class GeneratorWeights:
         )
 
     def folded(self) -> Self:
-        """The same function with fewer products: Wq Wk^T as one matrix, Wv inside W_down. Equal up to rounding."""
+        """The same function up to rounding: Wq Wk^T as one matrix, Wv inside W_down."""
         assert self.value is not None
         query = None
         if self.query is not None and self.key is not None:
@@ -70,7 +74,10 @@ class GeneratorWeights:
 
 
 def project(tokens: Tensor, weights: GeneratorWeights) -> tuple[Tensor, Tensor]:
-    """Queries and keys of every token, each [T, d]. Weights that pool by the mean score every token alike: zeros."""
+    """Queries and keys of every token, each [T, d].
+
+    Weights that pool by the mean score every token alike: zeros.
+    """
     if weights.query is None:
         nothing = tokens.new_zeros(len(tokens), 1)
         return nothing, nothing
@@ -80,21 +87,20 @@ def project(tokens: Tensor, weights: GeneratorWeights) -> tuple[Tensor, Tensor]:
 
 
 def token_weights(queries: Tensor, keys: Tensor, layout: Layout) -> Tensor:
-    """w of every text: the softmax's rows averaged, float32 [T]; within a text they are >= 0 and sum to one."""
+    """w of every text: the mean of the softmax's rows, float32 [T]; a text's sum to one."""
     pieces = []
-    for run in layout.runs:
-        rows = (states[run.tokens].unflatten(0, (run.rows, run.length)) for states in (queries, keys))
-        scores = torch.bmm(next(rows), next(rows).transpose(1, 2))
+    for some, others in zip(layout.by_run(queries), layout.by_run(keys), strict=True):
+        scores = torch.bmm(some, others.transpose(1, 2))
         pieces.append(scores.float().softmax(dim=-1).mean(dim=1).flatten())
     return torch.cat(pieces)
 
 
 def weighted_sums(tokens: Tensor, weights: Tensor, layout: Layout) -> Tensor:
     """w^T E of every text: float32 [rows, n]."""
-    pieces = []
-    for run in layout.runs:
-        values = tokens[run.tokens].unflatten(0, (run.rows, run.length)).float()
-        pieces.append(torch.bmm(weights[run.tokens].view(run.rows, 1, run.length), values).squeeze(1))
+    pieces = [
+        torch.bmm(shares.unsqueeze(1), values.float()).squeeze(1)
+        for shares, values in zip(layout.by_run(weights), layout.by_run(tokens), strict=True)
+    ]
     return torch.cat(pieces)
 
 
@@ -114,7 +120,7 @@ def soft_prompt(pooled: Tensor, weights: GeneratorWeights) -> Tensor:
 
 
 def generate(
-    source: Tensor, generation: Generation, generators: dict[int, GeneratorWeights]
+    source: Tensor, generation: Generation, generators: Mapping[int, GeneratorWeights]
 ) -> tuple[Tensor, Tensor]:
     """Prompts of all rows that insert together, whatever their adapters.
 

@@ -1,13 +1,16 @@
-"""The declared configuration of an adapter: what the file says about itself. Knows no tensor and no path."""
+"""The declared configuration of an adapter: what the file says about itself.
 
+Knows no tensor and no path.
+"""
+
+import json
+from collections import Counter
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from adapters.errors import InvalidAdapter
-
-FORMAT_VERSION = 1
+from adapters.errors import InvalidAdapter, listing
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Label = Annotated[str, Field(min_length=1, max_length=256)]
@@ -22,14 +25,14 @@ class FinalActivation(StrEnum):
 
 
 class GeneratorInput(StrEnum):
-    """What the generator attends over: the embedding layer's output (the paper), or what enters layer m+1."""
+    """What the generator attends over: the embeddings (the paper), or what enters layer m+1."""
 
     EMBEDDINGS = "embeddings"
     HIDDEN = "hidden"
 
 
 class GeneratorPooling(StrEnum):
-    """How the tokens become one vector: self-attention (the method) or their plain mean (its ablation)."""
+    """How tokens become one vector: self-attention (the method) or their mean (its ablation)."""
 
     ATTENTION = "attention"
     MEAN = "mean"
@@ -38,8 +41,8 @@ class GeneratorPooling(StrEnum):
 class Pooling(StrEnum):
     """What the head reads from the last layer.
 
-    `answer` is [BOS], at index t (the last token of a causal backbone); `mean` is the mean over the text's tokens,
-    without the prompt.
+    `answer` is [BOS], at index t (the last token of a causal backbone); `mean` is the mean over the
+    text's tokens, without the prompt.
     """
 
     ANSWER = "answer"
@@ -58,7 +61,10 @@ class _Frozen(BaseModel):
 
 
 class BackboneIdentity(_Frozen):
-    """Which frozen model the adapter was trained on. Only the fingerprint decides; the rest is for people."""
+    """Which frozen model the adapter was trained on.
+
+    Only the fingerprint decides; the rest is for people.
+    """
 
     name: str = Field(min_length=1, max_length=256)
     revision: str | None = Field(default=None, max_length=128)
@@ -72,7 +78,10 @@ class Calibration(_Frozen):
 
 
 class Provenance(_Frozen):
-    """Where the adapter comes from. Everything is optional: an adapter without a past still serves."""
+    """Where the adapter comes from.
+
+    Everything is optional: an adapter without a past still serves.
+    """
 
     data: str | None = None
     data_sha256: Sha256 | None = None
@@ -90,7 +99,7 @@ class AdapterSpec(_Frozen):
     m = `insertion_layer`, d_k = `attention_size`.
     """
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[1] = 1
     method: Literal["idspam"] = "idspam"
     backbone: BackboneIdentity
     tokenizer_sha256: Sha256
@@ -119,7 +128,7 @@ class AdapterSpec(_Frozen):
         return self
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every tensor that an adapter of this spec holds: exactly these, no other."""
+        """Name and shape of every tensor that an adapter of this spec holds: exactly these."""
         n, t, c, d, labels = (
             self.hidden_size,
             self.prompt_length,
@@ -147,15 +156,31 @@ class AdapterSpec(_Frozen):
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Parse strictly: unknown fields and wrong types are faults, all of them named.
+        """Parse strictly: unknown or repeated fields and wrong types are faults, all of them named.
 
         Raises:
             InvalidAdapter: with one fault a field.
         """
         try:
-            return cls.model_validate_json(text)
+            json.loads(text, object_pairs_hook=without_repeats)
+        except (ValueError, RecursionError) as error:
+            raise InvalidAdapter([f"spec: {error}"]) from None
+        try:
+            return cls.model_validate_json(text, strict=True)
         except ValidationError as error:
             raise InvalidAdapter([_fault(item) for item in error.errors()]) from None
+
+
+def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For `json.loads`: of two entries with one key a reader would silently drop one.
+
+    Raises:
+        ValueError: naming the keys.
+    """
+    counts = Counter(key for key, _ in pairs)
+    if repeated := sorted(key for key, count in counts.items() if count > 1):
+        raise ValueError(f"repeated keys: {listing(repeated)}")
+    return dict(pairs)
 
 
 def _fault(error: Any) -> str:

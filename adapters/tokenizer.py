@@ -1,13 +1,13 @@
 """Text to token ids, the same way for training and serving. Knows no model.
 
-A causal backbone gets `<|endoftext|>` behind every text: that is the token its answer is read at, so that an empty
-text has one too, and between the two texts of a pair.
+A causal backbone gets `<|endoftext|>` behind every text: that is the token its answer is read at,
+so that an empty text has one too, and between the two texts of a pair.
 """
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,8 @@ from tokenizers.processors import TemplateProcessing
 
 Ids: TypeAlias = npt.NDArray[np.int64]
 
-# What the tokenizer's hash is taken over besides its vocabulary: it must behave the same, not only hold the same words.
+# What the tokenizer's hash is taken over besides its vocabulary: it must behave the same, not only
+# hold the same words.
 _PROBES: tuple[tuple[str, str | None], ...] = (
     ("", None),
     ("The quick brown Fox jumps over 13 lazy dogs.", None),
@@ -40,8 +41,22 @@ class Encoding:
         return len(self.input_ids)
 
 
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A part of the tokenizer's template: one special token, or all tokens of text 0 or 1."""
+
+    text: int | None
+    input_id: int
+    token_type_id: int
+
+
 class TextEncoder:
-    """A Hugging Face fast tokenizer with one truncating copy for every maximum length in use."""
+    """A Hugging Face fast tokenizer, cut by its own rule (`longest_first`) to any length.
+
+    Texts are cut here and not by the tokenizer: it also builds everything that it cuts off, and for
+    a pair every piece of one text beside every piece of the other, so that a few kilobytes of text
+    take minutes and gigabytes.
+    """
 
     def __init__(self, tokenizer: Tokenizer, *, read_token: str | None = None) -> None:
         self._base = Tokenizer.from_str(tokenizer.to_str())
@@ -53,29 +68,45 @@ class TextEncoder:
                 pair=f"$A {read_token} $B:1 {read_token}:1",
                 special_tokens=[(read_token, self._base.token_to_id(read_token))],
             )
-        self._by_length: dict[int, Tokenizer] = {}
+        self._single = _template(self._base.encode("a"))
+        self._pair = _template(self._base.encode("a", "a"))
         self.sha256 = self._hash()
 
     def encode(self, text: str, pair: str | None = None, *, max_length: int) -> Encoding:
-        """Encode one text or pair into at most `max_length` tokens; the longer text of a pair is cut first."""
-        return _encoding(self._truncating(max_length).encode(text, pair))
+        """Encode a text or pair into at most `max_length` tokens; the longer text is cut first."""
+        return self.encode_batch([(text, pair)], max_length=max_length)[0]
 
-    def encode_batch(self, texts: Sequence[tuple[str, str | None]], *, max_length: int) -> list[Encoding]:
+    def encode_batch(
+        self, texts: Sequence[tuple[str, str | None]], *, max_length: int
+    ) -> list[Encoding]:
         """The same for many, spread over the tokenizer's threads."""
-        inputs = [text if pair is None else (text, pair) for text, pair in texts]
-        return [_encoding(item) for item in self._truncating(max_length).encode_batch(inputs)]
+        flat = [text for both in texts for text in both if text is not None]
+        encoded = iter(self._base.encode_batch_fast(flat, add_special_tokens=False))
+        return [
+            self._assemble([next(encoded).ids for text in both if text is not None], max_length)
+            for both in texts
+        ]
 
     def tokens(self, encoding: Encoding) -> list[str]:
         """The token strings, for showing which of them made a prompt."""
-        return [self._base.id_to_token(int(item)) for item in encoding.input_ids]
+        return [self._base.id_to_token(int(item)) or "" for item in encoding.input_ids]
 
-    def _truncating(self, max_length: int) -> Tokenizer:
-        tokenizer = self._by_length.get(max_length)
-        if tokenizer is None:
-            tokenizer = Tokenizer.from_str(self._base.to_str())
-            tokenizer.enable_truncation(max_length, strategy="longest_first")
-            self._by_length[max_length] = tokenizer
-        return tokenizer
+    def _assemble(self, texts: list[list[int]], max_length: int) -> Encoding:
+        template = self._single if len(texts) == 1 else self._pair
+        room = max_length - sum(piece.text is None for piece in template)
+        kept = _shares([len(text) for text in texts], max(room, 0))
+        input_ids: list[int] = []
+        token_type_ids: list[int] = []
+        for piece in template:
+            ids = [piece.input_id] if piece.text is None else texts[piece.text][: kept[piece.text]]
+            input_ids += ids
+            token_type_ids += [piece.token_type_id] * len(ids)
+        # Where not even the special tokens fit, they are cut as well.
+        return Encoding(
+            input_ids=np.array(input_ids[:max_length], dtype=np.int64),
+            token_type_ids=np.array(token_type_ids[:max_length], dtype=np.int64),
+            truncated=len(input_ids) > max_length or sum(kept) < sum(map(len, texts)),
+        )
 
     def _hash(self) -> str:
         digest = hashlib.sha256()
@@ -87,9 +118,25 @@ class TextEncoder:
         return digest.hexdigest()
 
 
-def _encoding(item: object) -> Encoding:
-    return Encoding(
-        input_ids=np.array(item.ids, dtype=np.int64),  # type: ignore[attr-defined]  # tokenizers.Encoding is untyped
-        token_type_ids=np.array(item.type_ids, dtype=np.int64),  # type: ignore[attr-defined]  # as above
-        truncated=bool(item.overflowing),  # type: ignore[attr-defined]  # as above
-    )
+def _template(encoded: Any) -> tuple[_Piece, ...]:
+    """What the tokenizer puts around texts, read off an encoding of texts of some tokens."""
+    pieces: list[_Piece] = []
+    for text, input_id, type_id in zip(
+        encoded.sequence_ids, encoded.ids, encoded.type_ids, strict=True
+    ):
+        if text is None or all(piece.text != text for piece in pieces):
+            pieces.append(_Piece(text, input_id, type_id))
+    return tuple(pieces)
+
+
+def _shares(lengths: list[int], room: int) -> list[int]:
+    """How many tokens of each text stay: the longer of two gives way until both are halves."""
+    if len(lengths) == 1:
+        return [min(lengths[0], room)]
+    shorter, longer = sorted(lengths)
+    if shorter + longer <= room:
+        return lengths
+    if 2 * shorter > room:
+        shorter = room // 2
+    longer = room - shorter
+    return [shorter, longer] if lengths[0] <= lengths[1] else [longer, shorter]
