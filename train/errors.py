@@ -1,0 +1,54 @@
+"""What training refuses. The command line prints one line, `error: ...`, and ends with code 2.
+
+TrainingError
+|-- UsageError          the command line cannot be parsed
+|-- SettingsError       settings out of range; lists every fault
+|-- DataError           an input file or data set cannot be used; names the file and the line
+|-- OutputError         the output cannot be written where it was asked for
+|-- ResumeError         there is no saved state, or it belongs to another run
+`-- PushError           the service refused the adapter, or did not answer
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+
+class TrainingError(Exception):
+    """Base of everything this package refuses; its text is one line, for people."""
+
+
+class UsageError(TrainingError):
+    """An unknown command or flag, or a value of the wrong type."""
+
+
+class SettingsError(TrainingError):
+    """Settings that no run can have; `faults` names every one."""
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        self.faults = tuple(faults)
+        super().__init__("; ".join(self.faults))
+
+
+class DataError(TrainingError):
+    """An input that cannot be read or trained on.
+
+    source: path or hub name. line: from 1; the row's number in formats without lines.
+    """
+
+    def __init__(self, message: str, *, source: Path | str, line: int | None = None) -> None:
+        self.source = str(source)
+        self.line = line
+        where = self.source if line is None else f"{self.source}:{line}"
+        super().__init__(f"{where}: {message}")
+
+
+class OutputError(TrainingError):
+    """The folder of an output file is missing, is no folder, or cannot be written to."""
+
+
+class ResumeError(TrainingError):
+    """`--resume` without a saved state, or with that of other data or settings."""
+
+
+class PushError(TrainingError):
+    """An adapter did not reach the service; the service's revision is what it was."""

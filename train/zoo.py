@@ -1,0 +1,122 @@
+"""Rebuild the adapters of adapters/zoo with the project's own command: `python -m train.zoo --help`.
+
+Every adapter is one `fit` with default settings; only where its data comes from is written here. `sentiment` is made
+from the rated snippets that the PyPI package vaderSentiment 3.3.2 (MIT) carries in its source distribution.
+"""
+
+import argparse
+import gzip
+import hashlib
+import json
+import sys
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from train import cli
+
+SNIPPETS = ("movieReviewSnippets", "amazonReviewSnippets", "tweets", "nytEditorialSnippets")
+HELD_OUT_FROM = "movieReviewSnippets"
+# Ratings run from -4 to 4; nearer to zero the raters did not agree on a direction.
+LEAST_RATING = 0.5
+# Of a hundred movie snippets, chosen by the hash of their text.
+TEST_PERCENT, VALIDATION_PERCENT = 15, 10
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """One adapter of the zoo: the folder that holds its splits, and whose data that is under which licence."""
+
+    folder: str
+    data: str
+    licence: str
+
+
+ZOO = {
+    "sms-spam": Recipe("sms_spam", "UCI SMS Spam Collection", "free for all purposes (its authors)"),
+    "banking77": Recipe("banking77", "PolyAI BANKING77", "CC BY 4.0"),
+    "clinc150": Recipe("clinc150", "CLINC150, full version with out-of-scope", "CC BY 3.0"),
+    "sentiment": Recipe("sentiment", "VADER rated snippets (vaderSentiment 3.3.2)", "MIT"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Fit the chosen adapters one after the other; the exit code of the first that fails, else 0."""
+    parser = argparse.ArgumentParser(prog="python -m train.zoo", description=__doc__)
+    parser.add_argument("--data-root", type=Path, required=True, help="holds <task>/{train,validation,test}.jsonl.gz")
+    parser.add_argument("--output", type=Path, default=Path("adapters/zoo"), help="folder for the adapters")
+    parser.add_argument("--only", choices=sorted(ZOO), action="append", help="this one; may be repeated")
+    parser.add_argument("--snippets", type=Path, help="hutto_ICWSM_2014.tar.gz; writes <data-root>/sentiment first")
+    parser.add_argument("--threads", type=int, help="of the CPU; torch's own default if not given")
+    chosen = parser.parse_args(arguments)
+    if chosen.threads is not None:
+        import torch
+
+        torch.set_num_threads(chosen.threads)
+    if chosen.snippets is not None:
+        write_snippets(chosen.snippets, chosen.data_root / "sentiment")
+    for name in chosen.only or ZOO:
+        code = cli.main(fit_arguments(name, chosen.data_root, chosen.output))
+        if code != 0:
+            return code
+    return 0
+
+
+def fit_arguments(name: str, data_root: Path, output: Path) -> list[str]:
+    """The `fit` command that makes an adapter of the zoo."""
+    recipe = ZOO[name]
+    splits = [
+        part
+        for split in ("train", "validation", "test")
+        for part in (f"--{split}", str(data_root / recipe.folder / f"{split}.jsonl.gz"))
+    ]
+    return [
+        "fit",
+        *splits,
+        *("--output", str(output / f"{name}.safetensors")),
+        *("--report", str(output / f"{name}.json")),
+        *("--data-name", recipe.data),
+        *("--data-licence", recipe.licence),
+    ]
+
+
+def write_snippets(archive: Path, folder: Path) -> None:
+    """Rated snippets to labelled splits: positive above `LEAST_RATING`, negative below its negative, others dropped.
+
+    Only movie snippets are held out: the test split is theirs alone.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lines: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
+    for split, text, label in _snippets(archive):
+        lines[split].append(json.dumps({"text": text, "label": label}, ensure_ascii=False) + "\n")
+    for split, content in lines.items():
+        # No time stamp, so that the same archive always gives the same bytes and the same hash.
+        with gzip.GzipFile(folder / f"{split}.jsonl.gz", "wb", mtime=0) as file:
+            file.write("".join(content).encode())
+
+
+def _snippets(archive: Path) -> Iterator[tuple[str, str, str]]:
+    seen: set[str] = set()
+    with tarfile.open(archive) as tar:
+        for name in SNIPPETS:
+            member = tar.extractfile(f"hutto_ICWSM_2014/{name}_GroundTruth.txt")
+            assert member is not None, f"{archive} does not hold {name}"
+            for line in member.read().decode("latin-1").splitlines():
+                _, rating, text = line.split("\t")
+                if abs(float(rating)) <= LEAST_RATING or text in seen:
+                    continue
+                seen.add(text)
+                split = _split(text) if name == HELD_OUT_FROM else "train"
+                yield split, text, "positive" if float(rating) > 0 else "negative"
+
+
+def _split(text: str) -> str:
+    percent = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") % 100
+    if percent < TEST_PERCENT:
+        return "test"
+    return "validation" if percent < TEST_PERCENT + VALIDATION_PERCENT else "train"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
