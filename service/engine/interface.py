@@ -1,7 +1,7 @@
-"""What crosses between the HTTP side and the engine. Knows neither: only values that could travel through a socket.
+"""What crosses between the HTTP side and the engine: values that fit through a socket.
 
-Routes hold an `Engine` and nothing else of this package, so the engine can move to its own process without touching
-them.
+Routes hold an `Engine` and nothing else of this package, so the engine can move to its own process
+without touching them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,13 +11,13 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from adapters.spec import AdapterSpec
-from adapters.tokenizer import Encoding
+from adapters.spec import AdapterSpec, BackboneIdentity
+from adapters.tokenizer import Encoding, TextEncoder
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterKey:
-    """One immutable adapter: `revision` is the sha256 of its file, `name` the alias under which it was found."""
+    """One immutable adapter: `revision` is the sha256 of its file, `name` where it is stored."""
 
     name: str
     revision: str
@@ -25,11 +25,16 @@ class AdapterKey:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One text to classify. `cost` is what it takes of a batch: its tokens and its adapter's prompt slots."""
+    """One text to classify. cost: its tokens and its adapter's prompt slots, see `cost_of`."""
 
     adapter: AdapterKey
     encoding: Encoding
     cost: int
+
+
+def cost_of(encoding: Encoding, spec: AdapterSpec) -> int:
+    """What a text takes of a batch's token budget."""
+    return len(encoding) + spec.prompt_length
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +47,7 @@ class RowResult:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """The answers to one request, in the order of its entries. Seconds are those of the slowest entry."""
+    """The answers to one request, in its entries' order. Seconds are those of the slowest entry."""
 
     rows: tuple[RowResult, ...]
     queue_seconds: float
@@ -62,43 +67,80 @@ class EngineHealth:
     details: Mapping[str, float | str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What the HTTP side, which encodes texts itself, must know. max_tokens: of one text."""
+
+    encoder: TextEncoder
+    identity: BackboneIdentity
+    max_tokens: int
+    hidden_size: int
+    layers: int
+    device: str
+    dtype: str
+
+
 class Engine(Protocol):
-    """Runs entries of any mixture of adapters. Every method may be called from one event loop only."""
+    """Runs entries of any mixture of adapters. All methods are called from one event loop."""
 
-    async def start(self) -> None:
-        """Load the backbone, warm up. Returns when entries are taken."""
+    @property
+    def info(self) -> EngineInfo:
+        """Facts about the loaded backbone.
 
-    async def predict(self, entries: Sequence[Entry], *, deadline: float | None = None) -> Completion:
+        Raises:
+            NotReady: it is not loaded yet.
+        """
+
+    async def start(self) -> EngineInfo:
+        """Load the backbone and warm up. Returns when entries are taken.
+
+        Raises:
+            adapters.errors.AdapterError: the backbone is not supported or not usable.
+            RuntimeError: the device cannot run it.
+        """
+
+    async def predict(
+        self, entries: Sequence[Entry], *, deadline: float | None = None
+    ) -> Completion:
         """Classify all entries of one request, or fail as a whole.
 
         Cancelling the call drops the entries that no batch has taken yet.
 
         Args:
+            entries: none is answered at once by an empty completion.
             deadline: on the clock of `time.monotonic`.
 
         Raises:
             Overloaded: not admitted: waiting tokens are at their limit. Nothing was queued.
-            DeadlineExceeded: an entry waited past the deadline.
+            TooLarge: more tokens than may ever wait.
+            InvalidRequest: more distinct adapters than can be active at once.
+            DeadlineExceeded: the request was not answered by its deadline.
             AdapterLoadFailed: an adapter's file vanished or rotted since it was registered.
             InferenceFailed: the batch of an entry failed, or its scores are not finite.
+            NotReady: not started.
             EngineUnavailable: draining, stopped or dead.
         """
 
     async def check(self, data: bytes) -> AdapterSpec:
-        """Validate an adapter's bytes against the loaded backbone and run it once, without publishing anything.
+        """Validate an adapter's bytes against the backbone and run it once, publishing nothing.
 
         Raises:
             adapters.errors.InvalidAdapter, adapters.errors.IncompatibleAdapter: with every fault.
+            Overloaded, InferenceFailed, NotReady, EngineUnavailable: as `predict`.
         """
 
     async def preload(self, key: AdapterKey) -> None:
-        """Make an adapter resident if there is room without evicting; returns when it is or there is none."""
+        """Activate an adapter if that evicts no other; returns when it is active or cannot be.
+
+        Raises:
+            AdapterLoadFailed, NotReady, EngineUnavailable: as `predict`.
+        """
 
     async def drain(self) -> None:
         """Take no more entries; return when those taken are answered."""
 
     async def stop(self) -> None:
-        """End the thread; whoever still waits fails with EngineUnavailable."""
+        """End the thread; whoever waits fails with EngineUnavailable. Stopping twice is fine."""
 
     def health(self) -> EngineHealth:
         """Cheap enough for every probe."""

@@ -1,0 +1,282 @@
+"""Which adapter a name means now: an in-memory map in front of the store. Knows no HTTP.
+
+Requests resolve names here without touching the disk. Changes go to the store first and to the map
+second, one at a time for each name, and are only then reported as done: from there on no request is
+answered by what was before.
+"""
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+from weakref import WeakValueDictionary
+
+from adapters.errors import (
+    AdapterError,
+    DamagedFile,
+    IncompatibleAdapter,
+    InvalidAdapter,
+    InvalidName,
+    UnknownAdapter,
+)
+from adapters.files import read_spec
+from adapters.spec import AdapterSpec
+from adapters.store import NAME, AdapterStore, Published
+from service.engine.interface import AdapterKey, Engine, EngineInfo
+from service.entry import CatalogEntry, Condition, Resolved
+from service.errors import ServiceError
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class CatalogObserver(Protocol):
+    """Told whenever the map changes; called from the event loop."""
+
+    def adapter_published(self, name: str, labels: Sequence[str]) -> None: ...
+    def adapter_removed(self, name: str) -> None: ...
+    def stored(self, adapters: int, bytes_held: int) -> None: ...
+
+
+class Catalog:
+    """The adapters of one store, and which of them fit the engine's backbone."""
+
+    def __init__(self, store: AdapterStore, engine: Engine, *, observer: CatalogObserver) -> None:
+        self._store = store
+        self._engine = engine
+        self._observer = observer
+        self._entries: dict[str, CatalogEntry] = {}
+        self._changes: set[asyncio.Future[Any]] = set()
+        # An entry goes when nobody holds or waits for the lock.
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def resolve(self, reference: str) -> Resolved:
+        """What `name` or `name@prefix` means at this moment. Reads no file.
+
+        Raises:
+            UnknownAdapter, UnknownRevision: naming what exists.
+            IncompatibleAdapter, DamagedFile: it is stored, but cannot be served here.
+        """
+        name, at, prefix = reference.partition("@")
+        entry = self.entry(name)
+        return entry.resolved(entry.revision(prefix) if at else entry.require_current())
+
+    def entry(self, name: str) -> CatalogEntry:
+        """
+        Raises:
+            UnknownAdapter: naming what exists.
+        """
+        found = self._entries.get(name)
+        if found is None:
+            raise UnknownAdapter(name, sorted(self._entries))
+        return found
+
+    def entries(self) -> list[CatalogEntry]:
+        """All of them, by name."""
+        return [self._entries[name] for name in sorted(self._entries)]
+
+    def path(self, name: str, prefix: str | None = None) -> tuple[str, Path]:
+        """A revision and where its file is.
+
+        Raises:
+            UnknownAdapter, UnknownRevision: naming what exists.
+            DamagedFile: there is no current revision.
+        """
+        entry = self.entry(name)
+        revision = entry.require_current() if prefix is None else entry.revision(prefix)
+        return revision, self._store.path(name, revision)
+
+    async def load(self, zoo: Path | None) -> None:
+        """Read the store, then register the zoo's adapters that fit and whose names are free."""
+        for name in await asyncio.to_thread(self._store.names):
+            await self._read(name, {})
+        for path in await asyncio.to_thread(_files_of, zoo):
+            if path.stem not in self._entries:
+                await self._add_from_zoo(path)
+        for entry in self.entries():
+            if entry.current is not None and entry.refusal is None:
+                await self._preload(AdapterKey(entry.name, entry.current))
+
+    async def publish(self, name: str, data: bytes, condition: Condition) -> Published:
+        """Check an adapter file, store it and serve it. A failure leaves what is served as it was.
+
+        Raises:
+            InvalidName, RevisionConflict: before anything else is done.
+            InvalidAdapter, IncompatibleAdapter: with every fault.
+        """
+        self.check(name, condition)
+        spec = await self._engine.check(data)
+        return await self._to_the_end(self._publish(name, data, spec, condition))
+
+    async def rollback(self, name: str, prefix: str | None, condition: Condition) -> str:
+        """Serve an earlier revision again and return it; None is the one that was served before.
+
+        Raises:
+            UnknownAdapter, UnknownRevision: there is none such.
+            RevisionConflict: the condition does not hold.
+            IncompatibleAdapter, DamagedFile: it cannot be served; what is served stays.
+        """
+        return await self._to_the_end(self._roll_back(name, prefix, condition))
+
+    async def delete(self, name: str, condition: Condition) -> None:
+        """Forget a name and all its revisions.
+
+        Raises:
+            UnknownAdapter: there is none.
+            RevisionConflict: the condition does not hold.
+        """
+        await self._to_the_end(self._delete(name, condition))
+
+    async def settled(self, name: str) -> None:
+        """Return when no change of this name is under way."""
+        async with self._lock(name):
+            pass
+
+    def check(self, name: str, condition: Condition) -> None:
+        """What can be refused about an upload before its bytes are there.
+
+        Raises:
+            InvalidName: no adapter can have this name.
+            RevisionConflict: the condition does not hold as things stand.
+        """
+        if not NAME.fullmatch(name):
+            expected = "1 to 64 of a-z 0-9 . _ -, a letter or digit first"
+            raise InvalidName(f"adapter name {name[:80]!r}: expected {expected}")
+        condition.check(name, self._current(name))
+
+    async def _publish(
+        self, name: str, data: bytes, spec: AdapterSpec, condition: Condition
+    ) -> Published:
+        async with self._lock(name):
+            current = self._current(name)
+            condition.check(name, current)
+            if current is None:
+                published = await asyncio.to_thread(self._store.create, name, data)
+            else:
+                published = await asyncio.to_thread(self._store.put, name, data, expected=current)
+            key = AdapterKey(name, published.revision)
+            await self._preload(key)
+            await self._read(name, {key.revision: spec})
+        logger.info("adapter published name=%s revision=%s", name, published.revision)
+        return published
+
+    async def _roll_back(self, name: str, prefix: str | None, condition: Condition) -> str:
+        async with self._lock(name):
+            entry = self.entry(name)
+            condition.check(name, entry.current)
+            target = entry.previous() if prefix is None else entry.revision(prefix)
+            resolved = entry.resolved(target)
+            await asyncio.to_thread(self._store.rollback, name, target)
+            await self._preload(resolved.key)
+            await self._read(name, {})
+        logger.info("adapter rolled back name=%s revision=%s", name, target)
+        return target
+
+    async def _delete(self, name: str, condition: Condition) -> None:
+        async with self._lock(name):
+            entry = self.entry(name)
+            condition.check(name, entry.current)
+            await asyncio.to_thread(self._store.delete, name, expected=entry.current)
+            del self._entries[name]
+            self._observer.adapter_removed(name)
+            self._report_size()
+        logger.info("adapter deleted name=%s", name)
+
+    async def _add_from_zoo(self, path: Path) -> None:
+        try:
+            self.check(path.stem, Condition())
+            data = await asyncio.to_thread(path.read_bytes)
+            spec = await self._engine.check(data)
+            await self._publish(path.stem, data, spec, Condition())
+        except (AdapterError, OSError) as error:
+            logger.warning("zoo adapter skipped file=%s: %s", path.name, error)
+
+    async def _preload(self, key: AdapterKey) -> None:
+        try:
+            await self._engine.preload(key)
+        except (ServiceError, AdapterError) as error:
+            logger.warning(
+                "adapter not preloaded name=%s revision=%s: %s", key.name, key.revision, error
+            )
+
+    async def _read(self, name: str, known: Mapping[str, AdapterSpec]) -> None:
+        """Bring the map to where the store is. Revisions never change: what is known stays."""
+        before = self._entries.get(name)
+        if before is not None:
+            usable = {key: spec for key, spec in before.specs.items() if key not in before.unusable}
+            known = {**usable, **known}
+        entry = await asyncio.to_thread(self._entry_of, name, known)
+        self._entries[name] = entry
+        if entry.refusal is not None:
+            logger.warning(
+                "adapter not served name=%s state=%s: %s", name, entry.state, entry.refusal
+            )
+        self._observer.adapter_published(name, entry.labels)
+        self._report_size()
+
+    def _entry_of(self, name: str, known: Mapping[str, AdapterSpec]) -> CatalogEntry:
+        try:
+            current, revisions = self._store.current(name), tuple(self._store.revisions(name))
+        except (AdapterError, OSError) as error:
+            return CatalogEntry(name, None, refusal=DamagedFile(str(error)))
+        specs: dict[str, AdapterSpec] = {}
+        unusable: dict[str, AdapterError] = {}
+        for revision in dict.fromkeys([current, *(item.revision for item in revisions)]):
+            if revision in known:
+                specs[revision] = known[revision]
+                continue
+            try:
+                if revision == current:
+                    self._store.read(name, revision)
+                specs[revision] = read_spec(self._store.path(name, revision))
+                _refuse_foreign(specs[revision], self._engine.info)
+            except (IncompatibleAdapter, DamagedFile) as error:
+                unusable[revision] = error
+            except (InvalidAdapter, OSError) as error:
+                unusable[revision] = DamagedFile(f"adapter {name!r}, {revision}: {error}")
+        return CatalogEntry(name, current, revisions, specs, unusable, unusable.get(current))
+
+    def _current(self, name: str) -> str | None:
+        entry = self._entries.get(name)
+        return None if entry is None else entry.current
+
+    def _lock(self, name: str) -> asyncio.Lock:
+        return self._locks.setdefault(name, asyncio.Lock())
+
+    async def _to_the_end(self, change: Coroutine[Any, Any, T]) -> T:
+        """Run a change whole even if its request is cancelled: store and map must not part."""
+        task = asyncio.ensure_future(change)
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+        return await asyncio.shield(task)
+
+    def _report_size(self) -> None:
+        self._observer.stored(
+            len(self._entries), sum(entry.size or 0 for entry in self._entries.values())
+        )
+
+
+def _files_of(zoo: Path | None) -> list[Path]:
+    return [] if zoo is None else sorted(zoo.glob("*.safetensors"))
+
+
+def _refuse_foreign(spec: AdapterSpec, info: EngineInfo) -> None:
+    """For files that were checked in full when they were published, maybe with another backbone.
+
+    Raises:
+        IncompatibleAdapter: with every difference.
+    """
+    faults = []
+    if spec.backbone.fingerprint != info.identity.fingerprint:
+        faults.append(
+            f"backbone: made for {spec.backbone.name!r}, loaded is {info.identity.name!r}"
+        )
+    if spec.tokenizer_sha256 != info.encoder.sha256:
+        faults.append("tokenizer: not the loaded one")
+    if faults:
+        raise IncompatibleAdapter(faults)

@@ -1,0 +1,80 @@
+"""The scheduler between two threads: the event loop fills it, the device thread empties it."""
+
+from threading import Condition
+from time import monotonic
+
+from service.engine.requests import Request
+from service.engine.scheduler import Scheduler, Selection, Waiting
+from service.engine.settings import EngineSettings
+
+
+class EntryQueue:
+    """A scheduler that the event loop fills and the device thread empties."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self._changed = Condition()
+        self._closed = False
+        self._scheduler: Scheduler[Request] = Scheduler(
+            max_batch_tokens=settings.max_batch_tokens,
+            max_waiting_tokens=settings.max_waiting_tokens,
+            max_adapters=settings.max_active_adapters,
+        )
+
+    @property
+    def tokens(self) -> int:
+        """Tokens admitted and not yet taken."""
+        return self._scheduler.waiting_tokens
+
+    def __len__(self) -> int:
+        return len(self._scheduler)
+
+    def admit(self, request: Request) -> None:
+        """Reserve room for all entries of a request.
+
+        Raises:
+            TooLarge, Overloaded: as `Scheduler.admit`.
+        """
+        with self._changed:
+            self._scheduler.admit(request.tokens)
+
+    def put(self, request: Request) -> None:
+        """Queue the entries of an admitted request; a device that idles sees them after `wake`."""
+        request.waiting = [
+            Waiting(entry, request, index, request.admitted, request.deadline)
+            for index, entry in enumerate(request.entries)
+        ]
+        with self._changed:
+            self._scheduler.enqueue(request.waiting)
+
+    def wake(self) -> None:
+        """Tell a device that idles that there is something to take."""
+        with self._changed:
+            self._changed.notify()
+
+    def remove(self, request: Request) -> int:
+        """Take back whatever no batch has taken, queued or not; returns how many entries."""
+        with self._changed:
+            if request.waiting:
+                return self._scheduler.drop(request.waiting)
+            self._scheduler.withdraw(request.tokens)
+            return len(request.entries)
+
+    def take(self) -> Selection[Request] | None:
+        """What runs next, once anything waits; None once the queue is closed."""
+        with self._changed:
+            while not self._closed:
+                if selection := self._scheduler.next_batch(monotonic()):
+                    return selection
+                self._changed.wait()
+        return None
+
+    def drained(self, tokens: int, seconds: float) -> None:
+        """Note how long a batch took: refusals name a time to come back."""
+        with self._changed:
+            self._scheduler.drained(tokens, seconds)
+
+    def close(self) -> None:
+        """End `take`, now and for ever."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()

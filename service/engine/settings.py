@@ -1,0 +1,33 @@
+"""The engine's limits. Knows no environment variables: `service.settings` makes this from them."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """Tokens count text and prompt positions alike.
+
+    max_batch_tokens: budget of one forward pass; a longer text still runs, alone.
+    max_waiting_tokens: what may wait at once; a request that does not fit is refused as a whole.
+    max_active_adapters: held on the device, and so at most in one batch or request.
+    max_registered_adapters: held in host memory besides, validated and ready to be activated.
+    stall_seconds: a batch that runs longer makes the engine count as not live.
+    """
+
+    max_batch_tokens: int = 16384
+    max_waiting_tokens: int = 262144
+    max_active_adapters: int = 64
+    max_registered_adapters: int = 256
+    stall_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        for name in (
+            "max_batch_tokens",
+            "max_waiting_tokens",
+            "max_active_adapters",
+            "max_registered_adapters",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.stall_seconds <= 0:
+            raise ValueError(f"stall_seconds must be positive, not {self.stall_seconds}")

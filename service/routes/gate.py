@@ -1,0 +1,105 @@
+"""What every request passes: an id, a key, readiness, and being counted. Knows no route's work."""
+
+import logging
+import re
+import secrets
+from time import perf_counter
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.lifecycle import Service
+from service.logs import request_id
+from service.metrics import Outcome
+from service.routes.auth import Keyring
+from service.routes.errors import DISCONNECTED, handle_error
+
+logger = logging.getLogger(__name__)
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_WORKING_PATHS = "/v1/"
+
+
+class Gate:
+    """ASGI middleware around the whole app; it answers every error that nobody else has."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app = app
+        self._service = service
+        self._keyring = Keyring(service.settings)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, status = perf_counter(), 0
+        headers = Headers(scope=scope)
+        mark = _id_of(headers)
+        token = request_id.set(mark)
+
+        async def send_marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", mark.encode())]
+            await send(message)
+
+        try:
+            await self._pass(scope, headers, receive, send_marked)
+        except Exception as error:
+            if status:
+                raise
+            response = await handle_error(Request(scope), error)
+            await response(scope, receive, send_marked)
+        finally:
+            self._count(scope, status, perf_counter() - started)
+            request_id.reset(token)
+
+    async def _pass(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        self._keyring.admit(method=scope["method"], path=path, headers=headers)
+        if not path.startswith(_WORKING_PATHS):
+            await self._app(scope, receive, send)
+            return
+        self._service.refuse_unless_ready()
+        with self._service.in_flight():
+            await self._app(scope, receive, send)
+
+    def _count(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "other")
+        error = scope.get("idspam.error")
+        outcome = _outcome(status, error)
+        self._service.metrics.request_done(route, outcome, seconds=seconds, error=error)
+        logger.debug(
+            "request method=%s path=%r status=%d outcome=%s ms=%.2f",
+            scope["method"],
+            scope["path"],
+            status,
+            outcome,
+            seconds * 1000,
+        )
+
+
+def _id_of(headers: Headers) -> str:
+    """The caller's own id if it is a plain one, so that it can be found in both logs."""
+    given = headers.get("x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+
+
+def _outcome(status: int, error: str | None) -> Outcome:
+    if error == DISCONNECTED:
+        return "disconnected"
+    match status:
+        case 429:
+            return "overloaded"
+        case 503:
+            return "unavailable"
+        case 504:
+            return "deadline"
+        case _ if 200 <= status < 400:
+            return "success"
+        case _ if 400 <= status < 500:
+            return "client_error"
+        case _:
+            return "server_error"

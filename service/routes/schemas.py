@@ -1,0 +1,218 @@
+"""What crosses the HTTP boundary: strict, frozen, nothing unknown accepted. Knows no route.
+
+Requests are validated with these models. Answers are built as plain dicts of the same shape; tests
+hold them against the response models, which the OpenAPI page is made from.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+
+MAX_ID_LENGTH = 256
+# A name of at most 64 characters, "@", a revision of at most 64.
+MAX_REFERENCE_LENGTH = 129
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+Reference = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=MAX_REFERENCE_LENGTH,
+        description="`name`, or `name@prefix` with the first characters of a revision to pin it.",
+    ),
+]
+
+
+class PredictInput(_Strict):
+    """One text or pair of texts.
+
+    An empty text is a text: it is classified from its special tokens alone.
+    """
+
+    text: str
+    text_pair: str | None = Field(default=None, description="The second text, for tasks on pairs.")
+    adapter: Reference | None = Field(
+        default=None, description="Overrides the request's `adapter`."
+    )
+    id: str | None = Field(
+        default=None, max_length=MAX_ID_LENGTH, description="Returned with the answer."
+    )
+
+
+def _kind(value: Any) -> str | None:
+    """Which branch a JSON value belongs to: faults are then reported for that branch alone."""
+    if isinstance(value, str):
+        return "text"
+    if isinstance(value, (dict, PredictInput)):
+        return "object"
+    return None
+
+
+def _kind_or_list(value: Any) -> str | None:
+    return "list" if isinstance(value, (list, tuple)) else _kind(value)
+
+
+OneInput = Annotated[
+    Annotated[str, Tag("text")] | Annotated[PredictInput, Tag("object")],
+    Discriminator(
+        _kind,
+        custom_error_type="input_type",
+        custom_error_message="Input should be a string or an object with `text`",
+    ),
+]
+Inputs = Annotated[
+    Annotated[str, Tag("text")]
+    | Annotated[PredictInput, Tag("object")]
+    | Annotated[list[OneInput], Field(min_length=1), Tag("list")],
+    Discriminator(
+        _kind_or_list,
+        custom_error_type="inputs_type",
+        custom_error_message="Input should be a string, an object with `text`, or a list of these",
+    ),
+]
+# Parts of an error's location that name a branch of the unions above, not a place in the caller's
+# JSON.
+BRANCHES = frozenset({"text", "object", "list"})
+
+
+class PredictRequest(_Strict):
+    """Texts to classify, each by the adapter that it or the request names."""
+
+    adapter: Reference | None = Field(default=None, description="For the inputs that name none.")
+    inputs: Inputs
+    top_k: int | None = Field(
+        default=None, ge=1, description="How many of the labels to return; all by default."
+    )
+    truncate: bool = Field(
+        default=True,
+        description="false: refuse a text longer than its adapter's `max_length` (422).",
+    )
+    explain: bool = Field(
+        default=False, description="Return what share of its prompt came from each token."
+    )
+    timeout_ms: int | None = Field(
+        default=None, ge=1, le=3_600_000, description="Answer by then or fail (504)."
+    )
+
+
+class RollbackRequest(_Strict):
+    """Which revision shall be served again."""
+
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{1,64}$")] | None = Field(
+        default=None,
+        description="The first characters of a stored revision; null is the previous one.",
+    )
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Score(_Answer):
+    label: str
+    score: float = Field(ge=0.0, le=1.0)
+
+
+class TokenWeight(_Answer):
+    """What share of the prompt came from this token; the weights of a text sum to one."""
+
+    token: str
+    weight: float
+
+
+class Result(_Answer):
+    """The answer for one input, in the order of the inputs."""
+
+    id: str | None
+    adapter: str
+    revision: str = Field(description="sha256 of the adapter file that made this answer.")
+    label: str
+    score: float
+    scores: list[Score] = Field(
+        description="Best first. Softmax scores sum to one, sigmoid scores stand alone."
+    )
+    tokens: int = Field(description="Tokens that were read, special tokens included.")
+    truncated: bool
+    explanation: list[TokenWeight] | None = Field(default=None, description="Only with `explain`.")
+
+
+class Timings(_Answer):
+    tokenize: float
+    queue: float
+    inference: float
+
+
+class PredictResponse(_Answer):
+    results: list[Result]
+    timings_ms: Timings
+
+
+AdapterState = Literal["ready", "incompatible", "damaged"]
+
+
+class AdapterSummary(_Answer):
+    """One line of the list."""
+
+    name: str
+    revision: str | None = Field(
+        description="What is served now: sha256 of its file. null only when the store is damaged."
+    )
+    state: AdapterState
+    reason: str | None = Field(description="Why it is not ready.")
+    labels: list[str]
+    method: str | None
+    backbone: str | None = Field(description="The backbone it was trained on.")
+    prompt_length: int | None
+    created: str | None = Field(description="When it was trained, as its file says.")
+    size: int | None = Field(description="Bytes of its file.")
+
+
+class AdapterList(_Answer):
+    adapters: list[AdapterSummary]
+    next_cursor: str | None = Field(
+        description="Pass it as `cursor` for the next page; null on the last."
+    )
+
+
+class AdapterDetail(AdapterSummary):
+    """Everything known about an adapter."""
+
+    revisions: list[str] = Field(
+        description="Every stored revision, the most recently published first."
+    )
+    spec: dict[str, Any] | None = Field(
+        description="What the file declares: docs/adapter-format.md."
+    )
+
+
+class PublishedAdapter(_Answer):
+    """What an upload or a rollback left behind."""
+
+    name: str
+    revision: str = Field(description="Served from now on.")
+    created: bool = Field(description="The name is new.")
+    changed: bool = Field(description="false: these bytes were served already.")
+
+
+class ErrorBody(_Answer):
+    type: str
+    message: str
+    details: list[str]
+
+
+class ErrorResponse(_Answer):
+    """The shape of every error."""
+
+    error: ErrorBody
+
+
+class Health(_Answer):
+    """What a probe is told. reason: one sentence whenever the service is not ready."""
+
+    status: Literal["ok", "unavailable"]
+    reason: str | None
+    details: dict[str, float | str]

@@ -1,0 +1,234 @@
+"""The settings: one frozen table, read once from the environment. Knows neither torch nor HTTP.
+
+Every field of `Settings` is one setting; its environment variable is `IDSPAM_` and the field's name
+in capitals.
+"""
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+PREFIX = "IDSPAM_"
+TREE = Path(__file__).resolve().parent.parent
+
+
+class InvalidSettings(Exception):
+    """Values of the environment that cannot be used; `faults` names each variable and its range."""
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        self.faults = tuple(faults)
+        super().__init__("; ".join(self.faults))
+
+
+def _text(value: str) -> str:
+    if not value.strip():
+        raise ValueError("must not be empty")
+    return value.strip()
+
+
+def _one_of(*allowed: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        if value.strip().lower() not in allowed:
+            raise ValueError(f"must be one of {', '.join(allowed)}")
+        return value.strip().lower()
+
+    return parse
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    def parse(value: str) -> int:
+        digits = value.strip().replace("_", "")
+        # int() takes signs, spaces and other scripts' digits too; a setting is plain digits.
+        if not (digits.isascii() and digits.isdigit()) or not low <= int(digits[:20]) <= high:
+            raise ValueError(f"must be a whole number from {low} to {high}")
+        return int(digits)
+
+    return parse
+
+
+def _auto_or(parse: Callable[[str], int]) -> Callable[[str], int | None]:
+    return lambda value: None if value.strip().lower() == "auto" else parse(value)
+
+
+def _seconds(value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = -1.0
+    if not 0.0 <= number <= 3600.0:
+        raise ValueError("must be a number of seconds from 0 to 3600")
+    return number
+
+
+def _folder(value: str) -> Path:
+    return Path(_text(value)).expanduser()
+
+
+def _zoo(value: str) -> Path | None:
+    match value.strip().lower():
+        case "off":
+            return None
+        case "tree":
+            return TREE / "adapters" / "zoo"
+        case _:
+            return _folder(value)
+
+
+def _keys(value: str) -> tuple[str, ...]:
+    found = tuple(key.strip() for key in value.split(",") if key.strip())
+    if not all(key.isascii() and key.isprintable() and " " not in key for key in found):
+        raise ValueError("keys are printable ASCII without spaces, separated by commas")
+    return found
+
+
+def _entry(parse: Callable[[str], object], default: str, unit: str, *, help: str) -> Any:
+    """One row of the table. The default is text, parsed like a value of the environment."""
+    metadata = {"parse": parse, "default": default, "unit": unit, "help": help}
+    return field(default_factory=lambda: parse(default), metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the service can be told. Defaults serve the zoo on whatever machine this is."""
+
+    backbone: str = _entry(
+        _text,
+        "all-MiniLM-L6-v2",
+        "name or path",
+        help="The frozen encoder: a folder, a hub name (`name@revision` pins it) or the "
+        "default's name",
+    )
+    device: str = _entry(
+        _text, "auto", "device", help="`auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, ..."
+    )
+    dtype: str = _entry(
+        _one_of("auto", "float32", "bfloat16"),
+        "auto",
+        "type",
+        help="`auto` is bfloat16 where the device computes it natively and the parity check "
+        "passes, else float32",
+    )
+    host: str = _entry(
+        _text,
+        "127.0.0.1",
+        "address",
+        help="Where to listen; `0.0.0.0` is every interface, and then API keys are advised",
+    )
+    port: int = _entry(
+        _whole(0, 65535), "8000", "TCP port", help="0 takes a free port and prints it"
+    )
+    # ruff takes a call in the default of a Path for shared state; each makes a dataclass field.
+    adapter_dir: Path = _entry(  # noqa: RUF009
+        _folder,
+        "data/adapters",
+        "folder",
+        help="Where uploaded adapters are kept; created if missing",
+    )
+    zoo_dir: Path | None = _entry(  # noqa: RUF009
+        _zoo,
+        "tree",
+        "folder",
+        help="Adapters registered at the start, as far as they fit the backbone: "
+        "`tree` is this tree's `adapters/zoo`, `off` is none",
+    )
+    max_batch_tokens: int | None = _entry(
+        _auto_or(_whole(16, 2**22)),
+        "auto",
+        "tokens",
+        help="What one forward pass may hold, prompts included; `auto` is 2048 on a CPU, 16384 "
+        "on a GPU",
+    )
+    max_waiting_tokens: int = _entry(
+        _whole(16, 2**30), "262144", "tokens", help="What may wait; requests beyond it get 429"
+    )
+    max_active_adapters: int = _entry(
+        _whole(1, 65536), "64", "adapters", help="Adapters resident on the device at once"
+    )
+    max_upload_bytes: int = _entry(
+        _whole(1024, 2**34), str(256 * 2**20), "bytes", help="Largest adapter file that is taken"
+    )
+    max_body_bytes: int = _entry(
+        _whole(1024, 2**31), str(8 * 2**20), "bytes", help="Largest body of every other request"
+    )
+    max_inputs: int = _entry(_whole(1, 2**20), "1024", "texts", help="Most texts in one request")
+    default_timeout_ms: int = _entry(
+        _whole(1, 3_600_000),
+        "30000",
+        "milliseconds",
+        help="Deadline of a request that sets no `timeout_ms`",
+    )
+    drain_seconds: float = _entry(
+        _seconds,
+        "30",
+        "seconds",
+        help="How long requests in flight may take to finish after SIGTERM",
+    )
+    api_keys: tuple[str, ...] = _entry(
+        _keys, "", "keys, comma-separated", help="If set, every `/v1` route asks for one of them"
+    )
+    admin_keys: tuple[str, ...] = _entry(
+        _keys,
+        "",
+        "keys, comma-separated",
+        help="If set, changing adapters asks for one of them; they open everything else too",
+    )
+    log_level: str = _entry(
+        _one_of("debug", "info", "warning", "error"),
+        "info",
+        "level",
+        help="What is logged, to stderr",
+    )
+
+    def __repr__(self) -> str:
+        """Without the keys: settings end up in logs and in failing tests."""
+        hidden = {"api_keys", "admin_keys"}
+        shown = (
+            f"{item.name}={'...' if item.name in hidden else getattr(self, item.name)!r}"
+            for item in fields(self)
+        )
+        return f"Settings({', '.join(shown)})"
+
+
+def read_settings(environ: Mapping[str, str]) -> Settings:
+    """The settings that an environment asks for; what it does not name has its default.
+
+    Raises:
+        InvalidSettings: bad values and unknown `IDSPAM_*` variables, all of them named.
+    """
+    known = {variable(item.name): item for item in fields(Settings)}
+    values: dict[str, Any] = {}
+    faults = []
+    for key in sorted(key for key in environ if key.startswith(PREFIX)):
+        if key not in known:
+            faults.append(f"{key}: no such setting{_nearest(key, list(known))}")
+            continue
+        try:
+            values[known[key].name] = known[key].metadata["parse"](environ[key])
+        except ValueError as error:
+            shown = "" if key.endswith("_KEYS") else f"{environ[key]!r}: "
+            faults.append(f"{key}: {shown}{error}")
+    if faults:
+        raise InvalidSettings(faults)
+    return Settings(**values)
+
+
+def variable(name: str) -> str:
+    """The environment variable of a field of `Settings`."""
+    return PREFIX + name.upper()
+
+
+def settings_table() -> str:
+    """README's table, as Markdown."""
+    lines = ["| Variable | Unit | Default | What it does |", "|---|---|---|---|"]
+    for item in fields(Settings):
+        default = f"`{item.metadata['default']}`" if item.metadata["default"] else "none"
+        unit, meaning = item.metadata["unit"], item.metadata["help"]
+        lines.append(f"| `{variable(item.name)}` | {unit} | {default} | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+def _nearest(key: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
