@@ -1,0 +1,96 @@
+"""A residency on a real store, whose reads a test can hold."""
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from adapters.backbone import Backbone
+from adapters.files import serialize
+from adapters.store import AdapterStore
+from service.engine.interface import AdapterKey
+from service.engine.observer import SilentObserver, Tier
+from service.engine.residency import Residency
+from tests.tiny import make_adapter
+
+
+class Recorder(SilentObserver):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.loaded: list[tuple[str, Tier]] = []
+        self.evicted: list[tuple[str, Tier]] = []
+        self.sizes: dict[Tier, tuple[int, int]] = {}
+
+    def adapter_loaded(self, key: AdapterKey, tier: Tier, seconds: float) -> None:
+        assert seconds >= 0.0
+        self.loaded.append((key.name, tier))
+
+    def adapter_evicted(self, key: AdapterKey, tier: Tier, age_seconds: float) -> None:
+        assert age_seconds >= 0.0
+        self.evicted.append((key.name, tier))
+
+    def tier_size(self, tier: Tier, adapters: int, bytes_held: int) -> None:
+        self.sizes[tier] = (adapters, bytes_held)
+
+
+class GatedStore(AdapterStore):
+    """A real store whose reads wait for a gate, as those of a slow disk would."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.gate = Event()
+        self.gate.set()
+        self.reads = 0
+
+    def read(self, name: str, revision: str) -> bytes:
+        self.reads += 1
+        assert self.gate.wait(10)
+        return super().read(name, revision)
+
+
+class Place:
+    """A residency with what stands around it."""
+
+    def __init__(self, residency: Residency, store: GatedStore, recorder: Recorder) -> None:
+        self.residency = residency
+        self.store = store
+        self.recorder = recorder
+        self.keys = {name: AdapterKey(name, store.current(name)) for name in store.names()}
+
+    def of(self, names: str) -> tuple[AdapterKey, ...]:
+        return tuple(self.keys[name] for name in names)
+
+
+@asynccontextmanager
+async def opened(
+    root: Path, backbone: Backbone, *, active: int, registered: int = 99
+) -> AsyncIterator[Place]:
+    """A residency over five stored adapters, `a` to `e`."""
+    store, recorder = GatedStore(root), Recorder()
+    for seed, name in enumerate("abcde"):
+        store.put(name, serialize(make_adapter(backbone, seed=seed)))
+    with ThreadPoolExecutor(2) as loading:
+        residency = Residency(
+            store,
+            backbone,
+            loading=loading,
+            observer=recorder,
+            max_active=active,
+            max_registered=registered,
+        )
+        yield Place(residency, store, recorder)
+        store.gate.set()
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(test, 30))
+
+
+async def soon() -> None:
+    """Let everything happen that can happen without a thread."""
+    for _ in range(10):
+        await asyncio.sleep(0)

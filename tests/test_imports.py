@@ -1,0 +1,50 @@
+"""Generic package names are safe here: each is this tree's, and pyproject names them all."""
+
+import importlib
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+@pytest.mark.parametrize("name", ["adapters", "service", "train"])
+def test_each_package_is_imported_from_this_tree(name: str) -> None:
+    module = importlib.import_module(name)
+    assert module.__file__ == str(ROOT / name / "__init__.py")
+
+
+def test_pyproject_lists_every_package_that_exists() -> None:
+    found = {
+        ".".join(init.parent.relative_to(ROOT).parts)
+        for top in ("adapters", "service", "train")
+        for init in (ROOT / top).rglob("__init__.py")
+    }
+    assert set(PROJECT["tool"]["setuptools"]["packages"]) == found
+
+
+def test_every_folder_with_code_is_a_package() -> None:
+    folders = {
+        path.parent
+        for top in ("adapters", "service", "train")
+        for path in (ROOT / top).rglob("*.py")
+    }
+    assert not [folder for folder in folders if not (folder / "__init__.py").exists()]
+
+
+def test_the_project_cannot_be_uploaded_by_mistake() -> None:
+    assert "Private :: Do Not Upload" in PROJECT["project"]["classifiers"]
+
+
+def test_everything_that_is_required_is_pinned() -> None:
+    pinned = {
+        line.split("==")[0]
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if not line.startswith("#")
+    }
+    project = PROJECT["project"]
+    extras = project["optional-dependencies"].values()
+    required = [*project["dependencies"], *(item for extra in extras for item in extra)]
+    assert not {item.split(">")[0] for item in required} - pinned
