@@ -38,7 +38,7 @@ _DEFAULT_HUB = (
 _DEFAULT_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 # `auto` keeps float32 where bfloat16 moves an answer further than this share of its length.
-# Measured on the default backbone: 0.014 (docs/exactness.md); a backbone that breaks in bfloat16 is
+# Measured on the default backbone: 0.009 (docs/exactness.md); a backbone that breaks in bfloat16 is
 # off by its whole length.
 MAX_ANSWER_ERROR = 0.05
 

@@ -97,12 +97,21 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The rows of one adapter among those that insert together. None means: all of them."""
+    """How many rows and tokens of those that insert together are one adapter's."""
 
     adapter: int
-    rows: Tensor | None = None  # int64, among the generation's rows
-    tokens: Tensor | None = None  # int64, among the generation's tokens
-    slots: Tensor | None = None  # int64, among the generation's prompt slots
+    rows: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ByAdapter:
+    """The way from the rows' order to the groups' (adapter by adapter) and back, all int64."""
+
+    rows: Tensor  # [rows] take these, and the groups stand one behind the other
+    tokens: Tensor  # [tokens] the same for tokens
+    tokens_back: Tensor  # [tokens] takes what stands by adapter back to the rows' order
+    slots_back: Tensor  # [slots] the same for prompt slots
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +122,8 @@ class Generation:
     rows: Indices  # among the batch's rows
     tokens: Tensor | None  # int64, the rows' tokens in the source; None: all of it
     layout: Layout  # of those tokens
-    slots: int  # prompt vectors to make
     groups: tuple[Group, ...]
+    by_adapter: ByAdapter | None  # None: there is one group only
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,23 +231,26 @@ class PackedBatch:
         layout = Layout(self._lengths[rows], self.device)
         everything = layout.tokens == stands.tokens
         tokens = None if everything else self._put(_spans(stands.starts[rows], layout.lengths))
-        prompts = self._prompts[rows]
-        first_slots = np.cumsum(prompts) - prompts
         owners = np.array([self.rows[i].adapter for i in rows])
-        adapters = np.unique(owners)
-        groups = []
-        for adapter in adapters if len(adapters) > 1 else ():
-            mine = np.flatnonzero(owners == adapter)
-            spans = _spans(layout.starts[mine], layout.lengths[mine])
-            slots = _spans(first_slots[mine], prompts[mine])
-            groups.append(Group(int(adapter), self._put(mine), self._put(spans), self._put(slots)))
-        return Generation(
-            source,
-            rows,
-            tokens,
-            layout,
-            int(prompts.sum()),
-            tuple(groups) or (Group(int(adapters[0])),),
+        adapters, counts = np.unique(owners, return_counts=True)
+        lengths = np.bincount(np.searchsorted(adapters, owners), layout.lengths).astype(np.int64)
+        groups = tuple(
+            Group(int(adapter), int(count), int(length))
+            for adapter, count, length in zip(adapters, counts, lengths, strict=True)
+        )
+        return Generation(source, rows, tokens, layout, groups, self._by_adapter(rows, owners))
+
+    def _by_adapter(self, rows: Indices, owners: Indices) -> ByAdapter | None:
+        order = np.argsort(owners, kind="stable")
+        if owners[order[0]] == owners[order[-1]]:
+            return None
+        tokens = _moved(self._lengths[rows], order)
+        slots = _moved(self._prompts[rows], order)
+        return ByAdapter(
+            rows=self._put(order),
+            tokens=self._put(tokens),
+            tokens_back=self._put(np.argsort(tokens)),
+            slots_back=self._put(np.argsort(slots)),
         )
 
     def _put(self, array: Indices) -> Tensor:
@@ -248,3 +260,9 @@ class PackedBatch:
 def _spans(starts: Indices, lengths: Indices) -> Indices:
     """[sum(lengths)]: start, start + 1, ... of every span, one behind the other."""
     return np.repeat(starts - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
+
+
+def _moved(lengths: Indices, order: Indices) -> Indices:
+    """What stands in spans of `lengths`, span by span in another order: indices to take."""
+    starts = np.cumsum(lengths) - lengths
+    return _spans(starts[order], lengths[order])

@@ -13,14 +13,15 @@ multiplies one vector a text, and w says which tokens the prompt was made from. 
 padding here, so nothing needs a mask.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from adapters.packing import Generation, Group, Layout
+from adapters.packing import Generation, Layout
 from adapters.spec import AdapterSpec, FinalActivation
 
 
@@ -60,12 +61,13 @@ class GeneratorWeights:
         )
 
     def folded(self) -> Self:
-        """The same function up to rounding: Wq Wk^T as one matrix, Wv inside W_down."""
+        """The same function up to rounding: Wq Wk^T, scaled, as one matrix; Wv inside W_down."""
         assert self.value is not None
         query = None
         if self.query is not None and self.key is not None:
-            query = self.query @ self.key.T
-        return replace(self, query=query, key=None, value=None, down=self.value @ self.down)
+            query = self.query @ self.key.T * self.scale
+        down = self.value @ self.down
+        return replace(self, query=query, key=None, value=None, down=down, scale=1.0)
 
     def cast(self, dtype: torch.dtype) -> Self:
         """The per-token products in `dtype`; what works on one vector a text stays as it is."""
@@ -81,7 +83,9 @@ def project(tokens: Tensor, weights: GeneratorWeights) -> tuple[Tensor, Tensor]:
     if weights.query is None:
         nothing = tokens.new_zeros(len(tokens), 1)
         return nothing, nothing
-    queries = tokens @ weights.query.to(tokens.dtype) * weights.scale
+    queries = tokens @ weights.query.to(tokens.dtype)
+    if weights.scale != 1.0:  # folded weights hold it
+        queries = queries * weights.scale
     keys = tokens if weights.key is None else tokens @ weights.key.to(tokens.dtype)
     return queries, keys
 
@@ -107,8 +111,8 @@ def weighted_sums(tokens: Tensor, weights: Tensor, layout: Layout) -> Tensor:
 def soft_prompt(pooled: Tensor, weights: GeneratorWeights) -> Tensor:
     """Pooled vectors to prompts: [rows, n] -> [rows * t, n], float32."""
     values = pooled if weights.value is None else pooled @ weights.value
-    bottleneck = torch.relu(values @ weights.down + weights.down_bias)
-    prompt = bottleneck @ weights.up + weights.up_bias
+    bottleneck = torch.relu(torch.addmm(weights.down_bias, values, weights.down))
+    prompt = torch.addmm(weights.up_bias, bottleneck, weights.up)
     match weights.final_activation:
         case FinalActivation.RELU:
             prompt = torch.relu(prompt)
@@ -131,37 +135,41 @@ def generate(
     Returns:
         prompts [sum of t, n] in the rows' order, of `source`'s dtype; token weights w, float32 [T].
     """
-    tokens = _of(source, generation.tokens)
-    projected = [
-        (group, project(_of(tokens, group.tokens), generators[group.adapter]))
-        for group in generation.groups
-    ]
-    w = token_weights(*_together(projected, tokens), generation.layout)
+    tokens = source if generation.tokens is None else source.index_select(0, generation.tokens)
+    members = [generators[group.adapter] for group in generation.groups]
+    queries, keys = _projected(tokens, generation, members)
+    w = token_weights(queries, keys, generation.layout)
     pooled = weighted_sums(tokens, w, generation.layout)
-    prompts = pooled.new_empty(generation.slots, pooled.shape[1])
-    for group in generation.groups:
-        prompt = soft_prompt(_of(pooled, group.rows), generators[group.adapter])
-        if group.slots is None:
-            prompts = prompt
-        else:
-            prompts[group.slots] = prompt
-    return prompts.to(source.dtype), w
+    return _prompts(pooled, generation, members).to(source.dtype), w
 
 
-def _together(
-    projected: list[tuple[Group, tuple[Tensor, Tensor]]], tokens: Tensor
+def _projected(
+    tokens: Tensor, generation: Generation, members: Sequence[GeneratorWeights]
 ) -> tuple[Tensor, Tensor]:
-    """All groups' queries and keys in the tokens' order, as wide as the widest."""
-    if len(projected) == 1:
-        return projected[0][1]
-    width = max(queries.shape[1] for _, (queries, _) in projected)
-    queries, keys = (tokens.new_zeros(len(tokens), width) for _ in range(2))
-    for group, (some_queries, some_keys) in projected:
-        # Columns that an adapter does not use stay zero and add nothing to its scores.
-        queries[group.tokens, : some_queries.shape[1]] = some_queries
-        keys[group.tokens, : some_keys.shape[1]] = some_keys
-    return queries, keys
+    """Queries and keys of all groups' tokens, in the rows' order."""
+    way = generation.by_adapter
+    if way is None:
+        return project(tokens, members[0])
+    parts = tokens[way.tokens].split([group.tokens for group in generation.groups])
+    projected = [project(*pair) for pair in zip(parts, members, strict=True)]
+    if all(member.key is None for member in members):  # folded: the tokens themselves are the keys
+        queries = _joined([some for some, _ in projected], tokens.shape[1])
+        return queries[way.tokens_back], tokens
+    width = max(states.shape[1] for pair in projected for states in pair)
+    queries, keys = (_joined(some, width) for some in zip(*projected, strict=True))
+    return queries[way.tokens_back], keys[way.tokens_back]
 
 
-def _of(tensor: Tensor, chosen: Tensor | None) -> Tensor:
-    return tensor if chosen is None else tensor.index_select(0, chosen)
+def _prompts(pooled: Tensor, generation: Generation, members: Sequence[GeneratorWeights]) -> Tensor:
+    """Prompts of all groups' pooled vectors, in the rows' order."""
+    way = generation.by_adapter
+    if way is None:
+        return soft_prompt(pooled, members[0])
+    parts = pooled[way.rows].split([group.rows for group in generation.groups])
+    prompts = [soft_prompt(*pair) for pair in zip(parts, members, strict=True)]
+    return torch.cat(prompts)[way.slots_back]
+
+
+def _joined(parts: Sequence[Tensor], width: int) -> Tensor:
+    """One behind the other, [T, width]: columns that an adapter lacks are zero, scoring nothing."""
+    return torch.cat([functional.pad(part, (0, width - part.shape[1])) for part in parts])

@@ -1,14 +1,22 @@
-"""`python -m benchmarks peers | adapters | training`."""
+"""`python -m benchmarks peers | adapters | training | exactness`."""
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from benchmarks.exactness import exactness
 from benchmarks.load import LoadFailed
 from benchmarks.peers import adapters, peers
 from benchmarks.servers import ServerFailed
 from benchmarks.training import training
+
+RUN: dict[str, Callable[..., None]] = {
+    "peers": peers,
+    "adapters": adapters,
+    "training": training,
+    "exactness": exactness,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,22 +27,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("peers", "this service beside Infinity, CPU"),
         ("adapters", "throughput over the number of adapters"),
         ("training", "an epoch with and without kept lower layers"),
+        ("exactness", "what batching and bfloat16 change in the zoo's answers"),
     ):
         command = commands.add_parser(name, help=summary, description=summary)
         command.add_argument("--json", type=Path, help="write figures and conditions here")
-        command.add_argument("--rounds", type=int, default=3)
+    for name in ("peers", "adapters", "training"):
+        commands.choices[name].add_argument("--rounds", type=int, default=3)
     for name in ("peers", "adapters"):
-        commands.choices[name].add_argument("--seconds", type=float, default=10, help="of every load")
+        commands.choices[name].add_argument(
+            "--seconds", type=float, default=10, help="of every load"
+        )
+    for name in ("training", "exactness"):
+        commands.choices[name].add_argument("--device", default="auto")
     commands.choices["peers"].add_argument(
-        "--infinity-python", type=Path, required=True, help="of an environment with infinity-emb[server,torch]"
+        "--infinity-python",
+        type=Path,
+        required=True,
+        help="of an environment with infinity-emb[server,torch]",
     )
     commands.choices["adapters"].add_argument("--counts", type=int, nargs="+", default=[1, 16, 64])
-    commands.choices["training"].add_argument("--device", default="auto")
+    commands.choices["exactness"].add_argument(
+        "--data-root", type=Path, help="holds <task>/test.jsonl.gz"
+    )
+    commands.choices["exactness"].add_argument("--texts", type=int, default=1000, help="an adapter")
     chosen = vars(parser.parse_args(arguments))
     try:
-        {"peers": peers, "adapters": adapters, "training": training}[chosen.pop("command")](**chosen)
+        RUN[chosen.pop("command")](**chosen)
     except (LoadFailed, ServerFailed) as error:
-        print(f"error: {error}", file=sys.stderr)
+        sys.stderr.write(f"error: {error}\n")
         return 2
     return 0
 

@@ -25,16 +25,23 @@ class Figures:
     p99_ms: float
 
 
-def make_texts(vocabulary: Iterable[str], *, count: int, mean_tokens: float, seed: int = 0) -> list[str]:
-    """Random words of a tokenizer's own vocabulary; lengths are log-normal like those of short messages.
+def make_texts(
+    vocabulary: Iterable[str], *, count: int, mean_tokens: float, seed: int = 0
+) -> list[str]:
+    """Random words of a tokenizer's own vocabulary; lengths are log-normal like those of short
+    messages.
 
     The mean is `mean_tokens`, special tokens included; nothing is longer than 250 tokens.
     """
     rng = random.Random(seed)
-    words = sorted(word for word in vocabulary if word.isascii() and word.isalpha() and len(word) > 2)
+    words = sorted(
+        word for word in vocabulary if word.isascii() and word.isalpha() and len(word) > 2
+    )
     spread = 0.6
     middle = (mean_tokens - 2) / 2.718281828 ** (spread**2 / 2)
-    lengths = [min(max(1, round(middle * rng.lognormvariate(0, spread))), 248) for _ in range(count)]
+    lengths = [
+        min(max(1, round(middle * rng.lognormvariate(0, spread))), 248) for _ in range(count)
+    ]
     return [" ".join(rng.choices(words, k=length)) for length in lengths]
 
 
@@ -44,7 +51,9 @@ def write_bodies(path: Path, bodies: Sequence[Any]) -> Path:
     return path
 
 
-def load(url: str, bodies: Path, *, texts_per_request: int, connections: int, seconds: float) -> Figures:
+def load(
+    url: str, bodies: Path, *, texts_per_request: int, connections: int, seconds: float
+) -> Figures:
     """Send `bodies` over and over.
 
     Raises:
@@ -53,7 +62,18 @@ def load(url: str, bodies: Path, *, texts_per_request: int, connections: int, se
     wrk = shutil.which("wrk")
     if wrk is None:
         raise LoadFailed("wrk is not installed (Debian's package of that name)")
-    command = [wrk, "-t1", f"-c{connections}", f"-d{seconds:.0f}s", "--timeout", "60s", "-s", str(SCRIPT), url, "--"]
+    command = [
+        wrk,
+        "-t1",
+        f"-c{connections}",
+        f"-d{seconds:.0f}s",
+        "--timeout",
+        "60s",
+        "-s",
+        str(SCRIPT),
+        url,
+        "--",
+    ]
     done = subprocess.run(
         [*command, str(bodies)], capture_output=True, text=True, timeout=seconds + 120, check=False
     )

@@ -1,7 +1,8 @@
-"""This service beside Infinity: the same weights, texts and load, in turns within one run, on the CPU.
+"""This service beside Infinity: same weights, texts and load, in turns within one run, on the CPU.
 
-Infinity serves the default backbone under a two-label classifier; this service serves it under one adapter, or under
-many that the requests name at random. Ours carries prompt tokens that Infinity's classifier does not have.
+Infinity serves the default backbone under a two-label classifier; this service serves it under one
+adapter, or under many that the requests name at random. Ours carries prompt tokens that Infinity's
+classifier does not have.
 """
 
 import random
@@ -23,8 +24,8 @@ from benchmarks.servers import infinity, random_adapter, service, write_classifi
 MEAN_TOKENS = 26
 TEXTS = 4096
 # (texts a request, connections)
-SHAPES = ((1, 32), (32, 8))
-WARM_UP_SECONDS = 2.0
+SHAPES = ((1, 32), (32, 4))
+WARM_UP_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,32 +38,41 @@ class Contender:
 
 
 def peers(*, infinity_python: Path, seconds: float, rounds: int, json: Path | None) -> None:
-    """Ours in float32 and `auto`, with one adapter and with 16, against Infinity in float32 and bfloat16."""
+    """Ours in float32 and `auto`, with 1 and 16 adapters, Infinity in float32 and bfloat16."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         write_classifier(folder / "classifier")
         contenders = []
         for dtype in ("float32", "bfloat16"):
             url = stack.enter_context(
-                infinity(infinity_python, folder / "classifier", dtype=dtype, log=folder / f"infinity-{dtype}.log")
+                infinity(
+                    infinity_python,
+                    folder / "classifier",
+                    dtype=dtype,
+                    log=folder / f"infinity-{dtype}.log",
+                )
             )
             bodies = _bodies(folder, "infinity", _infinity_body)
             contenders.append(Contender(f"infinity {dtype}", f"{url}/classify", bodies))
         contenders += _ours(stack, folder, (1, 16), ("float32", "auto"))
         measured = _rounds(contenders, SHAPES, seconds=seconds, rounds=rounds)
-    _report("peers", measured, baseline="infinity float32", seconds=seconds, rounds=rounds, json=json)
+    _report(
+        "peers", measured, baseline="infinity float32", seconds=seconds, rounds=rounds, json=json
+    )
 
 
 def adapters(*, counts: Sequence[int], seconds: float, rounds: int, json: Path | None) -> None:
     """Throughput over the number of adapters that requests name at random."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        contenders = _ours(stack, folder, counts, ("float32", "auto"))
+        contenders = list(_ours(stack, folder, counts, ("float32", "auto")))
         measured = _rounds(contenders, SHAPES, seconds=seconds, rounds=rounds)
     for dtype in ("float32", "auto"):
         one = f"ours {dtype}, 1 adapter"
         chosen = {key: value for key, value in measured.items() if dtype in key[0]}
-        _report(f"adapters, {dtype}", chosen, baseline=one, seconds=seconds, rounds=rounds, json=None)
+        _report(
+            f"adapters, {dtype}", chosen, baseline=one, seconds=seconds, rounds=rounds, json=None
+        )
     write(json, _figures(measured, seconds, rounds))
 
 
@@ -75,7 +85,9 @@ def _ours(
         store = folder / dtype
         store.mkdir()
         url = stack.enter_context(
-            service(store, files, IDSPAM_DEVICE="cpu", IDSPAM_DTYPE=dtype, IDSPAM_LOG_LEVEL="warning")
+            service(
+                store, files, IDSPAM_DEVICE="cpu", IDSPAM_DTYPE=dtype, IDSPAM_LOG_LEVEL="warning"
+            )
         )
         for count in counts:
             names = list(files)[:count]
@@ -111,7 +123,11 @@ def _our_body(names: Sequence[str]) -> Callable[[list[str]], Any]:
 
 
 def _rounds(
-    contenders: Sequence[Contender], shapes: Sequence[tuple[int, int]], *, seconds: float, rounds: int
+    contenders: Sequence[Contender],
+    shapes: Sequence[tuple[int, int]],
+    *,
+    seconds: float,
+    rounds: int,
 ) -> dict[tuple[str, int], list[Figures]]:
     """Everyone once a round, so that a slow minute of the machine hits all alike."""
     measured: dict[tuple[str, int], list[Figures]] = {}
@@ -129,7 +145,9 @@ def _rounds(
                 if number:
                     measured.setdefault((contender.name, size), []).append(figures)
                     rate = f"{figures.texts_per_second:,.0f} texts/s"
-                    console.print(f"round {number}/{rounds}: {contender.name}, {size} a request: {rate}")
+                    console.print(
+                        f"round {number}/{rounds}: {contender.name}, {size} a request: {rate}"
+                    )
     return measured
 
 

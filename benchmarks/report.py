@@ -1,4 +1,4 @@
-"""What every benchmark prints and writes: figures, and the conditions without which they mean nothing."""
+"""What every benchmark prints and writes: figures, with the conditions that they need."""
 
 import json
 import os

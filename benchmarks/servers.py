@@ -1,4 +1,4 @@
-"""Start and stop the servers that are measured, each in a process of its own on a free port of loopback."""
+"""The servers that are measured, each in a process of its own on a free port of loopback."""
 
 import os
 import socket
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 import torch
-from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, BertModel
+from transformers import AutoConfig, AutoModel, AutoTokenizer, BertForSequenceClassification
 
 from adapters.adapter import Adapter
 from adapters.backbone import Backbone
@@ -43,7 +43,8 @@ def random_adapter(backbone: Backbone, *, seed: int) -> bytes:
     )
     random = torch.Generator().manual_seed(seed)
     tensors = {
-        name: torch.randn(shape, generator=random) * shape[0] ** -0.5 for name, shape in spec.shapes().items()
+        name: torch.randn(shape, generator=random) * shape[0] ** -0.5
+        for name, shape in spec.shapes().items()
     }
     return serialize(Adapter(spec, tensors))
 
@@ -52,12 +53,20 @@ def random_adapter(backbone: Backbone, *, seed: int) -> bytes:
 def service(folder: Path, adapters: Mapping[str, bytes], **settings: str) -> Iterator[str]:
     """This project's service with these adapters; yields its URL."""
     port = _free_port()
-    environment = {"IDSPAM_PORT": str(port), "IDSPAM_ADAPTER_DIR": str(folder), "IDSPAM_ZOO_DIR": "off"}
+    environment = {
+        "IDSPAM_PORT": str(port),
+        "IDSPAM_ADAPTER_DIR": str(folder),
+        "IDSPAM_ZOO_DIR": "off",
+    }
     command = [sys.executable, "-m", "service"]
-    with _process(command, environment | settings, f"http://127.0.0.1:{port}/readyz", folder / "service.log"):
+    with _process(
+        command, environment | settings, f"http://127.0.0.1:{port}/readyz", folder / "service.log"
+    ):
         url = f"http://127.0.0.1:{port}"
         for name, data in adapters.items():
-            httpx.put(f"{url}/v1/adapters/{name}", content=data, headers=_BINARY, timeout=60).raise_for_status()
+            httpx.put(
+                f"{url}/v1/adapters/{name}", content=data, headers=_BINARY, timeout=60
+            ).raise_for_status()
         yield url
 
 
@@ -66,22 +75,36 @@ def infinity(python: Path, model: Path, *, dtype: str, log: Path) -> Iterator[st
     """Infinity with a sequence classifier; yields its URL."""
     port = _free_port()
     command = [
-        *(str(python.with_name("infinity_emb")), "v2", "--model-id", str(model), "--engine", "torch"),
+        *(
+            str(python.with_name("infinity_emb")),
+            "v2",
+            "--model-id",
+            str(model),
+            "--engine",
+            "torch",
+        ),
         *("--device", "cpu", "--dtype", dtype, "--host", "127.0.0.1", "--port", str(port)),
-        *("--no-bettertransformer", "--log-level", "error"),
+        *("--served-model-name", "classifier", "--no-bettertransformer", "--log-level", "error"),
     ]
-    environment = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"}
+    environment = {
+        "HF_HUB_OFFLINE": "1",
+        "DO_NOT_TRACK": "1",
+        "INFINITY_ANONYMOUS_USAGE_STATS": "0",
+    }
     with _process(command, environment, f"http://127.0.0.1:{port}/models", log):
         yield f"http://127.0.0.1:{port}"
 
 
 def write_classifier(folder: Path) -> None:
-    """The default backbone's weights under a random two-label head, as `transformers` saves a classifier."""
+    """The default backbone's weights under a random two-label head, as `transformers` saves a
+    classifier."""
     source, revision = locate_default()
     torch.manual_seed(0)
-    config = BertConfig.from_pretrained(source, revision=revision, num_labels=2)
+    config = AutoConfig.from_pretrained(source, revision=revision)
+    # Named labels: Infinity takes a configuration without any for a re-ranker.
+    config.id2label, config.label2id = {0: "no", 1: "yes"}, {"no": 0, "yes": 1}
     model = BertForSequenceClassification(config)
-    model.bert = BertModel.from_pretrained(source, revision=revision)
+    model.bert = AutoModel.from_pretrained(source, revision=revision)
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(source, revision=revision).save_pretrained(folder)
 
@@ -95,7 +118,10 @@ def _process(
 ) -> Iterator[None]:
     with log.open("w") as output:
         process = subprocess.Popen(
-            command, env=dict(os.environ) | dict(environment), stdout=output, stderr=subprocess.STDOUT
+            command,
+            env=dict(os.environ) | dict(environment),
+            stdout=output,
+            stderr=subprocess.STDOUT,
         )
     try:
         _wait(process, probe, log)

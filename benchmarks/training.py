@@ -1,11 +1,14 @@
 """One training epoch over kept lower layers against the same epoch that computes them every time.
 
-Same rows, order, seeds and adapter; what differs is the cache alone. Texts are random words: speed, not quality.
+Same rows, order, seeds and adapter; what differs is the cache alone. Texts are random words: speed,
+not quality.
 """
 
 import random
 import tempfile
 from pathlib import Path
+
+from transformers import AutoTokenizer
 
 from adapters.loading import locate_default
 from benchmarks.load import make_texts
@@ -15,7 +18,6 @@ from train.progress import SilentProgress
 from train.report import FitReport
 from train.settings import CacheMode, FitSettings
 from train.trainer import fit
-from transformers import AutoTokenizer
 
 ROWS = 2000
 MEAN_TOKENS = 26
@@ -69,4 +71,6 @@ def _fit(data: Dataset, mode: CacheMode, device: str) -> FitReport:
     """Two epochs; the second is the one that is timed, when nothing is new to the allocator."""
     settings = FitSettings(epochs=2, patience=2, cache=mode, device=device, validation_fraction=0.0)
     with tempfile.TemporaryDirectory() as folder:
-        return fit(data, None, None, settings, Path(folder) / "adapter.safetensors", SilentProgress())
+        return fit(
+            data, None, None, settings, Path(folder) / "adapter.safetensors", SilentProgress()
+        )

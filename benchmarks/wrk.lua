@@ -1,6 +1,6 @@
 -- Posts the lines of a file one after the other, over and over. Arguments: the file, and where to write a JSON summary.
 -- Sums up what wrk measured; every answer that is not a 200 counts as failed.
-local bodies, next_body, failed = {}, 0, 0
+local bodies, next_body = {}, 0
 local threads = {}
 
 function setup(thread)
@@ -13,7 +13,7 @@ function init(args)
   end
   -- Threads start at different lines, so that they do not send the same texts together.
   next_body = math.random(#bodies)
-  failed = 0
+  failed = 0 -- global: `done` reads it through thread:get
 end
 
 function request()

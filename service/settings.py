@@ -144,7 +144,7 @@ class Settings:
         _whole(16, 2**30), "262144", "tokens", help="What may wait; requests beyond it get 429"
     )
     max_active_adapters: int = _entry(
-        _whole(1, 65536), "64", "adapters", help="Adapters resident on the device at once"
+        _whole(1, 65536), "256", "adapters", help="Adapters resident on the device at once"
     )
     max_upload_bytes: int = _entry(
         _whole(1024, 2**34), str(256 * 2**20), "bytes", help="Largest adapter file that is taken"

@@ -21,7 +21,8 @@ def adapter(backbone: Backbone) -> Adapter:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `gpu` need a CUDA device; everywhere else they are skipped, and the report says so."""
+    """Tests marked `gpu` need a CUDA device; everywhere else they are skipped, and the report says
+    so."""
     if torch.cuda.is_available():
         return
     for item in items:

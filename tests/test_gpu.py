@@ -1,7 +1,9 @@
-"""On a CUDA device: the same answers as on the CPU, through the varlen kernels where they apply, for every family.
+"""On a CUDA device: the same answers as on the CPU, through the varlen kernels where they apply,
+for every family.
 
-float32 bound: the products' sums are in another order, 1e-5 as on the CPU. bfloat16 bound: its eight bits of mantissa
-over four wide random layers; what two batches of one text differ by is what the kernels' tiling changes.
+float32 bound: the products' sums are in another order, 1e-5 as on the CPU. bfloat16 bound: its
+eight bits of mantissa over four wide random layers; what two batches of one text differ by is what
+the kernels' tiling changes.
 """
 
 import copy
@@ -24,7 +26,8 @@ TEXTS = ["", "good", "the card is not free " * 3, "bad call", "you win now " * 8
 
 
 def _answers(backbone: Backbone, *, alone: bool = False) -> list[Classification]:
-    """Answers of all texts over six adapters of several layers and lengths, in one batch or in one batch each."""
+    """Answers of all texts over six adapters of several layers and lengths, in one batch or in one
+    batch each."""
     adapters = [
         prepare(
             make_adapter(
@@ -54,7 +57,8 @@ def _answers(backbone: Backbone, *, alone: bool = False) -> list[Classification]
 
 def _distance(some: list[Classification], others: list[Classification]) -> float:
     return max(
-        float(np.abs(one.scores - other.scores).max()) for one, other in zip(some, others, strict=True)
+        float(np.abs(one.scores - other.scores).max())
+        for one, other in zip(some, others, strict=True)
     )
 
 
@@ -87,11 +91,15 @@ def test_gradients_on_the_device_equal_those_on_the_cpu(family: str) -> None:
     for device in ("cuda", "cpu"):
         backbone = _backbone(family, torch.float32, device)
         adapter = make_adapter(backbone, insertion_layer=1, generator_input="hidden")
-        tensors = {name: tensor.to(device).requires_grad_() for name, tensor in adapter.tensors.items()}
+        tensors = {
+            name: tensor.to(device).requires_grad_() for name, tensor in adapter.tensors.items()
+        }
         prepared = prepare(type(adapter)(adapter.spec, tensors), backbone)
         inputs = [(0, backbone.encoder.encode(text, max_length=40)) for text in TEXTS[:6]]
-        answers = backbone.forward(backbone.pack(rows_of([prepared], inputs)), {0: prepared.generator})
-        answers.states.square().mean().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        answers = backbone.forward(
+            backbone.pack(rows_of([prepared], inputs)), {0: prepared.generator}
+        )
+        answers.states.square().mean().backward()
         gradients.append(
             {name: tensor.grad.cpu() for name, tensor in tensors.items() if tensor.grad is not None}
         )

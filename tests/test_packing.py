@@ -97,27 +97,29 @@ def sequence_at(batch: PackedBatch, layer: int) -> list[Item]:
 
 
 def prompts_of(batch: PackedBatch, generation: Generation, source: list[Item]) -> list[Item]:
-    """The slots that a generation's groups write, each of them once."""
+    """The slots that a generation's groups make, taken back to the rows' order."""
     seen = source if generation.tokens is None else [source[i] for i in generation.tokens.tolist()]
     extents = zip(generation.layout.starts, generation.layout.lengths, strict=True)
     texts = [seen[start : start + length] for start, length in extents]
-    prompts: dict[int, Item] = {}
-    for group in generation.groups:
-        rows = group.rows.tolist() if group.rows is not None else list(range(len(texts)))
-        places = group.slots.tolist() if group.slots is not None else list(range(generation.slots))
-        tokens = seen if group.tokens is None else [seen[i] for i in group.tokens.tolist()]
-        assert tokens == [token for row in rows for token in texts[row]]
-        owners = [batch.rows[generation.rows[row]] for row in rows]
-        assert {owner.adapter for owner in owners} == {group.adapter}
-        assert [owner.encoding.input_ids.tolist() for owner in owners] == [texts[r] for r in rows]
-        written = [
-            Slot(int(owner.encoding.input_ids[0]), place)
-            for owner in owners
-            for place in range(owner.spec.prompt_length)
-        ]
-        assert not prompts.keys() & set(places)
-        prompts |= zip(places, written, strict=True)
-    return [prompts[place] for place in range(generation.slots)]
+    owners = [batch.rows[row] for row in generation.rows]
+    assert [owner.encoding.input_ids.tolist() for owner in owners] == texts
+    way = generation.by_adapter
+    order = list(range(len(texts))) if way is None else way.rows.tolist()
+    grouped = [token for row in order for token in texts[row]]
+    assert [owners[row].adapter for row in order] == [
+        group.adapter for group in generation.groups for _ in range(group.rows)
+    ]
+    assert [len(grouped)] == [sum(group.tokens for group in generation.groups)]
+    made: list[Item] = [
+        Slot(int(owners[row].encoding.input_ids[0]), place)
+        for row in order
+        for place in range(owners[row].spec.prompt_length)
+    ]
+    if way is None:
+        return made
+    assert [seen[i] for i in way.tokens.tolist()] == grouped
+    assert [grouped[i] for i in way.tokens_back.tolist()] == seen
+    return [made[i] for i in way.slots_back.tolist()]
 
 
 @settings(max_examples=150, derandomize=True, deadline=None, database=None)
@@ -191,4 +193,5 @@ def test_one_adapter_in_a_batch_needs_no_index_arrays() -> None:
     (generation,) = insertion.generations
     (group,) = generation.groups
     assert generation.tokens is None
-    assert (group.adapter, group.rows, group.tokens, group.slots) == (7, None, None, None)
+    assert (group.adapter, group.rows, group.tokens) == (7, 4, 12)
+    assert generation.by_adapter is None

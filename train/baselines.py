@@ -1,7 +1,8 @@
-"""What is reached without a prompt: the majority class, and a class head alone on the frozen backbone.
+"""What is reached without a prompt: the majority class, and a class head on the frozen backbone.
 
-They stand beside every result, so that nobody mistakes a failed run for a good one. The head reads [BOS] or the
-mean of the tokens, whichever does better on the validation rows: for sentence encoders [BOS] alone is a weak control.
+They stand beside every result, so that nobody mistakes a failed run for a good one. The head reads
+[BOS] or the mean of the tokens, whichever does better on the validation rows: for sentence encoders
+[BOS] alone is a weak control.
 """
 
 from collections.abc import Mapping
@@ -27,17 +28,25 @@ def majority(train: Tensor, others: Mapping[str, Tensor], *, labels: int) -> Bas
     winner = int(torch.bincount(train, minlength=labels).argmax())
     return Baseline(
         **{split: None for split in ("validation", "test") if split not in others},
-        **{split: measure(torch.full_like(true, winner), true, labels=labels) for split, true in others.items()},
+        **{
+            split: measure(torch.full_like(true, winner), true, labels=labels)
+            for split, true in others.items()
+        },
     )
 
 
 def head_only(
-    backbone: Backbone, caches: Mapping[str, TrunkCache], classes: Mapping[str, Tensor], *, labels: int
+    backbone: Backbone,
+    caches: Mapping[str, TrunkCache],
+    classes: Mapping[str, Tensor],
+    *,
+    labels: int,
 ) -> Baseline:
-    """A logistic regression on the backbone's own last states; splits by name, `train` among them."""
+    """A logistic regression on the backbone's last states; splits by name, `train` among them."""
     features = {split: _features(backbone, cache) for split, cache in caches.items()}
     results = [
-        _probe({split: found[pooling] for split, found in features.items()}, classes, labels) for pooling in Pooling
+        _probe({split: found[pooling] for split, found in features.items()}, classes, labels)
+        for pooling in Pooling
     ]
     return max(results, key=lambda result: result.validation.accuracy if result.validation else 0.0)
 
@@ -50,10 +59,17 @@ def _features(backbone: Backbone, cache: TrunkCache) -> dict[Pooling, Tensor]:
         batch = cache.pack(chosen)
         trunk = backbone.trunk(batch, backbone.layers, above=cache.trunk(chosen, batch))
         states = backbone.finish(trunk.hidden).float().cpu()
-        starts, lengths = torch.from_numpy(batch.layout.starts), torch.from_numpy(batch.layout.lengths)
+        starts, lengths = (
+            torch.from_numpy(batch.layout.starts),
+            torch.from_numpy(batch.layout.lengths),
+        )
         index = torch.tensor(chosen)[torch.from_numpy(batch.order)]
-        found[Pooling.ANSWER][index] = states[starts + lengths - 1 if backbone.family.causal else starts]
-        found[Pooling.MEAN][index] = torch.stack([piece.mean(dim=0) for piece in states.split(lengths.tolist())])
+        found[Pooling.ANSWER][index] = states[
+            starts + lengths - 1 if backbone.family.causal else starts
+        ]
+        found[Pooling.MEAN][index] = torch.stack(
+            [piece.mean(dim=0) for piece in states.split(lengths.tolist())]
+        )
     return found
 
 
@@ -62,16 +78,21 @@ def _probe(features: Mapping[str, Tensor], classes: Mapping[str, Tensor], labels
     centre, scale = train.mean(dim=0), train.std(dim=0).clamp_min(1e-6)
     weight = torch.zeros(train.shape[1], labels, requires_grad=True)
     bias = torch.zeros(labels, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(
+        [weight, bias], max_iter=ITERATIONS, line_search_fn="strong_wolfe"
+    )
     inputs = (train - centre) / scale
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = functional.cross_entropy(inputs @ weight + bias, classes["train"]) + PENALTY * weight.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        loss = (
+            functional.cross_entropy(inputs @ weight + bias, classes["train"])
+            + PENALTY * weight.square().sum()
+        )
+        loss.backward()
         return loss
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    optimizer.step(closure)
     found: dict[str, Metrics | None] = {"validation": None, "test": None}
     for split in found.keys() & features.keys():
         with torch.no_grad():

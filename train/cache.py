@@ -1,7 +1,7 @@
 """The frozen part below the insertion layer, computed once per example instead of once per epoch.
 
-What enters layer m of a text depends on no adapter, so it is kept: in memory, or in a memory-mapped file that is
-deleted with the cache. Knows no labels and no adapter.
+What enters layer m of a text depends on no adapter, so it is kept: in memory, or in a memory-mapped
+file that is deleted with the cache. Knows no labels and no adapter.
 """
 
 import logging
@@ -35,7 +35,8 @@ class TrunkCache:
 
     Args:
         encodings: all examples; they are addressed by their index from then on.
-        spec: of the adapter to train: its insertion layer, and whether its generator reads the embeddings.
+        spec: of the adapter to train: its insertion layer, and whether its generator reads the
+            embeddings.
         place: `auto` is memory up to `MEMORY_BYTES`, then disk.
         folder: where a disk cache goes; the system's temporary folder by default.
     """
@@ -68,7 +69,7 @@ class TrunkCache:
         return len(self._encodings)
 
     def fill(self) -> Iterator[int]:
-        """Compute the states, longest texts together; yields the number of examples done, for a progress bar."""
+        """Compute the states; yields the number of examples done, for a progress bar."""
         if self._states is None:
             return
         for chosen in self.chunks(FILL_TOKENS):
@@ -83,7 +84,7 @@ class TrunkCache:
             yield len(chosen)
 
     def chunks(self, tokens: int) -> Iterator[list[int]]:
-        """All examples, sorted by length, in pieces of at most `tokens` tokens (or of one example)."""
+        """All examples by length, in pieces of at most `tokens` tokens (or of one example)."""
         chunk: list[int] = []
         total = 0
         for index in np.argsort(self._lengths, kind="stable"):
@@ -98,7 +99,9 @@ class TrunkCache:
 
     def pack(self, indices: Sequence[int]) -> PackedBatch:
         """These examples as one batch of the adapter in training."""
-        return self._backbone.pack([Row(self._encodings[index], self._spec, 0) for index in indices])
+        return self._backbone.pack(
+            [Row(self._encodings[index], self._spec, 0) for index in indices]
+        )
 
     def trunk(self, indices: Sequence[int], batch: PackedBatch) -> Trunk | None:
         """The kept states of a batch that `pack` made of `indices`; None where nothing is kept."""
@@ -106,7 +109,9 @@ class TrunkCache:
             return None
         spans = self._spans(np.asarray(indices)[batch.order])
         states = [part.index_select(0, spans).to(self._backbone.device) for part in self._states]
-        return Trunk(self._spec.insertion_layer, states[0], states[1] if self._keeps_embeddings else None)
+        return Trunk(
+            self._spec.insertion_layer, states[0], states[1] if self._keeps_embeddings else None
+        )
 
     def close(self) -> None:
         """Free the memory or delete the file."""
@@ -125,16 +130,24 @@ class TrunkCache:
                 self._states = self._mapped(shape, folder)
                 return
             except OSError as error:
-                logger.warning("no room for a cache of %d MB on disk (%s): computing the lower layers every epoch", self.nbytes >> 20, error)
+                logger.warning(
+                    "no room on disk for a cache of %d MB (%s): doing without it",
+                    self.nbytes >> 20,
+                    error,
+                )
                 self.place = "off"
                 return
         self._states = torch.empty(shape, dtype=self._backbone.dtype)
 
     def _mapped(self, shape: tuple[int, int, int], folder: Path | None) -> Tensor:
-        self._file = tempfile.NamedTemporaryFile(prefix="idspam-cache-", dir=folder)
-        # Reserve the blocks now: a full disk must be noticed here, not as a bus error in the middle of an epoch.
+        # Lives as long as the cache, which `close` ends.
+        self._file = tempfile.NamedTemporaryFile(prefix="idspam-cache-", dir=folder)  # noqa: SIM115
+        # Reserve the blocks now: a full disk must be noticed here, not as a bus error in the middle
+        # of an epoch.
         os.posix_fallocate(self._file.fileno(), 0, max(self.nbytes, 1))
-        flat = torch.from_file(self._file.name, shared=True, size=int(np.prod(shape)), dtype=self._backbone.dtype)
+        flat = torch.from_file(
+            self._file.name, shared=True, size=int(np.prod(shape)), dtype=self._backbone.dtype
+        )
         return flat.view(shape)
 
     def _spans(self, indices: np.ndarray) -> Tensor:

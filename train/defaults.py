@@ -1,4 +1,4 @@
-"""What `fit` chooses where a setting is left open. docs/defaults.md has the measurements behind each figure."""
+"""What `fit` chooses where a setting is left open. The measurements are in docs/defaults.md."""
 
 from adapters.backbone import Backbone
 from adapters.spec import AdapterSpec
@@ -41,7 +41,9 @@ def spec_of(settings: FitSettings, backbone: Backbone, labels: tuple[str, ...]) 
     layer, length = settings.insertion_layer, settings.max_length
     faults = []
     if layer is not None and layer >= backbone.layers:
-        faults.append(f"--insertion-layer {layer}: this backbone has layers 0..{backbone.layers - 1}")
+        faults.append(
+            f"--insertion-layer {layer}: this backbone has layers 0..{backbone.layers - 1}"
+        )
     if length is not None and length > backbone.max_tokens:
         faults.append(f"--max-length {length}: this backbone takes {backbone.max_tokens} tokens")
     if faults:

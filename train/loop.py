@@ -1,5 +1,5 @@
-"""The training loop: one adapter's parameters, epochs of packed batches, the best weights kept. Knows no files but
-the state of an interrupted run.
+"""The training loop: one adapter's parameters, epochs of packed batches, the best weights kept.
+Knows no files but the state of an interrupted run.
 """
 
 import math
@@ -102,19 +102,20 @@ class Loop:
         )
 
     def fit(self, progress: Progress) -> None:
-        """Train to the end or until the patience is used up, and leave the best weights in the module.
+        """Train to the end or until the patience is used up; the module ends with the best weights.
 
         An interruption (Ctrl-C) saves the state and goes on upwards.
 
         Raises:
-            TrainingError: the loss is not finite; the message says at which step. The last state that was saved
-                before stays.
+            TrainingError: the loss is not finite; the message says at which step. The last state
+                that was saved before stays.
         """
         try:
             while self.state.epoch < self._recipe.epochs and not self._is_out_of_patience():
                 self._epoch(progress)
         except KeyboardInterrupt:
-            if not self._updating:  # else weights and counters disagree: what was saved last is sound
+            # Amid an update weights and counters disagree; what was saved last is sound.
+            if not self._updating:
                 self.save()
             raise
         if self._validation is not None:
@@ -141,7 +142,10 @@ class Loop:
         return found
 
     def _is_out_of_patience(self) -> bool:
-        return self._validation is not None and self.state.epoch - self.state.best_epoch >= self._recipe.patience
+        return (
+            self._validation is not None
+            and self.state.epoch - self.state.best_epoch >= self._recipe.patience
+        )
 
     def _epoch(self, progress: Progress) -> None:
         state, running = self.state, self.state.running
@@ -158,7 +162,9 @@ class Loop:
             now = time.perf_counter()
             running["seconds"] = before + now - started
             done = running["texts"]
-            progress.advance(len(chosen), loss=running["loss"] / done, accuracy=running["hits"] / done)
+            progress.advance(
+                len(chosen), loss=running["loss"] / done, accuracy=running["hits"] / done
+            )
             if now - saved > SAVE_SECONDS:
                 self.save()
                 saved = time.perf_counter()
@@ -171,7 +177,8 @@ class Loop:
         progress.epoch_done(report)
 
     def _batches(self, epoch: int, skip: int) -> Iterator[list[int]]:
-        order = np.random.default_rng([self._recipe.seed, epoch]).permutation(len(self._train.cache))
+        random = np.random.default_rng([self._recipe.seed, epoch])
+        order = random.permutation(len(self._train.cache))
         size = self._recipe.batch_size
         for step in range(skip, self._steps):
             yield order[step * size : (step + 1) * size].tolist()
@@ -187,11 +194,11 @@ class Loop:
         value = float(loss.detach())
         if not math.isfinite(value):
             raise TrainingError(
-                f"the loss is {value} at step {self.state.step + 1} of epoch {self.state.epoch + 1}: stopped; "
-                "a lower --lr usually helps"
+                f"the loss is {value} at step {self.state.step + 1} of epoch "
+                f"{self.state.epoch + 1}: stopped; a lower --lr usually helps"
             )
         self._optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(self._module.parameters(), CLIP_NORM)
         self._updating = True
         self._optimizer.step()
@@ -213,12 +220,15 @@ class Loop:
     ) -> tuple[Tensor, Tensor]:
         """Logits of some examples, and the examples' indices in the logits' order."""
         batch = cache.pack(chosen)
-        answers = self._backbone.forward(batch, {0: self._module.generator}, trunk=cache.trunk(chosen, batch))
+        answers = self._backbone.forward(
+            batch, {0: self._module.generator}, trunk=cache.trunk(chosen, batch)
+        )
         states = functional.dropout(answers.states.float(), dropout) if dropout else answers.states
-        return logits(states, self._module.head), torch.tensor(chosen)[torch.from_numpy(batch.order)]
+        index = torch.tensor(chosen)[torch.from_numpy(batch.order)]
+        return logits(states, self._module.head), index
 
     def _judge(self, running: Mapping[str, float]) -> EpochReport:
-        """Measure the epoch on the validation rows and keep the weights if they are the best so far."""
+        """Measure the epoch on the validation rows; keep the weights if they are the best yet."""
         started = time.perf_counter()
         number, metrics = self.state.epoch + 1, None
         if self._validation is None:

@@ -12,7 +12,11 @@ def measure(predicted: Tensor, true: Tensor, *, labels: int) -> Metrics:
     Args:
         predicted, true: int64 [rows], at least one row.
     """
-    confusion = torch.bincount(true * labels + predicted, minlength=labels * labels).view(labels, labels).double()
+    confusion = (
+        torch.bincount(true * labels + predicted, minlength=labels * labels)
+        .view(labels, labels)
+        .double()
+    )
     hits, present = confusion.diagonal(), confusion.sum(0) + confusion.sum(1)
     f1 = (2 * hits / present)[present > 0]
     return Metrics(accuracy=float(hits.sum() / confusion.sum()), macro_f1=float(f1.mean()))

@@ -1,5 +1,6 @@
-"""The trainable side of an adapter: its tensors as parameters, and how they start. The equation is `adapters.prompt`."""
+"""An adapter's tensors as parameters, and how they start. The equation is `adapters.prompt`."""
 
+import math
 from collections.abc import Mapping
 from typing import Self
 
@@ -15,8 +16,8 @@ from adapters.spec import AdapterSpec
 class AdapterModule(nn.Module):
     """Parameters named and shaped as `AdapterSpec.shapes` declares them, in float32.
 
-    Matrices start at N(0, 1/fan_in), biases at zero. The head starts at zero, so that the first prediction is
-    uniform whatever the number of labels.
+    Matrices start at N(0, 1/fan_in), biases at zero. The head starts at zero, so that the first
+    prediction is uniform whatever the number of labels.
     """
 
     def __init__(self, spec: AdapterSpec, *, generator: torch.Generator) -> None:
@@ -39,12 +40,6 @@ class AdapterModule(nn.Module):
     def head(self) -> HeadWeights:
         return HeadWeights.of(self.tensors)
 
-    def head_parameters(self) -> list[Tensor]:
-        return [tensor for name, tensor in self.tensors.items() if name.startswith("head.")]
-
-    def generator_parameters(self) -> list[Tensor]:
-        return [tensor for name, tensor in self.tensors.items() if name.startswith("generator.")]
-
     def snapshot(self) -> dict[str, Tensor]:
         """A detached copy of every tensor, on the CPU."""
         return {name: tensor.detach().cpu().clone() for name, tensor in self.tensors.items()}
@@ -57,7 +52,8 @@ class AdapterModule(nn.Module):
         return self
 
     def adapter(self, spec: AdapterSpec, *, dtype: torch.dtype = torch.float32) -> Adapter:
-        """These weights as an adapter of `spec`, which may add provenance and calibration to this module's own."""
+        """These weights as an adapter of `spec`, which may add provenance and calibration to this
+        module's own."""
         assert spec.shapes() == self.spec.shapes()
         return Adapter(spec, {name: tensor.to(dtype) for name, tensor in self.snapshot().items()})
 
@@ -65,7 +61,7 @@ class AdapterModule(nn.Module):
 def _initial(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     if name.endswith("bias") or name == "head.out.weight":
         return torch.zeros(shape)
-    return torch.randn(shape, generator=generator) * shape[0] ** -0.5
+    return torch.randn(shape, generator=generator) / math.sqrt(shape[0])
 
 
 def _key(name: str) -> str:

@@ -1,7 +1,7 @@
-"""The state of an interrupted run, beside its output: safetensors, so that going on unpickles nothing either.
+"""The state of an interrupted run, a file beside its output. Safetensors: nothing is unpickled.
 
-Order, dropout and learning rate are functions of seed and step, so weights, moments and counters are all there is to
-keep, and a resumed run on a CPU ends with the bits of an uninterrupted one.
+Order, dropout and learning rate are functions of seed and step, so weights, moments and counters
+are all there is to keep, and a resumed run on a CPU ends with the bits of an uninterrupted one.
 """
 
 import json
@@ -24,14 +24,17 @@ _PARTS = ("weights", "best", "exp_avg", "exp_avg_sq")
 
 @dataclass(slots=True)
 class RunState:
-    """Where a run stands. epoch counts finished epochs; step: of the epoch under way. running: of that epoch."""
+    """Where a run stands. epoch counts finished epochs; step: of the epoch under way. running: of
+    that epoch."""
 
     epoch: int = 0
     step: int = 0
     best_epoch: int = 0
     best_score: tuple[float, float] = (-1.0, 0.0)
     seconds: float = 0.0
-    running: dict[str, float] = field(default_factory=lambda: {"loss": 0.0, "hits": 0.0, "texts": 0.0, "seconds": 0.0})
+    running: dict[str, float] = field(
+        default_factory=lambda: {"loss": 0.0, "hits": 0.0, "texts": 0.0, "seconds": 0.0}
+    )
     history: list[EpochReport] = field(default_factory=list)
 
 
@@ -64,7 +67,10 @@ def save_state(
             if part in moments:
                 tensors[f"{part}/{name}"] = moments[part]
     metadata = {"run": run, "state": json.dumps(asdict(state)), "steps": str(steps)}
-    write_atomically(path, save({key: item.cpu().contiguous() for key, item in tensors.items()}, metadata=metadata))
+    write_atomically(
+        path,
+        save({key: item.cpu().contiguous() for key, item in tensors.items()}, metadata=metadata),
+    )
 
 
 def load_state(
@@ -84,7 +90,10 @@ def load_state(
     except (SafetensorError, OSError) as error:
         raise ResumeError(f"{path}: cannot be read ({error})") from None
     if metadata.get("run") != run:
-        raise ResumeError(f"{path}: belongs to a run with other data, settings or backbone; remove it to start over")
+        raise ResumeError(
+            f"{path}: belongs to a run with other data, settings or backbone; "
+            "remove it to start over"
+        )
     parts: dict[str, dict[str, Tensor]] = {part: {} for part in _PARTS}
     for key, tensor in tensors.items():
         part, _, name = key.partition("/")

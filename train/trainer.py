@@ -1,6 +1,6 @@
 """`fit` and `evaluate`: from data sets to an adapter file and its figures.
 
-    data -> encodings -> TrunkCache -> Loop -> calibrate -> store narrow if that changes nothing -> file -> FitReport
+    data -> encodings -> TrunkCache -> Loop -> temperature -> storage type -> file -> FitReport
 
 Knows no command line.
 """
@@ -33,7 +33,7 @@ from train.loop import Loop, Recipe, Split
 from train.metrics import measure
 from train.module import AdapterModule
 from train.progress import Progress
-from train.report import Baseline, DataReport, EvaluationReport, FitReport, Metrics
+from train.report import DataReport, EvaluationReport, FitReport, Metrics
 from train.settings import FitSettings, StorageType
 from train.state import state_path
 
@@ -53,8 +53,8 @@ def fit(
 ) -> FitReport:
     """Train one adapter and write it to `output`.
 
-    Without `validation`, a stratified share of `train` is held out. The file is written once, at the end; until then
-    the run's state lies beside it, for `settings.resume`.
+    Without `validation`, a stratified share of `train` is held out. The file is written once, at
+    the end; until then the run's state lies beside it, for `settings.resume`.
 
     Raises:
         TrainingError: unusable data or settings, a loss that is not finite, no state to resume.
@@ -67,18 +67,23 @@ def fit(
             train, fraction=settings.validation_fraction, seed=settings.seed
         )
     sets = {"train": train} | {
-        name: found for name, found in (("validation", validation), ("test", test)) if found is not None
+        name: found
+        for name, found in (("validation", validation), ("test", test))
+        if found is not None
     }
     for found in (validation, test):
         if found is not None:
             check_same_task(train, found)
-    backbone = load_backbone(settings.backbone or DEFAULT_BACKBONE, device=settings.device, dtype=settings.dtype)
+    backbone = load_backbone(
+        settings.backbone or DEFAULT_BACKBONE, device=settings.device, dtype=settings.dtype
+    )
     spec = spec_of(settings, backbone, train.labels)
     recipe = recipe_of(settings, rows=len(train))
     splits, cache_seconds = _cached(sets, backbone, spec, settings, progress)
+    module = AdapterModule(spec, generator=torch.Generator().manual_seed(settings.seed))
     loop = Loop(
         backbone,
-        module := AdapterModule(spec, generator=torch.Generator().manual_seed(settings.seed)).to(backbone.device),
+        module.to(backbone.device),
         recipe,
         train=splits["train"],
         validation=splits.get("validation"),
@@ -96,7 +101,10 @@ def fit(
     adapter = replace(adapter, spec=_finished(adapter.spec, sets, measured, temperature, settings))
     progress.note("training the head-only control")
     controls = head_only(
-        backbone, {name: split.cache for name, split in splits.items()}, classes, labels=len(spec.labels)
+        backbone,
+        {name: split.cache for name, split in splits.items()},
+        classes,
+        labels=len(spec.labels),
     )
     save_adapter(output, adapter)
     state_path(output).unlink(missing_ok=True)
@@ -126,7 +134,13 @@ def fit(
 
 
 def evaluate(
-    adapter: Path, data: Dataset, *, backbone: str | None, device: str, dtype: str, progress: Progress
+    adapter: Path,
+    data: Dataset,
+    *,
+    backbone: str | None,
+    device: str,
+    dtype: str,
+    progress: Progress,
 ) -> EvaluationReport:
     """Measure a file on labelled texts, through the same code that serves it.
 
@@ -174,7 +188,12 @@ def _cached(
     started = time.perf_counter()
     splits = {
         name: Split(
-            TrunkCache(backbone, _encode(backbone, found, spec.max_length), spec, place=settings.cache.value),
+            TrunkCache(
+                backbone,
+                _encode(backbone, found, spec.max_length),
+                spec,
+                place=settings.cache.value,
+            ),
             _classes(found, spec.labels),
         )
         for name, found in sets.items()
@@ -201,23 +220,25 @@ def _measure(logits: Tensor, classes: Tensor) -> Metrics:
 
 
 def _temperature(logits: Mapping[str, Tensor], classes: Mapping[str, Tensor]) -> float:
-    """The temperature that minimises cross-entropy on the validation rows (Guo et al. 2017), within [1/8, 8]."""
+    """What minimises cross-entropy on the validation rows (Guo et al. 2017), from 1/8 to 8."""
     if "validation" not in logits:
         return 1.0
-    candidates = torch.logspace(-3, 3, 121, base=2).tolist()
-    return min(
-        candidates, key=lambda t: float(functional.cross_entropy(logits["validation"] / t, classes["validation"]))
-    )
+
+    def loss(temperature: float) -> float:
+        scaled = logits["validation"] / temperature
+        return float(functional.cross_entropy(scaled, classes["validation"]))
+
+    return float(min(torch.logspace(-3, 3, 121, base=2).tolist(), key=loss))
 
 
 def _stored(
     loop: Loop,
     module: AdapterModule,
     splits: Mapping[str, Split],
-    logits: Mapping[str, Tensor],
+    logits: dict[str, Tensor],
     storage: StorageType,
     temperature: float,
-) -> tuple[Adapter, Mapping[str, Tensor]]:
+) -> tuple[Adapter, dict[str, Tensor]]:
     """The adapter in the type that it is stored in, and the logits of exactly those weights."""
     wide = module.adapter(module.spec)
     if storage is StorageType.FLOAT32:
@@ -231,12 +252,15 @@ def _stored(
     return wide, logits
 
 
-def _is_same(exact: Mapping[str, Tensor], rounded: Mapping[str, Tensor], temperature: float) -> bool:
+def _is_same(
+    exact: Mapping[str, Tensor], rounded: Mapping[str, Tensor], temperature: float
+) -> bool:
     if not exact:
         return False
     pairs = [(exact[name], rounded[name]) for name in exact]
     moved = max(
-        float((scores(a, "softmax", temperature) - scores(b, "softmax", temperature)).abs().max()) for a, b in pairs
+        float((scores(a, "softmax", temperature) - scores(b, "softmax", temperature)).abs().max())
+        for a, b in pairs
     )
     return moved <= STORAGE_BOUND and all(torch.equal(a.argmax(-1), b.argmax(-1)) for a, b in pairs)
 
@@ -263,7 +287,9 @@ def _finished(
         created=datetime.now(UTC).replace(microsecond=0).isoformat(),
         metrics=metrics,
     )
-    return spec.model_copy(update={"calibration": Calibration(temperature=temperature), "provenance": provenance})
+    return spec.model_copy(
+        update={"calibration": Calibration(temperature=temperature), "provenance": provenance}
+    )
 
 
 def _run_identity(sets: Mapping[str, Dataset], spec: AdapterSpec, recipe: Recipe) -> str:

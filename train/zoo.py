@@ -1,7 +1,8 @@
-"""Rebuild the adapters of adapters/zoo with the project's own command: `python -m train.zoo --help`.
+"""Rebuild the adapters of adapters/zoo: `python -m train.zoo --help`.
 
-Every adapter is one `fit` with default settings; only where its data comes from is written here. `sentiment` is made
-from the rated snippets that the PyPI package vaderSentiment 3.3.2 (MIT) carries in its source distribution.
+Every adapter is one `fit` with default settings; only where its data comes from is written here.
+`sentiment` is made from the rated snippets that the PyPI package vaderSentiment 3.3.2 (MIT) carries
+in its source distribution.
 """
 
 import argparse
@@ -26,7 +27,8 @@ TEST_PERCENT, VALIDATION_PERCENT = 15, 10
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """One adapter of the zoo: the folder that holds its splits, and whose data that is under which licence."""
+    """One adapter of the zoo: the folder that holds its splits, and whose data that is under which
+    licence."""
 
     folder: str
     data: str
@@ -34,7 +36,9 @@ class Recipe:
 
 
 ZOO = {
-    "sms-spam": Recipe("sms_spam", "UCI SMS Spam Collection", "free for all purposes (its authors)"),
+    "sms-spam": Recipe(
+        "sms_spam", "UCI SMS Spam Collection", "free for all purposes (its authors)"
+    ),
     "banking77": Recipe("banking77", "PolyAI BANKING77", "CC BY 4.0"),
     "clinc150": Recipe("clinc150", "CLINC150, full version with out-of-scope", "CC BY 3.0"),
     "sentiment": Recipe("sentiment", "VADER rated snippets (vaderSentiment 3.3.2)", "MIT"),
@@ -42,12 +46,24 @@ ZOO = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Fit the chosen adapters one after the other; the exit code of the first that fails, else 0."""
+    """Fit the chosen adapters one after the other; the exit code of the first that fails, else
+    0."""
     parser = argparse.ArgumentParser(prog="python -m train.zoo", description=__doc__)
-    parser.add_argument("--data-root", type=Path, required=True, help="holds <task>/{train,validation,test}.jsonl.gz")
-    parser.add_argument("--output", type=Path, default=Path("adapters/zoo"), help="folder for the adapters")
-    parser.add_argument("--only", choices=sorted(ZOO), action="append", help="this one; may be repeated")
-    parser.add_argument("--snippets", type=Path, help="hutto_ICWSM_2014.tar.gz; writes <data-root>/sentiment first")
+    parser.add_argument(
+        "--data-root",
+        type=Path,
+        required=True,
+        help="holds <task>/{train,validation,test}.jsonl.gz",
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("adapters/zoo"), help="folder for the adapters"
+    )
+    parser.add_argument(
+        "--only", choices=sorted(ZOO), action="append", help="this one; may be repeated"
+    )
+    parser.add_argument(
+        "--snippets", type=Path, help="hutto_ICWSM_2014.tar.gz; writes <data-root>/sentiment first"
+    )
     parser.add_argument("--threads", type=int, help="of the CPU; torch's own default if not given")
     chosen = parser.parse_args(arguments)
     if chosen.threads is not None:
@@ -82,7 +98,8 @@ def fit_arguments(name: str, data_root: Path, output: Path) -> list[str]:
 
 
 def write_snippets(archive: Path, folder: Path) -> None:
-    """Rated snippets to labelled splits: positive above `LEAST_RATING`, negative below its negative, others dropped.
+    """Rated snippets to labelled splits: positive above `LEAST_RATING`, negative below its
+    negative, others dropped.
 
     Only movie snippets are held out: the test split is theirs alone.
     """

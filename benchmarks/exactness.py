@@ -1,0 +1,106 @@
+"""What batching and bfloat16 change in the zoo's answers, on texts of the tasks' test splits.
+
+Without `--data-root` the texts are random words: then agreement is the only thing to look at.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from transformers import AutoTokenizer
+
+from adapters.adapter import PreparedAdapter, classify, prepare, rows_of
+from adapters.backbone import Backbone
+from adapters.files import load_adapter
+from adapters.loading import load_backbone, locate_default
+from adapters.tokenizer import Encoding
+from benchmarks.load import make_texts
+from benchmarks.report import show, write
+from train.data import read_examples
+from train.zoo import ZOO
+
+ZOO_FOLDER = Path(__file__).resolve().parent.parent / "adapters" / "zoo"
+BATCH = 64
+
+
+def exactness(*, data_root: Path | None, device: str, texts: int, json: Path | None) -> None:
+    """Mixed batches against every text alone, and bfloat16 against float32: largest and mean change
+    of a score."""
+    names = list(ZOO)
+    chosen = {name: _texts(name, data_root, texts) for name in names}
+    answers = {}
+    for dtype in ("float32", "bfloat16"):
+        backbone = load_backbone(device=device, dtype=dtype)
+        adapters = [
+            prepare(load_adapter(ZOO_FOLDER / f"{name}.safetensors"), backbone) for name in names
+        ]
+        inputs = [
+            (index, backbone.encoder.encode(text, max_length=adapters[index].spec.max_length))
+            for index, name in enumerate(names)
+            for text in chosen[name]
+        ]
+        order = np.random.default_rng(0).permutation(len(inputs))
+        mixed = _run(backbone, adapters, [inputs[i] for i in order], BATCH)
+        answers[dtype, "mixed"] = [mixed[i] for i in np.argsort(order)]
+        answers[dtype, "alone"] = _run(backbone, adapters, inputs, 1)
+    pairs = {
+        "float32: mixed batch, alone": (("float32", "mixed"), ("float32", "alone")),
+        "bfloat16: mixed batch, alone": (("bfloat16", "mixed"), ("bfloat16", "alone")),
+        "bfloat16, float32: mixed batches": (("bfloat16", "mixed"), ("float32", "mixed")),
+    }
+    figures = {
+        title: _compare(answers[some], answers[others]) for title, (some, others) in pairs.items()
+    }
+    rows = [
+        [
+            title,
+            f"{item['largest']:.1e}",
+            f"{item['mean']:.1e}",
+            f"{item['labels_changed']:.0f}",
+            f"{item['largest_margin_lost']:.4f}",
+        ]
+        for title, item in figures.items()
+    ]
+    columns = ("compared", "largest change", "mean change", "labels changed", "largest margin lost")
+    show(f"scores of {len(inputs)} texts over {len(names)} adapters", columns, rows)
+    write(json, {"texts": len(inputs), "figures": figures})
+
+
+def _texts(name: str, data_root: Path | None, count: int) -> list[str]:
+    if data_root is not None:
+        found = read_examples(str(data_root / ZOO[name].folder / "test.jsonl.gz"))
+        return [example.text for example in found.examples[:count]]
+    source, revision = locate_default()
+    vocabulary = AutoTokenizer.from_pretrained(source, revision=revision).get_vocab()
+    return make_texts(vocabulary, count=count, mean_tokens=26, seed=list(ZOO).index(name))
+
+
+def _run(
+    backbone: Backbone,
+    adapters: Sequence[PreparedAdapter],
+    inputs: Sequence[tuple[int, Encoding]],
+    size: int,
+) -> list[npt.NDArray[np.float32]]:
+    found = []
+    for start in range(0, len(inputs), size):
+        batch = backbone.pack(rows_of(adapters, inputs[start : start + size]))
+        found += [answer.scores for answer in classify(backbone, batch, adapters)]
+    return found
+
+
+def _compare(
+    some: Sequence[npt.NDArray[np.float32]], others: Sequence[npt.NDArray[np.float32]]
+) -> dict[str, float]:
+    changes = [float(np.abs(one - other).max()) for one, other in zip(some, others, strict=True)]
+    lost = [0.0]
+    for one, other in zip(some, others, strict=True):
+        if one.argmax() != other.argmax():
+            second, best = np.sort(other)[-2:]
+            lost.append(float(best - second))
+    return {
+        "largest": max(changes),
+        "mean": float(np.mean(changes)),
+        "labels_changed": len(lost) - 1,
+        "largest_margin_lost": max(lost),
+    }
