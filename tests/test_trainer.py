@@ -12,11 +12,12 @@ from adapters.files import load_adapter
 from tests import families
 from train.data import Dataset, Example
 from train.errors import ResumeError, TrainingError
+from train.evaluation import evaluate
 from train.progress import SilentProgress
 from train.report import EpochReport, FitReport
 from train.settings import CacheMode, FitSettings, StorageType
 from train.state import state_path
-from train.trainer import evaluate, fit
+from train.trainer import fit
 
 EPOCHS = 4
 

@@ -185,7 +185,7 @@ def _evaluate(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     with _progress(arguments) as progress:
         data = _read(arguments.data, "test", arguments, progress)
         from adapters.files import write_atomically
-        from train.trainer import evaluate
+        from train.evaluation import evaluate
 
         report = evaluate(
             arguments.adapter,

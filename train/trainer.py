@@ -1,4 +1,4 @@
-"""`fit` and `evaluate`: from data sets to an adapter file and its figures.
+"""`fit`: from data sets to an adapter file and its figures.
 
     data -> encodings -> TrunkCache -> Loop -> temperature -> storage type -> file -> FitReport
 
@@ -18,29 +18,28 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from adapters.adapter import Adapter, classify, prepare, rows_of
+from adapters.adapter import Adapter
 from adapters.backbone import Backbone
-from adapters.files import load_adapter, save_adapter
+from adapters.files import save_adapter
 from adapters.head import scores
 from adapters.loading import DEFAULT_BACKBONE, load_backbone
 from adapters.spec import AdapterSpec, Calibration, Provenance
 from adapters.tokenizer import Encoding
 from train.baselines import head_only, majority
 from train.cache import TrunkCache
-from train.data import Dataset, check_labels, check_same_task, check_trainable, split_validation
+from train.data import Dataset, check_same_task, check_trainable, split_validation
 from train.defaults import recipe_of, spec_of
 from train.loop import Loop, Recipe, Split
 from train.metrics import measure
 from train.module import AdapterModule
 from train.progress import Progress
-from train.report import DataReport, EvaluationReport, FitReport, Metrics
+from train.report import DataReport, FitReport, Metrics
 from train.settings import FitSettings, StorageType
 from train.state import state_path
 
 CODE_VERSION = "0.1.0"
 # float16 on disk is taken where no probability moves further than this and no label changes.
 STORAGE_BOUND = 2e-3
-EVALUATION_TOKENS = 8192
 
 
 def fit(
@@ -133,51 +132,6 @@ def fit(
     )
 
 
-def evaluate(
-    adapter: Path,
-    data: Dataset,
-    *,
-    backbone: str | None,
-    device: str,
-    dtype: str,
-    progress: Progress,
-) -> EvaluationReport:
-    """Measure a file on labelled texts, through the same code that serves it.
-
-    Raises:
-        InvalidAdapter, IncompatibleAdapter: the file cannot be read, or is another backbone's.
-        DataError: labels that the adapter does not know.
-    """
-    loaded = load_adapter(adapter)
-    spec = loaded.spec
-    check_labels(data, spec.labels, known_to="the adapter")
-    host = load_backbone(backbone or spec.backbone.name, device=device, dtype=dtype)
-    prepared = prepare(loaded, host)
-    started = time.perf_counter()
-    encodings = _encode(host, data, spec.max_length)
-    cache = TrunkCache(host, encodings, spec, place="off")
-    predicted = torch.empty(len(data), dtype=torch.int64)
-    progress.begin("evaluate", texts=len(data))
-    for chosen in cache.chunks(EVALUATION_TOKENS):
-        batch = host.pack(rows_of([prepared], [(0, encodings[index]) for index in chosen]))
-        for index, answer in zip(chosen, classify(host, batch, [prepared]), strict=True):
-            predicted[index] = int(answer.scores.argmax())
-        progress.advance(len(chosen))
-    seconds = time.perf_counter() - started
-    true = _classes(data, spec.labels)
-    winner = torch.full_like(true, int(torch.bincount(true).argmax()))
-    return EvaluationReport(
-        adapter=str(adapter),
-        revision=hashlib.sha256(adapter.read_bytes()).hexdigest(),
-        metrics=measure(predicted, true, labels=len(spec.labels)),
-        majority=measure(winner, true, labels=len(spec.labels)),
-        data=DataReport.of(data),
-        truncated=sum(encoding.truncated for encoding in encodings),
-        seconds=seconds,
-        texts_per_second=len(data) / seconds,
-    )
-
-
 def _cached(
     sets: Mapping[str, Dataset],
     backbone: Backbone,
@@ -190,11 +144,11 @@ def _cached(
         name: Split(
             TrunkCache(
                 backbone,
-                _encode(backbone, found, spec.max_length),
+                encode(backbone, found, spec.max_length),
                 spec,
                 place=settings.cache.value,
             ),
-            _classes(found, spec.labels),
+            classes_of(found, spec.labels),
         )
         for name, found in sets.items()
     }
@@ -205,12 +159,14 @@ def _cached(
     return splits, time.perf_counter() - started
 
 
-def _encode(backbone: Backbone, data: Dataset, max_length: int) -> list[Encoding]:
+def encode(backbone: Backbone, data: Dataset, max_length: int) -> list[Encoding]:
+    """Token ids of every example, cut to `max_length`."""
     texts = [(example.text, example.text_pair) for example in data.examples]
     return backbone.encoder.encode_batch(texts, max_length=max_length)
 
 
-def _classes(data: Dataset, labels: tuple[str, ...]) -> Tensor:
+def classes_of(data: Dataset, labels: tuple[str, ...]) -> Tensor:
+    """int64 [examples]: where each label stands among `labels`."""
     index = {label: position for position, label in enumerate(labels)}
     return torch.tensor([index[example.label] for example in data.examples])
 

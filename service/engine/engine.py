@@ -40,7 +40,7 @@ _TRIAL_TEXT = "A first text, to see that the scores are numbers."
 class Phase(StrEnum):
     """Where in its life an engine is."""
 
-    CREATED = "created"
+    CREATED = "not started yet"
     LOADING = "loading the backbone"
     WARMING = "warming up"
     READY = "ready"
