@@ -79,7 +79,7 @@ class Layout:
         """
         pieces = states.split([run.rows * run.length for run in self.runs])
         return [
-            piece.unflatten(0, (run.rows, run.length))
+            piece.view(run.rows, run.length, *piece.shape[1:])
             for piece, run in zip(pieces, self.runs, strict=True)
         ]
 

@@ -74,7 +74,10 @@ class TextEncoder:
 
     def encode(self, text: str, pair: str | None = None, *, max_length: int) -> Encoding:
         """Encode a text or pair into at most `max_length` tokens; the longer text is cut first."""
-        return self.encode_batch([(text, pair)], max_length=max_length)[0]
+        # One text needs no thread pool.
+        texts = [text] if pair is None else [text, pair]
+        encoded = [self._base.encode(item, add_special_tokens=False).ids for item in texts]
+        return self._assemble(encoded, max_length)
 
     def encode_batch(
         self, texts: Sequence[tuple[str, str | None]], *, max_length: int

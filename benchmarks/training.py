@@ -19,7 +19,7 @@ from train.report import FitReport
 from train.settings import CacheMode, FitSettings
 from train.trainer import fit
 
-ROWS = 2000
+ROWS = 1000
 MEAN_TOKENS = 26
 
 
