@@ -192,14 +192,18 @@ class AdapterStore:
             return target
 
     def delete(self, name: str, *, expected: str | None = None) -> None:
-        """Forget a name and all its revisions.
+        """Forget a name and all its revisions, also one whose pointer is damaged.
 
         Raises:
             UnknownAdapter: there is no such adapter.
             RevisionConflict: another revision than `expected` is current.
         """
         with self._locked(name):
-            _compare(name, expected, self._known(name))
+            try:
+                _compare(name, expected, self._known(name))
+            except DamagedFile:
+                if expected is not None:
+                    raise
             gone = self.root / f"{_DELETED}{name}-{secrets.token_hex(8)}"
             self._folder(name).rename(gone)
             sync_folder(self.root)
@@ -239,7 +243,9 @@ class AdapterStore:
         except (FileNotFoundError, NotADirectoryError):
             return []
         if not lines or not all(_REVISION.fullmatch(line) for line in lines):
-            raise DamagedFile(f"the pointer of adapter {name!r} does not hold revisions: {pointer}")
+            raise DamagedFile(
+                f"the pointer of adapter {name!r} does not hold revisions; deleting it mends the name"
+            )
         return lines
 
     def _folder(self, name: str) -> Path:

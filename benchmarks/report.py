@@ -37,7 +37,9 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> N
         table.add_column(column, justify="left" if index == 0 else "right")
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    console = Console()
+    # A log file is no reason to squeeze figures into 80 columns.
+    console.print(table, width=None if console.is_terminal else 120)
 
 
 def write(path: Path | None, figures: Mapping[str, Any]) -> None:

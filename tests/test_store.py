@@ -157,6 +157,12 @@ def test_a_pointer_that_holds_no_revisions_is_named(store: AdapterStore, content
     (store.root / "spam" / "current").write_bytes(content)
     with pytest.raises(DamagedFile, match="spam"):
         store.current("spam")
+    with pytest.raises(DamagedFile, match="deleting it mends the name"):
+        store.put("spam", B)
+    with pytest.raises(DamagedFile):
+        store.delete("spam", expected=REV_A)
+    store.delete("spam")
+    assert store.put("spam", B) == (REV_B, True, True)
 
 
 def test_delete_forgets_everything_and_compares(store: AdapterStore) -> None:
