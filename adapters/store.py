@@ -244,7 +244,8 @@ class AdapterStore:
             return []
         if not lines or not all(_REVISION.fullmatch(line) for line in lines):
             raise DamagedFile(
-                f"the pointer of adapter {name!r} does not hold revisions; deleting it mends the name"
+                f"the pointer of adapter {name!r} does not hold revisions; "
+                "deleting the name mends it"
             )
         return lines
 

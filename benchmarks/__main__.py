@@ -1,4 +1,4 @@
-"""`python -m benchmarks peers | adapters | training | exactness`."""
+"""`python -m benchmarks peers | adapters | training | exactness | swap`."""
 
 import argparse
 import sys
@@ -9,6 +9,7 @@ from benchmarks.exactness import exactness
 from benchmarks.load import LoadFailed
 from benchmarks.peers import adapters, peers
 from benchmarks.servers import ServerFailed
+from benchmarks.swap import swap
 from benchmarks.training import training
 
 RUN: dict[str, Callable[..., None]] = {
@@ -16,6 +17,7 @@ RUN: dict[str, Callable[..., None]] = {
     "adapters": adapters,
     "training": training,
     "exactness": exactness,
+    "swap": swap,
 }
 
 
@@ -27,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("peers", "this service beside Infinity, CPU"),
         ("adapters", "throughput over the number of adapters"),
         ("training", "an epoch with and without kept lower layers"),
+        ("swap", "uploads of alternating adapters while clients predict"),
         ("exactness", "what batching and bfloat16 change in the zoo's answers"),
     ):
         command = commands.add_parser(name, help=summary, description=summary)
@@ -50,6 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--data-root", type=Path, help="holds <task>/test.jsonl.gz"
     )
     commands.choices["exactness"].add_argument("--texts", type=int, default=1000, help="an adapter")
+    commands.choices["swap"].add_argument("--uploads", type=int, default=200)
+    commands.choices["swap"].add_argument("--clients", type=int, default=16)
+    commands.choices["swap"].add_argument(
+        "--dtype", choices=["float32", "bfloat16"], default="float32"
+    )
     chosen = vars(parser.parse_args(arguments))
     try:
         RUN[chosen.pop("command")](**chosen)
