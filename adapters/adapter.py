@@ -1,5 +1,6 @@
 """One trained adapter: as a file holds it, and prepared to run beside others on a backbone."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from adapters.errors import InvalidAdapter
 from adapters.head import HeadWeights, logits, scores
 from adapters.packing import PackedBatch, Row
 from adapters.prompt import GeneratorWeights
-from adapters.spec import AdapterSpec
+from adapters.spec import AdapterSpec, FinalActivation, GeneratorInput
 from adapters.tokenizer import Encoding
 
 
@@ -68,6 +69,30 @@ def prepare(adapter: Adapter, backbone: Backbone) -> PreparedAdapter:
     if not all(bool(tensor.isfinite().all()) for tensor in _tensors(generator)):
         raise InvalidAdapter([f"generator: not finite once folded and cast to {backbone.dtype}"])
     return prepared
+
+
+def random_adapter(backbone: Backbone, *, seed: int = 0) -> Adapter:
+    """A seeded adapter in the shape that `fit` gives by default: to warm up, probe, measure."""
+    n = backbone.hidden_size
+    spec = AdapterSpec(
+        backbone=backbone.identity,
+        tokenizer_sha256=backbone.encoder.sha256,
+        hidden_size=n,
+        prompt_length=10,
+        bottleneck=34,
+        attention_size=n,
+        insertion_layer=backbone.layers // 2,
+        generator_input=GeneratorInput.HIDDEN,
+        final_activation=FinalActivation.NONE,
+        labels=("no", "yes"),
+        max_length=min(256, backbone.max_tokens),
+    )
+    random = torch.Generator().manual_seed(seed)
+    tensors = {
+        name: torch.randn(shape, generator=random) / math.sqrt(shape[0])
+        for name, shape in spec.shapes().items()
+    }
+    return Adapter(spec, tensors)
 
 
 def rows_of(

@@ -5,10 +5,8 @@ Knows no adapter that anyone trained: it makes its own.
 
 import torch
 
+from adapters.adapter import prepare, random_adapter, rows_of
 from adapters.backbone import Backbone
-from adapters.packing import Row
-from adapters.prompt import GeneratorWeights
-from adapters.spec import AdapterSpec
 
 _TEXTS = (
     "",
@@ -36,29 +34,9 @@ def answer_error(backbone: Backbone, dtype: torch.dtype) -> float:
 
 @torch.inference_mode()
 def _answers(backbone: Backbone) -> torch.Tensor:
-    spec, generator = _probe(backbone)
+    adapter = prepare(random_adapter(backbone), backbone)
     length = min(128, backbone.max_tokens)
-    rows = [Row(backbone.encoder.encode(text, max_length=length), spec, 0) for text in _TEXTS]
-    batch = backbone.pack(rows)
-    return backbone.forward(batch, {0: generator}).states.float()
-
-
-def _probe(backbone: Backbone) -> tuple[AdapterSpec, GeneratorWeights]:
-    n, t, c = backbone.hidden_size, 10, 16
-    spec = AdapterSpec(
-        backbone=backbone.identity,
-        tokenizer_sha256=backbone.encoder.sha256,
-        hidden_size=n,
-        prompt_length=t,
-        bottleneck=c,
-        attention_size=n,
-        insertion_layer=backbone.layers // 2,
-        labels=("a", "b"),
-        max_length=2,
+    rows = rows_of(
+        [adapter], [(0, backbone.encoder.encode(text, max_length=length)) for text in _TEXTS]
     )
-    random = torch.Generator().manual_seed(0)
-    tensors = {
-        name: (torch.randn(shape, generator=random) * shape[0] ** -0.5).to(backbone.device)
-        for name, shape in spec.shapes().items()
-    }
-    return spec, GeneratorWeights.of(spec, tensors).folded()
+    return backbone.forward(backbone.pack(rows), {0: adapter.generator}).states.float()

@@ -16,10 +16,12 @@ from typing import Any
 from rich.console import Console
 from transformers import AutoTokenizer
 
+from adapters.adapter import random_adapter
+from adapters.files import serialize
 from adapters.loading import load_backbone, locate_default
 from benchmarks.load import Figures, load, make_texts, write_bodies
 from benchmarks.report import show, spread, write
-from benchmarks.servers import infinity, random_adapter, service, write_classifier
+from benchmarks.servers import infinity, service, write_classifier
 
 MEAN_TOKENS = 26
 TEXTS = 4096
@@ -80,7 +82,10 @@ def _ours(
     stack: ExitStack, folder: Path, counts: Sequence[int], dtypes: Sequence[str]
 ) -> Iterator[Contender]:
     backbone = load_backbone(device="cpu")
-    files = {f"task-{index}": random_adapter(backbone, seed=index) for index in range(max(counts))}
+    files = {
+        f"task-{index}": serialize(random_adapter(backbone, seed=index))
+        for index in range(max(counts))
+    }
     for dtype in dtypes:
         store = folder / dtype
         store.mkdir()

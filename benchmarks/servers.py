@@ -13,40 +13,13 @@ import httpx
 import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BertForSequenceClassification
 
-from adapters.adapter import Adapter
-from adapters.backbone import Backbone
-from adapters.files import serialize
 from adapters.loading import locate_default
-from adapters.spec import AdapterSpec, FinalActivation, GeneratorInput
 
 START_SECONDS = 120
 
 
 class ServerFailed(Exception):
     """A server did not start; the message ends with what it printed last."""
-
-
-def random_adapter(backbone: Backbone, *, seed: int) -> bytes:
-    """An adapter with the defaults of `fit` and random weights: as fast as a trained one."""
-    spec = AdapterSpec(
-        backbone=backbone.identity,
-        tokenizer_sha256=backbone.encoder.sha256,
-        hidden_size=backbone.hidden_size,
-        prompt_length=10,
-        bottleneck=34,
-        attention_size=backbone.hidden_size,
-        insertion_layer=backbone.layers // 2,
-        generator_input=GeneratorInput.HIDDEN,
-        final_activation=FinalActivation.NONE,
-        labels=("no", "yes"),
-        max_length=256,
-    )
-    random = torch.Generator().manual_seed(seed)
-    tensors = {
-        name: torch.randn(shape, generator=random) * shape[0] ** -0.5
-        for name, shape in spec.shapes().items()
-    }
-    return serialize(Adapter(spec, tensors))
 
 
 @contextmanager

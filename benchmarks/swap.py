@@ -17,9 +17,11 @@ from typing import Any
 import httpx
 import numpy as np
 
+from adapters.adapter import random_adapter
+from adapters.files import serialize
 from adapters.loading import load_backbone
 from benchmarks.report import show, write
-from benchmarks.servers import random_adapter, service
+from benchmarks.servers import service
 
 NAME = "swapped"
 # How long predictions are timed without any upload.
@@ -61,7 +63,7 @@ class Judge:
 def swap(*, uploads: int, clients: int, dtype: str, json: Path | None) -> None:
     """Swap `uploads` times under load; predictions without uploads are timed before."""
     backbone = load_backbone(device="cpu")
-    files = [random_adapter(backbone, seed=seed) for seed in (0, 1)]
+    files = [serialize(random_adapter(backbone, seed=seed)) for seed in (0, 1)]
     revisions = [hashlib.sha256(data).hexdigest() for data in files]
     quiet, loaded = Tally(), Tally()
     with tempfile.TemporaryDirectory() as folder:

@@ -12,16 +12,15 @@ import numpy as np
 import torch
 
 from adapters.adapter import (
-    Adapter,
     Classification,
     PreparedAdapter,
     answer,
     classifications,
     prepare,
+    random_adapter,
 )
 from adapters.backbone import Backbone
 from adapters.packing import Row
-from adapters.spec import AdapterSpec
 from adapters.tokenizer import Encoding
 from service.errors import InferenceFailure
 
@@ -61,7 +60,7 @@ class Runner:
         Raises:
             RuntimeError: the device cannot run this backbone.
         """
-        adapter = random_adapter(self._backbone)
+        adapter = prepare(random_adapter(self._backbone), self._backbone)
         encode = self._backbone.encoder.encode
         short = encode("warm", max_length=adapter.spec.max_length)
         long = encode("warm up " * adapter.spec.max_length, max_length=adapter.spec.max_length)
@@ -116,27 +115,6 @@ class Runner:
         return Ran(
             _finite(rows_made), answers.generator_seconds, seconds - answers.generator_seconds
         )
-
-
-def random_adapter(backbone: Backbone) -> PreparedAdapter:
-    """A seeded adapter for the backbone, of the usual size: for warming up and trying out."""
-    spec = AdapterSpec(
-        backbone=backbone.identity,
-        tokenizer_sha256=backbone.encoder.sha256,
-        hidden_size=backbone.hidden_size,
-        prompt_length=10,
-        bottleneck=min(256, backbone.hidden_size),
-        attention_size=backbone.hidden_size,
-        insertion_layer=backbone.layers // 2,
-        labels=("a", "b"),
-        max_length=min(128, backbone.max_tokens),
-    )
-    random = torch.Generator().manual_seed(0)
-    tensors = {
-        name: torch.randn(shape, generator=random) * shape[0] ** -0.5
-        for name, shape in spec.shapes().items()
-    }
-    return prepare(Adapter(spec, tensors), backbone)
 
 
 def _finite(rows: list[Classification]) -> list[Classification | RowFailure]:
