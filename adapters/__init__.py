@@ -9,3 +9,5 @@ Knows no HTTP, no queue and no optimiser. The parts, in the order in which data 
     spec       what a file declares        files     strict reading and atomic writing
     store      versions on disk            loading   name -> Backbone
 """
+
+__version__ = "0.1.0"

@@ -11,7 +11,7 @@ Knows no labels: what the answers mean is the head's business.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,21 @@ class Answers:
     states: Tensor
     token_weights: tuple[tuple[Generation, Tensor], ...]
     generator_seconds: float
+
+
+class Host(Protocol):
+    """What decides whether an adapter fits: a backbone, or what somebody elsewhere knows of one."""
+
+    @property
+    def identity(self) -> BackboneIdentity: ...
+    @property
+    def encoder(self) -> TextEncoder: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def layers(self) -> int: ...
+    @property
+    def max_tokens(self) -> int: ...
 
 
 class Backbone:
@@ -105,29 +120,7 @@ class Backbone:
         Raises:
             IncompatibleAdapter: with every difference.
         """
-        faults = []
-        if spec.backbone.fingerprint != self.identity.fingerprint:
-            faults.append(
-                f"backbone: trained on {spec.backbone.name!r} ({spec.backbone.fingerprint[:12]}), "
-                f"loaded is {self.identity.name!r} ({self.identity.fingerprint[:12]})"
-            )
-        if spec.tokenizer_sha256 != self.encoder.sha256:
-            faults.append(
-                f"tokenizer: {spec.tokenizer_sha256[:12]}, loaded is {self.encoder.sha256[:12]}"
-            )
-        if spec.hidden_size != self.hidden_size:
-            faults.append(f"hidden_size: {spec.hidden_size}, the backbone's is {self.hidden_size}")
-        if spec.insertion_layer >= self.layers:
-            faults.append(
-                f"insertion_layer: {spec.insertion_layer}, "
-                f"the backbone has layers 0..{self.layers - 1}"
-            )
-        if spec.max_length > self.max_tokens:
-            faults.append(
-                f"max_length: {spec.max_length}, the backbone takes {self.max_tokens} tokens"
-            )
-        if faults:
-            raise IncompatibleAdapter(faults)
+        check_fits(spec, self)
 
     def pack(self, rows: Sequence[Row]) -> PackedBatch:
         """Index arrays for one forward pass, on this backbone's device."""
@@ -186,6 +179,34 @@ class Backbone:
         read = self.family.read(self._layers[-1], hidden.unsqueeze(0), batch.reads, layout)
         states = _mean_of_rows(self.finish(read), batch.read_layout)
         return Answers(states, tuple(weights), generator_seconds)
+
+
+def check_fits(spec: AdapterSpec, host: Host) -> None:
+    """Refuse a spec that was not made for this host.
+
+    Raises:
+        IncompatibleAdapter: with every difference.
+    """
+    faults = []
+    if spec.backbone.fingerprint != host.identity.fingerprint:
+        faults.append(
+            f"backbone: trained on {spec.backbone.name!r} ({spec.backbone.fingerprint[:12]}), "
+            f"loaded is {host.identity.name!r} ({host.identity.fingerprint[:12]})"
+        )
+    if spec.tokenizer_sha256 != host.encoder.sha256:
+        faults.append(
+            f"tokenizer: {spec.tokenizer_sha256[:12]}, loaded is {host.encoder.sha256[:12]}"
+        )
+    if spec.hidden_size != host.hidden_size:
+        faults.append(f"hidden_size: {spec.hidden_size}, the backbone's is {host.hidden_size}")
+    if spec.insertion_layer >= host.layers:
+        faults.append(
+            f"insertion_layer: {spec.insertion_layer}, the backbone has layers 0..{host.layers - 1}"
+        )
+    if spec.max_length > host.max_tokens:
+        faults.append(f"max_length: {spec.max_length}, the backbone takes {host.max_tokens} tokens")
+    if faults:
+        raise IncompatibleAdapter(faults)
 
 
 def _prompts(

@@ -7,5 +7,3 @@ Knows no training. The parts:
     metrics     what Prometheus sees                    routes     one file per HTTP surface
     lifecycle   loading, ready, draining, stopped       server     the process around it
 """
-
-__version__ = "0.1.0"

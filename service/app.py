@@ -10,10 +10,10 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from adapters import __version__
 from adapters.backbone import Backbone
 from adapters.errors import AdapterError
 from adapters.store import AdapterStore
-from service import __version__
 from service.errors import ServiceError
 from service.lifecycle import Service
 from service.metrics import Metrics

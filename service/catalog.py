@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
+from adapters.backbone import check_fits
 from adapters.errors import (
     AdapterError,
     DamagedFile,
@@ -23,7 +24,7 @@ from adapters.errors import (
 from adapters.files import read_spec
 from adapters.spec import AdapterSpec
 from adapters.store import NAME, AdapterStore, Published
-from service.engine.interface import AdapterKey, Engine, EngineInfo
+from service.engine.interface import AdapterKey, Engine
 from service.entry import CatalogEntry, Condition, Resolved
 from service.errors import ServiceError
 
@@ -234,7 +235,7 @@ class Catalog:
                 if revision == current:
                     self._store.read(name, revision)
                 specs[revision] = read_spec(self._store.path(name, revision))
-                _refuse_foreign(specs[revision], self._engine.info)
+                check_fits(specs[revision], self._engine.info)
             except (IncompatibleAdapter, DamagedFile) as error:
                 unusable[revision] = error
             except (InvalidAdapter, OSError) as error:
@@ -263,20 +264,3 @@ class Catalog:
 
 def _files_of(zoo: Path | None) -> list[Path]:
     return [] if zoo is None else sorted(zoo.glob("*.safetensors"))
-
-
-def _refuse_foreign(spec: AdapterSpec, info: EngineInfo) -> None:
-    """For files that were checked in full when they were published, maybe with another backbone.
-
-    Raises:
-        IncompatibleAdapter: with every difference.
-    """
-    faults = []
-    if spec.backbone.fingerprint != info.identity.fingerprint:
-        faults.append(
-            f"backbone: made for {spec.backbone.name!r}, loaded is {info.identity.name!r}"
-        )
-    if spec.tokenizer_sha256 != info.encoder.sha256:
-        faults.append("tokenizer: not the loaded one")
-    if faults:
-        raise IncompatibleAdapter(faults)

@@ -14,11 +14,11 @@ from time import monotonic
 
 from starlette.requests import Request
 
+from adapters import __version__
 from adapters.backbone import Backbone
 from adapters.loading import resolve_device
 from adapters.store import AdapterStore
 from adapters.tokenizer import TextEncoder
-from service import __version__
 from service.catalog import Catalog
 from service.engine.engine import LocalEngine
 from service.engine.interface import Engine, EngineHealth

@@ -1,10 +1,14 @@
 """Fixtures that many tests share. The builders behind them are in tests/tiny.py."""
 
+from functools import partial
+from pathlib import Path
+
 import pytest
 import torch
 
 from adapters.adapter import Adapter
 from adapters.backbone import Backbone
+from tests.house import Opened, open_house
 from tests.tiny import make_adapter, make_backbone
 
 
@@ -18,6 +22,12 @@ def backbone() -> Backbone:
 def adapter(backbone: Backbone) -> Adapter:
     """One adapter of that backbone."""
     return make_adapter(backbone)
+
+
+@pytest.fixture
+def opened(tmp_path: Path, backbone: Backbone) -> Opened:
+    """Opens a real engine over a store of its own; settings by name."""
+    return partial(open_house, tmp_path / "store", backbone)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

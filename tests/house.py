@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -179,3 +179,6 @@ async def open_house(root: Path, backbone: Backbone, **limits: Any) -> AsyncIter
 def run(test: Coroutine[Any, Any, None]) -> None:
     """Run a test's coroutine; one that hangs fails."""
     asyncio.run(asyncio.wait_for(test, 30))
+
+
+Opened = Callable[..., AbstractAsyncContextManager[House]]

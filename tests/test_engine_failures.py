@@ -7,16 +7,12 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
-from functools import partial
 from pathlib import Path
 from time import monotonic
 
 import pytest
 import torch
 
-from adapters.backbone import Backbone
 from service.engine.interface import AdapterKey
 from service.errors import (
     AdapterLoadFailed,
@@ -26,14 +22,7 @@ from service.errors import (
     Overloaded,
     TooLarge,
 )
-from tests.house import House, open_house, run, unbounded
-
-Opened = Callable[..., AbstractAsyncContextManager[House]]
-
-
-@pytest.fixture
-def opened(tmp_path: Path, backbone: Backbone) -> Opened:
-    return partial(open_house, tmp_path / "store", backbone)
+from tests.house import Opened, run, unbounded
 
 
 def test_an_unknown_revision_and_a_rotten_file_fail_by_name_and_others_go_on(

@@ -2,9 +2,6 @@
 
 import asyncio
 import threading
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +18,8 @@ from service.errors import (
     EngineUnavailable,
     NotReady,
 )
-from tests.house import SAME, House, open_house, run, unbounded
+from tests.house import SAME, House, Opened, run, unbounded
 from tests.tiny import make_adapter, make_backbone
-
-Opened = Callable[..., AbstractAsyncContextManager[House]]
-
-
-@pytest.fixture
-def opened(tmp_path: Path, backbone: Backbone) -> Opened:
-    return partial(open_house, tmp_path / "store", backbone)
 
 
 def test_checking_a_file_names_its_faults_and_publishes_nothing(opened: Opened) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from adapters import __version__
+
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
@@ -48,3 +50,11 @@ def test_everything_that_is_required_is_pinned() -> None:
     extras = project["optional-dependencies"].values()
     required = [*project["dependencies"], *(item for extra in extras for item in extra)]
     assert not {item.split(">")[0] for item in required} - pinned
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    newest = next(
+        line for line in (ROOT / "CHANGELOG.md").read_text().splitlines() if line.startswith("## [")
+    )
+    assert PROJECT["project"]["version"] == __version__
+    assert newest.startswith(f"## [{__version__}]")

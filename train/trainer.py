@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from adapters import __version__
 from adapters.adapter import Adapter
 from adapters.backbone import Backbone
 from adapters.files import save_adapter
@@ -37,7 +38,6 @@ from train.report import DataReport, FitReport, Metrics
 from train.settings import FitSettings, StorageType
 from train.state import state_path
 
-CODE_VERSION = "0.1.0"
 # float16 on disk is taken where no probability moves further than this and no label changes.
 STORAGE_BOUND = 2e-3
 
@@ -239,7 +239,7 @@ def _finished(
         data_sha256=sets["train"].sha256,
         data_licence=settings.data_licence,
         command=settings.command,
-        code_version=CODE_VERSION,
+        code_version=__version__,
         created=datetime.now(UTC).replace(microsecond=0).isoformat(),
         metrics=metrics,
     )
