@@ -19,7 +19,7 @@ from adapters.packing import Layout
 PACKED_ATTENTION = "idspam_packed"
 
 # The flash kernels behind varlen_attn take these types and nothing wider.
-_VARLEN_DTYPES = (torch.float16, torch.bfloat16)
+VARLEN_DTYPES = (torch.float16, torch.bfloat16)
 
 
 def packed_attention(
@@ -45,7 +45,7 @@ def packed_attention(
     """
     assert attention_mask is None
     causal = bool(module.is_causal)
-    if query.is_cuda and query.dtype in _VARLEN_DTYPES:
+    if query.is_cuda and query.dtype in VARLEN_DTYPES:
         return _varlen(query, key, value, layout, scaling, causal), None
     outputs = []
     by_run = (_rows(states, layout) for states in (query, key, value))

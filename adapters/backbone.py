@@ -51,6 +51,16 @@ class Answers:
     generator_seconds: float
 
 
+class Extents(Protocol):
+    """The rows of a sequence, as attention asks for them: `adapters.packing.Layout` or the like."""
+
+    @property
+    def cumulative(self) -> Tensor: ...
+    @property
+    def longest(self) -> int: ...
+    def by_run(self, states: Tensor) -> list[Tensor]: ...
+
+
 class Host(Protocol):
     """What decides whether an adapter fits: a backbone, or what somebody elsewhere knows of one."""
 
@@ -126,17 +136,29 @@ class Backbone:
         """Index arrays for one forward pass, on this backbone's device."""
         return PackedBatch(rows, causal=self.family.causal, device=self.device)
 
+    def embed(self, input_ids: Tensor, token_type_ids: Tensor, offsets: Tensor) -> Tensor:
+        """What enters the first layer, [T, n]; `offsets` count from a row's start."""
+        return self.family.embed(self._model, input_ids, token_type_ids, offsets)[0]
+
+    def through(self, hidden: Tensor, first: int, behind: int, layout: Extents) -> Tensor:
+        """Run layers `first` to `behind` - 1: [T, n] -> [T, n]."""
+        states = hidden.unsqueeze(0)
+        for index in range(first, behind):
+            states = self._layers[index](states, attention_mask=None, layout=layout)
+        return states[0]
+
+    def read(self, hidden: Tensor, positions: Tensor, layout: Extents) -> Tensor:
+        """Run the last layer for the positions that are read: [T, n] -> [positions, n]."""
+        states = self.family.read(self._layers[-1], hidden.unsqueeze(0), positions, layout)
+        return self.finish(states)
+
     def trunk(self, batch: PackedBatch, layer: int, *, above: Trunk | None = None) -> Trunk:
         """Run the layers below `layer`, at most the lowest insertion layer; from `above` on."""
         if above is None:
-            embedded = self.family.embed(
-                self._model, batch.input_ids, batch.token_type_ids, batch.offsets
-            )
-            above = Trunk(0, embedded[0], embedded[0])
-        hidden = above.hidden.unsqueeze(0)
-        for index in range(above.layer, layer):
-            hidden = self._layers[index](hidden, attention_mask=None, layout=batch.layout)
-        return Trunk(layer, hidden[0], above.embeddings)
+            embedded = self.embed(batch.input_ids, batch.token_type_ids, batch.offsets)
+            above = Trunk(0, embedded, embedded)
+        hidden = self.through(above.hidden, above.layer, layer, batch.layout)
+        return Trunk(layer, hidden, above.embeddings)
 
     def finish(self, states: Tensor) -> Tensor:
         """What the family does behind its last layer (GPT-2's final norm): [T, n] -> [T, n]."""
@@ -173,11 +195,8 @@ class Backbone:
                 layout = insertion.layout
                 weights += made
             if index < self.layers - 1:
-                hidden = self._layers[index](
-                    hidden.unsqueeze(0), attention_mask=None, layout=layout
-                )[0]
-        read = self.family.read(self._layers[-1], hidden.unsqueeze(0), batch.reads, layout)
-        states = _mean_of_rows(self.finish(read), batch.read_layout)
+                hidden = self.through(hidden, index, index + 1, layout)
+        states = _mean_of_rows(self.read(hidden, batch.reads, layout), batch.read_layout)
         return Answers(states, tuple(weights), generator_seconds)
 
 

@@ -1,10 +1,15 @@
 """Fixtures that many tests share. The builders behind them are in tests/tiny.py."""
 
+import os
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    # Before anything imports Triton: it is read when a kernel is declared, its own ones included.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 from adapters.adapter import Adapter
 from adapters.backbone import Backbone

@@ -124,7 +124,8 @@ class House:
 
     def entry(self, name: str, text: str) -> Entry:
         encoding = self.backbone.encoder.encode(text, max_length=self.backbone.max_tokens)
-        return Entry(self.keys[name], encoding, cost_of(encoding, self.adapters[name].spec))
+        cost = cost_of(encoding, self.adapters[name].spec)
+        return Entry(self.keys[name], encoding, cost, explain=True)
 
     def entries(self, *pairs: tuple[str, str]) -> list[Entry]:
         return [self.entry(name, text) for name, text in pairs]
@@ -152,6 +153,7 @@ class House:
             batch = self.backbone.pack(rows_of(prepared, [(0, entry.encoding)]))
             (alone,) = classify(self.backbone, batch, prepared)
             np.testing.assert_allclose(row.scores, alone.scores, rtol=0, atol=SAME)
+            assert row.token_weights is not None
             np.testing.assert_allclose(row.token_weights, alone.token_weights, rtol=0, atol=SAME)
 
 

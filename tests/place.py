@@ -11,8 +11,11 @@ from typing import Any
 from adapters.backbone import Backbone
 from adapters.files import serialize
 from adapters.store import AdapterStore
+from service.engine.hosting import HostTier
 from service.engine.interface import AdapterKey
 from service.engine.observer import SilentObserver, Tier
+from service.engine.packed_runner import PackedRunner
+from service.engine.placing import Placing
 from service.engine.residency import Residency
 from tests.tiny import make_adapter
 
@@ -45,9 +48,19 @@ class GatedStore(AdapterStore):
         self.gate = Event()
         self.gate.set()
         self.reads = 0
+        self._reading = Event()
+
+    async def was_read(self, number: int) -> None:
+        """Return once so many files have been asked for."""
+        while True:
+            self._reading.clear()
+            if self.reads >= number:
+                return
+            assert await asyncio.to_thread(self._reading.wait, 10)
 
     def read(self, name: str, revision: str) -> bytes:
         self.reads += 1
+        self._reading.set()
         assert self.gate.wait(10)
         return super().read(name, revision)
 
@@ -69,18 +82,15 @@ class Place:
 async def opened(
     root: Path, backbone: Backbone, *, active: int, registered: int = 99
 ) -> AsyncIterator[Place]:
-    """A residency over five stored adapters, `a` to `e`."""
+    """A residency over eight stored adapters, `a` to `h`."""
     store, recorder = GatedStore(root), Recorder()
-    for seed, name in enumerate("abcde"):
+    for seed, name in enumerate("abcdefgh"):
         store.put(name, serialize(make_adapter(backbone, seed=seed)))
-    with ThreadPoolExecutor(2) as loading:
+    with ThreadPoolExecutor(2) as reading, ThreadPoolExecutor(1) as placing:
+        runner = PackedRunner(backbone)
+        host = HostTier(store, runner, reading=reading, observer=recorder, capacity=registered)
         residency = Residency(
-            store,
-            backbone,
-            loading=loading,
-            observer=recorder,
-            max_active=active,
-            max_registered=registered,
+            host, Placing(runner, placing), observer=recorder, places=active, spare=1
         )
         yield Place(residency, store, recorder)
         store.gate.set()

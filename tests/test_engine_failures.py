@@ -161,18 +161,19 @@ def test_a_real_lack_of_memory_splits_the_batch() -> None:
     code = """
         import resource, torch
         from adapters.adapter import prepare
-        from service.engine.runner import RowFailure, Runner
+        from service.engine.packed_runner import PackedRunner
+        from service.engine.runner import Asked, RowFailure
         from tests.tiny import make_adapter, make_backbone
         torch.set_num_threads(1)
         backbone = make_backbone(max_tokens=512)
-        runner = Runner(backbone)
+        runner = PackedRunner(backbone)
         adapter = prepare(make_adapter(backbone), backbone)
         text = backbone.encoder.encode("win " * 600, max_length=512)
-        runner.run([(text, adapter)] * 2)
+        runner.launch([Asked(text, adapter)] * 2)
         used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
         # The generator's scores of one row are 512 * 512 floats, a megabyte, twice over.
         resource.setrlimit(resource.RLIMIT_AS, (used + 48 * 2**20, -1))
-        ran = runner.run([(text, adapter)] * 32)
+        ran = runner.launch([Asked(text, adapter)] * 32)
         assert ran.passes > 1, ran.passes
         assert not any(isinstance(item, RowFailure) for item in ran.outcomes), ran.outcomes
         assert len(ran.outcomes) == 32

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from adapters.backbone import Backbone
 from adapters.files import serialize
 from service.engine.interface import AdapterKey
+from service.engine.residency import MAX_OVERTAKEN
 from service.errors import AdapterLoadFailed, EngineUnavailable, InvalidRequest
 from tests.place import opened, run, soon
 from tests.tiny import make_adapter, make_backbone
@@ -86,15 +87,71 @@ def test_who_waits_for_slots_is_served_in_order_of_arrival(place: Opened) -> Non
                 await asyncio.sleep(0.001)
                 here.residency.release(lease)
 
-            # "a" could be had at once, but would keep "cd" waiting if such requests went first.
             async with asyncio.TaskGroup() as tasks:
-                for names in ("cd", "a", "b", "e"):
+                for names in ("cd", "ce", "ac", "e"):
                     tasks.create_task(ask(names))
                 await soon()
                 assert served == []
                 here.residency.release(first)
-            assert served[0] == "cd"
-            assert sorted(served) == ["a", "b", "cd", "e"]
+            assert served == ["cd", "ce", "ac", "e"]
+
+    run(test())
+
+
+def test_what_is_active_passes_who_waits_for_room_but_not_for_ever(place: Opened) -> None:
+    async def test() -> None:
+        async with place(active=2) as here:
+            held = await here.residency.acquire(here.of("ab"))
+            waiting = asyncio.create_task(here.residency.acquire(here.of("c")))
+            await soon()
+            # Always one lease of each, so that there is never room.
+            for _ in range(MAX_OVERTAKEN):
+                following = await asyncio.wait_for(here.residency.acquire(here.of("ab")), 5)
+                here.residency.release(held)
+                held = following
+            passing = asyncio.create_task(here.residency.acquire(here.of("ab")))
+            await soon()
+            assert not passing.done()
+            here.residency.release(held)
+            here.residency.release(await asyncio.wait_for(waiting, 5))
+            here.residency.release(await asyncio.wait_for(passing, 5))
+
+    run(test())
+
+
+def test_who_waits_for_room_finds_the_file_read(place: Opened) -> None:
+    async def test() -> None:
+        async with place(active=1) as here:
+            held = await here.residency.acquire(here.of("a"))
+            waiting = asyncio.create_task(here.residency.acquire(here.of("b")))
+            await here.store.was_read(2)
+            assert not waiting.done()
+            here.residency.release(held)
+            here.residency.release(await waiting)
+            assert here.store.reads == 2
+
+    run(test())
+
+
+def test_what_somebody_waits_for_is_evicted_last(place: Opened) -> None:
+    async def test() -> None:
+        async with place(active=4) as here:
+            for name in "ab":
+                here.residency.release(await here.residency.acquire(here.of(name)))
+            held = await here.residency.acquire(here.of("cd"))
+            waiting = [
+                asyncio.create_task(here.residency.acquire(here.of(names)))
+                for names in ("efg", "ah")
+            ]
+            await soon()
+            assert here.recorder.evicted == []
+            here.residency.release(held)
+            # a was used longest ago, but whoever is next wants it.
+            first = await asyncio.wait_for(waiting[0], 5)
+            assert [name for name, _ in here.recorder.evicted] == ["b", "c", "d"]
+            here.residency.release(first)
+            here.residency.release(await asyncio.wait_for(waiting[1], 5))
+            assert [name for name, tier in here.recorder.loaded if tier == "active"].count("a") == 1
 
     run(test())
 

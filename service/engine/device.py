@@ -1,4 +1,8 @@
-"""The one thread that drives the device: warm up, then take, run, hand over. Knows no adapters."""
+"""The one thread that drives the device: warm up, then take, launch, wait, hand over.
+
+Knows no adapters. On a device that takes batches ahead, a full one is packed and started while
+another still runs; a batch that is not full waits for whoever else comes until the device is free.
+"""
 
 import asyncio
 import logging
@@ -9,7 +13,7 @@ from time import monotonic
 
 from service.engine.queue import EntryQueue
 from service.engine.requests import Request
-from service.engine.runner import Ran, Runner
+from service.engine.runner import Asked, Flight, Ran, Runner
 from service.engine.scheduler import Selection
 
 logger = logging.getLogger(__name__)
@@ -23,6 +27,13 @@ class Finished:
     ran: Ran
     started: float
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Launched:
+    selection: Selection[Request]
+    flight: Flight
+    started: float
 
 
 class DeviceThread:
@@ -52,6 +63,7 @@ class DeviceThread:
         self._die = die
         self._max_batch_tokens = max_batch_tokens
         self._running_since: float | None = None
+        self._free_since = 0.0
         self._loop = asyncio.get_running_loop()
         self.warm: asyncio.Future[None] = self._loop.create_future()
         # A daemon: a device that hangs must not keep the process from ending.
@@ -75,26 +87,51 @@ class DeviceThread:
         try:
             self._runner.warm_up(self._max_batch_tokens)
             self._loop.call_soon_threadsafe(self._warmed)
-            while (selection := self._queue.take()) is not None:
-                self._loop.call_soon_threadsafe(self._deliver, self._run(selection))
+            launched: _Launched | None = None
+            while True:
+                if launched is None:
+                    selection = self._queue.take()
+                    if selection is None:
+                        return
+                    launched = self._launch(selection)
+                following = self._ahead()
+                finished = self._finish(launched)
+                launched = following
+                self._running_since = None if following is None else monotonic()
+                self._loop.call_soon_threadsafe(self._deliver, finished)
         except BaseException as error:
             logger.exception("the engine's thread ends")
             self._loop.call_soon_threadsafe(self._died, error)
 
-    def _run(self, selection: Selection[Request]) -> Finished:
-        self._running_since = started = monotonic()
+    def _ahead(self) -> "_Launched | None":
+        """The next batch, started behind the one that runs, if waiting would not make it larger."""
+        if not self._runner.ahead or (selection := self._queue.take_full()) is None:
+            return None
+        return self._launch(selection)
+
+    def _launch(self, selection: Selection[Request]) -> "_Launched":
+        started = monotonic()
+        if self._running_since is None:
+            self._running_since = started
         rows = []
         for waiting in selection.batch:
             assert waiting.request.lease is not None
             prepared = waiting.request.lease[waiting.entry.adapter].prepared
             assert prepared is not None
-            rows.append((waiting.entry.encoding, prepared))
-        ran = self._runner.run(rows) if rows else Ran([])
-        seconds = monotonic() - started
-        self._running_since = None
-        if rows:
-            self._queue.drained(sum(item.entry.cost for item in selection.batch), seconds)
-        return Finished(selection, ran, started, seconds)
+            rows.append(Asked(waiting.entry.encoding, prepared, waiting.entry.explain))
+        flight = self._runner.launch(rows) if rows else Ran([])
+        return _Launched(selection, flight, started)
+
+    def _finish(self, launched: "_Launched") -> Finished:
+        batch = launched.selection.batch
+        ran = self._runner.finish(launched.flight) if batch else Ran([])
+        now = monotonic()
+        if batch:
+            # A batch that was launched behind another one has had the device only since then.
+            since = max(launched.started, self._free_since)
+            self._queue.drained(sum(item.entry.cost for item in batch), now - since)
+        self._free_since = now
+        return Finished(launched.selection, ran, launched.started, now - launched.started)
 
     def _warmed(self) -> None:
         if not self.warm.done():

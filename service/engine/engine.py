@@ -13,9 +13,11 @@ from enum import StrEnum
 
 from adapters.backbone import Backbone
 from adapters.errors import InvalidAdapter
+from adapters.files import validate
 from adapters.spec import AdapterSpec
 from adapters.store import AdapterStore
 from service.engine.device import DeviceThread
+from service.engine.hosting import HostTier
 from service.engine.inflight import InFlight
 from service.engine.interface import (
     AdapterKey,
@@ -26,14 +28,18 @@ from service.engine.interface import (
     cost_of,
 )
 from service.engine.observer import EngineObserver, SilentObserver
+from service.engine.packed_runner import PackedRunner
+from service.engine.placing import Placing
 from service.engine.queue import EntryQueue
 from service.engine.residency import Residency
 from service.engine.runner import Runner
 from service.engine.settings import EngineSettings
 from service.errors import EngineUnavailable, InferenceFailed, NotReady
 
-# So many threads read files and prepare adapters.
-_LOADING_THREADS = 2
+# So many threads read, check and fold adapters; one more copies them onto the device.
+_READING_THREADS = 2
+# Places beside the settings', for adapters that are tried out before they are published.
+_SPARE_PLACES = 4
 _TRIAL_TEXT = "A first text, to see that the scores are numbers."
 
 
@@ -58,6 +64,7 @@ class _Parts:
     """What there is once the backbone is loaded."""
 
     info: EngineInfo
+    runner: Runner
     residency: Residency
     in_flight: InFlight
     device: DeviceThread
@@ -87,7 +94,8 @@ class LocalEngine:
         self._phase = Phase.CREATED
         self._reason: str | None = None
         self._parts: _Parts | None = None
-        self._loading = ThreadPoolExecutor(_LOADING_THREADS, thread_name_prefix="loading")
+        self._reading = ThreadPoolExecutor(_READING_THREADS, thread_name_prefix="reading")
+        self._placing = ThreadPoolExecutor(1, thread_name_prefix="placing")
         self._queue = EntryQueue(settings)
 
     @property
@@ -99,7 +107,7 @@ class LocalEngine:
         try:
             self._phase = Phase.LOADING
             loop = asyncio.get_running_loop()
-            backbone = await loop.run_in_executor(self._loading, self._load)
+            backbone = await loop.run_in_executor(self._reading, self._load)
             self._proceed(Phase.LOADING, Phase.WARMING)
             self._parts = parts = self._assemble(backbone)
             parts.device.start()
@@ -123,7 +131,11 @@ class LocalEngine:
 
     async def check(self, data: bytes) -> AdapterSpec:
         key = AdapterKey("(unpublished)", hashlib.sha256(data).hexdigest())
-        lease = await self._ready().residency.try_out(key, data)
+        parts = self._ready()
+        hosted = await asyncio.get_running_loop().run_in_executor(
+            self._reading, lambda: parts.runner.adopt(validate(data))
+        )
+        lease = await parts.residency.try_out(key, hosted)
         prepared = lease[key].prepared
         assert prepared is not None
         spec = prepared.spec
@@ -152,7 +164,8 @@ class LocalEngine:
 
     async def stop(self) -> None:
         self._end(Phase.STOPPED, "the engine is stopped")
-        self._loading.shutdown(wait=False, cancel_futures=True)
+        for executor in (self._reading, self._placing):
+            executor.shutdown(wait=False, cancel_futures=True)
         if self._parts is not None:
             await asyncio.to_thread(self._parts.device.join, self._settings.stall_seconds)
 
@@ -192,23 +205,31 @@ class LocalEngine:
 
     def _assemble(self, backbone: Backbone) -> _Parts:
         settings = self._settings
-        residency = Residency(
+        places = settings.max_active_adapters
+        runner = _runner(backbone, settings)
+        host = HostTier(
             self._store,
-            backbone,
-            loading=self._loading,
+            runner,
+            reading=self._reading,
             observer=self._observer,
-            max_active=settings.max_active_adapters,
-            max_registered=settings.max_registered_adapters,
+            capacity=settings.max_registered_adapters,
+        )
+        residency = Residency(
+            host,
+            Placing(runner, self._placing),
+            observer=self._observer,
+            places=places,
+            spare=_SPARE_PLACES,
         )
         in_flight = InFlight(self._queue, residency, self._observer)
         device = DeviceThread(
-            Runner(backbone),
+            runner,
             self._queue,
             deliver=in_flight.deliver,
             die=self._die,
             max_batch_tokens=settings.max_batch_tokens,
         )
-        return _Parts(_info(backbone), residency, in_flight, device)
+        return _Parts(_info(backbone), runner, residency, in_flight, device)
 
     def _proceed(self, before: Phase, after: Phase) -> None:
         if self._phase is not before:
@@ -221,6 +242,19 @@ class LocalEngine:
         if self._phase is not Phase.READY:
             raise EngineUnavailable(self._reason or "the engine is not available")
         return self._loaded
+
+
+def _runner(backbone: Backbone, settings: EngineSettings) -> Runner:
+    if backbone.device.type != "cuda":
+        return PackedRunner(backbone)
+    # Imported here: its kernels need a compiler that comes with PyTorch for CUDA alone.
+    from service.engine.slotted_runner import SlottedRunner
+
+    return SlottedRunner(
+        backbone,
+        places=settings.max_active_adapters + _SPARE_PLACES,
+        max_tokens=settings.max_batch_tokens,
+    )
 
 
 def _info(backbone: Backbone) -> EngineInfo:

@@ -11,10 +11,11 @@ from time import monotonic
 
 from service.engine.device import Finished
 from service.engine.interface import Completion, Entry, RowResult
+from service.engine.leases import Lease
 from service.engine.observer import BatchReport, EngineObserver, failure_reason
 from service.engine.queue import EntryQueue
 from service.engine.requests import Request
-from service.engine.residency import Lease, Residency
+from service.engine.residency import Residency
 from service.engine.runner import RowFailure
 from service.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed, ServiceError
 
@@ -85,7 +86,8 @@ class InFlight:
             if isinstance(outcome, RowFailure):
                 request.fail(InferenceFailed(outcome.message, reason=outcome.reason))
             else:
-                request.rows[waiting.index] = RowResult(outcome.scores, outcome.token_weights)
+                weights = outcome.token_weights if waiting.entry.explain else None
+                request.rows[waiting.index] = RowResult(outcome.scores, weights)
             request.queue_seconds = max(request.queue_seconds, seconds)
             request.inference_seconds = max(request.inference_seconds, finished.seconds)
             self._settle(request, 1)
@@ -147,7 +149,8 @@ def _report(finished: Finished, queue_seconds: Sequence[float]) -> BatchReport:
         tokens=sum(waiting.entry.cost for waiting in batch),
         adapters=len({waiting.entry.adapter for waiting in batch}),
         queue_seconds=queue_seconds,
-        generator_seconds=finished.ran.generator_seconds,
+        generator_seconds=finished.ran.generator_seconds or 0.0,
         backbone_seconds=finished.ran.backbone_seconds,
         inference_seconds=finished.seconds,
+        graphs=finished.ran.graphs,
     )

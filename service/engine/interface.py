@@ -1,7 +1,7 @@
 """What crosses between the HTTP side and the engine: values that fit through a socket.
 
-Routes hold an `Engine` and nothing else of this package, so the engine can move to its own process
-without touching them.
+Routes hold a `Predictor` and nothing else of this package: the engine behind it may be in another
+process (`service.processes`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,11 +25,16 @@ class AdapterKey:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One text to classify. cost: its tokens and its adapter's prompt slots, see `cost_of`."""
+    """One text to classify.
+
+    cost: its tokens and its adapter's prompt slots, see `cost_of`. explain: its token weights are
+    asked for.
+    """
 
     adapter: AdapterKey
     encoding: Encoding
     cost: int
+    explain: bool = False
 
 
 def cost_of(encoding: Encoding, spec: AdapterSpec) -> int:
@@ -39,10 +44,13 @@ def cost_of(encoding: Encoding, spec: AdapterSpec) -> int:
 
 @dataclass(frozen=True, slots=True)
 class RowResult:
-    """Scores float32 [labels] as the spec orders them; token_weights float32 [tokens]."""
+    """Scores float32 [labels] as the spec orders them.
+
+    token_weights: float32 [tokens], what share of the prompt came from each, if the entry asked.
+    """
 
     scores: npt.NDArray[np.float32]
-    token_weights: npt.NDArray[np.float32]
+    token_weights: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +88,8 @@ class EngineInfo:
     dtype: str
 
 
-class Engine(Protocol):
-    """Runs entries of any mixture of adapters. All methods are called from one event loop."""
+class Predictor(Protocol):
+    """What routes ask, wherever the engine is. All methods are called from one event loop."""
 
     @property
     def info(self) -> EngineInfo:
@@ -89,14 +97,6 @@ class Engine(Protocol):
 
         Raises:
             NotReady: it is not loaded yet.
-        """
-
-    async def start(self) -> EngineInfo:
-        """Load the backbone and warm up. Returns when entries are taken.
-
-        Raises:
-            adapters.errors.AdapterError: the backbone is not supported or not usable.
-            RuntimeError: the device cannot run it.
         """
 
     async def predict(
@@ -121,6 +121,24 @@ class Engine(Protocol):
             EngineUnavailable: draining, stopped or dead.
         """
 
+    async def drain(self) -> None:
+        """Take no more entries; return when those taken are answered."""
+
+    def health(self) -> EngineHealth:
+        """Cheap enough for every probe."""
+
+
+class Engine(Predictor, Protocol):
+    """Runs entries of any mixture of adapters on a device of this process."""
+
+    async def start(self) -> EngineInfo:
+        """Load the backbone and warm up. Returns when entries are taken.
+
+        Raises:
+            adapters.errors.AdapterError: the backbone is not supported or not usable.
+            RuntimeError: the device cannot run it.
+        """
+
     async def check(self, data: bytes) -> AdapterSpec:
         """Validate an adapter's bytes against the backbone and run it once, publishing nothing.
 
@@ -136,11 +154,5 @@ class Engine(Protocol):
             AdapterLoadFailed, NotReady, EngineUnavailable: as `predict`.
         """
 
-    async def drain(self) -> None:
-        """Take no more entries; return when those taken are answered."""
-
     async def stop(self) -> None:
         """End the thread; whoever waits fails with EngineUnavailable. Stopping twice is fine."""
-
-    def health(self) -> EngineHealth:
-        """Cheap enough for every probe."""

@@ -38,7 +38,8 @@ class BatchReport:
     tokens: text and prompt positions. adapters: distinct ones. queue_seconds: one value a row, from
     admission to the start of the batch. inference_seconds: all that the device thread spent on it.
     generator_seconds, backbone_seconds: shares of that, for making prompts and for everything else
-    of the forward pass (CUDA runs behind the host: there the generator's is launch time).
+    of the forward pass (CUDA runs behind the host: there the generator's is launch time). graphs:
+    forward passes that were a single launch.
     """
 
     rows: int
@@ -48,6 +49,7 @@ class BatchReport:
     generator_seconds: float
     backbone_seconds: float
     inference_seconds: float
+    graphs: int = 0
 
 
 class EngineObserver(Protocol):

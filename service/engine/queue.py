@@ -68,6 +68,13 @@ class EntryQueue:
                 self._changed.wait()
         return None
 
+    def take_full(self) -> Selection[Request] | None:
+        """A whole batch if one waits already, while another one still runs; else None."""
+        with self._changed:
+            if self._closed or not self._scheduler.full:
+                return None
+            return self._scheduler.next_batch(monotonic())
+
     def drained(self, tokens: int, seconds: float) -> None:
         """Note how long a batch took: refusals name a time to come back."""
         with self._changed:

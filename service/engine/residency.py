@@ -1,102 +1,67 @@
-"""Which adapters are on disk, registered in host memory, active on the device. Knows no batch.
+"""Which adapters have a place on the device. Knows no batch.
 
-    stored --read, hash, validate--> registered --prepare--> active
+    stored --read, validate, fold (hosting)--> registered --copy (placing)--> active
 
 Everything here happens on one event loop, the loading itself in threads. A request leases all its
 adapters at once or waits; whoever waits is served in order of arrival, so requests cannot block
-each other for ever. What is leased or loading stays; of the rest the least recently used goes.
+each other for ever. What is leased or loading stays; of the rest the least recently used goes,
+first of all what nobody waits for.
 """
 
 import asyncio
 import logging
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Sequence
-from concurrent.futures import Executor
-from dataclasses import dataclass
-from functools import partial
-from time import monotonic, perf_counter
-from typing import TypeAlias
+from time import monotonic
 
-from adapters.adapter import Adapter, PreparedAdapter, prepare
-from adapters.backbone import Backbone
-from adapters.files import validate
-from adapters.store import AdapterStore
+from service.engine.hosting import HostTier
 from service.engine.interface import AdapterKey
+from service.engine.leases import Applicant, Lease, Slot, is_armed
 from service.engine.observer import EngineObserver
+from service.engine.placing import Outcome, Placing
+from service.engine.runner import Hosted, Placed
 from service.errors import AdapterLoadFailed, EngineUnavailable, InvalidRequest
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(slots=True, eq=False)
-class Slot:
-    """A place on the device. prepared: None while it loads. leases: requests that hold it."""
-
-    key: AdapterKey
-    last_used: float
-    prepared: PreparedAdapter | None = None
-    nbytes: int = 0
-    leases: int = 0
-
-
-Lease: TypeAlias = dict[AdapterKey, Slot]
-
-
-@dataclass(slots=True, eq=False)
-class _Registered:
-    adapter: Adapter
-    nbytes: int
-    last_used: float
-
-
-@dataclass(slots=True, eq=False)
-class _Applicant:
-    """A request that waits: first for slots (lease None), then for those of its lease that load."""
-
-    keys: Sequence[AdapterKey]
-    ready: asyncio.Future[None]
-    lease: Lease | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Loaded:
-    """What a loading thread made. read_seconds: None when the adapter was registered already."""
-
-    adapter: Adapter
-    prepared: PreparedAdapter
-    read_seconds: float | None
-    prepare_seconds: float
+# Requests for what is active may pass one that waits for room, but not for ever.
+MAX_OVERTAKEN = 64
+# Those that wait for room have their files read meanwhile, as far down the queue as this.
+_PREFETCHED = 64
 
 
 class Residency:
-    """The slots of one device and the host memory behind them.
+    """The places of one device.
 
     Args:
-        loading: where files are read and adapters are moved to the device.
-        max_active, max_registered: adapters on the device and in host memory.
+        places: adapters on the device at once.
+        spare: further places, for adapters that are tried out.
     """
 
     def __init__(
         self,
-        store: AdapterStore,
-        backbone: Backbone,
+        host: HostTier,
+        placing: Placing,
         *,
-        loading: Executor,
         observer: EngineObserver,
-        max_active: int,
-        max_registered: int,
+        places: int,
+        spare: int,
     ) -> None:
-        self._store = store
-        self._backbone = backbone
-        self._loading = loading
+        self._host = host
+        self._placing = placing
         self._observer = observer
-        self._max_active = max_active
-        self._max_registered = max_registered
-        # Both least recently used first.
-        self._active: OrderedDict[AdapterKey, Slot] = OrderedDict()
-        self._registered: OrderedDict[AdapterKey, _Registered] = OrderedDict()
-        self._queue: deque[_Applicant] = deque()
-        self._arming: set[_Applicant] = set()
+        self._places = places
+        self._free = list(reversed(range(places)))
+        self._spare: asyncio.Queue[int] = asyncio.Queue()
+        for place in range(places, places + spare):
+            self._spare.put_nowait(place)
+        self._active: dict[AdapterKey, Slot] = {}
+        # Those of them that are ready and not leased, least recently used first.
+        self._idle: OrderedDict[AdapterKey, Slot] = OrderedDict()
+        self._nbytes = 0
+        self._queue: deque[Applicant] = deque()
+        self._queued_for: Counter[AdapterKey] = Counter()
+        self._arming: set[Applicant] = set()
 
     async def acquire(self, keys: Sequence[AdapterKey]) -> Lease:
         """Lease all of these distinct adapters at once. What is not active is loaded first.
@@ -105,18 +70,18 @@ class Residency:
             InvalidRequest: more adapters than can ever be active together.
             AdapterLoadFailed: one of them cannot be loaded; nothing is leased.
         """
-        if len(keys) > self._max_active:
+        if len(keys) > self._places:
             raise InvalidRequest(
-                [f"{len(keys)} adapters in one request, at most {self._max_active} can be active"]
+                [f"{len(keys)} adapters in one request, at most {self._places} can be active"]
             )
-        lease = None if self._queue else self._reserve(keys)
-        if lease is not None and _armed(lease):
+        lease = self._reserve(keys) if self._may_pass(keys) else None
+        if lease is not None and is_armed(lease):
             return lease
-        applicant = _Applicant(keys, asyncio.get_running_loop().create_future(), lease)
+        applicant = Applicant(keys, asyncio.get_running_loop().create_future(), lease)
         if lease is None:
-            self._queue.append(applicant)
+            self._enqueue(applicant)
         else:
-            self._arming.add(applicant)
+            self._await_slots(applicant)
         try:
             await applicant.ready
         except BaseException:
@@ -125,16 +90,25 @@ class Residency:
         assert applicant.lease is not None
         return applicant.lease
 
-    async def try_out(self, key: AdapterKey, data: bytes) -> Lease:
-        """Prepare bytes that no store holds: a lease on a slot that no tier counts.
+    async def try_out(self, key: AdapterKey, hosted: Hosted) -> Lease:
+        """Place an adapter that no store holds: a lease on a slot that no tier counts."""
+        place = await self._spare.get()
+        tried = Slot(key, place, monotonic(), leases=1)
+        ready: asyncio.Future[Placed] = asyncio.get_running_loop().create_future()
 
-        Raises:
-            InvalidAdapter, IncompatibleAdapter: with every fault.
-        """
-        prepared = await asyncio.get_running_loop().run_in_executor(
-            self._loading, lambda: prepare(validate(data), self._backbone)
-        )
-        return {key: Slot(key, monotonic(), prepared, prepared.nbytes, leases=1)}
+        def done(outcome: Outcome, _: float) -> None:
+            if isinstance(outcome, BaseException):
+                self._spare.put_nowait(place)
+                if not ready.done():
+                    ready.set_exception(outcome)
+            elif ready.done():
+                self._spare.put_nowait(place)
+            else:
+                ready.set_result(outcome)
+
+        self._placing.place(place, hosted, done)
+        tried.prepared = await ready
+        return {key: tried}
 
     def release(self, lease: Lease) -> None:
         """Give a lease back: from now on its adapters may be evicted."""
@@ -143,52 +117,88 @@ class Residency:
             slot.leases -= 1
             slot.last_used = now
             assert slot.leases >= 0
+            if slot.place >= self._places:
+                self._spare.put_nowait(slot.place)
+            elif slot.leases == 0 and slot.prepared is not None:
+                self._idle[slot.key] = slot
         self._serve_queue()
 
     def has_room(self, key: AdapterKey) -> bool:
         """Whether this adapter is active or could be without evicting another."""
-        return key in self._active or (not self._queue and len(self._active) < self._max_active)
+        return key in self._active or (not self._queue and bool(self._free))
 
     def fail_all(self, reason: str) -> None:
         """Fail every request that waits for slots or loads with EngineUnavailable."""
         waiting = [*self._queue, *self._arming]
         self._queue.clear()
+        self._queued_for.clear()
         self._arming.clear()
         for applicant in waiting:
-            if not applicant.ready.done():
-                applicant.ready.set_exception(EngineUnavailable(reason))
+            applicant.fail(EngineUnavailable(reason))
+
+    def _may_pass(self, keys: Sequence[AdapterKey]) -> bool:
+        """Whether a request that has just come may take slots before those that wait for some."""
+        if not self._queue:
+            return True
+        first = self._queue[0]
+        if first.overtaken >= MAX_OVERTAKEN or any(key not in self._active for key in keys):
+            return False
+        first.overtaken += 1
+        return True
+
+    def _enqueue(self, applicant: Applicant) -> None:
+        self._queue.append(applicant)
+        self._queued_for.update(applicant.keys)
+        if len(self._queue) <= _PREFETCHED:
+            for key in applicant.keys:
+                if key not in self._active and self._host.get(key) is None:
+                    self._host.load(key)
+
+    def _dequeue(self, applicant: Applicant) -> None:
+        self._queue.remove(applicant)
+        self._queued_for -= Counter(applicant.keys)
 
     def _reserve(self, keys: Sequence[AdapterKey]) -> Lease | None:
         """Take slots for all keys, evicting and starting loads as needed, or change nothing."""
         missing = [key for key in keys if key not in self._active]
-        if missing and not self._make_room(len(missing), keep=frozenset(keys)):
+        if len(missing) > len(self._free) and not self._evict(
+            len(missing) - len(self._free), keep=frozenset(keys)
+        ):
             return None
         for key in missing:
-            self._active[key] = slot = Slot(key, monotonic())
+            self._active[key] = slot = Slot(key, self._free.pop(), monotonic())
             self._load(slot)
         lease = {}
         for key in keys:
             lease[key] = slot = self._active[key]
             slot.leases += 1
-            self._active.move_to_end(key)
+            self._idle.pop(key, None)
         return lease
 
-    def _make_room(self, slots: int, *, keep: frozenset[AdapterKey]) -> bool:
-        excess = len(self._active) + slots - self._max_active
-        if excess <= 0:
-            return True
-        idle = [
-            slot
-            for slot in self._active.values()
-            if slot.leases == 0 and slot.prepared is not None and slot.key not in keep
-        ]
-        if len(idle) < excess:
+    def _evict(self, number: int, *, keep: frozenset[AdapterKey]) -> bool:
+        if len(self._idle) - sum(key in self._idle for key in keep) < number:
             return False
         now = monotonic()
-        for slot in idle[:excess]:
-            del self._active[slot.key]
-            self._observer.adapter_evicted(slot.key, "active", now - slot.last_used)
+        for key in self._candidates(number, keep):
+            slot = self._idle.pop(key)
+            assert slot.prepared is not None
+            del self._active[key]
+            self._free.append(slot.place)
+            self._nbytes -= slot.prepared.nbytes
+            self._observer.adapter_evicted(key, "active", now - slot.last_used)
         return True
+
+    def _candidates(self, number: int, keep: frozenset[AdapterKey]) -> list[AdapterKey]:
+        """Whom to evict: what somebody waits for goes last."""
+        chosen: list[AdapterKey] = []
+        awaited: list[AdapterKey] = []
+        for key in self._idle:
+            if key in keep:
+                continue
+            (awaited if key in self._queued_for else chosen).append(key)
+            if len(chosen) == number:
+                return chosen
+        return chosen + awaited[: number - len(chosen)]
 
     def _serve_queue(self) -> None:
         """Arm whoever waits, strictly in order of arrival, until one has to wait on."""
@@ -199,20 +209,27 @@ class Residency:
                 applicant.lease = self._reserve(applicant.keys)
                 if applicant.lease is None:
                     return
-                self._arming.add(applicant)
-                self._arm(applicant)
-            self._queue.popleft()
+                self._await_slots(applicant)
+            self._dequeue(applicant)
 
-    def _arm(self, applicant: _Applicant) -> None:
+    def _await_slots(self, applicant: Applicant) -> None:
         assert applicant.lease is not None
-        if _armed(applicant.lease):
+        self._arming.add(applicant)
+        for slot in applicant.lease.values():
+            if slot.prepared is None:
+                slot.awaited_by.append(applicant)
+        self._arm(applicant)
+
+    def _arm(self, applicant: Applicant) -> None:
+        assert applicant.lease is not None
+        if is_armed(applicant.lease):
             self._arming.discard(applicant)
             if not applicant.ready.done():
                 applicant.ready.set_result(None)
 
-    def _abandon(self, applicant: _Applicant) -> None:
+    def _abandon(self, applicant: Applicant) -> None:
         if applicant in self._queue:
-            self._queue.remove(applicant)
+            self._dequeue(applicant)
         self._arming.discard(applicant)
         if applicant.lease is not None:
             self.release(applicant.lease)
@@ -221,79 +238,48 @@ class Residency:
 
     def _load(self, slot: Slot) -> None:
         """Start loading; whoever leases the slot meanwhile waits for the same load."""
-        registered = self._registered.get(slot.key)
-        loading = asyncio.get_running_loop().run_in_executor(
-            self._loading,
-            self._read_and_prepare,
-            slot.key,
-            None if registered is None else registered.adapter,
-        )
-        loading.add_done_callback(partial(self._loaded, slot))
+        hosted = self._host.get(slot.key)
+        if hosted is not None:
+            self._place(slot, hosted)
+            return
 
-    def _read_and_prepare(self, key: AdapterKey, adapter: Adapter | None) -> _Loaded:
-        """In a loading thread."""
-        started, read_seconds = perf_counter(), None
-        if adapter is None:
-            adapter = validate(self._store.read(key.name, key.revision))
-            read_seconds = perf_counter() - started
-        prepared = prepare(adapter, self._backbone)
-        seconds = perf_counter() - started
-        return _Loaded(adapter, prepared, read_seconds, seconds - (read_seconds or 0.0))
+        def read(loading: asyncio.Future[Hosted]) -> None:
+            try:
+                self._place(slot, loading.result())
+            except (Exception, asyncio.CancelledError) as error:
+                self._give_up(slot, error)
 
-    def _loaded(self, slot: Slot, loading: asyncio.Future[_Loaded]) -> None:
-        try:
-            loaded = loading.result()
-        except (Exception, asyncio.CancelledError) as error:
-            self._give_up(slot, error)
-        else:
-            self._activate(slot, loaded)
-        self._observer.tier_size(
-            "active", len(self._active), sum(item.nbytes for item in self._active.values())
-        )
-        self._observer.tier_size(
-            "registered",
-            len(self._registered),
-            sum(item.nbytes for item in self._registered.values()),
-        )
-        self._serve_queue()
+        self._host.load(slot.key).add_done_callback(read)
 
-    def _activate(self, slot: Slot, loaded: _Loaded) -> None:
-        slot.prepared, slot.nbytes = loaded.prepared, loaded.prepared.nbytes
-        if loaded.read_seconds is not None:
-            self._observer.adapter_loaded(slot.key, "registered", loaded.read_seconds)
-        self._observer.adapter_loaded(slot.key, "active", loaded.prepare_seconds)
-        self._register(slot.key, loaded.adapter)
-        for applicant in self._holders(slot):
+    def _place(self, slot: Slot, hosted: Hosted) -> None:
+        def done(outcome: Outcome, seconds: float) -> None:
+            if isinstance(outcome, BaseException):
+                self._give_up(slot, outcome)
+            else:
+                self._activate(slot, outcome, seconds)
+
+        self._placing.place(slot.place, hosted, done)
+
+    def _activate(self, slot: Slot, placed: Placed, seconds: float) -> None:
+        slot.prepared = placed
+        self._nbytes += placed.nbytes
+        if slot.leases == 0:
+            self._idle[slot.key] = slot
+        self._observer.adapter_loaded(slot.key, "active", seconds)
+        self._observer.tier_size("active", len(self._active), self._nbytes)
+        for applicant in slot.taken():
             self._arm(applicant)
-
-    def _register(self, key: AdapterKey, adapter: Adapter) -> None:
-        nbytes = sum(tensor.nbytes for tensor in adapter.tensors.values())
-        self._registered[key] = _Registered(adapter, nbytes, monotonic())
-        self._registered.move_to_end(key)
-        if len(self._registered) > self._max_registered:
-            evicted, held = self._registered.popitem(last=False)
-            self._observer.adapter_evicted(evicted, "registered", monotonic() - held.last_used)
+        self._serve_queue()
 
     def _give_up(self, slot: Slot, error: BaseException) -> None:
         """The slot is free again and the next request tries anew; those that wait for it fail."""
         del self._active[slot.key]
+        self._free.append(slot.place)
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         logger.warning(
             "adapter %s (%s) cannot be loaded: %s", slot.key.name, slot.key.revision, reason
         )
-        for applicant in self._holders(slot):
+        for applicant in slot.taken():
             self._arming.discard(applicant)
-            if not applicant.ready.done():
-                failure = AdapterLoadFailed(slot.key.name, slot.key.revision, reason)
-                applicant.ready.set_exception(failure)
-
-    def _holders(self, slot: Slot) -> list[_Applicant]:
-        return [
-            applicant
-            for applicant in self._arming
-            if applicant.lease is not None and applicant.lease.get(slot.key) is slot
-        ]
-
-
-def _armed(lease: Lease) -> bool:
-    return all(slot.prepared is not None for slot in lease.values())
+            applicant.fail(AdapterLoadFailed(slot.key.name, slot.key.revision, reason))
+        self._serve_queue()

@@ -1,26 +1,21 @@
-"""Runs batches on the device: the engine's only file that touches it. Knows no queue, no request.
+"""What runs batches on a device, and where it keeps adapters. Knows no queue and no request.
 
-Whatever happens on the device ends in one outcome a row: `run` never raises.
+Two devices, one interface: `packed_runner` runs any device, adapter by adapter where it must;
+`slotted_runner` runs CUDA devices, where launching is what costs. Whatever happens on the device
+ends in one outcome a row: `launch` and `finish` raise `DeviceLost` and nothing else.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from time import perf_counter
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 
-from adapters.adapter import (
-    Classification,
-    PreparedAdapter,
-    answer,
-    classifications,
-    prepare,
-    random_adapter,
-)
+from adapters.adapter import Adapter, Classification
 from adapters.backbone import Backbone
-from adapters.packing import Row
+from adapters.spec import AdapterSpec
 from adapters.tokenizer import Encoding
 from service.errors import InferenceFailure
 
@@ -28,6 +23,37 @@ logger = logging.getLogger(__name__)
 
 # torch's CPU allocator raises a plain RuntimeError, and so do some CUDA libraries.
 _OUT_OF_MEMORY = ("out of memory", "defaultcpuallocator", "can't allocate memory")
+
+OUT_OF_MEMORY = "the device has no memory for this text"
+NOT_FINITE = "the scores are not finite"
+
+
+class DeviceLost(Exception):
+    """The device cannot be used any more; only a new process gets it back."""
+
+
+class Hosted(Protocol):
+    """An adapter in host memory."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+class Placed(Protocol):
+    """An adapter on the device."""
+
+    @property
+    def spec(self) -> AdapterSpec: ...
+    @property
+    def nbytes(self) -> int: ...
+
+
+class Asked(NamedTuple):
+    """One row of a batch. explain: its token weights are asked for."""
+
+    encoding: Encoding
+    adapter: Placed
+    explain: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,101 +66,110 @@ class RowFailure:
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """What became of a batch. outcomes: one a row, in order. Seconds as in `BatchReport`."""
+    """What became of a batch.
+
+    outcomes: one a row, in order. generator_seconds, backbone_seconds: as in `BatchReport`.
+    passes: forward passes that it took. graphs: how many of them were one launch.
+    """
 
     outcomes: list[Classification | RowFailure]
-    generator_seconds: float = 0.0
+    generator_seconds: float | None = None
     backbone_seconds: float = 0.0
     passes: int = 1
+    graphs: int = 0
 
 
-class Runner:
-    """A backbone on its device."""
+class Flight(Protocol):
+    """A batch on the device."""
 
-    def __init__(self, backbone: Backbone) -> None:
-        self._backbone = backbone
+
+class Runner(Protocol):
+    """A backbone and adapters on one device.
+
+    `adopt` and `place` are called from loading threads, everything else from the device's thread.
+    """
+
+    @property
+    def backbone(self) -> Backbone: ...
+
+    @property
+    def ahead(self) -> bool:
+        """Whether a batch may be launched while another one runs."""
+
+    def adopt(self, adapter: Adapter) -> Hosted:
+        """Do everything for an adapter that does not need its place on the device.
+
+        Raises:
+            IncompatibleAdapter, InvalidAdapter: it cannot run here.
+        """
+
+    def place(self, adapters: Sequence[tuple[int, Hosted]]) -> list[Placed]:
+        """Put adapters in places (0 to all the runner has) that no batch uses; returns when they
+        can be."""
 
     def warm_up(self, max_tokens: int) -> None:
-        """Run a lone short text and a batch of `max_tokens`: the first requests find all allocated.
+        """Run a lone short text and a batch of `max_tokens`: the first requests find all there.
 
         Raises:
             RuntimeError: the device cannot run this backbone.
         """
-        adapter = prepare(random_adapter(self._backbone), self._backbone)
-        encode = self._backbone.encoder.encode
-        short = encode("warm", max_length=adapter.spec.max_length)
-        long = encode("warm up " * adapter.spec.max_length, max_length=adapter.spec.max_length)
-        rows = max(1, max_tokens // (len(long) + adapter.spec.prompt_length))
-        for encodings in ([short], [long] * rows):
-            ran = self.run([(encoding, adapter) for encoding in encodings])
-            if failures := [item for item in ran.outcomes if isinstance(item, RowFailure)]:
-                raise RuntimeError(f"the warm-up failed: {failures[0].message}")
-            if ran.passes > 1:
-                logger.warning(
-                    "a batch of %d tokens does not fit into the device's memory: it took %d passes",
-                    max_tokens,
-                    ran.passes,
-                )
 
-    def run(self, rows: Sequence[tuple[Encoding, PreparedAdapter]]) -> Ran:
-        """Classify rows of any mixture of adapters.
+    def launch(self, rows: Sequence[Asked]) -> Flight:
+        """Start a batch of any mixture of adapters.
 
         A batch that does not fit into memory is halved until it does; a single row that does not
-        fails alone, and so does a row whose scores are not finite. Any other error fails all rows.
+        fails alone, and so does a row whose scores are not finite. Other errors fail all rows.
         """
-        try:
-            return self._pass(rows)
-        except Exception as error:
-            if not _is_out_of_memory(error):
-                logger.exception("a batch of %d rows failed", len(rows))
-                message = f"the batch failed: {type(error).__name__}"
-                return Ran([RowFailure("batch_error", message)] * len(rows))
-        # Not inside the handler: the traceback would keep the failed pass's tensors alive.
-        if len(rows) == 1:
-            logger.error("the device has no memory for a text of %d tokens", len(rows[0][0]))
-            return Ran([RowFailure("out_of_memory", "the device has no memory for this text")])
-        if self._backbone.device.type == "cuda":
-            torch.cuda.empty_cache()
-        return _joined(self.run(rows[: len(rows) // 2]), self.run(rows[len(rows) // 2 :]))
 
-    def _pass(self, rows: Sequence[tuple[Encoding, PreparedAdapter]]) -> Ran:
-        # By identity: comparing two adapters would compare their tensors.
-        places: dict[int, int] = {}
-        adapters: list[PreparedAdapter] = []
-        for _, adapter in rows:
-            if id(adapter) not in places:
-                places[id(adapter)] = len(adapters)
-                adapters.append(adapter)
-        batch = self._backbone.pack(
-            [Row(encoding, adapter.spec, places[id(adapter)]) for encoding, adapter in rows]
-        )
-        started = perf_counter()
-        answers = answer(self._backbone, batch, adapters)
-        rows_made = classifications(answers, batch, adapters)
-        seconds = perf_counter() - started
-        return Ran(
-            _finite(rows_made), answers.generator_seconds, seconds - answers.generator_seconds
+    def finish(self, flight: Flight) -> Ran:
+        """Wait for a batch. Batches are finished in the order in which they were launched."""
+
+
+def warm_up_batches(backbone: Backbone, adapter: Placed, max_tokens: int) -> Iterator[list[Asked]]:
+    """A lone short text, and as many of the longest as a batch of `max_tokens` takes."""
+    encode, spec = backbone.encoder.encode, adapter.spec
+    short = encode("warm", max_length=spec.max_length)
+    long = encode("warm up " * spec.max_length, max_length=spec.max_length)
+    yield [Asked(short, adapter)]
+    yield [Asked(long, adapter)] * max(1, max_tokens // (len(long) + spec.prompt_length))
+
+
+def require_answers(ran: Ran, max_tokens: int) -> None:
+    """
+    Raises:
+        RuntimeError: a row of the warm-up has no answer.
+    """
+    if failures := [item for item in ran.outcomes if isinstance(item, RowFailure)]:
+        raise RuntimeError(f"the warm-up failed: {failures[0].message}")
+    if ran.passes > 1:
+        logger.warning(
+            "a batch of %d tokens does not fit into the device's memory: it took %d passes",
+            max_tokens,
+            ran.passes,
         )
 
 
-def _finite(rows: list[Classification]) -> list[Classification | RowFailure]:
+def finite(rows: list[Classification]) -> list[Classification | RowFailure]:
+    """The rows, failed where a score is not finite."""
     # One look at the whole batch; rows are looked at only if it finds something.
     if np.isfinite(np.concatenate([row.scores for row in rows])).all():
         return list(rows)
-    failure = RowFailure("not_finite", "the scores are not finite")
+    failure = RowFailure("not_finite", NOT_FINITE)
     return [row if np.isfinite(row.scores).all() else failure for row in rows]
 
 
-def _joined(first: Ran, second: Ran) -> Ran:
+def joined(first: Ran, second: Ran) -> Ran:
+    """Two halves of a batch as one."""
     return Ran(
         first.outcomes + second.outcomes,
-        first.generator_seconds + second.generator_seconds,
+        (first.generator_seconds or 0.0) + (second.generator_seconds or 0.0),
         first.backbone_seconds + second.backbone_seconds,
         first.passes + second.passes,
+        first.graphs + second.graphs,
     )
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(

@@ -70,6 +70,7 @@ class Scheduler(Generic[R]):
         # A dict keeps the order of arrival and forgets any entry at once.
         self._queue: dict[Waiting[R], None] = {}
         self._admitted = 0
+        self._queued_tokens = 0
         self._drained_tokens = 0.0
         self._drained_seconds = 0.0
 
@@ -80,6 +81,11 @@ class Scheduler(Generic[R]):
     def waiting_tokens(self) -> int:
         """Tokens admitted and neither taken by a batch nor given up."""
         return self._admitted
+
+    @property
+    def full(self) -> bool:
+        """Whether what is queued fills a batch: waiting longer would not make it a larger one."""
+        return self._queued_tokens >= self._max_batch_tokens
 
     def admit(self, tokens: int) -> None:
         """Reserve room for all of a request's entries, before they are enqueued.
@@ -108,7 +114,9 @@ class Scheduler(Generic[R]):
 
     def enqueue(self, entries: Iterable[Waiting[R]]) -> None:
         """Queue entries whose tokens were admitted."""
-        self._queue.update(dict.fromkeys(entries))
+        for waiting in entries:
+            self._queue[waiting] = None
+            self._queued_tokens += waiting.entry.cost
 
     def drop(self, entries: Iterable[Waiting[R]]) -> int:
         """Forget those that still wait; returns how many those were."""
@@ -160,3 +168,4 @@ class Scheduler(Generic[R]):
         for waiting in entries:
             del self._queue[waiting]
             self._admitted -= waiting.entry.cost
+            self._queued_tokens -= waiting.entry.cost

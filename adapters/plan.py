@@ -1,0 +1,292 @@
+"""One forward pass over slots as one array of int32: what is copied to a device for every batch.
+
+Knows no weights and runs no model. `adapters.packing` is the same for a CPU, where rows stand by
+length; here they stand by slot, so that tokens of one adapter are neighbours.
+
+The array consists of sections whose sizes follow from `Caps` alone: a batch written with caps
+larger than it needs leaves tails that no row owns, and so every batch of the same caps and the same
+`Signature` has the same shape.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from adapters.spec import AdapterSpec, GeneratorInput, Pooling
+from adapters.tokenizer import Encoding
+
+Int32: TypeAlias = npt.NDArray[np.int32]
+
+# Tokens of one tile of the grouped product; a tile never crosses from one slot to another.
+TILE = 64
+# Sections start at multiples of so many int32: 16 bytes.
+_ALIGNED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class SlottedRow:
+    """One text to classify and the slot of its adapter."""
+
+    encoding: Encoding
+    spec: AdapterSpec
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """A layer in front of which some rows get their prompt, and what those are made from."""
+
+    layer: int
+    sources: tuple[GeneratorInput, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What must be the same for two batches to run the same kernels. mean: some row is read as the
+    mean of its tokens."""
+
+    stops: tuple[Stop, ...]
+    mean: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Caps:
+    """How much of everything there may be. tokens: of text. expanded: positions behind each stop.
+    longest: positions of one row in the end. tiles: of the grouped product."""
+
+    rows: int
+    tokens: int
+    expanded: tuple[int, ...]
+    reads: int
+    longest: int
+    tiles: int
+
+    def hold(self, need: "Caps") -> bool:
+        """Whether a batch of this need can be written with these caps."""
+        return (
+            need.rows <= self.rows
+            and need.tokens <= self.tokens
+            and len(need.expanded) == len(self.expanded)
+            and all(some <= most for some, most in zip(need.expanded, self.expanded, strict=True))
+            and need.reads <= self.reads
+            and need.longest <= self.longest
+            and need.tiles <= self.tiles
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Section:
+    values: Int32
+    # What the tail holds, up to the cap.
+    fill: int
+
+
+class Plan:
+    """Index arrays of a batch.
+
+    `order` is the rows' order inside: row `order[i]` of the caller stands i-th.
+
+    Args:
+        rows: at least one; every encoding holds at least one token.
+        causal: the answer is read at the last token instead of at index t.
+
+    Attributes:
+        lengths: of every layout (text alone, behind each stop), int64 [rows].
+        need: the smallest caps.
+    """
+
+    def __init__(self, rows: Sequence[SlottedRow], *, causal: bool = False) -> None:
+        slots = np.fromiter((row.slot for row in rows), dtype=np.int64, count=len(rows))
+        self.order = np.argsort(slots, kind="stable")
+        self.rows = tuple(rows[i] for i in self.order.tolist())
+        self._slots = slots[self.order]
+        specs = [row.spec for row in self.rows]
+        lengths = _numbers(len(row.encoding) for row in self.rows)
+        self._prompts = _numbers(spec.prompt_length for spec in specs)
+        self._layers = _numbers(spec.insertion_layer for spec in specs)
+        self._embedded = np.array(
+            [spec.generator_input is GeneratorInput.EMBEDDINGS for spec in specs]
+        )
+        self._mean = np.array([spec.pooling is Pooling.MEAN for spec in specs])
+        self.lengths = [lengths]
+        tokens = int(lengths.sum())
+        starts = np.cumsum(lengths) - lengths
+        self._sections = [
+            _Section(_joined([row.encoding.input_ids for row in self.rows]), 0),
+            _Section(_joined([row.encoding.token_type_ids for row in self.rows]), 0),
+            _Section(_int32(np.arange(tokens) - np.repeat(starts, lengths)), 0),
+            _Section(_cumulative(lengths), tokens),
+        ]
+        stops, tiles = self._stop_sections()
+        reads = self._read_sections(causal=causal)
+        self._sections.append(_Section(_int32(self._slots), -1))
+        self.signature = Signature(stops, bool(self._mean.any()))
+        self.need = Caps(
+            rows=len(rows),
+            tokens=tokens,
+            expanded=tuple(int(behind.sum()) for behind in self.lengths[1:]),
+            reads=reads,
+            longest=int(self.lengths[-1].max()),
+            tiles=tiles,
+        )
+
+    def write(self, out: Int32, caps: Caps) -> None:
+        """Fill `out`, `size_of(caps, signature)` long.
+
+        Args:
+            caps: hold `need`.
+        """
+        at = 0
+        sizes = section_sizes(caps, self.signature)
+        for section, size in zip(self._sections, sizes, strict=True):
+            used = len(section.values)
+            out[at : at + used] = section.values
+            out[at + used : at + size] = section.fill
+            at += _aligned(size)
+
+    def _stop_sections(self) -> tuple[tuple[Stop, ...], int]:
+        stops, most_tiles = [], 0
+        done = np.zeros(len(self.rows), dtype=bool)
+        for layer in np.unique(self._layers).tolist():
+            here = self._layers == layer
+            done |= here
+            current = self.lengths[-1]
+            following = self.lengths[0] + np.where(done, self._prompts, 0)
+            sources = []
+            for source in GeneratorInput:
+                chosen = here & (self._embedded == (source is GeneratorInput.EMBEDDINGS))
+                if not chosen.any():
+                    continue
+                sources.append(source)
+                slots = np.where(chosen, self._slots, -1)
+                stands = self.lengths[0] if source is GeneratorInput.EMBEDDINGS else current
+                tiles = _tiles(slots, stands)
+                most_tiles = max(most_tiles, len(tiles) // 3)
+                self._sections += [_Section(_int32(slots), -1), _Section(tiles, 0)]
+            self._sections += [
+                _Section(self._expansion(current, following, here), 0),
+                _Section(_cumulative(following), int(following.sum())),
+            ]
+            self.lengths.append(following)
+            stops.append(Stop(layer, tuple(sources)))
+        return tuple(stops), most_tiles
+
+    def _expansion(
+        self,
+        current: npt.NDArray[np.int64],
+        following: npt.NDArray[np.int64],
+        here: npt.NDArray[np.bool_],
+    ) -> Int32:
+        """For every position behind a stop its place in front of it; new slots take any place."""
+        starts = np.cumsum(current) - current
+        new = np.where(here, self._prompts, 0)
+        within = np.arange(following.sum()) - np.repeat(
+            np.cumsum(following) - following + new, following
+        )
+        return _int32(np.repeat(starts, following) + np.maximum(within, 0))
+
+    def _read_sections(self, *, causal: bool) -> int:
+        last = self.lengths[-1]
+        starts = np.cumsum(last) - last
+        first = starts + (last - 1 if causal else self._prompts)
+        if not self._mean.any():
+            self._sections.append(_Section(_int32(first), 0))
+            return len(first)
+        counts = np.where(self._mean, self.lengths[0], 1)
+        first = np.where(self._mean, starts + self._prompts, first)
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        total = int(counts.sum())
+        self._sections += [
+            _Section(_int32(np.repeat(first, counts) + within), 0),
+            _Section(_cumulative(counts), total),
+        ]
+        return total
+
+
+def section_sizes(caps: Caps, signature: Signature) -> list[int]:
+    """How long the sections of such a batch are, in order.
+
+    input_ids, token_type_ids, offsets [tokens]; cumulative lengths [rows + 1]; for every stop and
+    each of its sources: slots [rows], tiles [3 * tiles]; then expansion [expanded] and cumulative
+    lengths [rows + 1]; positions that are read [reads]; where some row is read as a mean: their
+    cumulative counts [rows + 1]; slots [rows].
+    """
+    sizes = [caps.tokens] * 3 + [caps.rows + 1]
+    for stop, expanded in zip(signature.stops, caps.expanded, strict=True):
+        sizes += [caps.rows, 3 * caps.tiles] * len(stop.sources) + [expanded, caps.rows + 1]
+    sizes.append(caps.reads)
+    if signature.mean:
+        sizes.append(caps.rows + 1)
+    return [*sizes, caps.rows]
+
+
+def section_offsets(caps: Caps, signature: Signature) -> list[tuple[int, int]]:
+    """Where every section starts, and its size."""
+    sizes = section_sizes(caps, signature)
+    starts = accumulate((_aligned(size) for size in sizes), initial=0)
+    return list(zip(starts, sizes, strict=False))
+
+
+def blank(caps: Caps, signature: Signature) -> Int32:
+    """A batch without rows: what a graph is captured with."""
+    array = np.zeros(size_of(caps, signature), dtype=np.int32)
+    offsets = iter(section_offsets(caps, signature)[4:])
+    for stop in signature.stops:
+        for _ in stop.sources:
+            _skip_all(array, next(offsets))
+            next(offsets)  # tiles
+        next(offsets)  # expansion
+        next(offsets)  # cumulative lengths
+    _skip_all(array, section_offsets(caps, signature)[-1])
+    return array
+
+
+def size_of(caps: Caps, signature: Signature) -> int:
+    """int32 that such a batch takes."""
+    return sum(map(_aligned, section_sizes(caps, signature)))
+
+
+def _skip_all(array: Int32, slots: tuple[int, int]) -> None:
+    start, size = slots
+    array[start : start + size] = -1
+
+
+def _tiles(slots: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> Int32:
+    """[3 * tiles]: slot, first token, behind the last one, of neighbours that share a slot."""
+    edges = np.flatnonzero(np.diff(slots)) + 1
+    firsts = np.concatenate([[0], edges])
+    ends = np.cumsum(lengths)
+    behind = ends[np.append(edges, len(slots)) - 1]
+    start = ends[firsts] - lengths[firsts]
+    used = slots[firsts] >= 0
+    firsts, behind, start = firsts[used], behind[used], start[used]
+    counts = -(-(behind - start) // TILE)
+    first = np.repeat(start, counts) + TILE * (
+        np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    )
+    ends_of = np.minimum(first + TILE, np.repeat(behind, counts))
+    return _int32(np.stack([np.repeat(slots[firsts], counts), first, ends_of], axis=1).ravel())
+
+
+def _cumulative(lengths: npt.NDArray[np.int64]) -> Int32:
+    return _int32(np.concatenate([[0], np.cumsum(lengths)]))
+
+
+def _numbers(values: Iterator[int]) -> npt.NDArray[np.int64]:
+    return np.fromiter(values, dtype=np.int64)
+
+
+def _joined(arrays: Sequence[npt.NDArray[np.int64]]) -> Int32:
+    return _int32(np.concatenate(arrays))
+
+
+def _int32(array: npt.NDArray[np.int64]) -> Int32:
+    return array.astype(np.int32)
+
+
+def _aligned(size: int) -> int:
+    return size + -size % _ALIGNED

@@ -1,0 +1,168 @@
+"""Adapters on a device, each in a slot that kernels find by its number. Knows no batch.
+
+    Adapter --image_of--> Image (pinned host memory, as the device wants it) --write--> slot
+
+Whatever can be computed ahead is in the image, so that filling a slot is two copies: the folded
+query matrix into a bank with one place a slot, everything else as one run of float32.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adapters.adapter import Adapter, prepare
+from adapters.backbone import Backbone
+from adapters.spec import AdapterSpec, FinalActivation
+
+# Every matrix starts at a multiple of so many float32: 16 bytes.
+_ALIGNED = 4
+
+
+class Column(IntEnum):
+    """What a slot's row of the table says, int64 each.
+
+    Of each matrix, which has its bias behind it: its address, and its width (0: there is none).
+    final, sigmoid: which activation prompt and scores get. temperature: the bits of a float32.
+    """
+
+    DOWN = 0
+    UP = 1
+    DENSE = 2
+    OUT = 3
+    DOWN_WIDTH = 4
+    UP_WIDTH = 5
+    DENSE_WIDTH = 6
+    OUT_WIDTH = 7
+    FINAL = 8
+    SIGMOID = 9
+    TEMPERATURE = 10
+
+
+_FINAL_CODES = {FinalActivation.NONE: 0, FinalActivation.RELU: 1, FinalActivation.TANH: 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An adapter in host memory, ready to be copied.
+
+    query: [n, n] in the backbone's type; zeros score every token alike, which is pooling by the
+    mean. rest: float32, the table's matrices with their biases. offsets: where each starts in
+    `rest`. widths: of each, 0 where there is none.
+    """
+
+    spec: AdapterSpec
+    query: Tensor
+    rest: Tensor
+    offsets: tuple[int, ...]
+    widths: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return self.query.nbytes + self.rest.nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """An adapter that is in a slot. nbytes: device memory that it takes there."""
+
+    spec: AdapterSpec
+    slot: int
+    nbytes: int
+
+
+def image_of(adapter: Adapter, backbone: Backbone) -> Image:
+    """Fold and cast an adapter on the backbone's device; returns when it is in host memory.
+
+    Raises:
+        IncompatibleAdapter, InvalidAdapter: as `prepare`.
+    """
+    prepared = prepare(adapter, backbone)
+    generator, head, n = prepared.generator, prepared.head, backbone.hidden_size
+    query = generator.query
+    if query is None:
+        query = torch.zeros(n, n, dtype=backbone.dtype, device=backbone.device)
+    # In the order of the table's columns.
+    matrices: tuple[tuple[Tensor | None, Tensor | None], ...] = (
+        (generator.down, generator.down_bias),
+        (generator.up, generator.up_bias),
+        (head.dense, head.dense_bias),
+        (head.out, head.out_bias),
+    )
+    pieces: list[Tensor] = []
+    offsets, widths, total = [], [], 0
+    for matrix, bias in matrices:
+        offsets.append(total)
+        widths.append(0 if bias is None else len(bias))
+        if matrix is None or bias is None:
+            continue
+        size = matrix.numel() + len(bias)
+        padding = -size % _ALIGNED
+        pieces += [matrix.flatten(), bias, bias.new_zeros(padding)]
+        total += size + padding
+    return Image(
+        spec=adapter.spec,
+        query=_to_host(query),
+        rest=_to_host(torch.cat(pieces)),
+        offsets=tuple(offsets),
+        widths=tuple(widths),
+    )
+
+
+class SlotBank:
+    """The slots of one device.
+
+    Args:
+        slots: so many adapters at once.
+        hidden_size: n.
+    """
+
+    def __init__(
+        self, slots: int, *, hidden_size: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        n = hidden_size
+        self.query = torch.zeros(slots, n, n, device=device, dtype=dtype)
+        self.table = torch.zeros(slots, len(Column), dtype=torch.int64, device=device)
+        # Kernels know these by their addresses alone: here they are kept alive.
+        self._rests: list[Tensor | None] = [None] * slots
+
+    def __len__(self) -> int:
+        return len(self._rests)
+
+    @property
+    def nbytes(self) -> int:
+        """Device memory of the bank and of what is in its slots."""
+        rests = sum(rest.nbytes for rest in self._rests if rest is not None)
+        return self.query.nbytes + rests
+
+    def write(self, placed: Sequence[tuple[int, Image]]) -> None:
+        """Fill slots that no running batch uses, on the current stream.
+
+        Asynchronous where the images are pinned: they must live until the stream is through.
+        """
+        device = self.query.device
+        rows = np.zeros((len(placed), len(Column)), dtype=np.int64)
+        for row, (slot, image) in zip(rows, placed, strict=True):
+            self.query[slot].copy_(image.query, non_blocking=True)
+            rest = image.rest.to(device, non_blocking=True)
+            self._rests[slot] = rest
+            row[Column.DOWN : Column.OUT + 1] = image.offsets
+            row[Column.DOWN : Column.OUT + 1] *= rest.element_size()
+            row[Column.DOWN : Column.OUT + 1] += rest.data_ptr()
+            row[Column.DOWN_WIDTH : Column.OUT_WIDTH + 1] = image.widths
+            row[Column.FINAL] = _FINAL_CODES[image.spec.final_activation]
+            row[Column.SIGMOID] = image.spec.activation == "sigmoid"
+            temperature = np.float32(image.spec.calibration.temperature)
+            row[Column.TEMPERATURE] = temperature.view(np.int32)
+        slots = torch.tensor([slot for slot, _ in placed], device=device)
+        self.table.index_copy_(0, slots, torch.from_numpy(rows).to(device))
+
+
+def _to_host(tensor: Tensor) -> Tensor:
+    if not tensor.is_cuda:
+        return tensor.contiguous()
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor)

@@ -1,0 +1,99 @@
+"""Batches on a CPU, or any device without kernels for slots. Knows no queue and no request."""
+
+import logging
+from collections.abc import Sequence
+from time import perf_counter
+
+import torch
+
+from adapters.adapter import (
+    Adapter,
+    PreparedAdapter,
+    answer,
+    classifications,
+    prepare,
+    random_adapter,
+)
+from adapters.backbone import Backbone
+from adapters.packing import Row
+from service.engine.runner import (
+    OUT_OF_MEMORY,
+    Asked,
+    Hosted,
+    Placed,
+    Ran,
+    RowFailure,
+    finite,
+    is_out_of_memory,
+    joined,
+    require_answers,
+    warm_up_batches,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class PackedRunner:
+    """`service.engine.runner.Runner` whose batches are over when they are launched."""
+
+    ahead = False
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.backbone = backbone
+
+    def adopt(self, adapter: Adapter) -> PreparedAdapter:
+        return prepare(adapter, self.backbone)
+
+    def place(self, adapters: Sequence[tuple[int, Hosted]]) -> list[Placed]:
+        # Host memory is where a CPU wants them.
+        return [_prepared(adapter) for _, adapter in adapters]
+
+    def warm_up(self, max_tokens: int) -> None:
+        (adapter,) = self.place([(0, self.adopt(random_adapter(self.backbone)))])
+        for rows in warm_up_batches(self.backbone, adapter, max_tokens):
+            require_answers(self.finish(self.launch(rows)), max_tokens)
+
+    def launch(self, rows: Sequence[Asked]) -> Ran:
+        try:
+            return self._pass(rows)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                logger.exception("a batch of %d rows failed", len(rows))
+                message = f"the batch failed: {type(error).__name__}"
+                return Ran([RowFailure("batch_error", message)] * len(rows))
+        # Not inside the handler: the traceback would keep the failed pass's tensors alive.
+        if len(rows) == 1:
+            logger.error("the device has no memory for a text of %d tokens", len(rows[0].encoding))
+            return Ran([RowFailure("out_of_memory", OUT_OF_MEMORY)])
+        if self.backbone.device.type == "cuda":
+            torch.cuda.empty_cache()
+        half = len(rows) // 2
+        return joined(self.launch(rows[:half]), self.launch(rows[half:]))
+
+    def finish(self, flight: object) -> Ran:
+        assert isinstance(flight, Ran)
+        return flight
+
+    def _pass(self, rows: Sequence[Asked]) -> Ran:
+        # By identity: comparing two adapters would compare their tensors.
+        places: dict[int, int] = {}
+        adapters: list[PreparedAdapter] = []
+        for _, adapter, _ in rows:
+            if id(adapter) not in places:
+                places[id(adapter)] = len(adapters)
+                adapters.append(_prepared(adapter))
+        batch = self.backbone.pack(
+            [Row(encoding, adapter.spec, places[id(adapter)]) for encoding, adapter, _ in rows]
+        )
+        started = perf_counter()
+        answers = answer(self.backbone, batch, adapters)
+        rows_made = classifications(answers, batch, adapters)
+        seconds = perf_counter() - started
+        return Ran(
+            finite(rows_made), answers.generator_seconds, seconds - answers.generator_seconds
+        )
+
+
+def _prepared(adapter: Hosted | Placed) -> PreparedAdapter:
+    assert isinstance(adapter, PreparedAdapter)
+    return adapter

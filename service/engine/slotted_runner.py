@@ -1,0 +1,243 @@
+"""Batches on a CUDA device: slots, kernels, graphs. Knows no queue and no request.
+
+Two streams: one computes, driven by the device's thread; one copies adapters into slots that no
+batch uses, driven by loading threads. A slot is used only once `place` has returned, and filled
+anew only when nobody leases it any more, so the streams need no events between them.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import Lock
+from time import perf_counter
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from adapters.adapter import Adapter, Classification, random_adapter
+from adapters.attention import VARLEN_DTYPES
+from adapters.backbone import Backbone
+from adapters.graphs import Graphs
+from adapters.plan import Plan, Signature, SlottedRow, Stop, size_of
+from adapters.slots import Image, Resident, SlotBank, image_of
+from adapters.slotted import Inputs, Outputs, Widest, run
+from adapters.spec import HeadKind
+from service.engine.runner import (
+    OUT_OF_MEMORY,
+    Asked,
+    DeviceLost,
+    Flight,
+    Hosted,
+    Placed,
+    Ran,
+    RowFailure,
+    finite,
+    is_out_of_memory,
+    joined,
+    require_answers,
+    warm_up_batches,
+)
+
+logger = logging.getLogger(__name__)
+
+# What graphs are captured for; a batch with an adapter beyond it runs eagerly.
+_COMMON_BOTTLENECK = 64
+_COMMON_PROMPT = 16
+_COMMON_LABELS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class _Airborne:
+    """A batch on the device. weights: None where nobody asked. kept: host memory that a copy to the
+    device may still be reading."""
+
+    plan: Plan
+    rows: Sequence[Asked]
+    scores: Tensor
+    weights: Tensor | None
+    landed: torch.cuda.Event
+    started: float
+    graphs: int
+    kept: Tensor
+
+
+class SlottedRunner:
+    """`service.engine.runner.Runner` for a CUDA device.
+
+    Args:
+        places: adapters on the device at once.
+        max_tokens: of a batch, prompts included.
+    """
+
+    ahead = True
+
+    def __init__(self, backbone: Backbone, *, places: int, max_tokens: int) -> None:
+        self.backbone = backbone
+        device, n = backbone.device, backbone.hidden_size
+        self._bank = SlotBank(places, hidden_size=n, device=device, dtype=backbone.dtype)
+        self._computing = torch.cuda.Stream(device, priority=-1)
+        self._loading = torch.cuda.Stream(device)
+        # One host thread at a time: what frees a tensor on a stream must not race with its copies.
+        self._loads = Lock()
+        self._graphs: Graphs | None = None
+        if backbone.dtype in VARLEN_DTYPES:
+            self._graphs = Graphs(
+                backbone,
+                self._bank,
+                widest=Widest(_COMMON_BOTTLENECK, _COMMON_PROMPT * n, _COMMON_LABELS, dense=False),
+                max_positions=max_tokens,
+                longest=min(max_tokens, backbone.max_tokens + _COMMON_PROMPT),
+            )
+
+    def adopt(self, adapter: Adapter) -> Image:
+        with self._loads, torch.cuda.stream(self._loading):
+            return image_of(adapter, self.backbone)
+
+    def place(self, adapters: Sequence[tuple[int, Hosted]]) -> list[Placed]:
+        images = [(place, _image(hosted)) for place, hosted in adapters]
+        with self._loads, torch.cuda.stream(self._loading):
+            self._bank.write(images)
+            self._loading.synchronize()
+        return [Resident(image.spec, place, image.nbytes) for place, image in images]
+
+    def warm_up(self, max_tokens: int) -> None:
+        started = perf_counter()
+        spec = random_adapter(self.backbone).spec
+        (adapter,) = self.place([(0, self.adopt(random_adapter(self.backbone)))])
+        if self._graphs is not None:
+            with self._on_device():
+                stop = Stop(spec.insertion_layer, (spec.generator_input,))
+                self._graphs.capture_all(Signature((stop,), mean=False))
+            logger.info(
+                "captured graphs=%d seconds=%.1f", len(self._graphs), perf_counter() - started
+            )
+        for rows in warm_up_batches(self.backbone, adapter, max_tokens):
+            require_answers(self.finish(self.launch(rows)), max_tokens)
+
+    def launch(self, rows: Sequence[Asked]) -> Flight:
+        try:
+            with self._on_device():
+                return self._launch(rows)
+        except Exception as error:
+            _raise_if_lost(error)
+            if not is_out_of_memory(error):
+                logger.exception("a batch of %d rows failed", len(rows))
+                message = f"the batch failed: {type(error).__name__}"
+                return Ran([RowFailure("batch_error", message)] * len(rows))
+        # Not inside the handler: the traceback would keep the failed pass's tensors alive.
+        if len(rows) == 1:
+            logger.error("the device has no memory for a text of %d tokens", len(rows[0].encoding))
+            return Ran([RowFailure("out_of_memory", OUT_OF_MEMORY)])
+        self._computing.synchronize()
+        torch.cuda.empty_cache()
+        half = len(rows) // 2
+        first = self.finish(self.launch(rows[:half]))
+        return joined(first, self.finish(self.launch(rows[half:])))
+
+    def finish(self, flight: Flight) -> Ran:
+        if isinstance(flight, Ran):
+            return flight
+        assert isinstance(flight, _Airborne)
+        try:
+            flight.landed.synchronize()
+        except Exception as error:
+            _raise_if_lost(error)
+            raise
+        return Ran(
+            finite(_classifications(flight)),
+            backbone_seconds=perf_counter() - flight.started,
+            graphs=flight.graphs,
+        )
+
+    def _launch(self, rows: Sequence[Asked]) -> _Airborne:
+        started = perf_counter()
+        residents = [_resident(row.adapter) for row in rows]
+        plan = Plan(
+            [
+                SlottedRow(row.encoding, resident.spec, resident.slot)
+                for row, resident in zip(rows, residents, strict=True)
+            ],
+            causal=self.backbone.family.causal,
+        )
+        widest = _widest({resident.slot: resident for resident in residents})
+        caps = None if self._graphs is None else self._graphs.caps_for(plan, widest)
+        array = torch.empty(
+            size_of(caps or plan.need, plan.signature), dtype=torch.int32, pin_memory=True
+        )
+        plan.write(array.numpy(), caps or plan.need)
+        if caps is not None and self._graphs is not None:
+            outputs = self._graphs.replay(plan.signature, caps, array)
+        else:
+            outputs = self._eagerly(plan, array, widest)
+        explained = any(row.explain for row in rows)
+        landed = torch.cuda.Event()
+        scores = _to_host(outputs.scores[: plan.need.rows])
+        weights = _to_host(outputs.weights[: plan.need.tokens]) if explained else None
+        landed.record()
+        return _Airborne(plan, rows, scores, weights, landed, started, int(caps is not None), array)
+
+    def _eagerly(self, plan: Plan, array: Tensor, widest: Widest) -> Outputs:
+        inputs = Inputs(
+            array.to(self.backbone.device, non_blocking=True),
+            plan.need,
+            plan.signature,
+            plan.lengths,
+        )
+        return run(self.backbone, self._bank, inputs, widest)
+
+    @contextmanager
+    def _on_device(self) -> Iterator[None]:
+        with torch.inference_mode(), torch.cuda.stream(self._computing):
+            yield
+
+
+def _classifications(flight: _Airborne) -> list[Classification]:
+    """In the order in which the rows were asked for."""
+    scores, need = flight.scores.numpy(), flight.plan.need
+    weights = None if flight.weights is None else flight.weights.numpy()
+    ends = np.cumsum(flight.plan.lengths[0])
+    found: list[Classification | None] = [None] * need.rows
+    none = np.empty(0, np.float32)
+    for position, (original, row) in enumerate(
+        zip(flight.plan.order.tolist(), flight.plan.rows, strict=True)
+    ):
+        mine: npt.NDArray[np.float32] = none
+        if weights is not None:
+            mine = weights[ends[position] - len(row.encoding) : ends[position]]
+        found[original] = Classification(scores[position, : len(row.spec.labels)], mine)
+    return [item for item in found if item is not None]
+
+
+def _widest(residents: dict[int, Resident]) -> Widest:
+    specs = [resident.spec for resident in residents.values()]
+    return Widest(
+        bottleneck=max(spec.bottleneck for spec in specs),
+        prompt=max(spec.prompt_length * spec.hidden_size for spec in specs),
+        labels=max(len(spec.labels) for spec in specs),
+        dense=any(spec.head is HeadKind.MLP for spec in specs),
+    )
+
+
+def _to_host(tensor: Tensor) -> Tensor:
+    """Into pinned memory, which PyTorch's host allocator reuses once the copy is through."""
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
+
+
+def _raise_if_lost(error: Exception) -> None:
+    """An error that CUDA keeps on giving, whatever is asked of it next, ends the engine."""
+    if isinstance(error, torch.AcceleratorError):
+        raise DeviceLost(str(error).splitlines()[0]) from error
+
+
+def _image(hosted: Hosted) -> Image:
+    assert isinstance(hosted, Image)
+    return hosted
+
+
+def _resident(placed: Placed) -> Resident:
+    assert isinstance(placed, Resident)
+    return placed
