@@ -2,10 +2,10 @@
 
 Knows no prompts.
 
-Every entry drives the unmodified modules of `transformers`; nothing of them is patched or
-rewritten. The last layer is run only for the positions that are read: its attention sees all
-tokens, while what follows it (output projection, norms, feed-forward) works on the few rows whose
-answer is asked for.
+Every entry drives the unmodified modules of `transformers`; nothing of them is patched. On a CPU
+`adapters.onednn` runs the weights of BERT-like layers itself. The last layer is run only for the
+positions that are read: its attention sees all tokens, while what follows it (output projection,
+norms, feed-forward) works on the few rows whose answer is asked for.
 """
 
 from collections.abc import Callable
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.errors import UnsupportedBackbone
+from adapters.onednn import BertLayer
 from adapters.packing import Layout
 
 
@@ -30,7 +31,7 @@ class Family:
 
     embed: Callable[[Any, Tensor, Tensor, Tensor], Tensor]
     layers: Callable[[Any], nn.ModuleList]
-    read: Callable[[Any, Tensor, Tensor, Layout], Tensor]
+    read: Callable[[Any, Tensor, Tensor, Any], Tensor]
     max_tokens: Callable[[Any], int]
     finish: Callable[[Any, Tensor], Tensor] = lambda _, states: states
     causal: bool = False
@@ -75,13 +76,6 @@ def _embed_gpt2(model: Any, input_ids: Tensor, _: Tensor, offsets: Tensor) -> Te
     return embedded
 
 
-def _read_bert(layer: Any, states: Tensor, positions: Tensor, layout: Layout) -> Tensor:
-    attended, _ = layer.attention.self(states, None, layout=layout)
-    answers = layer.attention.output(attended[:, positions], states[:, positions])
-    read: Tensor = layer.feed_forward_chunk(answers)[0]
-    return read
-
-
 def _read_distilbert(layer: Any, states: Tensor, positions: Tensor, layout: Layout) -> Tensor:
     attended, _ = layer.attention(states, None, layout=layout)
     answers = layer.sa_layer_norm(attended[:, positions] + states[:, positions])
@@ -101,8 +95,8 @@ def _bert_like(
 ) -> Family:
     return Family(
         embed=embed,
-        layers=lambda model: model.encoder.layer,
-        read=_read_bert,
+        layers=lambda model: nn.ModuleList(BertLayer(layer) for layer in model.encoder.layer),
+        read=BertLayer.read,
         max_tokens=lambda config: (
             config.max_position_embeddings - (config.pad_token_id + 1 if padded_positions else 0)
         ),

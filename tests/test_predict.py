@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+import torch
 
 from adapters.adapter import Adapter, classify, prepare
 from adapters.backbone import Backbone
@@ -134,6 +135,19 @@ def test_sigmoid_scores_stand_alone_and_come_best_first(live: Live, backbone: Ba
         sorted(alone(backbone, adapter, "my card"), reverse=True), abs=1e-5
     )
     assert abs(sum(scores) - 1.0) > 1e-3
+
+
+def test_equal_scores_keep_the_order_of_the_labels(live: Live, backbone: Backbone) -> None:
+    adapter = topics(backbone)
+    undecided = {
+        name: torch.zeros_like(tensor) if name.startswith("head.") else tensor
+        for name, tensor in adapter.tensors.items()
+    }
+    live.put("undecided", Adapter(adapter.spec, undecided))
+    scores = live.predict(adapter="undecided", inputs="win")["results"][0]["scores"]
+    assert [item["label"] for item in scores] == list(adapter.spec.labels)
+    assert [item["score"] for item in scores] == pytest.approx([1 / 3] * 3)
+    assert live.client.delete("/v1/adapters/undecided").status_code == 204
 
 
 def test_explanation_weighs_every_token_and_sums_to_one(live: Live) -> None:

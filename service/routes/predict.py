@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from time import monotonic, perf_counter
 from typing import Any
 
-import numpy as np
 from fastapi import APIRouter
 from pydantic import ValidationError
 from starlette.requests import Request
@@ -17,7 +16,7 @@ from adapters.tokenizer import Encoding, TextEncoder
 from service.engine.interface import AdapterKey, Completion, Entry, RowResult, cost_of
 from service.errors import AdapterLoadFailed, InvalidRequest, TooLarge
 from service.lifecycle import Service, service_of
-from service.metrics import Metrics
+from service.reporting import Reporter
 from service.routes.bodies import JsonResponse, read_json
 from service.routes.connection import while_connected
 from service.routes.documentation import PREDICT
@@ -32,6 +31,7 @@ _REQUEST_FIELDS = len(PredictRequest.model_fields)
 _INPUT_FIELDS = len(PredictInput.model_fields)
 _UNCUT = 2**31 - 1
 
+PATH = "/v1/predict"
 router = APIRouter()
 
 
@@ -46,7 +46,7 @@ class _Text:
     spec: AdapterSpec
 
 
-@router.post("/v1/predict", **PREDICT)
+@router.post(PATH, **PREDICT)
 async def predict(request: Request) -> Response:
     """Classify texts, each by its own adapter.
 
@@ -62,7 +62,7 @@ async def predict(request: Request) -> Response:
     if not asked.truncate:
         await _refuse_truncated(service.encoder, texts, encodings)
     entries = [
-        Entry(text.key, encoding, cost_of(encoding, text.spec))
+        Entry(text.key, encoding, cost_of(encoding, text.spec), asked.explain)
         for text, encoding in zip(texts, encodings, strict=True)
     ]
     timeout_ms = asked.timeout_ms or service.settings.default_timeout_ms
@@ -132,7 +132,7 @@ def _texts(asked: PredictRequest, service: Service) -> list[_Text]:
 
 
 async def _encode(
-    encoder: TextEncoder, texts: Sequence[_Text], metrics: Metrics
+    encoder: TextEncoder, texts: Sequence[_Text], metrics: Reporter
 ) -> tuple[list[Encoding], float]:
     """Encodings in the texts' order, and the seconds that it took."""
     started = perf_counter()
@@ -195,7 +195,8 @@ async def _answer(service: Service, entries: Sequence[Entry], *, deadline: float
 def _result(text: _Text, encoding: Encoding, row: RowResult, top_k: int | None) -> dict[str, Any]:
     """The shape of `schemas.Result`, without the detour over its model."""
     labels, scores = text.spec.labels, row.scores.tolist()
-    order = np.argsort(-row.scores, kind="stable")[:top_k].tolist()
+    # Stable, as its reverse is: of equal scores the earlier label comes first.
+    order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[:top_k]
     return {
         "id": text.id,
         "adapter": text.key.name,
@@ -209,6 +210,7 @@ def _result(text: _Text, encoding: Encoding, row: RowResult, top_k: int | None) 
 
 
 def _explanation(tokens: Sequence[str], row: RowResult) -> list[dict[str, Any]]:
+    assert row.token_weights is not None, "the entry asked for them"
     weights = row.token_weights.tolist()
     return [
         {"token": token, "weight": weight} for token, weight in zip(tokens, weights, strict=True)
