@@ -8,6 +8,7 @@ Knows no HTTP, no queue and no optimiser. The parts, in the order in which data 
     backbone   the forward pass            adapter   Adapter, PreparedAdapter, classify
     spec       what a file declares        files     strict reading and atomic writing
     store      versions on disk            loading   name -> Backbone
+    durable    files that survive a crash
 """
 
 __version__ = "0.1.0"

@@ -9,7 +9,6 @@ import json
 import math
 import os
 import struct
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,6 +19,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from adapters.adapter import Adapter
+from adapters.durable import write_atomically
 from adapters.errors import InvalidAdapter, listing
 from adapters.spec import AdapterSpec, without_repeats
 
@@ -109,31 +109,6 @@ def validate(data: bytes) -> Adapter:
     _refuse(faults)
     assert spec is not None
     return Adapter(spec, tensors)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write and sync a temporary name, rename it, sync the folder: a crash leaves old or new."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder survive a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _header(data: bytes, total: int) -> dict[str, Any]:

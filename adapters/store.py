@@ -23,6 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from adapters.durable import sync_folder, write_atomically
 from adapters.errors import (
     DamagedFile,
     InvalidName,
@@ -30,7 +31,6 @@ from adapters.errors import (
     UnknownAdapter,
     UnknownRevision,
 )
-from adapters.files import sync_folder, write_atomically
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
@@ -146,8 +146,7 @@ class AdapterStore:
 
     def path(self, name: str, revision: str) -> Path:
         """Where a revision's file is, if it exists."""
-        assert _REVISION.fullmatch(revision), "revisions are resolved first"
-        return self._folder(name) / f"{revision}{_SUFFIX}"
+        return file_of(self.root, name, revision)
 
     def read(self, name: str, revision: str) -> bytes:
         """The bytes of a revision, hashed again.
@@ -250,11 +249,7 @@ class AdapterStore:
         return lines
 
     def _folder(self, name: str) -> Path:
-        if not NAME.fullmatch(name):
-            raise InvalidName(
-                f"adapter name {name!r}: expected 1 to 64 of a-z 0-9 . _ -, a letter or digit first"
-            )
-        return self.root / name
+        return _folder_of(self.root, name)
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
@@ -276,6 +271,24 @@ class AdapterStore:
                 with self._locked(item.name):
                     for temporary in Path(item.path).glob(".*.tmp"):
                         temporary.unlink(missing_ok=True)
+
+
+def file_of(root: Path, name: str, revision: str) -> Path:
+    """Where the store of this root keeps a revision, for readers that open no store.
+
+    Raises:
+        InvalidName: no adapter can have this name.
+    """
+    assert _REVISION.fullmatch(revision), "revisions are resolved first"
+    return _folder_of(root, name) / f"{revision}{_SUFFIX}"
+
+
+def _folder_of(root: Path, name: str) -> Path:
+    if not NAME.fullmatch(name):
+        raise InvalidName(
+            f"adapter name {name!r}: expected 1 to 64 of a-z 0-9 . _ -, a letter or digit first"
+        )
+    return root / name
 
 
 def _compare(name: str, expected: str | None, history: list[str]) -> None:

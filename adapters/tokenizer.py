@@ -72,6 +72,13 @@ class TextEncoder:
         self._pair = _template(self._base.encode("a", "a"))
         self.sha256 = self._hash()
 
+    def to_json(self) -> str:
+        """What another process makes the same encoder of: `TextEncoder(Tokenizer.from_str(...))`.
+
+        The template with the read token is part of it.
+        """
+        return self._base.to_str()
+
     def encode(self, text: str, pair: str | None = None, *, max_length: int) -> Encoding:
         """Encode a text or pair into at most `max_length` tokens; the longer text is cut first."""
         # One text needs no thread pool.

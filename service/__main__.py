@@ -1,24 +1,16 @@
 """`python -m service` serves; `python -m service settings` and `metrics` print their tables."""
 
 import os
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 from service.settings import InvalidSettings, Settings, read_settings, settings_table
 from service.sockets import listen, url_of
-
-# All answers are out when uvicorn is told to exit; this is for connections that do not close.
-CLOSING_SECONDS = 2
-# Longer than clients keep idle connections in their pools, so that it is they who close them.
-KEEP_ALIVE_SECONDS = 75
-
-
-class StartFailed(Exception):
-    """The service cannot run like this; the message is the one line that says why."""
+from service.start import StartFailed
 
 
 def main(arguments: list[str]) -> int:
@@ -30,7 +22,7 @@ def main(arguments: list[str]) -> int:
             case ["settings"]:
                 sys.stdout.write(settings_table())
             case ["metrics"]:
-                from service.metrics import metrics_table
+                from service.measures import metrics_table
 
                 sys.stdout.write(metrics_table())
             case _:
@@ -50,38 +42,39 @@ def _serve(settings: Settings) -> None:
     with _told(f"cannot listen on {settings.host}:{settings.port}"):
         listener = listen(settings.host, settings.port)
 
-    import uvicorn
+    if settings.workers:
+        from service.processes.supervisor import supervise
 
-    from adapters.errors import AdapterError
-    from adapters.loading import load_backbone
-    from adapters.store import AdapterStore
-    from service.app import create_app
+        supervise(settings, listener)
+    else:
+        _serve_here(settings, listener)
+
+
+def _serve_here(settings: Settings, listener: socket.socket) -> None:
+    from prometheus_client import CollectorRegistry, ProcessCollector
+
+    from service.app import create_app, route_paths
+    from service.local import local_backend
     from service.logs import configure_logging
+    from service.metrics import Metrics
+    from service.routes.errors import error_types
     from service.server import Server, ignore_repeated_signals
 
     configure_logging(settings.log_level)
-    load = partial(load_backbone, settings.backbone, device=settings.device, dtype=settings.dtype)
-    try:
-        app = create_app(settings, AdapterStore(settings.adapter_dir), load=load)
-    except (AdapterError, OSError) as error:
-        raise StartFailed(str(error)) from None
-    config = uvicorn.Config(
-        app,
-        loop="uvloop",
-        http="httptools",
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=CLOSING_SECONDS,
-    )
-    server = Server(config, app.state.service, url=url_of(listener))
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    metrics = Metrics(registry, routes=route_paths(), error_types=error_types())
+    app = create_app(settings, local_backend(settings, metrics), metrics)
+    server = Server(app, app.state.service, url=url_of(listener), announce=_say)
     ignore_repeated_signals()
     server.run(sockets=[listener])
     if server.failure is not None:
         raise StartFailed(server.failure)
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 @contextmanager

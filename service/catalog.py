@@ -1,4 +1,4 @@
-"""Which adapter a name means now: an in-memory map in front of the store. Knows no HTTP.
+"""Which adapter a name means now: the one map that counts, in front of the store. Knows no HTTP.
 
 Requests resolve names here without touching the disk. Changes go to the store first and to the map
 second, one at a time for each name, and are only then reported as done: from there on no request is
@@ -18,14 +18,13 @@ from adapters.errors import (
     DamagedFile,
     IncompatibleAdapter,
     InvalidAdapter,
-    InvalidName,
-    UnknownAdapter,
 )
 from adapters.files import read_spec
 from adapters.spec import AdapterSpec
-from adapters.store import NAME, AdapterStore, Published
+from adapters.store import AdapterStore, Published
+from service.directory import Directory
 from service.engine.interface import AdapterKey, Engine
-from service.entry import CatalogEntry, Condition, Resolved
+from service.entry import CatalogEntry, Condition
 from service.errors import ServiceError
 
 logger = logging.getLogger(__name__)
@@ -34,63 +33,44 @@ T = TypeVar("T")
 
 
 class CatalogObserver(Protocol):
-    """Told whenever the map changes; called from the event loop."""
+    """Counts what the map holds; told from the event loop whenever that changes."""
 
     def adapter_published(self, name: str, labels: Sequence[str]) -> None: ...
     def adapter_removed(self, name: str) -> None: ...
     def stored(self, adapters: int, bytes_held: int) -> None: ...
 
 
-class Catalog:
-    """The adapters of one store, and which of them fit the engine's backbone."""
+class CatalogFollower(Protocol):
+    """Keeps a copy of the map; told in the same turn of the loop in which it changes."""
+
+    def changed(self, entry: CatalogEntry) -> None: ...
+    def removed(self, name: str) -> None: ...
+
+
+class _NoFollower:
+    def changed(self, entry: CatalogEntry) -> None:
+        pass
+
+    def removed(self, name: str) -> None:
+        pass
+
+
+class Catalog(Directory):
+    """The adapters of one store, and which of them fit the engine's backbone.
+
+    Attributes:
+        follower: who copies the map; nobody at first.
+    """
 
     def __init__(self, store: AdapterStore, engine: Engine, *, observer: CatalogObserver) -> None:
+        super().__init__(store.root)
+        self.follower: CatalogFollower = _NoFollower()
         self._store = store
         self._engine = engine
         self._observer = observer
-        self._entries: dict[str, CatalogEntry] = {}
         self._changes: set[asyncio.Future[Any]] = set()
         # An entry goes when nobody holds or waits for the lock.
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def resolve(self, reference: str) -> Resolved:
-        """What `name` or `name@prefix` means at this moment. Reads no file.
-
-        Raises:
-            UnknownAdapter, UnknownRevision: naming what exists.
-            IncompatibleAdapter, DamagedFile: it is stored, but cannot be served here.
-        """
-        name, at, prefix = reference.partition("@")
-        entry = self.entry(name)
-        return entry.resolved(entry.revision(prefix) if at else entry.require_current())
-
-    def entry(self, name: str) -> CatalogEntry:
-        """
-        Raises:
-            UnknownAdapter: naming what exists.
-        """
-        found = self._entries.get(name)
-        if found is None:
-            raise UnknownAdapter(name, sorted(self._entries))
-        return found
-
-    def entries(self) -> list[CatalogEntry]:
-        """All of them, by name."""
-        return [self._entries[name] for name in sorted(self._entries)]
-
-    def path(self, name: str, prefix: str | None = None) -> tuple[str, Path]:
-        """A revision and where its file is.
-
-        Raises:
-            UnknownAdapter, UnknownRevision: naming what exists.
-            DamagedFile: there is no current revision.
-        """
-        entry = self.entry(name)
-        revision = entry.require_current() if prefix is None else entry.revision(prefix)
-        return revision, self._store.path(name, revision)
 
     async def load(self, zoo: Path | None) -> None:
         """Read the store, then register the zoo's adapters that fit and whose names are free."""
@@ -104,51 +84,19 @@ class Catalog:
                 await self._preload(AdapterKey(entry.name, entry.current))
 
     async def publish(self, name: str, data: bytes, condition: Condition) -> Published:
-        """Check an adapter file, store it and serve it. A failure leaves what is served as it was.
-
-        Raises:
-            InvalidName, RevisionConflict: before anything else is done.
-            InvalidAdapter, IncompatibleAdapter: with every fault.
-        """
         self.check(name, condition)
         spec = await self._engine.check(data)
         return await self._to_the_end(self._publish(name, data, spec, condition))
 
     async def rollback(self, name: str, prefix: str | None, condition: Condition) -> str:
-        """Serve an earlier revision again and return it; None is the one that was served before.
-
-        Raises:
-            UnknownAdapter, UnknownRevision: there is none such.
-            RevisionConflict: the condition does not hold.
-            IncompatibleAdapter, DamagedFile: it cannot be served; what is served stays.
-        """
         return await self._to_the_end(self._roll_back(name, prefix, condition))
 
     async def delete(self, name: str, condition: Condition) -> None:
-        """Forget a name and all its revisions.
-
-        Raises:
-            UnknownAdapter: there is none.
-            RevisionConflict: the condition does not hold.
-        """
         await self._to_the_end(self._delete(name, condition))
 
     async def settled(self, name: str) -> None:
-        """Return when no change of this name is under way."""
         async with self._lock(name):
             pass
-
-    def check(self, name: str, condition: Condition) -> None:
-        """What can be refused about an upload before its bytes are there.
-
-        Raises:
-            InvalidName: no adapter can have this name.
-            RevisionConflict: the condition does not hold as things stand.
-        """
-        if not NAME.fullmatch(name):
-            expected = "1 to 64 of a-z 0-9 . _ -, a letter or digit first"
-            raise InvalidName(f"adapter name {name[:80]!r}: expected {expected}")
-        condition.check(name, self._current(name))
 
     async def _publish(
         self, name: str, data: bytes, spec: AdapterSpec, condition: Condition
@@ -185,6 +133,7 @@ class Catalog:
             await asyncio.to_thread(self._store.delete, name, expected=entry.current)
             del self._entries[name]
             self._observer.adapter_removed(name)
+            self.follower.removed(name)
             self._report_size()
         logger.info("adapter deleted name=%s", name)
 
@@ -218,6 +167,7 @@ class Catalog:
                 "adapter not served name=%s state=%s: %s", name, entry.state, entry.refusal
             )
         self._observer.adapter_published(name, entry.labels)
+        self.follower.changed(entry)
         self._report_size()
 
     def _entry_of(self, name: str, known: Mapping[str, AdapterSpec]) -> CatalogEntry:
@@ -241,10 +191,6 @@ class Catalog:
             except (InvalidAdapter, OSError) as error:
                 unusable[revision] = DamagedFile(f"adapter {name!r}, {revision}: {error}")
         return CatalogEntry(name, current, revisions, specs, unusable, unusable.get(current))
-
-    def _current(self, name: str) -> str | None:
-        entry = self._entries.get(name)
-        return None if entry is None else entry.current
 
     def _lock(self, name: str) -> asyncio.Lock:
         return self._locks.setdefault(name, asyncio.Lock())

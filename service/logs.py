@@ -13,7 +13,15 @@ request_id: ContextVar[str] = ContextVar("request_id", default="-")
 
 class LineFormatter(logging.Formatter):
     """Never more than one line: line breaks in messages are escaped, a traceback is one quoted
-    field."""
+    field.
+
+    Args:
+        process: of several, which one logs.
+    """
+
+    def __init__(self, process: str | None) -> None:
+        super().__init__()
+        self._process = "" if process is None else f" process={process}"
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
@@ -21,17 +29,18 @@ class LineFormatter(logging.Formatter):
             record.getMessage().replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
         )
         line = (
-            f"{time} {record.levelname.lower()} {record.name} request={request_id.get()} {message}"
+            f"{time} {record.levelname.lower()} {record.name}{self._process} "
+            f"request={request_id.get()} {message}"
         )
         if record.exc_info:
             line += f" exception={json.dumps(self.formatException(record.exc_info))}"
         return line
 
 
-def configure_logging(level: str) -> None:
+def configure_logging(level: str, *, process: str | None = None) -> None:
     """Send everything to stderr. uvicorn's own lines go the same way; its access log is ours."""
     handler = logging.StreamHandler()
-    handler.setFormatter(LineFormatter())
+    handler.setFormatter(LineFormatter(process))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for name in ("uvicorn", "uvicorn.error"):
         # "Started server process" and the like say nothing that our own lines do not.

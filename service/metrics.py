@@ -1,137 +1,23 @@
-"""What Prometheus sees, in one table. Knows no route's code and no engine's: both only report here.
+"""What Prometheus sees, counted. Knows no route's code and no engine's: both only report here.
 
 Base units, series that exist before their first event, and bounded labels: `adapter` and `label`
 only take the names of registered adapters and their labels, and go when the adapter is deleted.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
 from service.engine.interface import AdapterKey
 from service.engine.observer import BatchReport, FailureReason, Tier
+from service.measures import METRICS, Metric
+from service.reporting import Outcome, UploadOutcome
 
-Outcome = Literal[
-    "success",
-    "client_error",
-    "overloaded",
-    "deadline",
-    "unavailable",
-    "server_error",
-    "disconnected",
-]
-UploadOutcome = Literal["created", "replaced", "unchanged", "refused", "failed"]
-
-SECONDS = (
-    0.00025,
-    0.0005,
-    0.001,
-    0.002,
-    0.004,
-    0.008,
-    0.016,
-    0.032,
-    0.064,
-    0.125,
-    0.25,
-    0.5,
-    1.0,
-    2.0,
-    4.0,
-)
-ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-TOKENS = (16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
-AGES = (1, 10, 60, 300, 900, 3600, 14400, 86400)
 # Beyond this many labels an adapter's predictions are counted together: a series each would swamp a
 # scrape.
 MAX_LABELS = 512
 ALL_LABELS = "(all)"
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """One row of the table. Counters end in `_total` on the wire."""
-
-    name: str
-    kind: type[Counter] | type[Gauge] | type[Histogram]
-    labels: tuple[str, ...]
-    help: str
-    buckets: Sequence[float] = SECONDS
-
-
-METRICS = (
-    Metric(
-        "idspam_requests_total",
-        Counter,
-        ("route", "outcome"),
-        "Requests answered, by route and outcome",
-    ),
-    Metric(
-        "idspam_request_errors_total",
-        Counter,
-        ("type",),
-        "Requests answered with an error, by its type",
-    ),
-    Metric(
-        "idspam_request_seconds",
-        Histogram,
-        ("route",),
-        "From the first byte of a request to the last of its answer",
-    ),
-    Metric("idspam_tokenize_seconds", Histogram, (), "Turning a request's texts into tokens"),
-    Metric("idspam_queue_seconds", Histogram, (), "A text's wait from admission to its batch"),
-    Metric("idspam_inference_seconds", Histogram, (), "One batch, from packing to scores"),
-    Metric("idspam_generator_seconds", Histogram, (), "A batch's share spent making prompts"),
-    Metric("idspam_backbone_seconds", Histogram, (), "A batch's share spent in the backbone"),
-    Metric("idspam_batch_rows", Histogram, (), "Texts in a batch", ROWS),
-    Metric("idspam_batch_tokens", Histogram, (), "Tokens and prompt slots in a batch", TOKENS),
-    Metric("idspam_batch_adapters", Histogram, (), "Distinct adapters in a batch", ROWS),
-    Metric("idspam_waiting_tokens", Gauge, (), "Tokens admitted and not yet in a batch"),
-    Metric(
-        "idspam_failures_total",
-        Counter,
-        ("reason",),
-        "Texts that got an error from the engine, by reason",
-    ),
-    Metric(
-        "idspam_tier_adapters",
-        Gauge,
-        ("tier",),
-        "Adapters in a tier: stored, registered (host), active (device)",
-    ),
-    Metric("idspam_tier_bytes", Gauge, ("tier",), "Memory that a tier's adapters take"),
-    Metric("idspam_adapter_loads_total", Counter, ("tier",), "Adapters that entered a tier"),
-    Metric("idspam_adapter_load_seconds", Histogram, ("tier",), "How long entering a tier took"),
-    Metric("idspam_adapter_evictions_total", Counter, ("tier",), "Adapters that left a tier"),
-    Metric(
-        "idspam_adapter_eviction_age_seconds",
-        Histogram,
-        ("tier",),
-        "Time since an evicted adapter was last used",
-        AGES,
-    ),
-    Metric("idspam_uploads_total", Counter, ("outcome",), "Adapter uploads by outcome"),
-    Metric(
-        "idspam_predictions_total",
-        Counter,
-        ("adapter", "label"),
-        "Texts answered, by adapter and best label",
-    ),
-    Metric(
-        "idspam_truncated_inputs_total",
-        Counter,
-        (),
-        "Texts that were cut to their adapter's maximum length",
-    ),
-    Metric(
-        "idspam_build_info",
-        Gauge,
-        ("version", "backbone", "device", "dtype"),
-        "1, with what is running as labels",
-    ),
-)
 
 
 class Metrics:
@@ -169,6 +55,9 @@ class Metrics:
         """Everything, in Prometheus' text format."""
         return generate_latest(self._registry)
 
+    async def scrape(self) -> bytes:
+        return self.exposition()
+
     # Reported by the routes.
 
     def request_done(
@@ -187,14 +76,14 @@ class Metrics:
         if truncated:
             self._by_name["idspam_truncated_inputs_total"].inc(truncated)
 
-    def predicted(self, adapter: str, label: str) -> None:
-        """A text was answered; not counted if its adapter was deleted meanwhile."""
+    def predicted(self, adapter: str, label: str, count: int = 1) -> None:
+        """Texts were answered; not counted if their adapter was deleted meanwhile."""
         series = self._predictions.get(adapter)
         if (
             series is not None
             and (counter := series.get(label) or series.get(ALL_LABELS)) is not None
         ):
-            counter.inc()
+            counter.inc(count)
 
     def uploaded(self, outcome: UploadOutcome) -> None:
         self._uploads[outcome].inc()
@@ -259,16 +148,28 @@ class Metrics:
     def failed(self, reason: FailureReason, rows: int) -> None:
         self._failures[reason].inc(rows)
 
+    # Reported by the supervisor of several processes.
 
-def metrics_table() -> str:
-    """The documentation's table, as Markdown."""
-    lines = ["| Metric | Type | Labels | Meaning |", "|---|---|---|---|"]
-    for metric in METRICS:
-        labels = ", ".join(f"`{label}`" for label in metric.labels) or "none"
-        lines.append(
-            f"| `{metric.name}` | {metric.kind.__name__.lower()} | {labels} | {metric.help} |"
-        )
-    return "\n".join(lines) + "\n"
+    def processes(self, kind: str, alive: int) -> None:
+        self._by_name["idspam_processes"].labels(kind).set(alive)
+
+    def restarted(self, kind: str, processes: int = 1) -> None:
+        self._by_name["idspam_process_restarts_total"].labels(kind).inc(processes)
+
+    def process_used(self, process: str, *, resident_bytes: int, cpu_seconds: float) -> None:
+        """What a process holds, and the processor time that it took since this was told last."""
+        self._by_name["idspam_process_resident_bytes"].labels(process).set(resident_bytes)
+        self._by_name["idspam_process_cpu_seconds_total"].labels(process).inc(cpu_seconds)
+
+    def engine_gone(self) -> None:
+        """What the engine's process reported as its state holds no more."""
+        self._by_name["idspam_waiting_tokens"].set(0)
+        self._by_name["idspam_build_info"].clear()
+        for tier in get_args(Tier):
+            self.tier_size(tier, 0, 0)
+
+    def dropped(self, events: int) -> None:
+        self._by_name["idspam_events_dropped_total"].inc(events)
 
 
 def _collector(metric: Metric, registry: CollectorRegistry) -> Any:

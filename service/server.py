@@ -4,31 +4,45 @@ import asyncio
 import gc
 import signal
 import socket
-import sys
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
-from adapters.errors import AdapterError
 from service.lifecycle import Service
+from service.start import why
+
+# All answers are out when uvicorn is told to exit; this is for connections that do not close.
+CLOSING_SECONDS = 2
+# Longer than clients keep idle connections in their pools, so that it is they who close them.
+KEEP_ALIVE_SECONDS = 75
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Server(uvicorn.Server):
     """Serves while the service loads, and on SIGTERM drains it before any socket is closed.
 
+    Args:
+        announce: called with one line once the service is ready for the first time.
+
     `failure` says, once `run` has returned, why the service could not start.
     """
 
-    def __init__(self, config: uvicorn.Config, service: Service, *, url: str) -> None:
-        super().__init__(config)
+    def __init__(
+        self, app: FastAPI, service: Service, *, url: str, announce: Callable[[str], None]
+    ) -> None:
+        super().__init__(_config(app))
         self._service = service
         self._url = url
+        self._announce = announce
         self._loop: asyncio.AbstractEventLoop | None = None
         self._draining: asyncio.Task[None] | None = None
         self.failure: str | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         self._loop = asyncio.get_running_loop()
         assert self._service.starting is not None, "the app's lifespan starts the service"
         self._service.starting.add_done_callback(self._started)
@@ -61,23 +75,39 @@ class Server(uvicorn.Server):
             gc.collect()
             gc.freeze()
             info = self._service.engine.info
-            sys.stdout.write(
+            self._announce(
                 f"serving {self._url} backbone={info.identity.name} device={info.device} "
-                f"dtype={info.dtype} adapters={len(self._service.catalog)}\n"
+                f"dtype={info.dtype} adapters={len(self._service.catalog)}"
             )
-            sys.stdout.flush()
             return
-        # What is wrong with the machine or the settings is one line; a defect keeps its name.
-        expected = isinstance(error, (AdapterError, OSError))
-        self.failure = str(error) if expected else f"{type(error).__name__}: {error}"
+        self.failure = why(error)
         self.should_exit = True
 
 
 def ignore_repeated_signals() -> None:
-    """uvicorn raises the signals that it got again when it is done: by then they mean nothing."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    """uvicorn raises the signals that it got again when it is done: by then they mean nothing.
+
+    One that comes before it listens to them waits until it does.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    for number in _SIGNALS:
         signal.signal(number, _nothing)
 
 
 def _nothing(number: int, frame: FrameType | None) -> None:
     del number, frame
+
+
+def _config(app: FastAPI) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=CLOSING_SECONDS,
+    )

@@ -119,6 +119,12 @@ class Settings:
     port: int = _entry(
         _whole(0, 65535), "8000", "TCP port", help="0 takes a free port and prints it"
     )
+    workers: int = _entry(
+        _whole(0, 256),
+        "0",
+        "processes",
+        help="HTTP processes in front of one engine process; 0 is everything in one process",
+    )
     # ruff takes a call in the default of a Path for shared state; each makes a dataclass field.
     adapter_dir: Path = _entry(  # noqa: RUF009
         _folder,
@@ -180,6 +186,12 @@ class Settings:
         "level",
         help="What is logged, to stderr",
     )
+
+    @property
+    def max_message_bytes(self) -> int:
+        """What processes may send each other at once: an upload, or the most that a body of short
+        texts becomes as tokens."""
+        return max(self.max_upload_bytes, 16 * self.max_body_bytes) + 2**20
 
     def __repr__(self) -> str:
         """Without the keys: settings end up in logs and in failing tests."""

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import uvicorn
 from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
@@ -21,9 +22,12 @@ from adapters.adapter import Adapter
 from adapters.backbone import Backbone
 from adapters.files import serialize
 from adapters.store import AdapterStore
-from service.app import create_app
+from service.app import create_app, route_paths
 from service.lifecycle import Service
-from service.settings import read_settings
+from service.local import LocalBackend
+from service.metrics import Metrics
+from service.routes.errors import error_types
+from service.settings import Settings, read_settings
 from service.sockets import listen, url_of
 from tests.tiny import make_backbone, make_tokenizer
 
@@ -90,6 +94,13 @@ class Live:
         }
 
 
+def make_app(settings: Settings, load: Callable[[], Backbone]) -> FastAPI:
+    """The app with everything in this process."""
+    metrics = Metrics(CollectorRegistry(), routes=route_paths(), error_types=error_types())
+    store = AdapterStore(settings.adapter_dir)
+    return create_app(settings, LocalBackend(settings, store, load=load, observer=metrics), metrics)
+
+
 @contextmanager
 def serve(
     adapter_dir: Path,
@@ -107,7 +118,7 @@ def serve(
     environ = {"IDSPAM_ZOO_DIR": "off"} | {
         f"IDSPAM_{key}": value for key, value in settings.items()
     }
-    app = create_app(read_settings(environ), AdapterStore(adapter_dir), load=load)
+    app = make_app(read_settings(environ | {"IDSPAM_ADAPTER_DIR": str(adapter_dir)}), load)
     listener = listen("127.0.0.1", 0)
     config = uvicorn.Config(app, loop="uvloop", http="httptools", ws="none", log_config=None)
     server = uvicorn.Server(config)

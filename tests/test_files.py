@@ -10,15 +10,9 @@ import pytest
 import torch
 
 from adapters.adapter import Adapter
+from adapters.durable import write_atomically
 from adapters.errors import InvalidAdapter
-from adapters.files import (
-    load_adapter,
-    read_spec,
-    save_adapter,
-    serialize,
-    validate,
-    write_atomically,
-)
+from adapters.files import load_adapter, read_spec, save_adapter, serialize, validate
 
 QUERY = "generator.query"
 

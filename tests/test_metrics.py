@@ -9,7 +9,9 @@ from prometheus_client import CollectorRegistry
 
 from service.engine.interface import AdapterKey
 from service.engine.observer import BatchReport, EngineObserver, FailureReason
-from service.metrics import ALL_LABELS, MAX_LABELS, METRICS, Metrics, Outcome, metrics_table
+from service.measures import METRICS, metrics_table
+from service.metrics import ALL_LABELS, MAX_LABELS, Metrics
+from service.reporting import Outcome
 from tests.live import Live, serve
 from tests.tiny import make_adapter, make_backbone
 

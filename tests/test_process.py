@@ -1,6 +1,5 @@
 """`python -m service` as a process: how it starts, refuses to start, and ends."""
 
-import os
 import signal
 import socket
 import subprocess
@@ -17,22 +16,13 @@ import pytest
 from adapters.files import serialize
 from adapters.loading import load_backbone
 from tests.live import error_of, save_backbone, until
+from tests.supervised import TREE, environ
 from tests.tiny import make_adapter
-
-TREE = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_backbone(tmp_path_factory.mktemp("backbone"))
-
-
-def environ(folder: Path, adapter_dir: Path, **settings: str) -> dict[str, str]:
-    mine = {"BACKBONE": str(folder), "ADAPTER_DIR": str(adapter_dir), "PORT": "0", "ZOO_DIR": "off"}
-    mine |= {"DEVICE": "cpu", "DTYPE": "float32"} | settings
-    kept = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
-    offline = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    return kept | offline | {f"IDSPAM_{key}": value for key, value in mine.items()}
 
 
 @contextmanager
@@ -107,13 +97,25 @@ def refusals(tmp_path: Path, folder: Path) -> dict[str, tuple[dict[str, str], st
         "adapter folder": (environ(folder, tmp_path / "file"), "IDSPAM_ADAPTER_DIR"),
         "below a file": (environ(folder, tmp_path / "file" / "x"), "IDSPAM_ADAPTER_DIR"),
         "empty backbone": (environ(tmp_path / "empty", adapter_dir), "cannot read the backbone"),
+        "empty backbone, workers": (
+            environ(tmp_path / "empty", adapter_dir, WORKERS="1"),
+            "cannot read the backbone",
+        ),
         "device": (environ(folder, adapter_dir, DEVICE="cuda:77"), "device 'cuda:77'"),
         "host": (environ(folder, adapter_dir, HOST="256.1.1.1"), "cannot listen on 256.1.1.1"),
     }
 
 
 @pytest.mark.parametrize(
-    "case", ["adapter folder", "below a file", "empty backbone", "device", "host"]
+    "case",
+    [
+        "adapter folder",
+        "below a file",
+        "empty backbone",
+        "empty backbone, workers",
+        "device",
+        "host",
+    ],
 )
 def test_what_cannot_start_says_so_in_one_line_with_status_2(
     tmp_path: Path, folder: Path, case: str

@@ -20,9 +20,8 @@ from adapters.adapter import Adapter
 from adapters.backbone import Backbone
 from adapters.errors import InvalidAdapter
 from adapters.files import save_adapter
-from adapters.store import AdapterStore
-from service.app import create_app
 from service.settings import Settings
+from tests.live import make_app
 from tests.tiny import make_adapter, make_backbone
 from train.cli import main
 from train.errors import PushError
@@ -35,7 +34,7 @@ Serve = Callable[..., str]
 def _service(store: Path, **changes: object) -> Iterator[str]:
     """The real service with a tiny backbone, still loading when it is handed out."""
     settings = replace(Settings(), device="cpu", zoo_dir=None, adapter_dir=store, **changes)  # type: ignore[arg-type]  # tests name any setting
-    app = create_app(settings, AdapterStore(store), load=make_backbone)
+    app = make_app(settings, make_backbone)
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none", lifespan="on"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

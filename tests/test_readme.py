@@ -9,7 +9,8 @@ import pytest
 
 from adapters.files import load_adapter
 from adapters.loading import load_backbone
-from tests.test_process import environ, process
+from tests.supervised import environ
+from tests.test_process import process
 
 TREE = Path(__file__).resolve().parent.parent
 ZOO = TREE / "adapters" / "zoo"

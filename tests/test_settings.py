@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from adapters.loading import DEFAULT_BACKBONE
-from service.lifecycle import CPU_BATCH_TOKENS, engine_settings
+from service.local import CPU_BATCH_TOKENS, engine_settings
 from service.settings import InvalidSettings, Settings, read_settings, settings_table, variable
 
 TREE = Path(__file__).resolve().parent.parent
@@ -50,6 +50,8 @@ def test_settings_cannot_be_changed_once_read() -> None:
         ("IDSPAM_DRAIN_SECONDS", "-1"),
         ("IDSPAM_DRAIN_SECONDS", "soon"),
         ("IDSPAM_ADAPTER_DIR", ""),
+        ("IDSPAM_WORKERS", "-1"),
+        ("IDSPAM_WORKERS", "auto"),
         ("IDSPAM_LOG_LEVEL", "loud"),
         ("IDSPAM_API_KEYS", "two words"),
     ],

@@ -157,7 +157,7 @@ def _fit(arguments: argparse.Namespace, given: Sequence[str]) -> None:
             for split in ("train", "validation", "test")
             if (source := getattr(arguments, split)) is not None
         }
-        from adapters.files import write_atomically
+        from adapters.durable import write_atomically
         from train.state import state_path
         from train.trainer import fit
 
@@ -184,7 +184,7 @@ def _evaluate(arguments: argparse.Namespace, _: Sequence[str]) -> None:
     _check_output(arguments.report, "--report", ".json")
     with _progress(arguments) as progress:
         data = _read(arguments.data, "test", arguments, progress)
-        from adapters.files import write_atomically
+        from adapters.durable import write_atomically
         from train.evaluation import evaluate
 
         report = evaluate(

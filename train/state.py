@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from adapters.files import write_atomically
+from adapters.durable import write_atomically
 from train.errors import ResumeError
 from train.report import EpochReport
 

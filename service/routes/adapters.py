@@ -15,7 +15,7 @@ from adapters.errors import AdapterError, DamagedFile
 from service.entry import CatalogEntry, Condition
 from service.errors import InvalidRequest, MalformedRequest, RequestError, TooLarge
 from service.lifecycle import Service, service_of
-from service.metrics import UploadOutcome
+from service.reporting import UploadOutcome
 from service.routes.bodies import JsonResponse, limited_stream, read_body, read_json
 from service.routes.documentation import DELETE, DOWNLOAD, LIST, POST, PUT, ROLLBACK, SHOW
 from service.routes.errors import faults_of

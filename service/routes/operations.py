@@ -33,7 +33,7 @@ async def readyz(request: Request) -> Response:
 @router.get("/metrics", **METRICS)
 async def metrics(request: Request) -> Response:
     """Everything measured, in Prometheus' text format."""
-    content = service_of(request).metrics.exposition()
+    content = await service_of(request).metrics.scrape()
     return Response(content, media_type=CONTENT_TYPE_LATEST)
 
 

@@ -1,0 +1,133 @@
+"""Engine and catalog in this process: loading, ready, stopped. Knows no HTTP.
+
+start   backbone -> warm-up -> store and zoo -> ready
+"""
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from time import monotonic
+from typing import Protocol
+
+from adapters import __version__
+from adapters.backbone import Backbone
+from adapters.errors import AdapterError
+from adapters.loading import load_backbone, resolve_device
+from adapters.store import AdapterStore
+from service.catalog import Catalog, CatalogObserver
+from service.engine.engine import LocalEngine
+from service.engine.interface import EngineHealth
+from service.engine.observer import EngineObserver
+from service.engine.settings import EngineSettings
+from service.errors import EngineUnavailable, NotReady
+from service.settings import Settings
+from service.start import StartFailed, why
+
+logger = logging.getLogger(__name__)
+
+CPU_BATCH_TOKENS = 2048
+GPU_BATCH_TOKENS = 16384
+
+
+class LocalObserver(EngineObserver, CatalogObserver, Protocol):
+    """Counts what happens here."""
+
+    def started(self, *, version: str, backbone: str, device: str, dtype: str) -> None: ...
+
+
+class LocalBackend:
+    """`service.backend.Backend` with nothing between it and the device.
+
+    Args:
+        load: makes the backbone; called once, in a thread.
+
+    Attributes:
+        stall_seconds: a batch that runs longer makes the engine count as not live.
+
+    Raises:
+        UnusableBackbone: there is no such device.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: AdapterStore,
+        *,
+        load: Callable[[], Backbone],
+        observer: LocalObserver,
+    ) -> None:
+        limits = engine_settings(settings)
+        self.engine = LocalEngine(load, store, limits, observer)
+        self.stall_seconds = limits.stall_seconds
+        self._settings = settings
+        self._store = store
+        self._observer = observer
+        self._catalog: Catalog | None = None
+
+    @property
+    def catalog(self) -> Catalog:
+        assert self._catalog is not None, "requests are refused until the service is ready"
+        return self._catalog
+
+    async def start(self) -> None:
+        started = monotonic()
+        info = await self.engine.start()
+        catalog = Catalog(self._store, self.engine, observer=self._observer)
+        await catalog.load(self._settings.zoo_dir)
+        self._observer.started(
+            version=__version__, backbone=info.identity.name, device=info.device, dtype=info.dtype
+        )
+        self._catalog = catalog
+        logger.info(
+            "ready backbone=%s device=%s dtype=%s adapters=%d seconds=%.1f",
+            info.identity.name,
+            info.device,
+            info.dtype,
+            len(catalog),
+            monotonic() - started,
+        )
+
+    async def stop(self) -> None:
+        await self.engine.stop()
+
+    def health(self) -> EngineHealth:
+        health = self.engine.health()
+        if health.ready and self._catalog is None:
+            reason = "reading the adapters"
+            return EngineHealth(health.live, ready=False, reason=reason, details=health.details)
+        return health
+
+    def refuse_unless_ready(self) -> None:
+        if self._catalog is None:
+            health = self.health()
+            raise (NotReady if health.live else EngineUnavailable)(health.reason or "starting")
+
+
+def local_backend(settings: Settings, observer: LocalObserver) -> LocalBackend:
+    """The backend that the settings describe.
+
+    Raises:
+        StartFailed: there is no such device, or no store can be kept there.
+    """
+    load = partial(load_backbone, settings.backbone, device=settings.device, dtype=settings.dtype)
+    try:
+        store = AdapterStore(settings.adapter_dir)
+        return LocalBackend(settings, store, load=load, observer=observer)
+    except (AdapterError, OSError) as error:
+        raise StartFailed(why(error)) from None
+
+
+def engine_settings(settings: Settings) -> EngineSettings:
+    """
+    Raises:
+        UnusableBackbone: there is no such device.
+    """
+    on_gpu = resolve_device(settings.device).type == "cuda"
+    default = GPU_BATCH_TOKENS if on_gpu else CPU_BATCH_TOKENS
+    return EngineSettings(
+        max_batch_tokens=settings.max_batch_tokens or default,
+        max_waiting_tokens=settings.max_waiting_tokens,
+        max_active_adapters=settings.max_active_adapters,
+        # Host memory is cheaper than the device's, and whatever is active is registered too.
+        max_registered_adapters=4 * settings.max_active_adapters,
+    )
