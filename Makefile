@@ -7,10 +7,10 @@ BIN := $(VENV)/bin
 TESTS ?= tests
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint format clean
+.PHONY: help setup serve test lint format bench bench-peers bench-gpu clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(VENV)/ready ## make .venv with every pinned package
 
@@ -33,6 +33,24 @@ lint: $(VENV)/ready ## ruff, mypy strict, import rules
 format: $(VENV)/ready ## let ruff format and sort imports
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Other projects' servers in an environment of their own: they want other versions of the same packages.
+PEERS := runs/peers
+
+bench: $(VENV)/ready ## benchmarks of a CPU: under 10 minutes on two cores, tables and runs/benchmarks/cpu/*.json
+	@test -x $(PEERS)/bin/python || echo "bench: there is no $(PEERS), so the step 'peers' will fail: make bench-peers"
+	$(BIN)/python -m benchmarks sets cpu
+
+bench-peers: ## make the environment of Infinity and LitServe, for bench's last step
+	@test -n "$(PYTHON)" || { echo "bench-peers: found no Python 3.11 or newer: install one, or set PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install -q torch==2.13.0 "infinity-emb[server,torch]==0.0.78" litserve==0.2.19
+
+# No prerequisite: a machine with a GPU may have torch of its own. BENCH_PYTHON=python3 uses it.
+BENCH_PYTHON ?= $(BIN)/python
+
+bench-gpu: ## benchmarks of one H100 with 16 cores: under 25 minutes; BENCH_PYTHON=... to run them with
+	$(BENCH_PYTHON) -m benchmarks sets gpu
 
 clean: ## remove the environment and all caches
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info

@@ -1,5 +1,10 @@
-"""Where the figures of README and docs come from: `python -m benchmarks --help`.
+"""Where README's figures come from: `python -m benchmarks --help` and docs/benchmarks.md.
 
-Real servers in processes of their own, loaded over loopback by `wrk`; what is compared is measured
-in one run, in turns. Imports the service's parts only to make adapters.
+What is compared is measured in one run, in turns; a table ends with its machine and conditions.
+
+engine latency adapters     the engine alone, without HTTP       http swap peers   real servers
+packed padded lora rivals   what it is compared with             litserve_app
+subject shapes texts stock  what it is run on                    servers
+loop turns ceilings memory  how it is measured                   load client caller
+training exactness          not about speed of serving           report sets
 """

@@ -1,71 +1,75 @@
-"""`python -m benchmarks peers | adapters | training | exactness | swap`."""
+"""`python -m benchmarks COMMAND ...`: each command is the module of its name."""
 
 import argparse
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
-from benchmarks.exactness import exactness
-from benchmarks.load import LoadFailed
-from benchmarks.peers import adapters, peers
-from benchmarks.servers import ServerFailed
-from benchmarks.swap import swap
-from benchmarks.training import training
+from adapters.errors import AdapterError
+from benchmarks.report import BenchmarkFailed, show, write
+from service.errors import ServiceError
 
-RUN: dict[str, Callable[..., None]] = {
-    "peers": peers,
-    "adapters": adapters,
-    "training": training,
-    "exactness": exactness,
-    "swap": swap,
+COMMANDS = {
+    "engine": "texts/s over the number of adapters, beside padded transformers and PEFT LoRA",
+    "latency": "round trip of small requests on an idle engine",
+    "adapters": "thousands of stored adapters, few slots, Zipf traffic",
+    "http": "the service over HTTP, on one machine with its clients",
+    "peers": "the service beside Infinity and LitServe, CPU",
+    "swap": "uploads of alternating adapters while clients predict",
+    "training": "an epoch with and without kept lower layers",
+    "exactness": "what batching and bfloat16 change in the zoo's answers",
+    "sets": "all commands of a machine, one after the other: `sets cpu`, `sets gpu`",
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one benchmark; 2 and one line where it cannot be run."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, summary in (
-        ("peers", "this service beside Infinity, CPU"),
-        ("adapters", "throughput over the number of adapters"),
-        ("training", "an epoch with and without kept lower layers"),
-        ("swap", "uploads of alternating adapters while clients predict"),
-        ("exactness", "what batching and bfloat16 change in the zoo's answers"),
-    ):
-        command = commands.add_parser(name, help=summary, description=summary)
-        command.add_argument("--json", type=Path, help="write figures and conditions here")
-    for name in ("peers", "adapters", "training"):
-        commands.choices[name].add_argument("--rounds", type=int, default=3)
-    for name in ("peers", "adapters"):
-        commands.choices[name].add_argument(
-            "--seconds", type=float, default=10, help="of every load"
-        )
-    for name in ("training", "exactness"):
-        commands.choices[name].add_argument("--device", default="auto")
-    commands.choices["peers"].add_argument(
-        "--infinity-python",
-        type=Path,
-        required=True,
-        help="of an environment with infinity-emb[server,torch]",
+    listing = "\n".join(f"  {name:<10} {summary}" for name, summary in COMMANDS.items())
+    top = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=f"Commands (each has --help):\n{listing}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands.choices["adapters"].add_argument("--counts", type=int, nargs="+", default=[1, 16, 64])
-    commands.choices["exactness"].add_argument(
-        "--data-root", type=Path, help="holds <task>/test.jsonl.gz"
-    )
-    commands.choices["exactness"].add_argument("--texts", type=int, default=1000, help="an adapter")
-    commands.choices["swap"].add_argument("--uploads", type=int, default=200)
-    commands.choices["swap"].add_argument("--clients", type=int, default=16)
-    commands.choices["swap"].add_argument(
-        "--dtype", choices=["float32", "bfloat16"], default="float32"
-    )
-    chosen = vars(parser.parse_args(arguments))
+    top.add_argument("command", choices=list(COMMANDS), metavar="command")
+    top.add_argument("arguments", nargs=argparse.REMAINDER, help="of the command")
+    chosen = top.parse_args(arguments)
+    options = parse(chosen.command, chosen.arguments)
+    path = options.pop("json")
     try:
-        RUN[chosen.pop("command")](**chosen)
-    except (LoadFailed, ServerFailed) as error:
+        report = _module(chosen.command).run(**options)
+    except (BenchmarkFailed, AdapterError, ServiceError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+    show(report)
+    write(path, report)
     return 0
 
 
+def parse(command: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """The options of a command, by name."""
+    module = _module(command)
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks {command}", description=module.__doc__
+    )
+    parser.add_argument("--json", type=Path, help="write figures and conditions here")
+    module.add_arguments(parser)
+    return vars(parser.parse_args(arguments))
+
+
+def _module(command: str) -> Any:
+    """Imported only now: a machine needs nothing but what the command that runs there imports."""
+    return import_module(f"benchmarks.{command}")
+
+
+def _exit(number: int, _: FrameType | None) -> None:
+    sys.exit(128 + number)
+
+
 if __name__ == "__main__":
+    # The servers that a benchmark started must end with it.
+    signal.signal(signal.SIGTERM, _exit)
     sys.exit(main())

@@ -3,20 +3,22 @@
 Without `--data-root` the texts are random words: then agreement is the only thing to look at.
 """
 
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from transformers import AutoTokenizer
 
 from adapters.adapter import PreparedAdapter, classify, prepare, rows_of
 from adapters.backbone import Backbone
 from adapters.files import load_adapter
-from adapters.loading import load_backbone, locate_default
+from adapters.loading import DEFAULT_BACKBONE, load_backbone
 from adapters.tokenizer import Encoding
-from benchmarks.load import make_texts
-from benchmarks.report import show, write
+from benchmarks.arguments import at_least
+from benchmarks.report import Report
+from benchmarks.shapes import described
+from benchmarks.texts import make_texts, words_of
 from train.data import read_examples
 from train.zoo import ZOO
 
@@ -24,7 +26,13 @@ ZOO_FOLDER = Path(__file__).resolve().parent.parent / "adapters" / "zoo"
 BATCH = 64
 
 
-def exactness(*, data_root: Path | None, device: str, texts: int, json: Path | None) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--data-root", type=Path, help="holds <task>/test.jsonl.gz")
+    parser.add_argument("--texts", type=at_least(1), default=1000, help="an adapter")
+
+
+def run(*, data_root: Path | None, device: str, texts: int) -> Report:
     """Mixed batches against every text alone, and bfloat16 against float32: largest and mean change
     of a score."""
     names = list(ZOO)
@@ -63,17 +71,23 @@ def exactness(*, data_root: Path | None, device: str, texts: int, json: Path | N
         for title, item in figures.items()
     ]
     columns = ("compared", "largest change", "mean change", "labels changed", "largest margin lost")
-    show(f"scores of {len(inputs)} texts over {len(names)} adapters", columns, rows)
-    write(json, {"texts": len(inputs), "figures": figures})
+    conditions = {
+        "backbone": described(DEFAULT_BACKBONE),
+        "device": device,
+        "texts": f"{len(inputs)} over {len(names)} adapters, "
+        + ("random words" if data_root is None else "of the tasks' test splits"),
+        "batches": f"{BATCH} texts",
+    }
+    return Report("exactness of scores", columns, rows, figures, conditions)
 
 
 def _texts(name: str, data_root: Path | None, count: int) -> list[str]:
     if data_root is not None:
         found = read_examples(str(data_root / ZOO[name].folder / "test.jsonl.gz"))
         return [example.text for example in found.examples[:count]]
-    source, revision = locate_default()
-    vocabulary = AutoTokenizer.from_pretrained(source, revision=revision).get_vocab()
-    return make_texts(vocabulary, count=count, mean_tokens=26, seed=list(ZOO).index(name))
+    return make_texts(
+        words_of(DEFAULT_BACKBONE), count=count, mean_tokens=26, seed=list(ZOO).index(name)
+    )
 
 
 def _run(

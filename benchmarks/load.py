@@ -1,48 +1,40 @@
-"""Texts to send, and `wrk` to send them. Knows no server."""
+"""Load over HTTP: so many connections, each sending its next request when one is answered.
+
+The clients are processes of their own (`benchmarks.client`). Knows no server.
+"""
 
 import json
-import random
-import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import urlsplit
 
-SCRIPT = Path(__file__).with_name("wrk.lua")
+from benchmarks.loop import percentiles_ms
+from benchmarks.report import BenchmarkFailed
 
-
-class LoadFailed(Exception):
-    """`wrk` is missing, or requests failed: figures with failed requests in them are none."""
+# What a client may take beyond its window: to connect, and for the last answers.
+_PATIENCE_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """One load: texts a second, and the requests' latencies in milliseconds."""
+    """One load. Latencies are milliseconds; client_cpu: the clients' share of one core.
 
+    requests: that were under way in the window, and whose latencies these are.
+    """
+
+    requests_per_second: float
     texts_per_second: float
     p50_ms: float
+    p90_ms: float
     p99_ms: float
-
-
-def make_texts(
-    vocabulary: Iterable[str], *, count: int, mean_tokens: float, seed: int = 0
-) -> list[str]:
-    """Random words of a tokenizer's own vocabulary; lengths are log-normal like those of short
-    messages.
-
-    The mean is `mean_tokens`, special tokens included; nothing is longer than 250 tokens.
-    """
-    rng = random.Random(seed)
-    words = sorted(
-        word for word in vocabulary if word.isascii() and word.isalpha() and len(word) > 2
-    )
-    spread = 0.6
-    middle = (mean_tokens - 2) / 2.718281828 ** (spread**2 / 2)
-    lengths = [
-        min(max(1, round(middle * rng.lognormvariate(0, spread))), 248) for _ in range(count)
-    ]
-    return [" ".join(rng.choices(words, k=length)) for length in lengths]
+    requests: int
+    client_cpu: float
 
 
 def write_bodies(path: Path, bodies: Sequence[Any]) -> Path:
@@ -52,38 +44,122 @@ def write_bodies(path: Path, bodies: Sequence[Any]) -> Path:
 
 
 def load(
-    url: str, bodies: Path, *, texts_per_request: int, connections: int, seconds: float
+    url: str,
+    bodies: Path,
+    *,
+    texts_per_request: int,
+    connections: int,
+    seconds: float,
+    warm_up: float = 0.0,
+    processes: int = 1,
 ) -> Figures:
-    """Send `bodies` over and over.
+    """Send `bodies` over and over; only what is done in the `seconds` behind the warm-up counts.
+
+    Args:
+        processes: what the connections are spread over.
 
     Raises:
-        LoadFailed: no `wrk` here, or a request was not answered with 200.
+        BenchmarkFailed: a request was not answered with 200: figures with failures in them are
+            none.
     """
-    wrk = shutil.which("wrk")
-    if wrk is None:
-        raise LoadFailed("wrk is not installed (Debian's package of that name)")
-    command = [
-        wrk,
-        "-t1",
-        f"-c{connections}",
-        f"-d{seconds:.0f}s",
-        "--timeout",
-        "60s",
-        "-s",
-        str(SCRIPT),
-        url,
-        "--",
+    shares = [
+        connections // processes + (index < connections % processes) for index in range(processes)
     ]
-    done = subprocess.run(
-        [*command, str(bodies)], capture_output=True, text=True, timeout=seconds + 120, check=False
-    )
-    if done.returncode != 0:
-        raise LoadFailed(f"wrk: {done.stderr.strip() or done.stdout.strip()}")
-    summary = json.loads(done.stdout.strip().splitlines()[-1])
-    if summary["failed"] or not summary["requests"]:
-        raise LoadFailed(f"{summary['failed']} of {summary['requests']} requests to {url} failed")
+    with TemporaryDirectory(prefix="idspam-load-") as folder, ExitStack() as stack:
+        clients = [
+            stack.enter_context(
+                _client(
+                    url,
+                    bodies,
+                    Path(folder) / str(index),
+                    connections=share,
+                    first=index / processes,
+                )
+            )
+            for index, share in enumerate(shares)
+            if share
+        ]
+        for client in clients:
+            client.connect(warm_up=warm_up, seconds=seconds)
+        for client in clients:
+            client.go()
+        results = [client.result(warm_up + seconds + _PATIENCE_SECONDS) for client in clients]
+    failed = sum(result["failed"] for result in results)
+    latencies = [item for result in results for item in result["latencies"]]
+    if failed or not latencies:
+        reason = next((result["failure"] for result in results if result["failure"]), "too slow")
+        raise BenchmarkFailed(
+            f"{failed} requests to {url} failed, {len(latencies)} were answered: {reason}"
+        )
+    rate = sum(result["requests"] for result in results) / seconds
     return Figures(
-        texts_per_second=summary["requests"] * texts_per_request / summary["seconds"],
-        p50_ms=summary["p50_ms"],
-        p99_ms=summary["p99_ms"],
+        requests_per_second=rate,
+        texts_per_second=rate * texts_per_request,
+        **percentiles_ms(latencies),
+        requests=len(latencies),
+        client_cpu=sum(result["cpu_seconds"] for result in results) / (warm_up + seconds),
     )
+
+
+class _Client:
+    """A client process: it connects, waits for the word to go, and tells what it saw."""
+
+    def __init__(self, process: subprocess.Popen[str], order: dict[str, Any]) -> None:
+        self._process, self._order = process, order
+
+    def connect(self, *, warm_up: float, seconds: float) -> None:
+        order = self._order | {
+            "warm_up": warm_up,
+            "seconds": seconds,
+            "patience": warm_up + seconds + _PATIENCE_SECONDS / 2,
+        }
+        self._write(json.dumps(order))
+        assert self._process.stdout is not None
+        if self._process.stdout.readline() != "connected\n":
+            raise BenchmarkFailed(f"cannot connect to port {self._order['port']}")
+
+    def go(self) -> None:
+        self._write("go")
+
+    def result(self, timeout: float) -> dict[str, Any]:
+        try:
+            self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise BenchmarkFailed("the clients hang") from None
+        if self._process.returncode:
+            raise BenchmarkFailed(f"a client ended with {self._process.returncode}")
+        found: dict[str, Any] = json.loads(Path(self._order["result"]).read_text())
+        return found
+
+    def _write(self, line: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
+
+
+@contextmanager
+def _client(
+    url: str, bodies: Path, result: Path, *, connections: int, first: float
+) -> Iterator[_Client]:
+    """Ended with the block, whatever it is at."""
+    parts = urlsplit(url)
+    order = {
+        "host": parts.hostname,
+        "port": parts.port,
+        "path": parts.path,
+        "bodies": str(bodies),
+        "result": str(result),
+        "connections": connections,
+        "first": first,
+    }
+    with subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.client"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+    ) as process:
+        try:
+            yield _Client(process, order)
+        finally:
+            process.kill()

@@ -1,71 +1,80 @@
-"""The servers that are measured, each in a process of its own on a free port of loopback."""
+"""The servers that are measured, each in processes of its own on a free port of loopback."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
 
-import httpx
 import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BertForSequenceClassification
 
 from adapters.loading import locate_default
+from benchmarks.report import BenchmarkFailed
 
-START_SECONDS = 120
+# A backbone of a billion bytes is read, hashed and warmed up in this time, and thousands of
+# adapters are found.
+START_SECONDS = 240.0
+_STOP_SECONDS = 45.0
+_TREE = Path(__file__).parent.parent
 
 
-class ServerFailed(Exception):
-    """A server did not start; the message ends with what it printed last."""
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Where it answers, and the process that everything of it descends from."""
+
+    url: str
+    pid: int
 
 
 @contextmanager
-def service(folder: Path, adapters: Mapping[str, bytes], **settings: str) -> Iterator[str]:
-    """This project's service with these adapters; yields its URL."""
+def service(store: Path, *, log: Path, **settings: str) -> Iterator[Server]:
+    """This project's service over a store; settings as in the environment, without the prefix."""
     port = _free_port()
-    environment = {
-        "IDSPAM_PORT": str(port),
-        "IDSPAM_ADAPTER_DIR": str(folder),
-        "IDSPAM_ZOO_DIR": "off",
+    given = {
+        "PORT": str(port),
+        "ADAPTER_DIR": str(store),
+        "ZOO_DIR": "off",
+        "LOG_LEVEL": "warning",
     }
-    command = [sys.executable, "-m", "service"]
-    with _process(
-        command, environment | settings, f"http://127.0.0.1:{port}/readyz", folder / "service.log"
-    ):
-        url = f"http://127.0.0.1:{port}"
-        for name, data in adapters.items():
-            httpx.put(
-                f"{url}/v1/adapters/{name}", content=data, headers=_BINARY, timeout=60
-            ).raise_for_status()
-        yield url
+    environment = {f"IDSPAM_{key}": value for key, value in (given | settings).items()}
+    url = f"http://127.0.0.1:{port}"
+    with _process([sys.executable, "-m", "service"], environment, f"{url}/readyz", log) as pid:
+        yield Server(url, pid)
 
 
 @contextmanager
-def infinity(python: Path, model: Path, *, dtype: str, log: Path) -> Iterator[str]:
-    """Infinity with a sequence classifier; yields its URL."""
+def infinity(python: Path, model: Path, *, dtype: str, log: Path) -> Iterator[Server]:
+    """Infinity with a sequence classifier."""
     port = _free_port()
     command = [
-        *(
-            str(python.with_name("infinity_emb")),
-            "v2",
-            "--model-id",
-            str(model),
-            "--engine",
-            "torch",
-        ),
-        *("--device", "cpu", "--dtype", dtype, "--host", "127.0.0.1", "--port", str(port)),
+        *(str(python.with_name("infinity_emb")), "v2", "--model-id", str(model)),
+        *("--engine", "torch", "--device", "cpu", "--dtype", dtype),
+        *("--host", "127.0.0.1", "--port", str(port)),
         *("--served-model-name", "classifier", "--no-bettertransformer", "--log-level", "error"),
     ]
-    environment = {
-        "HF_HUB_OFFLINE": "1",
-        "DO_NOT_TRACK": "1",
-        "INFINITY_ANONYMOUS_USAGE_STATS": "0",
-    }
-    with _process(command, environment, f"http://127.0.0.1:{port}/models", log):
-        yield f"http://127.0.0.1:{port}"
+    environment = {"INFINITY_ANONYMOUS_USAGE_STATS": "0", **_OFFLINE}
+    url = f"http://127.0.0.1:{port}"
+    with _process(command, environment, f"{url}/models", log) as pid:
+        yield Server(url, pid)
+
+
+@contextmanager
+def litserve(python: Path, model: Path, *, dtype: str, log: Path) -> Iterator[Server]:
+    """LitServe around the same classifier, with its own dynamic batching."""
+    port = _free_port()
+    command = [str(python), "-m", "benchmarks.litserve_app", str(model), dtype, str(port)]
+    url = f"http://127.0.0.1:{port}"
+    with _process(command, _OFFLINE, f"{url}/health", log) as pid:
+        yield Server(url, pid)
 
 
 def write_classifier(folder: Path) -> None:
@@ -82,42 +91,50 @@ def write_classifier(folder: Path) -> None:
     AutoTokenizer.from_pretrained(source, revision=revision).save_pretrained(folder)
 
 
-_BINARY = {"Content-Type": "application/octet-stream"}
+_OFFLINE: Mapping[str, str] = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
 
 
 @contextmanager
 def _process(
     command: Sequence[str], environment: Mapping[str, str], probe: str, log: Path
-) -> Iterator[None]:
+) -> Iterator[int]:
     with log.open("w") as output:
         process = subprocess.Popen(
             command,
             env=dict(os.environ) | dict(environment),
+            cwd=_TREE,
             stdout=output,
             stderr=subprocess.STDOUT,
+            # A group of its own, so that nothing of it can be left behind.
+            start_new_session=True,
         )
     try:
         _wait(process, probe, log)
-        yield
+        yield process.pid
     finally:
         process.terminate()
-        try:
-            process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=_STOP_SECONDS)
+        _kill_group(process.pid)
+        process.wait()
 
 
 def _wait(process: subprocess.Popen[bytes], probe: str, log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
         try:
-            if httpx.get(probe, timeout=5).status_code == 200:
-                return
-        except httpx.TransportError:
+            with urlopen(probe, timeout=5) as response:
+                if response.status == 200:
+                    return
+        except (URLError, HTTPException, OSError):
             pass
         time.sleep(0.2)
-    raise ServerFailed(f"{process.args!r} did not start: " + log.read_text()[-500:])
+    raise BenchmarkFailed(f"{process.args!r} did not start: " + log.read_text()[-500:])
+
+
+def _kill_group(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
 
 
 def _free_port() -> int:

@@ -6,13 +6,15 @@ not quality.
 
 import random
 import tempfile
+from argparse import ArgumentParser
 from pathlib import Path
 
-from transformers import AutoTokenizer
-
-from adapters.loading import locate_default
-from benchmarks.load import make_texts
-from benchmarks.report import show, spread, write
+from adapters.loading import DEFAULT_BACKBONE
+from benchmarks.arguments import at_least
+from benchmarks.report import Report, spread
+from benchmarks.shapes import described
+from benchmarks.texts import make_texts, words_of
+from benchmarks.turns import ratio
 from train.data import Dataset, Example
 from train.progress import SilentProgress
 from train.report import FitReport
@@ -23,7 +25,12 @@ ROWS = 1000
 MEAN_TOKENS = 26
 
 
-def training(*, rounds: int, device: str, json: Path | None) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--rounds", type=at_least(1), default=3)
+    parser.add_argument("--device", default="auto")
+
+
+def run(*, rounds: int, device: str) -> Report:
     """Seconds an epoch by cache mode, in turns, and what filling the cache takes once."""
     data = _data()
     reports: dict[CacheMode, list[FitReport]] = {}
@@ -33,15 +40,13 @@ def training(*, rounds: int, device: str, json: Path | None) -> None:
             reports.setdefault(mode, []).append(_fit(data, mode, device))
     rows, figures = [], {}
     for mode, made in reports.items():
-        seconds = spread([report.epochs[-1].seconds for report in made])
-        ratios = [
-            one.epochs[-1].seconds / other.epochs[-1].seconds
-            for one, other in zip(reports[CacheMode.OFF], made, strict=True)
-        ]
+        epochs = [report.epochs[-1].seconds for report in made]
+        seconds = spread(epochs)
+        times = ratio([one.epochs[-1].seconds for one in reports[CacheMode.OFF]], epochs)
         fill = spread([float(report.cache["seconds"]) for report in made])
         figures[mode.value] = {
             "seconds_per_epoch": seconds,
-            "times_faster_than_off": spread(ratios),
+            "times_faster_than_off": times,
             "fill_seconds": fill,
         }
         rows.append(
@@ -49,19 +54,22 @@ def training(*, rounds: int, device: str, json: Path | None) -> None:
                 mode.value,
                 f"{seconds['median']:.2f}",
                 f"{ROWS / seconds['median']:,.0f}",
-                f"{spread(ratios)['median']:.2f}",
+                f"{times:.2f}",
                 f"{fill['median']:.2f}",
             ]
         )
     columns = ("cache", "s an epoch", "texts/s", "x off", "s to fill, once")
-    show(f"training: {ROWS} texts, mean {MEAN_TOKENS} tokens, {rounds} rounds", columns, rows)
-    write(json, {"rows": ROWS, "mean_tokens": MEAN_TOKENS, "rounds": rounds, "figures": figures})
+    conditions = {
+        "backbone": described(DEFAULT_BACKBONE),
+        "device": device,
+        "texts": f"{ROWS}, mean {MEAN_TOKENS} tokens",
+        "rounds": f"{rounds}, medians",
+    }
+    return Report("training", columns, rows, figures, conditions)
 
 
 def _data() -> Dataset:
-    source, revision = locate_default()
-    vocabulary = AutoTokenizer.from_pretrained(source, revision=revision).get_vocab()
-    texts = make_texts(vocabulary, count=ROWS, mean_tokens=MEAN_TOKENS)
+    texts = make_texts(words_of(DEFAULT_BACKBONE), count=ROWS, mean_tokens=MEAN_TOKENS)
     rng = random.Random(0)
     examples = tuple(Example(text, None, rng.choice(("no", "yes"))) for text in texts)
     return Dataset("random words", "0" * 64, examples)

@@ -1,0 +1,82 @@
+"""Adapter stores for benchmarks, filled quickly: the layout of `adapters.store` without its syncs.
+
+Names may share files by hard links. An adapter is its name and revision, so to the engine they are
+different adapters: each is read, prepared and given a slot of its own.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from adapters.adapter import random_adapter
+from adapters.backbone import Backbone
+from adapters.files import serialize
+from service.engine.interface import AdapterKey
+
+# What making adapters of different seeds is spread over: drawing random numbers lets go of the GIL.
+_THREADS = 8
+
+
+def stock(root: Path, backbone: Backbone, *, names: int, distinct: int) -> list[AdapterKey]:
+    """Store `names` adapters of the shape that `train fit` gives by default.
+
+    Args:
+        distinct: files of different content; the names take turns on them.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(_THREADS) as pool, _one_thread_each():
+        firsts = list(
+            pool.map(lambda seed: _write(root, backbone, seed), range(min(names, distinct)))
+        )
+    keys = list(firsts)
+    for index in range(len(firsts), names):
+        first = firsts[index % len(firsts)]
+        key = AdapterKey(_name(index), first.revision)
+        folder = root / key.name
+        folder.mkdir()
+        os.link(_file(root, first), _file(root, key))
+        (folder / "current").write_text(f"{key.revision}\n")
+        keys.append(key)
+    return keys
+
+
+@contextmanager
+def stocked(
+    backbone: Backbone, *, names: int, distinct: int
+) -> Iterator[tuple[Path, list[AdapterKey]]]:
+    """A temporary store."""
+    with TemporaryDirectory(prefix="idspam-store-") as folder:
+        yield Path(folder), stock(Path(folder), backbone, names=names, distinct=distinct)
+
+
+def _write(root: Path, backbone: Backbone, seed: int) -> AdapterKey:
+    data = serialize(random_adapter(backbone, seed=seed))
+    key = AdapterKey(_name(seed), hashlib.sha256(data).hexdigest())
+    (root / key.name).mkdir()
+    _file(root, key).write_bytes(data)
+    (root / key.name / "current").write_text(f"{key.revision}\n")
+    return key
+
+
+def _file(root: Path, key: AdapterKey) -> Path:
+    return root / key.name / f"{key.revision}.safetensors"
+
+
+def _name(index: int) -> str:
+    return f"task-{index:05d}"
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
