@@ -8,6 +8,7 @@ answered by what was before.
 import asyncio
 import logging
 from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from weakref import WeakValueDictionary
@@ -30,6 +31,9 @@ from service.errors import ServiceError
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+# Adapters that are made ready side by side at the start.
+_PRELOADED_TOGETHER = 16
 
 
 class CatalogObserver(Protocol):
@@ -69,19 +73,43 @@ class Catalog(Directory):
         self._engine = engine
         self._observer = observer
         self._changes: set[asyncio.Future[Any]] = set()
+        self._stored_bytes = 0
         # An entry goes when nobody holds or waits for the lock.
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def load(self, zoo: Path | None) -> None:
-        """Read the store, then register the zoo's adapters that fit and whose names are free."""
-        for name in await asyncio.to_thread(self._store.names):
-            await self._read(name, {})
+        """Read the store, then register the zoo's adapters that fit and whose names are free.
+
+        Of the stored files only the headers: thousands of them are gigabytes. Their bytes are
+        checked when they are first loaded, and by `verify`.
+        """
+        for entry in await asyncio.to_thread(self._stored_entries):
+            self._set(entry)
         for path in await asyncio.to_thread(_files_of, zoo):
             if path.stem not in self._entries:
                 await self._add_from_zoo(path)
-        for entry in self.entries():
-            if entry.current is not None and entry.refusal is None:
-                await self._preload(AdapterKey(entry.name, entry.current))
+        usable = [
+            AdapterKey(entry.name, entry.current)
+            for entry in self.entries()
+            if entry.current is not None and entry.refusal is None
+        ]
+        for start in range(0, len(usable), _PRELOADED_TOGETHER):
+            together = usable[start : start + _PRELOADED_TOGETHER]
+            await asyncio.gather(*(self._preload(key) for key in together))
+
+    async def verify(self) -> None:
+        """Hash every current file once more; one that is not what it was is served no longer."""
+        for name in list(self._entries):
+            async with self._lock(name):
+                entry = self._entries.get(name)
+                if entry is None or entry.current is None or entry.refusal is not None:
+                    continue
+                try:
+                    await asyncio.to_thread(self._store.read, name, entry.current)
+                except (AdapterError, OSError) as error:
+                    damage = DamagedFile(f"adapter {name!r}, {entry.current}: {error}")
+                    unusable = {**entry.unusable, entry.current: damage}
+                    self._set(replace(entry, unusable=unusable, refusal=damage))
 
     async def publish(self, name: str, data: bytes, condition: Condition) -> Published:
         self.check(name, condition)
@@ -131,10 +159,10 @@ class Catalog(Directory):
             entry = self.entry(name)
             condition.check(name, entry.current)
             await asyncio.to_thread(self._store.delete, name, expected=entry.current)
-            del self._entries[name]
+            self._stored_bytes -= self._entries.pop(name).size or 0
             self._observer.adapter_removed(name)
             self.follower.removed(name)
-            self._report_size()
+            self._observer.stored(len(self._entries), self._stored_bytes)
         logger.info("adapter deleted name=%s", name)
 
     async def _add_from_zoo(self, path: Path) -> None:
@@ -160,7 +188,11 @@ class Catalog(Directory):
         if before is not None:
             usable = {key: spec for key, spec in before.specs.items() if key not in before.unusable}
             known = {**usable, **known}
-        entry = await asyncio.to_thread(self._entry_of, name, known)
+        self._set(await asyncio.to_thread(self._entry_of, name, known))
+
+    def _set(self, entry: CatalogEntry) -> None:
+        name, before = entry.name, self._entries.get(entry.name)
+        self._stored_bytes += (entry.size or 0) - ((before.size or 0) if before else 0)
         self._entries[name] = entry
         if entry.refusal is not None:
             logger.warning(
@@ -168,7 +200,10 @@ class Catalog(Directory):
             )
         self._observer.adapter_published(name, entry.labels)
         self.follower.changed(entry)
-        self._report_size()
+        self._observer.stored(len(self._entries), self._stored_bytes)
+
+    def _stored_entries(self) -> list[CatalogEntry]:
+        return [self._entry_of(name, {}) for name in self._store.names()]
 
     def _entry_of(self, name: str, known: Mapping[str, AdapterSpec]) -> CatalogEntry:
         try:
@@ -182,8 +217,6 @@ class Catalog(Directory):
                 specs[revision] = known[revision]
                 continue
             try:
-                if revision == current:
-                    self._store.read(name, revision)
                 specs[revision] = read_spec(self._store.path(name, revision))
                 check_fits(specs[revision], self._engine.info)
             except (IncompatibleAdapter, DamagedFile) as error:
@@ -201,11 +234,6 @@ class Catalog(Directory):
         self._changes.add(task)
         task.add_done_callback(self._changes.discard)
         return await asyncio.shield(task)
-
-    def _report_size(self) -> None:
-        self._observer.stored(
-            len(self._entries), sum(entry.size or 0 for entry in self._entries.values())
-        )
 
 
 def _files_of(zoo: Path | None) -> list[Path]:

@@ -3,11 +3,14 @@
 start   backbone -> warm-up -> store and zoo -> ready
 """
 
+import asyncio
 import logging
 from collections.abc import Callable
 from functools import partial
 from time import monotonic
 from typing import Protocol
+
+import torch
 
 from adapters import __version__
 from adapters.backbone import Backbone
@@ -27,6 +30,10 @@ logger = logging.getLogger(__name__)
 
 CPU_BATCH_TOKENS = 2048
 GPU_BATCH_TOKENS = 16384
+# Lanes of a CPU: more of them would only wait for Python between their products.
+MAX_LANES = 4
+# What torch would use, asked before any lane takes its share: that becomes later threads' default.
+THREADS = torch.get_num_threads()
 
 
 class LocalObserver(EngineObserver, CatalogObserver, Protocol):
@@ -63,6 +70,7 @@ class LocalBackend:
         self._store = store
         self._observer = observer
         self._catalog: Catalog | None = None
+        self._verifying: asyncio.Task[None] | None = None
 
     @property
     def catalog(self) -> Catalog:
@@ -78,6 +86,7 @@ class LocalBackend:
             version=__version__, backbone=info.identity.name, device=info.device, dtype=info.dtype
         )
         self._catalog = catalog
+        self._verifying = asyncio.create_task(catalog.verify())
         logger.info(
             "ready backbone=%s device=%s dtype=%s adapters=%d seconds=%.1f",
             info.identity.name,
@@ -88,6 +97,8 @@ class LocalBackend:
         )
 
     async def stop(self) -> None:
+        if self._verifying is not None:
+            self._verifying.cancel()
         await self.engine.stop()
 
     def health(self) -> EngineHealth:
@@ -129,5 +140,7 @@ def engine_settings(settings: Settings) -> EngineSettings:
         max_waiting_tokens=settings.max_waiting_tokens,
         max_active_adapters=settings.max_active_adapters,
         # Host memory is cheaper than the device's, and whatever is active is registered too.
-        max_registered_adapters=4 * settings.max_active_adapters,
+        max_registered_adapters=settings.max_registered_adapters
+        or 4 * settings.max_active_adapters,
+        lanes=1 if on_gpu else settings.cpu_lanes or min(MAX_LANES, THREADS),
     )

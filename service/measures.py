@@ -65,6 +65,12 @@ METRICS = (
     Metric("idspam_inference_seconds", Histogram, (), "One batch, from packing to scores"),
     Metric("idspam_generator_seconds", Histogram, (), "A batch's share spent making prompts"),
     Metric("idspam_backbone_seconds", Histogram, (), "A batch's share spent in the backbone"),
+    Metric(
+        "idspam_passes_total",
+        Counter,
+        ("kind",),
+        "Forward passes: graph (a single launch, on CUDA) or eager",
+    ),
     Metric("idspam_batch_rows", Histogram, (), "Texts in a batch", ROWS),
     Metric("idspam_batch_tokens", Histogram, (), "Tokens and prompt slots in a batch", TOKENS),
     Metric("idspam_batch_adapters", Histogram, (), "Distinct adapters in a batch", ROWS),

@@ -48,6 +48,7 @@ class Metrics:
         self._load_seconds = _children(of["idspam_adapter_load_seconds"], tiers)
         self._evictions = _children(of["idspam_adapter_evictions_total"], tiers)
         self._eviction_ages = _children(of["idspam_adapter_eviction_age_seconds"], tiers)
+        self._passes = _children(of["idspam_passes_total"], ("graph", "eager"))
         self._uploads = _children(of["idspam_uploads_total"], get_args(UploadOutcome))
         self._predictions: dict[str, dict[str, Any]] = {}
 
@@ -119,8 +120,11 @@ class Metrics:
         of["idspam_batch_tokens"].observe(report.tokens)
         of["idspam_batch_adapters"].observe(report.adapters)
         of["idspam_inference_seconds"].observe(report.inference_seconds)
-        of["idspam_generator_seconds"].observe(report.generator_seconds)
+        if report.generator_seconds is not None:
+            of["idspam_generator_seconds"].observe(report.generator_seconds)
         of["idspam_backbone_seconds"].observe(report.backbone_seconds)
+        self._passes["graph"].inc(report.graphs)
+        self._passes["eager"].inc(report.passes - report.graphs)
         for seconds in report.queue_seconds:
             of["idspam_queue_seconds"].observe(seconds)
 

@@ -152,6 +152,20 @@ class Settings:
     max_active_adapters: int = _entry(
         _whole(1, 65536), "256", "adapters", help="Adapters resident on the device at once"
     )
+    max_registered_adapters: int | None = _entry(
+        _auto_or(_whole(1, 2**20)),
+        "auto",
+        "adapters",
+        help="Adapters kept in host memory, ready for the device; `auto` is four times as many as "
+        "are resident",
+    )
+    cpu_lanes: int | None = _entry(
+        _auto_or(_whole(1, 256)),
+        "auto",
+        "batches",
+        help="Batches that run side by side on a CPU, each on its share of the cores; `auto` is "
+        "one a core, at most 4",
+    )
     max_upload_bytes: int = _entry(
         _whole(1024, 2**34), str(256 * 2**20), "bytes", help="Largest adapter file that is taken"
     )

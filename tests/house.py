@@ -53,11 +53,16 @@ class Device:
         self.gate.set()
         self.entered = Event()
         self.rows: list[int] = []
+        self.waiting = 0
+        self.both_wait = Event()
         self.most_rows: int | None = None
         self.error: Callable[[], BaseException] | None = None
 
     def before_forward(self, batch: PackedBatch) -> None:
         self.entered.set()
+        self.waiting += 1
+        if self.waiting == 2:
+            self.both_wait.set()
         assert self.gate.wait(20)
         self.rows.append(len(batch.rows))
         if self.error is not None:
@@ -67,6 +72,8 @@ class Device:
 
     def hold(self) -> None:
         """The next forward pass waits; `entered` says that it does."""
+        self.waiting = 0
+        self.both_wait.clear()
         self.entered.clear()
         self.gate.clear()
 

@@ -115,7 +115,8 @@ def serve(
         wait: for readiness.
         settings: as in the environment, without the prefix.
     """
-    environ = {"IDSPAM_ZOO_DIR": "off"} | {
+    # One lane, so that whoever holds the device holds all of it.
+    environ = {"IDSPAM_ZOO_DIR": "off", "IDSPAM_CPU_LANES": "1"} | {
         f"IDSPAM_{key}": value for key, value in settings.items()
     }
     app = make_app(read_settings(environ | {"IDSPAM_ADAPTER_DIR": str(adapter_dir)}), load)

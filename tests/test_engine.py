@@ -57,6 +57,7 @@ def test_many_requests_at_once_share_batches_and_agree_with_each_text_alone(
             for report in house.recorder.batches:
                 assert report.tokens <= house.settings.max_batch_tokens
                 assert len(report.queue_seconds) == report.rows
+                assert report.generator_seconds is not None
                 assert report.generator_seconds > 0.0
                 assert (
                     report.generator_seconds + report.backbone_seconds <= report.inference_seconds
@@ -102,6 +103,22 @@ def test_requests_made_in_one_turn_of_the_loop_share_a_batch_on_an_idle_device(
 
             await asyncio.gather(*(ask(name) for name in "abcabcab"))
             assert house.device.rows == [8]
+
+    run(test())
+
+
+def test_lanes_run_batches_side_by_side_each_its_share_of_what_waits(opened: Opened) -> None:
+    async def test() -> None:
+        async with opened(lanes=2) as house:
+            for name in "abc":
+                await house.engine.preload(house.keys[name])
+            entries = house.entries(*((name, "hello") for name in "abcabcab"))
+            house.device.hold()
+            asking = asyncio.create_task(house.engine.predict(entries))
+            await asyncio.to_thread(house.device.both_wait.wait, 10)
+            house.device.free()
+            house.agrees(entries, await asking)
+            assert sorted(house.device.rows) == [4, 4]
 
     run(test())
 

@@ -45,6 +45,8 @@ def test_metrics_are_what_the_engine_reports_to(metrics: Metrics) -> None:
             generator_seconds=0.001,
             backbone_seconds=0.004,
             inference_seconds=0.006,
+            passes=3,
+            graphs=1,
         )
     )
     observer.waiting_tokens(41)
@@ -56,6 +58,8 @@ def test_metrics_are_what_the_engine_reports_to(metrics: Metrics) -> None:
     for line in (
         "idspam_batch_rows_sum 3.0",
         "idspam_batch_tokens_sum 70.0",
+        'idspam_passes_total{kind="graph"} 1.0',
+        'idspam_passes_total{kind="eager"} 2.0',
         "idspam_batch_adapters_sum 2.0",
         "idspam_queue_seconds_count 3.0",
         "idspam_queue_seconds_sum 0.006",

@@ -166,14 +166,13 @@ def test_requests_in_flight_longer_than_the_drain_are_failed(tmp_path: Path) -> 
             )
             for _ in range(3)
         ]
-        asking[0].start()
-        until(lambda: live.service.health().details["batch_seconds"] != 0)
-        for thread in asking[1:]:
+        for thread in asking:
             thread.start()
+        until(lambda: live.service.health().details["batch_seconds"] != 0)
         until(lambda: live.service.health().details["waiting_entries"] == 2)
         assert live.service.starting is not None
         loop = live.service.starting.get_loop()
         loop.call_soon_threadsafe(lambda: loop.create_task(live.service.drain()))
         until(lambda: len(answers) == 3)
         brake.off()
-        assert answers == [503, 503, 503]
+        assert set(answers) == {503}

@@ -33,6 +33,15 @@ def test_a_later_entry_fills_what_an_earlier_one_leaves() -> None:
     assert costs(target.next_batch(0.0).batch) == [50, 20]
 
 
+def test_who_takes_one_of_several_shares_leaves_the_others_theirs() -> None:
+    target = scheduler()
+    queue(target, *(waiting(10) for _ in range(5)))
+    assert costs(target.next_batch(0.0, shares=2).batch) == [10, 10]
+    assert costs(target.next_batch(0.0, shares=1).batch) == [10, 10, 10]
+    queue(target, waiting(7))
+    assert costs(target.next_batch(0.0, shares=4).batch) == [7]
+
+
 def test_an_entry_over_the_budget_runs_alone() -> None:
     target = scheduler()
     queue(target, waiting(10), waiting(500), waiting(10))

@@ -80,7 +80,7 @@ async def wired(
     backbone: Backbone, store: Path, *, load: Callable[[], Backbone] | None = None, **limits: Any
 ) -> AsyncIterator[Wired]:
     """A hub over a started engine; all ends with the block."""
-    settings = Settings(device="cpu", zoo_dir=None, adapter_dir=store, **limits)
+    settings = Settings(device="cpu", zoo_dir=None, adapter_dir=store, cpu_lanes=1, **limits)
     metrics = Metrics(CollectorRegistry(), routes=[], error_types=[])
     local = LocalBackend(
         settings, AdapterStore(store), load=load or (lambda: backbone), observer=metrics

@@ -1,7 +1,9 @@
-"""The one thread that drives the device: warm up, then take, launch, wait, hand over.
+"""The threads that drive the device: warm up, then take, launch, wait, hand over.
 
-Knows no adapters. On a device that takes batches ahead, a full one is packed and started while
-another still runs; a batch that is not full waits for whoever else comes until the device is free.
+Knows no adapters. A GPU has one lane; on a device that takes batches ahead, a full one is packed
+and started while another still runs, and a batch that is not full waits for whoever else comes. A
+CPU has several lanes, each with cores of its own: rows share nothing, so lanes never wait for each
+other, where the threads of one product meet after every one of them.
 """
 
 import asyncio
@@ -36,12 +38,12 @@ class _Launched:
     started: float
 
 
-class DeviceThread:
+class Device:
     """Made on the event loop that it reports to; each batch costs that loop one wake-up.
 
     Args:
         deliver: called on the loop with every batch.
-        die: called on the loop with what ended the thread, if anything did.
+        die: called on the loop with what ended a lane, if anything did.
         max_batch_tokens: what the warm-up runs at once.
 
     Attributes:
@@ -58,58 +60,116 @@ class DeviceThread:
         max_batch_tokens: int,
     ) -> None:
         self._runner = runner
-        self._queue = queue
         self._deliver = deliver
         self._die = die
         self._max_batch_tokens = max_batch_tokens
-        self._running_since: float | None = None
-        self._free_since = 0.0
         self._loop = asyncio.get_running_loop()
         self.warm: asyncio.Future[None] = self._loop.create_future()
-        # A daemon: a device that hangs must not keep the process from ending.
-        self._thread = Thread(target=self._serve, name="engine", daemon=True)
+        self._lanes = [
+            _Lane(
+                runner,
+                queue,
+                deliver=lambda finished: self._tell(self._deliver, finished),
+                die=lambda error: self._tell(self._died, error),
+                warm_up=self._warm_up if first else None,
+            )
+            for first in (index == 0 for index in range(runner.lanes))
+        ]
 
     def start(self) -> None:
-        self._thread.start()
+        """Warm up in the first lane; the others begin when it has."""
+        self._lanes[0].start()
 
     def join(self, timeout: float) -> None:
-        """Wait at most `timeout` seconds for the thread to end; closing the queue ends it."""
-        if self._thread.is_alive():
-            self._thread.join(timeout)
+        """Wait at most `timeout` seconds for the lanes to end; closing the queue ends them."""
+        until = monotonic() + timeout
+        for lane in self._lanes:
+            if lane.is_alive():
+                lane.join(max(0.0, until - monotonic()))
 
     @property
     def batch_seconds(self) -> float:
-        """How long the batch on the device has been running; 0 when there is none."""
+        """How long the oldest batch on the device has been running; 0 when there is none."""
+        return max(lane.batch_seconds for lane in self._lanes)
+
+    def _tell(self, call: Callable[..., None], *arguments: object) -> None:
+        self._loop.call_soon_threadsafe(call, *arguments)
+
+    def _warm_up(self) -> None:
+        self._runner.warm_up(self._max_batch_tokens)
+        for lane in self._lanes[1:]:
+            lane.start()
+        self._tell(self._warmed)
+
+    def _warmed(self) -> None:
+        if not self.warm.done():
+            self.warm.set_result(None)
+
+    def _died(self, error: BaseException) -> None:
+        if not self.warm.done():
+            # Wrapped: asyncio lets a SystemExit out of the whole loop.
+            self.warm.set_exception(RuntimeError(f"the device cannot be used: {error}"))
+        self._die(error)
+
+
+class _Lane(Thread):
+    """One thread that takes batches. A daemon: a device that hangs must not keep the process from
+    ending."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        queue: EntryQueue,
+        *,
+        deliver: Callable[[Finished], None],
+        die: Callable[[BaseException], None],
+        warm_up: Callable[[], None] | None,
+    ) -> None:
+        super().__init__(name="engine", daemon=True)
+        self._runner = runner
+        self._queue = queue
+        self._deliver = deliver
+        self._die = die
+        self._warm_up = warm_up
+        self._running_since: float | None = None
+        self._free_since = 0.0
+
+    @property
+    def batch_seconds(self) -> float:
         since = self._running_since
         return 0.0 if since is None else monotonic() - since
 
-    def _serve(self) -> None:
+    def run(self) -> None:
         try:
-            self._runner.warm_up(self._max_batch_tokens)
-            self._loop.call_soon_threadsafe(self._warmed)
-            launched: _Launched | None = None
-            while True:
-                if launched is None:
-                    selection = self._queue.take()
-                    if selection is None:
-                        return
-                    launched = self._launch(selection)
-                following = self._ahead()
-                finished = self._finish(launched)
-                launched = following
-                self._running_since = None if following is None else monotonic()
-                self._loop.call_soon_threadsafe(self._deliver, finished)
+            self._runner.enter_lane()
+            if self._warm_up is not None:
+                self._warm_up()
+            self._serve()
         except BaseException as error:
             logger.exception("the engine's thread ends")
-            self._loop.call_soon_threadsafe(self._died, error)
+            self._die(error)
 
-    def _ahead(self) -> "_Launched | None":
+    def _serve(self) -> None:
+        launched: _Launched | None = None
+        while True:
+            if launched is None:
+                selection = self._queue.take()
+                if selection is None:
+                    return
+                launched = self._launch(selection)
+            following = self._ahead()
+            finished = self._finish(launched)
+            launched = following
+            self._running_since = None if following is None else monotonic()
+            self._deliver(finished)
+
+    def _ahead(self) -> _Launched | None:
         """The next batch, started behind the one that runs, if waiting would not make it larger."""
         if not self._runner.ahead or (selection := self._queue.take_full()) is None:
             return None
         return self._launch(selection)
 
-    def _launch(self, selection: Selection[Request]) -> "_Launched":
+    def _launch(self, selection: Selection[Request]) -> _Launched:
         started = monotonic()
         if self._running_since is None:
             self._running_since = started
@@ -122,23 +182,14 @@ class DeviceThread:
         flight = self._runner.launch(rows) if rows else Ran([])
         return _Launched(selection, flight, started)
 
-    def _finish(self, launched: "_Launched") -> Finished:
+    def _finish(self, launched: _Launched) -> Finished:
         batch = launched.selection.batch
         ran = self._runner.finish(launched.flight) if batch else Ran([])
         now = monotonic()
         if batch:
-            # A batch that was launched behind another one has had the device only since then.
-            since = max(launched.started, self._free_since)
-            self._queue.drained(sum(item.entry.cost for item in batch), now - since)
+            # A batch that was launched behind another one has had the device only since then, and
+            # one of several lanes has only its share.
+            seconds = (now - max(launched.started, self._free_since)) / self._runner.lanes
+            self._queue.drained(sum(item.entry.cost for item in batch), seconds)
         self._free_since = now
         return Finished(launched.selection, ran, launched.started, now - launched.started)
-
-    def _warmed(self) -> None:
-        if not self.warm.done():
-            self.warm.set_result(None)
-
-    def _died(self, error: BaseException) -> None:
-        if not self.warm.done():
-            # Wrapped: asyncio lets a SystemExit out of the whole loop.
-            self.warm.set_exception(RuntimeError(f"the device cannot be used: {error}"))
-        self._die(error)

@@ -16,7 +16,7 @@ from adapters.errors import InvalidAdapter
 from adapters.files import validate
 from adapters.spec import AdapterSpec
 from adapters.store import AdapterStore
-from service.engine.device import DeviceThread
+from service.engine.device import Device
 from service.engine.hosting import HostTier
 from service.engine.inflight import InFlight
 from service.engine.interface import (
@@ -67,7 +67,7 @@ class _Parts:
     runner: Runner
     residency: Residency
     in_flight: InFlight
-    device: DeviceThread
+    device: Device
 
 
 class LocalEngine:
@@ -222,7 +222,7 @@ class LocalEngine:
             spare=_SPARE_PLACES,
         )
         in_flight = InFlight(self._queue, residency, self._observer)
-        device = DeviceThread(
+        device = Device(
             runner,
             self._queue,
             deliver=in_flight.deliver,
@@ -246,7 +246,7 @@ class LocalEngine:
 
 def _runner(backbone: Backbone, settings: EngineSettings) -> Runner:
     if backbone.device.type != "cuda":
-        return PackedRunner(backbone)
+        return PackedRunner(backbone, lanes=settings.lanes)
     # Imported here: its kernels need a compiler that comes with PyTorch for CUDA alone.
     from service.engine.slotted_runner import SlottedRunner
 

@@ -149,8 +149,9 @@ def _report(finished: Finished, queue_seconds: Sequence[float]) -> BatchReport:
         tokens=sum(waiting.entry.cost for waiting in batch),
         adapters=len({waiting.entry.adapter for waiting in batch}),
         queue_seconds=queue_seconds,
-        generator_seconds=finished.ran.generator_seconds or 0.0,
+        generator_seconds=finished.ran.generator_seconds,
         backbone_seconds=finished.ran.backbone_seconds,
         inference_seconds=finished.seconds,
+        passes=finished.ran.passes,
         graphs=finished.ran.graphs,
     )

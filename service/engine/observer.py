@@ -38,17 +38,18 @@ class BatchReport:
     tokens: text and prompt positions. adapters: distinct ones. queue_seconds: one value a row, from
     admission to the start of the batch. inference_seconds: all that the device thread spent on it.
     generator_seconds, backbone_seconds: shares of that, for making prompts and for everything else
-    of the forward pass (CUDA runs behind the host: there the generator's is launch time). graphs:
-    forward passes that were a single launch.
+    of the forward pass; the former is None where nobody can tell (CUDA runs behind the host).
+    passes: forward passes that it took, of which `graphs` were a single launch each.
     """
 
     rows: int
     tokens: int
     adapters: int
     queue_seconds: Sequence[float]
-    generator_seconds: float
+    generator_seconds: float | None
     backbone_seconds: float
     inference_seconds: float
+    passes: int = 1
     graphs: int = 0
 
 

@@ -34,12 +34,22 @@ logger = logging.getLogger(__name__)
 
 
 class PackedRunner:
-    """`service.engine.runner.Runner` whose batches are over when they are launched."""
+    """`service.engine.runner.Runner` whose batches are over when they are launched.
+
+    Args:
+        lanes: batches that run side by side, each on its share of the threads that torch has.
+    """
 
     ahead = False
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(self, backbone: Backbone, *, lanes: int = 1) -> None:
         self.backbone = backbone
+        self.lanes = lanes
+        self._threads = max(1, torch.get_num_threads() // lanes)
+
+    def enter_lane(self) -> None:
+        # Of the calling thread alone.
+        torch.set_num_threads(self._threads)
 
     def adopt(self, adapter: Adapter) -> PreparedAdapter:
         return prepare(adapter, self.backbone)

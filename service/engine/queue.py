@@ -14,6 +14,8 @@ class EntryQueue:
     def __init__(self, settings: EngineSettings) -> None:
         self._changed = Condition()
         self._closed = False
+        # Lanes that wait for something to take.
+        self._idle = 0
         self._scheduler: Scheduler[Request] = Scheduler(
             max_batch_tokens=settings.max_batch_tokens,
             max_waiting_tokens=settings.max_waiting_tokens,
@@ -63,9 +65,14 @@ class EntryQueue:
         """What runs next, once anything waits; None once the queue is closed."""
         with self._changed:
             while not self._closed:
-                if selection := self._scheduler.next_batch(monotonic()):
+                selection = self._scheduler.next_batch(monotonic(), shares=1 + self._idle)
+                if selection:
+                    if len(self._scheduler):
+                        self._changed.notify()
                     return selection
+                self._idle += 1
                 self._changed.wait()
+                self._idle -= 1
         return None
 
     def take_full(self) -> Selection[Request] | None:

@@ -21,8 +21,15 @@ from service.errors import InferenceFailure
 
 logger = logging.getLogger(__name__)
 
-# torch's CPU allocator raises a plain RuntimeError, and so do some CUDA libraries.
-_OUT_OF_MEMORY = ("out of memory", "defaultcpuallocator", "can't allocate memory")
+# torch's CPU allocator raises a plain RuntimeError, and so do some CUDA libraries; oneDNN does not
+# say why it could not make room for a primitive's code.
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "defaultcpuallocator",
+    "can't allocate memory",
+    "could not create a primitive",
+    "could not execute a primitive",
+)
 
 OUT_OF_MEMORY = "the device has no memory for this text"
 NOT_FINITE = "the scores are not finite"
@@ -86,7 +93,7 @@ class Flight(Protocol):
 class Runner(Protocol):
     """A backbone and adapters on one device.
 
-    `adopt` and `place` are called from loading threads, everything else from the device's thread.
+    `adopt` and `place` are called from loading threads, everything else from the device's lanes.
     """
 
     @property
@@ -95,6 +102,13 @@ class Runner(Protocol):
     @property
     def ahead(self) -> bool:
         """Whether a batch may be launched while another one runs."""
+
+    @property
+    def lanes(self) -> int:
+        """Threads that may launch and finish batches of their own, side by side."""
+
+    def enter_lane(self) -> None:
+        """Called once by each of them before anything else."""
 
     def adopt(self, adapter: Adapter) -> Hosted:
         """Do everything for an adapter that does not need its place on the device.
@@ -162,7 +176,9 @@ def joined(first: Ran, second: Ran) -> Ran:
     """Two halves of a batch as one."""
     return Ran(
         first.outcomes + second.outcomes,
-        (first.generator_seconds or 0.0) + (second.generator_seconds or 0.0),
+        None
+        if first.generator_seconds is None or second.generator_seconds is None
+        else first.generator_seconds + second.generator_seconds,
         first.backbone_seconds + second.backbone_seconds,
         first.passes + second.passes,
         first.graphs + second.graphs,

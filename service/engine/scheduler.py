@@ -124,10 +124,14 @@ class Scheduler(Generic[R]):
         self._remove(dropped)
         return len(dropped)
 
-    def next_batch(self, now: float) -> Selection[R]:
-        """Take what runs next out of the queue, and what expired on the way there."""
+    def next_batch(self, now: float, *, shares: int = 1) -> Selection[R]:
+        """Take what runs next out of the queue, and what expired on the way there.
+
+        Args:
+            shares: so many take now; each gets its share of what waits.
+        """
         selection: Selection[R] = Selection()
-        left = self._max_batch_tokens
+        left = min(self._max_batch_tokens, -(-self._queued_tokens // shares))
         adapters: set[AdapterKey] = set()
         passed_over: list[Waiting[R]] = []
         overtaken = 0

@@ -11,6 +11,7 @@ class EngineSettings:
     max_waiting_tokens: what may wait at once; a request that does not fit is refused as a whole.
     max_active_adapters: held on the device, and so at most in one batch or request.
     max_registered_adapters: held in host memory besides, validated and ready to be activated.
+    lanes: batches that a CPU runs side by side, each on its share of the cores.
     stall_seconds: a batch that runs longer makes the engine count as not live.
     """
 
@@ -18,6 +19,7 @@ class EngineSettings:
     max_waiting_tokens: int = 262144
     max_active_adapters: int = 64
     max_registered_adapters: int = 256
+    lanes: int = 1
     stall_seconds: float = 60.0
 
     def __post_init__(self) -> None:
@@ -26,6 +28,7 @@ class EngineSettings:
             "max_waiting_tokens",
             "max_active_adapters",
             "max_registered_adapters",
+            "lanes",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")

@@ -73,6 +73,7 @@ class SlottedRunner:
     """
 
     ahead = True
+    lanes = 1
 
     def __init__(self, backbone: Backbone, *, places: int, max_tokens: int) -> None:
         self.backbone = backbone
@@ -91,6 +92,9 @@ class SlottedRunner:
                 max_positions=max_tokens,
                 longest=min(max_tokens, backbone.max_tokens + _COMMON_PROMPT),
             )
+
+    def enter_lane(self) -> None:
+        torch.cuda.set_device(self.backbone.device)
 
     def adopt(self, adapter: Adapter) -> Image:
         with self._loads, torch.cuda.stream(self._loading):
