@@ -6,6 +6,7 @@ batches with whoever else waits -> answered when its last entry is. Knows no HTT
 
 import asyncio
 import hashlib
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ from service.engine.residency import Residency
 from service.engine.runner import Runner
 from service.engine.settings import EngineSettings
 from service.errors import EngineUnavailable, InferenceFailed, NotReady
+
+logger = logging.getLogger(__name__)
 
 # So many threads read, check and fold adapters; one more copies them onto the device.
 _READING_THREADS = 2
@@ -107,9 +110,9 @@ class LocalEngine:
         try:
             self._phase = Phase.LOADING
             loop = asyncio.get_running_loop()
-            backbone = await loop.run_in_executor(self._reading, self._load)
+            runner = await loop.run_in_executor(self._reading, self._load_runner)
             self._proceed(Phase.LOADING, Phase.WARMING)
-            self._parts = parts = self._assemble(backbone)
+            self._parts = parts = self._assemble(runner)
             parts.device.start()
             await parts.device.warm
             self._proceed(Phase.WARMING, Phase.READY)
@@ -203,10 +206,9 @@ class LocalEngine:
             raise NotReady(f"the engine is not ready: {self._phase}")
         return self._parts
 
-    def _assemble(self, backbone: Backbone) -> _Parts:
+    def _assemble(self, runner: Runner) -> _Parts:
         settings = self._settings
         places = settings.max_active_adapters
-        runner = _runner(backbone, settings)
         host = HostTier(
             self._store,
             runner,
@@ -229,7 +231,11 @@ class LocalEngine:
             die=self._die,
             max_batch_tokens=settings.max_batch_tokens,
         )
-        return _Parts(_info(backbone), runner, residency, in_flight, device)
+        return _Parts(_info(runner.backbone), runner, residency, in_flight, device)
+
+    def _load_runner(self) -> Runner:
+        """In a thread: seconds, and where kernels are compiled more of them."""
+        return _runner(self._load(), self._settings)
 
     def _proceed(self, before: Phase, after: Phase) -> None:
         if self._phase is not before:
@@ -247,14 +253,21 @@ class LocalEngine:
 def _runner(backbone: Backbone, settings: EngineSettings) -> Runner:
     if backbone.device.type != "cuda":
         return PackedRunner(backbone, lanes=settings.lanes)
-    # Imported here: its kernels need a compiler that comes with PyTorch for CUDA alone.
-    from service.engine.slotted_runner import SlottedRunner
+    try:
+        # Imported here: its kernels need a compiler that comes with PyTorch for CUDA alone.
+        from service.engine.slotted_runner import SlottedRunner
 
-    return SlottedRunner(
-        backbone,
-        places=settings.max_active_adapters + _SPARE_PLACES,
-        max_tokens=settings.max_batch_tokens,
-    )
+        runner = SlottedRunner(
+            backbone,
+            places=settings.max_active_adapters + _SPARE_PLACES,
+            max_tokens=settings.max_batch_tokens,
+        )
+        runner.check()
+    except Exception:
+        # A device or compiler that nobody has tried yet must still serve, if slowly.
+        logger.exception("the slots' kernels cannot be used here: adapters run one by one")
+        return PackedRunner(backbone)
+    return runner
 
 
 def _info(backbone: Backbone) -> EngineInfo:

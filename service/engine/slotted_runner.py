@@ -17,14 +17,21 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from adapters.adapter import Adapter, Classification, random_adapter
+from adapters.adapter import (
+    Adapter,
+    Classification,
+    classify,
+    prepare,
+    random_adapter,
+    rows_of,
+)
 from adapters.attention import VARLEN_DTYPES
 from adapters.backbone import Backbone
 from adapters.graphs import Graphs
 from adapters.plan import Plan, Signature, SlottedRow, Stop, size_of
 from adapters.slots import Image, Resident, SlotBank, image_of
 from adapters.slotted import Inputs, Outputs, Widest, run
-from adapters.spec import HeadKind
+from adapters.spec import AdapterSpec, HeadKind
 from service.engine.runner import (
     OUT_OF_MEMORY,
     Asked,
@@ -47,6 +54,14 @@ logger = logging.getLogger(__name__)
 _COMMON_BOTTLENECK = 64
 _COMMON_PROMPT = 16
 _COMMON_LABELS = 256
+
+# What the start compares slots with the way that any device takes on; the bound is bfloat16's.
+_PROBES = (
+    "",
+    "A first text.",
+    "Another one, somewhat longer, with more than one clause in it. " * 8,
+)
+_PROBE_BOUND = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,17 +122,31 @@ class SlottedRunner:
             self._loading.synchronize()
         return [Resident(image.spec, place, image.nbytes) for place, image in images]
 
+    def check(self) -> None:
+        """Run a few texts through slots and as any device would.
+
+        Raises:
+            RuntimeError: the answers differ, or something of it cannot be run here.
+        """
+        adapter = random_adapter(self.backbone)
+        (placed,) = self.place([(0, self.adopt(adapter))])
+        limit = adapter.spec.max_length
+        texts = [self.backbone.encoder.encode(text, max_length=limit) for text in _PROBES]
+        ran = self.finish(self.launch([Asked(text, placed) for text in texts]))
+        prepared = [prepare(adapter, self.backbone)]
+        batch = self.backbone.pack(rows_of(prepared, [(0, text) for text in texts]))
+        expected = classify(self.backbone, batch, prepared)
+        for found, wanted in zip(ran.outcomes, expected, strict=True):
+            if isinstance(found, RowFailure):
+                raise RuntimeError(found.message)
+            difference = float(np.abs(found.scores - wanted.scores).max())
+            if not difference <= _PROBE_BOUND:
+                raise RuntimeError(f"a score differs by {difference:.3g}")
+
     def warm_up(self, max_tokens: int) -> None:
-        started = perf_counter()
-        spec = random_adapter(self.backbone).spec
         (adapter,) = self.place([(0, self.adopt(random_adapter(self.backbone)))])
         if self._graphs is not None:
-            with self._on_device():
-                stop = Stop(spec.insertion_layer, (spec.generator_input,))
-                self._graphs.capture_all(Signature((stop,), mean=False))
-            logger.info(
-                "captured graphs=%d seconds=%.1f", len(self._graphs), perf_counter() - started
-            )
+            self._capture(self._graphs, adapter.spec)
         for rows in warm_up_batches(self.backbone, adapter, max_tokens):
             require_answers(self.finish(self.launch(rows)), max_tokens)
 
@@ -155,6 +184,19 @@ class SlottedRunner:
             backbone_seconds=perf_counter() - flight.started,
             graphs=flight.graphs,
         )
+
+    def _capture(self, graphs: Graphs, spec: AdapterSpec) -> None:
+        started = perf_counter()
+        stop = Stop(spec.insertion_layer, (spec.generator_input,))
+        try:
+            with self._on_device():
+                graphs.capture_all(Signature((stop,), mean=False))
+        except Exception as error:
+            _raise_if_lost(error)
+            logger.exception("no graphs here: every batch is launched kernel by kernel")
+            self._graphs = None
+            return
+        logger.info("captured graphs=%d seconds=%.1f", len(graphs), perf_counter() - started)
 
     def _launch(self, rows: Sequence[Asked]) -> _Airborne:
         started = perf_counter()
