@@ -7,6 +7,7 @@ from typing import get_args
 import pytest
 from prometheus_client import CollectorRegistry
 
+from adapters import __version__
 from service.engine.interface import AdapterKey
 from service.engine.observer import BatchReport, EngineObserver, FailureReason
 from service.measures import METRICS, metrics_table
@@ -161,7 +162,7 @@ def test_each_request_is_counted_once_whatever_became_of_it(live: Live) -> None:
     assert live.metric("idspam_tier_adapters", tier="stored") == 1
     assert live.metric("idspam_tier_adapters", tier="active") == 1
     assert live.metric("idspam_waiting_tokens") == 0
-    build = {"version": "0.1.0", "backbone": "tiny-bert-0", "device": "cpu", "dtype": "float32"}
+    build = {"version": __version__, "backbone": "tiny-bert-0", "device": "cpu", "dtype": "float32"}
     assert live.metric("idspam_build_info", **build) == 1
 
 
