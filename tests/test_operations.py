@@ -166,9 +166,10 @@ def test_requests_in_flight_longer_than_the_drain_are_failed(tmp_path: Path) -> 
             )
             for _ in range(3)
         ]
-        for thread in asking:
-            thread.start()
+        asking[0].start()
         until(lambda: live.service.health().details["batch_seconds"] != 0)
+        for thread in asking[1:]:
+            thread.start()
         until(lambda: live.service.health().details["waiting_entries"] == 2)
         assert live.service.starting is not None
         loop = live.service.starting.get_loop()
