@@ -17,7 +17,7 @@ import torch
 import triton
 from torch import Tensor
 
-from adapters import device_code
+from adapters import row_code, token_code
 from adapters.plan import TILE
 from adapters.slots import Column
 
@@ -42,7 +42,7 @@ def grouped_project(source: Tensor, query: Tensor, tiles: Tensor) -> Tensor:
     made = torch.empty_like(source)
     columns = min(128, triton.next_power_of_2(n))
     grid = (len(tiles) // 3, triton.cdiv(n, columns))
-    device_code.grouped_project[grid](
+    token_code.grouped_project[grid](
         source,
         query,
         tiles,
@@ -81,8 +81,8 @@ def write_token_weights(
         "DEPTH": min(64, triton.next_power_of_2(n)),
     }
     grid = (len(slots), triton.cdiv(longest, blocks["BLOCK"]))
-    device_code.normalizers[grid](queries, keys, slots, starts, cumulative, normalizers, **blocks)
-    device_code.column_means[grid](
+    token_code.normalizers[grid](queries, keys, slots, starts, cumulative, normalizers, **blocks)
+    token_code.column_means[grid](
         queries, keys, slots, starts, cumulative, normalizers, weights, **blocks
     )
 
@@ -94,7 +94,7 @@ def weighted_sums(
     n = source.shape[1]
     made = torch.empty(len(slots), n, dtype=torch.float32, device=source.device)
     columns = min(128, triton.next_power_of_2(n))
-    device_code.weighted_sums[(len(slots), triton.cdiv(n, columns))](
+    token_code.weighted_sums[(len(slots), triton.cdiv(n, columns))](
         weights, source, slots, starts, cumulative, made, N=n, ROWS=32, COLUMNS=columns
     )
     return made
@@ -152,7 +152,7 @@ def logits(states: Tensor, slots: Tensor, table: Tensor, *, widest: int, dense: 
 
 def scores(logits: Tensor, slots: Tensor, table: Tensor) -> Tensor:
     """softmax or sigmoid of logits / temperature, in place; columns a slot lacks become 0."""
-    device_code.scores[(len(slots),)](
+    row_code.scores[(len(slots),)](
         logits,
         slots,
         table,
@@ -180,7 +180,7 @@ def _launch(
 ) -> None:
     """One `_rowwise_linear` over all rows."""
     columns = min(128, max(16, triton.next_power_of_2(widest)))
-    device_code.rowwise_linear[(len(slots), triton.cdiv(widest, columns))](
+    row_code.rowwise_linear[(len(slots), triton.cdiv(widest, columns))](
         states,
         states.stride(0),
         slots,

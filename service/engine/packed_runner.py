@@ -1,6 +1,5 @@
 """Batches on a CPU, or any device without kernels for slots. Knows no queue and no request."""
 
-import logging
 from collections.abc import Sequence
 from time import perf_counter
 
@@ -17,20 +16,16 @@ from adapters.adapter import (
 from adapters.backbone import Backbone
 from adapters.packing import Row
 from service.engine.runner import (
-    OUT_OF_MEMORY,
     Asked,
     Hosted,
     Placed,
     Ran,
-    RowFailure,
+    failed,
     finite,
-    is_out_of_memory,
     joined,
     require_answers,
     warm_up_batches,
 )
-
-logger = logging.getLogger(__name__)
 
 
 class PackedRunner:
@@ -67,14 +62,10 @@ class PackedRunner:
         try:
             return self._pass(rows)
         except Exception as error:
-            if not is_out_of_memory(error):
-                logger.exception("a batch of %d rows failed", len(rows))
-                message = f"the batch failed: {type(error).__name__}"
-                return Ran([RowFailure("batch_error", message)] * len(rows))
+            ran = failed(rows, error)
         # Not inside the handler: the traceback would keep the failed pass's tensors alive.
-        if len(rows) == 1:
-            logger.error("the device has no memory for a text of %d tokens", len(rows[0].encoding))
-            return Ran([RowFailure("out_of_memory", OUT_OF_MEMORY)])
+        if ran is not None:
+            return ran
         if self.backbone.device.type == "cuda":
             torch.cuda.empty_cache()
         half = len(rows) // 2

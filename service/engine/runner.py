@@ -31,9 +31,6 @@ _OUT_OF_MEMORY = (
     "could not execute a primitive",
 )
 
-OUT_OF_MEMORY = "the device has no memory for this text"
-NOT_FINITE = "the scores are not finite"
-
 
 class DeviceLost(Exception):
     """The device cannot be used any more; only a new process gets it back."""
@@ -163,12 +160,24 @@ def require_answers(ran: Ran, max_tokens: int) -> None:
         )
 
 
+def failed(rows: Sequence[Asked], error: Exception) -> Ran | None:
+    """What becomes of a batch that raised; None: there was no memory for it, so halve it."""
+    if not _is_out_of_memory(error):
+        logger.error("a batch of %d rows failed", len(rows), exc_info=error)
+        message = f"the batch failed: {type(error).__name__}"
+        return Ran([RowFailure("batch_error", message)] * len(rows))
+    if len(rows) == 1:
+        logger.error("the device has no memory for a text of %d tokens", len(rows[0].encoding))
+        return Ran([RowFailure("out_of_memory", "the device has no memory for this text")])
+    return None
+
+
 def finite(rows: list[Classification]) -> list[Classification | RowFailure]:
     """The rows, failed where a score is not finite."""
     # One look at the whole batch; rows are looked at only if it finds something.
     if np.isfinite(np.concatenate([row.scores for row in rows])).all():
         return list(rows)
-    failure = RowFailure("not_finite", NOT_FINITE)
+    failure = RowFailure("not_finite", "the scores are not finite")
     return [row if np.isfinite(row.scores).all() else failure for row in rows]
 
 
@@ -185,7 +194,7 @@ def joined(first: Ran, second: Ran) -> Ran:
     )
 
 
-def is_out_of_memory(error: Exception) -> bool:
+def _is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(

@@ -33,7 +33,6 @@ from adapters.slots import Image, Resident, SlotBank, image_of
 from adapters.slotted import Inputs, Outputs, Widest, run
 from adapters.spec import AdapterSpec, HeadKind
 from service.engine.runner import (
-    OUT_OF_MEMORY,
     Asked,
     DeviceLost,
     Flight,
@@ -41,8 +40,8 @@ from service.engine.runner import (
     Placed,
     Ran,
     RowFailure,
+    failed,
     finite,
-    is_out_of_memory,
     joined,
     require_answers,
     warm_up_batches,
@@ -156,14 +155,10 @@ class SlottedRunner:
                 return self._launch(rows)
         except Exception as error:
             _raise_if_lost(error)
-            if not is_out_of_memory(error):
-                logger.exception("a batch of %d rows failed", len(rows))
-                message = f"the batch failed: {type(error).__name__}"
-                return Ran([RowFailure("batch_error", message)] * len(rows))
+            ran = failed(rows, error)
         # Not inside the handler: the traceback would keep the failed pass's tensors alive.
-        if len(rows) == 1:
-            logger.error("the device has no memory for a text of %d tokens", len(rows[0].encoding))
-            return Ran([RowFailure("out_of_memory", OUT_OF_MEMORY)])
+        if ran is not None:
+            return ran
         self._computing.synchronize()
         torch.cuda.empty_cache()
         half = len(rows) // 2
@@ -176,9 +171,9 @@ class SlottedRunner:
         assert isinstance(flight, _Airborne)
         try:
             flight.landed.synchronize()
-        except Exception as error:
-            _raise_if_lost(error)
-            raise
+        except RuntimeError as error:
+            # What CUDA says here is said of everything that is asked of it afterwards.
+            raise DeviceLost(str(error).splitlines()[0]) from error
         return Ran(
             finite(_classifications(flight)),
             backbone_seconds=perf_counter() - flight.started,
