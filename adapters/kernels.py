@@ -100,6 +100,25 @@ def weighted_sums(
     return made
 
 
+def expand(source: Tensor, before: Tensor, behind: Tensor, *, positions: int) -> Tensor:
+    """Room for new slots in front of every row that gets some.
+
+    Args:
+        source: [T, n], laid out by `before`.
+        before, behind: int32 [rows + 1]: where rows start in `source` and in what is made.
+
+    Returns:
+        [positions, n]; undefined in new slots and behind the last row.
+    """
+    n = source.shape[1]
+    made = torch.empty(positions, n, dtype=source.dtype, device=source.device)
+    columns = min(256, triton.next_power_of_2(n))
+    token_code.expand[(len(before) - 1, triton.cdiv(n, columns))](
+        source, before, behind, made, N=n, ROWS=16, COLUMNS=columns
+    )
+    return made
+
+
 def bottlenecks(pooled: Tensor, slots: Tensor, table: Tensor, *, widest: int) -> Tensor:
     """relu(x W_down + b_down): float32 [rows, widest], of which a slot's own width is defined."""
     made = torch.empty(len(slots), widest, dtype=torch.float32, device=pooled.device)

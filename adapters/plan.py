@@ -8,18 +8,20 @@ larger than it needs leaves tails that no row owns, and so every batch of the sa
 `Signature` has the same shape.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from itertools import accumulate
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from adapters.spec import AdapterSpec, GeneratorInput, Pooling
+from adapters.spec import AdapterSpec, GeneratorInput, HeadKind, Pooling
 from adapters.tokenizer import Encoding
 
 Int32: TypeAlias = npt.NDArray[np.int32]
+Int64: TypeAlias = npt.NDArray[np.int64]
 
 # Tokens of one tile of the grouped product; a tile never crosses from one slot to another.
 TILE = 64
@@ -27,13 +29,34 @@ TILE = 64
 _ALIGNED = 4
 
 
-@dataclass(frozen=True, slots=True)
-class SlottedRow:
-    """One text to classify and the slot of its adapter."""
+class Fact(IntEnum):
+    """What a batch must know of an adapter, as the columns of an int64 array: a batch's facts are
+    then one look-up, where asking every row's spec takes longer than all the rest.
 
-    encoding: Encoding
-    spec: AdapterSpec
-    slot: int
+    embedded: 1 where the prompt is made from the embeddings. mean: 1 where tokens are read as their
+    mean. dense: 1 where the head has two layers.
+    """
+
+    PROMPT = 0
+    LAYER = 1
+    EMBEDDED = 2
+    MEAN = 3
+    BOTTLENECK = 4
+    LABELS = 5
+    DENSE = 6
+
+
+def facts_of(spec: AdapterSpec) -> tuple[int, ...]:
+    """In the order of `Fact`."""
+    return (
+        spec.prompt_length,
+        spec.insertion_layer,
+        spec.generator_input is GeneratorInput.EMBEDDINGS,
+        spec.pooling is Pooling.MEAN,
+        spec.bottleneck,
+        len(spec.labels),
+        spec.head is HeadKind.MLP,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,34 +114,39 @@ class Plan:
     `order` is the rows' order inside: row `order[i]` of the caller stands i-th.
 
     Args:
-        rows: at least one; every encoding holds at least one token.
+        encodings: at least one; each holds at least one token.
+        slots: int64 [rows], of their adapters.
+        facts: int64 [rows, Fact], of the same.
         causal: the answer is read at the last token instead of at index t.
 
     Attributes:
         lengths: of every layout (text alone, behind each stop), int64 [rows].
+        facts: in the plan's order.
         need: the smallest caps.
     """
 
-    def __init__(self, rows: Sequence[SlottedRow], *, causal: bool = False) -> None:
-        slots = np.fromiter((row.slot for row in rows), dtype=np.int64, count=len(rows))
+    def __init__(
+        self,
+        encodings: Sequence[Encoding],
+        slots: Int64,
+        facts: Int64,
+        *,
+        causal: bool = False,
+    ) -> None:
         self.order = np.argsort(slots, kind="stable")
-        self.rows = tuple(rows[i] for i in self.order.tolist())
-        self._slots = slots[self.order]
-        specs = [row.spec for row in self.rows]
-        lengths = _numbers(len(row.encoding) for row in self.rows)
-        self._prompts = _numbers(spec.prompt_length for spec in specs)
-        self._layers = _numbers(spec.insertion_layer for spec in specs)
-        self._embedded = np.array(
-            [spec.generator_input is GeneratorInput.EMBEDDINGS for spec in specs]
-        )
-        self._mean = np.array([spec.pooling is Pooling.MEAN for spec in specs])
+        rows = [encodings[index] for index in self.order.tolist()]
+        self._slots, self.facts = slots[self.order], facts[self.order]
+        ids = [row.input_ids for row in rows]
+        lengths = np.fromiter(map(len, ids), dtype=np.int64, count=len(ids))
+        self._prompts = self.facts[:, Fact.PROMPT]
+        self._mean = self.facts[:, Fact.MEAN] != 0
         self.lengths = [lengths]
         tokens = int(lengths.sum())
         starts = np.cumsum(lengths) - lengths
         self._sections = [
-            _Section(_joined([row.encoding.input_ids for row in self.rows]), 0),
-            _Section(_joined([row.encoding.token_type_ids for row in self.rows]), 0),
-            _Section(_int32(np.arange(tokens) - np.repeat(starts, lengths)), 0),
+            _Section(_joined(ids), 0),
+            _Section(_joined([row.token_type_ids for row in rows]), 0),
+            _Section(np.arange(tokens, dtype=np.int32) - np.repeat(_int32(starts), lengths), 0),
             _Section(_cumulative(lengths), tokens),
         ]
         stops, tiles = self._stop_sections()
@@ -149,16 +177,16 @@ class Plan:
             at += _aligned(size)
 
     def _stop_sections(self) -> tuple[tuple[Stop, ...], int]:
+        layers = self.facts[:, Fact.LAYER]
+        embedded = self.facts[:, Fact.EMBEDDED] != 0
         stops, most_tiles = [], 0
-        done = np.zeros(len(self.rows), dtype=bool)
-        for layer in np.unique(self._layers).tolist():
-            here = self._layers == layer
-            done |= here
+        for layer in np.unique(layers).tolist():
+            here = layers == layer
             current = self.lengths[-1]
-            following = self.lengths[0] + np.where(done, self._prompts, 0)
+            following = self.lengths[0] + np.where(layers <= layer, self._prompts, 0)
             sources = []
             for source in GeneratorInput:
-                chosen = here & (self._embedded == (source is GeneratorInput.EMBEDDINGS))
+                chosen = here & (embedded == (source is GeneratorInput.EMBEDDINGS))
                 if not chosen.any():
                     continue
                 sources.append(source)
@@ -167,27 +195,10 @@ class Plan:
                 tiles = _tiles(slots, stands)
                 most_tiles = max(most_tiles, len(tiles) // 3)
                 self._sections += [_Section(_int32(slots), -1), _Section(tiles, 0)]
-            self._sections += [
-                _Section(self._expansion(current, following, here), 0),
-                _Section(_cumulative(following), int(following.sum())),
-            ]
+            self._sections.append(_Section(_cumulative(following), int(following.sum())))
             self.lengths.append(following)
             stops.append(Stop(layer, tuple(sources)))
         return tuple(stops), most_tiles
-
-    def _expansion(
-        self,
-        current: npt.NDArray[np.int64],
-        following: npt.NDArray[np.int64],
-        here: npt.NDArray[np.bool_],
-    ) -> Int32:
-        """For every position behind a stop its place in front of it; new slots take any place."""
-        starts = np.cumsum(current) - current
-        new = np.where(here, self._prompts, 0)
-        within = np.arange(following.sum()) - np.repeat(
-            np.cumsum(following) - following + new, following
-        )
-        return _int32(np.repeat(starts, following) + np.maximum(within, 0))
 
     def _read_sections(self, *, causal: bool) -> int:
         last = self.lengths[-1]
@@ -211,13 +222,13 @@ def section_sizes(caps: Caps, signature: Signature) -> list[int]:
     """How long the sections of such a batch are, in order.
 
     input_ids, token_type_ids, offsets [tokens]; cumulative lengths [rows + 1]; for every stop and
-    each of its sources: slots [rows], tiles [3 * tiles]; then expansion [expanded] and cumulative
-    lengths [rows + 1]; positions that are read [reads]; where some row is read as a mean: their
-    cumulative counts [rows + 1]; slots [rows].
+    each of its sources: slots [rows], tiles [3 * tiles]; then the cumulative lengths behind it
+    [rows + 1]; positions that are read [reads]; where some row is read as a mean: their cumulative
+    counts [rows + 1]; slots [rows].
     """
     sizes = [caps.tokens] * 3 + [caps.rows + 1]
-    for stop, expanded in zip(signature.stops, caps.expanded, strict=True):
-        sizes += [caps.rows, 3 * caps.tiles] * len(stop.sources) + [expanded, caps.rows + 1]
+    for stop in signature.stops:
+        sizes += [caps.rows, 3 * caps.tiles] * len(stop.sources) + [caps.rows + 1]
     sizes.append(caps.reads)
     if signature.mean:
         sizes.append(caps.rows + 1)
@@ -239,7 +250,6 @@ def blank(caps: Caps, signature: Signature) -> Int32:
         for _ in stop.sources:
             _skip_all(array, next(offsets))
             next(offsets)  # tiles
-        next(offsets)  # expansion
         next(offsets)  # cumulative lengths
     _skip_all(array, section_offsets(caps, signature)[-1])
     return array
@@ -255,7 +265,7 @@ def _skip_all(array: Int32, slots: tuple[int, int]) -> None:
     array[start : start + size] = -1
 
 
-def _tiles(slots: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> Int32:
+def _tiles(slots: Int64, lengths: Int64) -> Int32:
     """[3 * tiles]: slot, first token, behind the last one, of neighbours that share a slot."""
     edges = np.flatnonzero(np.diff(slots)) + 1
     firsts = np.concatenate([[0], edges])
@@ -272,19 +282,17 @@ def _tiles(slots: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> Int3
     return _int32(np.stack([np.repeat(slots[firsts], counts), first, ends_of], axis=1).ravel())
 
 
-def _cumulative(lengths: npt.NDArray[np.int64]) -> Int32:
-    return _int32(np.concatenate([[0], np.cumsum(lengths)]))
+def _cumulative(lengths: Int64) -> Int32:
+    made = np.zeros(len(lengths) + 1, dtype=np.int32)
+    np.cumsum(lengths, out=made[1:])
+    return made
 
 
-def _numbers(values: Iterator[int]) -> npt.NDArray[np.int64]:
-    return np.fromiter(values, dtype=np.int64)
+def _joined(arrays: Sequence[Int64]) -> Int32:
+    return np.concatenate(arrays, dtype=np.int32, casting="unsafe")
 
 
-def _joined(arrays: Sequence[npt.NDArray[np.int64]]) -> Int32:
-    return _int32(np.concatenate(arrays))
-
-
-def _int32(array: npt.NDArray[np.int64]) -> Int32:
+def _int32(array: Int64) -> Int32:
     return array.astype(np.int32)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from adapters.adapter import Adapter, prepare
 from adapters.backbone import Backbone
+from adapters.plan import Fact, facts_of
 from adapters.spec import AdapterSpec, FinalActivation
 
 # Every matrix starts at a multiple of so many float32: 16 bytes.
@@ -115,6 +116,10 @@ def image_of(adapter: Adapter, backbone: Backbone) -> Image:
 class SlotBank:
     """The slots of one device.
 
+    Attributes:
+        query: [slots, n, n]. table: int64 [slots, Column], see there.
+        facts: int64 [slots, Fact], in host memory: what a batch over these slots is planned with.
+
     Args:
         slots: so many adapters at once.
         hidden_size: n.
@@ -126,6 +131,7 @@ class SlotBank:
         n = hidden_size
         self.query = torch.zeros(slots, n, n, device=device, dtype=dtype)
         self.table = torch.zeros(slots, len(Column), dtype=torch.int64, device=device)
+        self.facts = np.zeros((slots, len(Fact)), dtype=np.int64)
         # Kernels know these by their addresses alone: here they are kept alive.
         self._rests: list[Tensor | None] = [None] * slots
 
@@ -149,6 +155,7 @@ class SlotBank:
             self.query[slot].copy_(image.query, non_blocking=True)
             rest = image.rest.to(device, non_blocking=True)
             self._rests[slot] = rest
+            self.facts[slot] = facts_of(image.spec)
             row[Column.DOWN : Column.OUT + 1] = image.offsets
             row[Column.DOWN : Column.OUT + 1] *= rest.element_size()
             row[Column.DOWN : Column.OUT + 1] += rest.data_ptr()

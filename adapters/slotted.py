@@ -20,7 +20,7 @@ from torch import Tensor
 
 from adapters import kernels
 from adapters.backbone import Backbone
-from adapters.plan import Caps, Signature, section_offsets
+from adapters.plan import Caps, Fact, Signature, section_offsets
 from adapters.slots import SlotBank
 from adapters.spec import GeneratorInput
 
@@ -55,6 +55,17 @@ class Widest:
     prompt: int
     labels: int
     dense: bool
+
+    @classmethod
+    def of(cls, facts: npt.NDArray[np.int64], *, hidden_size: int) -> "Widest":
+        """Of adapters whose facts [rows, Fact] these are."""
+        most = facts.max(axis=0).tolist()
+        return cls(
+            bottleneck=most[Fact.BOTTLENECK],
+            prompt=most[Fact.PROMPT] * hidden_size,
+            labels=most[Fact.LABELS],
+            dense=bool(most[Fact.DENSE]),
+        )
 
     def holds(self, other: "Widest") -> bool:
         return (
@@ -101,7 +112,7 @@ class Outputs:
 def run(backbone: Backbone, bank: SlotBank, inputs: Inputs, widest: Widest) -> Outputs:
     """Classify a batch."""
     sections: Iterator[Tensor] = iter(inputs.sections)
-    lengths = iter(inputs.lengths or ())
+    lengths, positions = iter(inputs.lengths or ()), iter(inputs.caps.expanded)
     longest = inputs.caps.longest
     input_ids, token_type_ids, offsets = next(sections), next(sections), next(sections)
     text = next(sections)
@@ -126,8 +137,9 @@ def run(backbone: Backbone, bank: SlotBank, inputs: Inputs, widest: Widest) -> O
                     widest,
                 )
             )
-        hidden = hidden.index_select(0, next(sections))
-        extents = SlottedExtents(next(sections), longest, next(lengths, None))
+        before, behind = extents.cumulative, next(sections)
+        hidden = kernels.expand(hidden, before, behind, positions=next(positions))
+        extents = SlottedExtents(behind, longest, next(lengths, None))
         for bottleneck, slots in made:
             kernels.write_prompts(
                 bottleneck, slots, bank.table, hidden, extents.cumulative, widest=widest.prompt

@@ -210,3 +210,29 @@ def weighted_sums(
         total += tl.sum(share[:, None] * states.to(tl.float32), 0)
         token += ROWS
     tl.store(made + row * N + columns, total, mask=wide)
+
+
+@triton.jit
+def expand(
+    source,
+    before,
+    behind,
+    made,
+    N: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    row = tl.program_id(0)
+    start = tl.load(before + row).to(tl.int64)
+    length = tl.load(before + row + 1) - start
+    # What a row is longer by now is in front of it.
+    target = tl.load(behind + row + 1).to(tl.int64) - length
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    wide = columns < N
+    token = 0
+    while token < length:
+        within = token + tl.arange(0, ROWS)
+        mask = (within < length)[:, None] & wide[None, :]
+        states = tl.load(source + (start + within)[:, None] * N + columns[None, :], mask=mask)
+        tl.store(made + (target + within)[:, None] * N + columns[None, :], states, mask=mask)
+        token += ROWS

@@ -24,6 +24,7 @@ from service.engine.observer import EngineObserver
 from service.engine.settings import EngineSettings
 from service.local import engine_settings
 from service.settings import read_settings
+from service.start import settle
 
 T = TypeVar("T")
 
@@ -70,6 +71,7 @@ async def started(
     engine = LocalEngine(lambda: backbone, AdapterStore(store), settings, observer)
     try:
         await engine.start()
+        settle()
         yield engine
     finally:
         await engine.stop()

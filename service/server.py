@@ -1,7 +1,6 @@
 """uvicorn, told when to begin and when to end. Knows signals, and no request."""
 
 import asyncio
-import gc
 import signal
 import socket
 from collections.abc import Callable
@@ -11,7 +10,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.lifecycle import Service
-from service.start import why
+from service.start import settle, why
 
 # All answers are out when uvicorn is told to exit; this is for connections that do not close.
 CLOSING_SECONDS = 2
@@ -70,10 +69,7 @@ class Server(uvicorn.Server):
             return
         error = starting.exception()
         if error is None:
-            # What is loaded stays. Without this every full collection looks through all of torch
-            # and transformers again while all requests wait: 250 ms, twice a second under load.
-            gc.collect()
-            gc.freeze()
+            settle()
             info = self._service.engine.info
             self._announce(
                 f"serving {self._url} backbone={info.identity.name} device={info.device} "

@@ -16,9 +16,9 @@ from adapters.plan import (
     Caps,
     Plan,
     Signature,
-    SlottedRow,
     Stop,
     blank,
+    facts_of,
     section_offsets,
     size_of,
 )
@@ -33,10 +33,9 @@ def plan_of(backbone: Backbone, *rows: tuple[int, int], **fields: Any) -> Plan:
     spec = make_spec(backbone, generator_input=GeneratorInput.HIDDEN, **fields)
     encode = backbone.encoder.encode
     return Plan(
-        [
-            SlottedRow(encode("win " * words, max_length=spec.max_length), spec, slot)
-            for slot, words in rows
-        ]
+        [encode("win " * words, max_length=spec.max_length) for _, words in rows],
+        np.array([slot for slot, _ in rows]),
+        np.array([facts_of(spec)] * len(rows)),
     )
 
 
@@ -50,7 +49,7 @@ def sections_of(plan: Plan, caps: Caps | None = None) -> list[npt.NDArray[np.int
 def test_rows_of_a_slot_stand_together_and_each_section_says_where(backbone: Backbone) -> None:
     plan = plan_of(backbone, (5, 1), (2, 0), (5, 2))
     assert plan.order.tolist() == [1, 0, 2]
-    ids, types, offsets, text, slots, tiles, expand, following, reads, heads = sections_of(plan)
+    ids, types, offsets, text, slots, tiles, following, reads, heads = sections_of(plan)
     encode = backbone.encoder.encode
     flat = [encode(text, max_length=99).input_ids for text in ("", "win", "win win")]
     assert ids.tolist() == np.concatenate(flat).tolist()
@@ -59,13 +58,8 @@ def test_rows_of_a_slot_stand_together_and_each_section_says_where(backbone: Bac
     assert text.tolist() == [0, 2, 5, 9]
     assert slots.tolist() == heads.tolist() == [2, 5, 5]
     assert tiles.reshape(-1, 3).tolist() == [[2, 0, 2], [5, 2, 9]]
-    # Three slots in front of each row; what stands in them before they are written does not matter.
+    # Three slots in front of each row.
     assert following.tolist() == [0, 5, 11, 18]
-    assert [expand[at + 3 : at + 3 + n].tolist() for at, n in ((0, 2), (5, 3), (11, 4))] == [
-        [0, 1],
-        [2, 3, 4],
-        [5, 6, 7, 8],
-    ]
     assert reads.tolist() == [3, 8, 14]
     assert plan.need == Caps(rows=3, tokens=9, expanded=(18,), reads=3, longest=7, tiles=2)
 
@@ -74,7 +68,7 @@ def test_a_tail_belongs_to_nobody(backbone: Backbone) -> None:
     plan = plan_of(backbone, (1, 3), (0, 1))
     caps = Caps(rows=4, tokens=20, expanded=(30,), reads=4, longest=9, tiles=5)
     assert caps.hold(plan.need)
-    _, _, _, text, slots, tiles, _, following, reads, heads = sections_of(plan, caps)
+    _, _, _, text, slots, tiles, following, reads, heads = sections_of(plan, caps)
     assert text.tolist() == [0, 3, 8, 8, 8]
     assert following.tolist() == [0, 6, 14, 14, 14]
     assert slots.tolist() == heads.tolist() == [0, 1, -1, -1]

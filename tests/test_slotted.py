@@ -19,7 +19,7 @@ pytest.importorskip("triton", reason="no Triton: `pip install -c constraints.txt
 from adapters import kernels
 from adapters.adapter import Adapter, classify, prepare, rows_of
 from adapters.backbone import Backbone
-from adapters.plan import Caps, Plan, SlottedRow, size_of
+from adapters.plan import Caps, Plan, facts_of, size_of
 from adapters.slots import Column, Image, SlotBank, image_of
 from adapters.slotted import Inputs, Outputs, Widest, run
 from adapters.spec import (
@@ -30,11 +30,18 @@ from adapters.spec import (
     HeadKind,
     Pooling,
 )
+from adapters.tokenizer import Encoding
 from tests.families import FAMILY_NAMES, backbone_of
 from tests.tiny import make_adapter, make_backbone
 
 SAME = 1e-5
 SLOTS = 6
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return make_backbone().to(device=DEVICE)
 
 
 def bank_of(backbone: Backbone, adapters: Sequence[Adapter], slots: Sequence[int]) -> SlotBank:
@@ -47,13 +54,13 @@ def bank_of(backbone: Backbone, adapters: Sequence[Adapter], slots: Sequence[int
     return bank
 
 
-def widest_of(adapters: Sequence[Adapter]) -> Widest:
-    specs = [adapter.spec for adapter in adapters]
-    return Widest(
-        bottleneck=max(spec.bottleneck for spec in specs),
-        prompt=max(spec.prompt_length * spec.hidden_size for spec in specs),
-        labels=max(len(spec.labels) for spec in specs),
-        dense=any(spec.head is HeadKind.MLP for spec in specs),
+def plan_of(backbone: Backbone, rows: Sequence[tuple[Encoding, Adapter, int]]) -> Plan:
+    """Of (text, adapter, its slot)."""
+    return Plan(
+        [encoding for encoding, _, _ in rows],
+        np.array([slot for _, _, slot in rows]),
+        np.array([facts_of(adapter.spec) for _, adapter, _ in rows]),
+        causal=backbone.family.causal,
     )
 
 
@@ -70,11 +77,8 @@ def check(
     encodings = [(index, encode(text, max_length=most)) for index, text in texts]
     prepared = [prepare(adapter, backbone) for adapter in adapters]
     expected = classify(backbone, backbone.pack(rows_of(prepared, encodings)), prepared)
-    plan = Plan(
-        [SlottedRow(item, adapters[index].spec, slots[index]) for index, item in encodings],
-        causal=backbone.family.causal,
-    )
-    outputs = answers_of(backbone, bank_of(backbone, adapters, slots), plan, adapters, tail=tail)
+    plan = plan_of(backbone, [(item, adapters[index], slots[index]) for index, item in encodings])
+    outputs = answers_of(backbone, bank_of(backbone, adapters, slots), plan, tail=tail)
     ends = np.cumsum(plan.lengths[0])
     for position, original in enumerate(plan.order.tolist()):
         wanted, length = expected[original], len(encodings[original][1])
@@ -86,9 +90,7 @@ def check(
         np.testing.assert_allclose(weights, wanted.token_weights, rtol=0, atol=SAME)
 
 
-def answers_of(
-    backbone: Backbone, bank: SlotBank, plan: Plan, adapters: Sequence[Adapter], *, tail: int
-) -> Outputs:
+def answers_of(backbone: Backbone, bank: SlotBank, plan: Plan, *, tail: int) -> Outputs:
     need = plan.need
     caps = Caps(
         rows=need.rows + tail,
@@ -102,7 +104,8 @@ def answers_of(
     array = np.full(size_of(caps, plan.signature), 7, dtype=np.int32)
     plan.write(array, caps)
     inputs = Inputs(torch.from_numpy(array).to(backbone.device), caps, plan.signature, plan.lengths)
-    outputs = run(backbone, bank, inputs, widest_of(adapters))
+    widest = Widest.of(plan.facts, hidden_size=backbone.hidden_size)
+    outputs = run(backbone, bank, inputs, widest)
     return Outputs(outputs.scores.cpu(), outputs.weights.cpu())
 
 
@@ -150,7 +153,7 @@ def test_any_mixture_gets_the_answers_that_a_cpu_gives(
 
 @pytest.mark.parametrize("name", FAMILY_NAMES)
 def test_every_family_takes_it(name: str) -> None:
-    backbone = backbone_of(name)
+    backbone = backbone_of(name).to(device=DEVICE)
     adapters = [
         make_adapter(backbone, seed=seed, prompt_length=seed + 1, insertion_layer=seed % 2)
         for seed in range(3)
@@ -168,9 +171,9 @@ def test_rows_longer_than_a_block_of_the_kernels(backbone: Backbone) -> None:
         for index, length in ((0, 128), (1, 97), (0, 3))
     ]
     expected = classify(backbone, backbone.pack(rows_of(prepared, encodings)), prepared)
-    plan = Plan([SlottedRow(item, adapters[index].spec, index) for index, item in encodings])
+    plan = plan_of(backbone, [(item, adapters[index], index) for index, item in encodings])
     bank = bank_of(backbone, adapters, (0, 1))
-    outputs = answers_of(backbone, bank, plan, adapters, tail=0)
+    outputs = answers_of(backbone, bank, plan, tail=0)
     for position, original in enumerate(plan.order.tolist()):
         np.testing.assert_allclose(
             outputs.scores[position].numpy(), expected[original].scores, rtol=0, atol=SAME
@@ -183,8 +186,8 @@ def test_a_slot_is_filled_anew_and_its_neighbours_stay(backbone: Backbone) -> No
     bank.write([(0, image_of(third, backbone))])
     encoding = backbone.encoder.encode("free card", max_length=64)
     for slot, adapter in ((0, third), (1, second)):
-        plan = Plan([SlottedRow(encoding, adapter.spec, slot)])
-        outputs = answers_of(backbone, bank, plan, (adapter,), tail=0)
+        plan = plan_of(backbone, [(encoding, adapter, slot)])
+        outputs = answers_of(backbone, bank, plan, tail=0)
         prepared = prepare(adapter, backbone)
         batch = backbone.pack(rows_of([prepared], [(0, encoding)]))
         (alone,) = classify(backbone, batch, [prepared])
@@ -198,15 +201,15 @@ def test_scores_that_are_not_finite_stay_so_and_in_their_row(backbone: Backbone)
     tensors["head.out.weight"] = torch.full_like(tensors["head.out.weight"], 3e38)
     bad = replace(bad, tensors=tensors)
     encoding = backbone.encoder.encode("win", max_length=64)
-    plan = Plan([SlottedRow(encoding, item.spec, slot) for slot, item in enumerate((good, bad))])
+    plan = plan_of(backbone, [(encoding, item, slot) for slot, item in enumerate((good, bad))])
     bank = bank_of(backbone, (good, bad), (0, 1))
-    outputs = answers_of(backbone, bank, plan, (good, bad), tail=1)
+    outputs = answers_of(backbone, bank, plan, tail=1)
     assert outputs.scores[0].isfinite().all()
     assert not outputs.scores[1].isfinite().all()
 
 
 def test_more_labels_than_one_block_takes() -> None:
-    backbone = make_backbone(hidden_size=16)
+    backbone = make_backbone(hidden_size=16).to(device=DEVICE)
     labels = tuple(f"l{index}" for index in range(1500))
     adapters = [make_adapter(backbone), make_adapter(backbone, seed=1, labels=labels)]
     check(backbone, adapters, (0, 1), [(0, "win"), (1, "now"), (1, "")])

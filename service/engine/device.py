@@ -20,6 +20,11 @@ from service.engine.scheduler import Selection
 
 logger = logging.getLogger(__name__)
 
+# How often to see whether a large batch is through, or a full one waits. A batch is large from this
+# share of the token budget on.
+_LOOK_SECONDS = 0.0003
+_LARGE = 0.25
+
 
 @dataclass(frozen=True, slots=True)
 class Finished:
@@ -72,6 +77,7 @@ class Device:
                 deliver=lambda finished: self._tell(self._deliver, finished),
                 die=lambda error: self._tell(self._died, error),
                 warm_up=self._warm_up if first else None,
+                max_batch_tokens=max_batch_tokens,
             )
             for first in (index == 0 for index in range(runner.lanes))
         ]
@@ -124,6 +130,7 @@ class _Lane(Thread):
         deliver: Callable[[Finished], None],
         die: Callable[[BaseException], None],
         warm_up: Callable[[], None] | None,
+        max_batch_tokens: int,
     ) -> None:
         super().__init__(name="engine", daemon=True)
         self._runner = runner
@@ -131,6 +138,7 @@ class _Lane(Thread):
         self._deliver = deliver
         self._die = die
         self._warm_up = warm_up
+        self._max_batch_tokens = max_batch_tokens
         self._running_since: float | None = None
         self._free_since = 0.0
 
@@ -157,17 +165,30 @@ class _Lane(Thread):
                 if selection is None:
                     return
                 launched = self._launch(selection)
-            following = self._ahead()
+            following = self._ahead(launched)
             finished = self._finish(launched)
             launched = following
             self._running_since = None if following is None else monotonic()
             self._deliver(finished)
 
-    def _ahead(self) -> _Launched | None:
-        """The next batch, started behind the one that runs, if waiting would not make it larger."""
-        if not self._runner.ahead or (selection := self._queue.take_full()) is None:
+    def _ahead(self, launched: _Launched) -> _Launched | None:
+        """The next batch, started behind the one that runs, if waiting would not make it larger.
+
+        While a large batch runs there is time for the next one to fill; a small one is over sooner
+        than whoever would look for that.
+        """
+        if not self._runner.ahead:
             return None
-        return self._launch(selection)
+        patience = _LOOK_SECONDS if self._is_large(launched) else 0.0
+        while True:
+            if (selection := self._queue.take_full(patience)) is not None:
+                return self._launch(selection)
+            if not patience or self._runner.landed(launched.flight):
+                return None
+
+    def _is_large(self, launched: _Launched) -> bool:
+        cost = sum(item.entry.cost for item in launched.selection.batch)
+        return cost >= _LARGE * self._max_batch_tokens
 
     def _launch(self, selection: Selection[Request]) -> _Launched:
         started = monotonic()

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from time import perf_counter
 
+import numpy as np
 import torch
 
 from adapters.adapter import (
     Adapter,
+    Classification,
     PreparedAdapter,
     answer,
     classifications,
@@ -15,13 +17,15 @@ from adapters.adapter import (
 )
 from adapters.backbone import Backbone
 from adapters.packing import Row
+from service.engine.interface import RowResult
 from service.engine.runner import (
+    NOT_FINITE,
     Asked,
     Hosted,
     Placed,
     Ran,
+    RowFailure,
     failed,
-    finite,
     joined,
     require_answers,
     warm_up_batches,
@@ -71,6 +75,9 @@ class PackedRunner:
         half = len(rows) // 2
         return joined(self.launch(rows[:half]), self.launch(rows[half:]))
 
+    def landed(self, flight: object) -> bool:
+        return isinstance(flight, Ran)
+
     def finish(self, flight: object) -> Ran:
         assert isinstance(flight, Ran)
         return flight
@@ -88,11 +95,16 @@ class PackedRunner:
         )
         started = perf_counter()
         answers = answer(self.backbone, batch, adapters)
-        rows_made = classifications(answers, batch, adapters)
+        made = classifications(answers, batch, adapters)
         seconds = perf_counter() - started
-        return Ran(
-            finite(rows_made), answers.generator_seconds, seconds - answers.generator_seconds
-        )
+        outcomes = [_outcome(row, answered) for row, answered in zip(rows, made, strict=True)]
+        return Ran(outcomes, answers.generator_seconds, seconds - answers.generator_seconds)
+
+
+def _outcome(row: Asked, answered: Classification) -> RowResult | RowFailure:
+    if not np.isfinite(answered.scores).all():
+        return NOT_FINITE
+    return RowResult(answered.scores, answered.token_weights if row.explain else None)
 
 
 def _prepared(adapter: Hosted | Placed) -> PreparedAdapter:

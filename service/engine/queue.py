@@ -75,9 +75,12 @@ class EntryQueue:
                 self._idle -= 1
         return None
 
-    def take_full(self) -> Selection[Request] | None:
-        """A whole batch if one waits already, while another one still runs; else None."""
+    def take_full(self, patience: float) -> Selection[Request] | None:
+        """A whole batch for a device that is still busy, if one waits or does within so many
+        seconds; else None, at the latest when something else has come."""
         with self._changed:
+            if patience and not self._closed and not self._scheduler.full:
+                self._changed.wait(patience)
             if self._closed or not self._scheduler.full:
                 return None
             return self._scheduler.next_batch(monotonic())

@@ -40,12 +40,17 @@ class Request:
         if not self.answer.done():
             self.answer.set_exception(error)
 
+    def note(self, queue_seconds: float, inference_seconds: float) -> None:
+        """Some of its entries waited and ran so long; the slowest count."""
+        self.queue_seconds = max(self.queue_seconds, queue_seconds)
+        self.inference_seconds = max(self.inference_seconds, inference_seconds)
+
     def settle(self, entries: int) -> bool:
         """So many more entries are through, whatever became of them; says whether all are."""
         self.left -= entries
         assert self.left >= 0
         if self.left == 0 and not self.answer.done():
-            rows = tuple(row for row in self.rows if row is not None)
+            rows = tuple([row for row in self.rows if row is not None])
             assert len(rows) == len(self.entries)
             completion = Completion(rows, self.queue_seconds, self.inference_seconds)
             self.answer.set_result(completion)

@@ -10,13 +10,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-import numpy as np
 import torch
 
-from adapters.adapter import Adapter, Classification
+from adapters.adapter import Adapter
 from adapters.backbone import Backbone
 from adapters.spec import AdapterSpec
 from adapters.tokenizer import Encoding
+from service.engine.interface import RowResult
 from service.errors import InferenceFailure
 
 logger = logging.getLogger(__name__)
@@ -68,6 +68,9 @@ class RowFailure:
     message: str
 
 
+NOT_FINITE = RowFailure("not_finite", "the scores are not finite")
+
+
 @dataclass(frozen=True, slots=True)
 class Ran:
     """What became of a batch.
@@ -76,7 +79,7 @@ class Ran:
     passes: forward passes that it took. graphs: how many of them were one launch.
     """
 
-    outcomes: list[Classification | RowFailure]
+    outcomes: list[RowResult | RowFailure]
     generator_seconds: float | None = None
     backbone_seconds: float = 0.0
     passes: int = 1
@@ -132,6 +135,9 @@ class Runner(Protocol):
         fails alone, and so does a row whose scores are not finite. Other errors fail all rows.
         """
 
+    def landed(self, flight: Flight) -> bool:
+        """Whether `finish` would not wait."""
+
     def finish(self, flight: Flight) -> Ran:
         """Wait for a batch. Batches are finished in the order in which they were launched."""
 
@@ -170,15 +176,6 @@ def failed(rows: Sequence[Asked], error: Exception) -> Ran | None:
         logger.error("the device has no memory for a text of %d tokens", len(rows[0].encoding))
         return Ran([RowFailure("out_of_memory", "the device has no memory for this text")])
     return None
-
-
-def finite(rows: list[Classification]) -> list[Classification | RowFailure]:
-    """The rows, failed where a score is not finite."""
-    # One look at the whole batch; rows are looked at only if it finds something.
-    if np.isfinite(np.concatenate([row.scores for row in rows])).all():
-        return list(rows)
-    failure = RowFailure("not_finite", "the scores are not finite")
-    return [row if np.isfinite(row.scores).all() else failure for row in rows]
 
 
 def joined(first: Ran, second: Ran) -> Ran:

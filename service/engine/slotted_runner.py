@@ -17,22 +17,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from adapters.adapter import (
-    Adapter,
-    Classification,
-    classify,
-    prepare,
-    random_adapter,
-    rows_of,
-)
+from adapters.adapter import Adapter, classify, prepare, random_adapter, rows_of
 from adapters.attention import VARLEN_DTYPES
 from adapters.backbone import Backbone
 from adapters.graphs import Graphs
-from adapters.plan import Plan, Signature, SlottedRow, Stop, size_of
+from adapters.plan import Fact, Plan, Signature, Stop, size_of
 from adapters.slots import Image, Resident, SlotBank, image_of
 from adapters.slotted import Inputs, Outputs, Widest, run
-from adapters.spec import AdapterSpec, HeadKind
+from adapters.spec import AdapterSpec
+from service.engine.interface import RowResult
 from service.engine.runner import (
+    NOT_FINITE,
     Asked,
     DeviceLost,
     Flight,
@@ -41,7 +36,6 @@ from service.engine.runner import (
     Ran,
     RowFailure,
     failed,
-    finite,
     joined,
     require_answers,
     warm_up_batches,
@@ -165,6 +159,16 @@ class SlottedRunner:
         first = self.finish(self.launch(rows[:half]))
         return joined(first, self.finish(self.launch(rows[half:])))
 
+    def landed(self, flight: Flight) -> bool:
+        if isinstance(flight, Ran):
+            return True
+        assert isinstance(flight, _Airborne)
+        try:
+            return bool(flight.landed.query())
+        except RuntimeError:
+            # `finish` says what this means.
+            return True
+
     def finish(self, flight: Flight) -> Ran:
         if isinstance(flight, Ran):
             return flight
@@ -175,7 +179,7 @@ class SlottedRunner:
             # What CUDA says here is said of everything that is asked of it afterwards.
             raise DeviceLost(str(error).splitlines()[0]) from error
         return Ran(
-            finite(_classifications(flight)),
+            _outcomes(flight),
             backbone_seconds=perf_counter() - flight.started,
             graphs=flight.graphs,
         )
@@ -195,15 +199,14 @@ class SlottedRunner:
 
     def _launch(self, rows: Sequence[Asked]) -> _Airborne:
         started = perf_counter()
-        residents = [_resident(row.adapter) for row in rows]
+        slots = np.array([_resident(row.adapter).slot for row in rows])
         plan = Plan(
-            [
-                SlottedRow(row.encoding, resident.spec, resident.slot)
-                for row, resident in zip(rows, residents, strict=True)
-            ],
+            [row.encoding for row in rows],
+            slots,
+            self._bank.facts[slots],
             causal=self.backbone.family.causal,
         )
-        widest = _widest({resident.slot: resident for resident in residents})
+        widest = Widest.of(plan.facts, hidden_size=self.backbone.hidden_size)
         caps = None if self._graphs is None else self._graphs.caps_for(plan, widest)
         array = torch.empty(
             size_of(caps or plan.need, plan.signature), dtype=torch.int32, pin_memory=True
@@ -215,7 +218,7 @@ class SlottedRunner:
             outputs = self._eagerly(plan, array, widest)
         explained = any(row.explain for row in rows)
         landed = torch.cuda.Event()
-        scores = _to_host(outputs.scores[: plan.need.rows])
+        scores = _to_host(outputs.scores[: plan.need.rows, : widest.labels])
         weights = _to_host(outputs.weights[: plan.need.tokens]) if explained else None
         landed.record()
         return _Airborne(plan, rows, scores, weights, landed, started, int(caps is not None), array)
@@ -235,31 +238,34 @@ class SlottedRunner:
             yield
 
 
-def _classifications(flight: _Airborne) -> list[Classification]:
+def _outcomes(flight: _Airborne) -> list[RowResult | RowFailure]:
     """In the order in which the rows were asked for."""
-    scores, need = flight.scores.numpy(), flight.plan.need
-    weights = None if flight.weights is None else flight.weights.numpy()
-    ends = np.cumsum(flight.plan.lengths[0])
-    found: list[Classification | None] = [None] * need.rows
-    none = np.empty(0, np.float32)
-    for position, (original, row) in enumerate(
-        zip(flight.plan.order.tolist(), flight.plan.rows, strict=True)
-    ):
-        mine: npt.NDArray[np.float32] = none
-        if weights is not None:
-            mine = weights[ends[position] - len(row.encoding) : ends[position]]
-        found[original] = Classification(scores[position, : len(row.spec.labels)], mine)
-    return [item for item in found if item is not None]
+    plan, scores = flight.plan, flight.scores.numpy()
+    order, labels = plan.order.tolist(), plan.facts[:, Fact.LABELS].tolist()
+    found: list[RowResult | RowFailure] = [NOT_FINITE] * len(order)
+    # One look at the whole batch; rows are looked at only if it finds something.
+    fine = [True] * len(order)
+    if not np.isfinite(scores).all():
+        fine = np.isfinite(scores).all(axis=1).tolist()
+    for original, row, width, numbers in zip(order, scores, labels, fine, strict=True):
+        if numbers:
+            found[original] = RowResult(row[:width])
+    if flight.weights is not None:
+        _explain(found, flight, flight.weights.numpy())
+    return found
 
 
-def _widest(residents: dict[int, Resident]) -> Widest:
-    specs = [resident.spec for resident in residents.values()]
-    return Widest(
-        bottleneck=max(spec.bottleneck for spec in specs),
-        prompt=max(spec.prompt_length * spec.hidden_size for spec in specs),
-        labels=max(len(spec.labels) for spec in specs),
-        dense=any(spec.head is HeadKind.MLP for spec in specs),
-    )
+def _explain(
+    found: Sequence[RowResult | RowFailure],
+    flight: _Airborne,
+    weights: npt.NDArray[np.float32],
+) -> None:
+    lengths = flight.plan.lengths[0]
+    pieces = np.split(weights, np.cumsum(lengths)[:-1])
+    for original, piece in zip(flight.plan.order.tolist(), pieces, strict=True):
+        outcome = found[original]
+        if flight.rows[original].explain and isinstance(outcome, RowResult):
+            outcome.token_weights = piece
 
 
 def _to_host(tensor: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ another, which is the only remedy.
 
 import asyncio
 import faulthandler
-import gc
 import logging
 import os
 import signal
@@ -20,7 +19,7 @@ from service.processes.hub import Hub
 from service.processes.part import Part, begin
 from service.processes.relay import Relay
 from service.settings import Settings
-from service.start import StartFailed, why
+from service.start import StartFailed, settle, why
 
 logger = logging.getLogger("service.processes.engine")
 
@@ -71,9 +70,7 @@ class EngineProcess:
         await self._backend.start()
         self._backend.catalog.follower = self._hub
         self._hub.open()
-        # As in `service.server`: what is loaded stays.
-        gc.collect()
-        gc.freeze()
+        settle()
         self._started = True
         self._part.ready("")
 
