@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from adapters.backbone import Backbone
-from adapters.ladder import cheapest, ladder
+from adapters.ladder import Ladder
 from adapters.plan import Caps, Plan, Signature, blank
 from adapters.slots import SlotBank
 from adapters.slotted import Inputs, Outputs, Widest, run
@@ -57,17 +57,17 @@ class Graphs:
         self._max_positions = max_positions
         self._longest = longest
         self._pool = torch.cuda.graph_pool_handle()
-        self._ladders: dict[Signature, list[Caps]] = {}
-        self._graphs: dict[tuple[Signature, int], _Graph] = {}
-        self._wanted: Counter[tuple[Signature, int]] = Counter()
+        self._ladders: dict[Signature, Ladder] = {}
+        self._graphs: dict[tuple[Signature, Caps], _Graph] = {}
+        self._wanted: Counter[tuple[Signature, Caps]] = Counter()
 
     def __len__(self) -> int:
         return len(self._graphs)
 
     def capture_all(self, signature: Signature) -> None:
         """Capture every rung of a signature, largest first: the small ones reuse its memory."""
-        for index in reversed(range(len(self._ladder(signature)))):
-            self._capture(signature, index)
+        for caps in reversed(self._ladder(signature).rungs):
+            self._capture(signature, caps)
 
     def caps_for(self, plan: Plan, widest: Widest) -> Caps | None:
         """The caps of the graph that `replay` would run; None: there is none for this batch.
@@ -79,33 +79,31 @@ class Graphs:
             return None
         if signature not in self._ladders and len(self._ladders) == _MAX_SIGNATURES:
             return None
-        rungs = self._ladder(signature)
-        index = cheapest(rungs, plan.need)
-        if index is None:
+        caps = self._ladder(signature).cheapest(plan.need)
+        if caps is None:
             return None
-        if (signature, index) not in self._graphs:
-            self._wanted[signature, index] += 1
-            if self._wanted[signature, index] < _WANTED:
+        if (signature, caps) not in self._graphs:
+            self._wanted[signature, caps] += 1
+            if self._wanted[signature, caps] < _WANTED:
                 return None
-            self._capture(signature, index)
-        return rungs[index]
+            self._capture(signature, caps)
+        return caps
 
     def replay(self, signature: Signature, caps: Caps, array: Tensor) -> Outputs:
         """Run a batch that was written with these caps; the outputs last until the next replay."""
-        found = self._graphs[signature, self._ladders[signature].index(caps)]
+        found = self._graphs[signature, caps]
         found.inputs.array.copy_(array, non_blocking=True)
         found.graph.replay()
         return found.outputs
 
-    def _ladder(self, signature: Signature) -> list[Caps]:
+    def _ladder(self, signature: Signature) -> Ladder:
         if signature not in self._ladders:
-            self._ladders[signature] = ladder(
+            self._ladders[signature] = Ladder(
                 signature, max_positions=self._max_positions, longest=self._longest
             )
         return self._ladders[signature]
 
-    def _capture(self, signature: Signature, index: int) -> None:
-        caps = self._ladders[signature][index]
+    def _capture(self, signature: Signature, caps: Caps) -> None:
         array = torch.from_numpy(blank(caps, signature)).to(self._backbone.device)
         inputs = Inputs(array, caps, signature)
         # The first run compiles kernels and makes libraries allocate, which no capture may.
@@ -119,5 +117,5 @@ class Graphs:
             capture_error_mode="thread_local",
         ):
             outputs = run(self._backbone, self._bank, inputs, self._widest)
-        self._graphs[signature, index] = _Graph(inputs, outputs, graph)
+        self._graphs[signature, caps] = _Graph(inputs, outputs, graph)
         logger.debug("captured signature=%s caps=%s", signature, caps)

@@ -23,8 +23,14 @@ from adapters.slots import Column
 
 _NONE, _RELU, _TANH = 0, 1, 2
 _WIDTHS = Column.DOWN_WIDTH - Column.DOWN
-# Weights that a program of `_launch` holds at a time.
-_BLOCK = 8192
+# Of `_launch`, by matrix: outputs that a program makes at most, and weights that it holds at a time.
+# Narrow matrices are cut up so that one row alone still keeps several multiprocessors reading.
+_BLOCKS = {
+    Column.DOWN: (16, 4096),
+    Column.UP: (128, 2048),
+    Column.DENSE: (32, 4096),
+    Column.OUT: (16, 4096),
+}
 
 
 def grouped_project(source: Tensor, query: Tensor, tiles: Tensor) -> Tensor:
@@ -198,7 +204,8 @@ def _launch(
     at: Tensor | None = None,
 ) -> None:
     """One `_rowwise_linear` over all rows."""
-    columns = min(128, max(16, triton.next_power_of_2(widest)))
+    most, block = _BLOCKS[column]
+    columns = min(most, max(16, triton.next_power_of_2(widest)))
     row_code.rowwise_linear[(len(slots), triton.cdiv(widest, columns))](
         states,
         states.stride(0),
@@ -216,6 +223,6 @@ def _launch(
         FINAL=int(Column.FINAL),
         ACTIVATION=-1 if activation is None else activation,
         PLACED=at is not None,
-        DEPTH=min(256, _BLOCK // columns),
+        DEPTH=min(256, block // columns),
         COLUMNS=columns,
     )

@@ -26,7 +26,9 @@ _PROBES: tuple[tuple[str, str | None], ...] = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen: one is made for every text and in every process, and a frozen one takes four times as
+# long to make.
+@dataclass(slots=True, eq=False)
 class Encoding:
     """Token ids of one text or pair, special tokens included.
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapters.backbone import Backbone
-from adapters.ladder import cheapest, cost, ladder
+from adapters.ladder import Ladder, cost
 from adapters.plan import (
     TILE,
     Caps,
@@ -122,8 +122,8 @@ def test_caps_hold_a_batch_only_if_nothing_of_it_is_larger(change: dict[str, obj
 @settings(max_examples=60, deadline=None)
 def test_a_full_batch_and_a_lone_text_both_find_a_rung(most: int, longest: int) -> None:
     longest = min(longest, most)
-    rungs = ladder(SIGNATURE, max_positions=most, longest=longest)
-    assert rungs == sorted(rungs, key=cost)
+    ladder = Ladder(SIGNATURE, max_positions=most, longest=longest)
+    assert ladder.rungs == sorted(ladder.rungs, key=cost)
     lone = Caps(rows=1, tokens=5, expanded=(15,), reads=1, longest=15, tiles=1)
     rows = max(1, most // 49)
     full = Caps(
@@ -134,16 +134,16 @@ def test_a_full_batch_and_a_lone_text_both_find_a_rung(most: int, longest: int) 
         longest=min(49, longest),
         tiles=rows,
     )
-    found = [cheapest(rungs, need) for need in (lone, full)]
-    assert None not in found
-    first, second = (rungs[index] for index in found if index is not None)
-    assert first.hold(lone)
-    assert second.hold(full)
-    # No rung wastes more than it must: the next smaller one does not hold the batch.
-    assert not any(caps.hold(full) for caps in rungs[: found[1]])
+    for need in (lone, full):
+        found = ladder.cheapest(need)
+        assert found is not None
+        assert found.hold(need)
+        # No rung wastes more than it must: none before it holds the batch.
+        before = ladder.rungs[: ladder.rungs.index(found)]
+        assert not any(caps.hold(need) for caps in before)
 
 
 def test_a_batch_over_every_rung_finds_none() -> None:
-    rungs = ladder(SIGNATURE, max_positions=1024, longest=64)
+    ladder = Ladder(SIGNATURE, max_positions=1024, longest=64)
     need = Caps(rows=1, tokens=5, expanded=(80,), reads=1, longest=80, tiles=1)
-    assert cheapest(rungs, need) is None
+    assert ladder.cheapest(need) is None

@@ -25,7 +25,9 @@ class AdapterKey(NamedTuple):
     revision: str
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen, as `RowResult` and `Encoding`: one is made for every text, and a frozen one takes four
+# times as long to make.
+@dataclass(slots=True, eq=False)
 class Entry:
     """One text to classify.
 
@@ -44,7 +46,6 @@ def cost_of(encoding: Encoding, spec: AdapterSpec) -> int:
     return len(encoding) + spec.prompt_length
 
 
-# Not frozen: one is made for every text, and a frozen one takes three times as long.
 @dataclass(slots=True, eq=False)
 class RowResult:
     """Scores float32 [labels] as the spec orders them.
