@@ -2,10 +2,10 @@
 
 Knows no prompts.
 
-Every entry drives the unmodified modules of `transformers`; nothing of them is patched. On a CPU
-`adapters.onednn` runs the weights of BERT-like layers itself. The last layer is run only for the
-positions that are read: its attention sees all tokens, while what follows it (output projection,
-norms, feed-forward) works on the few rows whose answer is asked for.
+Every entry drives the unmodified modules of `transformers`; nothing of them is patched. Weights of
+BERT-like layers are run by code of our own where there is some (`adapters.bert`). The last layer is
+run only for the positions that are read: its attention sees all tokens, while what follows it
+(output projection, norms, feed-forward) works on the few rows whose answer is asked for.
 """
 
 from collections.abc import Callable
@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adapters.bert import BertLayer
 from adapters.errors import UnsupportedBackbone
-from adapters.onednn import BertLayer
 from adapters.packing import Layout
 
 

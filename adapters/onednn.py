@@ -1,8 +1,7 @@
 """A BERT-like layer on a CPU: the layer's own weights, in the form in which oneDNN wants them.
 
-Knows no prompts. What training runs, and every device but the CPU, goes through the layer as
-`transformers` has it; so does a CPU whose weights oneDNN cannot take. docs/cpu.md has what each
-step below is worth.
+Knows no prompts, and not when it is asked: `adapters.bert` decides. docs/cpu.md has what each step
+below is worth.
 
 - Weights are reordered once and not by every product. In float32 this is also what makes torch use
   oneDNN at all: its plain products are MKL's, which is slow on processors of other makers.
@@ -57,104 +56,53 @@ class Product:
         return made
 
 
-class Products:
-    """A layer's products, each made when it is first asked for."""
+class OneDnnLayer:
+    """A layer's products, each made when it is first asked for, and what runs between them."""
 
     def __init__(self, layer: Any) -> None:
         self._layer = layer
-        weights = _weights(layer)
-        # Aliases: as long as they live, no other weight can stand at their address.
-        self._made_from = tuple(weight.detach() for weight in weights)
-        self._versions = tuple(map(_version, weights))
-
-    def current(self) -> bool:
-        """Whether the layer's weights are still those: a backbone may be cast or loaded anew."""
-        return all(
-            weight.data_ptr() == alias.data_ptr() and _version(weight) == version
-            for weight, alias, version in zip(
-                _weights(self._layer), self._made_from, self._versions, strict=True
-            )
-        )
-
-    @cached_property
-    def projection(self) -> Product:
-        own = self._layer.attention.self
-        return Product.of(own.query, own.key, own.value)
-
-    @cached_property
-    def query(self) -> Product:
-        return Product.of(self._layer.attention.self.query)
-
-    @cached_property
-    def key_value(self) -> Product:
-        own = self._layer.attention.self
-        return Product.of(own.key, own.value)
-
-    @cached_property
-    def attended(self) -> Product:
-        return Product.of(self._layer.attention.output.dense)
-
-    @cached_property
-    def intermediate(self) -> Product:
-        return Product.of(self._layer.intermediate.dense)
-
-    @cached_property
-    def output(self) -> Product:
-        return Product.of(self._layer.output.dense)
-
-
-class BertLayer(nn.Module):
-    """A transformer layer of BERT, RoBERTa, XLM-R or ELECTRA, called as `transformers` calls it."""
-
-    def __init__(self, layer: Any) -> None:
-        super().__init__()
-        self.layer = layer
-        self._products: Products | None = None
         own = layer.attention.self
+        self.copied: tuple[nn.Linear, ...] = (
+            own.query,
+            own.key,
+            own.value,
+            layer.attention.output.dense,
+            layer.intermediate.dense,
+            layer.output.dense,
+        )
         self._heads, self._size = own.num_attention_heads, own.attention_head_size
         self._exact_gelu = own.config.hidden_act == "gelu"
 
-    def forward(self, states: Tensor, *, attention_mask: None, layout: Any) -> Tensor:
-        """[1, T, n] -> [1, T, n]; `layout` as `adapters.attention` takes it."""
-        if not self._suits(states):
-            through: Tensor = self.layer(states, attention_mask=attention_mask, layout=layout)
-            return through
-        products, entering = self._current(), _padded(states[0])
-        attended = self._attended(products, entering, states.shape[1], layout)
-        return self._finish(products, attended, entering)[None, : states.shape[1]]
+    def forward(self, states: Tensor, layout: Any) -> Tensor:
+        """[T, n] -> [T, n]; `layout` as `adapters.attention` takes it."""
+        entering = _padded(states)
+        attended = self._attended(entering, len(states), layout)
+        return self._finish(attended, entering)[: len(states)]
 
     def read(self, states: Tensor, positions: Tensor, layout: Any) -> Tensor:
-        """As the last layer: [1, T, n] -> [positions, n]."""
-        if not self._suits(states):
-            attended, _ = self.layer.attention.self(states, None, layout=layout)
-            answers = self.layer.attention.output(attended[:, positions], states[:, positions])
-            read: Tensor = self.layer.feed_forward_chunk(answers)[0]
-            return read
-        products, entering = self._current(), _padded(states[0])
-        reading = _padded(states[0].index_select(0, positions))
+        """As the last layer: [T, n] -> [positions, n]."""
+        entering, reading = _padded(states), _padded(states.index_select(0, positions))
         if _one_each(positions, layout):
-            found = self._attended_by(products, reading, entering, states.shape[1], layout)
+            found = self._attended_by(reading, entering, len(states), layout)
         else:
-            everywhere = torch.cat(self._attended(products, entering, states.shape[1], layout))
+            everywhere = torch.cat(self._attended(entering, len(states), layout))
             found = [everywhere.index_select(0, positions)]
-        return self._finish(products, found, reading)[: len(positions)]
+        return self._finish(found, reading)[: len(positions)]
 
-    def _attended(
-        self, products: Products, entering: Tensor, tokens: int, layout: Any
-    ) -> list[Tensor]:
+    def _attended(self, entering: Tensor, tokens: int, layout: Any) -> list[Tensor]:
         """Attention of all tokens: [positions, heads, d] a run."""
-        made = products.projection(entering).view(len(entering), 3, self._heads, self._size)
+        made = self._projection(entering).view(len(entering), 3, self._heads, self._size)
         return [
             _attend(*rows.permute(2, 0, 3, 1, 4).unbind())
             for rows in layout.by_run(made[:tokens].float())
         ]
 
     def _attended_by(
-        self, products: Products, reading: Tensor, entering: Tensor, tokens: int, layout: Any
+        self, reading: Tensor, entering: Tensor, tokens: int, layout: Any
     ) -> list[Tensor]:
         """Attention of one token of every row, `reading`: [rows, heads, d] a run."""
-        queries = products.query(reading).float().view(len(reading), self._heads, 1, self._size)
-        made = products.key_value(entering).view(len(entering), 2, self._heads, self._size)
+        queries = self._query(reading).float().view(len(reading), self._heads, 1, self._size)
+        made = self._key_value(entering).view(len(entering), 2, self._heads, self._size)
         runs = layout.by_run(made[:tokens].float())
         sizes = [len(rows) for rows in runs]
         return [
@@ -162,29 +110,45 @@ class BertLayer(nn.Module):
             for some, rows in zip(queries[: sum(sizes)].split(sizes), runs, strict=True)
         ]
 
-    def _finish(self, products: Products, attended: list[Tensor], entering: Tensor) -> Tensor:
+    def _finish(self, attended: list[Tensor], entering: Tensor) -> Tensor:
         """What follows attention: [positions, heads, d] in pieces -> [T, n], T of `entering`."""
-        layer = self.layer
+        layer = self._layer
         rows = sum(map(len, attended))
         nothing = attended[0].new_zeros(len(entering) - rows, *attended[0].shape[1:])
         joined = torch.cat([*attended, nothing]).to(entering.dtype).flatten(1)
-        states = layer.attention.output.LayerNorm(products.attended(joined) + entering)
+        states = layer.attention.output.LayerNorm(self._dense(joined) + entering)
         if self._exact_gelu:
-            wide = products.intermediate.gelu(states)
+            wide = self._intermediate.gelu(states)
         else:
-            wide = layer.intermediate.intermediate_act_fn(products.intermediate(states))
-        finished: Tensor = layer.output.LayerNorm(products.output(wide) + states)
+            wide = layer.intermediate.intermediate_act_fn(self._intermediate(states))
+        finished: Tensor = layer.output.LayerNorm(self._output(wide) + states)
         return finished
 
-    def _suits(self, states: Tensor) -> bool:
-        if states.device.type != "cpu" or torch.is_grad_enabled() or self.layer.training:
-            return False
-        return states.dtype in _types()
+    @cached_property
+    def _projection(self) -> Product:
+        own = self._layer.attention.self
+        return Product.of(own.query, own.key, own.value)
 
-    def _current(self) -> Products:
-        if self._products is None or not self._products.current():
-            self._products = Products(self.layer)
-        return self._products
+    @cached_property
+    def _query(self) -> Product:
+        return Product.of(self._layer.attention.self.query)
+
+    @cached_property
+    def _key_value(self) -> Product:
+        own = self._layer.attention.self
+        return Product.of(own.key, own.value)
+
+    @cached_property
+    def _dense(self) -> Product:
+        return Product.of(self._layer.attention.output.dense)
+
+    @cached_property
+    def _intermediate(self) -> Product:
+        return Product.of(self._layer.intermediate.dense)
+
+    @cached_property
+    def _output(self) -> Product:
+        return Product.of(self._layer.output.dense)
 
 
 def _attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -214,26 +178,8 @@ def _padded(states: Tensor) -> Tensor:
     return functional.pad(states, (0, 0, 0, missing)) if missing else states
 
 
-def _weights(layer: Any) -> tuple[Tensor, ...]:
-    own = layer.attention.self
-    linears = (
-        own.query,
-        own.key,
-        own.value,
-        layer.attention.output.dense,
-        layer.intermediate.dense,
-        layer.output.dense,
-    )
-    return tuple(item for linear in linears for item in (linear.weight, linear.bias))
-
-
-def _version(weight: Tensor) -> int:
-    """Counts changes in place; tensors made in inference mode do not."""
-    return 0 if weight.is_inference() else weight._version
-
-
 @cache
-def _types() -> tuple[torch.dtype, ...]:
+def types() -> tuple[torch.dtype, ...]:
     """What oneDNN is known to multiply fast on this machine."""
     architecture = torch.cpu.get_capabilities().get("architecture")
     if architecture != "x86_64" or not torch.backends.mkldnn.is_available():

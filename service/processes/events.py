@@ -3,6 +3,7 @@
 Each event is one call of `service.metrics.Metrics` and says which.
 """
 
+from abc import abstractmethod
 from typing import Protocol, TypeAlias
 
 from service.engine.interface import AdapterKey
@@ -26,8 +27,9 @@ class Counter(Reporter, EngineObserver, Protocol):
 class Event(Message, frozen=True):
     """Something happened: it counts, whatever becomes of who reports it."""
 
+    @abstractmethod
     def report(self, counter: Counter) -> None:
-        raise NotImplementedError
+        """Count it."""
 
 
 class State(Event, frozen=True):
