@@ -23,7 +23,7 @@ from adapters.slots import Column
 
 _NONE, _RELU, _TANH = 0, 1, 2
 _WIDTHS = Column.DOWN_WIDTH - Column.DOWN
-# Of `_launch`, by matrix: outputs that a program makes at most, and weights that it holds at a time.
+# Of `_launch`, by matrix: outputs of a program at most, and weights that it holds at a time.
 # Narrow matrices are cut up so that one row alone still keeps several multiprocessors reading.
 _BLOCKS = {
     Column.DOWN: (16, 4096),

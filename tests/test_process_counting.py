@@ -136,7 +136,7 @@ def test_what_is_relayed_counts_as_if_it_were_counted_here() -> None:
 
 def test_every_event_there_is_can_be_sent() -> None:
     def leaves(kind: type) -> set[type]:
-        below = kind.__subclasses__()
+        below: list[type] = kind.__subclasses__()
         return {kind} if not below else set().union(*(leaves(item) for item in below))
 
     assert leaves(Event) == set(get_args(AnyEvent))
