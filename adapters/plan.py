@@ -180,7 +180,7 @@ class Plan:
         layers = self.facts[:, Fact.LAYER]
         embedded = self.facts[:, Fact.EMBEDDED] != 0
         stops, most_tiles = [], 0
-        for layer in np.unique(layers).tolist():
+        for layer in sorted(set(layers.tolist())):
             here = layers == layer
             current = self.lengths[-1]
             following = self.lengths[0] + np.where(layers <= layer, self._prompts, 0)
@@ -267,19 +267,20 @@ def _skip_all(array: Int32, slots: tuple[int, int]) -> None:
 
 def _tiles(slots: Int64, lengths: Int64) -> Int32:
     """[3 * tiles]: slot, first token, behind the last one, of neighbours that share a slot."""
-    edges = np.flatnonzero(np.diff(slots)) + 1
-    firsts = np.concatenate([[0], edges])
-    ends = np.cumsum(lengths)
-    behind = ends[np.append(edges, len(slots)) - 1]
-    start = ends[firsts] - lengths[firsts]
-    used = slots[firsts] >= 0
-    firsts, behind, start = firsts[used], behind[used], start[used]
-    counts = -(-(behind - start) // TILE)
-    first = np.repeat(start, counts) + TILE * (
-        np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    )
-    ends_of = np.minimum(first + TILE, np.repeat(behind, counts))
-    return _int32(np.stack([np.repeat(slots[firsts], counts), first, ends_of], axis=1).ravel())
+    edges = np.flatnonzero(slots[1:] != slots[:-1]) + 1
+    ends = lengths.cumsum()
+    bounds = np.concatenate(([0], ends[edges - 1], ends[-1:]))
+    owners = slots[np.concatenate(([0], edges))]
+    # What is skipped gets no tile.
+    sizes = np.where(owners < 0, 0, bounds[1:] - bounds[:-1])
+    counts = -(-sizes // TILE)
+    group = np.arange(len(counts)).repeat(counts)
+    within = np.arange(len(group)) - (counts.cumsum() - counts)[group]
+    tiles = np.empty((len(group), 3), dtype=np.int32)
+    tiles[:, 0] = owners[group]
+    tiles[:, 1] = bounds[group] + TILE * within
+    tiles[:, 2] = np.minimum(tiles[:, 1] + TILE, bounds[group + 1])
+    return tiles.ravel()
 
 
 def _cumulative(lengths: Int64) -> Int32:

@@ -143,9 +143,9 @@ async def closed_loop(
 
 
 def in_flight_for(settings: EngineSettings, entries: Sequence[Entry]) -> int:
-    """Texts that keep two batches full: one runs while the next one waits."""
+    """Texts of three full batches: one runs, one waits behind it, one is being answered."""
     mean = sum(entry.cost for entry in entries) / len(entries)
-    return max(1, round(2 * settings.max_batch_tokens / mean))
+    return max(1, round(3 * settings.max_batch_tokens / mean))
 
 
 def percentiles_ms(seconds: Sequence[float]) -> dict[str, float]:

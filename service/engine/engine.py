@@ -7,6 +7,7 @@ batches with whoever else waits -> answered when its last entry is. Knows no HTT
 import asyncio
 import hashlib
 import logging
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -39,8 +40,9 @@ from service.errors import EngineUnavailable, InferenceFailed, NotReady
 
 logger = logging.getLogger(__name__)
 
-# So many threads read, check and fold adapters; one more copies them onto the device.
-_READING_THREADS = 2
+# Threads that read, check and fold adapters: half the cores, within these bounds; the others have
+# requests to answer. One more thread copies them onto the device.
+_READING_THREADS = (2, 8)
 # Places beside the settings', for adapters that are tried out before they are published.
 _SPARE_PLACES = 4
 _TRIAL_TEXT = "A first text, to see that the scores are numbers."
@@ -97,7 +99,7 @@ class LocalEngine:
         self._phase = Phase.CREATED
         self._reason: str | None = None
         self._parts: _Parts | None = None
-        self._reading = ThreadPoolExecutor(_READING_THREADS, thread_name_prefix="reading")
+        self._reading = ThreadPoolExecutor(_reading_threads(), thread_name_prefix="reading")
         self._placing = ThreadPoolExecutor(1, thread_name_prefix="placing")
         self._queue = EntryQueue(settings)
 
@@ -248,6 +250,11 @@ class LocalEngine:
         if self._phase is not Phase.READY:
             raise EngineUnavailable(self._reason or "the engine is not available")
         return self._loaded
+
+
+def _reading_threads() -> int:
+    least, most = _READING_THREADS
+    return min(most, max(least, (os.cpu_count() or 1) // 2))
 
 
 def _runner(backbone: Backbone, settings: EngineSettings) -> Runner:

@@ -18,6 +18,9 @@ MAX_OVERTAKEN = 4
 # Entries passed over while one batch is filled: bounds the work when thousands wait.
 MAX_PASSED_OVER = 64
 
+# Entries are whole: this share of the token budget is as full as a batch surely gets.
+_FULL = 0.9
+
 # One batch's weight in the drain rate is halved after about three further batches.
 _FORGET = 0.8
 _RETRY_UNMEASURED = 1.0
@@ -84,8 +87,8 @@ class Scheduler(Generic[R]):
 
     @property
     def full(self) -> bool:
-        """Whether what is queued fills a batch: waiting longer would not make it a larger one."""
-        return self._queued_tokens >= self._max_batch_tokens
+        """Whether what is queued all but fills a batch: waiting would not make it a larger one."""
+        return self._queued_tokens >= _FULL * self._max_batch_tokens
 
     def admit(self, tokens: int) -> None:
         """Reserve room for all of a request's entries, before they are enqueued.
