@@ -11,6 +11,7 @@ from torch import Tensor
 
 from adapters.backbone import Answers, Backbone
 from adapters.errors import InvalidAdapter
+from adapters.finite import all_finite
 from adapters.head import HeadWeights, logits, scores
 from adapters.packing import PackedBatch, Row
 from adapters.prompt import GeneratorWeights
@@ -66,7 +67,8 @@ def prepare(adapter: Adapter, backbone: Backbone) -> PreparedAdapter:
     }
     generator = GeneratorWeights.of(adapter.spec, tensors).folded().cast(backbone.dtype)
     prepared = PreparedAdapter(adapter.spec, generator, HeadWeights.of(tensors))
-    if not all(bool(tensor.isfinite().all()) for tensor in _tensors(generator)):
+    # What is neither a product nor cast is as finite as it was in its file.
+    if not all_finite(generator.down, *([] if generator.query is None else [generator.query])):
         raise InvalidAdapter([f"generator: not finite once folded and cast to {backbone.dtype}"])
     return prepared
 

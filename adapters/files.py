@@ -6,7 +6,6 @@ declares or is refused with every fault that it has.
 """
 
 import json
-import math
 import os
 import struct
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from torch import Tensor
 from adapters.adapter import Adapter
 from adapters.durable import write_atomically
 from adapters.errors import InvalidAdapter, listing
+from adapters.finite import all_finite
 from adapters.spec import AdapterSpec, without_repeats
 
 METADATA_KEY = "idspam"
@@ -82,15 +82,37 @@ def load_adapter(path: Path | str) -> Adapter:
 
 
 def validate(data: bytes) -> Adapter:
-    """Parse the bytes of an adapter file.
+    """Parse the bytes of an adapter file that comes from anywhere.
 
-    Checked, each fault named: header size and syntax, metadata keys, every field of the spec, the
-    exact set of tensors, their shapes and types, no gaps or overlaps between them, and that every
-    value is finite, as stored and as float32.
+    Checked, each fault named: all that `parse` checks, and that every value is finite, as stored
+    and as float32.
 
     Raises:
         InvalidAdapter: with every fault.
     """
+    spec, tensors, faults = _parsed(data)
+    _refuse(faults + _not_finite(tensors))
+    assert spec is not None
+    return Adapter(spec, tensors)
+
+
+def parse(data: bytes) -> Adapter:
+    """Parse the bytes of an adapter file, whose values are known to be finite.
+
+    Checked, each fault named: header size and syntax, metadata keys, every field of the spec, the
+    exact set of tensors, their shapes and types, no gaps or overlaps between them.
+
+    Raises:
+        InvalidAdapter: with every fault.
+    """
+    spec, tensors, faults = _parsed(data)
+    _refuse(faults)
+    assert spec is not None
+    return Adapter(spec, tensors)
+
+
+def _parsed(data: bytes) -> tuple[AdapterSpec | None, dict[str, Tensor], list[str]]:
+    """The spec (None: it is not valid), the tensors and the faults."""
     header = _header(data, len(data))
     faults: list[str] = []
     spec = None
@@ -105,10 +127,7 @@ def validate(data: bytes) -> Adapter:
         faults.append(f"tensors: {error}")
     if spec is not None:
         faults += _mismatches(spec, _declared(header))
-    faults += _not_finite(tensors)
-    _refuse(faults)
-    assert spec is not None
-    return Adapter(spec, tensors)
+    return spec, tensors, faults
 
 
 def _header(data: bytes, total: int) -> dict[str, Any]:
@@ -191,9 +210,10 @@ def _mismatches(spec: AdapterSpec, declared: Mapping[str, Declared | None]) -> l
 
 def _not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     faults = []
-    for name, tensor in sorted(tensors.items()):
-        if not tensor.is_floating_point() or math.prod(tensor.shape) == 0:
-            continue
+    numbers = {name: item for name, item in tensors.items() if item.is_floating_point()}
+    if numbers and all_finite(*numbers.values()):
+        return []
+    for name, tensor in sorted(numbers.items()):
         bad = int((~tensor.float().isfinite()).sum())
         if bad:
             faults.append(f"tensor {name}: {bad} of {tensor.numel()} values are not finite")

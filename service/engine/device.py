@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 # How often to see whether a large batch is through, or a full one waits. A batch is large from this
 # share of the token budget on.
-_LOOK_SECONDS = 0.0003
+_LOOK_SECONDS = 0.0005
 _LARGE = 0.25
 
 

@@ -9,7 +9,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import Lock
 from time import perf_counter
 
 import numpy as np
@@ -87,10 +86,9 @@ class SlottedRunner:
         self.backbone = backbone
         device, n = backbone.device, backbone.hidden_size
         self._bank = SlotBank(places, hidden_size=n, device=device, dtype=backbone.dtype)
-        self._computing = torch.cuda.Stream(device, priority=-1)
-        self._loading = torch.cuda.Stream(device)
-        # One host thread at a time: what frees a tensor on a stream must not race with its copies.
-        self._loads = Lock()
+        self._computing = torch.cuda.Stream(device)
+        # What it runs is over in microseconds, and somebody waits for it.
+        self._loading = torch.cuda.Stream(device, priority=-1)
         self._graphs: Graphs | None = None
         if backbone.dtype in VARLEN_DTYPES:
             self._graphs = Graphs(
@@ -105,12 +103,12 @@ class SlottedRunner:
         torch.cuda.set_device(self.backbone.device)
 
     def adopt(self, adapter: Adapter) -> Image:
-        with self._loads, torch.cuda.stream(self._loading):
+        with torch.inference_mode(), torch.cuda.stream(self._loading):
             return image_of(adapter, self.backbone)
 
     def place(self, adapters: Sequence[tuple[int, Hosted]]) -> list[Placed]:
         images = [(place, _image(hosted)) for place, hosted in adapters]
-        with self._loads, torch.cuda.stream(self._loading):
+        with torch.inference_mode(), torch.cuda.stream(self._loading):
             self._bank.write(images)
             self._loading.synchronize()
         return [Resident(image.spec, place, image.nbytes) for place, image in images]
