@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from adapters.backbone import Backbone
+from adapters.caps import Caps, Signature, blank
 from adapters.ladder import Ladder
-from adapters.plan import Caps, Plan, Signature, blank
+from adapters.plan import Plan
 from adapters.slots import SlotBank
 from adapters.slotted import Inputs, Outputs, Widest, run
 

@@ -18,7 +18,7 @@ import triton
 from torch import Tensor
 
 from adapters import row_code, token_code
-from adapters.plan import TILE
+from adapters.caps import TILE
 from adapters.slots import Column
 
 _NONE, _RELU, _TANH = 0, 1, 2

@@ -7,7 +7,7 @@ it. Rungs are dense where a token costs time and sparse where launching is all t
 from bisect import bisect_left
 from collections.abc import Iterator
 
-from adapters.plan import TILE, Caps, Signature
+from adapters.caps import TILE, Caps, Signature
 
 # Below so many positions a forward pass takes the time of its launches, whatever their number.
 _LAUNCH_BOUND = 1024

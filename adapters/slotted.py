@@ -20,7 +20,8 @@ from torch import Tensor
 
 from adapters import kernels
 from adapters.backbone import Backbone
-from adapters.plan import Caps, Fact, Signature, section_offsets
+from adapters.caps import Caps, Signature, section_offsets
+from adapters.plan import Fact
 from adapters.slots import SlotBank
 from adapters.spec import GeneratorInput
 

@@ -44,6 +44,8 @@ ZIPF = "traffic over all stored adapters"
 _TEXTS = 2048
 # Requests that are drawn beforehand, and taken over and over.
 _REQUESTS = 20_000
+# Texts in flight, over those that keep the device busy: some of them wait for their adapter.
+_LOADS = 2
 # Between two requests for cold adapters under load.
 _PROBE_SECONDS = 0.1
 
@@ -125,9 +127,8 @@ async def _run(found: Subject, plan: Plan, store: Path, keys: Sequence[AdapterKe
         memory["with all slots taken"] = _memory()
         idle = [await bench.answer(key) for key in cold[: plan.cold]]
         bench.cold = iter(cold[plan.cold :])
-        clients = max(
-            1, round(in_flight_for(settings, bench.entries(popular[:1])) / plan.per_request)
-        )
+        texts = _LOADS * in_flight_for(settings, bench.entries(popular[:1]))
+        clients = max(1, round(texts / plan.per_request))
         measured = await take_turns(
             {
                 RESIDENT: lambda: bench.resident(popular[: plan.slots], clients),

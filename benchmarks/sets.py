@@ -34,7 +34,7 @@ SETS: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "engine-base": f"engine {_BASE} --adapters 1,64,256,1024",
             "latency-base": f"latency {_BASE}",
             "http-base": f"http {_BASE} --workers 12 --adapters 256 --clients 3 --connections 64 "
-            "--bulk-connections 32",
+            "--bulk-connections 64",
             "adapters-base": f"adapters {_BASE} --stored 10000 --slots 512",
             "swap-base": f"swap {_BASE} --workers 4 --uploads 1000",
             "engine-large": f"engine {_LARGE} --adapters 1,64,256,1024",

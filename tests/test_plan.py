@@ -10,18 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapters.backbone import Backbone
+from adapters.caps import TILE, Caps, Signature, Stop, blank, section_offsets, size_of
 from adapters.ladder import Ladder, cost
-from adapters.plan import (
-    TILE,
-    Caps,
-    Plan,
-    Signature,
-    Stop,
-    blank,
-    facts_of,
-    section_offsets,
-    size_of,
-)
+from adapters.plan import Plan, facts_of
 from adapters.spec import GeneratorInput, Pooling
 from tests.tiny import make_spec
 

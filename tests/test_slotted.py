@@ -19,7 +19,8 @@ pytest.importorskip("triton", reason="no Triton: `pip install -c constraints.txt
 from adapters import kernels
 from adapters.adapter import Adapter, classify, prepare, rows_of
 from adapters.backbone import Backbone
-from adapters.plan import Caps, Plan, facts_of, size_of
+from adapters.caps import Caps, size_of
+from adapters.plan import Plan, facts_of
 from adapters.slots import Column, Image, SlotBank, image_of
 from adapters.slotted import Inputs, Outputs, Widest, run
 from adapters.spec import (

@@ -1,13 +1,12 @@
 """Batches on a CUDA device: slots, kernels, graphs. Knows no queue and no request.
 
-Two streams: one computes, driven by the device's thread; one copies adapters into slots that no
+Two streams: one computes, driven by the device's lane; one copies adapters into slots that no
 batch uses, driven by loading threads. A slot is used only once `place` has returned, and filled
 anew only when nobody leases it any more, so the streams need no events between them.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -19,8 +18,9 @@ from torch import Tensor
 from adapters.adapter import Adapter, classify, prepare, random_adapter, rows_of
 from adapters.attention import VARLEN_DTYPES
 from adapters.backbone import Backbone
+from adapters.caps import Signature, Stop, size_of
 from adapters.graphs import Graphs
-from adapters.plan import Fact, Plan, Signature, Stop, size_of
+from adapters.plan import Fact, Plan
 from adapters.slots import Image, Resident, SlotBank, image_of
 from adapters.slotted import Inputs, Outputs, Widest, run
 from adapters.spec import AdapterSpec
@@ -101,6 +101,8 @@ class SlottedRunner:
 
     def enter_lane(self) -> None:
         torch.cuda.set_device(self.backbone.device)
+        # Of the calling thread alone, and once: a context around every batch takes longer.
+        torch.cuda.set_stream(self._computing)
 
     def adopt(self, adapter: Adapter) -> Image:
         with torch.inference_mode(), torch.cuda.stream(self._loading):
@@ -143,7 +145,7 @@ class SlottedRunner:
 
     def launch(self, rows: Sequence[Asked]) -> Flight:
         try:
-            with self._on_device():
+            with torch.inference_mode():
                 return self._launch(rows)
         except Exception as error:
             _raise_if_lost(error)
@@ -151,7 +153,7 @@ class SlottedRunner:
         # Not inside the handler: the traceback would keep the failed pass's tensors alive.
         if ran is not None:
             return ran
-        self._computing.synchronize()
+        torch.cuda.current_stream().synchronize()
         torch.cuda.empty_cache()
         half = len(rows) // 2
         first = self.finish(self.launch(rows[:half]))
@@ -186,7 +188,7 @@ class SlottedRunner:
         started = perf_counter()
         stop = Stop(spec.insertion_layer, (spec.generator_input,))
         try:
-            with self._on_device():
+            with torch.inference_mode():
                 graphs.capture_all(Signature((stop,), mean=False))
         except Exception as error:
             _raise_if_lost(error)
@@ -229,11 +231,6 @@ class SlottedRunner:
             plan.lengths,
         )
         return run(self.backbone, self._bank, inputs, widest)
-
-    @contextmanager
-    def _on_device(self) -> Iterator[None]:
-        with torch.inference_mode(), torch.cuda.stream(self._computing):
-            yield
 
 
 def _outcomes(flight: _Airborne) -> list[RowResult | RowFailure]:
