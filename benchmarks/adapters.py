@@ -260,7 +260,7 @@ def _report(
         "adapters": f"{plan.stored} stored, {min(plan.stored, plan.distinct)} different files "
         f"under them by hard links, {plan.slots} slots; name and revision make an adapter, so each "
         "is read, prepared and given a slot of its own; files are in the page cache",
-        "traffic": f"{plan.per_request} texts a request under one adapter, Zipf(1.0), two batches "
+        "traffic": f"{plan.per_request} texts a request under one adapter, Zipf(1.0), six batches "
         f"in flight; while a cold one is asked for every {_PROBE_SECONDS * 1e3:.0f} ms",
         "rounds": f"{plan.rounds} of {plan.seconds:g} s, medians",
     }
