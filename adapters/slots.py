@@ -1,9 +1,11 @@
 """Adapters on a device, each in a slot that kernels find by its number. Knows no batch.
 
-    Adapter --image_of--> Image (pinned host memory, as the device wants it) --write--> slot
+    Adapter --image_of--> Image (host memory, as the device wants it) --write--> slot
 
 Whatever can be computed ahead is in the image, so that filling a slot is two copies: the folded
-query matrix into a bank with one place a slot, everything else as one run of float32.
+query matrix into a bank with one place a slot, everything else as one run of float32. They go
+through a few pinned buffers: images themselves are not pinned, because pinning takes a millisecond
+a megabyte, while everyone else waits for the driver.
 """
 
 from collections.abc import Sequence
@@ -106,8 +108,8 @@ def image_of(adapter: Adapter, backbone: Backbone) -> Image:
         total += size + padding
     return Image(
         spec=adapter.spec,
-        query=_to_host(query),
-        rest=_to_host(torch.cat(pieces)),
+        query=query.cpu(),
+        rest=torch.cat(pieces).cpu(),
         offsets=tuple(offsets),
         widths=tuple(widths),
     )
@@ -134,6 +136,8 @@ class SlotBank:
         self.facts = np.zeros((slots, len(Fact)), dtype=np.int64)
         # Kernels know these by their addresses alone: here they are kept alive.
         self._rests: list[Tensor | None] = [None] * slots
+        # Pinned memory for as many images as were ever written in one call.
+        self._staging: list[tuple[Tensor, Tensor]] = []
 
     def __len__(self) -> int:
         return len(self._rests)
@@ -147,13 +151,14 @@ class SlotBank:
     def write(self, placed: Sequence[tuple[int, Image]]) -> None:
         """Fill slots that no running batch uses, on the current stream.
 
-        Asynchronous where the images are pinned: they must live until the stream is through.
+        Asynchronous on CUDA: the stream must be through before the next call.
         """
         device = self.query.device
         rows = np.zeros((len(placed), len(Column)), dtype=np.int64)
-        for row, (slot, image) in zip(rows, placed, strict=True):
-            self.query[slot].copy_(image.query, non_blocking=True)
-            rest = image.rest.to(device, non_blocking=True)
+        for index, (row, (slot, image)) in enumerate(zip(rows, placed, strict=True)):
+            query, rest = self._staged(index, image)
+            self.query[slot].copy_(query, non_blocking=True)
+            rest = rest.to(device, non_blocking=True)
             self._rests[slot] = rest
             self.facts[slot] = facts_of(image.spec)
             row[Column.DOWN : Column.OUT + 1] = image.offsets
@@ -167,9 +172,18 @@ class SlotBank:
         slots = torch.tensor([slot for slot, _ in placed], device=device)
         self.table.index_copy_(0, slots, torch.from_numpy(rows).to(device))
 
+    def _staged(self, index: int, image: Image) -> tuple[Tensor, Tensor]:
+        """Query and rest of the index-th image of a call, from where copies run by themselves."""
+        if not self.query.is_cuda:
+            return image.query, image.rest
+        if index == len(self._staging):
+            self._staging.append((_pinned_like(image.query), _pinned_like(image.rest)))
+        query, rest = self._staging[index]
+        if len(rest) < len(image.rest):
+            rest = _pinned_like(image.rest)
+            self._staging[index] = query, rest
+        return query.copy_(image.query), rest[: len(image.rest)].copy_(image.rest)
 
-def _to_host(tensor: Tensor) -> Tensor:
-    if not tensor.is_cuda:
-        return tensor.contiguous()
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    return host.copy_(tensor)
+
+def _pinned_like(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)

@@ -40,6 +40,7 @@ from service.engine.interface import AdapterKey, Entry
 from service.engine.settings import EngineSettings
 
 PACKED = "packed forward, no adapter"
+_WARM_UP_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +126,7 @@ async def _run(found: Subject, plan: Plan, store: Path, keys: Sequence[AdapterKe
                 max_tokens=settings.max_batch_tokens,
             )
             checked = await rivals.check(engine, [entry.cost for entry in chosen])
+            rivals.warm_up(_WARM_UP_SECONDS)
             measures |= rivals.measures(plan.seconds, checked)
             missing = rivals.left_out(checked)
         measured = await take_turns(measures, rounds=plan.rounds)

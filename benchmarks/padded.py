@@ -45,6 +45,9 @@ class Padded:
 
 def plain_model(source: str, *, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """The backbone as `transformers` loads it, with PyTorch's attention and nothing of ours."""
+    # Padded batches hardly ever have the shape of another, and cuDNN's attention plans each new one
+    # for tens of milliseconds; PyTorch's memory-efficient one takes masks too.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     place, revision = (source, None) if source != DEFAULT_BACKBONE else locate_default()
     model: Any = AutoModel.from_pretrained(
         place, revision=revision, dtype=dtype, attn_implementation="sdpa"

@@ -1,6 +1,6 @@
 """The engine's rivals on one device, as measures: each is given the same texts and adapters."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from time import perf_counter
@@ -74,6 +74,19 @@ class Rivals:
             found[LORA] = self._measure(self._lora.classify, seconds)
         return found
 
+    def warm_up(self, seconds: float) -> None:
+        """Give every rival all that it will be timed on, for so long at most: new shapes cost more
+        than known ones."""
+        rivals = [self._padded.classify, self._padded_plain.classify]
+        if self._lora is not None:
+            rivals.append(self._lora.classify)
+        for classify in rivals:
+            until = perf_counter() + seconds / len(rivals)
+            for texts in self._all_turns():
+                if perf_counter() < until:
+                    classify(texts)
+        synchronize(self._device)
+
     def left_out(self, checked: Mapping[str, float]) -> dict[str, str]:
         """Why a rival has no row, by its name."""
         found = {
@@ -110,7 +123,7 @@ class Rivals:
         return found
 
     def _measure(self, classify: Callable[[Texts], object], seconds: float) -> Measure:
-        turns = self._turns()
+        turns = cycle(self._all_turns())
 
         async def measure() -> float:
             done, begun = 0, perf_counter()
@@ -123,7 +136,7 @@ class Rivals:
 
         return measure
 
-    def _turns(self) -> Iterator[Texts]:
+    def _all_turns(self) -> list[Texts]:
         size = min(self._at_once, len(self._texts))
         last = len(self._texts) - size
-        return cycle([self._texts[start : start + size] for start in range(0, last + 1, size)])
+        return [self._texts[start : start + size] for start in range(0, last + 1, size)]
