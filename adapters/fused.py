@@ -62,12 +62,15 @@ class FusedLayer:
 
     def forward(self, states: Tensor, layout: Any) -> Tensor:
         """[T, n] -> [T, n]"""
-        return self._finish(self._attended(states, layout), states)
+        # Triton launches on the thread's device, whatever its arguments' one is.
+        with torch.cuda.device_of(states):
+            return self._finish(self._attended(states, layout), states)
 
     def read(self, states: Tensor, positions: Tensor, layout: Any) -> Tensor:
         """As the last layer: [T, n] -> [positions, n]."""
-        attended = self._attended(states, layout).index_select(0, positions)
-        return self._finish(attended, states.index_select(0, positions))
+        with torch.cuda.device_of(states):
+            attended = self._attended(states, layout).index_select(0, positions)
+            return self._finish(attended, states.index_select(0, positions))
 
     def _attended(self, states: Tensor, layout: Any) -> Tensor:
         """[T, n] -> [T, heads * d]"""
@@ -143,7 +146,8 @@ def _error(device: torch.device, dtype: torch.dtype, *, heads: int, size: int) -
     random = torch.Generator().manual_seed(0)
     projected = torch.randn(sum(lengths), 3, heads, size, generator=random).to(device, dtype)
     cumulative = torch.tensor((0, *lengths)).cumsum(0).to(device, torch.int32)
-    attended = attend(projected, cumulative, longest=max(lengths))
+    with torch.cuda.device_of(projected):
+        attended = attend(projected, cumulative, longest=max(lengths))
     exact = [
         functional.scaled_dot_product_attention(*row.float().permute(1, 2, 0, 3)).transpose(0, 1)
         for row in projected.split(lengths)
@@ -151,7 +155,8 @@ def _error(device: torch.device, dtype: torch.dtype, *, heads: int, size: int) -
     norm = nn.LayerNorm(heads * size, device=device, dtype=dtype).requires_grad_(False)
     states, residual = (projected[:, index].flatten(1).contiguous() for index in range(2))
     normal = functional.layer_norm(states.float() + residual.float(), (heads * size,))
-    found = torch.stack([attended, add_norm(states, residual, norm)])
+    with torch.cuda.device_of(states):
+        found = torch.stack([attended, add_norm(states, residual, norm)])
     # One maximum, which NaN goes through.
     return float((found - torch.stack([torch.cat(exact).flatten(1), normal])).abs().max())
 

@@ -73,7 +73,7 @@ class Graphs:
     def caps_for(self, plan: Plan, widest: Widest) -> Caps | None:
         """The caps of the graph that `replay` would run; None: there is none for this batch.
 
-        What is asked for often enough is captured here, which takes a tenth of a second, once.
+        What is asked for often enough is captured here: some tens of milliseconds, once.
         """
         signature = plan.signature
         if not self._widest.holds(widest):

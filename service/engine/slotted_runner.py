@@ -125,7 +125,9 @@ class SlottedRunner:
         (placed,) = self.place([(0, self.adopt(adapter))])
         limit = adapter.spec.max_length
         texts = [self.backbone.encoder.encode(text, max_length=limit) for text in _PROBES]
-        ran = self.finish(self.launch([Asked(text, placed) for text in texts]))
+        # Not in a lane: the stream brings its device along, on which kernels are launched.
+        with torch.cuda.stream(self._computing):
+            ran = self.finish(self.launch([Asked(text, placed) for text in texts]))
         prepared = [prepare(adapter, self.backbone)]
         batch = self.backbone.pack(rows_of(prepared, [(0, text) for text in texts]))
         expected = classify(self.backbone, batch, prepared)
