@@ -28,9 +28,10 @@ _LARGE = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A selection and what became of its batch. started: of `time.monotonic`."""
+    """A selection and what became of its batch of so many tokens. started: of `time.monotonic`."""
 
     selection: Selection[Request]
+    tokens: int
     ran: Ran
     started: float
     seconds: float
@@ -39,6 +40,7 @@ class Finished:
 @dataclass(frozen=True, slots=True)
 class _Launched:
     selection: Selection[Request]
+    tokens: int
     flight: Flight
     started: float
 
@@ -179,16 +181,13 @@ class _Lane(Thread):
         """
         if not self._runner.ahead:
             return None
-        patience = _LOOK_SECONDS if self._is_large(launched) else 0.0
+        large = launched.tokens >= _LARGE * self._max_batch_tokens
+        patience = _LOOK_SECONDS if large else 0.0
         while True:
             if (selection := self._queue.take_full(patience)) is not None:
                 return self._launch(selection)
             if not patience or self._runner.landed(launched.flight):
                 return None
-
-    def _is_large(self, launched: _Launched) -> bool:
-        cost = sum(item.entry.cost for item in launched.selection.batch)
-        return cost >= _LARGE * self._max_batch_tokens
 
     def _launch(self, selection: Selection[Request]) -> _Launched:
         started = monotonic()
@@ -201,7 +200,8 @@ class _Lane(Thread):
             assert prepared is not None
             rows.append(Asked(waiting.entry.encoding, prepared, waiting.entry.explain))
         flight = self._runner.launch(rows) if rows else Ran([])
-        return _Launched(selection, flight, started)
+        tokens = sum([waiting.entry.cost for waiting in selection.batch])
+        return _Launched(selection, tokens, flight, started)
 
     def _finish(self, launched: _Launched) -> Finished:
         batch = launched.selection.batch
@@ -211,6 +211,7 @@ class _Lane(Thread):
             # A batch that was launched behind another one has had the device only since then, and
             # one of several lanes has only its share.
             seconds = (now - max(launched.started, self._free_since)) / self._runner.lanes
-            self._queue.drained(sum(item.entry.cost for item in batch), seconds)
+            self._queue.drained(launched.tokens, seconds)
         self._free_since = now
-        return Finished(launched.selection, ran, launched.started, now - launched.started)
+        seconds = now - launched.started
+        return Finished(launched.selection, launched.tokens, ran, launched.started, seconds)

@@ -145,7 +145,7 @@ def _report(finished: Finished, queue_seconds: Sequence[float]) -> BatchReport:
     batch = finished.selection.batch
     return BatchReport(
         rows=len(batch),
-        tokens=sum(waiting.entry.cost for waiting in batch),
+        tokens=finished.tokens,
         adapters=len({waiting.entry.adapter for waiting in batch}),
         queue_seconds=queue_seconds,
         generator_seconds=finished.ran.generator_seconds,
