@@ -213,5 +213,5 @@ class _Lane(Thread):
             seconds = (now - max(launched.started, self._free_since)) / self._runner.lanes
             self._queue.drained(launched.tokens, seconds)
         self._free_since = now
-        seconds = now - launched.started
-        return Finished(launched.selection, launched.tokens, ran, launched.started, seconds)
+        took = now - launched.started
+        return Finished(launched.selection, launched.tokens, ran, launched.started, took)
