@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface
 
-from adapters.packing import Layout
+from adapters.layout import Layout
 
 PACKED_ATTENTION = "idspam_packed"
 

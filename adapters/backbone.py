@@ -17,9 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from adapters.attention import PACKED_ATTENTION
+from adapters.bert import BertLayer
 from adapters.errors import IncompatibleAdapter
 from adapters.families import Family, family_of
-from adapters.packing import Generation, Insertion, Layout, PackedBatch, Row
+from adapters.layout import Layout, row_means
+from adapters.packing import Generation, Insertion, PackedBatch, Row
 from adapters.prompt import GeneratorWeights, generate
 from adapters.spec import AdapterSpec, BackboneIdentity, GeneratorInput
 from adapters.tokenizer import TextEncoder
@@ -116,6 +118,29 @@ class Backbone:
         self._model.to(device=device, dtype=dtype)
         return self
 
+    def changed(self) -> nn.Module:
+        """The Hugging Face model itself, for who replaces its modules or trains its weights.
+
+        From then on no faster code stands in for its layers.
+        """
+        for layer in self._layers:
+            if isinstance(layer, BertLayer):
+                layer.will_change()
+        return self._model
+
+    @property
+    def model_type(self) -> str:
+        """Its family, as `transformers` names it."""
+        config: Any = self._model.config
+        return str(config.model_type)
+
+    @property
+    def word_embeddings(self) -> nn.Embedding:
+        """The table of token vectors, before positions and norms."""
+        model: Any = self._model
+        table: nn.Embedding = model.get_input_embeddings()
+        return table
+
     def state_dict(self) -> dict[str, Tensor]:
         """The model's own weights."""
         return self._model.state_dict()
@@ -196,7 +221,7 @@ class Backbone:
                 weights += made
             if index < self.layers - 1:
                 hidden = self.through(hidden, index, index + 1, layout)
-        states = _mean_of_rows(self.read(hidden, batch.reads, layout), batch.read_layout)
+        states = mean_of_rows(self.read(hidden, batch.reads, layout), batch.read_layout)
         return Answers(states, tuple(weights), generator_seconds)
 
 
@@ -244,8 +269,9 @@ def _prompts(
     return prompts, weights
 
 
-def _mean_of_rows(states: Tensor, layout: Layout) -> Tensor:
-    """[positions read, n] -> [rows, n]; one position a row stays as it is."""
-    if layout.longest == 1:
-        return states
-    return torch.cat([rows.mean(dim=1) for rows in layout.by_run(states)])
+def mean_of_rows(states: Tensor, layout: Layout) -> Tensor:
+    """What was read, one vector a row: [positions read, n] -> [rows, n].
+
+    One position a row stays as it is.
+    """
+    return states if layout.longest == 1 else row_means(states, layout).to(states.dtype)

@@ -1,7 +1,8 @@
 """A layer of BERT, RoBERTa, XLM-R or ELECTRA, run by the fastest code that its device has.
 
-Knows no prompts. A CPU has `adapters.onednn`, a CUDA device `adapters.fused`. Training, the types
-that those do not take and every other device go through the layer as `transformers` has it.
+Knows no prompts. A CPU has `adapters.onednn`, a CUDA device `adapters.fused`, gradients that only
+pass through `adapters.frozen`. Training the layer itself, the types that those do not take and
+every other device go through the layer as `transformers` has it.
 """
 
 from dataclasses import dataclass
@@ -10,12 +11,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from adapters import onednn
+from adapters import frozen, onednn
 from adapters.attention import VARLEN_DTYPES
 
 
 class FastLayer(Protocol):
-    """Other code for a layer's weights, without gradients."""
+    """Other code for a layer's weights, none of which gets a gradient."""
 
     @property
     def copied(self) -> tuple[nn.Linear, ...]:
@@ -66,6 +67,12 @@ class BertLayer(nn.Module):
         super().__init__()
         self.layer = layer
         self._chosen: _Chosen | None = None
+        self._frozen: _Chosen | None = None
+        self._changes = False
+
+    def will_change(self) -> None:
+        """From now on `transformers` runs it: its modules are replaced, or its weights trained."""
+        self._changes = True
 
     def forward(self, states: Tensor, *, attention_mask: None, layout: Any) -> Tensor:
         """[1, T, n] -> [1, T, n]; `layout` as `adapters.attention` takes it."""
@@ -84,15 +91,25 @@ class BertLayer(nn.Module):
         return read
 
     def _fast(self, states: Tensor) -> FastLayer | None:
-        if torch.is_grad_enabled() or self.layer.training:
+        if self._changes or self.layer.training:
             return None
+        if torch.is_grad_enabled():
+            chosen = self._frozen
+            if not frozen.usable(self.layer):
+                return None
+            if chosen is None or not chosen.suits(states):
+                chosen = self._frozen = _choice(frozen.FrozenLayer(self.layer), states)
+            return chosen.layer
         chosen = self._chosen
         if chosen is None or not chosen.suits(states):
-            layer = _fast_layer(self.layer, states)
-            origin = _Origin(() if layer is None else layer.copied)
             # One assignment: a CPU's lanes run the same layer at the same time.
-            chosen = self._chosen = _Chosen(states.device, states.dtype, layer, origin)
+            chosen = self._chosen = _choice(_fast_layer(self.layer, states), states)
         return chosen.layer
+
+
+def _choice(layer: FastLayer | None, states: Tensor) -> _Chosen:
+    origin = _Origin(() if layer is None else layer.copied)
+    return _Chosen(states.device, states.dtype, layer, origin)
 
 
 def _fast_layer(layer: Any, states: Tensor) -> FastLayer | None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from adapters.bert import BertLayer
 from adapters.errors import UnsupportedBackbone
-from adapters.packing import Layout
+from adapters.layout import Layout
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,13 +33,23 @@ class Product:
     """One or more `nn.Linear` of the same input as one product, reordered for oneDNN."""
 
     weight: Tensor
-    bias: Tensor
+    bias: Tensor | None
 
     @classmethod
     def of(cls, *linears: nn.Linear) -> "Product":
         weight = torch.cat([linear.weight for linear in linears]).detach()
         bias = torch.cat([linear.bias for linear in linears]).detach()
         return cls(torch.ops.mkldnn._reorder_linear_weight(weight), bias)
+
+    @classmethod
+    def transposed(cls, *linears: nn.Linear) -> "Product":
+        """The gradient's product: [T, outputs] -> [T, n]."""
+        weight = torch.cat([linear.weight for linear in linears]).detach()
+        return cls(torch.ops.mkldnn._reorder_linear_weight(weight.t().contiguous()), None)
+
+    def padded(self, states: Tensor) -> Tensor:
+        """As `__call__`, for sequences of any length."""
+        return self(_padded(states))[: len(states)]
 
     def __call__(self, states: Tensor) -> Tensor:
         """[T, n] -> [T, outputs]"""

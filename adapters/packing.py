@@ -10,20 +10,34 @@ each such run at once, as a view, and copies nothing.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
-from typing import TypeAlias
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from adapters.spec import AdapterSpec, GeneratorInput, Pooling
+from adapters.layout import Indices, Layout
+from adapters.spec import GeneratorInput, Pooling
 from adapters.tokenizer import Encoding
 
-Indices: TypeAlias = npt.NDArray[np.int64]
+
+class RowShape(Protocol):
+    """What of an adapter's spec decides where a row's tokens and slots stand.
+
+    A prompt length of 0 is a row without a prompt: it passes every layer as its text alone.
+    """
+
+    @property
+    def prompt_length(self) -> int: ...
+    @property
+    def insertion_layer(self) -> int: ...
+    @property
+    def generator_input(self) -> GeneratorInput: ...
+    @property
+    def pooling(self) -> Pooling: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,68 +45,8 @@ class Row:
     """One text to classify: its tokens, its adapter's spec, which adapter of the batch that is."""
 
     encoding: Encoding
-    spec: AdapterSpec
+    spec: RowShape
     adapter: int
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """`rows` neighbours of the same `length`."""
-
-    rows: int
-    length: int
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The rows' extents in one flat sequence of `tokens` positions.
-
-    Attention sees nothing else of a batch.
-    """
-
-    lengths: Indices  # [rows]
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-
-    @cached_property
-    def starts(self) -> Indices:
-        """[rows]"""
-        return np.cumsum(self.lengths) - self.lengths
-
-    @property
-    def tokens(self) -> int:
-        return int(self.lengths.sum())
-
-    @cached_property
-    def runs(self) -> tuple[Run, ...]:
-        edges = np.flatnonzero(np.diff(self.lengths)) + 1
-        bounds = [0, *edges.tolist(), len(self.lengths)]
-        return tuple(
-            Run(last - first, int(self.lengths[first]))
-            for first, last in pairwise(bounds)
-            if last > first
-        )
-
-    def by_run(self, states: Tensor) -> list[Tensor]:
-        """[T, ...] -> one view [rows, length, ...] a run.
-
-        One split, so that its gradient is one concatenation.
-        """
-        pieces = states.split([run.rows * run.length for run in self.runs])
-        return [
-            piece.view(run.rows, run.length, *piece.shape[1:])
-            for piece, run in zip(pieces, self.runs, strict=True)
-        ]
-
-    @cached_property
-    def cumulative(self) -> Tensor:
-        """int32 [rows + 1] on the device: `cu_seqlens` of the varlen attention kernels."""
-        return torch.from_numpy(np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int32)).to(
-            self.device
-        )
-
-    @cached_property
-    def longest(self) -> int:
-        return int(self.lengths.max())
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,15 +117,27 @@ class PackedBatch:
             layers[self.order],
         )
         self.layout = Layout(self._lengths, self.device)
-        self.input_ids = self._put(np.concatenate([row.encoding.input_ids for row in self.rows]))
-        self.token_type_ids = self._put(
-            np.concatenate([row.encoding.token_type_ids for row in self.rows])
-        )
-        self.offsets = self._put(
-            np.arange(self.layout.tokens) - np.repeat(self.layout.starts, self._lengths)
-        )
         self.insertions = self._insertions()
         self._read(causal=causal)
+
+    # What the embeddings are made of comes when it is asked for: training mostly keeps what they
+    # lead to, and every array is a copy to the device.
+    @cached_property
+    def input_ids(self) -> Tensor:
+        """int64 [T]"""
+        return self._put(np.concatenate([row.encoding.input_ids for row in self.rows]))
+
+    @cached_property
+    def token_type_ids(self) -> Tensor:
+        """int64 [T]"""
+        return self._put(np.concatenate([row.encoding.token_type_ids for row in self.rows]))
+
+    @cached_property
+    def offsets(self) -> Tensor:
+        """Places within the rows: int64 [T]."""
+        return self._put(
+            np.arange(self.layout.tokens) - np.repeat(self.layout.starts, self._lengths)
+        )
 
     @property
     def slots(self) -> int:
@@ -254,7 +220,8 @@ class PackedBatch:
         )
 
     def _put(self, array: Indices) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+        # The driver takes pageable memory over before the call returns: nothing to wait for.
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
 
 
 def _spans(starts: Indices, lengths: Indices) -> Indices:

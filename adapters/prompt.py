@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from adapters.packing import Generation, Layout
+from adapters.layout import Layout
+from adapters.packing import Generation
 from adapters.spec import AdapterSpec, FinalActivation
 
 
@@ -92,6 +93,8 @@ def project(tokens: Tensor, weights: GeneratorWeights) -> tuple[Tensor, Tensor]:
 
 def token_weights(queries: Tensor, keys: Tensor, layout: Layout) -> Tensor:
     """w of every text: the mean of the softmax's rows, float32 [T]; a text's sum to one."""
+    if queries.is_cuda:
+        return _token_weights_at_once(queries, keys, layout)
     pieces = []
     for some, others in zip(layout.by_run(queries), layout.by_run(keys), strict=True):
         scores = torch.bmm(some, others.transpose(1, 2))
@@ -99,8 +102,21 @@ def token_weights(queries: Tensor, keys: Tensor, layout: Layout) -> Tensor:
     return torch.cat(pieces)
 
 
+def _token_weights_at_once(queries: Tensor, keys: Tensor, layout: Layout) -> Tensor:
+    """The same over padded rows: a GPU pays for every run of equal lengths, a CPU for padding."""
+    grid = layout.grid
+    scores = torch.bmm(grid.of(queries), grid.of(keys).transpose(1, 2)).float()
+    shares = scores.masked_fill(~grid.real.unsqueeze(1), -torch.inf).softmax(dim=-1)
+    means = (shares * grid.real.unsqueeze(2)).sum(dim=1) / grid.lengths.unsqueeze(1)
+    return grid.back(means)
+
+
 def weighted_sums(tokens: Tensor, weights: Tensor, layout: Layout) -> Tensor:
     """w^T E of every text: float32 [rows, n]."""
+    if tokens.is_cuda:
+        grid = layout.grid
+        shares = weights.new_zeros(grid.real.numel()).index_copy(0, grid.places, weights)
+        return torch.bmm(shares.view(len(grid.real), 1, -1), grid.of(tokens).float()).squeeze(1)
     pieces = [
         torch.bmm(shares.unsqueeze(1), values.float()).squeeze(1)
         for shares, values in zip(layout.by_run(weights), layout.by_run(tokens), strict=True)

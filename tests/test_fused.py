@@ -19,7 +19,7 @@ from torch.nn import functional
 pytest.importorskip("triton", reason="no Triton: `pip install -c constraints.txt triton`")
 
 from adapters.fused import FusedLayer, _attend, _Tiling, _tiling, add_norm, attend, usable
-from adapters.packing import Layout
+from adapters.layout import Layout
 from tests.families import HIDDEN, config_of, model_from, model_of
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

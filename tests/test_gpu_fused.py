@@ -14,7 +14,7 @@ from torch import Tensor
 
 from adapters.backbone import Backbone
 from adapters.bert import BertLayer
-from adapters.packing import Layout
+from adapters.layout import Layout
 from tests.families import backbone_from, config_of, model_from, tokenizer_of
 from tests.tiny import make_backbone
 

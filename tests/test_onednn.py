@@ -9,8 +9,8 @@ from torch import Tensor
 
 from adapters.backbone import Backbone
 from adapters.bert import BertLayer
+from adapters.layout import Layout
 from adapters.onednn import OneDnnLayer, Product, _padded
-from adapters.packing import Layout
 from tests.families import (
     HIDDEN,
     backbone_from,

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 
-from adapters.packing import Generation, Layout, PackedBatch, Row
+from adapters.layout import Layout
+from adapters.packing import Generation, PackedBatch, Row
 from adapters.spec import AdapterSpec, BackboneIdentity, GeneratorInput, Pooling
 from adapters.tokenizer import Encoding
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from adapters.adapter import Adapter
 from adapters.backbone import Backbone
-from adapters.packing import Layout, PackedBatch, Row
+from adapters.layout import Layout
+from adapters.packing import PackedBatch, Row
 from adapters.prompt import GeneratorWeights, generate, project, token_weights, weighted_sums
 from adapters.spec import AdapterSpec, FinalActivation, GeneratorPooling
 from tests.families import FAMILY_NAMES, backbone_of
