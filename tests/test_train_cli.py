@@ -201,11 +201,11 @@ def test_fit_and_evaluate_write_what_they_print(
     (folder / "test.csv").write_text("text,label\nwin free 3,spam\nhello good 4,ham\n")
     argv = _fit("--backbone", str(backbone_folder), "--epochs", "2", "--test", "test.csv")
     assert main([*argv, "--report", "r.json", "--data-licence", "CC0"]) == 0
-    out, err = capsys.readouterr()
+    fitted, err = capsys.readouterr()
     report = json.loads((folder / "r.json").read_text())
     for split in ("validation", "test"):
-        assert set(report[split]) == {"accuracy", "macro_f1"}
-        assert f"{report[split]['accuracy']:.4f}" in out
+        assert set(report[split]) == {"accuracy", "macro_f1", "matthews"}
+        assert f"{report[split]['accuracy']:.4f}" in fitted
     for key in ("majority", "head_only", "trainable_parameters", "seconds", "seconds_per_epoch"):
         assert isinstance(report[key], int | float)
     assert report["majority"] == 0.5
@@ -216,7 +216,7 @@ def test_fit_and_evaluate_write_what_they_print(
     assert report["command"].startswith("python -m train fit --train good.jsonl")
     assert {"python", "torch", "transformers"} <= set(report["versions"])
     for shown in ("this adapter", "head only", "majority class", "x.safetensors", "push --adapter"):
-        assert shown in out
+        assert shown in fitted
     assert "epoch 2: loss " in err
     assert "\x1b" not in err
     assert "\r" not in err
@@ -228,9 +228,20 @@ def test_fit_and_evaluate_write_what_they_print(
     out, err = capsys.readouterr()
     assert json.loads((folder / "e.json").read_text())["accuracy"] == report["test"]["accuracy"]
     assert f"{report['test']['accuracy']:.4f}" in out
-    assert sorted(path.name for path in folder.iterdir() if path.name.startswith((".", "x"))) == [
-        "x.safetensors"
-    ]
+    left = sorted(path.name for path in folder.iterdir() if path.name.startswith((".", "x")))
+    assert left == ["x.md", "x.safetensors"]
+    assert "written: x.safetensors, and its model card: x.md" in fitted
+
+
+def test_what_the_command_line_gives_is_not_searched_though_it_be_the_default(
+    folder: Path, backbone_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--search", "2", "--dropout", "0.1", "--insertion-layer", "1", "--epochs", "1"]
+    argv = _fit("--backbone", str(backbone_folder), *given, "--report", "r.json", "--quiet")
+    assert main(argv) == 0
+    trials = json.loads((folder / "r.json").read_text())["trials"]
+    assert {*trials[1]["settings"]} == {"learning_rate", "weight_decay", "batch_size"}
+    assert "search: trial " in capsys.readouterr().out
 
 
 def test_ctrl_c_keeps_the_state_names_the_way_on_and_the_way_on_works(

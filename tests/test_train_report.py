@@ -9,7 +9,16 @@ from rich.console import Console
 
 from train.errors import DataError, SettingsError, TrainingError
 from train.progress import BarProgress, LineProgress, SilentProgress, duration, progress_for
-from train.report import Baseline, DataReport, EpochReport, FitReport, Metrics, print_fit
+from train.report import (
+    Baseline,
+    DataReport,
+    EpochReport,
+    FitReport,
+    Metrics,
+    TrialOutcome,
+    TrialReport,
+    print_fit,
+)
 from train.settings import FitSettings, Range, entries
 
 
@@ -79,13 +88,14 @@ def test_durations_are_read_like_a_clock() -> None:
     assert [duration(s) for s in (0, 42.4, 725, 11220)] == ["0:00", "0:42", "12:05", "3:07:00"]
 
 
-GOOD, BAD = Metrics(0.9, 0.85), Metrics(0.5, 0.3)
+GOOD, BAD = Metrics(0.9, 0.85, 0.8), Metrics(0.5, 0.3, 0.0)
 FIT = FitReport(
     output="runs/My Task.safetensors",
+    card="runs/My Task.md",
     validation=GOOD,
     test=None,
     majority=Baseline(BAD, None),
-    head_only=Baseline(Metrics(0.8, 0.7), None),
+    head_only=Baseline(Metrics(0.8, 0.7, 0.6), None),
     trainable_parameters=1234,
     seconds=61.5,
     seconds_per_epoch=2.0,
@@ -95,6 +105,8 @@ FIT = FitReport(
     settings={"lr": 1e-3},
     data={"train": DataReport("a.csv", "0" * 64, 2, {"x": 1, "y": 1})},
     cache={"mode": "memory", "bytes": 10, "seconds": 0.1},
+    assessments={},
+    trials=(),
     command=None,
 )
 
@@ -111,13 +123,26 @@ def test_the_closing_table_ends_with_a_command_that_can_be_copied() -> None:
     assert line.endswith("long/My Task.safetensors' --name my-task --url http://127.0.0.1:8000")
     assert "warning" not in shown
     assert "test" not in shown
+    assert "search" not in shown
+    assert "/My Task.safetensors, and its model card: runs/My Task.md\n" in shown
+
+
+def test_the_closing_table_sets_the_chosen_trial_beside_the_first() -> None:
+    tried = {"dropout": 0.1}
+    first = TrialReport(1, tried, TrialOutcome.FINISHED, 0.75, 3, 1.0, chosen=False)
+    second = TrialReport(2, tried, TrialOutcome.FINISHED, 0.875, 3, 1.0, chosen=True)
+    shown = _printed(replace(FIT, trials=(first, second)))
+    expected = "search: trial 2 of 2 (validation accuracy 0.8750; the first, without a search: "
+    assert f"{expected}0.7500)\n" in shown
+    failed = replace(first, outcome=TrialOutcome.FAILED, accuracy=None)
+    assert f"{expected}-)\n" in _printed(replace(FIT, trials=(failed, second)))
 
 
 @pytest.mark.parametrize(
     ("changes", "warning"),
     [
         ({"validation": BAD}, "on validation, no better than always answering the majority class"),
-        ({"validation": Metrics(0.8, 0.8)}, "on validation, no better than a head alone"),
+        ({"validation": Metrics(0.8, 0.8, 0.6)}, "on validation, no better than a head alone"),
         (
             {"test": BAD, "majority": Baseline(BAD, BAD)},
             "on test, no better than always answering the majority class",
@@ -138,7 +163,7 @@ def test_baselines_stand_in_the_json_for_the_split_that_counts() -> None:
     validated = json.loads(FIT.to_json())
     assert (validated["majority"], validated["head_only"]) == (0.5, 0.8)
     assert validated["baselines"]["head_only"] == {
-        "validation": {"accuracy": 0.8, "macro_f1": 0.7},
+        "validation": {"accuracy": 0.8, "macro_f1": 0.7, "matthews": 0.6},
         "test": None,
     }
     tested = json.loads(replace(FIT, test=GOOD, majority=Baseline(BAD, GOOD)).to_json())

@@ -15,7 +15,7 @@ from adapters.backbone import Backbone
 from adapters.spec import Pooling
 from train.cache import TrunkCache
 from train.metrics import measure
-from train.report import Baseline, Metrics
+from train.report import Metrics
 
 CHUNK_TOKENS = 8192
 # Weight of the squared norm beside the mean cross-entropy, on features of unit variance.
@@ -23,16 +23,13 @@ PENALTY = 1e-3
 ITERATIONS = 100
 
 
-def majority(train: Tensor, others: Mapping[str, Tensor], *, labels: int) -> Baseline:
+def majority(train: Tensor, others: Mapping[str, Tensor], *, labels: int) -> dict[str, Metrics]:
     """Always the label that is most frequent in `train`; classes int64 [rows], splits by name."""
     winner = int(torch.bincount(train, minlength=labels).argmax())
-    return Baseline(
-        **{split: None for split in ("validation", "test") if split not in others},
-        **{
-            split: measure(torch.full_like(true, winner), true, labels=labels)
-            for split, true in others.items()
-        },
-    )
+    return {
+        split: measure(torch.full_like(true, winner), true, labels=labels)
+        for split, true in others.items()
+    }
 
 
 def head_only(
@@ -41,14 +38,18 @@ def head_only(
     classes: Mapping[str, Tensor],
     *,
     labels: int,
-) -> Baseline:
+) -> dict[str, Metrics]:
     """A logistic regression on the backbone's last states; splits by name, `train` among them."""
     features = {split: _features(backbone, cache) for split, cache in caches.items()}
     results = [
         _probe({split: found[pooling] for split, found in features.items()}, classes, labels)
         for pooling in Pooling
     ]
-    return max(results, key=lambda result: result.validation.accuracy if result.validation else 0.0)
+
+    def judged(result: dict[str, Metrics]) -> float:
+        return result["validation"].accuracy if "validation" in result else 0.0
+
+    return max(results, key=judged)
 
 
 @torch.no_grad()
@@ -73,7 +74,9 @@ def _features(backbone: Backbone, cache: TrunkCache) -> dict[Pooling, Tensor]:
     return found
 
 
-def _probe(features: Mapping[str, Tensor], classes: Mapping[str, Tensor], labels: int) -> Baseline:
+def _probe(
+    features: Mapping[str, Tensor], classes: Mapping[str, Tensor], labels: int
+) -> dict[str, Metrics]:
     train = features["train"]
     centre, scale = train.mean(dim=0), train.std(dim=0).clamp_min(1e-6)
     weight = torch.zeros(train.shape[1], labels, requires_grad=True)
@@ -93,9 +96,9 @@ def _probe(features: Mapping[str, Tensor], classes: Mapping[str, Tensor], labels
         return loss
 
     optimizer.step(closure)
-    found: dict[str, Metrics | None] = {"validation": None, "test": None}
-    for split in found.keys() & features.keys():
+    found: dict[str, Metrics] = {}
+    for split in features.keys() - {"train"}:
         with torch.no_grad():
             predicted = (((features[split] - centre) / scale) @ weight + bias).argmax(dim=-1)
         found[split] = measure(predicted, classes[split], labels=labels)
-    return Baseline(**found)
+    return found

@@ -1,43 +1,82 @@
-"""What `fit` chooses where a setting is left open. The measurements are in docs/defaults.md."""
+"""What training chooses where a setting is left open. The measurements are in docs/defaults.md."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from adapters.backbone import Backbone
-from adapters.spec import AdapterSpec
+from adapters.spec import FinalActivation, GeneratorInput, HeadKind, Pooling
 from train.errors import SettingsError
-from train.loop import Recipe
-from train.settings import FitSettings
+from train.methods.design import Design
+from train.methods.method import Method
+from train.metrics import Metric
+from train.recipe import Recipe
+from train.settings import FitSettings, Preset
 
 # Texts that a run goes through in all its epochs: small data gets many passes, large data few.
 TEXTS_PER_RUN = 60_000
-EPOCHS = (3, 20)
-BATCH_SIZE = 32
-LEARNING_RATE = 1e-3
+EPOCHS = (3, 12)
+# Texts a step: of data with few rows and of data with many.
+BATCH_SIZES = (32, 64)
+MANY_ROWS = 10_000
+# Classes from which on there is much to be learnt from every row.
+MANY_LABELS = 20
 MAX_LENGTH = 256
 # c of the paper: 34 fits its published parameter counts.
 BOTTLENECK = 34
 
 
-def recipe_of(settings: FitSettings, *, rows: int) -> Recipe:
-    """The optimiser's settings for this many training rows."""
-    least, most = EPOCHS
-    epochs = settings.epochs or min(max(round(TEXTS_PER_RUN / rows), least), most)
-    return Recipe(
-        epochs=epochs,
-        batch_size=settings.batch_size or BATCH_SIZE,
-        learning_rate=settings.learning_rate or LEARNING_RATE,
-        warmup_ratio=settings.warmup_ratio,
-        weight_decay=settings.weight_decay,
-        dropout=settings.dropout,
-        patience=settings.patience or max(3, epochs // 3),
-        seed=settings.seed,
-    )
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What a preset says of the switches that a run may leave open.
+
+    layer_share: m as a share of the backbone's layers. learning_rate: of ID-SPAM. weight_decay: of
+    data with few rows and labels, which a generator soon knows by heart, and of other data.
+    """
+
+    prompt_length: int
+    bottleneck: int
+    layer_share: float
+    generator_input: GeneratorInput
+    final_activation: FinalActivation
+    pooling: Pooling
+    head: HeadKind
+    learning_rate: float
+    weight_decay: tuple[float, float]
 
 
-def spec_of(settings: FitSettings, backbone: Backbone, labels: tuple[str, ...]) -> AdapterSpec:
-    """The spec of an adapter of this backbone for these labels.
+PRESETS: Mapping[Preset, Choices] = {
+    Preset.BEST: Choices(
+        prompt_length=10,
+        bottleneck=BOTTLENECK,
+        layer_share=0.5,
+        generator_input=GeneratorInput.HIDDEN,
+        final_activation=FinalActivation.NONE,
+        pooling=Pooling.ANSWER,
+        head=HeadKind.LINEAR,
+        learning_rate=1e-3,
+        weight_decay=(5.0, 0.01),
+    ),
+    Preset.PAPER: Choices(
+        prompt_length=10,
+        bottleneck=BOTTLENECK,
+        layer_share=0.5,
+        generator_input=GeneratorInput.EMBEDDINGS,
+        final_activation=FinalActivation.RELU,
+        pooling=Pooling.ANSWER,
+        head=HeadKind.LINEAR,
+        learning_rate=1e-3,
+        weight_decay=(0.01, 0.01),
+    ),
+}
+
+
+def design_of(settings: FitSettings, backbone: Backbone) -> Design:
+    """How the method of a run is built.
 
     Raises:
         SettingsError: a layer or length that this backbone does not have.
     """
+    chosen = PRESETS[settings.preset]
     layer, length = settings.insertion_layer, settings.max_length
     faults = []
     if layer is not None and layer >= backbone.layers:
@@ -48,19 +87,45 @@ def spec_of(settings: FitSettings, backbone: Backbone, labels: tuple[str, ...]) 
         faults.append(f"--max-length {length}: this backbone takes {backbone.max_tokens} tokens")
     if faults:
         raise SettingsError(faults)
-    return AdapterSpec(
-        backbone=backbone.identity,
-        tokenizer_sha256=backbone.encoder.sha256,
-        hidden_size=backbone.hidden_size,
-        prompt_length=settings.prompt_length,
-        bottleneck=settings.bottleneck or BOTTLENECK,
+    return Design(
+        prompt_length=settings.prompt_length or chosen.prompt_length,
+        bottleneck=settings.bottleneck or chosen.bottleneck,
         attention_size=settings.attention_size or backbone.hidden_size,
-        insertion_layer=backbone.layers // 2 if layer is None else layer,
-        generator_input=settings.generator_input,
+        insertion_layer=round(chosen.layer_share * backbone.layers) if layer is None else layer,
+        generator_input=settings.generator_input or chosen.generator_input,
         generator_pooling=settings.generator_pooling,
-        final_activation=settings.final_activation,
-        pooling=settings.pooling,
-        head=settings.head,
-        labels=labels,
+        final_activation=settings.final_activation or chosen.final_activation,
+        pooling=settings.pooling or chosen.pooling,
+        head=settings.head or chosen.head,
         max_length=length or min(MAX_LENGTH, backbone.max_tokens),
+        dropout=settings.dropout,
     )
+
+
+def recipe_of(
+    settings: FitSettings, method: type[Method], *, rows: int, labels: int, metric: Metric
+) -> Recipe:
+    """The optimiser's settings for this many training rows and labels."""
+    least, most = EPOCHS
+    epochs = settings.epochs or min(max(round(TEXTS_PER_RUN / rows), least), most)
+    many = rows >= MANY_ROWS
+    batch_size = settings.batch_size or BATCH_SIZES[many]
+    chosen = PRESETS[settings.preset]
+    decays = chosen.weight_decay
+    return Recipe(
+        epochs=epochs,
+        batch_size=batch_size,
+        micro_batch=settings.micro_batch or batch_size,
+        learning_rate=_first(settings.learning_rate, method.learning_rate, chosen.learning_rate),
+        warmup_ratio=settings.warmup_ratio,
+        weight_decay=_first(
+            settings.weight_decay, method.weight_decay, decays[many or labels >= MANY_LABELS]
+        ),
+        patience=settings.patience or max(3, epochs // 3),
+        seed=settings.seed,
+        metric=metric,
+    )
+
+
+def _first(*values: float | None) -> float:
+    return next(value for value in values if value is not None)

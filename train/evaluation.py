@@ -8,13 +8,14 @@ import torch
 
 from adapters.adapter import classify, prepare, rows_of
 from adapters.files import load_adapter
-from adapters.loading import load_backbone
 from train.cache import TrunkCache
 from train.data import Dataset, check_labels
+from train.kept import classes_of, encode
 from train.metrics import measure
 from train.progress import Progress
 from train.report import DataReport, EvaluationReport
-from train.trainer import classes_of, encode
+from train.settings import ComputeType, FitSettings
+from train.training import backbone_of
 
 BATCH_TOKENS = 8192
 
@@ -25,10 +26,14 @@ def evaluate(
     *,
     backbone: str | None,
     device: str,
-    dtype: str,
+    dtype: ComputeType | None,
     progress: Progress,
 ) -> EvaluationReport:
     """Measure a file on labelled texts, through the same code that serves it.
+
+    Args:
+        backbone: None takes the name that the adapter was trained with.
+        dtype: None is float32 on a CPU and `auto` on a GPU.
 
     Raises:
         InvalidAdapter, IncompatibleAdapter: the file cannot be read, or is another backbone's.
@@ -37,11 +42,12 @@ def evaluate(
     loaded = load_adapter(adapter)
     spec = loaded.spec
     check_labels(data, spec.labels, known_to="the adapter")
-    host = load_backbone(backbone or spec.backbone.name, device=device, dtype=dtype)
+    name = backbone or spec.backbone.name
+    host = backbone_of(FitSettings(backbone=name, device=device, dtype=dtype))
     prepared = prepare(loaded, host)
     started = time.perf_counter()
     encodings = encode(host, data, spec.max_length)
-    cache = TrunkCache(host, encodings, spec, place="off")
+    cache = TrunkCache(host, encodings, spec, kept_layers=0)
     predicted = torch.empty(len(data), dtype=torch.int64)
     progress.begin("evaluate", texts=len(data))
     for chosen in cache.chunks(BATCH_TOKENS):

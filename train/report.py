@@ -6,26 +6,34 @@ import platform
 import re
 import shlex
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.table import Table
 
 from train.data import Dataset
 
+if TYPE_CHECKING:
+    from train.assessment import Assessment
+
 _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """Shares from 0 to 1. macro_f1 is the plain mean of the labels' F1."""
+    """Shares from 0 to 1. macro_f1 is the plain mean of the labels' F1.
+
+    matthews: the correlation of answers and truth, from -1 to 1; 0.0 where it is undefined.
+    """
 
     accuracy: float
     macro_f1: float
+    matthews: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +74,42 @@ class DataReport:
         return cls(dataset.source, dataset.sha256, len(dataset), dict(sorted(counts.items())))
 
 
+class TrialOutcome(StrEnum):
+    """How a trial of a search ended. `failed`: its loss was not finite."""
+
+    FINISHED = "finished"
+    PRUNED = "pruned"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class TrialReport:
+    """One trial of a search. number: from 1. settings: what it tried; the others were the run's.
+
+    accuracy: of the validation rows after its best epoch; None where no epoch was finished.
+    epochs: that were trained. chosen: whether the adapter is its.
+    """
+
+    number: int
+    settings: Mapping[str, Any]
+    outcome: TrialOutcome
+    accuracy: float | None
+    epochs: int
+    seconds: float
+    chosen: bool
+
+
 @dataclass(frozen=True, slots=True)
 class FitReport:
     """One run of `fit`.
 
     data: by split: train, validation, test. settings: with the values that were chosen for None.
     cache: mode, bytes, seconds to fill. best_epoch: from 1. seconds: of the whole run.
+    assessments: by split. trials: none without a search.
     """
 
     output: str
+    card: str
     validation: Metrics | None
     test: Metrics | None
     majority: Baseline
@@ -88,6 +123,8 @@ class FitReport:
     settings: Mapping[str, Any]
     data: Mapping[str, DataReport]
     cache: Mapping[str, str | int | float]
+    assessments: Mapping[str, "Assessment"]
+    trials: tuple[TrialReport, ...]
     command: str | None
 
     def to_json(self) -> str:
@@ -133,6 +170,12 @@ def versions() -> dict[str, str]:
     return found
 
 
+def serving_name(output: str) -> str:
+    """What an adapter may be served under: its file's name as far as a name can hold it."""
+    stem = Path(output).stem.lower()
+    return re.sub("[^a-z0-9._-]+", "-", stem)[:64].strip("._-") or "my-adapter"
+
+
 def print_fit(report: FitReport, console: Console) -> None:
     """The closing table: the result beside what needs no prompt, so that failures show."""
     table = Table(title="share of rows answered correctly", title_justify="left", title_style="")
@@ -159,9 +202,10 @@ def print_fit(report: FitReport, console: Console) -> None:
         f"best of {len(report.epochs)} epochs: {report.best_epoch}, "
         f"{report.seconds:.1f} s ({report.seconds_per_epoch:.2f} s an epoch)",
     )
-    _line(console, f"written: {report.output}")
-    name = re.sub("[^a-z0-9._-]+", "-", Path(report.output).stem.lower())[:64].strip("._-")
-    command = ["push", "--adapter", report.output, "--name", name or "my-adapter"]
+    if report.trials:
+        _line(console, _search(report.trials))
+    _line(console, f"written: {report.output}, and its model card: {report.card}")
+    command = ["push", "--adapter", report.output, "--name", serving_name(report.output)]
     _line(console, f"next: python -m train {shlex.join(command)} --url http://127.0.0.1:8000")
 
 
@@ -176,6 +220,17 @@ def print_evaluation(report: EvaluationReport, console: Console) -> None:
     console.print(table)
     cut = f", {report.truncated:,} texts were cut" if report.truncated else ""
     _line(console, f"{report.seconds:.1f} s, {report.texts_per_second:,.0f} texts/s{cut}")
+
+
+def _search(trials: Sequence[TrialReport]) -> str:
+    """`search: trial 7 of 20 (validation accuracy 0.9312; the first, the defaults: 0.9201)`."""
+    chosen = next(trial for trial in trials if trial.chosen)
+    first = trials[0].accuracy
+    defaults = "-" if first is None else f"{first:.4f}"
+    return (
+        f"search: trial {chosen.number} of {len(trials)} (validation accuracy "
+        f"{chosen.accuracy:.4f}; the first, without a search: {defaults})"
+    )
 
 
 def _warning(report: FitReport) -> str | None:

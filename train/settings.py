@@ -32,6 +32,13 @@ class ComputeType(StrEnum):
     BFLOAT16 = "bfloat16"
 
 
+class Preset(StrEnum):
+    """Where the method's switches come from: measured here (docs/research.md), or the paper's."""
+
+    BEST = "best"
+    PAPER = "paper"
+
+
 class StorageType(StrEnum):
     """The tensors' type in the file. `auto`: float16 where that moves no answer past the bound."""
 
@@ -80,6 +87,7 @@ class Setting:
 _COUNT = Range(least=1)
 _SHARE = Range(least=0, below=1)
 _BY_SIZE = "from the data's size"
+_BY_PRESET = "from the preset"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,21 +106,35 @@ class FitSettings:
         ),
     ] = None
     device: Annotated[str, Setting("auto (a GPU if there is one), cpu, cuda or cuda:N")] = "auto"
-    dtype: Annotated[ComputeType, Setting("type that the backbone computes in")] = (
-        ComputeType.FLOAT32
-    )
+    dtype: Annotated[
+        ComputeType | None,
+        Setting("type that the backbone computes in", otherwise="float32 on a CPU, auto on a GPU"),
+    ] = None
+    preset: Annotated[
+        Preset, Setting("the method's switches: the best that were measured, or the paper's")
+    ] = Preset.BEST
 
     epochs: Annotated[int | None, Setting("most passes over the data", _COUNT, _BY_SIZE)] = None
     batch_size: Annotated[int | None, Setting("texts a step", _COUNT, _BY_SIZE)] = None
+    micro_batch: Annotated[
+        int | None,
+        Setting(
+            "texts whose gradients are computed at once, for a batch that does not fit",
+            _COUNT,
+            "the whole batch",
+        ),
+    ] = None
     learning_rate: Annotated[
         float | None,
-        Setting("AdamW's peak learning rate", Range(above=0, most=10), _BY_SIZE, flag="--lr"),
+        Setting("AdamW's peak learning rate", Range(above=0, most=10), _BY_PRESET, flag="--lr"),
     ] = None
     warmup_ratio: Annotated[
         float,
         Setting("share of all steps in which the rate rises", _SHARE, flag="--warmup"),
     ] = 0.06
-    weight_decay: Annotated[float, Setting("AdamW's decay", Range(least=0, most=10))] = 0.01
+    weight_decay: Annotated[
+        float | None, Setting("AdamW's decay", Range(least=0, most=100), _BY_PRESET)
+    ] = None
     dropout: Annotated[float, Setting("share of values dropped in training", _SHARE)] = 0.1
     patience: Annotated[
         int | None,
@@ -127,11 +149,11 @@ class FitSettings:
     ] = 13
 
     prompt_length: Annotated[
-        int, Setting("t: soft prompt vectors a text", Range(least=1, most=256))
-    ] = 10
+        int | None, Setting("t: soft prompt vectors a text", Range(least=1, most=256), _BY_PRESET)
+    ] = None
     bottleneck: Annotated[
         int | None,
-        Setting("c: width between W_down and W_up", Range(least=1, most=8192), "from the backbone"),
+        Setting("c: width between W_down and W_up", Range(least=1, most=8192), _BY_PRESET),
     ] = None
     attention_size: Annotated[
         int | None,
@@ -145,17 +167,20 @@ class FitSettings:
             "half of the backbone's layers",
         ),
     ] = None
-    generator_input: Annotated[GeneratorInput, Setting("what the generator attends over")] = (
-        GeneratorInput.HIDDEN
-    )
+    generator_input: Annotated[
+        GeneratorInput | None, Setting("what the generator attends over", otherwise=_BY_PRESET)
+    ] = None
     generator_pooling: Annotated[
         GeneratorPooling, Setting("how the generator makes one vector of the tokens")
     ] = GeneratorPooling.ATTENTION
-    final_activation: Annotated[FinalActivation, Setting("what the prompt passes through last")] = (
-        FinalActivation.NONE
-    )
-    pooling: Annotated[Pooling, Setting("what the head reads of the last layer")] = Pooling.ANSWER
-    head: Annotated[HeadKind, Setting("kind of the class head")] = HeadKind.LINEAR
+    final_activation: Annotated[
+        FinalActivation | None,
+        Setting("what the prompt passes through last", otherwise=_BY_PRESET),
+    ] = None
+    pooling: Annotated[
+        Pooling | None, Setting("what the head reads of the last layer", otherwise=_BY_PRESET)
+    ] = None
+    head: Annotated[HeadKind | None, Setting("kind of the class head", otherwise=_BY_PRESET)] = None
     max_length: Annotated[
         int | None,
         Setting(
@@ -177,6 +202,22 @@ class FitSettings:
     storage_dtype: Annotated[StorageType, Setting("type of the tensors in the file")] = (
         StorageType.AUTO
     )
+    init_from: Annotated[
+        str | None,
+        Setting(
+            "an adapter file to start from: its generator, its head where the labels are the same,"
+            " its switches where they are left open",
+            otherwise="random weights",
+        ),
+    ] = None
+    search: Annotated[
+        int | None,
+        Setting(
+            "trials of other settings, compared on the validation rows; what is given stays fixed",
+            Range(least=1, most=1000),
+            "no search",
+        ),
+    ] = None
     resume: Annotated[
         bool, Setting("go on from the state that an interrupted run left beside its output")
     ] = False
@@ -187,8 +228,14 @@ class FitSettings:
     data_licence: Annotated[
         str | None, Setting("the data's licence in the provenance", otherwise="none stated")
     ] = None
-    # Not a flag: the command line itself, for the provenance.
+    # Not flags: the command line itself, for the provenance, and the settings that it names.
     command: str | None = None
+    given: tuple[str, ...] = ()
+
+    def is_open(self, name: str) -> bool:
+        """Whether nobody asked for this setting's value, so that something else may choose it."""
+        default = next(item.default for item in fields(self) if item.name == name)
+        return name not in self.given and bool(getattr(self, name) == default)
 
     def __post_init__(self) -> None:
         faults = []

@@ -103,7 +103,7 @@ def load_state(
             tensor.copy_(parts["weights"][name])
             if name in parts["exp_avg"]:
                 optimizer.state[tensor] = {
-                    "step": torch.tensor(float(metadata["steps"])),
+                    "step": torch.tensor(float(metadata["steps"]), device=tensor.device),
                     "exp_avg": parts["exp_avg"][name].to(tensor.device),
                     "exp_avg_sq": parts["exp_avg_sq"][name].to(tensor.device),
                 }

@@ -1,0 +1,42 @@
+"""`python -m train ablate`: ID-SPAM with one switch changed at a time."""
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+
+from train.commands.experiments import SETTINGS, add_common, conduct, names
+
+HELP = "ID-SPAM with one switch changed at a time"
+
+TASKS = "mrpc,rte,cola"
+# Ablations start from a preset, with its switches.
+_SETTINGS = (*SETTINGS, "preset")
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--switches",
+        type=names,
+        metavar="S,S",
+        help="which ones, as the settings are called (default: all)",
+    )
+    add_common(parser, tasks=TASKS, settings=_SETTINGS)
+
+
+def run(arguments: Namespace, given: Sequence[str]) -> int:
+    from train.experiments.ablation import SWITCHES, ablate
+
+    switches = tuple(SWITCHES) if arguments.switches is None else arguments.switches
+    return conduct(
+        arguments,
+        given,
+        lambda settings, display: ablate(
+            arguments.tasks,
+            arguments.seeds,
+            settings,
+            arguments.output,
+            data_root=arguments.data_root,
+            switches=switches,
+            jobs=arguments.jobs,
+            display=display,
+        ),
+    )

@@ -1,0 +1,57 @@
+"""`python -m train evaluate`: measure an adapter file on labelled texts."""
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from train.commands.flags import (
+    DATA,
+    add_columns,
+    add_report,
+    add_settings,
+    add_showing,
+    check_output,
+    naming_the_local_way,
+    progress_of,
+    read,
+    settings_of,
+    stdout,
+)
+from train.report import print_evaluation
+
+HELP = "measure an adapter"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--adapter", required=True, type=Path, metavar="X.safetensors")
+    parser.add_argument("--data", required=True, metavar="F", help=DATA)
+    add_report(parser)
+    add_columns(parser)
+    add_settings(parser, ("device", "dtype"))
+    parser.add_argument(
+        "--backbone", metavar="S", help="default: the name that the adapter was trained with"
+    )
+    add_showing(parser)
+
+
+def run(arguments: Namespace, given: Sequence[str]) -> int:
+    check_output(arguments.report, "--report", ".json")
+    settings = settings_of(arguments, given)
+    with progress_of(arguments) as progress:
+        data = read(arguments.data, "test", arguments, progress)
+        from adapters.durable import write_atomically
+        from train.evaluation import evaluate
+
+        with naming_the_local_way(settings.backbone):
+            report = evaluate(
+                arguments.adapter,
+                data,
+                backbone=settings.backbone,
+                device=settings.device,
+                dtype=settings.dtype,
+                progress=progress,
+            )
+    if arguments.report is not None:
+        write_atomically(arguments.report, report.to_json().encode())
+    print_evaluation(report, stdout())
+    return 0

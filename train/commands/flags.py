@@ -1,0 +1,192 @@
+"""What commands have in common: flags for data, settings and showing, and what is made of them."""
+
+import io
+import logging
+import shlex
+import sys
+import tempfile
+from argparse import SUPPRESS, BooleanOptionalAction, Namespace, _ActionsContainer
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from rich.console import Console
+
+from adapters.errors import UnusableBackbone
+from train.data import (
+    LABEL_COLUMN,
+    TEXT_COLUMN,
+    TEXT_PAIR_COLUMN,
+    Dataset,
+    is_hub_name,
+    read_examples,
+)
+from train.errors import DataError, OutputError
+from train.formats import READERS
+from train.launch import Launch
+from train.progress import BarProgress, LineProgress, SilentProgress, progress_for
+from train.settings import Entry, FitSettings, entries
+
+PROGRAM = "python -m train"
+DATA = f"a file ({', '.join(READERS)}) or a hub data set, hub:name[:config][@split]"
+
+Shown: TypeAlias = BarProgress | LineProgress | SilentProgress
+
+
+def add_report(parser: _ActionsContainer) -> None:
+    """`--report`."""
+    parser.add_argument("--report", type=Path, metavar="R.json", help="all figures as JSON")
+
+
+def add_columns(parser: _ActionsContainer) -> None:
+    """Which columns are text and label."""
+    columns = parser.add_argument_group("columns")
+    columns.add_argument("--text-column", default=TEXT_COLUMN, metavar="C", help="%(default)s")
+    columns.add_argument(
+        "--text-pair-column", metavar="C", help="the second text; default: text_pair if it is there"
+    )
+    columns.add_argument("--label-column", default=LABEL_COLUMN, metavar="C", help="%(default)s")
+
+
+def add_showing(parser: _ActionsContainer) -> None:
+    """How much is shown."""
+    showing = parser.add_mutually_exclusive_group()
+    showing.add_argument("--no-progress", action="store_true", help="lines instead of a bar")
+    showing.add_argument("--quiet", action="store_true", help="the closing table only")
+
+
+def add_settings(parser: _ActionsContainer, names: Collection[str] | None = None) -> None:
+    """Flags for settings of `FitSettings`.
+
+    Args:
+        names: which ones; None: all.
+    """
+    for entry in entries():
+        if names is None or entry.name in names:
+            _add_setting(parser, entry)
+
+
+def settings_of(arguments: Namespace, given: Sequence[str]) -> FitSettings:
+    """What the flags of `add_settings` say.
+
+    Raises:
+        SettingsError: values out of range.
+    """
+    values: dict[str, Any] = {
+        entry.name: entry.kind(value)
+        for entry in entries()
+        if (value := getattr(arguments, entry.name, None)) is not None
+    }
+    return FitSettings(**values, command=f"{PROGRAM} {shlex.join(given)}", given=tuple(values))
+
+
+def read(source: str, split: str, arguments: Namespace, progress: Shown) -> Dataset:
+    """Labelled texts, by the columns of `add_columns`; says what was read.
+
+    Raises:
+        DataError: they cannot be read, or none of them says anything.
+    """
+    if is_hub_name(source):
+        progress.note(f"{source}: asking the hub")
+    dataset = read_examples(
+        source,
+        text_column=arguments.text_column,
+        text_pair_column=arguments.text_pair_column,
+        label_column=arguments.label_column,
+        split=split,
+    )
+    rows = f"{source}: {len(dataset):,} rows"
+    progress.note(f"{rows}, {len(dataset.labels):,} labels")
+    blank = sum(
+        _is_blank(example.text) and _is_blank(example.text_pair or "")
+        for example in dataset.examples
+    )
+    columns = repr(arguments.text_column)
+    if dataset.paired:
+        columns += f" and {arguments.text_pair_column or TEXT_PAIR_COLUMN!r}"
+    if blank == len(dataset):
+        raise DataError(f"no row has any text in {columns}", source=source)
+    if blank:
+        progress.note(f"{rows}, {blank:,} of them without any text in {columns}")
+    return dataset
+
+
+def check_output(path: Path | None, flag: str, suffix: str) -> None:
+    """Find out before the work what would be found out after it.
+
+    Raises:
+        OutputError: no file can be written there.
+    """
+    if path is None:
+        return
+    if path.suffix != suffix:
+        raise OutputError(f"{flag} {path}: must end in {suffix}")
+    if path.is_dir():
+        raise OutputError(f"{flag} {path}: is a folder")
+    if not path.parent.is_dir():
+        raise OutputError(f"{flag} {path}: there is no folder {path.parent}")
+    try:
+        # The longest name that is written beside it.
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.search.best."):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"{flag} {path}: the folder {path.parent} cannot be written to ({error.strerror})"
+        ) from None
+
+
+@contextmanager
+def naming_the_local_way(backbone: str | None) -> Iterator[None]:
+    """Adds to the error of a backbone that the hub does not give what to do without a hub."""
+    # Its retries are not news: what comes of them is said in one line.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    try:
+        yield
+    except UnusableBackbone as error:
+        if isinstance(error.__cause__, OSError) and not Path(backbone or "").is_dir():
+            reason = str(error).rstrip(".")
+            raise UnusableBackbone(
+                f"{reason}; --backbone takes a folder with the model's files as well"
+            ) from None
+        raise
+
+
+def progress_of(arguments: Namespace) -> Shown:
+    """What `add_showing` asks for; of several processes the first one shows."""
+    if arguments.quiet or not Launch.of_environment().leads:
+        return SilentProgress()
+    return LineProgress(sys.stderr) if arguments.no_progress else progress_for(sys.stderr)
+
+
+def stdout() -> Console:
+    """Where results go; a path that its encoding lacks is no reason to fail at the end."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    return Console(file=sys.stdout)
+
+
+def _add_setting(parser: _ActionsContainer, entry: Entry) -> None:
+    """Without a default of argparse's: what is not given is not there."""
+    default = entry.setting.otherwise if entry.default is None else str(entry.default)
+    help = f"{entry.setting.help} (default: {default})".replace("%", "%%")
+    if entry.kind is bool:
+        parser.add_argument(
+            entry.flag, dest=entry.name, default=SUPPRESS, action=BooleanOptionalAction, help=help
+        )
+        return
+    choices = [str(member) for member in getattr(entry.kind, "__members__", {}).values()]
+    parser.add_argument(
+        entry.flag,
+        dest=entry.name,
+        default=SUPPRESS,
+        type=str if choices else entry.kind,
+        choices=choices or None,
+        metavar=None if choices else {int: "N", float: "X"}.get(entry.kind, "S"),
+        help=help,
+    )
+
+
+def _is_blank(text: str) -> bool:
+    """Whether there is nothing that a person would see."""
+    return not any(character.isprintable() and not character.isspace() for character in text)

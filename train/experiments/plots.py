@@ -1,0 +1,200 @@
+"""Plots for a README, PNG and SVG, drawn without a display. Knows no method and no run.
+
+Colours: Okabe and Ito's, told apart with any colour vision, without their yellow (too pale for a
+line on white). A name's marker and line style tell it apart where the colours repeat.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Bbox
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+_LINES = ("-", "--", ":", "-.")
+_MARKERS = "osD^vP*Xp<>h"
+_DPI = 150
+_PANEL = (4.2, 3.1)
+_COLUMNS = 3
+# Where a label may stand beside its point, in points: the nearest free place is taken.
+_OFFSETS = [
+    (round(radius * math.cos(turn)), round(radius * math.sin(turn)))
+    for radius in (8, 16, 26, 38, 52)
+    for turn in (math.pi * step / 4 for step in (0, 1, 7, 2, 6, 4, 3, 5))
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One labelled point. spread: half the length of its error bar, None for none."""
+
+    name: str
+    x: float
+    y: float
+    spread: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One named line. spreads: as of points."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    spreads: Sequence[float | None] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """What an axis is named, and how it is scaled.
+
+    counts: whether it counts something, so that halves mean nothing. ticks: their texts, by value.
+    """
+
+    label: str
+    logarithmic: bool = False
+    counts: bool = False
+    ticks: Mapping[float, str] | None = None
+
+
+def scatter(path: Path, points: Sequence[Point], order: Sequence[str], *, x: Axis, y: Axis) -> None:
+    """Labelled points. order: all names, so that one looks the same in every plot.
+
+    Args:
+        path: without extension; `.png` and `.svg` are written.
+    """
+    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    for point in points:
+        axes.errorbar(
+            point.x,
+            point.y,
+            yerr=point.spread,
+            capsize=2,
+            linestyle="none",
+            elinewidth=0.8,
+            markersize=7,
+            **_look(point.name, order),
+        )
+    _dress(axes, x, y)
+    axes.margins(x=0.12, y=0.12)
+    figure.draw_without_rendering()
+    place_labels(axes, points)
+    _save(figure, path)
+
+
+def curves(
+    path: Path, panels: Mapping[str, Sequence[Line]], order: Sequence[str], *, x: Axis, y: Axis
+) -> None:
+    """A panel of lines for every name, one legend for all."""
+    columns = min(_COLUMNS, len(panels))
+    height = math.ceil(len(panels) / columns)
+    names = [
+        name for name in order if any(name == line.name for p in panels.values() for line in p)
+    ]
+    legend_rows = math.ceil(len(names) / (2 * columns))
+    size = (_PANEL[0] * columns, _PANEL[1] * height + 0.3 * legend_rows)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(height, columns, squeeze=False)
+    handles: dict[str, Any] = {}
+    for axes, (title, lines) in zip(grid.flat, panels.items(), strict=False):
+        for line in lines:
+            style = _look(line.name, order) | {"linestyle": _line_style(line.name, order)}
+            spreads = [spread or 0.0 for spread in line.spreads] or None
+            handles[line.name] = axes.errorbar(
+                line.x,
+                line.y,
+                yerr=spreads,
+                capsize=2,
+                elinewidth=0.8,
+                markersize=3.5,
+                linewidth=1.2,
+                **style,
+            )
+        axes.set_title(title, fontsize=10)
+        _dress(axes, x, y)
+    for axes in list(grid.flat)[len(panels) :]:
+        axes.remove()
+    if len(names) > 1:
+        figure.legend(
+            [handles[name] for name in names],
+            names,
+            loc="outside lower center",
+            ncols=2 * columns,
+            fontsize=8,
+            frameon=False,
+        )
+    _save(figure, path)
+
+
+def _look(name: str, order: Sequence[str]) -> dict[str, Any]:
+    place = order.index(name)
+    colour, marker = _COLOURS[place % len(_COLOURS)], _MARKERS[place % len(_MARKERS)]
+    return {"color": colour, "marker": marker}
+
+
+def _line_style(name: str, order: Sequence[str]) -> str:
+    return _LINES[order.index(name) // len(_COLOURS) % len(_LINES)]
+
+
+def _dress(axes: Axes, x: Axis, y: Axis) -> None:
+    axes.set_xlabel(x.label)
+    axes.set_ylabel(y.label)
+    if x.logarithmic:
+        axes.set_xscale("log")
+    if x.counts:
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    if x.ticks is not None:
+        axes.set_xticks(list(x.ticks), labels=list(x.ticks.values()), minor=False)
+        axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def place_labels(axes: Axes, points: Sequence[Point]) -> None:
+    """Each label at the nearest place that covers no point and no other label."""
+    place = axes.transData.transform
+    taken = [Bbox.from_extents(*(place((p.x, p.y)) - 8), *(place((p.x, p.y)) + 8)) for p in points]
+    frame = axes.get_window_extent()
+    for point in points:
+        text = axes.annotate(
+            point.name, (point.x, point.y), xytext=(0, 0), textcoords="offset points", fontsize=8
+        )
+        fits = []
+        for offset in _OFFSETS:
+            text.set_position(offset)
+            text.set_horizontalalignment(_side(offset[0], ("right", "center", "left")))
+            text.set_verticalalignment(_side(offset[1], ("top", "center", "bottom")))
+            box = text.get_window_extent()
+            hidden = sum(box.overlaps(other) for other in taken)
+            outside = not (
+                frame.x0 <= box.x0
+                and box.x1 <= frame.x1
+                and frame.y0 <= box.y0 <= box.y1 <= frame.y1
+            )
+            fits.append((hidden + outside, offset))
+            if not hidden and not outside:
+                break
+        best = min(fits, key=lambda fit: fit[0])[1]
+        text.set_position(best)
+        text.set_horizontalalignment(_side(best[0], ("right", "center", "left")))
+        text.set_verticalalignment(_side(best[1], ("top", "center", "bottom")))
+        taken.append(text.get_window_extent())
+
+
+def _side(offset: int, sides: tuple[str, str, str]) -> Any:
+    return sides[(offset > 0) - (offset < 0) + 1]
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The same picture gives the same file.
+    with mpl.rc_context({"svg.hashsalt": path.name}):
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    figure.savefig(path.with_suffix(".png"), dpi=_DPI)

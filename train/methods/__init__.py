@@ -1,0 +1,55 @@
+"""The systems of the paper's tables, one file each, under the interface `train.methods.method`."""
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+import torch
+
+from adapters.backbone import Backbone
+from train.methods.dept import Dept
+from train.methods.design import Design
+from train.methods.fine_tuning import FineTuning
+from train.methods.head_only import HeadOnly, MeanHeadOnly
+from train.methods.idpg import Idpg
+from train.methods.idspam import Idspam
+from train.methods.lora import Lora
+from train.methods.lpt import Lpt
+from train.methods.method import Baseline, Method
+from train.methods.p_tuning import PTuning
+from train.methods.prompt_tuning import PromptTuning
+from train.methods.smop import Smop
+
+MethodType: TypeAlias = type[Idspam] | type[Baseline]
+
+METHODS: Mapping[str, MethodType] = {
+    "idspam": Idspam,
+    "idspam-paper": Idspam,
+    "head-only": HeadOnly,
+    "head-only-mean": MeanHeadOnly,
+    "prompt-tuning": PromptTuning,
+    "p-tuning": PTuning,
+    "smop": Smop,
+    "lpt": Lpt,
+    "dept": Dept,
+    "idpg": Idpg,
+    "lora": Lora,
+    "fine-tuning": FineTuning,
+}
+
+
+def build(
+    name: str,
+    backbone: Backbone,
+    design: Design,
+    labels: tuple[str, ...],
+    random: torch.Generator,
+) -> Method:
+    """A method's parameters, as they start.
+
+    Raises:
+        SettingsError: a package that the method needs is not installed.
+    """
+    kind = METHODS[name]
+    if issubclass(kind, Idspam):
+        return kind(backbone, design, design.spec(backbone, labels), random)
+    return kind(backbone, design, len(labels), random)

@@ -1,0 +1,46 @@
+"""How a method is built, nothing left open. `train.defaults` chooses, the methods read."""
+
+from dataclasses import dataclass, fields
+
+from adapters.backbone import Backbone
+from adapters.spec import (
+    AdapterSpec,
+    FinalActivation,
+    GeneratorInput,
+    GeneratorPooling,
+    HeadKind,
+    Pooling,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Design:
+    """How a method is built, nothing left open. Fields are those of `AdapterSpec`, and the dropout.
+
+    Baselines take from it what they have: prompt length, layer, pooling and head.
+    """
+
+    prompt_length: int
+    bottleneck: int
+    attention_size: int
+    insertion_layer: int
+    generator_input: GeneratorInput
+    generator_pooling: GeneratorPooling
+    final_activation: FinalActivation
+    pooling: Pooling
+    head: HeadKind
+    max_length: int
+    dropout: float
+
+    def spec(self, backbone: Backbone, labels: tuple[str, ...]) -> AdapterSpec:
+        """The spec of an adapter of this backbone for these labels."""
+        switches = {
+            item.name: getattr(self, item.name) for item in fields(self) if item.name != "dropout"
+        }
+        return AdapterSpec(
+            backbone=backbone.identity,
+            tokenizer_sha256=backbone.encoder.sha256,
+            hidden_size=backbone.hidden_size,
+            labels=labels,
+            **switches,
+        )

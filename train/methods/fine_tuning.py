@@ -1,0 +1,34 @@
+"""Fine-tuning: every weight of the backbone, kept in float32."""
+
+import torch
+from torch import Tensor
+
+from adapters.backbone import Backbone, Trunk
+from adapters.packing import PackedBatch
+from train.methods.design import Design
+from train.methods.lora import unfrozen_states
+from train.methods.method import Baseline
+
+
+class FineTuning(Baseline):
+    """`model`: the backbone's, trained. Where the backbone computes in bfloat16, so does this one,
+    from float32 weights: steps of a small rate are lost in bfloat16."""
+
+    learning_rate = 5e-5
+    changes_backbone = True
+
+    def __init__(
+        self, backbone: Backbone, design: Design, labels: int, random: torch.Generator
+    ) -> None:
+        super().__init__(backbone, design, labels, random)
+        self._computes = backbone.dtype
+        self.model = backbone.to(dtype=torch.float32).changed().requires_grad_(True)
+
+    def states(self, batch: PackedBatch, trunk: Trunk) -> Tensor:
+        narrow = self._computes != torch.float32
+        with torch.autocast(self.backbone.device.type, self._computes, enabled=narrow):
+            return unfrozen_states(self.backbone, batch)
+
+    def rate_factor(self, name: str) -> float:
+        # The head starts at zero and is not pre-trained.
+        return 20.0 if name.startswith("head") else 1.0

@@ -1,0 +1,30 @@
+"""A class head on the frozen backbone: what is there without any adapter."""
+
+from torch import Tensor
+
+from adapters.backbone import Trunk, mean_of_rows
+from adapters.packing import PackedBatch
+from adapters.spec import Pooling
+from train.methods.method import Baseline, Shape
+
+
+class HeadOnly(Baseline):
+    """Reads [BOS], or what the settings say."""
+
+    learning_rate = 1e-2
+
+    @property
+    def kept_layers(self) -> int:
+        return self.backbone.layers
+
+    def states(self, batch: PackedBatch, trunk: Trunk) -> Tensor:
+        read = self.backbone.finish(trunk.hidden.index_select(0, batch.reads))
+        return mean_of_rows(read, batch.read_layout)
+
+
+class MeanHeadOnly(HeadOnly):
+    """Reads the mean of the tokens: for sentence encoders [BOS] alone is a weak control."""
+
+    @property
+    def shape(self) -> Shape:
+        return Shape(pooling=Pooling.MEAN)

@@ -1,0 +1,62 @@
+"""IDPG: prompts made of the text's [BOS] vector of a frozen pass, put into every layer.
+
+Source: Wu et al., "IDPG: An Instance-Dependent Prompt Generation Method", NAACL 2022, the variant
+M-IDPG-DNN: dropout, n -> 16, GELU, dropout, 16 -> 5 n; the matrices are shared by all layers, every
+layer has a bias of its own. Its prompts stand behind [BOS] and ours before it: between the layers
+of an encoder prompts have no position, so that is the same function.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from adapters.backbone import Backbone, Trunk
+from adapters.packing import PackedBatch
+from train.methods.design import Design
+from train.methods.method import Baseline, Shape, first_tokens, inserted, read
+
+LENGTH, WIDTH = 5, 16
+
+
+class Idpg(Baseline):
+    """`down`: [n, 16]; `up`: [16, 5 n]; `biases`: [layers, 5 n]."""
+
+    learning_rate = 3e-3
+
+    def __init__(
+        self, backbone: Backbone, design: Design, labels: int, random: torch.Generator
+    ) -> None:
+        super().__init__(backbone, design, labels, random)
+        n = backbone.hidden_size
+        self.down = self.normal((n, WIDTH), fan_in=n)
+        self.up = self.normal((WIDTH, LENGTH * n), fan_in=WIDTH)
+        self.biases = nn.Parameter(torch.zeros(backbone.layers, LENGTH * n))
+
+    @property
+    def shape(self) -> Shape:
+        return Shape(LENGTH, pooling=self.design.pooling)
+
+    def states(self, batch: PackedBatch, trunk: Trunk) -> Tensor:
+        made = self._generated(batch, trunk)
+        prompts = [(made + bias).view(-1, self.backbone.hidden_size) for bias in self.biases]
+        hidden, layout = inserted(trunk.hidden, prompts[0], batch)
+        slots = _slots(batch)
+        for layer in range(1, self.backbone.layers):
+            hidden = self.backbone.through(hidden, layer - 1, layer, layout)
+            hidden = hidden.index_copy(0, slots, prompts[layer].to(hidden.dtype))
+        return read(self.backbone, hidden, batch)
+
+    def _generated(self, batch: PackedBatch, trunk: Trunk) -> Tensor:
+        """What all layers' prompts have in common, float32 [rows, 5 n]."""
+        with torch.no_grad():
+            last = self.backbone.trunk(batch, self.backbone.layers, above=trunk).hidden
+            states = self.backbone.finish(first_tokens(last, batch)).float()
+        rate = self.design.dropout
+        states = functional.dropout(states, rate, self.training)
+        states = functional.dropout(functional.gelu(states @ self.down), rate, self.training)
+        return states @ self.up
+
+
+def _slots(batch: PackedBatch) -> Tensor:
+    """Where the prompts stand once they are inserted, in the rows' order: int64 [rows * t]."""
+    return torch.nonzero(batch.insertions[0].expand >= batch.layout.tokens).squeeze(1)

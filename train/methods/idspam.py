@@ -1,0 +1,79 @@
+"""ID-SPAM: the method this project serves. Its equation is `adapters.prompt`, for serving as well.
+
+Source: Muppidi, Nandy, Bandyopadhyay, ACL 2025 (arXiv 2506.05629). With the switches of the
+adapter spec; `--preset paper` sets them as the paper does.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from adapters.adapter import Adapter
+from adapters.backbone import Backbone, Trunk
+from adapters.head import HeadWeights
+from adapters.packing import PackedBatch
+from adapters.prompt import GeneratorWeights, generate
+from adapters.spec import AdapterSpec, GeneratorInput
+from train.methods.design import Design
+from train.methods.method import Method, Shape, inserted, read
+
+
+class Idspam(Method):
+    """Parameters named and shaped as `AdapterSpec.shapes` declares them, in float32.
+
+    Matrices start at N(0, 1/fan_in), biases at zero. The head starts at zero, so that the first
+    prediction is uniform whatever the number of labels.
+    """
+
+    learning_rate = None
+    weight_decay = None
+
+    def __init__(
+        self, backbone: Backbone, design: Design, spec: AdapterSpec, random: torch.Generator
+    ) -> None:
+        super().__init__(backbone, design, len(spec.labels), random)
+        self.spec = spec
+        self._names = tuple(spec.shapes())
+        for name, shape in spec.shapes().items():
+            self.register_parameter(_key(name), nn.Parameter(_initial(name, shape, random)))
+        self._held = {name: self.get_parameter(_key(name)) for name in self._names}
+
+    @property
+    def shape(self) -> Shape:
+        spec = self.spec
+        return Shape(spec.prompt_length, spec.insertion_layer, spec.generator_input, spec.pooling)
+
+    @property
+    def tensors(self) -> dict[str, nn.Parameter]:
+        return self._held
+
+    @property
+    def head(self) -> HeadWeights:
+        return HeadWeights.of({**self.tensors})
+
+    def states(self, batch: PackedBatch, trunk: Trunk) -> Tensor:
+        embeddings = self.spec.generator_input is GeneratorInput.EMBEDDINGS
+        source = trunk.embeddings if embeddings else trunk.hidden
+        assert source is not None, "a trunk for prompts from embeddings holds them"
+        weights = {0: GeneratorWeights.of(self.spec, {**self.tensors})}
+        prompts, _ = generate(source, batch.insertions[0].generations[0], weights)
+        hidden, layout = inserted(trunk.hidden, prompts, batch)
+        first, last = self.spec.insertion_layer, self.backbone.layers - 1
+        return read(self.backbone, self.backbone.through(hidden, first, last, layout), batch)
+
+    def adapter(self, spec: AdapterSpec, *, dtype: torch.dtype = torch.float32) -> Adapter:
+        """These weights as an adapter of `spec`, which may add provenance and calibration to this
+        method's own."""
+        assert spec.shapes() == self.spec.shapes()
+        return Adapter(spec, {name: tensor.to(dtype) for name, tensor in self.snapshot().items()})
+
+
+def _initial(name: str, shape: tuple[int, ...], random: torch.Generator) -> Tensor:
+    if name.endswith("bias") or name == "head.out.weight":
+        return torch.zeros(shape)
+    return torch.randn(shape, generator=random) / math.sqrt(shape[0])
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "_")

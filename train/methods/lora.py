@@ -1,0 +1,70 @@
+"""LoRA, through PEFT: r = 8 on queries and values, as its authors use it on RoBERTa.
+
+Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022. PEFT puts its
+layers into the backbone, which then runs as a packed batch like everything else.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adapters.backbone import Backbone, Trunk
+from adapters.packing import PackedBatch
+from train.errors import SettingsError
+from train.methods.design import Design
+from train.methods.method import Baseline, read
+
+RANK, ALPHA, DROPOUT = 8, 16, 0.1
+
+TARGETS = {
+    "bert": ["query", "value"],
+    "roberta": ["query", "value"],
+    "xlm-roberta": ["query", "value"],
+    "electra": ["query", "value"],
+    "distilbert": ["q_lin", "v_lin"],
+    "gpt2": ["c_attn"],
+}
+
+
+class Lora(Baseline):
+    """`model`: the backbone's, with PEFT's matrices in it.
+
+    Raises:
+        SettingsError: PEFT is not installed.
+    """
+
+    learning_rate = 1e-3
+    changes_backbone = True
+
+    def __init__(
+        self, backbone: Backbone, design: Design, labels: int, random: torch.Generator
+    ) -> None:
+        super().__init__(backbone, design, labels, random)
+        try:
+            import peft
+        except ImportError:
+            raise SettingsError(["the method lora needs the package peft"]) from None
+        config: Any = peft.LoraConfig(
+            r=RANK,
+            lora_alpha=ALPHA,
+            lora_dropout=DROPOUT,
+            target_modules=TARGETS[backbone.model_type],
+            fan_in_fan_out=backbone.model_type == "gpt2",
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(torch.randint(2**31, (1,), generator=random)))
+            self.model = peft.inject_adapter_in_model(config, backbone.changed())
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                # PEFT makes them in the backbone's type; in bfloat16 small steps would be lost.
+                parameter.data = parameter.data.float()
+
+    def states(self, batch: PackedBatch, trunk: Trunk) -> Tensor:
+        return unfrozen_states(self.backbone, batch)
+
+
+def unfrozen_states(backbone: Backbone, batch: PackedBatch) -> Tensor:
+    """What the head reads where gradients reach every layer: [rows, n]."""
+    hidden = backbone.embed(batch.input_ids, batch.token_type_ids, batch.offsets)
+    return read(backbone, backbone.through(hidden, 0, backbone.layers - 1, batch.layout), batch)

@@ -1,0 +1,46 @@
+"""LPT: a late prompt, made of the hidden state of a text's first token at a middle layer.
+
+Source: Liu et al., "Late Prompt Tuning: A Late Prompt Could Be Better Than Many Prompts", Findings
+of EMNLP 2022, the variant with a prompt generator: n -> 256, ReLU, 256 -> t * n, dropout.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from adapters.backbone import Backbone, Trunk
+from adapters.packing import PackedBatch
+from train.methods.design import Design
+from train.methods.method import PromptBaseline, Shape, first_tokens
+
+WIDTH = 256
+
+
+class Lpt(PromptBaseline):
+    """`down`: [n, 256]; `up`: [256, t * n]; both with a bias."""
+
+    learning_rate = 1e-3
+    # As ID-SPAM's: a generator of the same size, on the same few rows.
+    weight_decay = None
+
+    def __init__(
+        self, backbone: Backbone, design: Design, labels: int, random: torch.Generator
+    ) -> None:
+        super().__init__(backbone, design, labels, random)
+        n, t = backbone.hidden_size, design.prompt_length
+        self.down = self.normal((n, WIDTH), fan_in=n)
+        self.down_bias = nn.Parameter(torch.zeros(WIDTH))
+        self.up = self.normal((WIDTH, t * n), fan_in=WIDTH)
+        self.up_bias = nn.Parameter(torch.zeros(t * n))
+
+    @property
+    def shape(self) -> Shape:
+        design = self.design
+        return Shape(design.prompt_length, design.insertion_layer, pooling=design.pooling)
+
+    def prompts(self, trunk: Trunk, batch: PackedBatch) -> Tensor:
+        states = first_tokens(trunk.hidden, batch).float()
+        states = torch.relu(torch.addmm(self.down_bias, states, self.down))
+        prompts = torch.addmm(self.up_bias, states, self.up)
+        prompts = functional.dropout(prompts, self.design.dropout, self.training)
+        return prompts.view(len(batch.rows) * self.design.prompt_length, -1)

@@ -1,0 +1,38 @@
+"""P-Tuning: prompt vectors that a small network makes of t free ones, in front of the embeddings.
+
+Source: Liu et al., "GPT Understands, Too", AI Open 2023, with the MLP encoder that PEFT has: two
+hidden layers as wide as the backbone, ReLU behind each.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from adapters.backbone import Backbone, Trunk
+from adapters.packing import PackedBatch
+from train.methods.design import Design
+from train.methods.method import PromptBaseline, Shape
+
+
+class PTuning(PromptBaseline):
+    """`free`: [t, n]; three layers n -> n over it."""
+
+    learning_rate = 1e-3
+
+    def __init__(
+        self, backbone: Backbone, design: Design, labels: int, random: torch.Generator
+    ) -> None:
+        super().__init__(backbone, design, labels, random)
+        n = backbone.hidden_size
+        self.free = self.normal((design.prompt_length, n), fan_in=1)
+        self.weights = nn.ParameterList([self.normal((n, n), fan_in=n) for _ in range(3)])
+        self.biases = nn.ParameterList([nn.Parameter(torch.zeros(n)) for _ in range(3)])
+
+    @property
+    def shape(self) -> Shape:
+        return Shape(self.design.prompt_length, pooling=self.design.pooling)
+
+    def prompts(self, trunk: Trunk, batch: PackedBatch) -> Tensor:
+        states: Tensor = self.free
+        for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            states = torch.addmm(bias, states if index == 0 else torch.relu(states), weight)
+        return states.repeat(len(batch.rows), 1)

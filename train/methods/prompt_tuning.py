@@ -1,0 +1,43 @@
+"""Prompt Tuning: t free vectors in front of the embeddings.
+
+Source: Lester, Al-Rfou, Constant, "The Power of Scale for Parameter-Efficient Prompt Tuning", EMNLP
+2021. They start as the embeddings of tokens drawn from the vocabulary. The head reads [BOS], at
+index t: PEFT's version reads index 0, which is a prompt vector.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from adapters.backbone import Backbone, Trunk
+from adapters.packing import PackedBatch
+from train.methods.design import Design
+from train.methods.method import PromptBaseline, Shape
+
+
+class PromptTuning(PromptBaseline):
+    """`prompt`: [t, n]."""
+
+    learning_rate = 2e-2
+
+    def __init__(
+        self, backbone: Backbone, design: Design, labels: int, random: torch.Generator
+    ) -> None:
+        super().__init__(backbone, design, labels, random)
+        self.prompt = nn.Parameter(token_embeddings(backbone, design.prompt_length, random))
+
+    @property
+    def shape(self) -> Shape:
+        return Shape(self.design.prompt_length, pooling=self.design.pooling)
+
+    def prompts(self, trunk: Trunk, batch: PackedBatch) -> Tensor:
+        return self.prompt.repeat(len(batch.rows), 1)
+
+
+def token_embeddings(backbone: Backbone, count: int, random: torch.Generator) -> Tensor:
+    """What leaves the embedding layer for tokens drawn at random, float32 [count, n]."""
+    ids = torch.randint(len(backbone.word_embeddings.weight), (count,), generator=random).to(
+        backbone.device
+    )
+    nothing = torch.zeros_like(ids)
+    with torch.no_grad():
+        return backbone.embed(ids, nothing, nothing).float()

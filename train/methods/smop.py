@@ -1,0 +1,48 @@
+"""SMoP: several short prompts, of which a router chooses one for every text.
+
+Source: Choi et al., "SMoP: Towards Efficient and Effective Prompt Tuning with Sparse
+Mixture-of-Prompts", EMNLP 2023. k = 4 prompts of l = 5 vectors; the router is a linear map of the
+text's mean embedding, its logits multiplied by Gaussian noise in training; the chosen prompt is
+multiplied by its probability, which is how the router learns.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from adapters.backbone import Backbone, Trunk
+from adapters.layout import row_means
+from adapters.packing import PackedBatch
+from train.methods.design import Design
+from train.methods.method import PromptBaseline, Shape
+from train.methods.prompt_tuning import token_embeddings
+
+PROMPTS, LENGTH = 4, 5
+NOISE = 0.01
+
+
+class Smop(PromptBaseline):
+    """`bank`: [k, l, n]; `router`: [n, k]."""
+
+    learning_rate = 2e-2
+
+    def __init__(
+        self, backbone: Backbone, design: Design, labels: int, random: torch.Generator
+    ) -> None:
+        super().__init__(backbone, design, labels, random)
+        n = backbone.hidden_size
+        bank = token_embeddings(backbone, PROMPTS * LENGTH, random)
+        self.bank = nn.Parameter(bank.view(PROMPTS, LENGTH, n))
+        self.router = nn.Parameter(torch.empty(n, PROMPTS))
+        nn.init.orthogonal_(self.router, generator=random)
+
+    @property
+    def shape(self) -> Shape:
+        return Shape(LENGTH, pooling=self.design.pooling)
+
+    def prompts(self, trunk: Trunk, batch: PackedBatch) -> Tensor:
+        routed = row_means(trunk.hidden, batch.layout) @ self.router
+        if self.training:
+            routed = routed * (1 + NOISE * torch.randn_like(routed))
+        shares, chosen = routed.softmax(dim=-1).max(dim=-1)
+        prompts = self.bank[chosen] * shares[:, None, None]
+        return prompts.flatten(0, 1)
