@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from train.data import Dataset, Example, split_validation
 from train.errors import DataError
 from train.metrics import Metric
-from train.task_data import MOST_HELD_OUT, hold_out, load_task
+from train.task_data import MOST_HELD_OUT, hold_out, load_task, with_something_to_report
 
 
 def _write(folder: Path, split: str, *rows: tuple[str, ...]) -> Path:
@@ -153,7 +153,7 @@ def test_held_out_rows_are_the_rest_and_share_no_text(dataset: Dataset, seed: in
     }
     sure = [next(iter(labels)) for labels in labels_of.values() if len(labels) == 1]
     if max(map(sure.count, sure), default=0) < 2:
-        with pytest.raises(DataError, match=r"^s: too few texts to hold some out for selection$"):
+        with pytest.raises(DataError, match=r"^s: too few texts to hold some out$"):
             hold_out(dataset, seed=seed)
         return
     train, held = hold_out(dataset, seed=seed)
@@ -190,3 +190,18 @@ def test_repeated_texts_do_not_make_more_than_the_most() -> None:
         assert 600 < len(held) <= MOST_HELD_OUT
         assert {row.text for row in train.examples}.isdisjoint(row.text for row in held.examples)
     assert max(unbounded) > MOST_HELD_OUT, "otherwise this shows nothing"
+
+
+def test_a_task_without_rows_to_report_on_gets_some_of_its_training_rows(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": f"text {i}", "label": "ab"[i % 2]}) for i in range(50)]
+    (tmp_path / "mine.jsonl").write_text("\n".join(lines))
+    task = load_task(str(tmp_path / "mine.jsonl"), data_root=None)
+    assert task.validation is None
+    divided = with_something_to_report(task)
+    assert divided.validation is not None
+    assert (len(divided.train), len(divided.validation)) == (40, 10)
+    assert sorted(divided.train.examples + divided.validation.examples, key=str) == sorted(
+        task.train.examples, key=str
+    )
+    assert "10 of its 50 rows" in divided.notes[-1]
+    assert with_something_to_report(divided) is divided

@@ -33,6 +33,8 @@ SPLITS = ("train", "validation", "test")
 # Of the training rows, for selection: as a share, and no more rows than this.
 HELD_OUT_SHARE = 0.1
 MOST_HELD_OUT = 2000
+# And for the report, where a task has no rows of its own for it.
+REPORTED_SHARE = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,22 @@ def load_named(task: Task, *, data_root: Path | None) -> TaskData:
     return _task_data(task.name, task.metric, splits, notes=tuple(_incomplete(task, splits)))
 
 
+def with_something_to_report(task: TaskData) -> TaskData:
+    """A task that has neither validation nor test rows gets a fifth of its training rows for it.
+
+    Raises:
+        DataError: no text can be held out.
+    """
+    if task.validation is not None or task.test is not None:
+        return task
+    try:
+        train, validation = split_validation(task.train, fraction=REPORTED_SHARE, seed=0)
+    except DataError:
+        raise _too_few(task.train) from None
+    note = f"validation: {len(validation):,} of its {len(task.train):,} rows, held out at random"
+    return replace(task, train=train, validation=validation, notes=(*task.notes, note))
+
+
 def hold_out(train: Dataset, *, seed: int) -> tuple[Dataset, Dataset]:
     """Divide training rows: some are kept for choosing the epoch and the settings.
 
@@ -124,7 +142,7 @@ def hold_out(train: Dataset, *, seed: int) -> tuple[Dataset, Dataset]:
 
 
 def _too_few(train: Dataset) -> DataError:
-    return DataError("too few texts to hold some out for selection", source=train.source)
+    return DataError("too few texts to hold some out", source=train.source)
 
 
 def _task_data(

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from adapters.durable import write_atomically
-from train.errors import DataError, SettingsError
+from train.errors import SettingsError
 from train.experiments import figures, pages
 from train.experiments.cells import Cell, Kind, Plan, Rows
 from train.experiments.display import Display, SilentDisplay
@@ -15,7 +15,7 @@ from train.experiments.session import Findings, Session
 from train.markdown import table
 from train.methods import METHODS
 from train.settings import FitSettings
-from train.task_data import TaskData, hold_out, load_task
+from train.task_data import TaskData, hold_out, load_task, with_something_to_report
 
 
 def compare(
@@ -89,7 +89,9 @@ def load_tasks(sources: Sequence[str], data_root: Path | None) -> dict[str, Task
         SettingsError: none, or two of one name.
         DataError: one cannot be used.
     """
-    loaded = [load_task(source, data_root=data_root) for source in sources]
+    loaded = [
+        with_something_to_report(load_task(source, data_root=data_root)) for source in sources
+    ]
     check_names("tasks", [task.name for task in loaded])
     return {task.name: task for task in loaded}
 
@@ -98,12 +100,10 @@ def rows_of(task: TaskData, *, seed: int) -> Rows:
     """A task's sets: selection is held out of the training rows, the other splits are reported.
 
     Raises:
-        DataError: there is nothing to report on.
+        DataError: too few rows.
     """
     others = {"validation": task.validation, "test": task.test}
     reported = {name: found for name, found in others.items() if found is not None}
-    if not reported:
-        raise DataError("neither validation nor test rows", source=task.train.source)
     train, selection = hold_out(task.train, seed=seed)
     return Rows.of({"train": train, "selection": selection} | reported, task.metric)
 
