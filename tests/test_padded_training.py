@@ -134,7 +134,9 @@ def train_plainly(
         ],
         betas=constants.betas,
         eps=constants.epsilon,
-        weight_decay=training.recipe.weight_decay,
+        weight_decay=(
+            training.recipe.weight_decay if settings.weight_decay is None else settings.weight_decay
+        ),
     )
     steps = settings.epochs * math.ceil(len(data) / size)
     warmup = max(1, round(settings.warmup_ratio * steps))

@@ -17,6 +17,7 @@ from adapters.finite import all_finite
 from train.cache import TrunkCache
 from train.errors import TrainingError
 from train.kept import Split
+from train.memory import give_back
 from train.methods.method import Method
 from train.metrics import measure
 from train.progress import Progress
@@ -32,6 +33,8 @@ CLIP_NORM = 1.0
 EVALUATION_TOKENS = {"cpu": 8192, "cuda": 65536}
 # Steps after which the device's losses are read and checked. A GPU waits for the host each time.
 CHECK_STEPS = {"cpu": 1, "cuda": 32}
+# Steps after which freed memory is given back: some milliseconds each time.
+GIVE_BACK_STEPS = 32
 # A kill loses at most this much work; epochs are saved, too, where that takes at most this share of
 # the time.
 SAVE_SECONDS = 30.0
@@ -170,6 +173,8 @@ class Loop:
             self._step(chosen)
             if len(self._unread) >= self._check_steps:
                 self._check()
+            if state.step % GIVE_BACK_STEPS == 0:
+                give_back()
             now = time.perf_counter()
             running["seconds"] = before + now - started
             done = max(running["texts"], 1)
@@ -240,15 +245,13 @@ class Loop:
         self._unread.clear()
         for step, (loss, hits) in enumerate(found, start=first + 1):
             if not math.isfinite(loss):
+                kept = f"the last good state is in {self._file}; " if self._file.exists() else ""
                 raise TrainingError(
                     f"the loss is {loss} at step {step} of epoch {self.state.epoch + 1}: "
-                    f"stopped; {self._kept()}a lower --lr usually helps"
+                    f"stopped; {kept}a lower --lr usually helps"
                 )
             self.state.running["loss"] += loss
             self.state.running["hits"] += hits
-
-    def _kept(self) -> str:
-        return f"the last good state is in {self._file}; " if self._file.exists() else ""
 
     def _rate(self, step: int) -> float:
         """Linear warm-up, then linear decay to zero."""
