@@ -37,7 +37,7 @@ format: $(VENV)/ready ## let ruff format and sort imports
 # Other projects' servers in an environment of their own: they want other versions of the same packages.
 PEERS := runs/peers
 
-bench: $(VENV)/ready ## benchmarks of a CPU: under 10 minutes on two cores, tables and runs/benchmarks/cpu/*.json
+bench: $(VENV)/ready ## benchmarks of a CPU: under 12 minutes on two cores, tables and runs/benchmarks/cpu/*.json
 	@test -x $(PEERS)/bin/python || echo "bench: there is no $(PEERS), so the step 'peers' will fail: make bench-peers"
 	$(BIN)/python -m benchmarks sets cpu
 

@@ -20,7 +20,7 @@ COMMANDS = {
     "http": "the service over HTTP, on one machine with its clients",
     "peers": "the service beside Infinity and LitServe, CPU",
     "swap": "uploads of alternating adapters while clients predict",
-    "training": "an epoch with and without kept lower layers",
+    "training": "an epoch beside PEFT's prompt tuning and LoRA, and its memory",
     "exactness": "what batching and bfloat16 change in the zoo's answers",
     "sets": "all commands of a machine, one after the other: `sets cpu`, `sets gpu`",
 }

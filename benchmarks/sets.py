@@ -29,6 +29,7 @@ SETS: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "--seconds 5 --rounds 2",
             "swap": "swap --device cpu --uploads 100 --quiet 8",
             "peers": "peers --seconds 5 --rounds 2",
+            "training": "training --device cpu --rounds 2",
         },
         "gpu": {
             "engine-base": f"engine {_BASE} --adapters 1,64,256,1024",
@@ -39,6 +40,7 @@ SETS: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "swap-base": f"swap {_BASE} --workers 4 --uploads 1000",
             "engine-large": f"engine {_LARGE} --adapters 1,64,256,1024",
             "latency-large": f"latency {_LARGE}",
+            "training-base": "training --backbone roberta-base --device cuda",
         },
     }
 )

@@ -1,0 +1,205 @@
+"""An epoch of PEFT's prompt tuning and of PEFT's LoRA, as their users run them.
+
+`AutoModelForSequenceClassification` with PyTorch's attention and its own dropout, batches padded
+to their longest text. The loop is plain PyTorch: `transformers.Trainer` would add to it and take
+nothing away.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from importlib import import_module
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils import logging
+
+from adapters.loading import DEFAULT_BACKBONE, locate_default
+from adapters.tokenizer import TextEncoder
+from benchmarks.ceilings import synchronize
+from benchmarks.epochs import LABELS, MAX_TOKENS, PROMPT_LENGTH, SEED, Epoch, Work
+from benchmarks.padded import pad
+from train.settings import ComputeType
+
+# Small enough for the class head of RoBERTa, which has a hidden layer; it decides no speed.
+_LEARNING_RATE = 1e-4
+_CLIP_NORM = 1.0
+_CHECKED_ROWS, _CHECKED_STEPS = 8, 16
+
+
+class Kind(StrEnum):
+    """Which of PEFT's methods."""
+
+    PROMPT_TUNING = "PEFT prompt tuning"
+    LORA = "PEFT LoRA"
+
+
+class Precision(StrEnum):
+    """The two ways to train in bfloat16: the frozen weights in it, what PEFT trains in float32; or
+    all weights in float32 under autocast, which is `bf16=True` of the Trainer."""
+
+    FLOAT32 = "float32"
+    WEIGHTS = "bfloat16 weights"
+    AUTOCAST = "autocast"
+
+
+@dataclass(frozen=True, slots=True)
+class Padded:
+    """One of PEFT's methods in one precision."""
+
+    kind: Kind
+    precision: Precision
+
+    @property
+    def name(self) -> str:
+        if self.precision is Precision.FLOAT32:
+            return self.kind.value
+        return f"{self.kind}, {self.precision}"
+
+
+class PaddedTrainee:
+    """PEFT's method around a model that `load_classifier` gave."""
+
+    def __init__(self, work: Work, system: Padded, model: nn.Module) -> None:
+        self._work = work
+        self._device = torch.device(work.device)
+        self._autocast = system.precision is Precision.AUTOCAST
+        self._encodings = _encoder(work.source).encode_batch(
+            [(text, None) for text in work.texts], max_length=MAX_TOKENS
+        )
+        self._classes = torch.tensor([LABELS.index(label) for label in work.labels])
+        with _seeded():
+            peft: Any = import_module("peft")
+            self.model = peft.get_peft_model(model, _config(peft, system.kind)).to(self._device)
+        self._trained = [item for item in self.model.parameters() if item.requires_grad]
+        self._optimizer = torch.optim.AdamW(self._trained, lr=_LEARNING_RATE, fused=True)
+
+    def epoch(self) -> Epoch:
+        """One more, with the weights and the optimizer of the last."""
+        self.model.train()
+        synchronize(self._device)
+        started = perf_counter()
+        total = torch.zeros((), device=self._device)
+        for chosen in self._work.batches():
+            # Read in the end only: nobody waits for a step.
+            total += self._step(chosen) * len(chosen)
+        synchronize(self._device)
+        seconds = perf_counter() - started
+        return Epoch(seconds, float(total) / len(self._encodings))
+
+    def learned(self) -> tuple[float, float]:
+        """The loss of a few rows, without dropout, before some steps on them and at its lowest
+        within these: the first ones may overshoot."""
+        chosen = next(self._work.batches())[:_CHECKED_ROWS]
+        before = self._loss_without_dropout(chosen)
+        found = []
+        for _ in range(_CHECKED_STEPS):
+            self.model.train()
+            self._step(chosen)
+            found.append(self._loss_without_dropout(chosen))
+        return before, min(found)
+
+    def set_learning_rate(self, rate: float) -> None:
+        """Of all steps from now on."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+
+    def close(self) -> None:
+        pass
+
+    def _step(self, chosen: Sequence[int]) -> Tensor:
+        loss: Tensor = self._made(chosen).loss
+        loss.backward()
+        nn.utils.clip_grad_norm_(self._trained, _CLIP_NORM)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return loss.detach()
+
+    def _made(self, chosen: Sequence[int]) -> Any:
+        padded = pad([self._encodings[row] for row in chosen], self.model)
+        real = torch.ones_like(padded.input_ids) if padded.real is None else padded.real.long()
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
+            return self.model(
+                input_ids=padded.input_ids, attention_mask=real, labels=self._true(chosen)
+            )
+
+    def _true(self, chosen: Sequence[int]) -> Tensor:
+        return self._classes[chosen].to(self._device, non_blocking=True)
+
+    @torch.no_grad()
+    def _loss_without_dropout(self, chosen: Sequence[int]) -> float:
+        self.model.eval()
+        # Not the model's own loss: in bfloat16 that has two digits.
+        logits = self._made(chosen).logits.float()
+        return float(functional.cross_entropy(logits, self._true(chosen)))
+
+
+def precisions(dtype: ComputeType) -> tuple[Precision, ...]:
+    """All ways to train in this type."""
+    if dtype is ComputeType.FLOAT32:
+        return (Precision.FLOAT32,)
+    return (Precision.WEIGHTS, Precision.AUTOCAST)
+
+
+def load_classifier(work: Work, system: Padded) -> nn.Module:
+    """The model as `transformers` gives it, on its device; its class head is new and random."""
+    # As for every padded batch (`benchmarks.padded`): cuDNN's attention plans each new shape anew.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    place, revision = _located(work.source)
+    with _seeded(), _without_warnings():
+        model: nn.Module = AutoModelForSequenceClassification.from_pretrained(
+            place,
+            revision=revision,
+            num_labels=len(LABELS),
+            dtype=torch.bfloat16 if system.precision is Precision.WEIGHTS else torch.float32,
+            attn_implementation="sdpa",
+        )
+    # Its file is mapped: read now, or whoever uses a weight first would seem to take memory for it.
+    for parameter in model.parameters():
+        parameter.sum()
+    return model.to(torch.device(work.device))
+
+
+def _config(peft: Any, kind: Kind) -> Any:
+    if kind is Kind.PROMPT_TUNING:
+        return peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=PROMPT_LENGTH)
+    return peft.LoraConfig(
+        task_type="SEQ_CLS",
+        r=8,
+        lora_alpha=16,
+        lora_dropout=0.1,
+        target_modules=["query", "value"],
+    )
+
+
+def _encoder(source: str) -> TextEncoder:
+    place, revision = _located(source)
+    tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
+    return TextEncoder(tokenizer.backend_tokenizer, read_token=None)
+
+
+def _located(source: str) -> tuple[str, str | None]:
+    return (source, None) if source != DEFAULT_BACKBONE else locate_default()
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        yield
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """That the head is new is no news."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
