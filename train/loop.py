@@ -6,11 +6,10 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from adapters.finite import all_finite
@@ -71,7 +70,7 @@ class Loop:
         self._tensors = method.tensors
         self._check_steps = CHECK_STEPS.get(self._device.type, 1)
         self._optimizer = torch.optim.AdamW(
-            _groups(method, recipe),
+            method.groups(recipe.learning_rate),
             lr=recipe.learning_rate,
             betas=BETAS,
             eps=EPSILON,
@@ -206,7 +205,8 @@ class Loop:
 
     def _step(self, chosen: list[int]) -> None:
         number = self.state.epoch * self._steps + self.state.step
-        torch.manual_seed(hash((self._recipe.seed, number, self._team.rank)) & 0x7FFF_FFFF)
+        seed = hash((self._recipe.seed, number, self._team.rank)) & 0x7FFF_FFFF
+        _seed(self._device, seed)
         rate = self._recipe.learning_rate * self._rate(number)
         for group in self._optimizer.param_groups:
             group["lr"] = rate * group["factor"]
@@ -289,12 +289,9 @@ class Loop:
         )
 
 
-def _groups(method: Method, recipe: Recipe) -> list[dict[str, Any]]:
-    """The method's parameters by the factor of their learning rate."""
-    groups: dict[float, list[nn.Parameter]] = {}
-    for name, tensor in method.tensors.items():
-        groups.setdefault(method.rate_factor(name), []).append(tensor)
-    return [
-        {"params": tensors, "lr": recipe.learning_rate * factor, "factor": factor}
-        for factor, tensors in groups.items()
-    ]
+def _seed(device: torch.device, seed: int) -> None:
+    """`torch.manual_seed` for the CPU and this device: asking every kind of device there might be
+    takes longer than packing a batch."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index].manual_seed(seed)

@@ -8,7 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -95,6 +95,16 @@ class Method(nn.Module, ABC):
     def rate_factor(self, name: str) -> float:
         """What the learning rate is multiplied by for one of `tensors`."""
         return 1.0
+
+    def groups(self, rate: float) -> list[dict[str, Any]]:
+        """The trained parameters by the factor of their learning rate, as optimisers take them."""
+        found: dict[float, list[nn.Parameter]] = {}
+        for name, tensor in self.tensors.items():
+            found.setdefault(self.rate_factor(name), []).append(tensor)
+        return [
+            {"params": tensors, "lr": rate * factor, "factor": factor}
+            for factor, tensors in found.items()
+        ]
 
     @property
     def size(self) -> int:
