@@ -1,6 +1,7 @@
 """Fixtures that many tests share. The builders behind them are in tests/tiny.py."""
 
 import os
+import signal
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,10 @@ from adapters.adapter import Adapter
 from adapters.backbone import Backbone
 from tests.house import Opened, open_house
 from tests.tiny import make_adapter, make_backbone
+
+# A shell starts what runs in its background with Ctrl-C ignored, and children inherit that; some
+# tests are about Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
