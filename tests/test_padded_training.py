@@ -127,6 +127,8 @@ def train_plainly(
     assert settings.batch_size is not None
     assert settings.learning_rate is not None
     rate, size = settings.learning_rate, settings.batch_size
+    chosen, given = training.recipe.weight_decay, settings.weight_decay
+    decay = chosen if given is None else given
     optimizer = torch.optim.AdamW(
         [
             {"params": [tensor], "lr": rate * training.method.rate_factor(name)}
@@ -134,9 +136,7 @@ def train_plainly(
         ],
         betas=constants.betas,
         eps=constants.epsilon,
-        weight_decay=(
-            training.recipe.weight_decay if settings.weight_decay is None else settings.weight_decay
-        ),
+        weight_decay=decay,
     )
     steps = settings.epochs * math.ceil(len(data) / size)
     warmup = max(1, round(settings.warmup_ratio * steps))
