@@ -84,14 +84,7 @@ class FrozenLayer:
     def __init__(self, layer: Any) -> None:
         self._layer = layer
         own = layer.attention.self
-        self.copied: tuple[nn.Linear, ...] = (
-            own.query,
-            own.key,
-            own.value,
-            layer.attention.output.dense,
-            layer.intermediate.dense,
-            layer.output.dense,
-        )
+        self.copied = onednn.linears_of(layer)
         self._heads, self._size = own.num_attention_heads, own.attention_head_size
         self.projection = Product.of(own.query, own.key, own.value)
 

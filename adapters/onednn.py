@@ -66,20 +66,20 @@ class Product:
         return made
 
 
+def linears_of(layer: Any) -> tuple[nn.Linear, ...]:
+    """All products of a BERT-like layer."""
+    own = layer.attention.self
+    behind = (layer.attention.output.dense, layer.intermediate.dense, layer.output.dense)
+    return (own.query, own.key, own.value, *behind)
+
+
 class OneDnnLayer:
     """A layer's products, each made when it is first asked for, and what runs between them."""
 
     def __init__(self, layer: Any) -> None:
         self._layer = layer
         own = layer.attention.self
-        self.copied: tuple[nn.Linear, ...] = (
-            own.query,
-            own.key,
-            own.value,
-            layer.attention.output.dense,
-            layer.intermediate.dense,
-            layer.output.dense,
-        )
+        self.copied = linears_of(layer)
         self._heads, self._size = own.num_attention_heads, own.attention_head_size
         self._exact_gelu = own.config.hidden_act == "gelu"
 

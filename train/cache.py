@@ -5,7 +5,6 @@ memory (the device's, where it fits), or in a memory-mapped file that is deleted
 Knows no labels and no method.
 """
 
-import logging
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -20,8 +19,6 @@ from adapters.backbone import Backbone, Trunk
 from adapters.packing import PackedBatch, Row, RowShape
 from adapters.spec import GeneratorInput
 from adapters.tokenizer import Encoding
-
-logger = logging.getLogger(__name__)
 
 # How much of the cache may live in the host's memory before `auto` moves it to disk.
 MEMORY_BYTES = 4 * 2**30
@@ -65,6 +62,8 @@ class TrunkCache:
         states = 2 if self._keeps_embeddings else 1
         self.nbytes = tokens * backbone.hidden_size * states * backbone.dtype.itemsize
         self.place = _chosen(place, self.nbytes) if kept_layers else "off"
+        # Why there is none, where one was wanted.
+        self.failure: str | None = None
         self._file: tempfile._TemporaryFileWrapper[bytes] | None = None
         self._states: Tensor | None = None
         if self.place != "off":
@@ -140,12 +139,7 @@ class TrunkCache:
                 self._states = self._mapped(shape, folder)
                 return
             except OSError as error:
-                logger.warning(
-                    "no room on disk for a cache of %d MB (%s): doing without it",
-                    self.nbytes >> 20,
-                    error,
-                )
-                self.place = "off"
+                self.place, self.failure = "off", error.strerror or str(error)
                 return
         self._states = torch.empty(shape, dtype=self._backbone.dtype, device=self._memory())
 

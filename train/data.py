@@ -76,7 +76,7 @@ def read_examples(
     examples = tuple(convert(number, values) for number, values in rows)
     if not examples:
         raise DataError("holds no rows", source=source)
-    return Dataset(source, _rows_sha256(examples) if path is None else _file_sha256(path), examples)
+    return Dataset(source, rows_sha256(examples) if path is None else _file_sha256(path), examples)
 
 
 def check_trainable(train: Dataset) -> None:
@@ -229,7 +229,8 @@ def _file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _rows_sha256(examples: Sequence[Example]) -> str:
+def rows_sha256(examples: Sequence[Example]) -> str:
+    """What identifies rows that come from no file of ours."""
     digest = hashlib.sha256()
     for example in examples:
         digest.update(json.dumps(astuple(example)).encode() + b"\n")

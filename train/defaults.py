@@ -1,7 +1,7 @@
 """What training chooses where a setting is left open. The measurements are in docs/defaults.md."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from adapters.backbone import Backbone
 from adapters.spec import FinalActivation, GeneratorInput, HeadKind, Pooling
@@ -68,6 +68,11 @@ PRESETS: Mapping[Preset, Choices] = {
         weight_decay=(0.01, 0.01),
     ),
 }
+
+
+def settings_for(method: str, settings: FitSettings) -> FitSettings:
+    """A comparison's settings as one of its methods has them: `idspam-paper` is a preset."""
+    return replace(settings, preset=Preset.PAPER) if method == "idspam-paper" else settings
 
 
 def design_of(settings: FitSettings, backbone: Backbone) -> Design:

@@ -98,11 +98,12 @@ def classes_of(data: Dataset, labels: tuple[str, ...]) -> Tensor:
 
 
 def _tell_of_lacking_room(splits: Mapping[str, Split], progress: Progress) -> None:
-    lacking = [name for name, split in splits.items() if split.cache.place == "off"]
+    lacking = {name: split.cache.failure for name, split in splits.items() if split.cache.failure}
     if lacking:
+        reasons = "; ".join(dict.fromkeys(lacking.values()))
         progress.note(
-            f"no room to keep the layers below for {', '.join(lacking)}: they are computed again "
-            "in every epoch"
+            f"no room to keep the layers below for {', '.join(lacking)} ({reasons}): they are "
+            "computed again in every epoch"
         )
 
 

@@ -18,13 +18,14 @@ from adapters.backbone import Backbone
 from adapters.durable import write_atomically
 from train.baselines import majority
 from train.data import Dataset
+from train.defaults import settings_for
 from train.errors import DataError
 from train.memory import peak_memory, reset_peak
 from train.methods import METHODS
 from train.metrics import Metric
 from train.progress import Progress
 from train.report import EpochReport, Metrics
-from train.settings import FitSettings, Preset
+from train.settings import FitSettings
 from train.training import Training, backbone_of, measured, set_up
 
 
@@ -101,8 +102,7 @@ def run(
         AdapterError: the backbone cannot be loaded or run.
     """
     kind = METHODS[method]
-    if method == "idspam-paper":
-        settings = replace(settings, preset=Preset.PAPER)
+    settings = settings_for(method, settings)
     backbone = backbones.take(settings, changed=kind.changes_backbone)
     reset_peak(backbone.device)
     training = set_up(

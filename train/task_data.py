@@ -4,12 +4,10 @@ A local task is `<folder>/{train,validation,test}` with an extension of `train.f
 columns `text`, `text_pair` and `label`. Knows no model.
 """
 
-import hashlib
-import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adapters.errors import listing
@@ -19,6 +17,7 @@ from train.data import (
     check_same_task,
     check_trainable,
     read_examples,
+    rows_sha256,
     split_validation,
 )
 from train.errors import DataError
@@ -207,7 +206,7 @@ def _read_from_hub(task: Task, split: str) -> Dataset:
         ) from None
     if not examples:
         raise DataError("holds no rows", source=source)
-    return Dataset(source, _sha256(examples), examples)
+    return Dataset(source, rows_sha256(examples), examples)
 
 
 def _example(task: Task, row: Mapping[str, object], *, source: str, line: int) -> Example:
@@ -226,11 +225,3 @@ def _example(task: Task, row: Mapping[str, object], *, source: str, line: int) -
         values[column] = words[value]
     pair = None if task.text_pair is None else task.text_pair.format_map(values)
     return Example(task.text.format_map(values), pair, sys.intern(values[task.label]))
-
-
-def _sha256(examples: Sequence[Example]) -> str:
-    """Of the rows, as they are trained on."""
-    digest = hashlib.sha256()
-    for example in examples:
-        digest.update(json.dumps(astuple(example)).encode() + b"\n")
-    return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
+from functools import partial
 
 from train.commands.experiments import SETTINGS, add_common, conduct, names
 
@@ -26,17 +27,5 @@ def run(arguments: Namespace, given: Sequence[str]) -> int:
     from train.experiments.ablation import SWITCHES, ablate
 
     switches = tuple(SWITCHES) if arguments.switches is None else arguments.switches
-    return conduct(
-        arguments,
-        given,
-        lambda settings, display: ablate(
-            arguments.tasks,
-            arguments.seeds,
-            settings,
-            arguments.output,
-            data_root=arguments.data_root,
-            switches=switches,
-            jobs=arguments.jobs,
-            display=display,
-        ),
-    )
+    chosen = partial(ablate, arguments.tasks, arguments.seeds, switches=switches)
+    return conduct(arguments, given, chosen)

@@ -2,8 +2,9 @@
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
+from functools import partial
 
-from train.commands.experiments import add_common, conduct, names
+from train.commands.experiments import add_common, add_methods, conduct
 
 HELP = "every method on every task: is ID-SPAM the right adapter for mine?"
 
@@ -15,26 +16,12 @@ METHODS = (
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--methods", type=names, default=names(METHODS), metavar="M,M", help="default: all"
-    )
+    add_methods(parser, METHODS)
     add_common(parser, tasks=TASKS)
 
 
 def run(arguments: Namespace, given: Sequence[str]) -> int:
     from train.experiments.comparison import compare
 
-    return conduct(
-        arguments,
-        given,
-        lambda settings, display: compare(
-            arguments.tasks,
-            arguments.methods,
-            arguments.seeds,
-            settings,
-            arguments.output,
-            data_root=arguments.data_root,
-            jobs=arguments.jobs,
-            display=display,
-        ),
-    )
+    chosen = partial(compare, arguments.tasks, arguments.methods, arguments.seeds)
+    return conduct(arguments, given, chosen)

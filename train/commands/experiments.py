@@ -4,7 +4,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from train.commands.flags import (
     add_settings,
@@ -14,11 +14,11 @@ from train.commands.flags import (
     stdout,
 )
 from train.errors import UsageError
-from train.settings import FitSettings
 
 if TYPE_CHECKING:
-    from train.experiments.display import Display
     from train.experiments.session import Findings
+
+    Experiment: TypeAlias = Callable[..., Findings]
 
 # What a run of an experiment may be given; the rest is the experiment's own.
 SETTINGS = (
@@ -73,11 +73,18 @@ def add_common(parser: ArgumentParser, *, tasks: str, settings: Sequence[str] = 
     add_showing(parser)
 
 
-def conduct(
-    arguments: Namespace,
-    given: Sequence[str],
-    experiment: "Callable[[FitSettings, Display], Findings]",
-) -> int:
+def add_methods(parser: ArgumentParser, methods: str) -> None:
+    """`--methods`."""
+    parser.add_argument(
+        "--methods",
+        type=names,
+        default=names(methods),
+        metavar="M,M",
+        help=f"default: {methods.replace(',', ', ')}",
+    )
+
+
+def conduct(arguments: Namespace, given: Sequence[str], experiment: "Experiment") -> int:
     """Run one; the exit code is 1 where a run of it failed."""
     from train.experiments.closing import print_findings
     from train.experiments.display import LineDisplay, SilentDisplay, display_for
@@ -91,7 +98,13 @@ def conduct(
         else display_for(sys.stderr)
     )
     with display, naming_the_local_way(settings.backbone):
-        findings = experiment(settings, display)
+        findings = experiment(
+            settings=settings,
+            output=arguments.output,
+            data_root=arguments.data_root,
+            jobs=arguments.jobs,
+            display=display,
+        )
     print_findings(findings, stdout())
     return 1 if findings.failed else 0
 

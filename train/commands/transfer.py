@@ -2,8 +2,9 @@
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
+from functools import partial
 
-from train.commands.experiments import add_common, conduct, names
+from train.commands.experiments import add_common, add_methods, conduct
 
 HELP = "train on one task, measure another: unseen, and after 100 examples"
 
@@ -13,26 +14,12 @@ METHODS = "idspam,idspam-paper,lpt,lora,fine-tuning"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--methods", type=names, default=names(METHODS), metavar="M,M", help="default: %(default)s"
-    )
+    add_methods(parser, METHODS)
     add_common(parser, tasks=TASKS)
 
 
 def run(arguments: Namespace, given: Sequence[str]) -> int:
     from train.experiments.transfer import transfer
 
-    return conduct(
-        arguments,
-        given,
-        lambda settings, display: transfer(
-            arguments.tasks,
-            arguments.methods,
-            arguments.seeds,
-            settings,
-            arguments.output,
-            data_root=arguments.data_root,
-            jobs=arguments.jobs,
-            display=display,
-        ),
-    )
+    chosen = partial(transfer, arguments.tasks, arguments.methods, arguments.seeds)
+    return conduct(arguments, given, chosen)

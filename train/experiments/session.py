@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 
 from adapters.loading import DEFAULT_BACKBONE, load_backbone, resolve_device
-from train.defaults import design_of, recipe_of
+from train.defaults import design_of, recipe_of, settings_for
 from train.errors import SettingsError
 from train.experiments.cells import Cell, Kind, Plan, Rows, cell_of, cost_of
 from train.experiments.display import Display
@@ -21,7 +21,7 @@ from train.experiments.store import DamagedOutcome, Outcome, Store
 from train.methods import METHODS
 from train.metrics import Metric
 from train.recipe import Recipe
-from train.settings import FitSettings, Preset
+from train.settings import FitSettings
 
 # One small run keeps no GPU busy: between its kernels there is room for others.
 JOBS_PER_GPU = 4
@@ -108,10 +108,9 @@ class Session:
         Raises:
             SettingsError: settings that this backbone cannot have.
         """
-        settings = replace(self.settings, seed=seed, resume=False, **overrides or {})
-        # As `train.runs.run` has it.
-        preset = Preset.PAPER if method == "idspam-paper" else settings.preset
-        recipe = self._recipe(method, rows, replace(settings, preset=preset))
+        given = replace(self.settings, seed=seed, resume=False, **overrides or {})
+        settings = settings_for(method, given)
+        recipe = self._recipe(method, rows, settings)
         cell = cell_of(
             self.kind,
             task,
@@ -120,7 +119,7 @@ class Session:
             seed=seed,
             decides={
                 "rows": rows.sha256,
-                "design": asdict(design_of(replace(settings, preset=preset), self.backbone)),
+                "design": asdict(design_of(settings, self.backbone)),
                 "recipe": asdict(recipe),
                 "backbone": self.backbone.identity.fingerprint,
                 "device": resolve_device(self.places.devices[0]).type,
