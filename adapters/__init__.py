@@ -11,4 +11,4 @@ Knows no HTTP, no queue and no optimiser. The parts, in the order in which data 
     durable    files that survive a crash
 """
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"

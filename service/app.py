@@ -15,14 +15,12 @@ from service.backend import Backend
 from service.errors import ServiceError
 from service.lifecycle import Service
 from service.reporting import Reporter
-from service.routes import adapters, operations, predict
 from service.routes.documentation import describe
-from service.routes.errors import handle_error
-from service.routes.gate import Gate
+from service.routes.gate import Gate, handle_error
+from service.routes.surfaces import SURFACES
 from service.settings import Settings
 
 DESCRIPTION = "Text classification by many small adapters on one frozen encoder, in mixed batches."
-SURFACES = (predict, adapters, operations)
 
 
 def create_app(settings: Settings, backend: Backend, metrics: Reporter) -> FastAPI:

@@ -4,6 +4,7 @@
     |-- RequestError              the caller can do something about it
     |   |-- MalformedRequest      the body cannot be parsed at all
     |   |-- InvalidRequest        it can be parsed, but not accepted; lists every fault
+    |   |   `-- NoInputs          there is nothing to classify in it
     |   |-- TooLarge              the body, or the number of inputs
     |   |-- Unauthorized          no key, or an unknown one
     |   `-- Forbidden             a known key that may not do this
@@ -44,6 +45,13 @@ class InvalidRequest(RequestError):
     def __init__(self, details: Sequence[str]) -> None:
         self.details = tuple(details)
         super().__init__(listing(self.details))
+
+
+class NoInputs(InvalidRequest):
+    """An empty list of inputs."""
+
+    def __init__(self) -> None:
+        super().__init__(["inputs: empty, expected at least one text"])
 
 
 class TooLarge(RequestError):

@@ -21,6 +21,7 @@ from service.engine.interface import EngineHealth, Predictor
 from service.errors import EngineUnavailable
 from service.reporting import Reporter
 from service.settings import Settings
+from service.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class Service:
         self.settings = settings
         self.metrics = metrics
         self.starting: asyncio.Task[None] | None = None
+        self.tracing = Tracing(settings.otlp_endpoint)
         self._backend = backend
         self._draining = False
         self._in_flight = 0
@@ -107,6 +109,7 @@ class Service:
         if self.starting is not None:
             self.starting.cancel()
         await self._backend.stop()
+        await asyncio.to_thread(self.tracing.close)
 
 
 def service_of(request: Request) -> Service:

@@ -28,8 +28,6 @@ from service.start import StartFailed, why
 
 logger = logging.getLogger(__name__)
 
-CPU_BATCH_TOKENS = 2048
-GPU_BATCH_TOKENS = 16384
 # Lanes of a CPU: more of them would only wait for Python between their products.
 MAX_LANES = 4
 # What torch would use, asked before any lane takes its share: that becomes later threads' default.
@@ -40,6 +38,7 @@ class LocalObserver(EngineObserver, CatalogObserver, Protocol):
     """Counts what happens here."""
 
     def started(self, *, version: str, backbone: str, device: str, dtype: str) -> None: ...
+    def waiting_limit(self, tokens: int) -> None: ...
 
 
 class LocalBackend:
@@ -85,6 +84,7 @@ class LocalBackend:
         self._observer.started(
             version=__version__, backbone=info.identity.name, device=info.device, dtype=info.dtype
         )
+        self._observer.waiting_limit(self._settings.max_waiting_tokens)
         self._catalog = catalog
         self._verifying = asyncio.create_task(catalog.verify())
         logger.info(
@@ -133,10 +133,10 @@ def engine_settings(settings: Settings) -> EngineSettings:
     Raises:
         UnusableBackbone: there is no such device.
     """
-    on_gpu = resolve_device(settings.device).type == "cuda"
-    default = GPU_BATCH_TOKENS if on_gpu else CPU_BATCH_TOKENS
+    device = resolve_device(settings.device).type
+    on_gpu = device == "cuda"
     return EngineSettings(
-        max_batch_tokens=settings.max_batch_tokens or default,
+        max_batch_tokens=settings.batch_tokens(device),
         max_waiting_tokens=settings.max_waiting_tokens,
         max_active_adapters=settings.max_active_adapters,
         # Host memory is cheaper than the device's, and whatever is active is registered too.

@@ -76,6 +76,12 @@ METRICS = (
     Metric("idspam_batch_adapters", Histogram, (), "Distinct adapters in a batch", ROWS),
     Metric("idspam_waiting_tokens", Gauge, (), "Tokens admitted and not yet in a batch"),
     Metric(
+        "idspam_waiting_tokens_limit",
+        Gauge,
+        (),
+        "Tokens that may wait at most: `IDSPAM_MAX_WAITING_TOKENS`",
+    ),
+    Metric(
         "idspam_failures_total",
         Counter,
         ("reason",),
@@ -104,6 +110,12 @@ METRICS = (
         Counter,
         ("adapter", "label"),
         "Texts answered, by adapter and best label",
+    ),
+    Metric(
+        "idspam_adapter_failures_total",
+        Counter,
+        ("adapter",),
+        "Texts that got an error which is not the caller's, by adapter",
     ),
     Metric(
         "idspam_truncated_inputs_total",

@@ -51,6 +51,7 @@ class Metrics:
         self._passes = _children(of["idspam_passes_total"], ("graph", "eager"))
         self._uploads = _children(of["idspam_uploads_total"], get_args(UploadOutcome))
         self._predictions: dict[str, dict[str, Any]] = {}
+        self._adapter_failures: dict[str, Any] = {}
 
     def exposition(self) -> bytes:
         """Everything, in Prometheus' text format."""
@@ -86,6 +87,11 @@ class Metrics:
         ):
             counter.inc(count)
 
+    def adapter_failed(self, adapter: str, count: int) -> None:
+        """Texts of an adapter got an error that is not the caller's; as `predicted` otherwise."""
+        if (counter := self._adapter_failures.get(adapter)) is not None:
+            counter.inc(count)
+
     def uploaded(self, outcome: UploadOutcome) -> None:
         self._uploads[outcome].inc()
 
@@ -99,10 +105,14 @@ class Metrics:
         self._predictions[name] = {label: collector.labels(name, label) for label in wanted}
         for label in set(before) - set(wanted):
             collector.remove(name, label)
+        failures = self._by_name["idspam_adapter_failures_total"]
+        self._adapter_failures[name] = failures.labels(name)
 
     def adapter_removed(self, name: str) -> None:
         for label in self._predictions.pop(name, {}):
             self._by_name["idspam_predictions_total"].remove(name, label)
+        if self._adapter_failures.pop(name, None) is not None:
+            self._by_name["idspam_adapter_failures_total"].remove(name)
 
     def stored(self, adapters: int, bytes_held: int) -> None:
         """How many adapters the catalog knows, and the size of their current files."""
@@ -111,6 +121,10 @@ class Metrics:
 
     def started(self, *, version: str, backbone: str, device: str, dtype: str) -> None:
         self._by_name["idspam_build_info"].labels(version, backbone, device, dtype).set(1)
+
+    def waiting_limit(self, tokens: int) -> None:
+        """How many tokens may wait."""
+        self._by_name["idspam_waiting_tokens_limit"].set(tokens)
 
     # Reported by the engine: `service.engine.observer.EngineObserver`.
 

@@ -32,6 +32,9 @@ class Reporter(Protocol):
     def predicted(self, adapter: str, label: str, count: int = 1) -> None:
         """Texts were answered; not counted if their adapter was deleted meanwhile."""
 
+    def adapter_failed(self, adapter: str, count: int) -> None:
+        """Texts of an adapter got an error that is not the caller's; as `predicted` otherwise."""
+
     def uploaded(self, outcome: UploadOutcome) -> None:
         """An upload came to an end."""
 

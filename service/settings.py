@@ -5,12 +5,15 @@ in capitals.
 """
 
 import difflib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 PREFIX = "IDSPAM_"
+CPU_BATCH_TOKENS = 2048
+GPU_BATCH_TOKENS = 16384
 TREE = Path(__file__).resolve().parent.parent
 
 
@@ -26,6 +29,10 @@ def _text(value: str) -> str:
     if not value.strip():
         raise ValueError("must not be empty")
     return value.strip()
+
+
+def _optional(value: str) -> str | None:
+    return value.strip() or None
 
 
 def _one_of(*allowed: str) -> Callable[[str], str]:
@@ -74,6 +81,13 @@ def _zoo(value: str) -> Path | None:
             return TREE / "adapters" / "zoo"
         case _:
             return _folder(value)
+
+
+def _url(value: str) -> str | None:
+    found = value.strip()
+    if found and not re.fullmatch(r"https?://[^\s/]+\S*", found):
+        raise ValueError("must be a URL: http://host:4318")
+    return found or None
 
 
 def _keys(value: str) -> tuple[str, ...]:
@@ -139,6 +153,13 @@ class Settings:
         help="Adapters registered at the start, as far as they fit the backbone: "
         "`tree` is this tree's `adapters/zoo`, `off` is none",
     )
+    default_adapter: str | None = _entry(
+        _optional,
+        "",
+        "name",
+        help="The adapter of `/predict` and `/info`, where protocols name none: `name` or "
+        "`name@revision`",
+    )
     max_batch_tokens: int | None = _entry(
         _auto_or(_whole(16, 2**22)),
         "auto",
@@ -200,6 +221,21 @@ class Settings:
         "level",
         help="What is logged, to stderr",
     )
+    log_format: Literal["text", "json"] = _entry(
+        _one_of("text", "json"), "text", "format", help="Lines of text, or an object of JSON a line"
+    )
+    otlp_endpoint: str | None = _entry(
+        _url,
+        "",
+        "URL",
+        help="Where OpenTelemetry traces go, by OTLP over HTTP: `http://collector:4318`; "
+        "not set: none are made",
+    )
+
+    def batch_tokens(self, device: str) -> int:
+        """What one forward pass may hold on a device."""
+        default = GPU_BATCH_TOKENS if device.startswith("cuda") else CPU_BATCH_TOKENS
+        return self.max_batch_tokens or default
 
     @property
     def max_message_bytes(self) -> int:

@@ -12,7 +12,12 @@ from service.settings import read_settings
 from tests.live import Live, error_of, serve
 from tests.tiny import make_adapter, make_backbone
 
-OPEN = {"/healthz", "/readyz", "/metrics", "/docs", "/docs/oauth2-redirect", "/openapi.json"}
+OPEN = {"/healthz", "/readyz", "/metrics", "/docs", "/docs/oauth2-redirect", "/openapi.json"} | {
+    "/health",
+    "/ping",
+    "/v2/health/live",
+    "/v2/health/ready",
+}
 USER, ADMIN = "user-key", "admin-key"
 
 

@@ -75,7 +75,7 @@ def test_metrics_are_what_the_engine_reports_to(metrics: Metrics) -> None:
         'idspam_adapter_evictions_total{tier="registered"} 1.0',
         'idspam_adapter_eviction_age_seconds_sum{tier="registered"} 30.0',
     ):
-        assert lines(metrics, line.rpartition(" ")[0]) == [line]
+        assert lines(metrics, line.rpartition(" ")[0] + " ") == [line]
     failures = lines(metrics, "idspam_failures_total")
     assert len(failures) == len(get_args(FailureReason))
     assert all(line.endswith(" 2.0") for line in failures)

@@ -14,7 +14,7 @@ import torch
 from adapters.adapter import Adapter, classify, prepare
 from adapters.backbone import Backbone
 from adapters.packing import Row
-from service.routes.predict import INLINE_CHARACTERS
+from service.routes.classifying import INLINE_CHARACTERS
 from service.routes.schemas import PredictResponse
 from tests.live import Brake, Live, error_of, serve, until
 from tests.tiny import make_adapter, make_backbone

@@ -9,8 +9,15 @@ from pathlib import Path
 import pytest
 
 from adapters.loading import DEFAULT_BACKBONE
-from service.local import CPU_BATCH_TOKENS, engine_settings
-from service.settings import InvalidSettings, Settings, read_settings, settings_table, variable
+from service.local import engine_settings
+from service.settings import (
+    CPU_BATCH_TOKENS,
+    InvalidSettings,
+    Settings,
+    read_settings,
+    settings_table,
+    variable,
+)
 
 TREE = Path(__file__).resolve().parent.parent
 

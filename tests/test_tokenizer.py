@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from adapters.tokenizer import TextEncoder
+from adapters.tokenizer import End, TextEncoder
 from tests.families import FAMILY_NAMES, backbone_of, gpt2_bytes, tokenizer_of
 
 WORDS = ("good", "bad", "Café", "東京", "42", "!", "<pad>", "[SEP]", "<|endoftext|>", "\n", "🙂")
@@ -25,9 +25,11 @@ def test_texts_are_cut_as_the_tokenizer_cuts_them(family: str) -> None:
         text, other = (" ".join(chosen.choices(WORDS, k=chosen.randrange(20))) for _ in range(2))
         pair = chosen.choice((None, other))
         max_length = chosen.choice((4, 5, 6, 7, 8, 13, 48))
-        own.enable_truncation(max_length, strategy="longest_first")
+        cut: End = chosen.choice(("head", "tail"))
+        side = "right" if cut == "tail" else "left"
+        own.enable_truncation(max_length, strategy="longest_first", direction=side)
         expected = own.encode(text, pair)
-        found = encoder.encode(text, pair, max_length=max_length)
+        found = encoder.encode(text, pair, max_length=max_length, cut=cut)
         assert found.input_ids.tolist() == expected.ids
         assert found.token_type_ids.tolist() == expected.type_ids
         assert found.truncated == bool(expected.overflowing)

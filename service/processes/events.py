@@ -21,6 +21,7 @@ class Counter(Reporter, EngineObserver, Protocol):
     def adapter_removed(self, name: str) -> None: ...
     def stored(self, adapters: int, bytes_held: int) -> None: ...
     def started(self, *, version: str, backbone: str, device: str, dtype: str) -> None: ...
+    def waiting_limit(self, tokens: int) -> None: ...
     def dropped(self, events: int) -> None: ...
 
 
@@ -61,6 +62,14 @@ class Predicted(Event, frozen=True):
 
     def report(self, counter: Counter) -> None:
         counter.predicted(self.adapter, self.label, self.count)
+
+
+class AdapterFailed(Event, frozen=True):
+    adapter: str
+    count: int
+
+    def report(self, counter: Counter) -> None:
+        counter.adapter_failed(self.adapter, self.count)
 
 
 class Uploaded(Event, frozen=True):
@@ -161,10 +170,18 @@ class Started(State, frozen=True):
         )
 
 
+class WaitingLimit(State, frozen=True):
+    tokens: int
+
+    def report(self, counter: Counter) -> None:
+        counter.waiting_limit(self.tokens)
+
+
 AnyEvent: TypeAlias = (
     RequestDone
     | Tokenized
     | Predicted
+    | AdapterFailed
     | Uploaded
     | BatchDone
     | Loaded
@@ -177,6 +194,7 @@ AnyEvent: TypeAlias = (
     | TierSize
     | Stored
     | Started
+    | WaitingLimit
 )
 
 

@@ -93,5 +93,5 @@ def begin() -> tuple[Part, Settings]:
     # Only this process may hold the pipe: its end is how the supervisor sees the end of the part.
     os.set_inheritable(part.report, False)
     settings = read_settings(os.environ)
-    configure_logging(settings.log_level, process=part.name)
+    configure_logging(settings.log_level, settings.log_format, process=part.name)
     return part, settings

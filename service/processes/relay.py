@@ -17,6 +17,7 @@ from service.engine.observer import BatchReport, FailureReason, Tier
 from service.errors import Unavailable
 from service.processes.channel import Channel, Complaints
 from service.processes.events import (
+    AdapterFailed,
     AnyEvent,
     BatchDone,
     Counted,
@@ -36,6 +37,7 @@ from service.processes.events import (
     TierSize,
     Tokenized,
     Uploaded,
+    WaitingLimit,
     WaitingTokens,
 )
 from service.processes.messages import Codec, Undecodable, encode
@@ -127,6 +129,9 @@ class Relay:
         else:
             self._dropped += 1
 
+    def adapter_failed(self, adapter: str, count: int) -> None:
+        self._add(AdapterFailed(adapter, count))
+
     def uploaded(self, outcome: UploadOutcome) -> None:
         self._add(Uploaded(outcome))
 
@@ -145,6 +150,9 @@ class Relay:
 
     def started(self, *, version: str, backbone: str, device: str, dtype: str) -> None:
         self._states["started"] = Started(version, backbone, device, dtype)
+
+    def waiting_limit(self, tokens: int) -> None:
+        self._states["limit"] = WaitingLimit(tokens)
 
     # Reported by the engine.
 

@@ -46,7 +46,7 @@ def supervise(settings: Settings, listener: socket.socket) -> None:
     Raises:
         StartFailed: a part ended before it was ready for the first time.
     """
-    configure_logging(settings.log_level, process="supervisor")
+    configure_logging(settings.log_level, settings.log_format, process="supervisor")
     try:
         reserved = reserve(listener)
     except OSError as error:

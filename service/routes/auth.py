@@ -13,10 +13,22 @@ from service.errors import Forbidden, Unauthorized
 from service.settings import Settings
 
 OPEN_PATHS = frozenset(
-    {"/healthz", "/readyz", "/metrics", "/docs", "/docs/oauth2-redirect", "/openapi.json"}
+    {
+        "/healthz",
+        "/readyz",
+        "/metrics",
+        "/docs",
+        "/docs/oauth2-redirect",
+        "/openapi.json",
+        # The probes of other protocols.
+        "/health",
+        "/ping",
+        "/v2/health/live",
+        "/v2/health/ready",
+    }
 )
 READING_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-ADAPTERS_PATH = "/v1/adapters"
+CHANGING_PATHS = ("/v1/adapters", "/v2/repository/models/")
 
 
 class _Role(Enum):
@@ -40,7 +52,7 @@ class Keyring:
         """
         if path in OPEN_PATHS:
             return
-        changes_adapters = method not in READING_METHODS and path.startswith(ADAPTERS_PATH)
+        changes_adapters = method not in READING_METHODS and path.startswith(CHANGING_PATHS)
         needs_admin = bool(self._admin) and changes_adapters
         if not (self._user or needs_admin):
             return

@@ -1,28 +1,25 @@
 """Every error as HTTP: one table, one shape. Knows no route.
 
-The shape, everywhere:
+The shape of all that is this project's own; each compatible protocol has another:
 
     {"error": {"type": "adapter_not_found", "message": "...", "details": [...]}}
 """
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from adapters import errors as adapter_errors
 from service import errors
 from service.routes.bodies import JsonResponse
 from service.routes.schemas import BRANCHES
-
-logger = logging.getLogger(__name__)
 
 MAX_DETAILS = 100
 MAX_SHOWN_CHARACTERS = 64
@@ -38,6 +35,25 @@ class ErrorKind:
     status: int
     type: str
     meaning: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An error as callers may see it, before it has a protocol's shape.
+
+    details: the list behind it: its faults, or the names that do exist.
+    """
+
+    kind: ErrorKind
+    message: str
+    details: tuple[str, ...] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def response(self, content: Any, *, status: int | None = None) -> Response:
+        """With a protocol's body, and its status where that differs."""
+        return JsonResponse(
+            content, status_code=status or self.kind.status, headers=dict(self.headers)
+        )
 
 
 # The order is that of the documentation. A class that is missing here falls back to its nearest
@@ -59,6 +75,9 @@ ERRORS: Mapping[type[Exception], ErrorKind] = MappingProxyType(
         adapter_errors.IncompatibleAdapter: ErrorKind(
             409, "adapter_incompatible", "Made for another backbone; every difference is named."
         ),
+        adapter_errors.UnloadedAdapter: ErrorKind(
+            409, "adapter_unloaded", "Taken out of service until it is loaded or published again."
+        ),
         adapter_errors.RevisionConflict: ErrorKind(
             412, "revision_conflict", "`If-Match` or `If-None-Match` does not hold."
         ),
@@ -72,6 +91,9 @@ ERRORS: Mapping[type[Exception], ErrorKind] = MappingProxyType(
             422, "adapter_name_invalid", "Names are `[a-z0-9][a-z0-9._-]{0,63}`."
         ),
         errors.InvalidRequest: ErrorKind(
+            422, "invalid_request", "Wrong types or values; every fault is named with its place."
+        ),
+        errors.NoInputs: ErrorKind(
             422, "invalid_request", "Wrong types or values; every fault is named with its place."
         ),
         errors.Overloaded: ErrorKind(
@@ -144,20 +166,30 @@ def kind_of(error: BaseException) -> ErrorKind:
     return INTERNAL
 
 
-def error_response(error: Exception) -> tuple[ErrorKind, Response]:
-    """What a caller sees of any error. A defect's own words stay in the log."""
+def refusal_of(error: Exception) -> Refusal:
+    """What a caller may see of any error. A defect's own words stay in the log."""
     if isinstance(error, RequestValidationError):
-        return error_response(errors.InvalidRequest(faults_of(error.errors())))
+        return refusal_of(errors.InvalidRequest(faults_of(error.errors())))
     if isinstance(error, ClientDisconnect):
-        kind = ErrorKind(499, DISCONNECTED, "")
-        return kind, _response(kind, "the client closed the connection", (), {})
+        return Refusal(ErrorKind(499, DISCONNECTED, ""), "the client closed the connection")
     if isinstance(error, HTTPException):
         kind = ErrorKind(error.status_code, STATUS_TYPES.get(error.status_code, OTHER_STATUS), "")
-        return kind, _response(kind, str(error.detail), (), dict(error.headers or {}))
+        return Refusal(kind, _encodable(str(error.detail)), headers=dict(error.headers or {}))
     kind = kind_of(error)
     if kind is INTERNAL:
-        return kind, _response(kind, "internal error", (), {})
-    return kind, _response(kind, str(error), _details(error), _headers(error, kind))
+        return Refusal(kind, "internal error")
+    details = tuple(_encodable(item) for item in _details(error))
+    return Refusal(kind, _encodable(str(error)), details, _headers(error, kind))
+
+
+def own_shape(refusal: Refusal) -> Response:
+    """The shape of every error of this project's own routes."""
+    content = {
+        "type": refusal.kind.type,
+        "message": refusal.message,
+        "details": list(refusal.details),
+    }
+    return refusal.response({"error": content})
 
 
 def faults_of(found: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -166,28 +198,6 @@ def faults_of(found: Sequence[Mapping[str, Any]]) -> list[str]:
     if len(found) > MAX_DETAILS:
         faults.append(f"and {len(found) - MAX_DETAILS} more")
     return faults
-
-
-async def handle_error(request: Request, error: Exception) -> Response:
-    """The one exception handler of the app."""
-    kind, response = error_response(error)
-    request.scope["idspam.error"] = kind.type
-    if kind is INTERNAL:
-        logger.error("request failed with an unexpected error", exc_info=error)
-    elif kind.status == 500:
-        logger.error("request failed: %s: %s", kind.type, error)
-    return response
-
-
-def _response(
-    kind: ErrorKind, message: str, details: Sequence[str], headers: Mapping[str, str]
-) -> Response:
-    content = {
-        "type": kind.type,
-        "message": _encodable(message),
-        "details": [_encodable(item) for item in details],
-    }
-    return JsonResponse({"error": content}, status_code=kind.status, headers=dict(headers))
 
 
 def _details(error: Exception) -> Sequence[str]:

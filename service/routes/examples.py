@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from adapters import errors as adapter_errors
 from service import errors
-from service.routes.errors import error_response
+from service.routes.errors import own_shape, refusal_of
 from service.routes.schemas import (
     AdapterDetail,
     AdapterList,
@@ -108,7 +108,7 @@ ROLLBACKS: dict[str, Any] = {
 
 def error_body(error: Exception) -> Any:
     """What a caller would get."""
-    return orjson.loads(bytes(error_response(error)[1].body))
+    return orjson.loads(bytes(own_shape(refusal_of(error)).body))
 
 
 def examples() -> Sequence[tuple[type[BaseModel], Any]]:

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from time import perf_counter
 from types import MappingProxyType
 
+from opentelemetry.trace import Span
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
@@ -16,19 +17,31 @@ from service.lifecycle import Service
 from service.logs import request_id
 from service.reporting import Outcome
 from service.routes.auth import Keyring
-from service.routes.errors import DISCONNECTED, handle_error
+from service.routes.errors import DISCONNECTED, INTERNAL, refusal_of
 from service.routes.predict import PATH, predict
+from service.routes.surfaces import needs_service, shape_of
+from service.tracing import answered
 
 logger = logging.getLogger(__name__)
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_WORKING_PATHS = "/v1/"
 # Called from here. The framework's way to an endpoint (routing, dependencies, exit stacks) takes as
 # long as all the rest of a one-text request but its tokens; these endpoints use nothing of it. They
 # are routes as well, for the documentation and for other methods.
 _DIRECT: Mapping[tuple[str, str], Callable[[Request], Awaitable[Response]]] = MappingProxyType(
     {("POST", PATH): predict}
 )
+
+
+async def handle_error(request: Request, error: Exception) -> Response:
+    """The one exception handler of the app: any error, in the shape of the path's protocol."""
+    refusal = refusal_of(error)
+    request.scope["idspam.error"] = refusal.kind.type
+    if refusal.kind is INTERNAL:
+        logger.error("request failed with an unexpected error", exc_info=error)
+    elif refusal.kind.status == 500:
+        logger.error("request failed: %s: %s", refusal.kind.type, error)
+    return shape_of(request.scope["path"])(refusal)
 
 
 class Gate:
@@ -55,21 +68,22 @@ class Gate:
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", mark.encode())]
             await send(message)
 
-        try:
-            await self._pass(scope, headers, receive, send_marked)
-        except Exception as error:
-            if status:
-                raise
-            response = await handle_error(Request(scope), error)
-            await response(scope, receive, send_marked)
-        finally:
-            self._count(scope, status, perf_counter() - started)
-            request_id.reset(token)
+        with self._service.tracing.request(scope["method"], scope["path"], headers) as span:
+            try:
+                await self._pass(scope, headers, receive, send_marked)
+            except Exception as error:
+                if status:
+                    raise
+                response = await handle_error(Request(scope), error)
+                await response(scope, receive, send_marked)
+            finally:
+                self._count(scope, span, status, perf_counter() - started)
+                request_id.reset(token)
 
     async def _pass(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
         method, path = scope["method"], scope["path"]
         self._keyring.admit(method=method, path=path, headers=headers)
-        if not path.startswith(_WORKING_PATHS):
+        if not needs_service(path):
             await self._app(scope, receive, send)
             return
         self._service.refuse_unless_ready()
@@ -81,11 +95,12 @@ class Gate:
             response = await endpoint(Request(scope, receive))
             await response(scope, receive, send)
 
-    def _count(self, scope: Scope, status: int, seconds: float) -> None:
+    def _count(self, scope: Scope, span: Span, status: int, seconds: float) -> None:
         route: str = scope.get("idspam.route", getattr(scope.get("route"), "path", "other"))
         error = scope.get("idspam.error")
         outcome = _outcome(status, error)
         self._service.metrics.request_done(route, outcome, seconds=seconds, error=error)
+        answered(span, method=scope["method"], route=route, status=status, error=error)
         logger.debug(
             "request method=%s path=%r status=%d outcome=%s ms=%.2f",
             scope["method"],
