@@ -5,6 +5,7 @@ Knows no HTTP: `service.errors` maps these to statuses.
     AdapterError
     |-- InvalidAdapter          the file breaks the format; lists every fault
     |-- IncompatibleAdapter     a sound file, but not for the loaded backbone; lists every fault
+    |-- UnloadedAdapter         stored, and not served until somebody loads it
     |-- UnsupportedBackbone     a model that cannot take the packed road
     |-- UnusableBackbone        a supported family, but its files are not what they should be
     `-- StoreError
@@ -42,6 +43,14 @@ class IncompatibleAdapter(_Faulty):
     """A valid adapter of another backbone; `faults` names every difference."""
 
     summary = "made for another backbone"
+
+
+class UnloadedAdapter(AdapterError):
+    """Taken out of service on demand; its files stay where they are."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(f"adapter {name!r} is unloaded: load it, or publish it again")
 
 
 class UnsupportedBackbone(AdapterError):

@@ -102,14 +102,11 @@ class Catalog(Directory):
         for name in list(self._entries):
             async with self._lock(name):
                 entry = self._entries.get(name)
-                if entry is None or entry.current is None or entry.refusal is not None:
+                if entry is None or entry.refusal is not None:
                     continue
-                try:
-                    await asyncio.to_thread(self._store.read, name, entry.current)
-                except (AdapterError, OSError) as error:
-                    damage = DamagedFile(f"adapter {name!r}, {entry.current}: {error}")
-                    unusable = {**entry.unusable, entry.current: damage}
-                    self._set(replace(entry, unusable=unusable, refusal=damage))
+                checked = await asyncio.to_thread(self._hashed, entry)
+                if checked.refusal is not None:
+                    self._set(checked)
 
     async def publish(self, name: str, data: bytes, condition: Condition) -> Published:
         self.check(name, condition)
@@ -121,6 +118,13 @@ class Catalog(Directory):
 
     async def delete(self, name: str, condition: Condition) -> None:
         await self._to_the_end(self._delete(name, condition))
+
+    async def unload(self, name: str) -> None:
+        async with self._lock(name):
+            self._set(self.entry(name).unloaded())
+
+    async def reload(self, name: str) -> str:
+        return await self._to_the_end(self._reload(name))
 
     async def settled(self, name: str) -> None:
         async with self._lock(name):
@@ -164,6 +168,17 @@ class Catalog(Directory):
             self.follower.removed(name)
             self._observer.stored(len(self._entries), self._stored_bytes)
         logger.info("adapter deleted name=%s", name)
+
+    async def _reload(self, name: str) -> str:
+        async with self._lock(name):
+            self.entry(name)
+            entry = await asyncio.to_thread(lambda: self._hashed(self._entry_of(name, {})))
+            if entry.current is not None and entry.refusal is None:
+                await self._preload(AdapterKey(name, entry.current))
+            self._set(entry)
+            key, _ = entry.resolved(entry.require_current())
+        logger.info("adapter reloaded name=%s revision=%s", name, key.revision)
+        return key.revision
 
     async def _add_from_zoo(self, path: Path) -> None:
         try:
@@ -224,6 +239,18 @@ class Catalog(Directory):
             except (InvalidAdapter, OSError) as error:
                 unusable[revision] = DamagedFile(f"adapter {name!r}, {revision}: {error}")
         return CatalogEntry(name, current, revisions, specs, unusable, unusable.get(current))
+
+    def _hashed(self, entry: CatalogEntry) -> CatalogEntry:
+        """With a refusal if the current file is not what it was; what is refused stays so."""
+        name, current = entry.name, entry.current
+        if current is None or entry.refusal is not None:
+            return entry
+        try:
+            self._store.read(name, current)
+        except (AdapterError, OSError) as error:
+            damage = DamagedFile(f"adapter {name!r}, {current}: {error}")
+            return replace(entry, unusable={**entry.unusable, current: damage}, refusal=damage)
+        return entry
 
     def _lock(self, name: str) -> asyncio.Lock:
         return self._locks.setdefault(name, asyncio.Lock())

@@ -32,6 +32,7 @@ class Directory(ABC):
         Raises:
             UnknownAdapter, UnknownRevision: naming what exists.
             IncompatibleAdapter, DamagedFile: it is stored, but cannot be served here.
+            UnloadedAdapter: it shall not be served now.
         """
         name, at, prefix = reference.partition("@")
         entry = self.entry(name)
@@ -91,6 +92,25 @@ class Directory(ABC):
             UnknownAdapter, UnknownRevision: there is none such.
             RevisionConflict: the condition does not hold.
             IncompatibleAdapter, DamagedFile: it cannot be served; what is served stays.
+            UnloadedAdapter: nothing of it is served.
+        """
+
+    @abstractmethod
+    async def unload(self, name: str) -> None:
+        """Serve a name no longer until it is reloaded or published again, at most until the
+        service's end. Requests in flight are answered; the store keeps everything.
+
+        Raises:
+            UnknownAdapter: there is none.
+        """
+
+    @abstractmethod
+    async def reload(self, name: str) -> str:
+        """Serve what the store holds of a name, read and checked again; its current revision.
+
+        Raises:
+            UnknownAdapter: there is none.
+            IncompatibleAdapter, DamagedFile: it cannot be served.
         """
 
     @abstractmethod

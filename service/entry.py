@@ -5,10 +5,16 @@ it would grow.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
-from adapters.errors import AdapterError, IncompatibleAdapter, RevisionConflict, UnknownRevision
+from adapters.errors import (
+    AdapterError,
+    IncompatibleAdapter,
+    RevisionConflict,
+    UnknownRevision,
+    UnloadedAdapter,
+)
 from adapters.spec import AdapterSpec
 from adapters.store import Revision
 from service.engine.interface import AdapterKey
@@ -64,10 +70,16 @@ class CatalogEntry:
         return None if self.current is None else self.specs.get(self.current)
 
     @property
-    def state(self) -> Literal["ready", "incompatible", "damaged"]:
-        if self.refusal is None:
-            return "ready"
-        return "incompatible" if isinstance(self.refusal, IncompatibleAdapter) else "damaged"
+    def state(self) -> Literal["ready", "incompatible", "damaged", "unloaded"]:
+        match self.refusal:
+            case None:
+                return "ready"
+            case IncompatibleAdapter():
+                return "incompatible"
+            case UnloadedAdapter():
+                return "unloaded"
+            case _:
+                return "damaged"
 
     @property
     def size(self) -> int | None:
@@ -76,9 +88,22 @@ class CatalogEntry:
 
     @property
     def labels(self) -> list[str]:
-        """Of all usable revisions: a pinned old one answers with its own."""
-        usable = (spec for key, spec in self.specs.items() if key not in self.unusable)
+        """Of all usable revisions: a pinned old one answers with its own. Unloading takes none."""
+        usable = (
+            spec
+            for key, spec in self.specs.items()
+            if isinstance(self.unusable.get(key), UnloadedAdapter | None)
+        )
         return list(dict.fromkeys(label for spec in usable for label in spec.labels))
+
+    def unloaded(self) -> "CatalogEntry":
+        """The same with no revision served; what could not be served keeps its own reason."""
+        refusal = UnloadedAdapter(self.name)
+        return replace(
+            self,
+            unusable={**dict.fromkeys(self.specs, refusal), **self.unusable},
+            refusal=self.refusal or refusal,
+        )
 
     def revision(self, prefix: str) -> str:
         """The one stored revision that starts with `prefix`.
@@ -96,6 +121,7 @@ class CatalogEntry:
         """
         Raises:
             IncompatibleAdapter, DamagedFile: it cannot be served here.
+            UnloadedAdapter: it shall not be.
         """
         if (refusal := self.unusable.get(revision)) is not None:
             raise refusal.with_traceback(None)

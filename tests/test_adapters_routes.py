@@ -272,7 +272,7 @@ def test_delete_forgets_the_name_and_its_series(live: Live) -> None:
     put(live, "a", data(1))
     live.predict(adapter="a", inputs="x")
     labelled = [labels for _, labels in live.series() if ("adapter", "a") in labels]
-    assert len(labelled) == 4  # two labels, each with its moment of creation
+    assert len(labelled) == 6  # two labels and failures, each with its moment of creation
     assert live.client.delete("/v1/adapters/a").status_code == 204
     assert live.client.delete("/v1/adapters/a").status_code == 404
     assert live.client.post("/v1/predict", json={"adapter": "a", "inputs": "x"}).status_code == 404

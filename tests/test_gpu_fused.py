@@ -14,6 +14,8 @@ from torch import Tensor
 
 from adapters.backbone import Backbone
 from adapters.bert import BertLayer
+from adapters.frozen import FrozenLayer
+from adapters.fused import FusedLayer
 from adapters.layout import Layout
 from tests.families import backbone_from, config_of, model_from, tokenizer_of
 from tests.tiny import make_backbone
@@ -111,11 +113,12 @@ def test_weights_that_were_loaded_meanwhile_are_used() -> None:
     assert difference(after, before) > 10 * BOUND
 
 
-def test_gradients_and_float32_go_through_the_layer_of_transformers() -> None:
+def test_gradients_and_float32_do_not_go_through_the_kernels() -> None:
     layer = layer_of(backbone_of("bert"))
     states = states_of(1, 5, HEADS * SIZE)
-    assert layer._fast(states) is None
+    assert isinstance(layer._fast(states), FrozenLayer)
     with torch.inference_mode():
+        assert isinstance(layer._fast(states), FusedLayer)
         assert layer._fast(states.float()) is None
 
 

@@ -26,6 +26,7 @@ from service.processes.messages import (
     Applied,
     Beat,
     Cancel,
+    Change,
     Changed,
     Codec,
     Delete,
@@ -37,11 +38,13 @@ from service.processes.messages import (
     Message,
     Predict,
     Publish,
+    Reload,
     Removed,
     Rollback,
     Settle,
     Stranger,
     Undecodable,
+    Unload,
     encode,
 )
 from service.processes.part import BEAT_SECONDS
@@ -59,7 +62,6 @@ logger = logging.getLogger(__name__)
 
 GIVE_UP_SECONDS = LEASE_SECONDS
 
-_Change = Publish | Rollback | Delete | Settle
 _STRANGER = encode([Stranger()])
 
 
@@ -210,7 +212,7 @@ class Hub:
             case Applied():
                 peer.applied = max(peer.applied, message.change)
                 self._progress.set()
-            case Publish() | Rollback() | Delete() | Settle():
+            case Publish() | Rollback() | Delete() | Unload() | Reload() | Settle():
                 self._begin(peer, message.id, self._apply(peer, message, attached))
             case Goodbye():
                 self._give_up(identity)
@@ -229,7 +231,7 @@ class Hub:
         except Exception as error:
             self._fail(peer, asked.id, error)
 
-    async def _apply(self, peer: _Peer, asked: _Change, attached: list[bytes]) -> None:
+    async def _apply(self, peer: _Peer, asked: Change, attached: list[bytes]) -> None:
         try:
             done = await self._done(asked, attached)
             await self._everywhere()
@@ -237,7 +239,7 @@ class Hub:
         except Exception as error:
             self._fail(peer, asked.id, error)
 
-    async def _done(self, asked: _Change, attached: list[bytes]) -> Done:
+    async def _done(self, asked: Change, attached: list[bytes]) -> Done:
         self._backend.refuse_unless_ready()
         catalog = self._backend.catalog
         match asked:
@@ -252,6 +254,10 @@ class Hub:
                 return Done(asked.id, revision, False, True)
             case Delete():
                 await catalog.delete(asked.name, condition_of(asked.condition))
+            case Unload():
+                await catalog.unload(asked.name)
+            case Reload():
+                return Done(asked.id, await catalog.reload(asked.name), False, True)
             case Settle():
                 await catalog.settled(asked.name)
         return Done(asked.id, "", False, False)

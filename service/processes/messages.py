@@ -116,6 +116,16 @@ class Delete(Message, frozen=True):
     condition: Conditions
 
 
+class Unload(Message, frozen=True):
+    id: int
+    name: str
+
+
+class Reload(Message, frozen=True):
+    id: int
+    name: str
+
+
 class Settle(Message, frozen=True):
     """Answer when no change of this name is under way."""
 
@@ -205,9 +215,8 @@ class Removed(Message, frozen=True):
     name: str
 
 
-FromWorker: TypeAlias = (
-    Hello | Alive | Predict | Cancel | Publish | Rollback | Delete | Settle | Applied | Goodbye
-)
+Change: TypeAlias = Publish | Rollback | Delete | Unload | Reload | Settle
+FromWorker: TypeAlias = Hello | Alive | Predict | Cancel | Change | Applied | Goodbye
 FromEngine: TypeAlias = Beat | Welcome | Stranger | Answered | Failed | Done | Changed | Removed
 
 

@@ -32,9 +32,11 @@ from service.processes.messages import (
     Failed,
     FromEngine,
     Publish,
+    Reload,
     Removed,
     Rollback,
     Settle,
+    Unload,
     Welcome,
 )
 from service.processes.replica import Replica
@@ -215,6 +217,16 @@ class RemoteEngine:
         number = self._number()
         self._link.put(Delete(number, name, conditions_of(condition)))
         await self._done(number)
+
+    async def unload(self, name: str) -> None:
+        number = self._number()
+        self._link.put(Unload(number, name))
+        await self._done(number)
+
+    async def reload(self, name: str) -> str:
+        number = self._number()
+        self._link.put(Reload(number, name))
+        return (await self._done(number)).revision
 
     async def settled(self, name: str) -> None:
         number = self._number()

@@ -17,6 +17,8 @@ class Changes(Protocol):
     async def publish(self, name: str, data: bytes, condition: Condition) -> Published: ...
     async def rollback(self, name: str, prefix: str | None, condition: Condition) -> str: ...
     async def delete(self, name: str, condition: Condition) -> None: ...
+    async def unload(self, name: str) -> None: ...
+    async def reload(self, name: str) -> str: ...
     async def settled(self, name: str) -> None: ...
 
 
@@ -35,6 +37,12 @@ class Replica(Directory):
 
     async def delete(self, name: str, condition: Condition) -> None:
         await self._changes.delete(name, condition)
+
+    async def unload(self, name: str) -> None:
+        await self._changes.unload(name)
+
+    async def reload(self, name: str) -> str:
+        return await self._changes.reload(name)
 
     async def settled(self, name: str) -> None:
         await self._changes.settled(name)

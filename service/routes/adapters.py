@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
 from adapters.errors import AdapterError, DamagedFile
+from adapters.store import Published
 from service.entry import CatalogEntry, Condition
 from service.errors import InvalidRequest, MalformedRequest, RequestError, TooLarge
 from service.lifecycle import Service, service_of
@@ -37,7 +38,7 @@ async def put_adapter(request: Request, name: str) -> Response:
     condition = _condition(request)
     service.catalog.check(name, condition)
     data = await read_body(request, service.settings.max_upload_bytes)
-    return await _publish(service, name, data, condition)
+    return _answer(name, await publish(service, name, data, condition))
 
 
 @router.post("/v1/adapters", **POST)
@@ -45,7 +46,7 @@ async def post_adapter(request: Request) -> Response:
     """The same as a form, for browsers and `curl -F`."""
     service = service_of(request)
     name, data = await _form(request, service.settings.max_upload_bytes)
-    return await _publish(service, name, data, _condition(request))
+    return _answer(name, await publish(service, name, data, _condition(request)))
 
 
 @router.get("/v1/adapters", **LIST)
@@ -122,7 +123,8 @@ async def delete_adapter(request: Request, name: str) -> Response:
     return Response(status_code=204)
 
 
-async def _publish(service: Service, name: str, data: bytes, condition: Condition) -> Response:
+async def publish(service: Service, name: str, data: bytes, condition: Condition) -> Published:
+    """Publish and count an upload, whatever becomes of it; raises as `Directory.publish`."""
     outcome: UploadOutcome = "failed"
     try:
         made = await service.catalog.publish(name, data, condition)
@@ -132,6 +134,10 @@ async def _publish(service: Service, name: str, data: bytes, condition: Conditio
         raise
     finally:
         service.metrics.uploaded(outcome)
+    return made
+
+
+def _answer(name: str, made: Published) -> Response:
     return _published(name, made.revision, created=made.created, changed=made.changed)
 
 

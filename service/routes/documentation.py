@@ -152,6 +152,7 @@ PREDICT: dict[str, Any] = {
         errors.AdapterLoadFailed,
         errors.DeadlineExceeded,
         adapter_errors.IncompatibleAdapter,
+        adapter_errors.UnloadedAdapter,
         adapter_errors.DamagedFile,
     ),
 }
@@ -204,6 +205,7 @@ ROLLBACK: dict[str, Any] = {
         *_RESOLVING,
         errors.InvalidRequest,
         adapter_errors.IncompatibleAdapter,
+        adapter_errors.UnloadedAdapter,
         adapter_errors.DamagedFile,
     ),
 }

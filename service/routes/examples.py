@@ -35,6 +35,7 @@ RAISED: tuple[Exception, ...] = (
     adapter_errors.IncompatibleAdapter(
         ["backbone: made for 'roberta-large', loaded is 'all-MiniLM-L6-v2'"]
     ),
+    adapter_errors.UnloadedAdapter("sms-spam"),
     adapter_errors.RevisionConflict("sms-spam", OLDER, REVISION),
     errors.TooLarge("2000 inputs in one request, at most 1024 are allowed"),
     adapter_errors.InvalidAdapter(["tensor head.out.bias: missing, expected shape [2]"]),

@@ -151,7 +151,7 @@ class PredictResponse(_Answer):
     timings_ms: Timings
 
 
-AdapterState = Literal["ready", "incompatible", "damaged"]
+AdapterState = Literal["ready", "incompatible", "damaged", "unloaded"]
 
 
 class AdapterSummary(_Answer):

@@ -1,0 +1,21 @@
+"""docs/oip.md: the routes and names that it tells of are those that there are."""
+
+import re
+
+from service.app import route_paths
+from service.routes.oip_schemas import RequestParameters
+from service.routes.oip_tensors import INPUTS, OUTPUTS
+from tests.supervised import TREE
+
+PAGE = (TREE / "docs" / "oip.md").read_text()
+
+
+def test_every_route_is_on_the_page() -> None:
+    routes = {path.replace("/versions/{version}", "") for path in route_paths()}
+    shown = set(re.findall(r"^\| `(?:GET|POST) (/v2\S*)` \|", PAGE, re.MULTILINE))
+    assert shown == {path for path in routes if path.startswith("/v2")}
+
+
+def test_every_tensor_and_parameter_is_on_the_page() -> None:
+    for name in (*INPUTS, *OUTPUTS, *RequestParameters.model_fields):
+        assert f"| `{name}` |" in PAGE, name
