@@ -7,10 +7,10 @@ BIN := $(VENV)/bin
 TESTS ?= tests
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint format bench bench-peers bench-gpu clean
+.PHONY: help setup clients serve test compose-test dashboard lint format bench bench-peers bench-gpu clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(VENV)/ready ## make .venv with every pinned package
 
@@ -18,11 +18,28 @@ $(VENV)/ready: pyproject.toml constraints.txt .ci/setup.py
 	@test -n "$(PYTHON)" || { echo "setup: found no Python 3.11 or newer: install one, or set PYTHON=..."; exit 1; }
 	@$(PYTHON) .ci/setup.py $(VENV)
 
+# Other projects' clients in an environment of their own: they want older versions of the same packages.
+CLIENTS := runs/clients
+
+clients: $(CLIENTS)/ready ## make the environment of Triton's and KServe's clients, for the tests
+
+$(CLIENTS)/ready: .ci/clients.txt .ci/clients.py
+	@test -n "$(PYTHON)" || { echo "clients: found no Python 3.11 or newer: install one, or set PYTHON=..."; exit 1; }
+	@$(PYTHON) .ci/clients.py $(CLIENTS)
+
 serve: $(VENV)/ready ## serve on port 8000 with the adapters of the zoo (settings: IDSPAM_*, see README)
 	$(BIN)/python -m service
 
-test: $(VENV)/ready ## every test; TESTS=tests/test_prompt.py for some
+test: $(VENV)/ready $(CLIENTS)/ready ## every test; TESTS=tests/test_prompt.py for some
 	$(BIN)/python -m pytest $(TESTS)
+
+# Needs Docker and Python alone: no prerequisite.
+compose-test: ## build and run deploy/compose.yaml on this machine's Docker, and take it down again: docs/operate.md
+	@test -n "$(PYTHON)" || { echo "compose-test: found no Python 3.11 or newer: install one, or set PYTHON=..."; exit 1; }
+	@$(PYTHON) deploy/compose_test.py
+
+dashboard: $(VENV)/ready ## make the Grafana dashboard from deploy/panels.py
+	$(BIN)/python -m deploy.dashboard
 
 lint: $(VENV)/ready ## ruff, mypy strict, import rules
 	$(BIN)/ruff check .

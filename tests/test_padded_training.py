@@ -1,9 +1,7 @@
 """The packed trainer is a plain padded PyTorch loop: on the same seed and data order both have the
 same losses at every step and end with the same weights, to rounding.
 
-The other side: Hugging Face's own model over padded batches (tests/padded_methods.py), torch's
-plain AdamW and the constants as the paper and this project's documents state them. Nothing is kept
-between its epochs.
+The other side: Hugging Face's own model over padded batches (tests/padded_methods.py), plain AdamW.
 """
 
 import math

@@ -1,0 +1,68 @@
+# The service, from a clean clone: docker build -t id-spam-service .
+#
+# TORCH        cpu, cuda: what the build of torch must be, or this stops before it is downloaded; any: what pip finds
+# TORCH_INDEX  another package index for pip, such as the CPU index that the torch web site names: an image of 1.2 GB, not 5.6
+# BASE         Debian with a Python from 3.11 on
+# VERSION      a label
+ARG BASE=python:3.11-slim-bookworm
+
+FROM ${BASE} AS packages
+ARG TORCH=any
+ARG TORCH_INDEX=
+ENV PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
+WORKDIR /build
+COPY pyproject.toml constraints.txt ./
+COPY .ci/setup.py .ci/setup.py
+# Gone again: what only tests, or builds extensions of torch; and pip.
+RUN TORCH=${TORCH} PIP_EXTRA_INDEX_URL=${TORCH_INDEX} python .ci/setup.py /opt/venv serve \
+ && cd /opt/venv/lib/python3*/site-packages \
+ && find torch/bin -type f ! -name torch_shm_manager -delete && rm -rf torch/include torch/share torch/test \
+ && find sympy networkx -type d -name tests -prune -exec rm -rf {} + \
+ && /opt/venv/bin/python -m pip uninstall -q -y pip
+
+# The commands that ask a service, the demo's load among them. They need neither torch nor what serves.
+FROM ${BASE} AS client
+ENV PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore PYTHONDONTWRITEBYTECODE=1
+WORKDIR /app
+COPY constraints.txt ./
+RUN python -m pip install -qq --disable-pip-version-check --constraint constraints.txt httpx msgspec rich \
+ && useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin idspam
+COPY adapters adapters
+COPY service service
+USER idspam
+ENTRYPOINT ["python", "-m", "service"]
+CMD ["--help"]
+
+FROM ${BASE}
+ARG TORCH=any
+ARG VERSION=unknown
+# Triton makes its kernels on the machine where they run, and their launchers with a C compiler.
+RUN if [ "${TORCH}" = cuda ]; then \
+      apt-get update -qq && apt-get install -y -qq --no-install-recommends gcc libc6-dev >/dev/null && rm -rf /var/lib/apt/lists/*; \
+    fi
+# 10001: nobody's id on the host. Named volumes take over who owns these folders.
+RUN useradd --uid 10001 --user-group --no-create-home --home-dir /var/cache/idspam --shell /usr/sbin/nologin idspam \
+ && install -d -o idspam -g idspam /var/lib/idspam/adapters /var/cache/idspam
+COPY --from=packages /opt/venv /opt/venv
+WORKDIR /app
+COPY LICENSE pyproject.toml ./
+COPY adapters adapters
+COPY service service
+COPY deploy/alive.py deploy/alive.py
+# The root file system may be read-only: what Python compiles must lie there already.
+RUN /opt/venv/bin/python -m compileall -q adapters service deploy
+ENV PATH=/opt/venv/bin:$PATH \
+    IDSPAM_HOST=0.0.0.0 \
+    IDSPAM_ADAPTER_DIR=/var/lib/idspam/adapters \
+    HF_HOME=/var/cache/idspam/huggingface \
+    TRITON_CACHE_DIR=/var/cache/idspam/triton \
+    TORCHINDUCTOR_CACHE_DIR=/var/cache/idspam/inductor \
+    PYTHONDONTWRITEBYTECODE=1
+USER idspam
+EXPOSE 8000
+VOLUME ["/var/lib/idspam/adapters", "/var/cache/idspam"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 CMD ["python", "-S", "deploy/alive.py"]
+LABEL org.opencontainers.image.title="ID-SPAM service" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}"
+ENTRYPOINT ["python", "-m", "service"]

@@ -1,0 +1,275 @@
+"""`make compose-test`: compose.yaml from build to `down` on a real engine, step by step.
+
+Needs Docker, compose (v1 or v2) and Python's standard library. Runs under a project name, on ports
+and in volumes of its own, and removes them, whatever happens. What it prints is a transcript.
+"""
+
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+TREE = Path(__file__).resolve().parent.parent
+FILE = "deploy/compose.yaml"
+NAME, ADAPTER = "compose-test", "adapters/zoo/sms-spam.safetensors"
+TEXTS = [
+    "WINNER!! You have won a free ticket, call 09061701461 now",
+    "see you at eight, I bring the cake",
+]
+ALERTS = 10
+READY_SECONDS, SCRAPED_SECONDS, PULL_SECONDS = 180, 90, 300
+
+
+class Failed(Exception):
+    """A step did not do what it must."""
+
+
+class Stack:
+    """The project, its commands and its three addresses."""
+
+    def __init__(self) -> None:
+        self.project = f"idspam-test-{secrets.token_hex(3)}"
+        service, prometheus, grafana = (_free_port() for _ in range(3))
+        self.service = f"http://127.0.0.1:{service}"
+        self.prometheus = f"http://127.0.0.1:{prometheus}"
+        self.grafana = f"http://127.0.0.1:{grafana}"
+        ports = {"IDSPAM": service, "PROMETHEUS": prometheus, "GRAFANA": grafana}
+        # What the shell has set for another run must not decide this one.
+        kept = {key: value for key, value in os.environ.items() if not key.startswith("IDSPAM_")}
+        self._compose = _compose()
+        self.grafana_is_here = _has_grafana()
+        profile = "cpu" if self.grafana_is_here else "no-grafana"
+        self._environment = kept | {"COMPOSE_PROFILES": profile}
+        self._environment |= {f"{key}_PORT": str(port) for key, port in ports.items()}
+
+    def compose(self, *arguments: str, shown: Callable[[str], bool] = lambda _: True) -> None:
+        """Run compose; its lines are shown as far as they matter, and all of them if it fails."""
+        command = [*self._compose, "-f", FILE, *arguments]
+        _say(f"$ {' '.join(command)}")
+        # The name is left out of what is shown: it is only there to be alone.
+        command[len(self._compose) : len(self._compose)] = ["-p", self.project]
+        began = time.monotonic()
+        done = _run(command, self._environment)
+        if done.returncode:
+            raise Failed(f"{done.stdout}\nexit status {done.returncode}")
+        for line in done.stdout.splitlines():
+            if shown(line):
+                _say(f"  {line.strip()}".replace(f"{self.project}_", "").replace(self.project, ""))
+        _say(f"  ({time.monotonic() - began:.0f} s)")
+
+    def remove(self) -> None:
+        """Everything of this project, volumes included."""
+        self.compose(
+            *("down", "--volumes", "--remove-orphans", "--timeout", "60"),
+            shown=lambda line: "emov" in line and "..." not in line,
+        )
+
+
+def main() -> int:
+    try:
+        stack = Stack()
+        try:
+            _test(stack)
+        finally:
+            stack.remove()
+        for kind in ("container", "volume", "network"):
+            own = f"label=com.docker.compose.project={stack.project}"
+            left = _run(["docker", kind, "ls", "-q", "--filter", own]).stdout.split()
+            _require(not left, f"there are still {kind}s: {left}")
+    except Failed as error:
+        _say(f"compose-test: FAILED: {error}")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    _say("compose-test: passed")
+    return 0
+
+
+def _test(stack: Stack) -> None:
+    stack.compose("build", "service", "demo", shown=lambda line: line.startswith("setup:"))
+    for image in ("service", "client"):
+        _say(f"  {_sized(f'id-spam-{image}:{_version()}')}")
+    stack.compose("up", "-d", shown=lambda _: False)
+    _say(f"  {_ready(stack)}")
+
+    _say(f"# upload {ADAPTER} under another name, and ask it")
+    published = _json(
+        f"{stack.service}/v1/adapters/{NAME}", method="PUT", body=(TREE / ADAPTER).read_bytes()
+    )
+    _say(f"  {published}")
+    revision = published["revision"]
+    _predict(stack, revision)
+
+    _say("# Prometheus has the series, and the alert rules")
+    query = f'sum by (adapter) (idspam_predictions_total{{adapter="{NAME}"}})'
+    _say(f"  {query} = {_wait(lambda: _value(stack, query) == len(TEXTS) and len(TEXTS))}")
+    rules = _wait(lambda: _alerts(stack))
+    _say(f"  {len(rules)} alert rules, state of each: {', '.join(sorted(set(rules.values())))}")
+    _say(f"  {' '.join(rules)}")
+
+    if stack.grafana_is_here:
+        _say("# Grafana has the dashboard and its data source")
+        found = _wait(lambda: _json(f"{stack.grafana}/api/dashboards/uid/id-spam")["dashboard"])
+        _say(f"  {found['title']}: {len(found['panels'])} panels")
+
+    stack.compose(
+        *("run", "--rm", "-T", "demo", "demo", "--url", "http://service:8000", "--seconds", "8"),
+        shown=lambda line: line.startswith("demo:"),
+    )
+
+    stack.compose("restart", "--timeout", "60", "service", shown=lambda _: False)
+    _say(f"  {_ready(stack)}")
+    _predict(stack, revision)
+    _say("# another container: only its volume is the same")
+    stack.compose("up", "-d", "--force-recreate", "--no-deps", "service", shown=lambda _: False)
+    _say(f"  {_ready(stack)}")
+    _predict(stack, revision)
+
+
+def _predict(stack: Stack, revision: str) -> None:
+    body = json.dumps({"adapter": NAME, "inputs": TEXTS, "top_k": 1}).encode()
+    for text, result in zip(
+        TEXTS, _json(f"{stack.service}/v1/predict", body=body)["results"], strict=True
+    ):
+        _require(result["revision"] == revision, f"answered by {result['revision']}")
+        _say(f"  {text!r}: {result['label']} {result['score']:.4f}, revision {revision[:12]}")
+
+
+def _ready(stack: Stack) -> str:
+    began = time.monotonic()
+    health = _wait(lambda: _json(f"{stack.service}/readyz"), seconds=READY_SECONDS)
+    _require(health["status"] == "ok", str(health))
+    build = next(
+        line for line in _text(f"{stack.service}/metrics").splitlines() if "_build_info{" in line
+    )
+    return f"ready after {time.monotonic() - began:.0f} s: {build}"
+
+
+def _value(stack: Stack, query: str) -> float | None:
+    parameters = urllib.parse.urlencode({"query": query})
+    found = _json(f"{stack.prometheus}/api/v1/query?{parameters}")["data"]["result"]
+    return float(found[0]["value"][1]) if found else None
+
+
+def _alerts(stack: Stack) -> dict[str, str] | None:
+    """State by name, once all of them were evaluated."""
+    groups = _json(f"{stack.prometheus}/api/v1/rules?type=alert")["data"]["groups"]
+    rules = [rule for group in groups for rule in group["rules"]]
+    if len(rules) < ALERTS or any(rule["health"] != "ok" for rule in rules):
+        return None
+    return {rule["name"]: rule["state"] for rule in rules}
+
+
+def _has_grafana() -> bool:
+    """Whether its image is there or can be had."""
+    image = os.environ.get("GRAFANA_IMAGE") or _default("GRAFANA_IMAGE")
+    if _run(["docker", "image", "inspect", image]).returncode == 0:
+        return True
+    _say(f"$ docker pull {image}")
+    if _run(["docker", "pull", "-q", image], seconds=PULL_SECONDS).returncode == 0:
+        return True
+    _say("  it cannot be pulled here: this run is without Grafana, COMPOSE_PROFILES=no-grafana")
+    return False
+
+
+def _sized(image: str) -> str:
+    done = _run(["docker", "image", "inspect", "--format", "{{.Size}}", image])
+    _require(done.returncode == 0, done.stdout)
+    return f"{image}: {int(done.stdout) / 1e9:.2f} GB"
+
+
+def _version() -> str:
+    """As compose.yaml has it."""
+    return os.environ.get("VERSION") or _default("VERSION")
+
+
+def _default(variable: str) -> str:
+    """What a variable of compose.yaml is where nobody sets it."""
+    found = re.search(rf"\$\{{{variable}:-([^}}]*)\}}", (TREE / FILE).read_text())
+    assert found, f"compose.yaml asks for no {variable}"
+    return found[1]
+
+
+def _compose() -> list[str]:
+    if shutil.which("docker") is None or (done := _run(["docker", "info"])).returncode:
+        raise Failed("no Docker engine answers `docker info`: install and start one")
+    version = next(line for line in done.stdout.splitlines() if "Server Version" in line)
+    for command in (["docker", "compose"], ["docker-compose"]):
+        if shutil.which(command[0]) and not (found := _run([*command, "version"])).returncode:
+            _say(f"Docker {version.split()[-1]}, {found.stdout.splitlines()[0]}")
+            return command
+    raise Failed("neither `docker compose` nor `docker-compose` is installed")
+
+
+def _run(
+    command: Sequence[str], environment: dict[str, str] | None = None, seconds: float = 3600
+) -> "subprocess.CompletedProcess[str]":
+    try:
+        return subprocess.run(
+            command,
+            cwd=TREE,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            timeout=seconds,
+        )
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 124, f"not done after {seconds:g} s")
+
+
+def _wait(look: Callable[[], Any], *, seconds: float = SCRAPED_SECONDS) -> Any:
+    """What it finds, as soon as that is something; an address that does not answer is nothing."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            if found := look():
+                return found
+            why = "found nothing"
+        except (OSError, ValueError) as error:
+            why = str(error)
+        if time.monotonic() > deadline:
+            raise Failed(f"waited {seconds:g} s in vain: {why}")
+        time.sleep(1)
+
+
+def _json(url: str, *, method: str | None = None, body: bytes | None = None) -> Any:
+    return json.loads(_text(url, method=method, body=body))
+
+
+def _text(url: str, *, method: str | None = None, body: bytes | None = None) -> str:
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(url, data=body, headers=headers, method=method)
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return str(answer.read().decode())
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+def _require(held: bool, otherwise: str) -> None:
+    if not held:
+        raise Failed(otherwise)
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

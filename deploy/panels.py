@@ -1,0 +1,300 @@
+"""What the dashboard shows: its rows, charts and expressions. Knows the names of metrics only.
+
+Rates and quantiles are over `$__rate_interval`. Where a service of one process has other series
+than one with workers, an `or` takes whichever there are.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+ON = 'instance=~"$instance"'
+OF = f'{ON}, adapter=~"$adapter"'
+# As in prometheus/rules.yaml.
+PREDICT = f'{ON}, route=~"/|/classify|/invocations|(.*/)?(predict|infer)"'
+JOB = f'{ON}, job="id-spam"'
+FAILED = 'outcome=~"overloaded|deadline|unavailable|server_error"'
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """legend: Grafana's template of labels, or what every series is called."""
+
+    expression: str
+    legend: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """What is drawn: curves, or areas upon each other where the sum means something."""
+
+    title: str
+    unit: str
+    queries: Sequence[Query]
+    note: str = ""
+    stacked: bool = False
+
+
+def rate(metric: str, labels: str, by: str) -> str:
+    return f"sum by ({by}) (rate({metric}{{{labels}}}[$__rate_interval]))"
+
+
+def per(metric: str, label: str, *, labels: str = ON, where: str = "") -> list[Query]:
+    """A counter's rate, a curve for each value of a label."""
+    return [Query(rate(metric, labels, label) + where, f"{{{{{label}}}}}")]
+
+
+def either(among: str, alone: str, label: str) -> list[Query]:
+    """What processes tell of themselves: among others by their label, alone as `service`."""
+    named = f'label_replace({alone}, "{label}", "service", "", "")'
+    return [Query(f"{among} or {named}", f"{{{{instance}}}} {{{{{label}}}}}")]
+
+
+def quantile(share: float, histogram: str, *, labels: str = ON, by: str = "") -> str:
+    kept = f"le, {by}" if by else "le"
+    return f"histogram_quantile({share}, {rate(f'{histogram}_bucket', labels, kept)})"
+
+
+def shares(histogram: str, labels: str = ON) -> list[Query]:
+    """Median, p95 and p99."""
+    return [
+        Query(quantile(share, histogram, labels=labels), f"p{share * 100:g}")
+        for share in (0.5, 0.95, 0.99)
+    ]
+
+
+def with_mean(histogram: str) -> list[Query]:
+    total = f"sum (rate({histogram}_sum{{{ON}}}[$__rate_interval]))"
+    number = f"sum (rate({histogram}_count{{{ON}}}[$__rate_interval]))"
+    return [Query(f"{total} / {number}", "mean"), *shares(histogram)]
+
+
+STATS = (
+    ("Requests", "reqps", rate("idspam_requests_total", PREDICT, "instance"), ""),
+    ("Texts", "short", rate("idspam_predictions_total", ON, "instance"), ""),
+    (
+        "Failed, not by the caller",
+        "percentunit",
+        f"sum (rate(idspam_requests_total{{{PREDICT}, {FAILED}}}[$__rate_interval]))"
+        f" / sum (rate(idspam_requests_total{{{PREDICT}}}[$__rate_interval]))",
+        "",
+    ),
+    ("p99", "s", quantile(0.99, "idspam_request_seconds", labels=PREDICT), ""),
+    (
+        "Queue",
+        "percentunit",
+        f"max (idspam_waiting_tokens{{{ON}}} / idspam_waiting_tokens_limit{{{ON}}})",
+        "",
+    ),
+    ("Runs", "", f"idspam_build_info{{{ON}}}", "{{version}} {{device}} {{dtype}} {{backbone}}"),
+)
+
+ROWS = (
+    (
+        "Traffic",
+        (
+            Chart(
+                "Requests by outcome",
+                "reqps",
+                per("idspam_requests_total", "outcome"),
+                "Probes and Prometheus included.",
+                stacked=True,
+            ),
+            Chart(
+                "Requests by route",
+                "reqps",
+                per("idspam_requests_total", "route", where=" > 0"),
+                stacked=True,
+            ),
+            Chart(
+                "Errors by type",
+                "reqps",
+                per("idspam_request_errors_total", "type", where=" > 0"),
+            ),
+        ),
+    ),
+    (
+        "Latency",
+        (
+            Chart("Predictions", "s", shares("idspam_request_seconds", PREDICT)),
+            Chart(
+                "Stages, p95",
+                "s",
+                [
+                    Query(quantile(0.95, f"idspam_{stage}_seconds"), stage)
+                    for stage in ("tokenize", "queue", "inference", "generator", "backbone")
+                ],
+                "Generator and backbone are shares of inference; on CUDA there is no generator.",
+            ),
+            Chart(
+                "Stages, time a second",
+                "s",
+                [
+                    Query(
+                        f"sum (rate(idspam_{stage}_seconds_sum{{{ON}}}[$__rate_interval]))", stage
+                    )
+                    for stage in ("tokenize", "inference", "generator", "backbone")
+                ],
+                "One lane that is always busy shows 1 for inference.",
+            ),
+        ),
+    ),
+    (
+        "Batches",
+        (
+            Chart("Texts in a batch", "short", with_mean("idspam_batch_rows")),
+            Chart("Tokens in a batch", "short", with_mean("idspam_batch_tokens")),
+            Chart("Adapters in a batch", "short", with_mean("idspam_batch_adapters")),
+            Chart(
+                "Forward passes",
+                "ops",
+                per("idspam_passes_total", "kind"),
+                stacked=True,
+            ),
+            Chart(
+                "Waiting tokens",
+                "short",
+                [
+                    Query(f"sum (idspam_waiting_tokens{{{ON}}})", "waiting"),
+                    Query(f"sum (idspam_waiting_tokens_limit{{{ON}}})", "limit"),
+                ],
+            ),
+            Chart(
+                "Texts that failed, by reason",
+                "short",
+                per("idspam_failures_total", "reason"),
+            ),
+        ),
+    ),
+    (
+        "Tiers",
+        (
+            Chart(
+                "Adapters",
+                "short",
+                [Query(f"sum by (tier) (idspam_tier_adapters{{{ON}}})", "{{tier}}")],
+                "Stored is on disk, registered in host memory, active on the device.",
+            ),
+            Chart(
+                "Memory",
+                "bytes",
+                [Query(f"sum by (tier) (idspam_tier_bytes{{{ON}}})", "{{tier}}")],
+            ),
+            Chart(
+                "Loads",
+                "ops",
+                per("idspam_adapter_loads_total", "tier"),
+            ),
+            Chart(
+                "Time of a load, p95",
+                "s",
+                [Query(quantile(0.95, "idspam_adapter_load_seconds", by="tier"), "{{tier}}")],
+            ),
+            Chart(
+                "Evictions",
+                "ops",
+                per("idspam_adapter_evictions_total", "tier"),
+            ),
+            Chart(
+                "Last use of what is evicted, median",
+                "s",
+                [
+                    Query(
+                        quantile(0.5, "idspam_adapter_eviction_age_seconds", by="tier"), "{{tier}}"
+                    )
+                ],
+                "Seconds mean thrash: what leaves comes back at once.",
+            ),
+        ),
+    ),
+    (
+        "Adapters",
+        (
+            Chart(
+                "Texts by adapter",
+                "short",
+                per("idspam_predictions_total", "adapter", labels=OF),
+                stacked=True,
+            ),
+            Chart(
+                "Labels, the ten most given",
+                "short",
+                [
+                    Query(
+                        f"topk(10, {rate('idspam_predictions_total', OF, 'adapter, label')})",
+                        "{{adapter}}: {{label}}",
+                    )
+                ],
+                "A label that suddenly leads or vanishes: the texts have changed, or the adapter.",
+            ),
+            Chart(
+                "Texts that failed, by adapter",
+                "short",
+                per("idspam_adapter_failures_total", "adapter", labels=OF),
+            ),
+            Chart(
+                "Uploads by outcome",
+                "short",
+                [
+                    Query(
+                        "sum by (outcome) "
+                        f"(increase(idspam_uploads_total{{{ON}}}[$__rate_interval]))",
+                        "{{outcome}}",
+                    )
+                ],
+            ),
+            Chart(
+                "Texts that were cut",
+                "short",
+                per("idspam_truncated_inputs_total", "instance"),
+            ),
+        ),
+    ),
+    (
+        "Processes",
+        (
+            Chart(
+                "Resident memory",
+                "bytes",
+                either(
+                    f"idspam_process_resident_bytes{{{ON}}}",
+                    f"process_resident_memory_bytes{{{JOB}}}",
+                    "process",
+                ),
+            ),
+            Chart(
+                "Processor time a second",
+                "s",
+                either(
+                    f"rate(idspam_process_cpu_seconds_total{{{ON}}}[$__rate_interval])",
+                    f"rate(process_cpu_seconds_total{{{JOB}}}[$__rate_interval])",
+                    "process",
+                ),
+                stacked=True,
+            ),
+            Chart(
+                "Processes alive",
+                "short",
+                either(
+                    f"idspam_processes{{{ON}}}",
+                    f"up{{{JOB}}} unless on (instance) idspam_processes",
+                    "kind",
+                ),
+            ),
+            Chart(
+                "Restarts in an hour",
+                "short",
+                either(
+                    f"increase(idspam_process_restarts_total{{{ON}}}[1h])",
+                    f"changes(process_start_time_seconds{{{JOB}}}[1h])",
+                    "kind",
+                ),
+            ),
+            Chart(
+                "Events that were not counted",
+                "short",
+                per("idspam_events_dropped_total", "instance"),
+                "Above zero the other panels show too little.",
+            ),
+        ),
+    ),
+)

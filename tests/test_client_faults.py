@@ -1,0 +1,252 @@
+"""Servers that break: connections that are dropped, answers that are cut, other people's pages."""
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from itertools import count
+from typing import Any
+
+import pytest
+
+from service.client import (
+    AsyncClient,
+    Client,
+    Failed,
+    InvalidCall,
+    Rejected,
+    Retries,
+    UnexpectedAnswer,
+    Unreachable,
+)
+
+QUICK = Retries(attempts=3, first=0.01, longest=0.02)
+HEALTH: dict[str, Any] = {"status": "ok", "reason": None, "details": {}}
+PUBLISHED = {"name": "a", "revision": "0c9d", "created": False, "changed": True}
+RESULT = {
+    "id": None,
+    "adapter": "a",
+    "revision": "0c9d",
+    "label": "ham",
+    "score": 0.75,
+    "scores": [{"label": "ham", "score": 0.75}],
+    "tokens": 3,
+    "truncated": False,
+}
+
+
+def answer(content: object, status: str = "200 OK", *headers: str) -> bytes:
+    """A whole response."""
+    body = content if isinstance(content, bytes) else json.dumps(content).encode()
+    lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers, "", ""]
+    return "\r\n".join(lines).encode() + body
+
+
+def results(number: int) -> bytes:
+    timings = {"tokenize": 0.1, "queue": 0.1, "inference": 0.1}
+    return answer({"results": [RESULT] * number, "timings_ms": timings})
+
+
+class Broken:
+    """A server of raw bytes: the n-th request gets the n-th answer, the last of them from then on.
+
+    None is no answer, the connection is closed; b"" is none either, but it stays open. requests:
+    their first lines.
+    """
+
+    def __init__(self, listener: socket.socket, answers: Sequence[bytes | None]) -> None:
+        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        self.requests: list[str] = []
+        self.bodies: list[bytes] = []
+        self._listener = listener
+        self._answers = answers
+        self._turn = threading.Lock()
+
+    def serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._talk, args=(connection,), daemon=True).start()
+
+    def _talk(self, connection: socket.socket) -> None:
+        with closing(connection), connection.makefile("rb") as stream:
+            while line := stream.readline():
+                length = 0
+                while (header := stream.readline()) not in (b"\r\n", b""):
+                    if header.lower().startswith(b"content-length:"):
+                        length = int(header.split(b":")[1])
+                body = stream.read(length)
+                with self._turn:
+                    self.requests.append(line.decode().strip())
+                    self.bodies.append(body)
+                    turn = min(len(self.requests), len(self._answers)) - 1
+                found = self._answers[turn]
+                if found is None:
+                    return
+                connection.sendall(found)
+                if b"Connection: close" in found:
+                    return
+
+
+@contextmanager
+def broken(*answers: bytes | None) -> Iterator[Broken]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = Broken(listener, answers)
+        thread = threading.Thread(target=server.serve, daemon=True)
+        thread.start()
+        try:
+            yield server
+        finally:
+            # Wakes what waits in accept.
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join(10)
+
+
+def test_a_prediction_is_asked_for_again_when_the_connection_breaks() -> None:
+    cut = results(1)[:-7].replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+    for first in (None, cut, b"nonsense\r\nConnection: close\r\n\r\n"):
+        with (
+            broken(first, None, results(1)) as server,
+            Client(server.url, retries=QUICK) as client,
+        ):
+            assert client.predict("x", "a")[0].label == "ham"
+            assert server.requests == ["POST /v1/predict HTTP/1.1"] * 3
+            assert len(set(server.bodies)) == 1
+
+
+def test_what_may_not_happen_twice_is_not_asked_for_again() -> None:
+    doubtful: list[Callable[[Client], object]] = [
+        lambda client: client.rollback("a"),
+        lambda client: client.delete("a"),
+        lambda client: client.upload("a", b"x", if_none_match="*"),
+    ]
+    for ask in doubtful:
+        with broken(None) as server, Client(server.url, retries=QUICK) as client:
+            with pytest.raises(Unreachable, match="the connection broke"):
+                ask(client)
+            assert len(server.requests) == 1
+
+
+def test_a_rollback_to_a_named_revision_is_asked_for_again() -> None:
+    with broken(None, answer(PUBLISHED)) as server, Client(server.url, retries=QUICK) as client:
+        assert client.rollback("a", "0c9d").changed
+        assert len(server.requests) == 2
+
+
+def test_where_nobody_listens_everything_is_tried_again_and_told_with_the_address() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    every: list[Callable[[Client], object]] = [
+        lambda client: client.rollback("a"),
+        lambda client: client.adapters(),
+    ]
+    for ask in every:
+        with Client(f"http://127.0.0.1:{port}", retries=QUICK) as client:
+            began = time.monotonic()
+            with pytest.raises(Unreachable, match=f"no service answers: http://127.0.0.1:{port}"):
+                ask(client)
+            assert time.monotonic() - began < 5
+
+
+def test_an_answer_that_does_not_come_in_time_is_none() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with Client(url, seconds=0.2, retries=Retries(attempts=1)) as client:
+            with pytest.raises(Unreachable, match="timed out"):
+                client.metrics()
+            began = time.monotonic()
+            with pytest.raises(Unreachable):
+                client.predict("x", "a", timeout_ms=500)
+            assert time.monotonic() - began >= 0.6
+
+
+def test_a_proxys_page_is_told_as_what_it_is() -> None:
+    page = answer(b"<html><h1>Bad\nGateway</h1>", "502 Bad Gateway", "Content-Type: text/html")
+    with broken(page) as server, Client(server.url, retries=QUICK) as client:
+        with pytest.raises(Failed) as caught:
+            client.adapters()
+        assert str(caught.value) == "502: <html><h1>Bad Gateway</h1>"
+        assert len(server.requests) == 1
+
+
+def test_another_server_is_not_taken_for_this_one() -> None:
+    contents: list[object] = [b"<html>welcome</html>", {"hello": "world"}, [], b""]
+    for content in contents:
+        with broken(answer(content)) as server, Client(server.url, retries=QUICK) as client:
+            with pytest.raises(UnexpectedAnswer):
+                client.predict("x", "a")
+            with pytest.raises(UnexpectedAnswer):
+                client.ready()
+            assert len(server.requests) == 2
+    away = answer(b"", "307 Temporary Redirect", "Location: http://127.0.0.1:1/")
+    with broken(away) as server, Client(server.url) as client, pytest.raises(Rejected):
+        client.adapters()
+
+
+def test_a_service_that_wants_to_be_left_alone_is_left_alone() -> None:
+    error = {"error": {"type": "unavailable", "message": "draining", "details": []}}
+    busy = answer(error, "503 Service Unavailable", "Retry-After: 1")
+    with broken(busy, answer(HEALTH)) as server, Client(server.url) as client:
+        began = time.monotonic()
+        assert client.metrics()
+        assert time.monotonic() - began >= 1.0
+
+
+def test_a_hook_that_spoils_a_request_is_told_and_nothing_is_repeated() -> None:
+    with broken(answer(HEALTH)) as server:
+
+        def spoil(request: object) -> None:
+            request.headers["x-a"] = "b\r\nc: d"  # type: ignore[attr-defined]  # httpx's
+
+        with (
+            Client(server.url, event_hooks={"request": [spoil]}) as client,
+            pytest.raises(InvalidCall),
+        ):
+            client.predict("x", "a")
+        assert server.requests == []
+
+
+def test_one_failed_request_among_many_ends_them_in_order() -> None:
+    internal = {"error": {"type": "internal", "message": "internal error", "details": []}}
+    given = []
+
+    def ask(client: Client) -> None:
+        for result in client.classify(["x"] * 20, "a", per_request=4, in_flight=1):
+            given.append(result)
+
+    with broken(results(4), results(4), answer(internal, "500 Oh")) as server:
+        with Client(server.url, retries=QUICK) as client, pytest.raises(Failed):
+            ask(client)
+        assert len(given) == 8
+        assert len(server.requests) == 3
+
+
+def test_whoever_stops_early_is_not_held_up_by_what_is_under_way() -> None:
+    endless = (str(number) for number in count())
+    with broken(results(1), b"") as server:
+        began = time.monotonic()
+        with Client(server.url) as client:
+            found = client.classify(endless, "a", per_request=1, in_flight=4)
+            assert next(found).label == "ham"
+            found.close()
+        assert time.monotonic() - began < 5
+
+
+def test_whoever_stops_early_cancels_what_is_under_way() -> None:
+    async def ask(url: str) -> int:
+        endless = (str(number) for number in count())
+        async with AsyncClient(url) as client:
+            found = client.classify(endless, "a", per_request=1, in_flight=4)
+            assert (await anext(found)).label == "ham"
+            await found.aclose()
+            return len(asyncio.all_tasks())
+
+    with broken(results(1), b"") as server:
+        began = time.monotonic()
+        assert asyncio.run(ask(server.url)) == 1
+        assert time.monotonic() - began < 5

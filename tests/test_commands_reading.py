@@ -1,0 +1,155 @@
+"""What `predict` reads: every format, every bad line by its number, and no more than is needed."""
+
+import gzip
+import io
+import sys
+from pathlib import Path
+
+import pytest
+
+from service.client import Input
+from service.commands import CommandFailed
+from service.commands.reading import (
+    MAX_LINE_BYTES,
+    READERS,
+    Columns,
+    Record,
+    format_of,
+    opened,
+)
+
+
+def read(path: Path, columns: Columns | None = None) -> list[Record]:
+    with opened(str(path)) as source:
+        return list(READERS[format_of(path.name)](source, columns or Columns()))
+
+
+def written(folder: Path, name: str, content: bytes) -> Path:
+    path = folder / name
+    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    return path
+
+
+def fault(path: Path, columns: Columns | None = None) -> str:
+    with pytest.raises(CommandFailed) as caught:
+        read(path, columns)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["x.txt", "x", "x.log", "x.txt.gz"])
+def test_a_line_of_text_is_a_text_and_an_empty_one_too(tmp_path: Path, name: str) -> None:
+    content = "\ufefffirst\r\n\n  spaced \nlöng\x00\nlast".encode()
+    found = read(written(tmp_path, name, content))
+    assert [item.input for item in found] == ["first", "", "  spaced ", "löng\x00", "last"]
+    assert [item.line for item in found] == [1, 2, 3, 4, 5]
+    assert read(written(tmp_path, f"empty-{name}", b"")) == []
+    assert len(read(written(tmp_path, f"ended-{name}", b"a\nb\n"))) == 2
+
+
+def test_places_count_the_bytes_that_were_read(tmp_path: Path) -> None:
+    path = written(tmp_path, "x.txt", "ä\nbc\n".encode())
+    with opened(str(path)) as source:
+        assert source.total == 6
+        assert [item.position for item in READERS["text"](source, Columns())] == [3, 6]
+    packed = written(tmp_path, "x.txt.gz", b"ab\n" * 1000)
+    with opened(str(packed)) as source:
+        last = list(READERS["text"](source, Columns()))[-1]
+        assert last.position == source.total == packed.stat().st_size
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.JSONL", "x.jsonl.gz"])
+def test_json_lines_are_objects_or_strings(tmp_path: Path, name: str) -> None:
+    content = (
+        b'{"text": "a", "label": "ignored", "id": null}\n\n'
+        b'{"text": "", "text_pair": "b", "adapter": "c@77", "id": "d"}\n"e"\n'
+    )
+    found = read(written(tmp_path, name.lower() if name.endswith("gz") else name, content))
+    assert [item.input for item in found] == [Input("a"), Input("", "b", "c@77", "d"), "e"]
+    assert [item.line for item in found] == [1, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (b'{"text": 3}', "Expected `str`, got `int` - at `$.text`"),
+        (b'{"texts": "a"}', "missing required field `text`"),
+        (b"[1]", "got `array`"),
+        (b'{"text": "a"', "not JSON"),
+        (b"plain text", "not JSON"),
+        (b'"\\ud800"', "not JSON"),
+        (b'{"text": "\xff"}', "not UTF-8: byte 0xff at position 11"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, line: bytes, words: str) -> None:
+    path = written(tmp_path, "x.jsonl", b'"fine"\n' + line + b'\n"fine"\n')
+    found = fault(path)
+    assert found.startswith(f"{path}, line 2: ")
+    assert words in found
+
+
+def test_tables_have_columns(tmp_path: Path) -> None:
+    content = 'id,text,adapter,more\n1,"a, ""b""\nc",,x\n,d,e,y\n'
+    found = read(written(tmp_path, "x.csv", content.encode()))
+    assert [item.input for item in found] == [
+        Input('a, "b"\nc', id="1"),
+        Input("d", adapter="e"),
+    ]
+    assert [item.line for item in found] == [2, 4]
+    pairs = read(written(tmp_path, "x.tsv.gz", b"text\ttext_pair\na\t\nb\tc\n"))
+    assert [item.input for item in pairs] == [Input("a", ""), Input("b", "c")]
+    named = Columns("question", "answer")
+    chosen = read(written(tmp_path, "y.csv", b"question,answer\nq,a\n"), named)
+    assert chosen[0].input == Input("q", "a")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"body\nx\n", "line 1: no column 'text'; there are: 'body'"),
+        (b"text,text\nx,y\n", "line 1: column 'text' appears twice"),
+        (b"text,more\nx\n", "line 2: 1 fields, the header has 2"),
+        (b'text\nx\n"y', "line 3: broken row: unexpected end of data"),
+        (b"text\n" + b"x" * 140_000, "line 2: broken row: field larger than"),
+        (b"text\n\xff\n", "line 2: not UTF-8"),
+    ],
+)
+def test_a_bad_row_is_named(tmp_path: Path, content: bytes, words: str) -> None:
+    assert words in fault(written(tmp_path, "x.csv", content))
+
+
+def test_a_column_that_was_asked_for_must_be_there(tmp_path: Path) -> None:
+    path = written(tmp_path, "x.csv", b"text\na\n")
+    assert "no column 'second'" in fault(path, Columns("text", "second"))
+
+
+def test_what_cannot_be_opened_or_unpacked_is_told(tmp_path: Path) -> None:
+    assert "No such file" in fault(tmp_path / "none.txt")
+    assert "Is a directory" in fault(tmp_path)
+    assert "broken gzip" in fault(tmp_path / _write(tmp_path / "x.gz", b"no gzip"))
+    cut = gzip.compress(b"line\n" * 10_000)[:-20]
+    assert "broken gzip" in fault(tmp_path / _write(tmp_path / "cut.gz", cut))
+    hidden = tmp_path / _write(tmp_path / "x.txt", gzip.compress(b"a"))
+    assert "line 1: compressed with gzip: its name must end in .gz" in fault(hidden)
+
+
+def _write(path: Path, content: bytes) -> str:
+    path.write_bytes(content)
+    return path.name
+
+
+def test_a_line_that_no_service_takes_is_not_held_in_memory(tmp_path: Path) -> None:
+    path = written(tmp_path, "x.txt", b"a\n" + b"x" * (MAX_LINE_BYTES + 1) + b"\nb\n")
+    assert fault(path) == f"{path}, line 2: longer than {MAX_LINE_BYTES} bytes"
+
+
+def test_reading_goes_no_further_than_it_is_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = io.BytesIO(b"a\nb\nc\n")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(content))
+    with opened("-") as source:
+        assert source.name == "standard input"
+        assert source.total is None
+        records = READERS["text"](source, Columns())
+        assert next(records).input == "a"
+        assert content.tell() == 2
