@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from itertools import count
+from itertools import chain, repeat
 from typing import Any
 
 import pytest
@@ -23,6 +23,7 @@ from service.client import (
     Unreachable,
 )
 
+HELD = "never answered"
 QUICK = Retries(attempts=3, first=0.01, longest=0.02)
 HEALTH: dict[str, Any] = {"status": "ok", "reason": None, "details": {}}
 PUBLISHED = {"name": "a", "revision": "0c9d", "created": False, "changed": True}
@@ -53,8 +54,8 @@ def results(number: int) -> bytes:
 class Broken:
     """A server of raw bytes: the n-th request gets the n-th answer, the last of them from then on.
 
-    None is no answer, the connection is closed; b"" is none either, but it stays open. requests:
-    their first lines.
+    None is no answer: the connection is closed. A request that holds HELD gets none either,
+    but its connection stays open. requests: their first lines.
     """
 
     def __init__(self, listener: socket.socket, answers: Sequence[bytes | None]) -> None:
@@ -85,7 +86,7 @@ class Broken:
                     self.requests.append(line.decode().strip())
                     self.bodies.append(body)
                     turn = min(len(self.requests), len(self._answers)) - 1
-                found = self._answers[turn]
+                found = b"" if HELD.encode() in body else self._answers[turn]
                 if found is None:
                     return
                 connection.sendall(found)
@@ -227,8 +228,8 @@ def test_one_failed_request_among_many_ends_them_in_order() -> None:
 
 
 def test_whoever_stops_early_is_not_held_up_by_what_is_under_way() -> None:
-    endless = (str(number) for number in count())
-    with broken(results(1), b"") as server:
+    endless = chain(["x"], repeat(HELD))
+    with broken(results(1)) as server:
         began = time.monotonic()
         with Client(server.url) as client:
             found = client.classify(endless, "a", per_request=1, in_flight=4)
@@ -239,14 +240,14 @@ def test_whoever_stops_early_is_not_held_up_by_what_is_under_way() -> None:
 
 def test_whoever_stops_early_cancels_what_is_under_way() -> None:
     async def ask(url: str) -> int:
-        endless = (str(number) for number in count())
+        endless = chain(["x"], repeat(HELD))
         async with AsyncClient(url) as client:
             found = client.classify(endless, "a", per_request=1, in_flight=4)
             assert (await anext(found)).label == "ham"
             await found.aclose()
             return len(asyncio.all_tasks())
 
-    with broken(results(1), b"") as server:
+    with broken(results(1)) as server:
         began = time.monotonic()
         assert asyncio.run(ask(server.url)) == 1
         assert time.monotonic() - began < 5
