@@ -234,10 +234,13 @@ class Hub:
     async def _apply(self, peer: _Peer, asked: Change, attached: list[bytes]) -> None:
         try:
             done = await self._done(asked, attached)
-            await self._everywhere()
-            peer.outbox.put(done)
         except Exception as error:
+            # A failure may be news as well: what was found damaged is served nowhere any more.
+            await self._everywhere()
             self._fail(peer, asked.id, error)
+            return
+        await self._everywhere()
+        peer.outbox.put(done)
 
     async def _done(self, asked: Change, attached: list[bytes]) -> Done:
         self._backend.refuse_unless_ready()
