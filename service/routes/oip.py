@@ -213,9 +213,8 @@ def _output(wanted: Wanted, adapter: Resolved, answers: Answers) -> Output:
     return Output(wanted.name, values, wanted.binary)
 
 
-def _label(adapter: Resolved, answers: Answers) -> npt.NDArray[np.object_]:
-    labels = adapter.spec.labels
-    return np.array([labels[row.scores.argmax()] for row in answers.rows], dtype=object)
+def _label(_: Resolved, answers: Answers) -> npt.NDArray[np.object_]:
+    return np.array(answers.best, dtype=object)
 
 
 def _probs(_: Resolved, answers: Answers) -> npt.NDArray[np.float32]:

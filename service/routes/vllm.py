@@ -12,7 +12,7 @@ from service.errors import InvalidRequest, NoInputs, TooLarge
 from service.lifecycle import Service, service_of
 from service.logs import request_id
 from service.routes.bodies import JsonResponse, read_json
-from service.routes.classifying import Answers, Text, classify, ranked
+from service.routes.classifying import Answers, Text, classify
 from service.routes.compatible import VLLM_CLASSIFY
 from service.routes.errors import Refusal, faults_of
 from service.routes.tei import default_adapter
@@ -117,12 +117,12 @@ def _texts(asked: VllmClassifyRequest, service: Service) -> list[Text]:
 
 def _data(answers: Answers) -> list[dict[str, Any]]:
     found = []
-    for index, (text, row) in enumerate(zip(answers.texts, answers.rows, strict=True)):
+    for index, (label, row) in enumerate(zip(answers.best, answers.rows, strict=True)):
         scores = row.scores.tolist()
         found.append(
             {
                 "index": index,
-                "label": text.spec.labels[ranked(scores)[0]],
+                "label": label,
                 "probs": scores,
                 "num_classes": len(scores),
             }
