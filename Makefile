@@ -30,7 +30,7 @@ $(CLIENTS)/ready: .ci/clients.txt .ci/clients.py
 serve: $(VENV)/ready ## serve on port 8000 with the adapters of the zoo (settings: IDSPAM_*, see README)
 	$(BIN)/python -m service
 
-test: $(VENV)/ready $(CLIENTS)/ready ## every test; TESTS=tests/test_prompt.py for some
+test: $(VENV)/ready $(CLIENTS)/ready ## every test; TESTS=tests/adapters/test_prompt.py for some
 	$(BIN)/python -m pytest $(TESTS)
 
 # Needs Docker and Python alone: no prerequisite.

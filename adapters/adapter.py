@@ -1,7 +1,7 @@
 """One trained adapter: as a file holds it, and prepared to run beside others on a backbone."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,22 +9,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from adapters.backbone import Answers, Backbone
+from adapters.backbone.model import Answers, Backbone
+from adapters.backbone.tokenizer import Encoding
 from adapters.errors import InvalidAdapter
-from adapters.finite import all_finite
-from adapters.head import HeadWeights, logits, scores
-from adapters.packing import PackedBatch, Row
-from adapters.prompt import GeneratorWeights
-from adapters.spec import AdapterSpec, FinalActivation, GeneratorInput
-from adapters.tokenizer import Encoding
-
-
-@dataclass(frozen=True, slots=True)
-class Adapter:
-    """A spec and exactly the tensors that it declares."""
-
-    spec: AdapterSpec
-    tensors: Mapping[str, Tensor]
+from adapters.format.files import Adapter, all_finite
+from adapters.format.spec import AdapterSpec, FinalActivation, GeneratorInput
+from adapters.packed.head import HeadWeights, logits, scores
+from adapters.packed.packing import PackedBatch, Row
+from adapters.packed.prompt import GeneratorWeights
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from adapters.tokenizer import Encoding
+from adapters.backbone.tokenizer import Encoding
 from benchmarks.arguments import at_least, duration
 from benchmarks.loop import (
     closed_loop,

@@ -7,8 +7,8 @@ from time import perf_counter
 
 import torch
 
-from adapters.backbone import Backbone
-from adapters.tokenizer import Encoding
+from adapters.backbone.model import Backbone
+from adapters.backbone.tokenizer import Encoding
 
 _COPY_BYTES = {"cuda": 2**30, "cpu": 2**28}
 _EMBEDDINGS = ("embeddings.", "wte.", "wpe.")

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from adapters.tokenizer import Encoding
+from adapters.backbone.tokenizer import Encoding
 from benchmarks.arguments import at_least, counts, duration
 from benchmarks.ceilings import Ceilings, flops_of, measure_ceilings
 from benchmarks.loop import (

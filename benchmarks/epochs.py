@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from benchmarks.texts import make_texts, words_of
-from train.data import Dataset, Example
-from train.settings import ComputeType
+from train.config.settings import ComputeType
+from train.data.dataset import Dataset, Example
 
 MAX_TOKENS = 256
 PROMPT_LENGTH = 10
@@ -39,7 +39,7 @@ class Work:
         return Dataset("random words", "0" * 64, examples)
 
     def batches(self) -> Iterator[list[int]]:
-        """Which rows make a step, in the order of `train.loop`'s first epoch."""
+        """Which rows make a step, in the order of `train.loop.loop`'s first epoch."""
         order = np.random.default_rng([SEED, 0]).permutation(len(self.texts))
         for first in range(0, len(order), self.batch_size):
             yield order[first : first + self.batch_size].tolist()

@@ -11,15 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from adapters.adapter import PreparedAdapter, classify, prepare, rows_of
-from adapters.backbone import Backbone
-from adapters.files import load_adapter
-from adapters.loading import DEFAULT_BACKBONE, load_backbone
-from adapters.tokenizer import Encoding
+from adapters.backbone.loading import DEFAULT_BACKBONE, load_backbone
+from adapters.backbone.model import Backbone
+from adapters.backbone.tokenizer import Encoding
+from adapters.format.files import load_adapter
 from benchmarks.arguments import at_least
 from benchmarks.report import Report
 from benchmarks.shapes import described
 from benchmarks.texts import make_texts, words_of
-from train.data import read_examples
+from train.data.dataset import read_examples
 from train.zoo import ZOO
 
 ZOO_FOLDER = Path(__file__).resolve().parent.parent / "adapters" / "zoo"

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from adapters.loading import load_backbone
+from adapters.backbone.loading import load_backbone
 from benchmarks.arguments import at_least, duration
 from benchmarks.load import Figures, load, write_bodies
 from benchmarks.report import Report, progress

@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 
 import uvloop
 
-from adapters.backbone import Backbone
-from adapters.spec import AdapterSpec
-from adapters.store import AdapterStore
-from adapters.tokenizer import Encoding
+from adapters.backbone.model import Backbone
+from adapters.backbone.tokenizer import Encoding
+from adapters.format.spec import AdapterSpec
+from adapters.format.store import AdapterStore
 from benchmarks.report import BenchmarkFailed
 from service.engine.engine import LocalEngine
 from service.engine.interface import AdapterKey, Entry, cost_of

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapters.tokenizer import Encoding
+from adapters.backbone.tokenizer import Encoding
 from benchmarks.padded import by_length, pad
 
 _TARGETS = ["query", "value"]

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from adapters.adapter import random_adapter
-from adapters.backbone import Backbone
-from adapters.packing import PackedBatch, Row
-from adapters.tokenizer import Encoding
+from adapters.backbone.model import Backbone
+from adapters.backbone.tokenizer import Encoding
+from adapters.packed.packing import PackedBatch, Row
 from benchmarks.ceilings import synchronize
 
 

@@ -1,4 +1,4 @@
-"""An epoch of this project's own training: `train.loop` over packed batches, as `fit` runs it."""
+"""An epoch of this project's own training: `train.loop.loop` over packed batches, as `fit` runs it."""
 
 import tempfile
 from dataclasses import dataclass, replace
@@ -8,18 +8,18 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from adapters.backbone import Backbone
-from adapters.spec import GeneratorInput, Pooling
+from adapters.backbone.model import Backbone
+from adapters.format.spec import GeneratorInput, Pooling
 from benchmarks.epochs import MAX_TOKENS, PROMPT_LENGTH, SEED, Epoch, Work
 from benchmarks.padded import PaddedAdapters, plain_model
-from train.kept import Split, encode
-from train.loop import Loop
+from train.config.settings import CacheMode, FitSettings
+from train.fit.training import Training, set_up
+from train.loop.encoded_splits import Split, encode
+from train.loop.loop import Loop
 from train.methods import METHODS
 from train.methods.idspam import Idspam
-from train.metrics import Metric
-from train.progress import SilentProgress
-from train.settings import CacheMode, FitSettings
-from train.training import Training, set_up
+from train.report.metrics import Metric
+from train.report.progress import SilentProgress
 
 _SHORT = {"idspam": "ID-SPAM", "prompt-tuning": "prompt tuning", "lora": "LoRA"}
 _KEPT = {CacheMode.MEMORY: "kept in memory", CacheMode.DISK: "kept on disk"}

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel
 
-from adapters.adapter import Adapter
-from adapters.head import HeadWeights, logits, scores
-from adapters.loading import DEFAULT_BACKBONE, locate_default
-from adapters.prompt import GeneratorWeights, soft_prompt
-from adapters.spec import GeneratorInput
-from adapters.tokenizer import Encoding
+from adapters.backbone.loading import DEFAULT_BACKBONE, locate_default
+from adapters.backbone.tokenizer import Encoding
+from adapters.format.files import Adapter
+from adapters.format.spec import GeneratorInput
+from adapters.packed.head import HeadWeights, logits, scores
+from adapters.packed.prompt import GeneratorWeights, soft_prompt
 
 # Rows of one batch at most: of sorted texts, more rows are more padding and little more speed.
 MAX_ROWS = 64
@@ -160,7 +160,7 @@ def _batches(rows: Sequence[int], texts: Sequence[tuple[int, Encoding]]) -> list
 
 
 def _prompts(hidden: Tensor, real: Tensor | None, generator: GeneratorWeights) -> Tensor:
-    """`adapters.prompt`, of padded texts: [B, S, n] -> [B, t, n]."""
+    """`adapters.packed.prompt`, of padded texts: [B, S, n] -> [B, t, n]."""
     rows, length, n = hidden.shape
     if real is None:
         real = torch.ones(rows, length, dtype=torch.bool, device=hidden.device)

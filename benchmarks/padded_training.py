@@ -19,12 +19,12 @@ from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging
 
-from adapters.loading import DEFAULT_BACKBONE, locate_default
-from adapters.tokenizer import TextEncoder
+from adapters.backbone.loading import DEFAULT_BACKBONE, locate_default
+from adapters.backbone.tokenizer import TextEncoder
 from benchmarks.ceilings import synchronize
 from benchmarks.epochs import LABELS, MAX_TOKENS, PROMPT_LENGTH, SEED, Epoch, Work
 from benchmarks.padded import pad
-from train.settings import ComputeType
+from train.config.settings import ComputeType
 
 # Small enough for the class head of RoBERTa, which has a hidden layer; it decides no speed.
 _LEARNING_RATE = 1e-4

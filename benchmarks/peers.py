@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
 
-from adapters.loading import DEFAULT_BACKBONE, load_backbone
+from adapters.backbone.loading import DEFAULT_BACKBONE, load_backbone
 from benchmarks.arguments import at_least, duration
 from benchmarks.http import body_of
 from benchmarks.load import Figures, load, write_bodies

@@ -9,8 +9,8 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
-from adapters.files import load_adapter
-from adapters.tokenizer import Encoding
+from adapters.backbone.tokenizer import Encoding
+from adapters.format.files import load_adapter
 from benchmarks.ceilings import synchronize
 from benchmarks.lora import MixedLora, installed
 from benchmarks.padded import PaddedAdapters, PaddedPlain, plain_model

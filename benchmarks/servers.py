@@ -17,7 +17,7 @@ from urllib.request import urlopen
 import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer, BertForSequenceClassification
 
-from adapters.loading import locate_default
+from adapters.backbone.loading import locate_default
 from benchmarks.report import BenchmarkFailed
 
 # A backbone of a billion bytes is read, hashed and warmed up in this time, and thousands of

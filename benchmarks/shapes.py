@@ -17,7 +17,7 @@ from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaModel
 
-from adapters.loading import DEFAULT_BACKBONE
+from adapters.backbone.loading import DEFAULT_BACKBONE
 
 _ONSETS = (*"bcdfghjklmnprstvw", "br", "cr", "dr", "fl", "gr", "pl", "st", "tr", "sh", "th")
 _VOWELS = ("a", "e", "i", "o", "u", "ai", "ea", "ou")

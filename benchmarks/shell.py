@@ -23,19 +23,18 @@ from termios import tcsetwinsize
 from time import perf_counter
 from typing import Any
 
-from adapters.adapter import Adapter
-from adapters.backbone import Backbone
-from adapters.files import load_adapter, serialize
-from adapters.loading import DEFAULT_BACKBONE, load_backbone
-from adapters.store import AdapterStore
-from adapters.tokenizer import Encoding
+from adapters.backbone.loading import DEFAULT_BACKBONE, load_backbone
+from adapters.backbone.model import Backbone
+from adapters.backbone.tokenizer import Encoding
+from adapters.format.files import Adapter, load_adapter, serialize
+from adapters.format.store import AdapterStore
 from benchmarks.arguments import at_least
 from benchmarks.loop import preload, run_async, settings_for, started
 from benchmarks.report import BenchmarkFailed, Report, spread
 from benchmarks.servers import service
 from benchmarks.texts import make_texts, words_of
 from benchmarks.turns import Measure, ratio, take_turns
-from service.client.portions import IN_FLIGHT, PER_REQUEST
+from service.client.batching import IN_FLIGHT, PER_REQUEST
 from service.engine.engine import LocalEngine
 from service.engine.interface import AdapterKey, Entry, cost_of
 from service.settings import TREE

@@ -1,4 +1,4 @@
-"""Adapter stores for benchmarks, filled quickly: the layout of `adapters.store` without its syncs.
+"""Adapter stores for benchmarks, filled quickly: the layout of `adapters.format.store` without its syncs.
 
 Names may share files by hard links. An adapter is its name and revision, so to the engine they are
 different adapters: each is read, prepared and given a slot of its own.
@@ -15,8 +15,8 @@ from tempfile import TemporaryDirectory
 import torch
 
 from adapters.adapter import random_adapter
-from adapters.backbone import Backbone
-from adapters.files import serialize
+from adapters.backbone.model import Backbone
+from adapters.format.files import serialize
 from service.engine.interface import AdapterKey
 
 # What making adapters of different seeds is spread over: drawing random numbers lets go of the GIL.

@@ -9,9 +9,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from adapters.adapter import random_adapter
-from adapters.backbone import Backbone
-from adapters.loading import DEFAULT_BACKBONE, load_backbone
-from adapters.spec import AdapterSpec
+from adapters.backbone.loading import DEFAULT_BACKBONE, load_backbone
+from adapters.backbone.model import Backbone
+from adapters.format.spec import AdapterSpec
 from benchmarks.report import progress
 from benchmarks.shapes import SHAPES, described, located
 from benchmarks.texts import words_of

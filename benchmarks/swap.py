@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from adapters.adapter import random_adapter
-from adapters.files import serialize
-from adapters.loading import load_backbone
+from adapters.backbone.loading import load_backbone
+from adapters.format.files import serialize
 from benchmarks.arguments import at_least, duration
 from benchmarks.caller import Caller, Reply
 from benchmarks.loop import percentiles_ms

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 
 from transformers import AutoTokenizer
 
-from adapters.loading import DEFAULT_BACKBONE, locate_default
-from adapters.tokenizer import Encoding, TextEncoder
+from adapters.backbone.loading import DEFAULT_BACKBONE, locate_default
+from adapters.backbone.tokenizer import Encoding, TextEncoder
 
 MAX_TOKENS = 250
 # Of the logarithm of the lengths.

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from adapters.backbone import Backbone
-from adapters.loading import DEFAULT_BACKBONE, load_backbone, resolve_device
+from adapters.backbone.loading import DEFAULT_BACKBONE, load_backbone, resolve_device
+from adapters.backbone.model import Backbone
 from benchmarks.arguments import at_least
 from benchmarks.epochs import MAX_TOKENS, Trainee, Work, make_work
 from benchmarks.packed_training import Packed, PackedTrainee, losses_beside_plain
@@ -29,8 +29,8 @@ from benchmarks.shapes import SHAPES, described, located
 from benchmarks.training_figures import Contest, Figures
 from benchmarks.training_memory import memory_of
 from benchmarks.turns import Measure, take_turns
-from train.kept import encode
-from train.settings import CacheMode, ComputeType
+from train.config.settings import CacheMode, ComputeType
+from train.loop.encoded_splits import encode
 
 CACHED = Packed("idspam", CacheMode.MEMORY)
 ON_DISK = Packed("idspam", CacheMode.DISK)

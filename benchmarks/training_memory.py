@@ -10,12 +10,12 @@ from typing import TypeAlias
 
 import torch
 
-from adapters.loading import load_backbone
+from adapters.backbone.loading import load_backbone
 from benchmarks.epochs import Trainee, Work
 from benchmarks.packed_training import Packed, PackedTrainee
 from benchmarks.padded_training import Padded, PaddedTrainee, load_classifier
 from benchmarks.report import BenchmarkFailed, progress
-from train.memory import peak_memory, reset_peak
+from train.loop.memory import peak_memory, reset_peak
 
 System: TypeAlias = Packed | Padded
 
@@ -24,7 +24,7 @@ _GPU_PROCESSES = 5
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes, as `train.memory` counts them. loaded: with the model on its device and nothing else.
+    """Bytes, as `train.loop.memory` counts them. loaded: with the model on its device and nothing else.
     peak: the most from then on, over set-up, cache and one epoch."""
 
     loaded: int

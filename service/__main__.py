@@ -1,4 +1,4 @@
-"""`python -m service` serves; with a command it is `service.commands.line`, which lists them."""
+"""`python -m service` serves; with a command it is `service.commands.main`, which lists them."""
 
 import os
 import socket
@@ -8,15 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from service.http.server import listen, url_of
 from service.settings import InvalidSettings, Settings, read_settings
-from service.sockets import listen, url_of
 from service.start import StartFailed
 
 
 def main(arguments: list[str]) -> int:
     """The exit status: 0 after a drain, 2 when the service cannot start, or the command's."""
     if arguments:
-        from service.commands.line import main as run
+        from service.commands.main import main as run
 
         return run(arguments)
     try:
@@ -37,7 +37,7 @@ def _serve(settings: Settings) -> None:
         listener = listen(settings.host, settings.port)
 
     if settings.workers:
-        from service.processes.supervisor import supervise
+        from service.ipc.supervisor import supervise
 
         supervise(settings, listener)
     else:
@@ -47,12 +47,12 @@ def _serve(settings: Settings) -> None:
 def _serve_here(settings: Settings, listener: socket.socket) -> None:
     from prometheus_client import CollectorRegistry, ProcessCollector
 
-    from service.app import create_app, route_paths
+    from service.http.app import create_app, route_paths
+    from service.http.errors import error_types
+    from service.http.server import Server, ignore_repeated_signals
     from service.local import local_backend
-    from service.logs import configure_logging
-    from service.metrics import Metrics
-    from service.routes.errors import error_types
-    from service.server import Server, ignore_repeated_signals
+    from service.observability.logs import configure_logging
+    from service.observability.metrics import Metrics
 
     configure_logging(settings.log_level, settings.log_format)
     registry = CollectorRegistry()

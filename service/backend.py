@@ -1,11 +1,11 @@
 """Where the engine and the catalog are: in this process or in another. Knows no HTTP.
 
-`service.local` has both here; `service.processes.remote` reaches them through a socket.
+`service.local` has both here; `service.ipc.remote` reaches them through a socket.
 """
 
 from typing import Protocol
 
-from service.directory import Directory
+from service.catalog.view import Directory
 from service.engine.interface import EngineHealth, Predictor
 
 

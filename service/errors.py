@@ -1,4 +1,4 @@
-"""What the service refuses or fails at. Knows no HTTP: `service.routes` has the table of statuses.
+"""What the service refuses or fails at. Knows no HTTP: `service.http` has the table of statuses.
 
     ServiceError
     |-- RequestError              the caller can do something about it

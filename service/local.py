@@ -13,11 +13,11 @@ from typing import Protocol
 import torch
 
 from adapters import __version__
-from adapters.backbone import Backbone
+from adapters.backbone.loading import load_backbone, resolve_device
+from adapters.backbone.model import Backbone
 from adapters.errors import AdapterError
-from adapters.loading import load_backbone, resolve_device
-from adapters.store import AdapterStore
-from service.catalog import Catalog, CatalogObserver
+from adapters.format.store import AdapterStore
+from service.catalog.catalog import Catalog, CatalogObserver
 from service.engine.engine import LocalEngine
 from service.engine.interface import EngineHealth
 from service.engine.observer import EngineObserver

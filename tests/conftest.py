@@ -1,4 +1,4 @@
-"""Fixtures that many tests share. The builders behind them are in tests/tiny.py."""
+"""Fixtures that many tests share. The builders behind them are in tests/support/tiny_models.py."""
 
 import os
 import signal
@@ -12,10 +12,10 @@ if not torch.cuda.is_available():
     # Before anything imports Triton: it is read when a kernel is declared, its own ones included.
     os.environ["TRITON_INTERPRET"] = "1"
 
-from adapters.adapter import Adapter
-from adapters.backbone import Backbone
-from tests.house import Opened, open_house
-from tests.tiny import make_adapter, make_backbone
+from adapters.backbone.model import Backbone
+from adapters.format.files import Adapter
+from tests.support.engine_harness import Opened, open_house
+from tests.support.tiny_models import make_adapter, make_backbone
 
 # A shell starts what runs in its background with Ctrl-C ignored, and children inherit that; some
 # tests are about Ctrl-C.

@@ -10,8 +10,8 @@ from urllib.parse import quote
 
 import httpx
 
-from adapters.files import validate
-from adapters.store import NAME
+from adapters.format.files import validate
+from adapters.format.store import NAME
 from train.errors import PushError
 
 # Connecting is quick or fails; the service checks and runs the adapter before it answers.

@@ -6,8 +6,7 @@ exchange    one call, without input or output   portions  any number of inputs -
 wire        exchanges over httpx                blocking, awaited   Client, AsyncClient
 """
 
-from service.client.awaited import AsyncClient
-from service.client.blocking import Client
+from service.client.aio import AsyncClient
 from service.client.errors import (
     Busy,
     ClientError,
@@ -22,8 +21,9 @@ from service.client.errors import (
     UnexpectedAnswer,
     Unreachable,
 )
-from service.client.retries import Retries
-from service.client.shapes import (
+from service.client.retrying import Retries
+from service.client.sync import Client
+from service.client.types import (
     AdapterDetail,
     AdapterFile,
     AdapterSummary,

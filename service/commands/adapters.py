@@ -94,7 +94,7 @@ def _upload(client: "Client", arguments: Namespace) -> None:
 
 
 def _download(client: "Client", arguments: Namespace) -> None:
-    from adapters.durable import write_atomically
+    from adapters.format.durable import write_atomically
 
     path = arguments.output or Path(arguments.name + SUFFIX)
     if arguments.output is None and path.exists():

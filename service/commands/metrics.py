@@ -11,7 +11,7 @@ def add_arguments(parser: ArgumentParser) -> None:  # it has none
 
 
 def run(_: Namespace) -> int:
-    from service.measures import metrics_table
+    from service.observability.metrics import metrics_table
 
     sys.stdout.write(metrics_table())
     return 0

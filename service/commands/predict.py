@@ -18,8 +18,8 @@ from service.commands.flags import add_service, client_of, count, positive_secon
 
 if TYPE_CHECKING:
     from service.client import Input, Result
+    from service.commands.progress import Showing
     from service.commands.reading import Record
-    from service.commands.showing import Showing
 
 HELP = "classify a file's texts, to JSON lines"
 STDIN, STDOUT = "-", "-"
@@ -67,9 +67,9 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> int:
     from service.client import Refused, Retries
-    from service.client.portions import IN_FLIGHT, PER_REQUEST
+    from service.client.batching import IN_FLIGHT, PER_REQUEST
+    from service.commands.progress import showing
     from service.commands.reading import READERS, TEXT, Columns, format_of, opened
-    from service.commands.showing import showing
 
     form = arguments.format or format_of(arguments.file)
     if form == TEXT and arguments.adapter is None:

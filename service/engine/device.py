@@ -15,7 +15,7 @@ from time import monotonic
 
 from service.engine.queue import EntryQueue
 from service.engine.requests import Request
-from service.engine.runner import Asked, Flight, Ran, Runner
+from service.engine.runners.base import Asked, Flight, Ran, Runner
 from service.engine.scheduler import Selection
 
 logger = logging.getLogger(__name__)

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from uuid import uuid4
 
-from adapters.backbone import Backbone
+from adapters.backbone.model import Backbone
 from adapters.errors import InvalidAdapter
-from adapters.files import validate
-from adapters.spec import AdapterSpec
-from adapters.store import AdapterStore
+from adapters.format.files import validate
+from adapters.format.spec import AdapterSpec
+from adapters.format.store import AdapterStore
 from service.engine.device import Device
-from service.engine.hosting import HostTier
+from service.engine.device_loader import Placing
+from service.engine.host_cache import HostTier
 from service.engine.inflight import InFlight
 from service.engine.interface import (
     AdapterKey,
@@ -30,11 +31,10 @@ from service.engine.interface import (
     cost_of,
 )
 from service.engine.observer import EngineObserver, SilentObserver
-from service.engine.packed_runner import PackedRunner
-from service.engine.placing import Placing
 from service.engine.queue import EntryQueue
 from service.engine.residency import Residency
-from service.engine.runner import Runner
+from service.engine.runners.base import Runner
+from service.engine.runners.packed import PackedRunner
 from service.engine.settings import EngineSettings
 from service.errors import EngineUnavailable, InferenceFailed, NotReady
 
@@ -262,7 +262,7 @@ def _runner(backbone: Backbone, settings: EngineSettings) -> Runner:
         return PackedRunner(backbone, lanes=settings.lanes)
     try:
         # Imported here: its kernels need a compiler that comes with PyTorch for CUDA alone.
-        from service.engine.slotted_runner import SlottedRunner
+        from service.engine.runners.slotted import SlottedRunner
 
         runner = SlottedRunner(
             backbone,

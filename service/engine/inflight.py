@@ -12,12 +12,11 @@ from time import monotonic
 
 from service.engine.device import Finished
 from service.engine.interface import Completion, Entry
-from service.engine.leases import Lease
 from service.engine.observer import BatchReport, EngineObserver, failure_reason
 from service.engine.queue import EntryQueue
 from service.engine.requests import Request
-from service.engine.residency import Residency
-from service.engine.runner import RowFailure
+from service.engine.residency import Lease, Residency
+from service.engine.runners.base import RowFailure
 from service.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed, ServiceError
 
 

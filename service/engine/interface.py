@@ -1,7 +1,7 @@
 """What crosses between the HTTP side and the engine: values that fit through a socket.
 
 Routes hold a `Predictor` and nothing else of this package: the engine behind it may be in another
-process (`service.processes`).
+process (`service.ipc`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,8 +11,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from adapters.spec import AdapterSpec, BackboneIdentity
-from adapters.tokenizer import Encoding, TextEncoder
+from adapters.backbone.tokenizer import Encoding, TextEncoder
+from adapters.format.spec import AdapterSpec, BackboneIdentity
 
 
 class AdapterKey(NamedTuple):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from service.engine.interface import Completion, Entry, RowResult
-from service.engine.leases import Lease
+from service.engine.residency import Lease
 from service.engine.scheduler import Waiting
 from service.errors import ServiceError
 

@@ -24,7 +24,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace, given: Sequence[str]) -> int:
-    from train.experiments.ablation import SWITCHES, ablate
+    from train.experiments.ablate import SWITCHES, ablate
 
     switches = tuple(SWITCHES) if arguments.switches is None else arguments.switches
     chosen = partial(ablate, arguments.tasks, arguments.seeds, switches=switches)

@@ -21,7 +21,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace, given: Sequence[str]) -> int:
-    from train.experiments.comparison import compare
+    from train.experiments.compare import compare
 
     chosen = partial(compare, arguments.tasks, arguments.methods, arguments.seeds)
     return conduct(arguments, given, chosen)

@@ -17,7 +17,7 @@ from train.commands.flags import (
     settings_of,
     stdout,
 )
-from train.report import print_evaluation
+from train.report.report import print_evaluation
 
 HELP = "measure an adapter"
 
@@ -39,8 +39,8 @@ def run(arguments: Namespace, given: Sequence[str]) -> int:
     settings = settings_of(arguments, given)
     with progress_of(arguments) as progress:
         data = read(arguments.data, "test", arguments, progress)
-        from adapters.durable import write_atomically
-        from train.evaluation import evaluate
+        from adapters.format.durable import write_atomically
+        from train.report.evaluation import evaluate
 
         with naming_the_local_way(settings.backbone):
             report = evaluate(

@@ -19,8 +19,8 @@ from train.commands.flags import (
     settings_of,
     stdout,
 )
-from train.launch import Launch
-from train.report import print_fit
+from train.loop.distributed import Launch
+from train.report.report import print_fit
 
 HELP = "train an adapter"
 
@@ -54,10 +54,10 @@ def run(arguments: Namespace, given: Sequence[str]) -> int:
             for split in ("train", "validation", "test")
             if (source := getattr(arguments, split)) is not None
         }
-        from adapters.durable import write_atomically
-        from train.search import search_path
-        from train.state import state_path
-        from train.trainer import fit
+        from adapters.format.durable import write_atomically
+        from train.fit.fit import fit
+        from train.fit.search import search_path
+        from train.loop.checkpoint import state_path
 
         kept = (state_path(output), search_path(output))
         before = [_version(path) for path in kept]

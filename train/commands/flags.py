@@ -14,7 +14,8 @@ from typing import Any, TypeAlias
 from rich.console import Console
 
 from adapters.errors import UnusableBackbone
-from train.data import (
+from train.config.settings import Entry, FitSettings, entries
+from train.data.dataset import (
     LABEL_COLUMN,
     TEXT_COLUMN,
     TEXT_PAIR_COLUMN,
@@ -22,11 +23,10 @@ from train.data import (
     is_hub_name,
     read_examples,
 )
+from train.data.readers import READERS
 from train.errors import DataError, OutputError
-from train.formats import READERS
-from train.launch import Launch
-from train.progress import BarProgress, LineProgress, SilentProgress, progress_for
-from train.settings import Entry, FitSettings, entries
+from train.loop.distributed import Launch
+from train.report.progress import BarProgress, LineProgress, SilentProgress, progress_for
 
 PROGRAM = "python -m train"
 DATA = f"a file ({', '.join(READERS)}) or a hub data set, hub:name[:config][@split]"

@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from train.progress import LineProgress
+from train.report.progress import LineProgress
 
 HELP = "publish on a running service"
 API_KEY_VARIABLE = "IDSPAM_API_KEY"

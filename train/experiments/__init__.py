@@ -2,5 +2,5 @@
 
     tasks, methods, seeds -> cells -> pool of worker processes -> store -> results.csv, report.md
 
-A cell is one run of `train.runs`. Finished ones are kept, so that a killed experiment goes on.
+A cell is one run of `train.experiments.cells`. Finished ones are kept, so that a killed experiment goes on.
 """

@@ -4,11 +4,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from train.experiments.cells import Cell
-from train.experiments.scores import Score, score_of
+from train.experiments.cells import Cell, RunReport
 from train.experiments.session import Findings
-from train.metrics import Metric
-from train.runs import RunReport
+from train.experiments.tables import Score, score_of
+from train.report.metrics import Metric
 
 
 def print_findings(findings: Findings, console: Console) -> None:

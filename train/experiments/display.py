@@ -14,10 +14,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from train.experiments.cells import Cell
-from train.experiments.store import Outcome
-from train.progress import Clock, duration
-from train.report import EpochReport
+from train.experiments.cells import Cell, Outcome
+from train.report.progress import Clock, duration
+from train.report.report import EpochReport
 
 
 class Display(Protocol):

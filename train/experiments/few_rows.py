@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 
-from train.data import Dataset
+from train.data.dataset import Dataset
 
 
 def few_rows(dataset: Dataset, count: int, *, seed: int) -> Dataset:

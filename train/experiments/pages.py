@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from train.config.settings import FitSettings
+from train.data.task_data import TaskData
 from train.experiments.cells import Cell, Rows
 from train.experiments.pool import Places
-from train.experiments.scores import Outcomes
-from train.markdown import fenced, literal
-from train.report import versions
-from train.settings import FitSettings
-from train.task_data import TaskData
+from train.experiments.tables import Outcomes
+from train.report.model_card import fenced, literal
+from train.report.report import versions
 
 # Their model cards list Quora duplicates, SNLI, MultiNLI and SQuAD 2.0 among the training pairs.
 _SEEN_BY = ("all-MiniLM", "all-mpnet")

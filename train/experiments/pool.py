@@ -4,23 +4,249 @@ A worker that dies fails its own cell and is replaced; so is one whose cell fail
 knows what it left on its device. `concurrent.futures` would give up all cells at one death.
 """
 
+import gc
 import multiprocessing
 import os
 import signal
+import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from multiprocessing import connection, resource_tracker
+from dataclasses import dataclass, replace
+from multiprocessing import connection, parent_process, resource_tracker
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import TypeAlias
 
-from train.experiments.cells import Cell, Plan
+import torch
+from transformers.utils import logging
+
+from adapters.backbone.loading import resolve_device
+from adapters.errors import AdapterError
+from train.errors import ResumeError, TrainingError
+from train.experiments.cells import (
+    Backbones,
+    Cell,
+    Outcome,
+    Plan,
+    RunReport,
+    cell_state_path,
+    run,
+    write_outcome,
+)
 from train.experiments.display import Display
-from train.experiments.messages import EpochEnded, Message, Moved, News, Noted, Ready
-from train.experiments.store import Outcome, write_outcome
-from train.experiments.waiting import Waiting
-from train.experiments.worker import serve
+from train.report.progress import Progress, SilentProgress
+from train.report.report import EpochReport
+
+# --- merged from train.experiments.messages
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The worker listens: what is sent to it is read at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """One line of news."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """Where the run stands: `epoch 3/20`, and how much of that is done, from 0 to 1."""
+
+    stage: str
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class EpochEnded:
+    """An epoch and its measurement on the selection rows are over."""
+
+    report: EpochReport
+
+
+News: TypeAlias = Noted | Moved | EpochEnded
+Message: TypeAlias = Ready | News | Outcome
+
+
+# --- merged from train.experiments.worker
+
+MOVE_INTERVAL = 0.5
+
+
+def serve(pipe: Connection, *, device: str, threads: int, cells: str) -> None:
+    """Run plans that come through `pipe`, each answered by its `Outcome`, until it is closed.
+
+    Ctrl-C on a terminal reaches the parent alone, which passes it on.
+    """
+    os.setpgrp()
+    progress = _PipeProgress(pipe)
+    signal.signal(signal.SIGINT, lambda *_: progress.interrupt())
+    # The parent held it back so far.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    # What it says of a backbone's files would be said by every worker, across the display.
+    logging.set_verbosity_error()
+    backbones = Backbones()
+    with suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
+        pipe.send(Ready())
+        while True:
+            plan = pipe.recv()
+            outcome = _outcome(plan, progress, backbones, device=device, cells=Path(cells))
+            write_outcome(Path(cells), outcome)
+            pipe.send(outcome)
+            # What it keeps for itself of a GPU, the other workers there cannot have.
+            gc.collect()
+            torch.cuda.empty_cache()
+
+
+def _end_with_parent() -> None:
+    """An orphan would go on beside the workers of the next start."""
+    parent = parent_process()
+    assert parent is not None, "serve runs in a process of its own"
+    connection.wait([parent.sentinel])
+    os._exit(1)
+
+
+def _outcome(
+    plan: Plan, progress: Progress, backbones: Backbones, *, device: str, cells: Path
+) -> Outcome:
+    """Run a plan; whatever goes wrong in it is its outcome."""
+    state, trace = cell_state_path(cells, plan.cell), None
+    try:
+        report = _run(plan, progress, backbones, device=device, state=state)
+        return Outcome(plan.cell, report, None, device=_described(device))
+    except (TrainingError, AdapterError) as error:
+        failure = str(error) or type(error).__name__
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        failure = f"out of memory: {error}"
+    except Exception as error:
+        failure = f"{type(error).__name__}: {error}"
+        trace = traceback.format_exc()
+    line = " ".join(failure.split())
+    return Outcome(plan.cell, None, line, device=_described(device), trace=trace)
+
+
+def _run(
+    plan: Plan, progress: Progress, backbones: Backbones, *, device: str, state: Path
+) -> RunReport:
+    settings = replace(plan.settings, device=device)
+
+    def once() -> RunReport:
+        return run(
+            plan.cell.method,
+            plan.rows.sets,
+            settings,
+            metric=plan.rows.metric,
+            state=state,
+            progress=progress,
+            backbones=backbones,
+            initial=plan.initial,
+            weights=plan.weights,
+        )
+
+    try:
+        return once()
+    except ResumeError as error:
+        progress.note(f"{plan.cell.title}: {error}; starting it over")
+        state.unlink(missing_ok=True)
+        return once()
+
+
+def _described(device: str) -> str:
+    target = resolve_device(device)
+    return torch.cuda.get_device_name(target) if target.type == "cuda" else target.type
+
+
+class _PipeProgress(SilentProgress):
+    """Tells the parent, of steps twice a second.
+
+    An interruption is raised here and nowhere else: between steps, where a run can save its state,
+    never amid an update or a file.
+    """
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+        self._interrupted = False
+        self._stage, self._texts, self._done, self._last = "", 0, 0, 0.0
+
+    def interrupt(self) -> None:
+        """End the run at its next step."""
+        self._interrupted = True
+
+    def note(self, message: str) -> None:
+        self._send(Noted(message))
+
+    def begin(self, stage: str, *, texts: int, later: int = 0) -> None:  # noqa: ARG002  # the protocol's
+        self._stage, self._texts, self._done = stage, texts, 0
+        self._move()
+
+    def advance(
+        self,
+        texts: int,
+        *,
+        loss: float | None = None,  # noqa: ARG002  # the protocol's
+        accuracy: float | None = None,  # noqa: ARG002  # the protocol's
+    ) -> None:
+        self._done += texts
+        if self._interrupted or time.monotonic() - self._last >= MOVE_INTERVAL:
+            self._move()
+
+    def epoch_done(self, report: EpochReport) -> None:
+        self._send(EpochEnded(report))
+
+    def _move(self) -> None:
+        self._last = time.monotonic()
+        self._send(Moved(self._stage, self._done / max(self._texts, 1)))
+
+    def _send(self, news: News) -> None:
+        if self._interrupted:
+            raise KeyboardInterrupt
+        try:
+            self._pipe.send(news)
+        except OSError:
+            # Nobody is left who would want the result.
+            raise KeyboardInterrupt from None
+
+
+# --- merged from train.experiments.waiting
+
+
+class Waiting:
+    """Plans that nobody runs yet: seed by seed, so that what is stopped leaves whole tables of some
+    seeds, and within one the longest first: a long one at the end would run alone."""
+
+    def __init__(self, plans: Sequence[Plan]) -> None:
+        seeds = list(dict.fromkeys(plan.cell.seed for plan in plans))
+        self.plans = sorted(plans, key=lambda plan: (seeds.index(plan.cell.seed), -plan.cost))
+        self._unfinished = {plan.cell for plan in plans}
+
+    def first(self) -> Plan | None:
+        """The next one that can be run: one that starts from no unfinished cell."""
+        return next((plan for plan in self.plans if plan.after not in self._unfinished), None)
+
+    def take(self, plan: Plan) -> None:
+        """Somebody runs it now."""
+        self.plans.remove(plan)
+
+    def ended(self, outcome: Outcome) -> list[Plan]:
+        """A cell is over; takes and returns the plans that can never be run now."""
+        self._unfinished.remove(outcome.cell)
+        if outcome.failure is None:
+            return []
+        lost = [plan for plan in self.plans if plan.after == outcome.cell]
+        for plan in lost:
+            self.take(plan)
+        return lost
+
+
+# --- merged from train.experiments.pool
 
 REFRESH_SECONDS = 0.25
 # Enough to write the state of a large backbone's fine-tuning.

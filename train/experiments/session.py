@@ -9,19 +9,28 @@ from typing import Any, Self
 
 import torch
 
-from adapters.loading import DEFAULT_BACKBONE, load_backbone, resolve_device
-from train.defaults import design_of, recipe_of, settings_for
+from adapters.backbone.loading import DEFAULT_BACKBONE, load_backbone, resolve_device
+from train.config.defaults import design_of, recipe_of, settings_for
+from train.config.recipe import Recipe
+from train.config.settings import FitSettings
 from train.errors import SettingsError
-from train.experiments.cells import Cell, Kind, Plan, Rows, cell_of, cost_of
+from train.experiments.cells import (
+    Cell,
+    DamagedOutcome,
+    Kind,
+    Outcome,
+    Plan,
+    Rows,
+    Store,
+    cell_of,
+    cost_of,
+)
 from train.experiments.display import Display
 from train.experiments.pages import conditions_section
 from train.experiments.pool import Places, run_plans
-from train.experiments.scores import Outcomes
-from train.experiments.store import DamagedOutcome, Outcome, Store
+from train.experiments.tables import Outcomes
 from train.methods import METHODS
-from train.metrics import Metric
-from train.recipe import Recipe
-from train.settings import FitSettings
+from train.report.metrics import Metric
 
 # One small run keeps no GPU busy: between its kernels there is room for others.
 JOBS_PER_GPU = 4

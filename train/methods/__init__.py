@@ -5,9 +5,9 @@ from typing import TypeAlias
 
 import torch
 
-from adapters.backbone import Backbone
+from adapters.backbone.model import Backbone
+from train.config.recipe import Design
 from train.methods.dept import Dept
-from train.methods.design import Design
 from train.methods.fine_tuning import FineTuning
 from train.methods.head_only import HeadOnly, MeanHeadOnly
 from train.methods.idpg import Idpg

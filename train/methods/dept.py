@@ -8,9 +8,9 @@ The prompt has a learning rate of its own, far above the table's.
 import torch
 from torch import Tensor, nn
 
-from adapters.backbone import Backbone, Trunk
-from adapters.packing import PackedBatch
-from train.methods.design import Design
+from adapters.backbone.model import Backbone, Trunk
+from adapters.packed.packing import PackedBatch
+from train.config.recipe import Design
 from train.methods.method import PromptBaseline, Shape
 from train.methods.prompt_tuning import token_embeddings
 

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from adapters.backbone import Backbone, Trunk
-from adapters.packing import PackedBatch
-from train.methods.design import Design
+from adapters.backbone.model import Backbone, Trunk
+from adapters.packed.packing import PackedBatch
+from train.config.recipe import Design
 from train.methods.lora import unfrozen_states
 from train.methods.method import Baseline
 

@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from adapters.backbone import Trunk, mean_of_rows
-from adapters.packing import PackedBatch
-from adapters.spec import Pooling
+from adapters.backbone.model import Trunk, mean_of_rows
+from adapters.format.spec import Pooling
+from adapters.packed.packing import PackedBatch
 from train.methods.method import Baseline, Shape
 
 

@@ -1,4 +1,4 @@
-"""ID-SPAM: the method this project serves. Its equation is `adapters.prompt`, for serving as well.
+"""ID-SPAM: the method this project serves. Its equation is `adapters.packed.prompt`, for serving as well.
 
 Source: Muppidi, Nandy, Bandyopadhyay, ACL 2025 (arXiv 2506.05629). With the switches of the
 adapter spec; `--preset paper` sets them as the paper does.
@@ -9,13 +9,13 @@ import math
 import torch
 from torch import Tensor, nn
 
-from adapters.adapter import Adapter
-from adapters.backbone import Backbone, Trunk
-from adapters.head import HeadWeights
-from adapters.packing import PackedBatch
-from adapters.prompt import GeneratorWeights, generate
-from adapters.spec import AdapterSpec, GeneratorInput
-from train.methods.design import Design
+from adapters.backbone.model import Backbone, Trunk
+from adapters.format.files import Adapter
+from adapters.format.spec import AdapterSpec, GeneratorInput
+from adapters.packed.head import HeadWeights
+from adapters.packed.packing import PackedBatch
+from adapters.packed.prompt import GeneratorWeights, generate
+from train.config.recipe import Design
 from train.methods.method import Method, Shape, inserted, read
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapters.backbone import Backbone, Trunk
-from adapters.packing import PackedBatch
+from adapters.backbone.model import Backbone, Trunk
+from adapters.packed.packing import PackedBatch
+from train.config.recipe import Design
 from train.errors import SettingsError
-from train.methods.design import Design
 from train.methods.method import Baseline, read
 
 RANK, ALPHA, DROPOUT = 8, 16, 0.1

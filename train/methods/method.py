@@ -14,17 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from adapters.backbone import Backbone, Trunk, mean_of_rows
-from adapters.head import HeadWeights, logits
-from adapters.layout import Layout
-from adapters.packing import PackedBatch
-from adapters.spec import GeneratorInput, HeadKind, Pooling
-from train.methods.design import Design
+from adapters.backbone.model import Backbone, Trunk, mean_of_rows
+from adapters.format.spec import GeneratorInput, HeadKind, Pooling
+from adapters.packed.head import HeadWeights, logits
+from adapters.packed.layout import Layout
+from adapters.packed.packing import PackedBatch
+from train.config.recipe import Design
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a batch is packed by where there is no adapter spec (`adapters.packing.RowShape`)."""
+    """What a batch is packed by where there is no adapter spec (`adapters.packed.packing.RowShape`)."""
 
     prompt_length: int = 0
     insertion_layer: int = 0

@@ -7,9 +7,9 @@ hidden layers as wide as the backbone, ReLU behind each.
 import torch
 from torch import Tensor, nn
 
-from adapters.backbone import Backbone, Trunk
-from adapters.packing import PackedBatch
-from train.methods.design import Design
+from adapters.backbone.model import Backbone, Trunk
+from adapters.packed.packing import PackedBatch
+from train.config.recipe import Design
 from train.methods.method import PromptBaseline, Shape
 
 

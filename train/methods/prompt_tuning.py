@@ -8,9 +8,9 @@ index t: PEFT's version reads index 0, which is a prompt vector.
 import torch
 from torch import Tensor, nn
 
-from adapters.backbone import Backbone, Trunk
-from adapters.packing import PackedBatch
-from train.methods.design import Design
+from adapters.backbone.model import Backbone, Trunk
+from adapters.packed.packing import PackedBatch
+from train.config.recipe import Design
 from train.methods.method import PromptBaseline, Shape
 
 

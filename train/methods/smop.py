@@ -9,10 +9,10 @@ multiplied by its probability, which is how the router learns.
 import torch
 from torch import Tensor, nn
 
-from adapters.backbone import Backbone, Trunk
-from adapters.layout import row_means
-from adapters.packing import PackedBatch
-from train.methods.design import Design
+from adapters.backbone.model import Backbone, Trunk
+from adapters.packed.layout import row_means
+from adapters.packed.packing import PackedBatch
+from train.config.recipe import Design
 from train.methods.method import PromptBaseline, Shape
 from train.methods.prompt_tuning import token_embeddings
 

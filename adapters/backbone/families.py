@@ -1,0 +1,151 @@
+"""The supported model families: where their parts are and how their last layer is read.
+
+Knows no prompts.
+
+Every entry drives the unmodified modules of `transformers`; nothing of them is patched. Weights of
+BERT-like layers are run by code of our own where there is some (`adapters.layers.bert`). The last layer is
+run only for the positions that are read: its attention sees all tokens, while what follows it
+(output projection, norms, feed-forward) works on the few rows whose answer is asked for.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adapters.errors import UnsupportedBackbone
+from adapters.layers.bert import BertLayer
+from adapters.packed.layout import Layout
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """How to run one `model_type`.
+
+    embed: (model, input_ids [T], token_type_ids [T], offsets [T]) -> [1, T, n]; `offsets` counts
+    from a row's start. layers: the transformer layers, each called with [1, T, n]. read: (last
+    layer, [1, T, n], positions [R], layout) -> [R, n]. max_tokens: positions that a text may take.
+    """
+
+    embed: Callable[[Any, Tensor, Tensor, Tensor], Tensor]
+    layers: Callable[[Any], nn.ModuleList]
+    read: Callable[[Any, Tensor, Tensor, Any], Tensor]
+    max_tokens: Callable[[Any], int]
+    finish: Callable[[Any, Tensor], Tensor] = lambda _, states: states
+    causal: bool = False
+
+
+def _embed_bert(model: Any, input_ids: Tensor, token_type_ids: Tensor, offsets: Tensor) -> Tensor:
+    embedded: Tensor = model.embeddings(
+        input_ids=input_ids[None], token_type_ids=token_type_ids[None], position_ids=offsets[None]
+    )
+    return embedded
+
+
+def _embed_electra(
+    model: Any, input_ids: Tensor, token_type_ids: Tensor, offsets: Tensor
+) -> Tensor:
+    embedded = _embed_bert(model, input_ids, token_type_ids, offsets)
+    project = getattr(model, "embeddings_project", None)
+    return embedded if project is None else project(embedded)
+
+
+def _embed_roberta(
+    model: Any, input_ids: Tensor, token_type_ids: Tensor, offsets: Tensor
+) -> Tensor:
+    # RoBERTa numbers the tokens that are not padding from padding_idx + 1 on, and a text may spell
+    # "<pad>".
+    padding = model.embeddings.padding_idx
+    real = (input_ids != padding).long()
+    counted = real.cumsum(0)
+    starts = torch.arange(len(offsets), device=offsets.device) - offsets
+    before = (counted - real)[starts]
+    positions = (counted - before) * real + padding
+    return _embed_bert(model, input_ids, torch.zeros_like(token_type_ids), positions)
+
+
+def _embed_distilbert(model: Any, input_ids: Tensor, _: Tensor, offsets: Tensor) -> Tensor:
+    embedded: Tensor = model.embeddings(input_ids[None], None, offsets[None])
+    return embedded
+
+
+def _embed_gpt2(model: Any, input_ids: Tensor, _: Tensor, offsets: Tensor) -> Tensor:
+    embedded: Tensor = model.drop(model.wte(input_ids[None]) + model.wpe(offsets[None]))
+    return embedded
+
+
+def _read_distilbert(layer: Any, states: Tensor, positions: Tensor, layout: Layout) -> Tensor:
+    attended, _ = layer.attention(states, None, layout=layout)
+    answers = layer.sa_layer_norm(attended[:, positions] + states[:, positions])
+    read: Tensor = layer.output_layer_norm(layer.ffn(answers) + answers)[0]
+    return read
+
+
+def _read_gpt2(layer: Any, states: Tensor, positions: Tensor, layout: Layout) -> Tensor:
+    attended, _ = layer.attn(layer.ln_1(states), attention_mask=None, layout=layout)
+    answers = attended[:, positions] + states[:, positions]
+    read: Tensor = (answers + layer.mlp(layer.ln_2(answers)))[0]
+    return read
+
+
+def _bert_like(
+    embed: Callable[[Any, Tensor, Tensor, Tensor], Tensor], *, padded_positions: bool = False
+) -> Family:
+    return Family(
+        embed=embed,
+        layers=lambda model: nn.ModuleList(BertLayer(layer) for layer in model.encoder.layer),
+        read=BertLayer.read,
+        max_tokens=lambda config: (
+            config.max_position_embeddings - (config.pad_token_id + 1 if padded_positions else 0)
+        ),
+    )
+
+
+FAMILIES: dict[str, Family] = {
+    "bert": _bert_like(_embed_bert),
+    "roberta": _bert_like(_embed_roberta, padded_positions=True),
+    "xlm-roberta": _bert_like(_embed_roberta, padded_positions=True),
+    "electra": _bert_like(_embed_electra),
+    "distilbert": Family(
+        embed=_embed_distilbert,
+        layers=lambda model: model.transformer.layer,
+        read=_read_distilbert,
+        max_tokens=lambda config: int(config.max_position_embeddings),
+    ),
+    "gpt2": Family(
+        embed=_embed_gpt2,
+        layers=lambda model: model.h,
+        read=_read_gpt2,
+        max_tokens=lambda config: int(config.n_positions),
+        finish=lambda model, states: model.ln_f(states),
+        causal=True,
+    ),
+}
+
+
+def family_of(config: Any) -> Family:
+    """The family of a Hugging Face config.
+
+    Raises:
+        UnsupportedBackbone: naming the model type, the supported ones, and why it cannot be run.
+    """
+    kind = str(config.model_type)
+    if kind not in FAMILIES:
+        raise UnsupportedBackbone(
+            f"model type {kind!r} cannot be run as a packed batch: only families whose attention "
+            f"goes through transformers' attention interface and whose positions are absolute "
+            f"embeddings can; supported: {', '.join(sorted(FAMILIES))}"
+        )
+    positions = getattr(config, "position_embedding_type", None) or "absolute"
+    if (
+        positions != "absolute"
+        or getattr(config, "is_decoder", False)
+        or getattr(config, "add_cross_attention", False)
+    ):
+        raise UnsupportedBackbone(
+            f"this {kind} uses {positions!r} positions or is set up as a decoder: only encoders "
+            "(and GPT-2) with absolute positions can be run as a packed batch"
+        )
+    return FAMILIES[kind]

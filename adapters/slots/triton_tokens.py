@@ -1,0 +1,238 @@
+"""What runs on the device for the tokens of every row: see `adapters.slots.kernels`, which launches it.
+
+Triton's language, compiled when a CUDA device first runs it. A `while` goes over what only a row
+knows (its tokens); products over the hidden size have their trip count compiled in.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def grouped_project(
+    source,
+    query,
+    tiles,
+    made,
+    query_stride,
+    N: tl.constexpr,
+    TILE_ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    tile = tl.program_id(0)
+    slot = tl.load(tiles + tile * 3).to(tl.int64)
+    first = tl.load(tiles + tile * 3 + 1).to(tl.int64)
+    behind = tl.load(tiles + tile * 3 + 2).to(tl.int64)
+    if first >= behind:
+        return
+    rows = first + tl.arange(0, TILE_ROWS)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    depth = tl.arange(0, DEPTH)
+    here, wide = rows < behind, columns < N
+    matrix = query + slot * query_stride
+    total = tl.zeros([TILE_ROWS, COLUMNS], tl.float32)
+    for start in range(0, N, DEPTH):
+        k = start + depth
+        deep = k < N
+        a = tl.load(
+            source + rows[:, None] * N + k[None, :], mask=here[:, None] & deep[None, :], other=0.0
+        )
+        b = tl.load(
+            matrix + k[:, None] * N + columns[None, :],
+            mask=deep[:, None] & wide[None, :],
+            other=0.0,
+        )
+        total = tl.dot(a, b, total, input_precision="ieee")
+    tl.store(
+        made + rows[:, None] * N + columns[None, :],
+        total.to(made.dtype.element_ty),
+        mask=here[:, None] & wide[None, :],
+    )
+
+
+@triton.jit
+def _block_scores(
+    queries,
+    keys,
+    some,
+    others,
+    some_here,
+    others_here,
+    N: tl.constexpr,
+    BLOCK: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    """[BLOCK, BLOCK] of Q K^T at tokens `some` and `others`."""
+    depth = tl.arange(0, DEPTH)
+    total = tl.zeros([BLOCK, BLOCK], tl.float32)
+    for start in range(0, N, DEPTH):
+        k = start + depth
+        deep = k < N
+        a = tl.load(
+            queries + some[:, None] * N + k[None, :],
+            mask=some_here[:, None] & deep[None, :],
+            other=0.0,
+        )
+        b = tl.load(
+            keys + others[None, :] * N + k[:, None],
+            mask=others_here[None, :] & deep[:, None],
+            other=0.0,
+        )
+        total = tl.dot(a, b, total, input_precision="ieee")
+    return total
+
+
+@triton.jit
+def normalizers(
+    queries,
+    keys,
+    slots,
+    starts,
+    cumulative,
+    normalizers,
+    N: tl.constexpr,
+    BLOCK: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    """log sum exp of every query's scores, by the text tokens' places."""
+    row = tl.program_id(0)
+    if tl.load(slots + row) < 0:
+        return
+    text = tl.load(cumulative + row)
+    length = tl.load(cumulative + row + 1) - text
+    within = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    if tl.program_id(1) * BLOCK >= length:
+        return
+    start = tl.load(starts + row).to(tl.int64)
+    here = within < length
+    highest = tl.full([BLOCK], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK], tl.float32)
+    other = 0
+    while other < length:
+        across = other + tl.arange(0, BLOCK)
+        found = _block_scores(
+            queries,
+            keys,
+            start + within,
+            start + across,
+            here,
+            across < length,
+            N,
+            BLOCK,
+            DEPTH,
+        )
+        found = tl.where((across < length)[None, :], found, float("-inf"))
+        higher = tl.maximum(highest, tl.max(found, 1))
+        total = total * tl.exp(highest - higher) + tl.sum(tl.exp(found - higher[:, None]), 1)
+        highest = higher
+        other += BLOCK
+    tl.store(normalizers + text + within, highest + tl.log(total), mask=here)
+
+
+@triton.jit
+def column_means(
+    queries,
+    keys,
+    slots,
+    starts,
+    cumulative,
+    normalizers,
+    weights,
+    N: tl.constexpr,
+    BLOCK: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    """The mean over queries of exp(score - normalizer): one program a block of keys, no atomics, so
+    that a text's weights are the same in every run."""
+    row = tl.program_id(0)
+    if tl.load(slots + row) < 0:
+        return
+    text = tl.load(cumulative + row)
+    length = tl.load(cumulative + row + 1) - text
+    within = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    if tl.program_id(1) * BLOCK >= length:
+        return
+    start = tl.load(starts + row).to(tl.int64)
+    here = within < length
+    total = tl.zeros([BLOCK], tl.float32)
+    other = 0
+    while other < length:
+        across = other + tl.arange(0, BLOCK)
+        found = _block_scores(
+            queries,
+            keys,
+            start + across,
+            start + within,
+            across < length,
+            here,
+            N,
+            BLOCK,
+            DEPTH,
+        )
+        normalizer = tl.load(normalizers + text + across, mask=across < length, other=float("inf"))
+        total += tl.sum(tl.exp(found - normalizer[:, None]), 0)
+        other += BLOCK
+    tl.store(weights + text + within, total / length, mask=here)
+
+
+@triton.jit
+def weighted_sums(
+    weights,
+    source,
+    slots,
+    starts,
+    cumulative,
+    made,
+    N: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    row = tl.program_id(0)
+    if tl.load(slots + row) < 0:
+        return
+    text = tl.load(cumulative + row)
+    length = tl.load(cumulative + row + 1) - text
+    start = tl.load(starts + row).to(tl.int64)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    wide = columns < N
+    total = tl.zeros([COLUMNS], tl.float32)
+    token = 0
+    while token < length:
+        within = token + tl.arange(0, ROWS)
+        here = within < length
+        share = tl.load(weights + text + within, mask=here, other=0.0)
+        states = tl.load(
+            source + (start + within)[:, None] * N + columns[None, :],
+            mask=here[:, None] & wide[None, :],
+            other=0.0,
+        )
+        total += tl.sum(share[:, None] * states.to(tl.float32), 0)
+        token += ROWS
+    tl.store(made + row * N + columns, total, mask=wide)
+
+
+@triton.jit
+def expand(
+    source,
+    before,
+    behind,
+    made,
+    N: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    row = tl.program_id(0)
+    start = tl.load(before + row).to(tl.int64)
+    length = tl.load(before + row + 1) - start
+    # What a row is longer by now is in front of it.
+    target = tl.load(behind + row + 1).to(tl.int64) - length
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    wide = columns < N
+    token = 0
+    while token < length:
+        within = token + tl.arange(0, ROWS)
+        mask = (within < length)[:, None] & wide[None, :]
+        states = tl.load(source + (start + within)[:, None] * N + columns[None, :], mask=mask)
+        tl.store(made + (target + within)[:, None] * N + columns[None, :], states, mask=mask)
+        token += ROWS

@@ -1,0 +1,151 @@
+"""One adapter name as it is served: its revisions, and conditions on changing it. Knows no disk.
+
+A refusal is kept and raised for every request that meets it, so its traceback is dropped each time:
+it would grow.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
+
+from adapters.errors import (
+    AdapterError,
+    IncompatibleAdapter,
+    RevisionConflict,
+    UnknownRevision,
+    UnloadedAdapter,
+)
+from adapters.format.spec import AdapterSpec
+from adapters.format.store import Revision
+from service.engine.interface import AdapterKey
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What must be current for a change to happen. None asks for nothing.
+
+    match: one of these revisions; "*" is any. none_match: none of these; "*": the name is new.
+    """
+
+    match: frozenset[str] | None = None
+    none_match: frozenset[str] | None = None
+
+    def check(self, name: str, current: str | None) -> None:
+        """
+        Raises:
+            RevisionConflict: it does not hold.
+        """
+        if self.match is not None and (current is None or not self.match & {current, "*"}):
+            raise RevisionConflict(name, " or ".join(sorted(self.match)), current)
+        if self.none_match is not None and current is not None and self.none_match & {current, "*"}:
+            raise RevisionConflict(name, "none of " + " or ".join(sorted(self.none_match)), current)
+
+
+class Resolved(NamedTuple):
+    """An adapter ready to be asked."""
+
+    key: AdapterKey
+    spec: AdapterSpec
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogEntry:
+    """One name, as the store has it.
+
+    current: None when not even that can be read. revisions: those whose files are there, the
+    current one first. specs and unusable: by revision; one may be in both, or only in the latter.
+    refusal: why the current revision cannot be served.
+    """
+
+    name: str
+    current: str | None
+    revisions: tuple[Revision, ...] = ()
+    specs: Mapping[str, AdapterSpec] = field(default_factory=dict)
+    unusable: Mapping[str, AdapterError] = field(default_factory=dict)
+    refusal: AdapterError | None = None
+
+    @property
+    def spec(self) -> AdapterSpec | None:
+        """What the current file declares, if it can be read."""
+        return None if self.current is None else self.specs.get(self.current)
+
+    @property
+    def state(self) -> Literal["ready", "incompatible", "damaged", "unloaded"]:
+        match self.refusal:
+            case None:
+                return "ready"
+            case IncompatibleAdapter():
+                return "incompatible"
+            case UnloadedAdapter():
+                return "unloaded"
+            case _:
+                return "damaged"
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of the current file."""
+        return next((item.size for item in self.revisions if item.revision == self.current), None)
+
+    @property
+    def labels(self) -> list[str]:
+        """Of all usable revisions: a pinned old one answers with its own. Unloading takes none."""
+        usable = (
+            spec
+            for key, spec in self.specs.items()
+            if isinstance(self.unusable.get(key), UnloadedAdapter | None)
+        )
+        return list(dict.fromkeys(label for spec in usable for label in spec.labels))
+
+    def unloaded(self) -> "CatalogEntry":
+        """The same with no revision served; what could not be served keeps its own reason."""
+        refusal = UnloadedAdapter(self.name)
+        return replace(
+            self,
+            unusable={**dict.fromkeys(self.specs, refusal), **self.unusable},
+            refusal=self.refusal or refusal,
+        )
+
+    def revision(self, prefix: str) -> str:
+        """The one stored revision that starts with `prefix`.
+
+        Raises:
+            UnknownRevision: none or several do.
+        """
+        known = list(dict.fromkeys([*self.specs, *self.unusable]))
+        matches = [item for item in known if prefix and item.startswith(prefix)]
+        if len(matches) != 1:
+            raise UnknownRevision(self.name, prefix, known)
+        return matches[0]
+
+    def resolved(self, revision: str) -> Resolved:
+        """
+        Raises:
+            IncompatibleAdapter, DamagedFile: it cannot be served here.
+            UnloadedAdapter: it shall not be.
+        """
+        if (refusal := self.unusable.get(revision)) is not None:
+            raise refusal.with_traceback(None)
+        return Resolved(AdapterKey(self.name, revision), self.specs[revision])
+
+    def previous(self) -> str:
+        """The revision that was current before.
+
+        Raises:
+            UnknownRevision: there is none.
+        """
+        for item in self.revisions:
+            if item.revision != self.current:
+                return item.revision
+        raise UnknownRevision(
+            self.name, "before the current one", [self.current] if self.current else []
+        )
+
+    def require_current(self) -> str:
+        """
+        Raises:
+            DamagedFile: not even the name of the current revision can be read.
+        """
+        if self.current is None:
+            assert self.refusal is not None, "an adapter without a current revision says why"
+            raise self.refusal.with_traceback(None)
+        return self.current

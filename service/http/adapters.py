@@ -1,0 +1,211 @@
+"""/v1/adapters: put, list, show, download, roll back, delete. Knows no tensor and no device."""
+
+import asyncio
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from pydantic import ValidationError
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+
+from adapters.errors import AdapterError, DamagedFile
+from adapters.format.store import Published
+from service.catalog.entry import CatalogEntry, Condition
+from service.errors import InvalidRequest, MalformedRequest, RequestError, TooLarge
+from service.http.bodies import JsonResponse, limited_stream, read_body, read_json
+from service.http.errors import faults_of
+from service.http.lifecycle import Service, service_of
+from service.http.openapi.documentation import DELETE, DOWNLOAD, LIST, POST, PUT, ROLLBACK, SHOW
+from service.http.openapi.schemas import RollbackRequest
+from service.observability.metrics import UploadOutcome
+
+# What a multipart form may take beside its file.
+_FORM_BYTES = 64 * 1024
+
+router = APIRouter()
+
+
+@router.put("/v1/adapters/{name}", **PUT)
+async def put_adapter(request: Request, name: str) -> Response:
+    """Publish an adapter file under a name.
+
+    When this returns, no later request is answered by the older revision.
+    """
+    service = service_of(request)
+    condition = _condition(request)
+    service.catalog.check(name, condition)
+    data = await read_body(request, service.settings.max_upload_bytes)
+    return _answer(name, await publish(service, name, data, condition))
+
+
+@router.post("/v1/adapters", **POST)
+async def post_adapter(request: Request) -> Response:
+    """The same as a form, for browsers and `curl -F`."""
+    service = service_of(request)
+    name, data = await _form(request, service.settings.max_upload_bytes)
+    return _answer(name, await publish(service, name, data, _condition(request)))
+
+
+@router.get("/v1/adapters", **LIST)
+async def list_adapters(
+    request: Request,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    cursor: Annotated[str | None, Query(max_length=64)] = None,
+) -> Response:
+    """All adapters by name, a page at a time.
+
+    Names that appear or go meanwhile make no other name be left out or repeated.
+    """
+    entries = [
+        entry
+        for entry in service_of(request).catalog.entries()
+        if cursor is None or entry.name > cursor
+    ]
+    page = entries[:limit]
+    following = page[-1].name if len(entries) > limit else None
+    return JsonResponse({"adapters": [_summary(entry) for entry in page], "next_cursor": following})
+
+
+@router.get("/v1/adapters/{name}", **SHOW)
+async def show_adapter(request: Request, name: str) -> Response:
+    """One adapter: its spec, its revisions, and whether it can be served."""
+    entry = service_of(request).catalog.entry(name)
+    detail = _summary(entry) | {
+        "revisions": [item.revision for item in entry.revisions],
+        "spec": entry.spec.model_dump(mode="json") if entry.spec else None,
+    }
+    return JsonResponse(detail, headers=_etag(entry.current))
+
+
+@router.get("/v1/adapters/{name}/file", **DOWNLOAD)
+async def download_adapter(
+    request: Request, name: str, revision: Annotated[str | None, Query(max_length=64)] = None
+) -> Response:
+    """The adapter's file as it was uploaded: its sha256 is its revision."""
+    found, path = service_of(request).catalog.path(name, revision)
+    headers = _etag(found)
+    if found in _tags(request, "if-none-match"):
+        return Response(status_code=304, headers=headers)
+    try:
+        status = await asyncio.to_thread(path.stat)
+    except OSError as error:
+        raise DamagedFile(f"the file of adapter {name!r}, revision {found}: {error}") from None
+    return FileResponse(
+        path,
+        headers=headers,
+        media_type="application/octet-stream",
+        filename=f"{name}-{found[:12]}.safetensors",
+        stat_result=status,
+    )
+
+
+@router.post("/v1/adapters/{name}/rollback", **ROLLBACK)
+async def roll_back_adapter(request: Request, name: str) -> Response:
+    """Serve an earlier revision again. Done twice without naming one, it undoes itself."""
+    service = service_of(request)
+    content = await read_json(request, service.settings.max_body_bytes)
+    try:
+        asked = RollbackRequest.model_validate(content)
+    except ValidationError as error:
+        raise InvalidRequest(faults_of(error.errors())) from None
+    before = service.catalog.entry(name).current
+    revision = await service.catalog.rollback(name, asked.revision, _condition(request))
+    return _published(name, revision, created=False, changed=revision != before)
+
+
+@router.delete("/v1/adapters/{name}", **DELETE)
+async def delete_adapter(request: Request, name: str) -> Response:
+    """Forget a name and all its revisions. An adapter of the zoo comes back at the next start."""
+    await service_of(request).catalog.delete(name, _condition(request))
+    return Response(status_code=204)
+
+
+async def publish(service: Service, name: str, data: bytes, condition: Condition) -> Published:
+    """Publish and count an upload, whatever becomes of it; raises as `Directory.publish`."""
+    outcome: UploadOutcome = "failed"
+    try:
+        made = await service.catalog.publish(name, data, condition)
+        outcome = "created" if made.created else "replaced" if made.changed else "unchanged"
+    except (AdapterError, RequestError) as error:
+        outcome = "failed" if isinstance(error, DamagedFile) else "refused"
+        raise
+    finally:
+        service.metrics.uploaded(outcome)
+    return made
+
+
+def _answer(name: str, made: Published) -> Response:
+    return _published(name, made.revision, created=made.created, changed=made.changed)
+
+
+def _published(name: str, revision: str, *, created: bool, changed: bool) -> Response:
+    content = {"name": name, "revision": revision, "created": created, "changed": changed}
+    return JsonResponse(content, status_code=201 if created else 200, headers=_etag(revision))
+
+
+async def _form(request: Request, limit: int) -> tuple[str, bytes]:
+    """
+    Raises:
+        HTTPException: 415, not a form.
+        MalformedRequest: a form that cannot be parsed.
+        InvalidRequest: other fields than one `name` and one `file`.
+        TooLarge: over `limit`.
+    """
+    kind = request.headers.get("content-type", "none").partition(";")[0].strip().lower()
+    if kind != "multipart/form-data":
+        raise HTTPException(415, f"Content-Type is {kind}, expected multipart/form-data")
+    stream = limited_stream(request, limit + _FORM_BYTES)
+    try:
+        form = await MultiPartParser(request.headers, stream, max_files=1, max_fields=1).parse()
+    except MultiPartException as error:
+        raise MalformedRequest(f"the form cannot be read: {error.message}") from None
+    try:
+        fields = dict(form.multi_items())
+        name, file = fields.pop("name", None), fields.pop("file", None)
+        faults = [f"form.{field[:64]}: no such field" for field in fields]
+        if not isinstance(name, str):
+            faults.append("form.name: missing, expected text")
+        if not isinstance(file, UploadFile):
+            faults.append("form.file: missing, expected a file")
+        if faults or not isinstance(name, str) or not isinstance(file, UploadFile):
+            raise InvalidRequest(faults)
+        if file.size is not None and file.size > limit:
+            raise TooLarge(f"the file is larger than {limit} bytes")
+        return name, await file.read()
+    finally:
+        await form.close()
+
+
+def _condition(request: Request) -> Condition:
+    match, none_match = _tags(request, "if-match"), _tags(request, "if-none-match")
+    return Condition(match or None, none_match or None)
+
+
+def _tags(request: Request, header: str) -> frozenset[str]:
+    """Revisions of an `If-Match` or `If-None-Match` header, or `*`. Weak tags never match."""
+    tags = (tag.strip() for value in request.headers.getlist(header) for tag in value.split(","))
+    return frozenset(tag.strip('"') if tag.strip('"') else "none" for tag in tags)
+
+
+def _etag(revision: str | None) -> dict[str, str]:
+    return {"ETag": f'"{revision}"'} if revision else {}
+
+
+def _summary(entry: CatalogEntry) -> dict[str, Any]:
+    """The shape of `schemas.AdapterSummary`."""
+    spec = entry.spec
+    return {
+        "name": entry.name,
+        "revision": entry.current,
+        "state": entry.state,
+        "reason": None if entry.refusal is None else str(entry.refusal),
+        "labels": list(spec.labels) if spec else [],
+        "method": spec.method if spec else None,
+        "backbone": spec.backbone.name if spec else None,
+        "prompt_length": spec.prompt_length if spec else None,
+        "created": spec.provenance.created if spec else None,
+        "size": entry.size,
+    }

@@ -1,0 +1,127 @@
+"""Examples of everything that crosses the HTTP boundary, each held against its model by a test.
+
+Errors are examples too: one of each, made by the code that makes them. Knows no route.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+from pydantic import BaseModel
+
+from adapters import errors as adapter_errors
+from service import errors
+from service.http.errors import own_shape, refusal_of
+from service.http.openapi.schemas import (
+    AdapterDetail,
+    AdapterList,
+    ErrorResponse,
+    Health,
+    PredictRequest,
+    PredictResponse,
+    PublishedAdapter,
+    RollbackRequest,
+)
+
+REVISION = "5f2c8a0e4d3b1f6a7c9e8d0b2a4f6c8e1d3b5a7f9c0e2d4b6a8f1c3e5d7b9a0f"
+OLDER = "0c9d1e2f3a4b5c6d7e8f90a1b2c3d4e5f60718293a4b5c6d7e8f90a1b2c3d4e5"
+
+RAISED: tuple[Exception, ...] = (
+    errors.MalformedRequest("the body is not JSON: unexpected end of data: line 1 column 12"),
+    errors.Unauthorized("send a key as `Authorization: Bearer KEY` or `X-API-Key: KEY`"),
+    errors.Forbidden("changing adapters asks for an admin key"),
+    adapter_errors.UnknownAdapter("sms-spm", ["banking77", "clinc150", "sentiment", "sms-spam"]),
+    adapter_errors.UnknownRevision("sms-spam", "77", [REVISION, OLDER]),
+    adapter_errors.IncompatibleAdapter(
+        ["backbone: made for 'roberta-large', loaded is 'all-MiniLM-L6-v2'"]
+    ),
+    adapter_errors.UnloadedAdapter("sms-spam"),
+    adapter_errors.RevisionConflict("sms-spam", OLDER, REVISION),
+    errors.TooLarge("2000 inputs in one request, at most 1024 are allowed"),
+    adapter_errors.InvalidAdapter(["tensor head.out.bias: missing, expected shape [2]"]),
+    adapter_errors.InvalidName("adapter name 'SMS Spam': expected 1 to 64 of a-z 0-9 . _ -"),
+    errors.InvalidRequest(
+        ["inputs.1.text: Field required", "top_k: Input should be a valid integer"]
+    ),
+    errors.Overloaded("262000 tokens are waiting, at most 262144 may", retry_after=1.7),
+    errors.InferenceFailed("the scores are not finite"),
+    errors.AdapterLoadFailed("sms-spam", REVISION, "the file is gone"),
+    adapter_errors.DamagedFile(f"the file of adapter 'sms-spam', revision {REVISION}, is gone"),
+    errors.NotReady("warming up"),
+    errors.EngineUnavailable("the service is draining"),
+    errors.DeadlineExceeded("the deadline passed before the answer was there"),
+)
+
+PREDICT_REQUESTS: dict[str, Any] = {
+    "one text": {"adapter": "sms-spam", "inputs": "WINNER!! Call now to claim your free prize"},
+    "many texts": {
+        "adapter": "sms-spam",
+        "inputs": [
+            "see you at eight",
+            {"text": "Free entry in a weekly competition", "id": "second", "adapter": "sms-spam"},
+        ],
+        "top_k": 1,
+        "truncate": True,
+        "explain": True,
+        "timeout_ms": 2000,
+    },
+}
+PREDICT_RESPONSE: dict[str, Any] = {
+    "results": [
+        {
+            "id": None,
+            "adapter": "sms-spam",
+            "revision": REVISION,
+            "label": "spam",
+            "score": 0.99,
+            "scores": [{"label": "spam", "score": 0.99}, {"label": "ham", "score": 0.01}],
+            "tokens": 12,
+            "truncated": False,
+        }
+    ],
+    "timings_ms": {"tokenize": 0.08, "queue": 0.31, "inference": 4.7},
+}
+PUBLISHED = {"name": "sms-spam", "revision": REVISION, "created": False, "changed": True}
+SUMMARY = {
+    "name": "sms-spam",
+    "revision": REVISION,
+    "state": "ready",
+    "reason": None,
+    "labels": ["ham", "spam"],
+    "method": "idspam",
+    "backbone": "all-MiniLM-L6-v2",
+    "prompt_length": 10,
+    "created": "2026-11-20T12:00:00Z",
+    "size": 1843200,
+}
+HEALTHY = {"status": "ok", "reason": None, "details": {"waiting_tokens": 0}}
+NOT_READY = {"status": "unavailable", "reason": "warming up", "details": {"waiting_tokens": 0}}
+LIST_PAGE: dict[str, Any] = {"adapters": [SUMMARY], "next_cursor": None}
+DETAIL: dict[str, Any] = SUMMARY | {
+    "revisions": [REVISION, OLDER],
+    "spec": {"format_version": 1, "method": "idspam", "labels": ["ham", "spam"]},
+}
+ROLLBACKS: dict[str, Any] = {
+    "the previous one": {"revision": None},
+    "a named one": {"revision": OLDER[:8]},
+}
+
+
+def error_body(error: Exception) -> Any:
+    """What a caller would get."""
+    return orjson.loads(bytes(own_shape(refusal_of(error)).body))
+
+
+def examples() -> Sequence[tuple[type[BaseModel], Any]]:
+    """Every example with the model that it is one of."""
+    return (
+        *((PredictRequest, example) for example in PREDICT_REQUESTS.values()),
+        *((RollbackRequest, example) for example in ROLLBACKS.values()),
+        (PredictResponse, PREDICT_RESPONSE),
+        (PublishedAdapter, PUBLISHED),
+        (AdapterList, LIST_PAGE),
+        (AdapterDetail, DETAIL),
+        (Health, HEALTHY),
+        (Health, NOT_READY),
+        *((ErrorResponse, error_body(error)) for error in RAISED),
+    )

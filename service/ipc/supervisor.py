@@ -1,0 +1,217 @@
+"""The parent of one engine process and N HTTP workers: starts them, replaces them, ends them.
+
+It holds the address where the workers listen, each on a socket of its own, and all that is counted.
+"""
+
+import asyncio
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import get_args
+
+import msgspec
+import uvloop
+import zmq
+from prometheus_client import CollectorRegistry
+
+from service.http.app import route_paths
+from service.http.errors import error_types
+from service.http.server import reserve, url_of
+from service.ipc.child import Child, Kind, NeverReady, Part, Usage, Watcher, usage_of
+from service.ipc.metrics_forwarding import Counting
+from service.observability.logs import configure_logging
+from service.observability.metrics import Metrics
+from service.settings import Settings
+from service.start import StartFailed
+
+logger = logging.getLogger(__name__)
+
+# Beyond the seconds for draining, for what a worker closes then; and for an engine without work.
+_CLOSING_SECONDS = 5.0
+_ENGINE_SECONDS = 10.0
+
+
+def supervise(settings: Settings, listener: socket.socket) -> None:
+    """Serve until SIGTERM or SIGINT has drained all workers.
+
+    Raises:
+        StartFailed: a part ended before it was ready for the first time.
+    """
+    configure_logging(settings.log_level, settings.log_format, process="supervisor")
+    try:
+        reserved = reserve(listener)
+    except OSError as error:
+        raise StartFailed(f"cannot share the port: {error.strerror or error}") from None
+    with reserved, _private_folder() as folder, zmq.Context() as context:
+        try:
+            uvloop.run(Supervisor(settings, reserved, folder, context).run())
+        except NeverReady as error:
+            raise StartFailed(str(error)) from None
+
+
+class Supervisor:
+    """Made before its event loop.
+
+    Args:
+        reserved: the address where the workers listen.
+        folder: for sockets, private to this user and empty.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        reserved: socket.socket,
+        folder: Path,
+        context: "zmq.Context[zmq.Socket[bytes]]",
+    ) -> None:
+        self._settings = settings
+        self._context = context
+        self._metrics = Metrics(
+            CollectorRegistry(), routes=route_paths(), error_types=error_types()
+        )
+        # Every child that was ever begun, with its last process.
+        self._used: dict[Child, tuple[int, Usage]] = {}
+        self._own = (os.getpid(), Usage(0, 0.0))
+        self._running: set[Child] = set()
+        self._announced = False
+        self._line = ""
+        self._stopping = asyncio.Event()
+        watcher = Watcher(self._begun, self._ready, self._ended)
+        part = Part("engine", str(folder), os.getpid(), report=-1, url=url_of(reserved))
+        self._endpoint = part.supervisor_endpoint
+        self._engine = Child("engine", part, watcher)
+        host, port = reserved.getsockname()[:2]
+        self._workers = [
+            Child(
+                "worker",
+                msgspec.structs.replace(
+                    part, name=f"worker-{number}", number=number, host=host, port=port
+                ),
+                watcher,
+            )
+            for number in range(settings.workers)
+        ]
+
+    async def run(self) -> None:
+        """
+        Raises:
+            NeverReady: a part ended before it was ready for the first time; all others are ended.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled)
+        self._counting = Counting(
+            self._context, self._endpoint, self._metrics, refresh=self._measure
+        )
+        for kind in get_args(Kind):
+            # The series is there before the first restart.
+            self._metrics.restarted(kind, 0)
+        self._show_alive()
+        engine = asyncio.create_task(self._engine.keep())
+        workers = [asyncio.create_task(worker.keep()) for worker in self._workers]
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            # None of them ends without a reason.
+            done, _ = await asyncio.wait(
+                [engine, *workers, stopping], return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            stopping.cancel()
+            await self._end(engine, workers)
+        for task in done - {stopping}:
+            await task
+
+    async def _end(
+        self, engine: "asyncio.Task[None]", workers: "Sequence[asyncio.Task[None]]"
+    ) -> None:
+        """Workers drain first: until then their requests need the engine."""
+        for worker in self._workers:
+            worker.stop()
+        await asyncio.wait(workers, timeout=self._settings.drain_seconds + _CLOSING_SECONDS)
+        for worker in self._workers:
+            worker.kill()
+        await asyncio.wait(workers)
+        self._engine.stop()
+        await asyncio.wait([engine], timeout=_ENGINE_SECONDS)
+        self._engine.kill()
+        await asyncio.wait([engine])
+        self._counting.close()
+
+    def _signalled(self) -> None:
+        """A first signal drains, a second one ends at once."""
+        if self._stopping.is_set():
+            for child in (*self._workers, self._engine):
+                child.kill()
+        self._stopping.set()
+
+    # What becomes of the children.
+
+    def _begun(self, child: Child, process: int) -> None:
+        if child in self._used:
+            self._metrics.restarted(child.kind)
+        self._used[child] = (process, Usage(0, 0.0))
+        self._running.add(child)
+        if child is self._engine:
+            self._counting.engine_is(process)
+        self._show_alive()
+
+    def _ready(self, child: Child, line: str) -> None:
+        logger.info("%s is ready", child.part.name)
+        everybody = (self._engine, *self._workers)
+        if not self._announced and all(item.was_ready for item in everybody):
+            self._announced = True
+            sys.stdout.write(f"{self._line or line}\n")
+            sys.stdout.flush()
+        self._line = self._line or line
+
+    def _ended(self, child: Child) -> None:
+        self._running.discard(child)
+        self._metrics.process_used(child.part.name, resident_bytes=0, cpu_seconds=0.0)
+        if child is self._engine:
+            self._counting.engine_is(None)
+        self._show_alive()
+
+    def _show_alive(self) -> None:
+        kinds = [child.kind for child in self._running]
+        self._metrics.processes("supervisor", 1)
+        for kind in get_args(Kind):
+            self._metrics.processes(kind, kinds.count(kind))
+
+    def _measure(self) -> None:
+        for child in self._running:
+            self._used[child] = self._measured(child.part.name, *self._used[child])
+        self._own = self._measured("supervisor", *self._own)
+
+    def _measured(self, name: str, process: int, before: Usage) -> tuple[int, Usage]:
+        used = usage_of(process) or before
+        self._metrics.process_used(
+            name,
+            resident_bytes=used.resident_bytes,
+            cpu_seconds=used.cpu_seconds - before.cpu_seconds,
+        )
+        return process, used
+
+
+@contextmanager
+def _private_folder() -> Iterator[Path]:
+    """
+    Raises:
+        StartFailed: sockets cannot be made there.
+    """
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="idspam-"))
+    except OSError as error:
+        raise StartFailed(f"no folder for sockets: {error}") from None
+    try:
+        if len(os.fsencode(folder / "supervisor")) > zmq.IPC_PATH_MAX_LEN:
+            raise StartFailed(f"TMPDIR: {folder.parent} is too long for the path of a socket")
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

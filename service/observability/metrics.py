@@ -1,0 +1,407 @@
+"""What Prometheus sees, counted. Knows no route's code and no engine's: both only report here.
+
+Base units, series that exist before their first event, and bounded labels: `adapter` and `label`
+only take the names of registered adapters and their labels, and go when the adapter is deleted.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, get_args
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from service.engine.interface import AdapterKey
+from service.engine.observer import BatchReport, FailureReason, Tier
+
+# --- merged from service.measures
+
+SECONDS = (
+    0.00025,
+    0.0005,
+    0.001,
+    0.002,
+    0.004,
+    0.008,
+    0.016,
+    0.032,
+    0.064,
+    0.125,
+    0.25,
+    0.5,
+    1.0,
+    2.0,
+    4.0,
+)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+TOKENS = (16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
+AGES = (1, 10, 60, 300, 900, 3600, 14400, 86400)
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One row of the table. Counters end in `_total` on the wire."""
+
+    name: str
+    kind: type[Counter] | type[Gauge] | type[Histogram]
+    labels: tuple[str, ...]
+    help: str
+    buckets: Sequence[float] = SECONDS
+
+
+METRICS = (
+    Metric(
+        "idspam_requests_total",
+        Counter,
+        ("route", "outcome"),
+        "Requests answered, by route and outcome",
+    ),
+    Metric(
+        "idspam_request_errors_total",
+        Counter,
+        ("type",),
+        "Requests answered with an error, by its type",
+    ),
+    Metric(
+        "idspam_request_seconds",
+        Histogram,
+        ("route",),
+        "From the first byte of a request to the last of its answer",
+    ),
+    Metric("idspam_tokenize_seconds", Histogram, (), "Turning a request's texts into tokens"),
+    Metric("idspam_queue_seconds", Histogram, (), "A text's wait from admission to its batch"),
+    Metric("idspam_inference_seconds", Histogram, (), "One batch, from packing to scores"),
+    Metric("idspam_generator_seconds", Histogram, (), "A batch's share spent making prompts"),
+    Metric("idspam_backbone_seconds", Histogram, (), "A batch's share spent in the backbone"),
+    Metric(
+        "idspam_passes_total",
+        Counter,
+        ("kind",),
+        "Forward passes: graph (a single launch, on CUDA) or eager",
+    ),
+    Metric("idspam_batch_rows", Histogram, (), "Texts in a batch", ROWS),
+    Metric("idspam_batch_tokens", Histogram, (), "Tokens and prompt slots in a batch", TOKENS),
+    Metric("idspam_batch_adapters", Histogram, (), "Distinct adapters in a batch", ROWS),
+    Metric("idspam_waiting_tokens", Gauge, (), "Tokens admitted and not yet in a batch"),
+    Metric(
+        "idspam_waiting_tokens_limit",
+        Gauge,
+        (),
+        "Tokens that may wait at most: `IDSPAM_MAX_WAITING_TOKENS`",
+    ),
+    Metric(
+        "idspam_failures_total",
+        Counter,
+        ("reason",),
+        "Texts that got an error from the engine, by reason",
+    ),
+    Metric(
+        "idspam_tier_adapters",
+        Gauge,
+        ("tier",),
+        "Adapters in a tier: stored, registered (host), active (device)",
+    ),
+    Metric("idspam_tier_bytes", Gauge, ("tier",), "Memory that a tier's adapters take"),
+    Metric("idspam_adapter_loads_total", Counter, ("tier",), "Adapters that entered a tier"),
+    Metric("idspam_adapter_load_seconds", Histogram, ("tier",), "How long entering a tier took"),
+    Metric("idspam_adapter_evictions_total", Counter, ("tier",), "Adapters that left a tier"),
+    Metric(
+        "idspam_adapter_eviction_age_seconds",
+        Histogram,
+        ("tier",),
+        "Time since an evicted adapter was last used",
+        AGES,
+    ),
+    Metric("idspam_uploads_total", Counter, ("outcome",), "Adapter uploads by outcome"),
+    Metric(
+        "idspam_predictions_total",
+        Counter,
+        ("adapter", "label"),
+        "Texts answered, by adapter and best label",
+    ),
+    Metric(
+        "idspam_adapter_failures_total",
+        Counter,
+        ("adapter",),
+        "Texts that got an error which is not the caller's, by adapter",
+    ),
+    Metric(
+        "idspam_truncated_inputs_total",
+        Counter,
+        (),
+        "Texts that were cut to their adapter's maximum length",
+    ),
+    Metric(
+        "idspam_processes",
+        Gauge,
+        ("kind",),
+        "Processes alive, by kind: supervisor, engine, worker (with `IDSPAM_WORKERS`)",
+    ),
+    Metric(
+        "idspam_process_restarts_total",
+        Counter,
+        ("kind",),
+        "Processes that ended and were replaced, by kind",
+    ),
+    Metric("idspam_process_resident_bytes", Gauge, ("process",), "Memory that a process holds"),
+    Metric(
+        "idspam_process_cpu_seconds_total",
+        Counter,
+        ("process",),
+        "Processor time of a process and of those that it replaced",
+    ),
+    Metric(
+        "idspam_events_dropped_total",
+        Counter,
+        (),
+        "Events missing in other metrics, since they came too fast to be counted",
+    ),
+    Metric(
+        "idspam_build_info",
+        Gauge,
+        ("version", "backbone", "device", "dtype"),
+        "1, with what is running as labels",
+    ),
+)
+
+
+def metrics_table() -> str:
+    """The documentation's table, as Markdown."""
+    lines = ["| Metric | Type | Labels | Meaning |", "|---|---|---|---|"]
+    for metric in METRICS:
+        labels = ", ".join(f"`{label}`" for label in metric.labels) or "none"
+        lines.append(
+            f"| `{metric.name}` | {metric.kind.__name__.lower()} | {labels} | {metric.help} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+# --- merged from service.reporting
+
+Outcome = Literal[
+    "success",
+    "client_error",
+    "overloaded",
+    "deadline",
+    "unavailable",
+    "server_error",
+    "disconnected",
+]
+UploadOutcome = Literal["created", "replaced", "unchanged", "refused", "failed"]
+
+
+class Reporter(Protocol):
+    """Told by the routes, on the way of every request: takes microseconds and never raises."""
+
+    def request_done(
+        self, route: str, outcome: Outcome, *, seconds: float, error: str | None = None
+    ) -> None:
+        """A request was answered or given up; called exactly once for each."""
+
+    def tokenized(self, seconds: float, *, truncated: int) -> None:
+        """A request's texts were turned into tokens; so many of them had to be cut."""
+
+    def predicted(self, adapter: str, label: str, count: int = 1) -> None:
+        """Texts were answered; not counted if their adapter was deleted meanwhile."""
+
+    def adapter_failed(self, adapter: str, count: int) -> None:
+        """Texts of an adapter got an error that is not the caller's; as `predicted` otherwise."""
+
+    def uploaded(self, outcome: UploadOutcome) -> None:
+        """An upload came to an end."""
+
+    async def scrape(self) -> bytes:
+        """Everything counted anywhere in the service, in Prometheus' text format.
+
+        Raises:
+            Unavailable: who counts does not answer.
+        """
+
+
+# --- merged from service.metrics
+
+# Beyond this many labels an adapter's predictions are counted together: a series each would swamp a
+# scrape.
+MAX_LABELS = 512
+ALL_LABELS = "(all)"
+
+
+class Metrics:
+    """The service's collectors in one registry. Every method may be called from any thread."""
+
+    def __init__(
+        self, registry: CollectorRegistry, *, routes: Iterable[str], error_types: Iterable[str]
+    ) -> None:
+        self._registry = registry
+        self._by_name = {metric.name: _collector(metric, registry) for metric in METRICS}
+        of = self._by_name
+        outcomes: tuple[Outcome, ...] = get_args(Outcome)
+        tiers: tuple[Tier, ...] = get_args(Tier)
+        names = (*routes, "other")
+        self._requests = {
+            (route, outcome): of["idspam_requests_total"].labels(route, outcome)
+            for route in names
+            for outcome in outcomes
+        }
+        self._request_seconds = {
+            route: of["idspam_request_seconds"].labels(route) for route in names
+        }
+        self._errors = _children(of["idspam_request_errors_total"], error_types)
+        self._failures = _children(of["idspam_failures_total"], get_args(FailureReason))
+        self._tier_adapters = _children(of["idspam_tier_adapters"], ("stored", *tiers))
+        self._tier_bytes = _children(of["idspam_tier_bytes"], ("stored", *tiers))
+        self._loads = _children(of["idspam_adapter_loads_total"], tiers)
+        self._load_seconds = _children(of["idspam_adapter_load_seconds"], tiers)
+        self._evictions = _children(of["idspam_adapter_evictions_total"], tiers)
+        self._eviction_ages = _children(of["idspam_adapter_eviction_age_seconds"], tiers)
+        self._passes = _children(of["idspam_passes_total"], ("graph", "eager"))
+        self._uploads = _children(of["idspam_uploads_total"], get_args(UploadOutcome))
+        self._predictions: dict[str, dict[str, Any]] = {}
+        self._adapter_failures: dict[str, Any] = {}
+
+    def exposition(self) -> bytes:
+        """Everything, in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+    async def scrape(self) -> bytes:
+        return self.exposition()
+
+    # Reported by the routes.
+
+    def request_done(
+        self, route: str, outcome: Outcome, *, seconds: float, error: str | None = None
+    ) -> None:
+        """A request was answered or given up; called exactly once for each."""
+        known = route if route in self._request_seconds else "other"
+        self._requests[known, outcome].inc()
+        self._request_seconds[known].observe(seconds)
+        if error is not None and error in self._errors:
+            self._errors[error].inc()
+
+    def tokenized(self, seconds: float, *, truncated: int) -> None:
+        """A request's texts were turned into tokens; so many of them had to be cut."""
+        self._by_name["idspam_tokenize_seconds"].observe(seconds)
+        if truncated:
+            self._by_name["idspam_truncated_inputs_total"].inc(truncated)
+
+    def predicted(self, adapter: str, label: str, count: int = 1) -> None:
+        """Texts were answered; not counted if their adapter was deleted meanwhile."""
+        series = self._predictions.get(adapter)
+        if (
+            series is not None
+            and (counter := series.get(label) or series.get(ALL_LABELS)) is not None
+        ):
+            counter.inc(count)
+
+    def adapter_failed(self, adapter: str, count: int) -> None:
+        """Texts of an adapter got an error that is not the caller's; as `predicted` otherwise."""
+        if (counter := self._adapter_failures.get(adapter)) is not None:
+            counter.inc(count)
+
+    def uploaded(self, outcome: UploadOutcome) -> None:
+        self._uploads[outcome].inc()
+
+    # Reported by the catalog.
+
+    def adapter_published(self, name: str, labels: Sequence[str]) -> None:
+        """Make an adapter's series; those of labels that it no longer has are removed."""
+        collector = self._by_name["idspam_predictions_total"]
+        wanted = tuple(labels) if len(labels) <= MAX_LABELS else (ALL_LABELS,)
+        before = self._predictions.get(name, {})
+        self._predictions[name] = {label: collector.labels(name, label) for label in wanted}
+        for label in set(before) - set(wanted):
+            collector.remove(name, label)
+        failures = self._by_name["idspam_adapter_failures_total"]
+        self._adapter_failures[name] = failures.labels(name)
+
+    def adapter_removed(self, name: str) -> None:
+        for label in self._predictions.pop(name, {}):
+            self._by_name["idspam_predictions_total"].remove(name, label)
+        if self._adapter_failures.pop(name, None) is not None:
+            self._by_name["idspam_adapter_failures_total"].remove(name)
+
+    def stored(self, adapters: int, bytes_held: int) -> None:
+        """How many adapters the catalog knows, and the size of their current files."""
+        self._tier_adapters["stored"].set(adapters)
+        self._tier_bytes["stored"].set(bytes_held)
+
+    def started(self, *, version: str, backbone: str, device: str, dtype: str) -> None:
+        self._by_name["idspam_build_info"].labels(version, backbone, device, dtype).set(1)
+
+    def waiting_limit(self, tokens: int) -> None:
+        """How many tokens may wait."""
+        self._by_name["idspam_waiting_tokens_limit"].set(tokens)
+
+    # Reported by the engine: `service.engine.observer.EngineObserver`.
+
+    def batch_done(self, report: BatchReport) -> None:
+        of = self._by_name
+        of["idspam_batch_rows"].observe(report.rows)
+        of["idspam_batch_tokens"].observe(report.tokens)
+        of["idspam_batch_adapters"].observe(report.adapters)
+        of["idspam_inference_seconds"].observe(report.inference_seconds)
+        if report.generator_seconds is not None:
+            of["idspam_generator_seconds"].observe(report.generator_seconds)
+        of["idspam_backbone_seconds"].observe(report.backbone_seconds)
+        self._passes["graph"].inc(report.graphs)
+        self._passes["eager"].inc(report.passes - report.graphs)
+        for seconds in report.queue_seconds:
+            of["idspam_queue_seconds"].observe(seconds)
+
+    def waiting_tokens(self, tokens: int) -> None:
+        self._by_name["idspam_waiting_tokens"].set(tokens)
+
+    def tier_size(self, tier: Tier, adapters: int, bytes_held: int) -> None:
+        self._tier_adapters[tier].set(adapters)
+        self._tier_bytes[tier].set(bytes_held)
+
+    # Not by adapter: an observer's keys may be of adapters that are deleted meanwhile.
+    def adapter_loaded(self, key: AdapterKey, tier: Tier, seconds: float) -> None:  # noqa: ARG002
+        self._loads[tier].inc()
+        self._load_seconds[tier].observe(seconds)
+
+    def adapter_evicted(
+        self,
+        key: AdapterKey,  # noqa: ARG002
+        tier: Tier,
+        age_seconds: float,
+    ) -> None:
+        self._evictions[tier].inc()
+        self._eviction_ages[tier].observe(age_seconds)
+
+    def failed(self, reason: FailureReason, rows: int) -> None:
+        self._failures[reason].inc(rows)
+
+    # Reported by the supervisor of several processes.
+
+    def processes(self, kind: str, alive: int) -> None:
+        self._by_name["idspam_processes"].labels(kind).set(alive)
+
+    def restarted(self, kind: str, processes: int = 1) -> None:
+        self._by_name["idspam_process_restarts_total"].labels(kind).inc(processes)
+
+    def process_used(self, process: str, *, resident_bytes: int, cpu_seconds: float) -> None:
+        """What a process holds, and the processor time that it took since this was told last."""
+        self._by_name["idspam_process_resident_bytes"].labels(process).set(resident_bytes)
+        self._by_name["idspam_process_cpu_seconds_total"].labels(process).inc(cpu_seconds)
+
+    def engine_gone(self) -> None:
+        """What the engine's process reported as its state holds no more."""
+        self._by_name["idspam_waiting_tokens"].set(0)
+        self._by_name["idspam_build_info"].clear()
+        for tier in get_args(Tier):
+            self.tier_size(tier, 0, 0)
+
+    def dropped(self, events: int) -> None:
+        self._by_name["idspam_events_dropped_total"].inc(events)
+
+
+def _collector(metric: Metric, registry: CollectorRegistry) -> Any:
+    if issubclass(metric.kind, Histogram):
+        return Histogram(
+            metric.name, metric.help, metric.labels, registry=registry, buckets=metric.buckets
+        )
+    return metric.kind(metric.name, metric.help, metric.labels, registry=registry)
+
+
+def _children(collector: Any, values: Iterable[str]) -> dict[str, Any]:
+    return {value: collector.labels(value) for value in values}

@@ -1,0 +1,134 @@
+"""Which models take the packed road, which are refused by name, and what the road leaves alone."""
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from adapters.backbone.families import FAMILIES, family_of
+from adapters.backbone.model import Backbone
+from adapters.errors import IncompatibleAdapter, UnsupportedBackbone
+from adapters.format.spec import AdapterSpec
+from adapters.packed.packing import Row
+from tests.support.families import (
+    FAMILY_NAMES,
+    HIDDEN,
+    LAYERS,
+    POSITIONS,
+    backbone_from,
+    backbone_of,
+    config_of,
+    model_of,
+    tokenizer_of,
+)
+from tests.support.tiny_models import make_adapter, make_spec
+
+
+def test_every_family_that_is_supported_is_tested() -> None:
+    assert set(FAMILIES) == set(FAMILY_NAMES)
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_a_backbone_knows_its_size(family: str) -> None:
+    backbone = backbone_of(family)
+    assert (backbone.layers, backbone.hidden_size) == (LAYERS, HIDDEN)
+    assert backbone.max_tokens == POSITIONS
+
+
+@pytest.mark.parametrize("family", ["mpnet", "deberta", "deberta-v2", "t5", "llama", "albert"])
+def test_a_family_off_the_packed_road_is_refused_by_name(family: str) -> None:
+    with pytest.raises(UnsupportedBackbone, match=f"'{family}'.*supported: bert, distilbert"):
+        family_of(AutoConfig.for_model(family))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"position_embedding_type": "relative_key"},
+        {"position_embedding_type": "relative_key_query"},
+        {"is_decoder": True},
+        {"add_cross_attention": True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta", "electra"])
+def test_an_encoder_set_up_as_something_else_is_refused(
+    family: str, fields: dict[str, Any]
+) -> None:
+    config = config_of(family)
+    for name, value in fields.items():
+        setattr(config, name, value)
+    with pytest.raises(UnsupportedBackbone, match=f"this {family} "):
+        family_of(config)
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_the_weights_are_frozen_and_run_without_dropout(family: str) -> None:
+    model = model_of(family).train()
+    backbone = backbone_from(model, tokenizer_of(family))
+    adapter = make_adapter(backbone)
+    assert not any(weight.requires_grad for weight in backbone.state_dict().values())
+    batch = backbone.pack(
+        [Row(backbone.encoder.encode("a good card", max_length=16), adapter.spec, 0)]
+    )
+    first = backbone.trunk(batch, LAYERS).hidden
+    assert torch.equal(first, backbone.trunk(batch, LAYERS).hidden)
+
+
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_the_trunk_is_the_plain_models_hidden_states(family: str) -> None:
+    plain = model_of(family)
+    backbone = backbone_from(plain, tokenizer_of(family))
+    encoding = backbone.encoder.encode("a good card", max_length=16)
+    batch = backbone.pack([Row(encoding, make_spec(backbone), 0)])
+    with torch.no_grad():
+        expected = plain(input_ids=batch.input_ids[None], output_hidden_states=True).hidden_states
+    kept = None
+    for layer in range(LAYERS):
+        kept = backbone.trunk(batch, layer, above=kept)
+        assert torch.allclose(kept.hidden, expected[layer][0], rtol=0, atol=1e-5)
+
+
+def _other(spec: AdapterSpec, **fields: Any) -> AdapterSpec:
+    return spec.model_copy(update=fields)
+
+
+def test_a_spec_of_another_backbone_is_refused_with_every_difference(backbone: Backbone) -> None:
+    spec = make_spec(backbone)
+    backbone.check(spec)
+    other = _other(
+        spec,
+        backbone=spec.backbone.model_copy(update={"name": "else", "fingerprint": "0" * 64}),
+        tokenizer_sha256="1" * 64,
+        hidden_size=backbone.hidden_size + 1,
+        insertion_layer=backbone.layers,
+        max_length=backbone.max_tokens + 1,
+    )
+    with pytest.raises(IncompatibleAdapter) as caught:
+        backbone.check(other)
+    assert [fault.split(":")[0] for fault in caught.value.faults] == [
+        "backbone",
+        "tokenizer",
+        "hidden_size",
+        "insertion_layer",
+        "max_length",
+    ]
+    assert "'else'" in caught.value.faults[0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"tokenizer_sha256": "1" * 64}, "tokenizer: 111111111111"),
+        ({"hidden_size": 31}, "hidden_size: 31, the backbone's is 32"),
+        ({"insertion_layer": 3}, "insertion_layer: 3, the backbone has layers 0..2"),
+        ({"max_length": 129}, "max_length: 129, the backbone takes 128 tokens"),
+    ],
+    ids=["tokenizer", "hidden size", "layer", "length"],
+)
+def test_one_difference_is_enough(backbone: Backbone, fields: dict[str, Any], named: str) -> None:
+    with pytest.raises(IncompatibleAdapter) as caught:
+        backbone.check(_other(make_spec(backbone), **fields))
+    (fault,) = caught.value.faults
+    assert fault.startswith(named)

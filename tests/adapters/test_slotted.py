@@ -1,0 +1,246 @@
+"""The pass over slots against the pass that a CPU takes: any mixture gets the same answers.
+
+Its kernels are Triton's: compiled where there is a CUDA device, interpreted everywhere else (see
+conftest.py), so that a machine without one tests the same code.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("triton", reason="no Triton: `pip install -c constraints.txt triton`")
+
+from adapters.adapter import classify, prepare, rows_of
+from adapters.backbone.model import Backbone
+from adapters.backbone.tokenizer import Encoding
+from adapters.format.files import Adapter
+from adapters.format.spec import (
+    Calibration,
+    FinalActivation,
+    GeneratorInput,
+    GeneratorPooling,
+    HeadKind,
+    Pooling,
+)
+from adapters.slots import kernels
+from adapters.slots.bank import Column, Image, SlotBank, image_of
+from adapters.slots.batch import Caps, Plan, facts_of, size_of
+from adapters.slots.forward import Inputs, Outputs, Widest, run
+from tests.support.families import FAMILY_NAMES, backbone_of
+from tests.support.tiny_models import make_adapter, make_backbone
+
+SAME = 1e-5
+SLOTS = 6
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return make_backbone().to(device=DEVICE)
+
+
+def bank_of(backbone: Backbone, adapters: Sequence[Adapter], slots: Sequence[int]) -> SlotBank:
+    bank = SlotBank(
+        SLOTS, hidden_size=backbone.hidden_size, device=backbone.device, dtype=backbone.dtype
+    )
+    bank.write(
+        [(slot, image_of(item, backbone)) for slot, item in zip(slots, adapters, strict=True)]
+    )
+    return bank
+
+
+def plan_of(backbone: Backbone, rows: Sequence[tuple[Encoding, Adapter, int]]) -> Plan:
+    """Of (text, adapter, its slot)."""
+    return Plan(
+        [encoding for encoding, _, _ in rows],
+        np.array([slot for _, _, slot in rows]),
+        np.array([facts_of(adapter.spec) for _, adapter, _ in rows]),
+        causal=backbone.family.causal,
+    )
+
+
+def check(
+    backbone: Backbone,
+    adapters: Sequence[Adapter],
+    slots: Sequence[int],
+    texts: Sequence[tuple[int, str]],
+    *,
+    tail: int = 0,
+) -> None:
+    """Run texts, each by one of the adapters, over slots and as a CPU would."""
+    encode, most = backbone.encoder.encode, backbone.max_tokens
+    encodings = [(index, encode(text, max_length=most)) for index, text in texts]
+    prepared = [prepare(adapter, backbone) for adapter in adapters]
+    expected = classify(backbone, backbone.pack(rows_of(prepared, encodings)), prepared)
+    plan = plan_of(backbone, [(item, adapters[index], slots[index]) for index, item in encodings])
+    outputs = answers_of(backbone, bank_of(backbone, adapters, slots), plan, tail=tail)
+    ends = np.cumsum(plan.lengths[0])
+    for position, original in enumerate(plan.order.tolist()):
+        wanted, length = expected[original], len(encodings[original][1])
+        scores = outputs.scores[position].numpy()
+        labels = len(wanted.scores)
+        np.testing.assert_allclose(scores[:labels], wanted.scores, rtol=0, atol=SAME)
+        assert not scores[labels:].any()
+        weights = outputs.weights[ends[position] - length : ends[position]].numpy()
+        np.testing.assert_allclose(weights, wanted.token_weights, rtol=0, atol=SAME)
+
+
+def answers_of(backbone: Backbone, bank: SlotBank, plan: Plan, *, tail: int) -> Outputs:
+    need = plan.need
+    caps = Caps(
+        rows=need.rows + tail,
+        tokens=need.tokens + 3 * tail,
+        expanded=tuple(item + 5 * tail for item in need.expanded),
+        reads=need.reads + (5 * tail if plan.signature.mean else tail),
+        longest=need.longest + 2 * tail,
+        tiles=need.tiles + tail,
+    )
+    # What is in the memory before must not matter.
+    array = np.full(size_of(caps, plan.signature), 7, dtype=np.int32)
+    plan.write(array, caps)
+    inputs = Inputs(torch.from_numpy(array).to(backbone.device), caps, plan.signature, plan.lengths)
+    widest = Widest.of(plan.facts, hidden_size=backbone.hidden_size)
+    outputs = run(backbone, bank, inputs, widest)
+    return Outputs(outputs.scores.cpu(), outputs.weights.cpu())
+
+
+FIELDS = st.fixed_dictionaries(
+    {
+        "labels": st.integers(2, 18).map(lambda count: tuple(f"l{i}" for i in range(count))),
+        "prompt_length": st.integers(1, 5),
+        "insertion_layer": st.integers(0, 2),
+        "bottleneck": st.sampled_from([1, 8, 40]),
+        "attention_size": st.sampled_from([4, 32]),
+        "generator_input": st.sampled_from(GeneratorInput),
+        "generator_pooling": st.sampled_from(GeneratorPooling),
+        "final_activation": st.sampled_from(FinalActivation),
+        "pooling": st.sampled_from(Pooling),
+        "head": st.sampled_from(HeadKind),
+        "activation": st.sampled_from(["softmax", "sigmoid"]),
+        "calibration": st.sampled_from([Calibration(), Calibration(temperature=2.5)]),
+    }
+)
+
+
+@given(
+    fields=st.lists(FIELDS, min_size=1, max_size=4),
+    texts=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 62)), min_size=1, max_size=8),
+    slots=st.permutations(range(SLOTS)),
+    tail=st.sampled_from([0, 3, 40]),
+)
+@settings(max_examples=12, deadline=None)
+def test_any_mixture_gets_the_answers_that_a_cpu_gives(
+    backbone: Backbone,
+    fields: list[dict[str, Any]],
+    texts: list[tuple[int, int]],
+    slots: list[int],
+    tail: int,
+) -> None:
+    adapters = [make_adapter(backbone, seed=seed, **item) for seed, item in enumerate(fields)]
+    check(
+        backbone,
+        adapters,
+        slots[: len(adapters)],
+        [(index % len(adapters), "win " * words) for index, words in texts],
+        tail=tail,
+    )
+
+
+@pytest.mark.parametrize("name", FAMILY_NAMES)
+def test_every_family_takes_it(name: str) -> None:
+    backbone = backbone_of(name).to(device=DEVICE)
+    adapters = [
+        make_adapter(backbone, seed=seed, prompt_length=seed + 1, insertion_layer=seed % 2)
+        for seed in range(3)
+    ]
+    texts = [(0, "hello you"), (2, "win " * 20), (1, ""), (0, "a free card")]
+    check(backbone, adapters, (4, 0, 2), texts, tail=2)
+
+
+def test_rows_longer_than_a_block_of_the_kernels(backbone: Backbone) -> None:
+    adapters = [make_adapter(backbone, seed=seed) for seed in range(2)]
+    prepared = [prepare(adapter, backbone) for adapter in adapters]
+    assert backbone.max_tokens > 64 + 32
+    encodings = [
+        (index, backbone.encoder.encode("win now " * 60, max_length=length))
+        for index, length in ((0, 128), (1, 97), (0, 3))
+    ]
+    expected = classify(backbone, backbone.pack(rows_of(prepared, encodings)), prepared)
+    plan = plan_of(backbone, [(item, adapters[index], index) for index, item in encodings])
+    bank = bank_of(backbone, adapters, (0, 1))
+    outputs = answers_of(backbone, bank, plan, tail=0)
+    for position, original in enumerate(plan.order.tolist()):
+        np.testing.assert_allclose(
+            outputs.scores[position].numpy(), expected[original].scores, rtol=0, atol=SAME
+        )
+
+
+def test_a_slot_is_filled_anew_and_its_neighbours_stay(backbone: Backbone) -> None:
+    first, second, third = (make_adapter(backbone, seed=seed) for seed in range(3))
+    bank = bank_of(backbone, (first, second), (0, 1))
+    bank.write([(0, image_of(third, backbone))])
+    encoding = backbone.encoder.encode("free card", max_length=64)
+    for slot, adapter in ((0, third), (1, second)):
+        plan = plan_of(backbone, [(encoding, adapter, slot)])
+        outputs = answers_of(backbone, bank, plan, tail=0)
+        prepared = prepare(adapter, backbone)
+        batch = backbone.pack(rows_of([prepared], [(0, encoding)]))
+        (alone,) = classify(backbone, batch, [prepared])
+        np.testing.assert_allclose(outputs.scores[0].numpy(), alone.scores, rtol=0, atol=SAME)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_scores_that_are_not_finite_stay_so_and_in_their_row(backbone: Backbone) -> None:
+    good, bad = (make_adapter(backbone, seed=seed) for seed in range(2))
+    tensors = dict(bad.tensors)
+    tensors["head.out.weight"] = torch.full_like(tensors["head.out.weight"], 3e38)
+    bad = replace(bad, tensors=tensors)
+    encoding = backbone.encoder.encode("win", max_length=64)
+    plan = plan_of(backbone, [(encoding, item, slot) for slot, item in enumerate((good, bad))])
+    bank = bank_of(backbone, (good, bad), (0, 1))
+    outputs = answers_of(backbone, bank, plan, tail=1)
+    assert outputs.scores[0].isfinite().all()
+    assert not outputs.scores[1].isfinite().all()
+
+
+def test_more_labels_than_one_block_takes() -> None:
+    backbone = make_backbone(hidden_size=16).to(device=DEVICE)
+    labels = tuple(f"l{index}" for index in range(1500))
+    adapters = [make_adapter(backbone), make_adapter(backbone, seed=1, labels=labels)]
+    check(backbone, adapters, (0, 1), [(0, "win"), (1, "now"), (1, "")])
+
+
+def test_an_image_says_where_each_matrix_is(backbone: Backbone) -> None:
+    adapter = make_adapter(backbone, head=HeadKind.MLP, bottleneck=5)
+    image: Image = image_of(adapter, backbone)
+    n, t = backbone.hidden_size, adapter.spec.prompt_length
+    assert image.widths == (5, t * n, n, 2)
+    assert all(offset % 4 == 0 for offset in image.offsets)
+    tensors, at = adapter.tensors, image.offsets[Column.UP]
+    up = image.rest[at : at + 5 * t * n].view(5, t * n)
+    assert torch.equal(up, tensors["generator.up.weight"])
+    behind = at + 5 * t * n
+    assert torch.equal(image.rest[behind : behind + t * n], tensors["generator.up.bias"])
+    assert image.nbytes == image.query.nbytes + image.rest.nbytes
+    linear = image_of(make_adapter(backbone), backbone)
+    assert linear.widths[Column.DENSE] == 0
+
+
+def test_a_skipped_row_writes_nothing(backbone: Backbone) -> None:
+    bank = bank_of(backbone, (make_adapter(backbone),), (0,))
+    states = torch.ones(2, backbone.hidden_size, device=backbone.device)
+    slots = torch.tensor([-1, 0], dtype=torch.int32, device=backbone.device)
+    sequence = torch.zeros(8, backbone.hidden_size, device=backbone.device)
+    starts = torch.tensor([0, 4], dtype=torch.int32, device=backbone.device)
+    made = kernels.bottlenecks(states, slots, bank.table, widest=8)
+    kernels.write_prompts(
+        made, slots, bank.table, sequence, starts, widest=3 * backbone.hidden_size
+    )
+    written = sequence.abs().sum(1) > 0
+    assert written.tolist() == [False] * 4 + [True] * 3 + [False]

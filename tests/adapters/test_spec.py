@@ -1,0 +1,124 @@
+"""The spec: every wrong field is named, and what is declared decides which tensors there are."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from adapters.backbone.model import Backbone
+from adapters.format.files import Adapter
+from adapters.format.spec import AdapterSpec
+from tests.support.hostile_files import fault_of, faults_of, with_spec, with_spec_text
+from tests.support.tiny_models import make_spec
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"format_version": 2}, "format_version"),
+        ({"format_version": "1"}, "format_version"),
+        ({"method": "lora"}, "method"),
+        ({"hidden_size": "32"}, "hidden_size"),
+        ({"hidden_size": 32.5}, "hidden_size"),
+        ({"hidden_size": 10**30}, "hidden_size"),
+        ({"prompt_length": 0}, "prompt_length"),
+        ({"prompt_length": True}, "prompt_length"),
+        ({"bottleneck": -1}, "bottleneck"),
+        ({"insertion_layer": -1}, "insertion_layer"),
+        ({"pooling": "max"}, "pooling"),
+        ({"labels": []}, "labels"),
+        ({"labels": "ham"}, "labels"),
+        ({"labels": ["ham", "ham"]}, "labels must be distinct"),
+        ({"labels": ["ham", ""]}, "labels.1"),
+        ({"labels": ["ham", 1]}, "labels.1"),
+        ({"labels": ["ham"]}, "at least two labels"),
+        ({"calibration": {"temperature": 0.0}}, "calibration.temperature"),
+        ({"calibration": {"temperature": -1.0}}, "calibration.temperature"),
+        ({"calibration": {"temperature": 1.0, "bias": 0}}, "calibration.bias"),
+        ({"provenance": {"author": "x"}}, "provenance.author"),
+        ({"tokenizer_sha256": "abc"}, "tokenizer_sha256"),
+        ({"backbone": None}, "backbone"),
+        ({"backbone": {"name": "x"}}, "backbone.fingerprint"),
+        ({"colour": "red"}, "colour"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, str) else None,
+)
+def test_a_wrong_field_of_the_spec_is_named(
+    adapter: Adapter, fields: dict[str, Any], named: str
+) -> None:
+    assert any(named in fault for fault in faults_of(with_spec(adapter, **fields)))
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e400"])
+def test_a_number_that_is_not_finite_is_refused(adapter: Adapter, value: str) -> None:
+    def change(text: str) -> str:
+        assert '"temperature":1.0' in text
+        return text.replace('"temperature":1.0', f'"temperature":{value}')
+
+    assert "spec: calibration.temperature" in fault_of(with_spec_text(adapter, change))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "null", "[]", "{", "\x00", '{"a":' * 50_000, "9" * 5000], ids=range(7)
+)
+def test_a_spec_that_is_no_object_is_refused(adapter: Adapter, text: str) -> None:
+    assert all(
+        fault.startswith("spec") for fault in faults_of(with_spec_text(adapter, lambda _: text))
+    )
+
+
+def test_a_field_that_is_given_twice_is_refused(adapter: Adapter) -> None:
+    twice = with_spec_text(adapter, lambda text: text[:-1] + ',"hidden_size":16}')
+    assert "repeated keys: hidden_size" in fault_of(twice)
+
+
+def test_several_wrong_fields_are_all_named(adapter: Adapter) -> None:
+    faults = faults_of(with_spec(adapter, hidden_size="32", prompt_length=0, pooling="max", x=1))
+    assert [fault.split(": ")[1] for fault in faults] == [
+        "hidden_size",
+        "prompt_length",
+        "pooling",
+        "x",
+    ]
+
+
+def test_a_spec_is_read_as_it_was_written(backbone: Backbone) -> None:
+    spec = make_spec(backbone, labels=("ham 🙂", 'sp"am'), calibration={"temperature": 3})
+    assert AdapterSpec.from_json(spec.to_json()) == spec
+
+
+def test_a_spec_cannot_be_changed(backbone: Backbone) -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        make_spec(backbone).hidden_size = 3  # type: ignore[misc]  # refused by mypy as well
+
+
+def test_a_sigmoid_may_have_one_label(backbone: Backbone) -> None:
+    assert make_spec(backbone, labels=("toxic",), activation="sigmoid").labels == ("toxic",)
+
+
+@pytest.mark.parametrize(
+    ("fields", "without", "added"),
+    [
+        ({}, set(), set()),
+        ({"generator_pooling": "mean"}, {"generator.query", "generator.key"}, set()),
+        ({"head": "mlp"}, set(), {"head.dense.weight", "head.dense.bias"}),
+    ],
+    ids=["default", "mean pooling", "mlp head"],
+)
+def test_the_spec_decides_which_tensors_there_are(
+    backbone: Backbone, fields: dict[str, Any], without: set[str], added: set[str]
+) -> None:
+    usual = {
+        "generator.query": (32, 16),
+        "generator.key": (32, 16),
+        "generator.value": (32, 32),
+        "generator.down.weight": (32, 8),
+        "generator.down.bias": (8,),
+        "generator.up.weight": (8, 96),
+        "generator.up.bias": (96,),
+        "head.out.weight": (32, 2),
+        "head.out.bias": (2,),
+    }
+    shapes = make_spec(backbone, attention_size=16, **fields).shapes()
+    assert shapes.keys() == (usual.keys() - without) | added
+    assert all(shapes[name] == usual[name] for name in usual.keys() - without)

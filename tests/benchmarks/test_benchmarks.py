@@ -1,0 +1,300 @@
+"""Every benchmark that needs no other project's server, in short form on a tiny backbone.
+
+What is looked at is that they measure what they say, not how much it is.
+"""
+
+import asyncio
+import json
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import mean
+from threading import Event, Thread
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from adapters.adapter import classify, prepare, random_adapter, rows_of
+from adapters.backbone.loading import load_backbone
+from adapters.backbone.model import Backbone
+from adapters.format.store import AdapterStore
+from benchmarks.__main__ import COMMANDS, main, parse
+from benchmarks.ceilings import flops_of, measure_ceilings
+from benchmarks.load import load, write_bodies
+from benchmarks.lora import MixedLora
+from benchmarks.memory import Sample, Samples
+from benchmarks.packed import PackedForward
+from benchmarks.padded import PaddedAdapters, plain_model
+from benchmarks.report import BenchmarkFailed
+from benchmarks.sets import SETS
+from benchmarks.shapes import SHAPES, Shape, located
+from benchmarks.stock import stock
+from benchmarks.texts import make_encodings, make_texts, words_of
+
+# Sums in another order: see docs/exactness.md.
+SAME = 1e-5
+# PEFT asks transformers for an attribute by the name that it had.
+peft_is_behind = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The tiny shape's folder."""
+    return located("tiny", tmp_path_factory.mktemp("shapes"))
+
+
+@pytest.fixture(scope="module")
+def tiny(source: str) -> Backbone:
+    return load_backbone(source, device="cpu")
+
+
+def run(command: str, folder: Path, *arguments: str) -> Any:
+    """A command's JSON."""
+    path = folder / "figures.json"
+    assert main([command, *arguments, "--json", str(path)]) == 0
+    content = json.loads(path.read_text())
+    assert content["machine"]["cores"]
+    assert content["versions"]["torch"]
+    assert "random weights" in content["conditions"]["backbone"]
+    return content["figures"]
+
+
+TINY = ("--backbone", "tiny", "--device", "cpu", "--dtype", "float32")
+
+
+@peft_is_behind
+def test_engine_is_compared_with_the_packed_forward_and_with_rivals_that_agree(
+    tmp_path: Path,
+) -> None:
+    short = ("--adapters", "1,4", "--rivals", "4", "--texts", "128", "--per-request", "8")
+    figures = run("engine", tmp_path, *TINY, *short, "--seconds", "0.2", "--rounds", "1")
+    by_name = {figure["name"]: figure for figure in figures}
+    assert len(by_name) == 6
+    for figure in figures:
+        assert figure["texts_per_second"]["median"] > 0
+        assert figure["over_packed_forward"] > 0
+    for name in ("padded transformers, one batch per adapter", "PEFT LoRA, adapter_names"):
+        assert by_name[name]["engine_is_times_faster"] > 0
+        assert by_name[name]["checked_difference"] < 1e-4
+
+
+def test_latency_is_told_by_percentile_and_stage(tmp_path: Path) -> None:
+    figures = run("latency", tmp_path, *TINY, "--calls", "20", "--sizes", "1", "4")
+    assert [figure["texts"] for figure in figures] == [1, 4]
+    for figure in figures:
+        assert 0 < figure["p50_ms"] <= figure["p90_ms"] <= figure["p99_ms"]
+        assert 0 < figure["inference_ms"] < figure["p50_ms"]
+
+
+def test_stored_adapters_are_loaded_and_evicted(tmp_path: Path) -> None:
+    short = ("--stored", "60", "--slots", "6", "--distinct", "4", "--cold", "5", "--rounds", "1")
+    figures = run("adapters", tmp_path, *TINY, *short, "--seconds", "0.4", "--per-request", "4")
+    assert figures["over_all_resident"] > 0
+    assert figures["moved"]["loads, active a second"] > 0
+    assert figures["moved"]["evictions, active a second"] > 0
+    assert figures["cold"]["idle"]["p50_ms"] > 0
+    assert figures["memory_mib"]["in the end"]["host"] > 0
+
+
+def test_http_is_measured_with_a_real_service(tmp_path: Path) -> None:
+    short = ("--adapters", "2", "--texts", "64", "--seconds", "0.5", "--connections", "4")
+    figures = run("http", tmp_path, *TINY, *short)
+    assert [figure["texts_per_request"] for figure in figures] == [32, 1, 1]
+    for figure in figures:
+        assert figure["texts_per_second"] > 0
+        assert 0 < figure["p50_ms"] <= figure["p99_ms"]
+
+
+def test_swap_counts_answers_and_samples_memory(tmp_path: Path) -> None:
+    short = ("--uploads", "12", "--clients", "2", "--quiet", "0.3")
+    figures = run("swap", tmp_path, *TINY, *short)
+    for figure in figures["loads"]:
+        assert figure["answers"] > 0
+        assert figure["failed"] == figure["not_their_revisions"] == figure["stale"] == 0
+    assert figures["p99_over_without_uploads"] > 0
+
+
+@pytest.mark.parametrize("equal", [True, False], ids=["no padding", "padding"])
+def test_padded_rival_answers_what_the_packed_batch_does(
+    tiny: Backbone, source: str, equal: bool
+) -> None:
+    words = words_of(source)
+    texts = make_encodings(tiny.encoder, words, count=12, mean_tokens=20)
+    if equal:
+        texts = [texts[0]] * 3
+    adapters = [random_adapter(tiny, seed=seed) for seed in range(3)]
+    inputs = [(index % 3, encoding) for index, encoding in enumerate(texts)]
+    model = plain_model(source, device=torch.device("cpu"), dtype=torch.float32)
+    padded = PaddedAdapters(model, adapters).classify(inputs)
+    assert len({round(float(scores[0]), 3) for scores in padded}) >= len(adapters)
+    prepared = [prepare(adapter, tiny) for adapter in adapters]
+    answers = classify(tiny, tiny.pack(rows_of(prepared, inputs)), prepared)
+    for scores, answer in zip(padded, answers, strict=True):
+        np.testing.assert_allclose(scores, answer.scores, rtol=0, atol=SAME)
+
+
+@peft_is_behind
+def test_mixed_lora_batch_is_each_row_under_its_own_adapter(tiny: Backbone, source: str) -> None:
+    texts = make_encodings(tiny.encoder, words_of(source), count=6, mean_tokens=20)
+    inputs = [(index % 3, encoding) for index, encoding in enumerate(texts)]
+    model = plain_model(source, device=torch.device("cpu"), dtype=torch.float32)
+    mixed = MixedLora(model, 3, max_tokens=100)
+    for state, text in zip(mixed.classify(inputs), inputs, strict=True):
+        torch.testing.assert_close(state, mixed.alone(text), rtol=0, atol=1e-4)
+    first, second = mixed.alone((0, texts[0])), mixed.alone((1, texts[0]))
+    assert (first - second).norm() > 1e-2 * first.norm()
+
+
+def test_packed_forward_and_ceilings_are_positive(tiny: Backbone, source: str) -> None:
+    texts = make_encodings(tiny.encoder, words_of(source), count=40, mean_tokens=39)
+    assert PackedForward(tiny, texts, max_tokens=256).texts_per_second(0.1) > 0
+    ceilings = measure_ceilings(tiny, tokens=64, seconds=0.02)
+    assert ceilings.flops > 0
+    assert ceilings.copy > 0
+
+
+def test_useful_operations_are_those_of_the_layers(tiny: Backbone, source: str) -> None:
+    (text,) = make_encodings(tiny.encoder, words_of(source), count=1, mean_tokens=39)
+    n, layers, inner, length = 64, 4, 128, len(text)
+    expected = layers * (2 * length * (4 * n * n + 2 * n * inner) + 4 * n * length * length)
+    assert flops_of(tiny, [text]) == expected
+
+
+def test_texts_have_the_wanted_lengths(tiny: Backbone, source: str) -> None:
+    words = words_of(source)
+    texts = make_texts(words, count=4000, mean_tokens=39)
+    lengths = [len(tiny.encoder.encode(text, max_length=256)) for text in texts]
+    assert lengths == [len(text.split()) + 2 for text in texts]
+    assert mean(lengths) == pytest.approx(39, rel=0.05)
+    assert 200 <= max(lengths) <= 250
+
+
+def test_stocked_store_is_one_that_the_service_reads(tiny: Backbone, tmp_path: Path) -> None:
+    keys = stock(tmp_path, tiny, names=5, distinct=2)
+    assert len(set(keys)) == 5
+    assert len({key.revision for key in keys}) == 2
+    store = AdapterStore(tmp_path)
+    assert store.names() == [key.name for key in keys]
+    for key in keys:
+        assert store.current(key.name) == key.revision
+        store.read(key.name, key.revision)
+
+
+def test_true_shapes_are_those_of_roberta() -> None:
+    assert SHAPES["roberta-base"] == Shape(12, 768, 12, 3072, vocabulary=50265)
+    assert SHAPES["roberta-large"] == Shape(24, 1024, 16, 4096, vocabulary=50265)
+
+
+def test_memory_growth_is_the_slope_behind_the_start() -> None:
+    taken = [Sample(0, 10, 0), *(Sample(step, 50 + step / 10, 7) for step in range(100, 1100, 100))]
+    growth = Samples(taken).growth(100)
+    assert growth["host_mib_per_100"] == pytest.approx(10)
+    assert growth["device_mib_per_100"] == pytest.approx(0)
+    assert growth["host_mib_first"] == 60
+
+
+@pytest.mark.parametrize(
+    ("response", "told"),
+    [
+        (b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 4\r\n\r\nbusy", "503"),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", "Content-Length"),
+        (b"", "closed"),
+    ],
+    ids=["refused", "of unknown length", "cut off"],
+)
+def test_a_load_with_failures_is_no_figure(tmp_path: Path, response: bytes, told: str) -> None:
+    bodies = write_bodies(tmp_path / "bodies", [{"inputs": "a"}])
+    with answering(response) as url, pytest.raises(BenchmarkFailed, match=told):
+        load(url, bodies, texts_per_request=1, connections=2, seconds=0.2)
+
+
+def test_every_answered_request_is_counted_once(tmp_path: Path) -> None:
+    ok = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+    bodies = write_bodies(tmp_path / "bodies", [{"inputs": "a"}, {"inputs": "b"}])
+    with answering(ok) as url:
+        found = load(
+            url, bodies, texts_per_request=2, connections=3, seconds=0.5, warm_up=0.1, processes=2
+        )
+    assert found.requests_per_second * 0.5 == pytest.approx(found.requests, rel=0.05)
+    assert found.texts_per_second == 2 * found.requests_per_second
+
+
+def test_peers_without_their_environment_say_how_to_make_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["peers", "--python", str(tmp_path / "python")]) == 2
+    assert "make bench-peers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command", [step for steps in SETS.values() for step in steps.values()], ids=str
+)
+def test_every_step_of_a_set_is_a_command_that_exists(command: str) -> None:
+    name, *arguments = shlex.split(command)
+    assert name in COMMANDS
+    assert "json" in parse(name, arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("latency", "--calls", "0"),
+        ("engine", "--adapters", "1,,2"),
+        ("http", "--seconds", "-1"),
+        ("http", "--seconds", "nan"),
+    ],
+    ids=" ".join,
+)
+def test_what_cannot_be_measured_is_refused_before_it_starts(arguments: tuple[str, ...]) -> None:
+    with pytest.raises(SystemExit):
+        parse(arguments[0], arguments[1:])
+
+
+def test_more_slots_than_stored_adapters_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ("--stored", "10", "--slots", "8", "--cold", "2")
+    assert main(["adapters", *TINY, *few, "--json", str(tmp_path / "none")]) == 2
+    assert "fewer adapters are stored" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_set_lists_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sets", "gpu", "--list"]) == 0
+    listed = capsys.readouterr().out
+    assert all(command in listed for command in SETS["gpu"].values())
+
+
+@contextmanager
+def answering(response: bytes) -> Iterator[str]:
+    """A server that answers everything alike; an empty answer closes the connection."""
+    ready, over = Event(), asyncio.Event()
+    loop = asyncio.new_event_loop()
+    ports: list[int] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(2**16):
+            writer.write(response)
+            if not response:
+                break
+        writer.close()
+
+    async def serve() -> None:
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        ports.append(server.sockets[0].getsockname()[1])
+        ready.set()
+        await over.wait()
+        server.close()
+
+    thread = Thread(target=loop.run_until_complete, args=(serve(),))
+    thread.start()
+    assert ready.wait(10)
+    try:
+        yield f"http://127.0.0.1:{ports[0]}/"
+    finally:
+        loop.call_soon_threadsafe(over.set)
+        thread.join(10)
+        loop.close()

@@ -1,0 +1,98 @@
+"""What is refused before it is sent, how inputs become requests, and how long a wait is."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import pytest
+
+from service.client import InvalidCall, Rejected, Retries
+from service.client import operations as calls
+from service.client.batching import MAX_CHARACTERS, counted_on, portions_of
+from service.client.retrying import seconds_of
+
+
+def test_retry_after_is_seconds_or_a_date_or_nothing() -> None:
+    now = datetime(2026, 10, 21, 7, 28, tzinfo=UTC)
+    assert seconds_of("Wed, 21 Oct 2026 07:28:09 GMT", now=now) == 9
+    assert seconds_of("Wed, 21 Oct 2020 07:28:00 GMT", now=now) == 0
+    assert seconds_of("12") == 12
+    for nothing in (None, "", "soon", "-3", "1.5", "nan", "٣"):
+        assert seconds_of(nothing) is None
+
+
+def test_waits_double_up_to_the_longest_and_half_is_left_to_chance() -> None:
+    retries = Retries(attempts=10**6, seconds=1e9, first=1.0, longest=8.0)
+    for chance in (0.0, 0.999):
+        found = [
+            retries.wait(attempt=attempt, elapsed=0.0, said=None, chance=chance)
+            for attempt in (1, 2, 3, 4, 5, 100_000)
+        ]
+        whole = [1, 2, 4, 8, 8, 8]
+        assert found == [pytest.approx(seconds * (0.5 + chance / 2)) for seconds in whole]
+
+
+@pytest.mark.parametrize(
+    "numbers", [{"attempts": 0}, {"seconds": 0}, {"first": 0}, {"seconds": float("nan")}]
+)
+def test_retries_that_could_not_be_made_are_refused(numbers: dict[str, float]) -> None:
+    with pytest.raises(InvalidCall):
+        Retries(**numbers)  # type: ignore[arg-type]  # what the test is about
+
+
+def test_inputs_are_cut_by_number_and_by_length() -> None:
+    portions = list(portions_of((f"{number}" for number in range(7)), per_request=3))
+    assert [len(item.inputs) for item in portions] == [3, 3, 1]
+    assert [item.first for item in portions] == [0, 3, 6]
+    long = "x" * (MAX_CHARACTERS // 2 + 1)
+    found = list(portions_of(["a", long, long, "b", long * 3, "c"], per_request=100))
+    assert [len(item.inputs) for item in found] == [2, 2, 1, 1]
+    assert list(portions_of([], per_request=3)) == []
+
+
+def test_no_more_inputs_are_looked_at_than_a_request_needs() -> None:
+    seen: list[int] = []
+
+    def inputs() -> Iterator[str]:
+        for number in range(100):
+            seen.append(number)
+            yield "x"
+
+    next(portions_of(inputs(), per_request=5))
+    assert len(seen) == 5
+
+
+def test_places_in_an_error_count_from_the_first_input_of_all() -> None:
+    error = Rejected(
+        422, type="t", message="inputs.3.text: no; inputs.12: no", details=["inputs.3.text: no"]
+    )
+    moved = counted_on(error, 100)
+    assert type(moved) is Rejected
+    assert moved.message == "inputs.103.text: no; inputs.112: no"
+    assert moved.details == ("inputs.103.text: no",)
+
+
+@pytest.mark.parametrize("name", ["", "A", "a b", "..", ".", "a/b", "a" * 65, "ü", "a@b"])
+def test_a_name_that_is_none_is_not_sent(name: str) -> None:
+    for make in (
+        lambda: calls.show(name),
+        lambda: calls.delete(name, if_match=None),
+        lambda: calls.download(name, None),
+    ):
+        with pytest.raises(InvalidCall, match="adapter name"):
+            make()
+
+
+@pytest.mark.parametrize("revision", ["", "x", "AB", "a" * 65, '"'])
+def test_a_revision_that_is_none_is_not_sent(revision: str) -> None:
+    with pytest.raises(InvalidCall, match="revision"):
+        calls.rollback("a", revision, if_match=None)
+    with pytest.raises(InvalidCall, match="revision"):
+        calls.delete("a", if_match=revision)
+
+
+def test_what_is_no_text_is_not_sent() -> None:
+    for wrong in (b"x", ["a", b"x"], ["a", ("b", "c")], "\ud800"):
+        with pytest.raises(InvalidCall):
+            calls.predict(wrong, "a", {})  # type: ignore[arg-type]  # what the test is about
+    with pytest.raises(InvalidCall, match="request id"):
+        calls.predict("x", "a", {"request_id": "two words"})

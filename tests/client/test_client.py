@@ -1,0 +1,278 @@
+"""Both clients on the real service: they do the same, so most tests are run with each."""
+
+import asyncio
+import hashlib
+import threading
+import typing
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+
+from adapters.format.files import Adapter, serialize
+from service.client import (
+    AsyncClient,
+    Client,
+    Closed,
+    Conflict,
+    Failed,
+    Input,
+    NotAllowed,
+    NotFound,
+    Rejected,
+)
+from tests.support.http_service import Brake, Live, serve
+from tests.support.tiny_models import make_adapter, make_backbone
+
+TREE = Path(__file__).resolve().parents[2]
+LABELS = ("ham", "spam")
+
+
+class Awaited:
+    """An AsyncClient whose methods can be called like those of a Client."""
+
+    def __init__(self, url: str, **options: Any) -> None:
+        self._runner = asyncio.Runner()
+        self._client = AsyncClient(url, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._client, "aclose" if name == "close" else name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            return self._runner.run(self._done(method(*arguments, **options)))
+
+        return call
+
+    async def _done(self, made: Any) -> Any:
+        if isinstance(made, AsyncIterator):
+            return [item async for item in made]
+        return await made
+
+    def end(self) -> None:
+        self._runner.run(self._client.aclose())
+        self._runner.close()
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    with serve(tmp_path_factory.mktemp("adapters")) as running:
+        running.put("a", make_adapter(make_backbone()))
+        running.put("b", make_adapter(make_backbone(), seed=1, labels=("x", "y", "z")))
+        yield running
+
+
+@contextmanager
+def either(kind: str, url: str) -> Iterator[Client]:
+    """A client of this kind, closed in the end."""
+    if kind == "blocking":
+        with Client(url) as made:
+            yield made
+        return
+    awaited = Awaited(url)
+    try:
+        yield typing.cast(Client, awaited)
+    finally:
+        awaited.end()
+
+
+@pytest.fixture(params=["blocking", "awaited"])
+def client(request: pytest.FixtureRequest, live: Live) -> Iterator[Client]:
+    with either(request.param, live.url) as made:
+        yield made
+
+
+@pytest.fixture
+def files() -> tuple[bytes, bytes]:
+    return tuple(serialize(make_adapter(make_backbone(), seed=seed)) for seed in (11, 12))  # type: ignore[return-value]  # two
+
+
+def revision_of(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def test_a_text_a_pair_and_a_list_are_answered_as_the_service_answers(
+    live: Live, client: Client
+) -> None:
+    several: list[Any] = ["a", {"text": "b"}]
+    for inputs in ("free win", {"text": "free", "text_pair": "win"}, several, [""]):
+        raw = live.predict(adapter="a", inputs=inputs, explain=True, top_k=1)
+        typed: Any = msgspec.convert(inputs, str | Input | list[str | Input])
+        answer = client.predict(typed, "a", explain=True, top_k=1)
+        mine: Any = msgspec.to_builtins(answer)
+        assert _rounded(mine["results"]) == _rounded(raw["results"])
+        assert set(mine["timings_ms"]) == set(raw["timings_ms"])
+
+
+def _rounded(results: Any) -> Any:
+    """Two requests meet other batches: sums in another order."""
+    return [
+        {
+            key: pytest.approx(value, abs=1e-5) if isinstance(value, float) else value
+            for key, value in result.items()
+            if key not in ("scores", "explanation")
+        }
+        | {"tokens seen": [item["token"] for item in result["explanation"]]}
+        for result in results
+    ]
+
+
+def test_each_input_may_have_an_adapter_and_an_id_of_its_own(live: Live, client: Client) -> None:
+    pinned = live.client.get("/v1/adapters/b").json()["revision"]
+    inputs: list[str | Input] = [
+        Input("free", id="1"),
+        Input("free", adapter="b"),
+        Input("free", adapter=f"b@{pinned[:8]}", id="3"),
+        "free",
+    ]
+    answer = client.predict(inputs, "a", top_k=2)
+    assert [item.adapter for item in answer] == ["a", "b", "b", "a"]
+    assert [item.id for item in answer] == ["1", None, "3", None]
+    assert len(answer) == 4
+    assert answer[2].revision == pinned
+    assert [score.label for score in answer[3].scores] == sorted(
+        LABELS, key=lambda label: label != answer[3].label
+    )
+
+
+def test_a_text_that_is_too_long_is_cut_or_refused(client: Client) -> None:
+    long = "win " * 500
+    assert client.predict(long, "a")[0].truncated
+    with pytest.raises(Rejected, match=r"inputs\.0: 502 tokens"):
+        client.predict([long], "a", truncate=False)
+
+
+def test_adapters_are_uploaded_listed_shown_rolled_back_and_deleted(
+    client: Client, files: tuple[bytes, bytes], tmp_path: Path
+) -> None:
+    one, two = files
+    path = tmp_path / "two.safetensors"
+    path.write_bytes(two)
+    made = client.upload("mine", one, if_none_match="*")
+    assert (made.name, made.revision, made.outcome) == ("mine", revision_of(one), "created")
+    assert client.upload("mine", one).outcome == "unchanged"
+    assert client.upload("mine", path, if_match=made.revision).outcome == "replaced"
+    assert client.upload("mine", str(path), if_match="*").outcome == "unchanged"
+    assert [item.name for item in client.adapters()] == ["a", "b", "mine"]
+    shown = client.adapter("mine")
+    assert shown.revisions == (revision_of(two), revision_of(one))
+    assert shown.labels == LABELS
+    assert shown.spec is not None
+    assert shown.spec["labels"] == list(LABELS)
+    assert client.download("mine").data == two
+    assert client.download("mine", revision_of(one)[:12]).data == one
+    assert client.rollback("mine").revision == revision_of(one)
+    assert client.rollback("mine", revision_of(two)[:10], if_match=revision_of(one)).changed
+    client.delete("mine", if_match=revision_of(two))
+    with pytest.raises(NotFound) as caught:
+        client.adapter("mine")
+    assert caught.value.details == ("a", "b")
+
+
+def test_a_condition_that_does_not_hold_changes_nothing(
+    client: Client, files: tuple[bytes, bytes]
+) -> None:
+    one, two = files
+    made = client.upload("held", one)
+    for refused in (
+        lambda: client.upload("held", two, if_match=revision_of(two)),
+        lambda: client.upload("held", two, if_none_match="*"),
+        lambda: client.upload("new", two, if_match="*"),
+        lambda: client.delete("held", if_match=revision_of(two)),
+    ):
+        with pytest.raises(Conflict) as caught:
+            refused()
+        assert caught.value.type == "revision_conflict"
+    assert client.adapter("held").revision == made.revision
+    client.delete("held")
+
+
+def test_what_the_service_refuses_is_an_error_with_its_words(live: Live, client: Client) -> None:
+    with pytest.raises(NotFound, match="no adapter is named 'c'") as caught:
+        client.predict("x", "c", request_id="my-own.id:7")
+    assert caught.value.request_id == "my-own.id:7"
+    assert (caught.value.status, caught.value.type) == (404, "adapter_not_found")
+    with pytest.raises(NotFound, match="revision"):
+        client.rollback("a", "77")
+    with pytest.raises(Rejected) as faulty:
+        client.upload("junk", b"no adapter")
+    assert faulty.value.type == "adapter_invalid"
+    with pytest.raises(Rejected, match="top_k"):
+        client.predict("x", "a", top_k=0)
+    with pytest.raises(Rejected, match="missing"):
+        client.predict("x")
+    with pytest.raises(Rejected) as large:
+        client.predict(["x"] * 2000, "a")
+    assert (large.value.status, large.value.type) == (413, "too_large")
+    held = live.client.get("/v1/adapters").json()
+    assert [item["name"] for item in held["adapters"]] == ["a", "b"]
+
+
+def test_a_deadline_that_passes_is_a_failure(tmp_path: Path, adapter: Adapter) -> None:
+    brake = Brake()
+    with serve(tmp_path, load=brake.load) as live, Client(live.url) as client:
+        live.put("a", adapter)
+        brake.on()
+        with pytest.raises(Failed) as caught:
+            client.predict("free", "a", timeout_ms=100)
+        brake.off()
+    assert (caught.value.status, caught.value.type) == (504, "deadline_exceeded")
+
+
+def test_probes_and_metrics_are_there(client: Client) -> None:
+    assert client.health().ok
+    ready = client.ready()
+    assert (ready.status, ready.reason) == ("ok", None)
+    assert ready.details["waiting_tokens"] == 0
+    assert "idspam_requests_total" in client.metrics()
+
+
+def test_a_client_is_used_by_many_threads_and_no_more_after_it_was_closed(live: Live) -> None:
+    with Client(live.url, connections=3) as client:
+        labels: list[str] = []
+
+        def ask() -> None:
+            labels.extend(client.predict("free", "a")[0].label for _ in range(5))
+
+        threads = [threading.Thread(target=ask) for _ in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+        assert len(labels) == 60
+    client.close()
+    with pytest.raises(Closed):
+        client.predict("free", "a")
+
+
+def test_the_callers_hooks_see_every_request_and_may_name_it(live: Live) -> None:
+    seen: list[str] = []
+
+    def name(request: httpx.Request) -> None:
+        request.headers["x-request-id"] = f"trace-{len(seen)}"
+
+    def keep(response: httpx.Response) -> None:
+        seen.append(response.headers["x-request-id"])
+
+    with Client(live.url, event_hooks={"request": [name], "response": [keep]}) as client:
+        client.predict("free", "a")
+        client.ready()
+    assert seen == ["trace-0", "trace-1"]
+
+
+def test_a_key_opens_what_is_closed(tmp_path: Path, adapter: Adapter) -> None:
+    data = serialize(adapter)
+    with serve(tmp_path, API_KEYS="user", ADMIN_KEYS="admin") as closed:
+        with Client(closed.url) as nobody, pytest.raises(NotAllowed) as caught:
+            nobody.adapters()
+        assert (caught.value.status, caught.value.type) == (401, "unauthorized")
+        with Client(closed.url, api_key="admin") as admin:
+            admin.upload("a", data)
+        with Client(closed.url, api_key="user") as user:
+            assert user.predict("free", "a")[0].label in LABELS
+            with pytest.raises(NotAllowed) as forbidden:
+                user.delete("a")
+        assert forbidden.value.type == "forbidden"

@@ -1,0 +1,168 @@
+"""Many inputs and busy services, on the real service with both clients."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from adapters.format.files import Adapter
+from service.client import AsyncClient, Busy, Client, Input, InvalidCall, Rejected, Retries
+from tests.client.test_client import either
+from tests.support.http_service import Brake, Live, serve
+from tests.support.tiny_models import make_adapter, make_backbone
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    with serve(tmp_path_factory.mktemp("adapters")) as running:
+        running.put("a", make_adapter(make_backbone()))
+        yield running
+
+
+@pytest.fixture(params=["blocking", "awaited"])
+def client(request: pytest.FixtureRequest, live: Live) -> Iterator[Client]:
+    with either(request.param, live.url) as made:
+        yield made
+
+
+def test_any_number_of_inputs_is_answered_in_their_order(client: Client) -> None:
+    inputs = (Input("free " * (number % 9), id=str(number)) for number in range(500))
+    found = list(client.classify(inputs, "a", per_request=7, in_flight=5, top_k=1))
+    assert [item.id for item in found] == [str(number) for number in range(500)]
+    assert list(client.classify([], "a")) == []
+
+
+def test_an_error_among_many_inputs_counts_from_the_first_of_all(client: Client) -> None:
+    inputs = ["ok"] * 40 + ["win " * 500] + ["ok"] * 40
+    with pytest.raises(Rejected, match=r"inputs\.40: 502 tokens"):
+        list(client.classify(inputs, "a", per_request=16, truncate=False))
+
+
+def test_answers_before_an_error_are_given_out_first(live: Live) -> None:
+    found = []
+
+    def ask(client: Client) -> None:
+        inputs = ["ok"] * 40 + ["win " * 500]
+        for result in client.classify(inputs, "a", per_request=10, truncate=False):
+            found.append(result)
+
+    with Client(live.url) as client, pytest.raises(Rejected):
+        ask(client)
+    assert len(found) == 40
+
+
+def test_no_more_inputs_are_held_than_the_requests_in_flight_have(live: Live) -> None:
+    read = given = most = 0
+
+    def inputs() -> Iterator[str]:
+        nonlocal read, most
+        for _ in range(2000):
+            read += 1
+            most = max(most, read - given)
+            yield "free"
+
+    with Client(live.url) as client:
+        for _ in client.classify(inputs(), "a", per_request=10, in_flight=4):
+            given += 1
+    assert given == 2000
+    assert most <= 50
+
+
+def test_inputs_of_an_async_iterable_are_answered_too(live: Live) -> None:
+    async def inputs() -> AsyncIterator[str]:
+        for number in range(100):
+            await asyncio.sleep(0)
+            yield f"free {number}"
+
+    async def ask() -> list[str]:
+        async with AsyncClient(live.url) as client:
+            return [item.label async for item in client.classify(inputs(), "a", per_request=9)]
+
+    assert len(asyncio.run(ask())) == 100
+
+
+def test_one_text_is_not_taken_for_an_iterable_of_letters(client: Client) -> None:
+    for wrong in ("text", Input("text")):
+        with pytest.raises(InvalidCall, match="one text"):
+            client.classify(wrong, "a")  # type: ignore[arg-type]  # what the test is about
+    for numbers in ({"per_request": 0}, {"in_flight": 0}, {"in_flight": 17}):
+        with pytest.raises(InvalidCall):
+            client.classify(["x"], "a", **numbers)  # type: ignore[arg-type]  # likewise
+
+
+def test_an_overloaded_service_is_asked_again_when_it_says(
+    tmp_path: Path, adapter: Adapter
+) -> None:
+    brake = Brake()
+    statuses: list[int] = []
+
+    def keep(response: httpx.Response) -> None:
+        statuses.append(response.status_code)
+        if response.status_code == 429:
+            assert response.headers["retry-after"]
+            brake.off()
+
+    with serve(tmp_path, load=brake.load, MAX_WAITING_TOKENS="64") as live:
+        live.put("a", adapter)
+        brake.on()
+        with Client(live.url, event_hooks={"response": [keep]}) as client:
+            found = list(client.classify(["free win now"] * 60, "a", per_request=4, in_flight=12))
+    assert len(found) == 60
+    assert 429 in statuses
+
+
+def test_an_overload_that_lasts_ends_with_what_the_service_says(
+    tmp_path: Path, adapter: Adapter
+) -> None:
+    brake = Brake()
+    with serve(tmp_path, load=brake.load, MAX_WAITING_TOKENS="64") as live:
+        live.put("a", adapter)
+        brake.on()
+        refused: list[Busy] = []
+
+        def ask(client: Client) -> None:
+            try:
+                client.predict(["free win now"] * 4, "a")
+            except Busy as error:
+                refused.append(error)
+                brake.off()
+
+        with Client(live.url, retries=Retries(seconds=0.9)) as client:
+            threads = [threading.Thread(target=ask, args=(client,)) for _ in range(8)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(20)
+    assert refused
+    for error in refused:
+        assert (error.status, error.type) == (429, "overloaded")
+        assert error.retry_after is not None
+
+
+def test_a_service_that_is_still_loading_is_waited_for(tmp_path: Path) -> None:
+    loading = threading.Event()
+
+    def load() -> Any:
+        assert loading.wait(20)
+        return make_backbone()
+
+    statuses: list[int] = []
+
+    def keep(response: httpx.Response) -> None:
+        statuses.append(response.status_code)
+        loading.set()
+
+    with (
+        serve(tmp_path, load=load, wait=False) as live,
+        Client(live.url, event_hooks={"response": [keep]}) as client,
+    ):
+        ready = client.ready()
+        assert (ready.status, bool(ready.reason)) == ("unavailable", True)
+        statuses.clear()
+        loading.clear()
+        assert client.adapters() == []
+        assert statuses == [503, 200]

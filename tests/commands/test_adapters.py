@@ -1,0 +1,71 @@
+"""`python -m service adapters ...` as it is typed, asking a real service."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from adapters.format.files import save_adapter
+from tests.commands.test_commands import refused, typed
+from tests.support.http_service import Live, serve
+from tests.support.tiny_models import make_adapter, make_backbone
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    with serve(tmp_path_factory.mktemp("adapters")) as running:
+        running.put("a", make_adapter(make_backbone()))
+        running.put("b", make_adapter(make_backbone(), seed=1, labels=("x", "y", "z")))
+        yield running
+
+
+def test_adapters_are_uploaded_listed_shown_rolled_back_downloaded_and_deleted(
+    live: Live, tmp_path: Path
+) -> None:
+    for seed, name in enumerate(("mine", "other")):
+        save_adapter(
+            tmp_path / f"{name}.safetensors", make_adapter(make_backbone(), seed=40 + seed)
+        )
+
+    def adapters(*words: str) -> str:
+        done = typed("adapters", *words, "--url", live.url, folder=tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    one = adapters("upload", "mine.safetensors").split()
+    assert (one[0], one[2]) == ("mine", "created")
+    two = json.loads(adapters("upload", "other.safetensors", "--name", "mine", "--json"))
+    assert two["changed"]
+    table = adapters("list").splitlines()
+    assert table[0].split()[:3] == ["name", "state", "revision"]
+    assert [line.split()[:3] for line in table if line.startswith("mine")] == [
+        ["mine", "ready", two["revision"][:12]]
+    ]
+    listed = json.loads(adapters("list", "--json"))
+    assert [item["name"] for item in listed] == ["a", "b", "mine"]
+    assert one[1][:12] in adapters("show", "mine")
+    assert json.loads(adapters("show", "mine", "--json"))["revisions"] == [two["revision"], one[1]]
+    assert adapters("rollback", "mine").split()[1:] == [one[1], "replaced"]
+    (tmp_path / "mine.safetensors").unlink()
+    assert adapters("download", "mine").split()[:2] == ["mine.safetensors", one[1]]
+    again = ("adapters", "download", "mine", "--url", live.url)
+    assert "exists" in refused(*again, folder=tmp_path)
+    assert not typed(*again, "--output", "mine.safetensors", folder=tmp_path).returncode
+    new = refused(
+        *("adapters", "upload", "mine.safetensors", "--new", "--url", live.url), folder=tmp_path
+    )
+    assert "412 revision_conflict" in new
+    assert adapters("delete", "mine") == "mine deleted\n"
+    assert "no adapter is named 'mine'" in refused("adapters", "show", "mine", "--url", live.url)
+
+
+def test_a_key_comes_from_a_flag_or_the_environment(tmp_path: Path) -> None:
+    with serve(tmp_path, API_KEYS="user", ADMIN_KEYS="admin") as closed:
+        words = ("adapters", "list", "--url", closed.url)
+        assert "401 unauthorized" in (line := refused(*words))
+        assert "give --api-key" in line
+        assert typed(*words, "--api-key", "user").returncode == 0
+        assert typed(*words, ID_SPAM_API_KEY="user").returncode == 0
+        forbidden = ("adapters", "delete", "a", "--url", closed.url, "--api-key", "user")
+        assert "may change adapters" in refused(*forbidden)

@@ -1,0 +1,291 @@
+"""`python -m service COMMAND` as it is typed: real processes, asking a real service."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from termios import tcsetwinsize
+from typing import Any
+
+import pytest
+
+from service.commands.main import main
+from tests.client.test_faults import broken, results
+from tests.support.http_service import Brake, Live, serve, until
+from tests.support.service_process import TREE
+from tests.support.tiny_models import make_adapter, make_backbone
+
+LINES = ("free win now", "", "the card is not good", "win " * 2000, "hello")
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    with serve(tmp_path_factory.mktemp("adapters")) as running:
+        running.put("a", make_adapter(make_backbone()))
+        running.put("b", make_adapter(make_backbone(), seed=1, labels=("x", "y", "z")))
+        yield running
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    path = tmp_path / "texts.txt"
+    path.write_text("".join(f"{line}\n" for line in LINES))
+    return path
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "service", *words]
+
+
+def environment(**more: str) -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("ID")}
+    return kept | {"TERM": "xterm-256color"} | more
+
+
+def typed(
+    *words: str, stdin: str | None = None, folder: Path = TREE, **more: str
+) -> "subprocess.CompletedProcess[str]":
+    """Run a command to its end."""
+    return subprocess.run(
+        command(*words),
+        cwd=folder,
+        env=environment(PYTHONPATH=str(TREE), **more),
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def refused(*words: str, **options: Any) -> str:
+    """The one line that a command ends with."""
+    done = typed(*words, **options)
+    assert done.returncode == 2, done.stdout
+    assert done.stderr.startswith("service: ")
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+def test_a_file_is_answered_line_by_line_in_order(live: Live, texts: Path) -> None:
+    done = typed("predict", str(texts), "--adapter", "a", "--url", live.url, "--per-request", "2")
+    assert (done.returncode, done.stderr) == (0, "")
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    raw = live.predict(adapter="a", inputs=list(LINES))["results"]
+    assert [item["label"] for item in found] == [item["label"] for item in raw]
+    assert [item["truncated"] for item in found] == [False, False, False, True, False]
+    # An empty line is a text of special tokens alone.
+    assert found[1]["tokens"] == 2
+    assert set(found[0]) == set(raw[0])
+
+
+def test_json_lines_come_from_standard_input_with_adapters_of_their_own(live: Live) -> None:
+    lines = ['{"text": "free", "adapter": "b", "id": "1"}', '{"text": "free", "text_pair": "win"}']
+    done = typed(
+        *("predict", "--format", "jsonl", "--adapter", "a", "--url", live.url, "--top-k", "1"),
+        "--explain",
+        stdin="\n".join(lines),
+    )
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(item["adapter"], item["id"]) for item in found] == [("b", "1"), ("a", None)]
+    assert all(len(item["scores"]) == 1 and item["explanation"] for item in found)
+
+
+def test_what_is_before_a_bad_line_is_answered_and_the_line_is_named(
+    live: Live, tmp_path: Path
+) -> None:
+    path, output = tmp_path / "x.jsonl", tmp_path / "out.jsonl"
+    path.write_text('"fine"\n' * 30 + '{"text": 7}\n' + '"fine"\n')
+    line = refused(
+        *("predict", str(path), "--adapter", "a", "--url", live.url, "--output", str(output)),
+        *("--per-request", "8"),
+    )
+    assert f"{path}, line 31: Expected `str`, got `int`" in line
+    assert [json.loads(item)["adapter"] for item in output.read_text().splitlines()] == ["a"] * 30
+
+
+def test_a_text_that_may_not_be_cut_is_named_by_its_line(live: Live, tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text('text\n"two\nlines"\n' + "fine\n" * 20 + "win " * 500 + "\n")
+    line = refused(
+        *("predict", str(path), "--adapter", "a", "--url", live.url, "--no-truncate"),
+        *("--per-request", "5"),
+    )
+    assert "422 invalid_request: line 24: 502 tokens" in line
+
+
+def test_mistakes_are_told_in_one_line(live: Live, texts: Path, tmp_path: Path) -> None:
+    file, to = str(texts), ("--url", live.url)
+    assert "--adapter is missing" in refused("predict", file, *to)
+    assert "no adapter is named 'c'; known: a, b" in refused("predict", file, "--adapter", "c", *to)
+    assert "No such file" in refused("predict", "none.txt", "--adapter", "a", *to)
+    same = refused("predict", file, "--adapter", "a", *to, "--output", file)
+    assert "the file that is read" in same
+    nowhere = str(tmp_path / "no" / "x")
+    assert nowhere in refused("predict", file, "--adapter", "a", *to, "--output", nowhere)
+    began = time.monotonic()
+    silent = refused("predict", file, "--adapter", "a", "--url", "http://127.0.0.1:1")
+    assert "no service answers: http://127.0.0.1:1" in silent
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["nothing"], "invalid choice: 'nothing'"),
+        (["--fast"], "COMMAND"),
+        (["predict", "--top-k", "0"], "--top-k"),
+        (["predict", "--top-k", "9" * 5000], "--top-k"),
+        (["predict", "--retry-seconds", "nan"], "--retry-seconds"),
+        (["predict", "a", "b"], "unrecognized arguments: b"),
+        (["predict", "-", "--adapter", "a", "--url", "nonsense"], "'nonsense' is no address"),
+        (["predict", "-", "--adapter", "a", "--api-key", "ü"], "printable ASCII"),
+        (["adapters"], "ACTION"),
+        (["adapters", "show", "A b"], "adapter name 'A b'"),
+        (["adapters", "upload", "none.safetensors"], "none.safetensors: cannot be read"),
+        (["adapters", "rollback", "a", "--revision", "xyz"], "revision 'xyz'"),
+        (["top", "--url", "http://127.0.0.1:1"], "no terminal"),
+        (["top", "--once", "--url", "http://127.0.0.1:1"], "no service answers"),
+        (["top", "--interval", "0"], "--interval"),
+    ],
+)
+def test_what_cannot_be_done_is_told_in_one_line(
+    words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("service: ")
+    assert line.count("\n") == 1
+    assert told in line
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    for name in ("predict", "adapters", "top", "settings", "metrics", "IDSPAM_*"):
+        assert name in shown
+
+
+def test_a_reader_that_has_seen_enough_ends_it_quietly(live: Live, tmp_path: Path) -> None:
+    path = tmp_path / "many.txt"
+    path.write_text("free\n" * 5000)
+    words = command("predict", str(path), "--adapter", "a", "--url", live.url)
+    with subprocess.Popen(
+        words, cwd=TREE, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as running:
+        assert running.stdout is not None
+        assert json.loads(running.stdout.readline())["adapter"] == "a"
+        running.stdout.close()
+        assert running.wait(30) == 141
+        assert running.stderr is not None
+        assert running.stderr.read() == b""
+
+
+def test_ctrl_c_ends_it_at_once_with_whole_lines(tmp_path: Path) -> None:
+    brake, output = Brake(), tmp_path / "out.jsonl"
+    with serve(tmp_path / "adapters", load=brake.load) as held:
+        held.put("a", make_adapter(make_backbone()))
+        words = ("predict", "--adapter", "a", "--url", held.url, "--output", str(output))
+        with subprocess.Popen(
+            command(*words, "--per-request", "1", "--in-flight", "1"),
+            cwd=TREE,
+            env=environment(),
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as running:
+            assert running.stdin is not None
+            running.stdin.write(b"free\n")
+            running.stdin.flush()
+            # A slow writer: its line is answered before there is another.
+            until(lambda: output.exists() and output.read_bytes().endswith(b"\n"))
+            brake.on()
+            running.stdin.write(b"win\n")
+            running.stdin.flush()
+            until(lambda: held.client.get("/readyz").json()["details"]["batch_seconds"] > 0)
+            running.send_signal(signal.SIGINT)
+            assert running.wait(10) == 130
+            assert running.stderr is not None
+            assert running.stderr.read() == b""
+        brake.off()
+    assert len(output.read_text().splitlines()) == 1
+
+
+def test_a_service_that_goes_away_is_asked_again_and_then_told(tmp_path: Path) -> None:
+    path, output = tmp_path / "x.txt", tmp_path / "out.jsonl"
+    path.write_text("free\n" * 40)
+    health = b'{"status": "ok", "reason": null, "details": {}}'
+    ready = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(health) + health
+    words = ["predict", str(path), "--adapter", "a", "--per-request", "10", "--in-flight", "1"]
+    words += ["--output", str(output)]
+    with broken(ready, results(10), None, results(10), None, None) as server:
+        line = refused(*words, "--url", server.url, "--retry-seconds", "1")
+    assert "the connection broke" in line
+    assert len(output.read_text().splitlines()) == 20
+    with broken(ready, results(10), None, None, results(10)) as server:
+        done = typed(*words, "--url", server.url)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(output.read_text().splitlines()) == 40
+
+
+def test_there_is_a_bar_on_a_terminal_and_what_stays_is_one_line(
+    live: Live, tmp_path: Path
+) -> None:
+    path, output = tmp_path / "x.txt", tmp_path / "out.jsonl"
+    path.write_text("free win\n" * 3000)
+    screen, end = pty.openpty()
+    tcsetwinsize(end, (24, 100))
+    shown = bytearray()
+
+    def look() -> None:
+        while True:
+            try:
+                shown.extend(os.read(screen, 65536))
+            except OSError:
+                return
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    words = ("predict", str(path), "--adapter", "a", "--url", live.url, "--output", str(output))
+    done = subprocess.run(
+        command(*words), cwd=TREE, env=environment(), stderr=end, timeout=60, check=False
+    )
+    os.close(end)
+    looking.join(10)
+    os.close(screen)
+    assert done.returncode == 0
+    text = shown.decode()
+    assert "texts/s" in text
+    assert " left" in text
+    assert "3,000 texts in 0:0" in text.split("\x1b")[-1]
+    assert len(output.read_text().splitlines()) == 3000
+
+
+def test_serving_imports_nothing_of_the_commands() -> None:
+    program = (
+        "import sys, service.__main__\n"
+        "print([name for name in sys.modules if name.startswith(('service.c', 'httpx', 'rich'))])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=TREE, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"
+
+
+def test_flags_are_refused_before_anything_long_is_imported() -> None:
+    program = (
+        "import sys\nfrom service.commands.main import main\n"
+        "main(['predict', '--top-k', 'x'])\n"
+        "print([name for name in ('torch', 'httpx', 'rich', 'fastapi') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=TREE, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"

@@ -1,0 +1,86 @@
+"""Every expression of the dashboard, asked of a real Prometheus that scrapes a real service under
+the demo's load."""
+
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from deploy.dashboard import FILE
+from tests.deploy.test_dashboard import expressions
+from tests.ipc.test_process import process
+from tests.support.prometheus import binary, prometheus, wait_for
+from tests.support.service_process import TREE, environ
+
+SECONDS = 60.0
+
+
+@contextmanager
+def demo(url: str) -> Iterator["subprocess.Popen[str]"]:
+    command = [sys.executable, "-m", "service", "demo", "--url", url, "--rate", "12"]
+    with subprocess.Popen(command, cwd=TREE, stdout=subprocess.PIPE, text=True) as running:
+        try:
+            yield running
+        finally:
+            running.kill()
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_every_expression_returns_data_under_the_demos_load(workers: str, tmp_path: Path) -> None:
+    binary("prometheus")
+    # Fewer places than adapters, so that some are evicted.
+    environment = environ(
+        Path("all-MiniLM-L6-v2"),
+        tmp_path / "adapters",
+        ZOO_DIR="tree",
+        WORKERS=workers,
+        MAX_ACTIVE_ADAPTERS="2",
+        MAX_REGISTERED_ADAPTERS="3",
+    )
+    asked = {text: _asked(text) for text in expressions()}
+    variables = re.findall(r"label_values\((\w+), (\w+)\)", FILE.read_text())
+    assert len(variables) == 2
+    # The pipe of what it logs is not read: it would fill.
+    environment["IDSPAM_LOG_LEVEL"] = "warning"
+    with process(environment) as service:
+        assert service.stdout is not None
+        url = service.stdout.readline().split()[1]
+        with prometheus(tmp_path, url.removeprefix("http://")) as server, demo(url) as load:
+
+            def missing() -> list[str]:
+                return [text for text, query in asked.items() if not server.values(query)]
+
+            def still_there() -> None:
+                assert load.poll() is None
+                assert service.poll() is None
+
+            left = wait_for(missing, seconds=SECONDS, meanwhile=still_there)
+            assert not left, "\n".join(left)
+            for metric, label in variables:
+                assert server.get(f"label/{label}/values", **{"match[]": metric})
+            assert {"IdSpamDown"} <= {
+                rule["name"]
+                for group in server.get("rules", type="alert")["groups"]
+                for rule in group["rules"]
+            }
+            load.send_signal(signal.SIGTERM)
+            said, _ = load.communicate(timeout=20)
+            assert load.returncode == 0
+            assert re.search(r"\d+ answered", said.splitlines()[-1])
+        names = [item["name"] for item in httpx.get(f"{url}/v1/adapters").json()["adapters"]]
+        assert names == ["banking77", "clinc150", "sentiment", "sms-spam"]
+
+
+def _asked(text: str) -> str:
+    """As Grafana would, of what was scraped every second."""
+    for variable, value in (("$__rate_interval", "15s"), ("$instance", ".*"), ("$adapter", ".*")):
+        text = text.replace(variable, value)
+    assert "$" not in text
+    return text

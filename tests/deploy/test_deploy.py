@@ -1,0 +1,118 @@
+"""Container and compose file say what the code says; `make compose-test` runs them."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from adapters import __version__
+from service.settings import Settings, variable
+from tests.support.http_service import serve
+from tests.support.service_process import TREE
+
+COMPOSE = (TREE / "deploy" / "compose.yaml").read_text()
+DOCKERFILE = (TREE / "Dockerfile").read_text()
+# Seconds that a supervisor takes beyond draining, at most.
+ENDING_SECONDS = 15.0
+
+
+def script(path: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(TREE / path), *arguments],
+        env={"PATH": os.environ["PATH"]} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+
+
+def default(name: str) -> str:
+    """What a variable of the compose file is where nobody sets it."""
+    (found,) = set(re.findall(rf"\$\{{{name}:-([^}}]*)\}}", COMPOSE))
+    return str(found)
+
+
+def test_every_setting_is_passed_on_or_fixed() -> None:
+    settings = {variable(item.name) for item in fields(Settings)}
+    block = COMPOSE[COMPOSE.index("x-settings:") : COMPOSE.index("\nservices:")]
+    named = re.findall(r"(?m)^  (IDSPAM_\w+):(.*)$", block)
+    # Each of the two services says its own device.
+    assert {name for name, _ in named} == settings - {"IDSPAM_DEVICE"}
+    assert COMPOSE.count("{<<: *settings, IDSPAM_DEVICE:") == 2
+    assert {name for name, value in named if value} == {
+        "IDSPAM_HOST",
+        "IDSPAM_PORT",
+        "IDSPAM_ADAPTER_DIR",
+    }
+
+
+def test_a_container_is_given_time_to_drain() -> None:
+    assert float(default("STOP_GRACE").removesuffix("s")) >= (
+        Settings().drain_seconds + ENDING_SECONDS
+    )
+
+
+def test_the_images_are_of_this_version() -> None:
+    assert default("VERSION") == __version__
+
+
+def test_nothing_is_published_beyond_this_machine_by_default() -> None:
+    published = re.findall(r"ports: \[\"([^\"]*)\"\]", COMPOSE)
+    assert len(published) == 3
+    assert all(port.startswith(("127.0.0.1:", "${IDSPAM_HOST:-127.0.0.1}:")) for port in published)
+
+
+def test_what_the_image_copies_is_not_ignored() -> None:
+    allowed = [
+        line.removeprefix("!")
+        for line in (TREE / ".dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    ]
+    copied = re.findall(r"(?m)^COPY (?!--from)(.+) \S+$", DOCKERFILE)
+    assert copied
+    for path in " ".join(copied).split():
+        assert path in allowed
+        assert (TREE / path).exists()
+
+
+def test_the_image_runs_as_nobody_in_particular() -> None:
+    last = DOCKERFILE[DOCKERFILE.rindex("\nFROM ") :]
+    assert re.search(r"(?m)^USER idspam$", last)
+    assert "HEALTHCHECK" in last
+    assert "deploy/alive.py" in last
+
+
+def test_health_is_liveness(tmp_path: Path) -> None:
+    with serve(tmp_path) as live:
+        port = live.url.rpartition(":")[2]
+        done = script("deploy/alive.py", IDSPAM_PORT=port)
+    assert done.returncode == 0
+    assert '"status":"ok"' in done.stdout
+
+
+def test_no_answer_is_not_healthy() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+    done = script("deploy/alive.py", IDSPAM_PORT=port)
+    assert done.returncode == 1
+    assert f"no answer on port {port}" in done.stdout
+    assert not done.stderr
+
+
+@pytest.mark.parametrize(
+    ("extra", "torch", "said"),
+    [("nonsense", "", "no such extra: nonsense"), ("serve", "gpu", "TORCH=gpu: must be cpu")],
+)
+def test_an_environment_that_cannot_be_is_refused_before_it_is_made(
+    extra: str, torch: str, said: str, tmp_path: Path
+) -> None:
+    done = script(".ci/setup.py", str(tmp_path / "venv"), extra, TORCH=torch)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert not (tmp_path / "venv").exists()

@@ -1,0 +1,56 @@
+"""docs/protocols.md: every request on it is answered as it shows, by the default backbone."""
+
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from tests.ipc.test_process import process
+from tests.support.service_process import TREE, environ
+
+PAGE = (TREE / "docs" / "protocols.md").read_text()
+EXAMPLES = re.findall(r"```sh\n(curl .*?)```\n\n```json\n(.*?)```", PAGE, re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("adapters")
+    with process(environ(Path("all-MiniLM-L6-v2"), folder, ZOO_DIR="tree")) as running:
+        assert running.stdout is not None
+        yield running.stdout.readline().split()[1]
+
+
+def close(found: Any, shown: Any) -> bool:
+    """Equal, but for digits that the page leaves out and bfloat16, which it was made with."""
+    match shown:
+        case float():
+            return bool(abs(found - shown) < 0.02)
+        case list():
+            return len(found) == len(shown) and all(map(close, found, shown))
+        case dict():
+            return list(found) == list(shown) and all(map(close, found.values(), shown.values()))
+        case _:
+            return bool(found == shown)
+
+
+def test_the_page_has_examples() -> None:
+    assert len(EXAMPLES) == 4
+
+
+@pytest.mark.parametrize(("command", "answer"), EXAMPLES)
+def test_a_request_is_answered_as_shown(url: str, command: str, answer: str) -> None:
+    words = shlex.split(command.replace("\\\n", " "))
+    (address,) = (word for word in words if word.startswith("http"))
+    body = words[words.index("-d") + 1]
+    headers = {"Content-Type": "application/json"}
+    response = httpx.post(url + urlsplit(address).path, content=body, headers=headers, timeout=60)
+    found = response.json()
+    for varying in {"id", "created"} & (found.keys() if isinstance(found, dict) else set()):
+        del found[varying]
+    assert close(found, json.loads(answer))

@@ -1,0 +1,88 @@
+"""What the service finds in its store and zoo when it starts, and what it makes of damage."""
+
+from pathlib import Path
+
+from adapters.format.files import serialize
+from adapters.format.store import AdapterStore
+from service.http.openapi.schemas import AdapterList
+from tests.support.http_service import error_of, serve
+from tests.support.tiny_models import make_adapter, make_backbone
+
+
+def data(seed: int = 0) -> bytes:
+    return serialize(make_adapter(make_backbone(), seed=seed))
+
+
+def test_adapters_are_there_again_after_a_restart(tmp_path: Path) -> None:
+    with serve(tmp_path) as live:
+        revisions = [live.put("a", make_adapter(make_backbone(), seed=seed)) for seed in (1, 2)]
+    with serve(tmp_path) as live:
+        assert live.predict(adapter="a", inputs="x")["results"][0]["revision"] == revisions[1]
+        old = live.predict(adapter=f"a@{revisions[0]}", inputs="x")["results"][0]
+        assert old["revision"] == revisions[0]
+
+
+def test_files_that_cannot_be_served_are_listed_with_their_reason(tmp_path: Path) -> None:
+    store = AdapterStore(tmp_path)
+    store.put("foreign", serialize(make_adapter(make_backbone(seed=1))))
+    store.put("good", data(1))
+    store.put("no-adapter", b"never was one")
+    for name in ("rotten", "gone", "pointless"):
+        store.put(name, data(2))
+    path = store.path("rotten", store.current("rotten"))
+    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    store.path("gone", store.current("gone")).unlink()
+    (tmp_path / "pointless" / "current").write_text("nonsense")
+    with serve(tmp_path) as live:
+        page = AdapterList.model_validate(live.client.get("/v1/adapters").json())
+        states = {item.name: item.state for item in page.adapters}
+        damaged = ("gone", "no-adapter", "pointless", "rotten")
+        assert states == dict.fromkeys(damaged, "damaged") | {
+            "foreign": "incompatible",
+            "good": "ready",
+        }
+        assert all(bool(item.reason) == (item.state != "ready") for item in page.adapters)
+        foreign = live.client.get("/v1/adapters/foreign").json()
+        assert (foreign["backbone"], foreign["spec"]["prompt_length"]) == ("tiny-bert-1", 3)
+        expected = {"foreign": 409} | dict.fromkeys(damaged, 500)
+        for name, status in expected.items():
+            response = live.client.post("/v1/predict", json={"adapter": name, "inputs": "x"})
+            assert response.status_code == status, name
+            reasons = {item.name: item.reason for item in page.adapters}
+            assert error_of(response)["message"] == reasons[name]
+        assert live.predict(adapter="good", inputs="x")["results"]
+        # Sending the bytes again mends what rotted.
+        assert live.client.put("/v1/adapters/rotten", content=data(2)).status_code == 200
+        assert live.predict(adapter="rotten", inputs="x")["results"]
+
+
+def test_zoo_is_registered_where_it_fits_and_names_are_free(tmp_path: Path) -> None:
+    zoo = tmp_path / "zoo"
+    zoo.mkdir()
+    (zoo / "fits.safetensors").write_bytes(data(1))
+    (zoo / "taken.safetensors").write_bytes(data(2))
+    (zoo / "foreign.safetensors").write_bytes(serialize(make_adapter(make_backbone(seed=1))))
+    (zoo / "Bad Name.safetensors").write_bytes(data(3))
+    (zoo / "broken.safetensors").write_bytes(b"x")
+    (zoo / "fits.json").write_text("{}")
+    mine = AdapterStore(tmp_path / "adapters").put("taken", data(4)).revision
+    for _ in range(2):
+        with serve(tmp_path / "adapters", ZOO_DIR=str(zoo)) as live:
+            listed = live.client.get("/v1/adapters").json()["adapters"]
+            assert [item["name"] for item in listed] == ["fits", "taken"]
+            assert live.predict(adapter="taken", inputs="x")["results"][0]["revision"] == mine
+            assert live.predict(adapter="fits", inputs="x")["results"]
+
+
+def test_a_file_lost_while_serving_is_the_adapters_failure_alone(tmp_path: Path) -> None:
+    with serve(tmp_path, MAX_ACTIVE_ADAPTERS="1") as live:
+        for seed, name in enumerate(("a", "b", "c", "d", "e", "f", "g")):
+            live.put(name, make_adapter(make_backbone(), seed=seed))
+            live.predict(adapter=name, inputs="x")
+        live.service.catalog.path("a")[1].unlink()
+        response = live.client.post("/v1/predict", json={"adapter": "a", "inputs": "x"})
+        assert response.status_code == 500
+        assert error_of(response)["type"] == "adapter_load_failed"
+        assert live.predict(adapter="b", inputs="x")["results"]
+        body = {"inputs": [{"text": "x", "adapter": name} for name in ("b", "c")]}
+        assert live.client.post("/v1/predict", json=body).status_code == 422

@@ -1,0 +1,177 @@
+"""A comparison with real worker processes: its figures, tables and plots, and a worker's death."""
+
+import csv
+import multiprocessing
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from tests.support.experiments import Watch, make_place, settings_of
+from train.errors import SettingsError
+from train.experiments.cells import Cell, Store
+from train.experiments.compare import compare
+from train.experiments.session import Findings
+
+METHODS = ("idspam", "head-only", "lora")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("place")
+    make_place(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def compared(place: Path) -> Findings:
+    """Two tasks, three methods, two seeds, on two workers."""
+    findings = compare(
+        ("sst2", "imdb"),
+        METHODS,
+        (1, 2),
+        settings_of(place),
+        place / "compared",
+        data_root=place / "data",
+        jobs=2,
+    )
+    assert not multiprocessing.active_children(), "workers outlive the comparison"
+    return findings
+
+
+def test_every_cell_of_a_comparison_has_a_result(compared: Findings) -> None:
+    assert len(compared.cells) == 12
+    assert not compared.failed
+    for cell in compared.cells:
+        report = compared.outcomes[cell.key].report
+        assert report is not None
+        assert (report.method, report.seed) == (cell.method, cell.seed)
+        assert set(report.metrics) == {"selection", "validation"}
+        assert not (compared.output / "cells" / f"{cell.key}.state").exists()
+
+
+def test_every_figure_is_a_row_of_the_csv(compared: Findings) -> None:
+    with (compared.output / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    # Four metrics of two splits: of twelve cells, and of the majority class for each task and seed.
+    assert len(rows) == 4 * 2 * (12 + 4)
+    cell = compared.cells[0]
+    report = compared.outcomes[cell.key].report
+    assert report is not None
+    found = next(
+        row
+        for row in rows
+        if (row["task"], row["method"], row["seed"]) == (cell.task, cell.method, str(cell.seed))
+        and (row["split"], row["metric"]) == ("validation", "accuracy")
+    )
+    assert float(found["value"]) == report.metrics["validation"].accuracy
+    assert int(found["trainable_parameters"]) == report.trainable_parameters
+    assert int(found["peak_memory"]) == report.peak_memory > 0
+    assert {row["method"] for row in rows} == {*METHODS, "majority-class"}
+
+
+def test_the_report_has_the_papers_table_and_its_conditions(compared: Findings) -> None:
+    text = (compared.output / "report.md").read_text()
+    lines = text.splitlines()
+    assert "| method | sst2 (accuracy) | imdb (accuracy) | mean |" in lines
+    values = [
+        100 * report.metrics["validation"].accuracy
+        for cell in compared.cells
+        if (cell.task, cell.method) == ("sst2", "idspam")
+        and (report := compared.outcomes[cell.key].report)
+    ]
+    mean, spread = np.mean(values), np.std(values, ddof=1)
+    row = next(line for line in lines if line.startswith("| idspam |"))
+    assert f"**{mean:.1f} ± {spread:.1f}**" in row, "of prompts, the only one is the best"
+    assert next(line for line in lines if line.startswith("| lora |")).count("**") == 0
+    order = [line.split(" | ")[0] for line in lines if line.startswith("| ") and "±" in line]
+    assert order == ["| majority-class", "| head-only", "| idspam", "| lora"]
+    for part in (
+        "train 60 of 67,349",
+        "## Costs",
+        "the command",
+        "runs computed on: cpu",
+        "runs at once: 2",
+        "![score parameters](plots/score_parameters.png)",
+    ):
+        assert part in text
+    assert "Not complete" not in text
+    assert "not run" not in text
+
+
+@pytest.mark.parametrize("name", ["score_parameters", "score_seconds", "learning_curves"])
+def test_plots_show_something(compared: Findings, name: str) -> None:
+    picture = imread(compared.output / "plots" / f"{name}.png")
+    assert min(picture.shape[:2]) > 300
+    ink = (picture[..., :3].min(axis=-1) < 0.6).mean()
+    assert 0.005 < ink < 0.5
+    svg = (compared.output / "plots" / f"{name}.svg").read_text()
+    # Okabe and Ito's blue is the first method's.
+    assert "#0072b2" in svg
+
+
+def test_a_dead_worker_fails_its_cell_alone_and_is_replaced(
+    compared: Findings, place: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "again"
+    shutil.copytree(compared.output, output)
+    damaged, missing = (f"{cell.key}.json" for cell in compared.cells[:2])
+    for cell in compared.cells[:2]:
+        (output / "cells" / f"{cell.key}.state").write_text("no state")
+    (output / "cells" / damaged).write_text((output / "cells" / damaged).read_text()[:-40])
+    (output / "cells" / missing).unlink()
+
+    def kill(_: Cell) -> None:
+        if len(watch.started_cells) == 1:
+            (worker,) = multiprocessing.active_children()
+            worker.kill()
+
+    watch = Watch(started=kill)
+    findings = compare(
+        ("sst2", "imdb"),
+        METHODS,
+        (1, 2),
+        settings_of(place),
+        output,
+        data_root=place / "data",
+        jobs=1,
+        display=watch,
+    )
+    assert {f"{cell.key}.json" for cell in watch.started_cells} == {damaged, missing}
+    assert any("damaged" in note for note in watch.notes)
+    assert any("starting it over" in note for note in watch.notes)
+    (failed,) = findings.failed
+    assert failed.cell == watch.started_cells[0]
+    assert failed.failure is not None
+    assert "SIGKILL" in failed.failure
+    survivor = watch.started_cells[1]
+    again, before = findings.outcomes[survivor.key].report, compared.outcomes[survivor.key].report
+    assert again is not None
+    assert before is not None
+    assert again.metrics == before.metrics, "the same cell gives the same figures"
+    text = (output / "report.md").read_text()
+    assert "of 12 runs 11 are finished, 1 failed" in text
+    assert "(1 of 2 seeds)" in text
+    assert "| 1 of 2 tasks |" in text
+    with Store(output) as store:
+        assert store.read(failed.cell) == failed
+
+
+@pytest.mark.parametrize(
+    ("methods", "seeds", "expected"),
+    [
+        (("idspam", "magic"), (1,), "methods: magic is none of idspam,"),
+        (("idspam", "idspam"), (1,), "methods: idspam twice"),
+        ((), (1,), "no methods are given"),
+        (("idspam",), (), "no seeds are given"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_anything_is_written(
+    place: Path, tmp_path: Path, methods: tuple[str, ...], seeds: tuple[int, ...], expected: str
+) -> None:
+    output = tmp_path / "output"
+    with pytest.raises(SettingsError, match=expected):
+        compare(("sst2",), methods, seeds, settings_of(place), output, data_root=place / "data")
+    assert not output.exists()

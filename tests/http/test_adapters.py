@@ -1,0 +1,281 @@
+"""/v1/adapters: publishing, conditions, paging, rollback, deletion, and files that are refused."""
+
+import hashlib
+import io
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+
+from adapters.format.files import serialize
+from service.http.openapi.schemas import AdapterDetail, AdapterList, PublishedAdapter
+from tests.support.http_service import Live, error_of, serve
+from tests.support.tiny_models import make_adapter, make_backbone
+
+LIMIT = 200_000
+
+
+@pytest.fixture
+def live(tmp_path: Path) -> Iterator[Live]:
+    with serve(tmp_path / "adapters", MAX_UPLOAD_BYTES=str(LIMIT)) as running:
+        yield running
+
+
+def data(seed: int = 0, **fields: Any) -> bytes:
+    return serialize(make_adapter(make_backbone(), seed=seed, **fields))
+
+
+def put(live: Live, name: str, content: bytes, **headers: str) -> httpx.Response:
+    headers = {key.replace("_", "-"): value for key, value in headers.items()}
+    return live.client.put(f"/v1/adapters/{name}", content=content, headers=headers)
+
+
+def etag(content: bytes) -> str:
+    return f'"{hashlib.sha256(content).hexdigest()}"'
+
+
+def test_put_creates_then_changes_nothing_then_replaces(live: Live) -> None:
+    first, second = data(1), data(2)
+    expected = ((first, 201, True, True), (first, 200, False, False), (second, 200, False, True))
+    for content, status, created, changed in expected:
+        response = put(live, "a", content)
+        assert response.status_code == status
+        published = PublishedAdapter.model_validate(response.json())
+        assert published.revision == hashlib.sha256(content).hexdigest()
+        assert (published.created, published.changed) == (created, changed)
+        assert response.headers["etag"] == etag(content)
+        assert live.predict(adapter="a", inputs="x")["results"][0]["revision"] == published.revision
+    for outcome in ("created", "unchanged", "replaced"):
+        assert live.metric("idspam_uploads_total", outcome=outcome) == 1
+
+
+def test_multipart_form_publishes_the_same(live: Live) -> None:
+    response = live.client.post("/v1/adapters", data={"name": "a"}, files={"file": data(1)})
+    assert response.status_code == 201
+    assert response.headers["etag"] == etag(data(1))
+    assert put(live, "a", data(1)).json()["changed"] is False
+
+
+def test_forms_that_are_not_one_name_and_one_file_are_refused(live: Live) -> None:
+    def post(**parts: Any) -> httpx.Response:
+        return live.client.post("/v1/adapters", **parts)
+
+    nothing = post(data={"other": "x"}, files={"upload": b"x"})
+    assert nothing.status_code == 422
+    assert [item.split(":")[0] for item in error_of(nothing)["details"]] == [
+        "form.other", "form.upload", "form.name", "form.file",
+    ]  # fmt: skip
+    assert post(data={"name": "a", "file": "text"}, files={}).status_code == 415
+    assert post(files={"name": b"a", "file": b"b"}).status_code == 400
+    assert post(data={"name": "A B"}, files={"file": data()}).status_code == 422
+    assert post(content=b"x", headers={"Content-Type": "multipart/form-data"}).status_code == 400
+    garbled = {"Content-Type": "multipart/form-data; boundary=b"}
+    assert post(content=b"--b\r\nnonsense", headers=garbled).status_code == 422
+    assert post(content=b"nonsense", headers=garbled).status_code == 400
+    assert post(data={"name": "a"}, files={"file": b"x" * (LIMIT + 1)}).status_code == 413
+    assert live.client.get("/v1/adapters").json()["adapters"] == []
+
+
+def test_if_match_and_if_none_match_compare_and_swap(live: Live) -> None:
+    first, second = data(1), data(2)
+    assert put(live, "a", first, If_Match="*").status_code == 412
+    assert put(live, "a", first, If_Match=etag(first)).status_code == 412
+    assert put(live, "a", first, If_None_Match="*").status_code == 201
+    for headers in (
+        {"If_None_Match": "*"},
+        {"If_None_Match": etag(first)},
+        {"If_Match": etag(second)},
+        {"If_Match": f"W/{etag(first)}"},
+        {"If_Match": ""},
+    ):
+        response = put(live, "a", second, **headers)
+        assert response.status_code == 412, headers
+        assert error_of(response)["type"] == "revision_conflict"
+    assert live.service.catalog.entry("a").current == hashlib.sha256(first).hexdigest()
+    assert put(live, "a", second, If_Match=f"{etag(data(9))}, {etag(first)}").status_code == 200
+    assert put(live, "a", first, If_Match="*").status_code == 200
+    stale = {"If-Match": etag(second)}
+    assert live.client.delete("/v1/adapters/a", headers=stale).status_code == 412
+    assert live.client.post("/v1/adapters/a/rollback", json={}, headers=stale).status_code == 412
+    assert (
+        live.client.delete("/v1/adapters/a", headers={"If-Match": etag(first)}).status_code == 204
+    )
+
+
+def test_a_condition_that_fails_is_told_before_the_body_is_read(live: Live) -> None:
+    put(live, "a", data(1))
+    response = put(live, "a", b"x" * (LIMIT * 2), If_None_Match="*")
+    assert response.status_code == 412
+
+
+def refused_files() -> list[Any]:
+    adapter = make_adapter(make_backbone())
+    whole = serialize(adapter)
+    archive = io.BytesIO()
+    torch.save({"weights": torch.zeros(2)}, archive)
+    broken = bytearray(whole)
+    broken[-4:] = b"\x00\x00\xc0\x7f"
+    foreign = serialize(make_adapter(make_backbone(seed=1)))
+    header = int.from_bytes(whole[:8], "little")
+    surrogate = whole[:8] + whole[8:].replace(b"ham", b"\\ud8", 1)
+    return [
+        pytest.param(b"", 422, "shorter than", id="empty"),
+        pytest.param(pickle.dumps({"a": 1}), 422, "pickle", id="pickle"),
+        pytest.param(archive.getvalue(), 422, "pickle", id="torch.save"),
+        pytest.param(whole[:-10], 422, "", id="truncated tensors"),
+        pytest.param(whole[: 8 + header // 2], 422, "truncated", id="truncated header"),
+        pytest.param(whole + b"x", 422, "", id="trailing byte"),
+        pytest.param(bytes(broken), 422, "finite", id="not finite"),
+        pytest.param(surrogate, 422, "", id="broken labels"),
+        pytest.param(b'{"a": 1}', 422, "JSON", id="JSON"),
+        pytest.param(b"\xff" * 5000, 422, "claims", id="noise"),
+        pytest.param(foreign, 409, "backbone", id="another backbone"),
+    ]
+
+
+@pytest.mark.parametrize(("content", "status", "fault"), refused_files())
+def test_a_refused_file_names_its_faults_and_leaves_the_served_one(
+    live: Live, content: bytes, status: int, fault: str
+) -> None:
+    served = put(live, "a", data(1)).json()["revision"]
+    response = put(live, "a", content)
+    assert response.status_code == status, response.text
+    error = error_of(response)
+    assert error["type"] == {409: "adapter_incompatible", 422: "adapter_invalid"}[status]
+    assert error["details"]
+    assert any(fault in item for item in error["details"]), error["details"]
+    assert live.predict(adapter="a", inputs="x")["results"][0]["revision"] == served
+    assert put(live, "new", content).status_code == status
+    assert live.client.get("/v1/adapters/new").status_code == 404
+    assert live.metric("idspam_uploads_total", outcome="refused") == 2
+
+
+def test_too_large_files_are_413_with_and_without_announced_length(live: Live) -> None:
+    assert put(live, "a", b"x" * (LIMIT + 1)).status_code == 413
+    chunks = (b"x" * 10_000 for _ in range(LIMIT // 10_000 + 5))
+    response = live.client.put("/v1/adapters/a", content=chunks)
+    assert response.status_code == 413
+    assert error_of(response)["type"] == "too_large"
+
+
+@pytest.mark.parametrize("name", ["A", "-a", "a" * 65, "a%20b", ".a", "a%00", "%C3%A9", "a@b", "~"])
+def test_bad_names_are_422_and_never_a_path(live: Live, name: str) -> None:
+    response = put(live, name, data())
+    assert response.status_code == 422
+    assert error_of(response)["type"] == "adapter_name_invalid"
+    assert [item.name for item in live.adapter_dir.iterdir()] == [".locks"]
+
+
+def test_list_pages_by_name_and_shows_what_the_files_say(live: Live) -> None:
+    for index in range(5):
+        put(live, f"n{index}", data(index))
+    pages, cursor = [], None
+    while True:
+        query: dict[str, Any] = {"limit": 2} | ({"cursor": cursor} if cursor else {})
+        page = AdapterList.model_validate(live.client.get("/v1/adapters", params=query).json())
+        pages.append([item.name for item in page.adapters])
+        if (cursor := page.next_cursor) is None:
+            break
+    assert pages == [["n0", "n1"], ["n2", "n3"], ["n4"]]
+    (item,) = live.client.get("/v1/adapters", params={"limit": 1}).json()["adapters"]
+    assert item == {
+        "name": "n0",
+        "revision": hashlib.sha256(data(0)).hexdigest(),
+        "state": "ready",
+        "reason": None,
+        "labels": ["ham", "spam"],
+        "method": "idspam",
+        "backbone": "tiny-bert-0",
+        "prompt_length": 3,
+        "created": None,
+        "size": len(data(0)),
+    }
+    for query in ({"limit": 0}, {"limit": 1001}, {"limit": "x"}, {"cursor": "c" * 65}):
+        assert live.client.get("/v1/adapters", params=query).status_code == 422
+
+
+def test_show_names_spec_and_revisions_the_current_one_first(live: Live) -> None:
+    first, second = data(1), data(2, prompt_length=5)
+    put(live, "a", first)
+    put(live, "a", second)
+    response = live.client.get("/v1/adapters/a")
+    detail = AdapterDetail.model_validate(response.json())
+    assert response.headers["etag"] == etag(second)
+    assert [f'"{item}"' for item in detail.revisions] == [etag(second), etag(first)]
+    assert detail.spec is not None
+    assert detail.spec["prompt_length"] == 5
+    missing = live.client.get("/v1/adapters/b")
+    assert missing.status_code == 404
+    assert error_of(missing)["details"] == ["a"]
+
+
+def test_download_gives_the_uploaded_bytes_of_any_revision(live: Live) -> None:
+    first, second = data(1), data(2)
+    put(live, "a", first)
+    put(live, "a", second)
+    response = live.client.get("/v1/adapters/a/file")
+    assert response.content == second
+    assert response.headers["etag"] == etag(second)
+    name = f"a-{hashlib.sha256(second).hexdigest()[:12]}.safetensors"
+    assert response.headers["content-disposition"] == f'attachment; filename="{name}"'
+    old = live.client.get("/v1/adapters/a/file", params={"revision": etag(first)[1:9]})
+    assert old.content == first
+    unchanged = live.client.get("/v1/adapters/a/file", headers={"If-None-Match": etag(second)})
+    assert (unchanged.status_code, unchanged.content) == (304, b"")
+    assert live.client.get("/v1/adapters/a/file", params={"revision": "zz"}).status_code == 404
+    live.service.catalog.path("a")[1].unlink()
+    gone = live.client.get("/v1/adapters/a/file")
+    assert gone.status_code == 500
+    assert error_of(gone)["type"] == "adapter_damaged"
+
+
+def test_rollback_serves_the_previous_or_the_named_revision(live: Live) -> None:
+    files = [data(seed) for seed in (1, 2, 3)]
+    revisions = [put(live, "a", content).json()["revision"] for content in files]
+
+    def roll_back(revision: str | None) -> str:
+        response = live.client.post("/v1/adapters/a/rollback", json={"revision": revision})
+        assert response.status_code == 200, response.text
+        assert response.headers["etag"] == f'"{response.json()["revision"]}"'
+        answered = live.predict(adapter="a", inputs="x")["results"][0]["revision"]
+        assert answered == response.json()["revision"]
+        return str(answered)
+
+    assert roll_back(None) == revisions[1]
+    assert roll_back(None) == revisions[2]
+    assert roll_back(revisions[0][:8]) == revisions[0]
+    pinned = live.predict(adapter=f"a@{revisions[2][:8]}", inputs="x")["results"][0]
+    assert pinned["revision"] == revisions[2]
+
+
+def test_rollback_refuses_what_is_not_there(live: Live) -> None:
+    put(live, "a", data(1))
+    for body, status in (
+        ({}, 404),
+        ({"revision": "ffffffff"}, 404),
+        ({"revision": ""}, 422),
+        ({"revision": "../.."}, 422),
+        ({"revision": 1}, 422),
+        ({"rev": None}, 422),
+    ):
+        response = live.client.post("/v1/adapters/a/rollback", json=body)
+        assert response.status_code == status, body
+        error_of(response)
+    assert live.client.post("/v1/adapters/b/rollback", json={}).status_code == 404
+
+
+def test_delete_forgets_the_name_and_its_series(live: Live) -> None:
+    put(live, "a", data(1))
+    live.predict(adapter="a", inputs="x")
+    labelled = [labels for _, labels in live.series() if ("adapter", "a") in labels]
+    assert len(labelled) == 6  # two labels and failures, each with its moment of creation
+    assert live.client.delete("/v1/adapters/a").status_code == 204
+    assert live.client.delete("/v1/adapters/a").status_code == 404
+    assert live.client.post("/v1/predict", json={"adapter": "a", "inputs": "x"}).status_code == 404
+    assert not [labels for _, labels in live.series() if ("adapter", "a") in labels]
+    assert live.metric("idspam_tier_adapters", tier="stored") == 0
+    assert put(live, "a", data(1)).status_code == 201

@@ -1,0 +1,85 @@
+"""Log lines: one event, one line, whose facts are fields."""
+
+import io
+import json
+import logging
+import sys
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.trace import TracerProvider
+
+from service.observability.logs import JsonFormatter, TextFormatter, request_id
+
+
+def line(message: object, *args: Any, **fields: Any) -> dict[str, Any]:
+    """What a record becomes as JSON."""
+    record = logging.LogRecord("service.x", logging.WARNING, "x.py", 1, message, args, None)
+    vars(record).update(fields)
+    text = JsonFormatter(None).format(record)
+    assert "\n" not in text
+    return dict(json.loads(text))
+
+
+def test_facts_are_fields_and_the_rest_is_the_message() -> None:
+    found = line("zoo adapter skipped file=%s size=%d: %s", "a.bin", 3, "no such head")
+    assert found.pop("time").endswith("+00:00")
+    assert found == {
+        "level": "warning",
+        "logger": "service.x",
+        "message": "zoo adapter skipped: no such head",
+        "file": "a.bin",
+        "size": 3,
+    }
+
+
+@pytest.mark.parametrize(
+    ("message", "args", "expected"),
+    [
+        ("100%% of %d", (3,), "100% of 3"),
+        ("100%", (), "100%"),
+        ("ratio=%.2f", (0.126,), ""),
+        ("%(a)s", ({"a": 1},), "1"),
+        ("a\nb %r", ("c\n",), "a\nb 'c\\n'"),
+        ("lone %s", ("\udcff",), "lone ?"),
+    ],
+)
+def test_any_message_is_one_line_of_json(
+    message: str, args: tuple[Any, ...], expected: str
+) -> None:
+    assert line(message, *args)["message"] == expected
+
+
+def test_a_fact_never_hides_what_every_line_has() -> None:
+    found = line("moved level=%s message=%s", "high", "hidden")
+    assert (found["level"], found["message"]) == ("warning", "moved")
+
+
+def test_the_request_and_the_trace_are_named() -> None:
+    token = request_id.set("abc-1")
+    tracer = TracerProvider().get_tracer("test")
+    try:
+        with tracer.start_as_current_span("x") as span:
+            found = line("done")
+    finally:
+        request_id.reset(token)
+    assert found["request_id"] == "abc-1"
+    assert found["trace_id"] == f"{span.get_span_context().trace_id:032x}"
+    assert {"request_id", "trace_id", "process"} & line("done").keys() == set()
+
+
+def test_a_traceback_is_one_field() -> None:
+    try:
+        raise ValueError("bad\nthing")
+    except ValueError:
+        found = line("failed", exc_info=sys.exc_info())
+    assert "ValueError: bad\nthing" in found["exception"]
+
+
+def test_text_lines_keep_facts_where_they_are() -> None:
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(TextFormatter("worker-1"))
+    record = logging.LogRecord("s", logging.INFO, "x", 1, "made name=%s\nx", ("a",), None)
+    handler.emit(record)
+    assert stream.getvalue().endswith(" info s process=worker-1 request=- made name=a\\nx\n")

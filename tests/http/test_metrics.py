@@ -1,0 +1,179 @@
+"""Metrics: what happened is what is counted, once; labels are bounded; the table is the truth."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from adapters import __version__
+from service.engine.interface import AdapterKey
+from service.engine.observer import BatchReport, EngineObserver, FailureReason
+from service.observability.metrics import (
+    ALL_LABELS,
+    MAX_LABELS,
+    METRICS,
+    Metrics,
+    Outcome,
+    metrics_table,
+)
+from tests.support.http_service import Live, serve
+from tests.support.tiny_models import make_adapter, make_backbone
+
+KEY = AdapterKey("a", "0" * 64)
+
+
+@pytest.fixture
+def live(tmp_path: Path) -> Iterator[Live]:
+    with serve(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics(CollectorRegistry(), routes=["/v1/predict"], error_types=["overloaded"])
+
+
+def lines(metrics: Metrics, start: str) -> list[str]:
+    shown = metrics.exposition().decode().splitlines()
+    return [line for line in shown if line.startswith(start) and "_created" not in line]
+
+
+def test_metrics_are_what_the_engine_reports_to(metrics: Metrics) -> None:
+    observer: EngineObserver = metrics
+    observer.batch_done(
+        BatchReport(
+            rows=3,
+            tokens=70,
+            adapters=2,
+            queue_seconds=[0.001, 0.002, 0.003],
+            generator_seconds=0.001,
+            backbone_seconds=0.004,
+            inference_seconds=0.006,
+            passes=3,
+            graphs=1,
+        )
+    )
+    observer.waiting_tokens(41)
+    observer.tier_size("active", 2, 1000)
+    observer.adapter_loaded(KEY, "active", 0.5)
+    observer.adapter_evicted(KEY, "registered", 30.0)
+    for reason in get_args(FailureReason):
+        observer.failed(reason, 2)
+    for line in (
+        "idspam_batch_rows_sum 3.0",
+        "idspam_batch_tokens_sum 70.0",
+        'idspam_passes_total{kind="graph"} 1.0',
+        'idspam_passes_total{kind="eager"} 2.0',
+        "idspam_batch_adapters_sum 2.0",
+        "idspam_queue_seconds_count 3.0",
+        "idspam_queue_seconds_sum 0.006",
+        "idspam_generator_seconds_sum 0.001",
+        "idspam_backbone_seconds_sum 0.004",
+        "idspam_inference_seconds_sum 0.006",
+        "idspam_waiting_tokens 41.0",
+        'idspam_tier_adapters{tier="active"} 2.0',
+        'idspam_tier_bytes{tier="active"} 1000.0',
+        'idspam_adapter_loads_total{tier="active"} 1.0',
+        'idspam_adapter_load_seconds_sum{tier="active"} 0.5',
+        'idspam_adapter_evictions_total{tier="registered"} 1.0',
+        'idspam_adapter_eviction_age_seconds_sum{tier="registered"} 30.0',
+    ):
+        assert lines(metrics, line.rpartition(" ")[0] + " ") == [line]
+    failures = lines(metrics, "idspam_failures_total")
+    assert len(failures) == len(get_args(FailureReason))
+    assert all(line.endswith(" 2.0") for line in failures)
+
+
+def test_series_exist_before_anything_happened(metrics: Metrics) -> None:
+    shown = metrics.exposition().decode()
+    for metric in METRICS:
+        assert f"# HELP {metric.name.removesuffix('_total')}" in shown
+    outcomes = len(get_args(Outcome))
+    assert len(lines(metrics, "idspam_requests_total")) == 2 * outcomes
+    assert lines(metrics, "idspam_request_errors_total{") == [
+        'idspam_request_errors_total{type="overloaded"} 0.0'
+    ]
+    assert lines(metrics, "idspam_predictions_total") == []
+
+
+def test_every_name_has_the_prefix_and_a_base_unit_and_buckets_reach_from_fast_to_slow() -> None:
+    for metric in METRICS:
+        assert metric.name.startswith("idspam_")
+        assert not metric.name.endswith(("_ms", "_kb", "_mb"))
+    seconds = next(metric for metric in METRICS if metric.name == "idspam_request_seconds")
+    assert (seconds.buckets[0], seconds.buckets[-1]) == (0.00025, 4.0)
+
+
+def test_unknown_routes_and_errors_make_no_new_series(metrics: Metrics) -> None:
+    before = len(metrics.exposition().splitlines())
+    for index in range(50):
+        metrics.request_done(f"/{index}", "client_error", seconds=0.1, error=f"e{index}")
+        metrics.predicted(f"adapter{index}", "label")
+    assert len(metrics.exposition().splitlines()) == before
+    line = 'idspam_requests_total{outcome="client_error",route="other"}'
+    assert lines(metrics, line) == [f"{line} 50.0"]
+
+
+def test_adapter_series_come_with_an_adapter_and_go_with_it(metrics: Metrics) -> None:
+    def series() -> dict[str, float]:
+        found = (line.rpartition(" ") for line in lines(metrics, "idspam_predictions_total{"))
+        return {name.partition("{")[2]: float(value) for name, _, value in found}
+
+    metrics.adapter_published("a", ["x", "y"])
+    metrics.predicted("a", "x")
+    metrics.adapter_published("a", ["x", "z"])
+    assert series() == {'adapter="a",label="x"}': 1.0, 'adapter="a",label="z"}': 0.0}
+    metrics.adapter_published("b", [f"l{index}" for index in range(MAX_LABELS + 1)])
+    metrics.predicted("b", "l7")
+    assert series()[f'adapter="b",label="{ALL_LABELS}"}}'] == 1.0
+    metrics.adapter_removed("a")
+    metrics.adapter_removed("a")
+    metrics.predicted("a", "x")
+    assert set(series()) == {f'adapter="b",label="{ALL_LABELS}"}}'}
+
+
+def test_each_request_is_counted_once_whatever_became_of_it(live: Live) -> None:
+    live.put("a", make_adapter(make_backbone(), max_length=8))
+    for _ in range(5):
+        live.predict(adapter="a", inputs=["x", "win " * 20, "y"])
+    for _ in range(3):
+        live.client.post("/v1/predict", json={"adapter": "none", "inputs": "x"})
+    live.client.post("/v1/predict", content=b"{", headers={"Content-Type": "application/json"})
+    live.client.get("/nowhere")
+    live.client.put("/v1/adapters/b", content=b"x")
+    route = "/v1/predict"
+    counted = {
+        outcome: live.metric("idspam_requests_total", route=route, outcome=outcome)
+        for outcome in get_args(Outcome)
+    }
+    assert counted == dict.fromkeys(get_args(Outcome), 0.0) | {"success": 5.0, "client_error": 4.0}
+    assert live.metric("idspam_request_seconds_count", route=route) == 9
+    for kind, count in (("adapter_not_found", 3), ("malformed_request", 1), ("not_found", 1)):
+        assert live.metric("idspam_request_errors_total", type=kind) == count
+    assert live.metric("idspam_tokenize_seconds_count") == 5
+    assert live.metric("idspam_truncated_inputs_total") == 5
+    predicted = [
+        live.metric("idspam_predictions_total", adapter="a", label=label)
+        for label in ("ham", "spam")
+    ]
+    assert sum(predicted) == 15
+    # One row more: the upload was run once, with a text of its own.
+    assert live.metric("idspam_batch_rows_sum") == 16
+    assert live.metric("idspam_queue_seconds_count") == 16
+    assert live.metric("idspam_uploads_total", outcome="created") == 1
+    assert live.metric("idspam_uploads_total", outcome="refused") == 1
+    assert live.metric("idspam_tier_adapters", tier="stored") == 1
+    assert live.metric("idspam_tier_adapters", tier="active") == 1
+    assert live.metric("idspam_waiting_tokens") == 0
+    build = {"version": __version__, "backbone": "tiny-bert-0", "device": "cpu", "dtype": "float32"}
+    assert live.metric("idspam_build_info", **build) == 1
+
+
+def test_the_table_names_every_metric_and_api_page_has_it() -> None:
+    table = metrics_table()
+    for metric in METRICS:
+        assert f"| `{metric.name}` | {metric.kind.__name__.lower()} |" in table
+    page = Path(__file__).resolve().parents[2] / "docs" / "api.md"
+    assert table in page.read_text(), "run: python -m service metrics"

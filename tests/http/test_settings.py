@@ -1,0 +1,133 @@
+"""The settings: one table, read from the environment, refused by name, documented as they are."""
+
+import re
+import subprocess
+import sys
+from dataclasses import FrozenInstanceError, fields
+from pathlib import Path
+
+import pytest
+
+from adapters.backbone.loading import DEFAULT_BACKBONE
+from service.local import engine_settings
+from service.settings import (
+    CPU_BATCH_TOKENS,
+    InvalidSettings,
+    Settings,
+    read_settings,
+    settings_table,
+    variable,
+)
+
+TREE = Path(__file__).resolve().parents[2]
+
+
+def test_nothing_set_is_the_default_backbone_on_the_loopback_interface() -> None:
+    settings = read_settings({"PATH": "/bin", "IDSPAMX": "1"})
+    assert settings == Settings()
+    assert settings.backbone == DEFAULT_BACKBONE
+    assert (settings.host, settings.port, settings.dtype) == ("127.0.0.1", 8000, "auto")
+    assert settings.adapter_dir == Path("data/adapters")
+    assert settings.zoo_dir == TREE / "adapters" / "zoo"
+    assert settings.api_keys == settings.admin_keys == ()
+
+
+def test_settings_cannot_be_changed_once_read() -> None:
+    with pytest.raises(FrozenInstanceError):
+        Settings().port = 1  # type: ignore[misc]  # what the test is about
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("IDSPAM_PORT", "80x"),
+        ("IDSPAM_PORT", "65536"),
+        ("IDSPAM_PORT", "-1"),
+        ("IDSPAM_PORT", ""),
+        ("IDSPAM_PORT", "٣"),
+        ("IDSPAM_PORT", "9" * 5000),
+        ("IDSPAM_DTYPE", "float16"),
+        ("IDSPAM_BACKBONE", " "),
+        ("IDSPAM_HOST", ""),
+        ("IDSPAM_MAX_BATCH_TOKENS", "none"),
+        ("IDSPAM_MAX_BATCH_TOKENS", "0"),
+        ("IDSPAM_MAX_WAITING_TOKENS", "1e6"),
+        ("IDSPAM_MAX_ACTIVE_ADAPTERS", "0"),
+        ("IDSPAM_DRAIN_SECONDS", "nan"),
+        ("IDSPAM_DRAIN_SECONDS", "-1"),
+        ("IDSPAM_DRAIN_SECONDS", "soon"),
+        ("IDSPAM_ADAPTER_DIR", ""),
+        ("IDSPAM_WORKERS", "-1"),
+        ("IDSPAM_WORKERS", "auto"),
+        ("IDSPAM_LOG_LEVEL", "loud"),
+        ("IDSPAM_API_KEYS", "two words"),
+    ],
+)
+def test_a_bad_value_is_refused_naming_its_key(key: str, value: str) -> None:
+    with pytest.raises(InvalidSettings) as caught:
+        read_settings({key: value})
+    (fault,) = caught.value.faults
+    assert fault.startswith(f"{key}: ")
+
+
+def test_every_bad_value_and_unknown_name_is_told_at_once() -> None:
+    with pytest.raises(InvalidSettings) as caught:
+        read_settings({"IDSPAM_PORT": "x", "IDSPAM_BACKBONES": "b", "IDSPAM_QQQ": "1"})
+    assert [fault.split(":")[0] for fault in caught.value.faults] == [
+        "IDSPAM_BACKBONES",
+        "IDSPAM_PORT",
+        "IDSPAM_QQQ",
+    ]
+    assert "did you mean IDSPAM_BACKBONE?" in caught.value.faults[0]
+
+
+def test_keys_are_neither_shown_in_errors_nor_in_logs() -> None:
+    settings = read_settings({"IDSPAM_API_KEYS": "a1,b2 ,, ", "IDSPAM_ADMIN_KEYS": "c3"})
+    assert (settings.api_keys, settings.admin_keys) == (("a1", "b2"), ("c3",))
+    assert not any(key in repr(settings) for key in ("a1", "b2", "c3"))
+    with pytest.raises(InvalidSettings) as caught:
+        read_settings({"IDSPAM_API_KEYS": "hush hush"})
+    assert "hush" not in str(caught.value)
+
+
+def test_what_can_be_switched_off_or_left_to_the_device() -> None:
+    assert read_settings({"IDSPAM_ZOO_DIR": "off"}).zoo_dir is None
+    automatic = read_settings({"IDSPAM_DEVICE": "cpu", "IDSPAM_MAX_BATCH_TOKENS": "auto"})
+    assert engine_settings(automatic).max_batch_tokens == CPU_BATCH_TOKENS
+    chosen = read_settings({"IDSPAM_DEVICE": "cpu", "IDSPAM_MAX_BATCH_TOKENS": "4_096"})
+    assert engine_settings(chosen).max_batch_tokens == 4096
+
+
+def test_the_table_has_a_row_for_every_setting() -> None:
+    rows = settings_table().splitlines()[2:]
+    assert [row.split("`")[1] for row in rows] == [variable(item.name) for item in fields(Settings)]
+    assert all(row.count("|") == 5 for row in rows)
+
+
+def test_readme_has_the_table_as_it_is() -> None:
+    readme = (TREE / "README.md").read_text()
+    found = re.search(r"<!-- settings -->\n(.*?)<!-- /settings -->", readme, re.DOTALL)
+    assert found, "README.md has no <!-- settings --> ... <!-- /settings -->"
+    assert found[1].strip() == settings_table().strip(), "run: python -m service settings"
+
+
+def test_a_bad_setting_stops_the_start_with_one_line_and_status_2() -> None:
+    environ = {"IDSPAM_PORT": "x", "PATH": ""}
+    ended = subprocess.run(
+        [sys.executable, "-m", "service"], cwd=TREE, env=environ, capture_output=True, timeout=30
+    )
+    assert ended.returncode == 2
+    assert ended.stdout == b""
+    expected = "service: IDSPAM_PORT: 'x': must be a whole number from 0 to 65535\n"
+    assert ended.stderr.decode() == expected
+
+
+def test_the_settings_command_prints_the_table() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "service", "settings"],
+        cwd=TREE,
+        capture_output=True,
+        timeout=30,
+        check=True,
+    )
+    assert ended.stdout.decode() == settings_table()

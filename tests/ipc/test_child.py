@@ -1,0 +1,76 @@
+"""What every child watches: its event loop, and whether it still has a supervisor."""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from service.ipc.child import Part
+from tests.support.service_process import TREE
+
+WATCHING = """
+import asyncio, os, time
+from service.ipc import part
+
+part.BEAT_SECONDS, part.STALL_SECONDS = 0.1, 0.6
+
+async def main():
+    mine = part.Part("x", {folder!r}, {supervisor}, 1)
+    watching = asyncio.create_task(mine.watch(lambda: None))
+    await asyncio.sleep(1.0)
+    print("alive", flush=True)
+    time.sleep(20)
+
+try:
+    asyncio.run(main())
+except KeyboardInterrupt:
+    pass
+"""
+
+
+def watched(folder: Path, supervisor: str) -> subprocess.CompletedProcess[str]:
+    code = WATCHING.format(folder=str(folder), supervisor=supervisor)
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=TREE, capture_output=True, text=True, timeout=15)
+
+
+def test_a_loop_that_stands_still_ends_its_process_and_shows_where(tmp_path: Path) -> None:
+    ended = watched(tmp_path, "os.getppid()")
+    assert ended.returncode == 1
+    assert ended.stdout == "alive\n"
+    assert "Timeout" in ended.stderr
+    assert "in main" in ended.stderr
+
+
+def test_a_child_without_its_supervisor_ends_itself(tmp_path: Path) -> None:
+    ended = watched(tmp_path, "os.getpid()")
+    assert ended.returncode == -signal.SIGTERM
+    assert ended.stdout == ""
+
+
+def test_an_orphan_removes_the_folder_and_nobody_else_does(tmp_path: Path) -> None:
+    folder = tmp_path / "sockets"
+    folder.mkdir()
+    Part("x", str(folder), os.getppid(), -1).tidy()
+    assert folder.is_dir()
+    Part("x", str(folder), os.getpid(), -1).tidy()
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("reason", ["short", "two\nlines", "long " * 10_000, "\udcff"])
+def test_whatever_a_part_reports_is_one_line_that_fits_into_a_pipe(reason: str) -> None:
+    reading, writing = os.pipe()
+    try:
+        Part("x", "", 0, writing).failed(reason)
+        line = os.read(reading, 2**20)
+    finally:
+        os.close(reading)
+        os.close(writing)
+    assert line.startswith(b"failed ")
+    assert line.endswith(b"\n")
+    assert line.count(b"\n") == 1
+    assert len(line) <= select.PIPE_BUF

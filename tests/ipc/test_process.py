@@ -1,0 +1,141 @@
+"""`python -m service` as a process: how it starts, refuses to start, and ends."""
+
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from adapters.backbone.loading import load_backbone
+from adapters.format.files import serialize
+from tests.support.http_service import error_of, save_backbone, until
+from tests.support.service_process import TREE, environ
+from tests.support.tiny_models import make_adapter
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_backbone(tmp_path_factory.mktemp("backbone"))
+
+
+@contextmanager
+def process(environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
+        [sys.executable, "-m", "service"],
+        cwd=TREE,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as running:
+        try:
+            yield running
+        finally:
+            running.kill()
+
+
+def test_sigterm_flips_ready_then_answers_what_is_in_flight_then_exits_0(
+    tmp_path: Path, folder: Path
+) -> None:
+    with process(environ(folder, tmp_path)) as running:
+        assert running.stdout is not None
+        line = running.stdout.readline()
+        assert line.startswith("serving http://127.0.0.1:")
+        assert f"backbone={folder} device=cpu dtype=float32 adapters=0" in line
+        url = line.split()[1]
+        adapter = make_adapter(load_backbone(str(folder), device="cpu"), max_length=64)
+        with httpx.Client(base_url=url, timeout=30) as client:
+            assert client.put("/v1/adapters/a", content=serialize(adapter)).status_code == 201
+            # Enough texts for the device to be busy while the signal comes.
+            body = {"adapter": "a", "inputs": ["the card is not good " * 12] * 1000}
+            answers: list[httpx.Response] = []
+            asking = threading.Thread(
+                target=lambda: answers.append(
+                    httpx.post(f"{url}/v1/predict", json=body, timeout=30)
+                )
+            )
+            asking.start()
+            until(lambda: client.get("/readyz").json()["details"]["waiting_entries"] > 0)
+            running.send_signal(signal.SIGTERM)
+            until(lambda: client.get("/readyz").status_code == 503)
+            assert client.get("/readyz").json()["reason"] == "draining"
+            assert client.get("/healthz").status_code == 200
+            refused = client.post("/v1/predict", json={"adapter": "a", "inputs": "x"})
+            assert refused.status_code == 503
+            assert error_of(refused)["type"] == "unavailable"
+            asking.join()
+        assert answers[0].status_code == 200
+        assert len(answers[0].json()["results"]) == 1000
+        assert running.wait(20) == 0
+
+
+def test_sigterm_while_idle_exits_0_at_once(tmp_path: Path, folder: Path) -> None:
+    with process(environ(folder, tmp_path)) as running:
+        assert running.stdout is not None
+        running.stdout.readline()
+        started = time.monotonic()
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(20) == 0
+        assert time.monotonic() - started < 5
+        assert running.stderr is not None
+        assert "Traceback" not in running.stderr.read()
+
+
+def refusals(tmp_path: Path, folder: Path) -> dict[str, tuple[dict[str, str], str]]:
+    """What cannot be started, by name: the environment, and words of the one line."""
+    (tmp_path / "file").write_text("not a folder")
+    (tmp_path / "empty").mkdir()
+    adapter_dir = tmp_path / "adapters"
+    return {
+        "adapter folder": (environ(folder, tmp_path / "file"), "IDSPAM_ADAPTER_DIR"),
+        "below a file": (environ(folder, tmp_path / "file" / "x"), "IDSPAM_ADAPTER_DIR"),
+        "empty backbone": (environ(tmp_path / "empty", adapter_dir), "cannot read the backbone"),
+        "empty backbone, workers": (
+            environ(tmp_path / "empty", adapter_dir, WORKERS="1"),
+            "cannot read the backbone",
+        ),
+        "device": (environ(folder, adapter_dir, DEVICE="cuda:77"), "device 'cuda:77'"),
+        "host": (environ(folder, adapter_dir, HOST="256.1.1.1"), "cannot listen on 256.1.1.1"),
+    }
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "adapter folder",
+        "below a file",
+        "empty backbone",
+        "empty backbone, workers",
+        "device",
+        "host",
+    ],
+)
+def test_what_cannot_start_says_so_in_one_line_with_status_2(
+    tmp_path: Path, folder: Path, case: str
+) -> None:
+    environment, words = refusals(tmp_path, folder)[case]
+    with process(environment) as running:
+        output, errors = running.communicate(timeout=60)
+    assert running.returncode == 2
+    assert output == ""
+    last = errors.splitlines()[-1]
+    assert last.startswith("service: ")
+    assert words in last
+    assert "Traceback" not in errors
+
+
+def test_an_occupied_port_is_told_in_one_line_with_status_2(tmp_path: Path, folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with process(environ(folder, tmp_path, PORT=str(port))) as running:
+            _, errors = running.communicate(timeout=60)
+    assert running.returncode == 2
+    assert errors.splitlines()[-1].startswith(f"service: cannot listen on 127.0.0.1:{port}: ")
+    assert "Traceback" not in errors

@@ -1,0 +1,260 @@
+"""What crosses between the processes arrives as it was sent, and nothing else is taken for it."""
+
+from datetime import UTC, datetime
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from adapters.backbone.model import Backbone
+from adapters.backbone.tokenizer import Encoding, TextEncoder
+from adapters.errors import (
+    AdapterError,
+    DamagedFile,
+    IncompatibleAdapter,
+    InvalidAdapter,
+    InvalidName,
+    RevisionConflict,
+    UnknownAdapter,
+    UnknownRevision,
+)
+from adapters.format.store import Revision
+from service import errors
+from service.catalog.entry import CatalogEntry
+from service.engine.interface import AdapterKey, Completion, Entry, RowResult
+from service.errors import ServiceError
+from service.ipc.protocol import (
+    VERSION,
+    Beat,
+    Cancel,
+    Codec,
+    EngineDefect,
+    Fault,
+    FromEngine,
+    FromWorker,
+    Malformed,
+    Predict,
+    Undecodable,
+    adapter_of,
+    answered_of,
+    completion_of,
+    encode,
+    entries_of,
+    entry_of,
+    error_of,
+    fault_of,
+    predict_of,
+)
+from tests.support.tiny_models import make_spec
+
+FROM_WORKER: Codec[FromWorker] = Codec(FromWorker)
+FROM_ENGINE: Codec[FromEngine] = Codec(FromEngine)
+
+REVISIONS = [character * 64 for character in "0123"]
+ROWS = st.lists(
+    st.tuples(
+        st.integers(0, 3),
+        st.lists(st.tuples(st.integers(0, 2**31 - 1), st.integers(0, 255)), min_size=1, max_size=9),
+        st.booleans(),
+        st.integers(1, 10_000),
+    ),
+    min_size=1,
+    max_size=9,
+)
+
+
+def entry(revision: int, tokens: list[tuple[int, int]], cut: bool, cost: int) -> Entry:
+    ids = np.array([item for item, _ in tokens], dtype=np.int64)
+    types = np.array([item for _, item in tokens], dtype=np.int64)
+    return Entry(AdapterKey("a", REVISIONS[revision]), Encoding(ids, types, cut), cost)
+
+
+@given(ROWS, st.one_of(st.none(), st.floats(0, 1e9)))
+def test_entries_arrive_as_they_were_sent(
+    rows: list[tuple[int, list[tuple[int, int]], bool, int]], deadline: float | None
+) -> None:
+    sent = [entry(*row) for row in rows]
+    (message,) = FROM_WORKER.decode(encode([predict_of(7, sent, deadline)]))
+    assert isinstance(message, Predict)
+    assert (message.id, message.deadline) == (7, deadline)
+    arrived = entries_of(message)
+    assert len(arrived) == len(sent)
+    for before, after in zip(sent, arrived, strict=True):
+        assert (after.adapter, after.cost, after.explain) == (before.adapter, before.cost, False)
+        assert after.encoding.truncated is before.encoding.truncated
+        assert after.encoding.input_ids.dtype == np.int64
+        np.testing.assert_array_equal(after.encoding.input_ids, before.encoding.input_ids)
+        np.testing.assert_array_equal(after.encoding.token_type_ids, before.encoding.token_type_ids)
+
+
+@given(ROWS, st.booleans())
+def test_scores_arrive_to_the_bit_and_weights_if_there_are_any(
+    rows: list[tuple[int, list[tuple[int, int]], bool, int]], explain: bool
+) -> None:
+    entries = [entry(*row) for row in rows]
+    random = np.random.default_rng(len(rows))
+    results = tuple(
+        RowResult(
+            random.random(1 + item.cost % 5, dtype=np.float32),
+            random.random(len(item.encoding), dtype=np.float32) if explain else None,
+        )
+        for item in entries
+    )
+    (message,) = FROM_ENGINE.decode(encode([answered_of(3, Completion(results, 0.25, 0.5))]))
+    arrived = completion_of(message, entries)  # type: ignore[arg-type]  # the union's one member
+    assert (arrived.queue_seconds, arrived.inference_seconds) == (0.25, 0.5)
+    for before, after in zip(results, arrived.rows, strict=True):
+        assert before.scores.tobytes() == after.scores.tobytes()
+        if before.token_weights is None:
+            assert after.token_weights is None
+        else:
+            assert after.token_weights is not None
+            assert before.token_weights.tobytes() == after.token_weights.tobytes()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rows": [0, 0]},
+        {"rows": [1]},
+        {"rows": [-1]},
+        {"lengths": [3]},
+        {"lengths": [-2]},
+        {"costs": []},
+        {"costs": [0]},
+        {"costs": [-5]},
+        {"input_ids": b"\0" * 7},
+        {"token_type_ids": b""},
+        {"truncated": b"\0\0"},
+        {"adapters": []},
+    ],
+)
+def test_a_request_whose_parts_do_not_belong_together_is_refused(change: dict[str, object]) -> None:
+    sound = predict_of(1, [entry(0, [(5, 0), (6, 0)], False, 4)], None)
+    entries_of(sound)
+    with pytest.raises(Malformed):
+        entries_of(msgspec.structs.replace(sound, **change))
+
+
+def test_an_answer_to_another_request_is_refused() -> None:
+    one = [entry(0, [(5, 0)], False, 4)]
+    scores = np.ones(2, dtype=np.float32)
+    answered = answered_of(1, Completion((RowResult(scores, np.ones(1, np.float32)),), 0.0, 0.0))
+    completion_of(answered, one)
+    for change in ({"labels": [2, 2]}, {"labels": [3]}, {"scores": b""}, {"weights": b"\0" * 8}):
+        with pytest.raises(Malformed):
+            completion_of(msgspec.structs.replace(answered, **change), one)
+
+
+ERRORS: list[AdapterError | ServiceError] = [
+    errors.InvalidRequest(["one fault", "another"]),
+    errors.TooLarge("too large"),
+    errors.Overloaded("full", retry_after=2.5),
+    errors.DeadlineExceeded("late"),
+    errors.InferenceFailed("bad scores", reason="not_finite"),
+    errors.AdapterLoadFailed("a", REVISIONS[1], "rotten"),
+    errors.NotReady("loading"),
+    errors.EngineUnavailable("draining"),
+    InvalidAdapter(["no header", "no tensors"]),
+    IncompatibleAdapter(["another tokenizer"]),
+    UnknownAdapter("a", ["b", "c"]),
+    UnknownRevision("a", "00", [REVISIONS[0]]),
+    RevisionConflict("a", REVISIONS[0], None),
+    InvalidName("adapter name"),
+    DamagedFile("gone"),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_errors_arrive_with_their_class_their_words_and_their_attributes(
+    error: AdapterError | ServiceError,
+) -> None:
+    fault = msgspec.msgpack.decode(msgspec.msgpack.encode(fault_of(error)), type=Fault)
+    arrived = error_of(fault)
+    assert type(arrived) is type(error)
+    assert str(arrived) == str(error)
+    assert vars(arrived) == vars(error)
+
+
+def test_a_defect_is_told_by_its_name_alone_and_no_other_class_can_be_made() -> None:
+    fault = fault_of(OSError(28, "secret path"))
+    assert "secret" not in str(fault)
+    assert isinstance(error_of(fault), EngineDefect)
+    for kind in ("OSError", "SystemExit", "Sequence", "__builtins__", ""):
+        assert isinstance(error_of(Fault(kind, "x", {"args": "y"})), EngineDefect)
+
+
+def test_an_entry_of_the_catalog_arrives_as_it_was(backbone: Backbone) -> None:
+    specs = {
+        REVISIONS[0]: make_spec(backbone),
+        REVISIONS[1]: make_spec(backbone, labels=("x", "y")),
+    }
+    stored = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
+    refusal = IncompatibleAdapter(["another tokenizer"])
+    sent = CatalogEntry(
+        "a",
+        REVISIONS[2],
+        (Revision(REVISIONS[2], stored, 99), Revision(REVISIONS[0], stored, 98)),
+        specs,
+        {REVISIONS[2]: refusal},
+        refusal,
+    )
+    arrived = entry_of(adapter_of(sent, {}), {})
+    assert (arrived.name, arrived.current) == (sent.name, sent.current)
+    assert arrived.revisions == sent.revisions
+    assert arrived.specs == sent.specs
+    assert {key: str(error) for key, error in arrived.unusable.items()} == {
+        REVISIONS[2]: str(refusal)
+    }
+    assert type(arrived.refusal) is IncompatibleAdapter
+    assert arrived.refusal.faults == refusal.faults
+    # What was told before is not told again.
+    short = adapter_of(sent, {REVISIONS[0]: specs[REVISIONS[0]]})
+    assert [revision for revision, text in short.specs.items() if text is None] == [REVISIONS[0]]
+    assert entry_of(short, arrived.specs).specs == sent.specs
+    with pytest.raises(Malformed):
+        entry_of(short, {})
+
+
+def test_the_encoder_that_a_worker_makes_is_the_engines(backbone: Backbone) -> None:
+    for encoder in (backbone.encoder, TextEncoder(backbone.encoder._base, read_token="[SEP]")):
+        made = TextEncoder(Tokenizer.from_str(encoder.to_json()))
+        assert made.sha256 == encoder.sha256
+        for pair in (None, "the card"):
+            ours = encoder.encode("hello you", pair, max_length=9)
+            theirs = made.encode("hello you", pair, max_length=9)
+            np.testing.assert_array_equal(ours.input_ids, theirs.input_ids)
+
+
+@given(st.binary(max_size=64))
+def test_whatever_bytes_come_they_are_messages_or_refused(junk: bytes) -> None:
+    for frame in (junk, bytes([VERSION]) + junk):
+        try:
+            messages = FROM_WORKER.decode(frame)
+        except Undecodable:
+            continue
+        assert isinstance(messages, list)
+
+
+def test_other_versions_directions_and_kinds_are_refused() -> None:
+    frame = encode([Cancel(1)])
+    assert FROM_WORKER.decode(frame) == [Cancel(1)]
+    body = frame[1:]
+    for version in (0, VERSION + 1, 255):
+        with pytest.raises(Undecodable, match="version"):
+            FROM_WORKER.decode(bytes([version]) + body)
+    with pytest.raises(Undecodable):
+        FROM_ENGINE.decode(frame)
+    with pytest.raises(Undecodable):
+        FROM_WORKER.decode(encode([Beat(0.0, True, True, None, {})]))
+    pickled = b"\x80\x04\x8c\x02os\x8c\x06getpid\x93)R."
+    unknown = msgspec.msgpack.encode([["Nothing", 1]])
+    longer = msgspec.msgpack.encode([["Cancel", 1, 2]])
+    for content in (b"", pickled, unknown, longer, body + body, body[:-1]):
+        with pytest.raises(Undecodable):
+            FROM_WORKER.decode(bytes([VERSION]) + content)
+    with pytest.raises(Undecodable):
+        FROM_WORKER.decode(b"")

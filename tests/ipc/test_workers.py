@@ -1,0 +1,291 @@
+"""Two HTTP workers and an engine process: same answers, and what happens when a part dies."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import zmq
+
+from adapters.backbone.loading import load_backbone
+from adapters.backbone.model import Backbone
+from adapters.format.files import serialize
+from service.ipc.protocol import VERSION, Hello, encode
+from tests.support.http_service import error_of, save_backbone
+from tests.support.service_process import (
+    TEXTS,
+    TREE,
+    Load,
+    Supervised,
+    alone,
+    body_of,
+    environ,
+    supervised,
+    until,
+)
+from tests.support.tiny_models import make_adapter
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_backbone(tmp_path_factory.mktemp("backbone"))
+
+
+@pytest.fixture(scope="module")
+def saved(folder: Path) -> Backbone:
+    return load_backbone(str(folder), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def service(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervised]:
+    """Shared: every test leaves it ready, whatever it killed."""
+    with supervised(folder, tmp_path_factory.mktemp("s")) as running:
+        yield running
+
+
+def test_every_worker_answers_what_the_texts_alone_get(
+    service: Supervised, saved: Backbone
+) -> None:
+    adapters = {
+        "a": make_adapter(saved, seed=1),
+        "b": make_adapter(saved, seed=2, labels=("x", "y", "z"), prompt_length=7),
+    }
+    with service.clients(2) as clients:
+        for name, adapter in adapters.items():
+            response = clients[0].put(f"/v1/adapters/{name}", content=serialize(adapter))
+            assert response.status_code == 201
+        for client in clients:
+            inputs = [{"adapter": name, "text": text} for text in TEXTS for name in adapters]
+            answer = client.post("/v1/predict", json={"inputs": inputs, "explain": True}).json()
+            for asked, result in zip(inputs, answer["results"], strict=True):
+                expected = alone(saved, adapters[asked["adapter"]], asked["text"])
+                scores = [item["score"] for item in result["scores"]]
+                assert scores == pytest.approx(expected, abs=1e-5)
+                assert sum(item["weight"] for item in result["explanation"]) == pytest.approx(1)
+            listed = client.get("/v1/adapters").json()["adapters"]
+            assert [item["name"] for item in listed] == ["a", "b"]
+            assert client.get("/v1/adapters/a/file").content == serialize(adapters["a"])
+            refused = client.put("/v1/adapters/c", content=b"\x80\x04 a pickle")
+            assert error_of(refused)["type"] == "adapter_invalid"
+            conflict = client.delete("/v1/adapters/a", headers={"If-Match": '"0"'})
+            assert conflict.status_code == 412
+        for name in adapters:
+            assert clients[1].delete(f"/v1/adapters/{name}").status_code == 204
+        assert clients[0].get("/v1/adapters").json()["adapters"] == []
+
+
+def test_a_put_through_one_worker_is_answered_by_all_at_once_under_load(
+    service: Supervised, saved: Backbone
+) -> None:
+    made = [
+        make_adapter(saved, seed=1, labels=("ham", "spam")),
+        make_adapter(saved, seed=2, labels=("x", "y", "z"), prompt_length=7),
+    ]
+    with service.clients(2) as clients:
+        revisions = [
+            str(clients[0].put("/v1/adapters/s", content=serialize(adapter)).json()["revision"])
+            for adapter in made
+        ]
+        with Load(service.url, "s") as load:
+            for turn in range(40):
+                put = clients[turn % 2].put("/v1/adapters/s", content=serialize(made[turn % 2]))
+                assert put.status_code == 200
+                for client in clients:
+                    result = client.post("/v1/predict", json=body_of("s", "win")).json()
+                    assert result["results"][0]["revision"] == revisions[turn % 2]
+                    shown = client.get("/v1/adapters/s").json()
+                    assert shown["revision"] == revisions[turn % 2]
+        clients[0].delete("/v1/adapters/s")
+    assert load.errors == []
+    assert load.statuses() == {200}
+    expected = {
+        (revision, index): alone(saved, adapter, text)
+        for revision, adapter in zip(revisions, made, strict=True)
+        for index, text in enumerate(TEXTS)
+    }
+    for index, _, body in load.answers:
+        (result,) = body["results"]
+        scores = [item["score"] for item in result["scores"]]
+        assert scores == pytest.approx(expected[result["revision"], index], abs=1e-5)
+    assert len(load.answers) > 100
+
+
+def test_metrics_are_the_exact_sums_over_all_workers(service: Supervised, saved: Backbone) -> None:
+    def counted() -> dict[str, float]:
+        series = service.series()
+        route = frozenset({("route", "/v1/predict")})
+        success = route | {("outcome", "success")}
+        refused = route | {("outcome", "client_error")}
+        labels = [frozenset({("adapter", "m"), ("label", label)}) for label in ("ham", "spam")]
+        return {
+            "success": series["idspam_requests_total", success],
+            "refused": series["idspam_requests_total", refused],
+            "seconds": series["idspam_request_seconds_count", route],
+            "not found": series[
+                "idspam_request_errors_total", frozenset({("type", "adapter_not_found")})
+            ],
+            "predicted": sum(series["idspam_predictions_total", item] for item in labels),
+            "tokenized": series["idspam_tokenize_seconds_count", frozenset()],
+            "rows": series["idspam_batch_rows_sum", frozenset()],
+            "waits": series["idspam_queue_seconds_count", frozenset()],
+        }
+
+    with service.clients(2) as clients:
+        data = serialize(make_adapter(saved, seed=1))
+        clients[0].put("/v1/adapters/m", content=data)
+        time.sleep(0.6)
+        before = counted()
+        for turn in range(50):
+            clients[turn % 2].post("/v1/predict", json=body_of("m", "win", "you", "x"))
+        for turn in range(7):
+            clients[turn % 2].post("/v1/predict", json=body_of("none", "win"))
+        expected = {
+            "success": 50,
+            "refused": 7,
+            "seconds": 57,
+            "not found": 7,
+            "predicted": 150,
+            "tokenized": 50,
+            "rows": 150,
+            "waits": 150,
+        }
+
+        def grown() -> dict[str, float]:
+            after = counted()
+            return {name: after[name] - before[name] for name in after}
+
+        until(lambda: grown() == expected)
+        time.sleep(0.6)
+        assert grown() == expected
+        assert service.metric("idspam_processes", kind="worker") == 2
+        assert service.metric("idspam_tier_adapters", tier="active") >= 1
+        for name in ("supervisor", "engine", "worker-0", "worker-1"):
+            assert service.metric("idspam_process_resident_bytes", process=name) > 2**20
+            assert service.metric("idspam_process_cpu_seconds_total", process=name) > 0
+        clients[1].delete("/v1/adapters/m")
+        series = service.series()
+        assert not [labels for _, labels in series if ("adapter", "m") in labels]
+
+
+def test_workers_and_supervisor_hold_no_torch(service: Supervised) -> None:
+    children = service.children()
+    for name, pid in {**children, "supervisor": service.process.pid}.items():
+        loaded = "libtorch" in Path(f"/proc/{pid}/maps").read_text()
+        assert loaded == (name == "engine")
+    for module in ("worker", "supervisor"):
+        code = (
+            f"import sys, service.ipc.{module}\n"
+            "print({'torch', 'transformers'} & set(sys.modules))"
+        )
+        ended = subprocess.run(
+            [sys.executable, "-c", code], cwd=TREE, capture_output=True, text=True, check=True
+        )
+        assert ended.stdout == "set()\n"
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_the_workers_port_is_taken_for_everybody_else(
+    service: Supervised, folder: Path, tmp_path: Path, workers: str
+) -> None:
+    port = service.url.rpartition(":")[2]
+    ended = subprocess.run(
+        [sys.executable, "-m", "service"],
+        cwd=TREE,
+        env=environ(folder, tmp_path, WORKERS=workers, PORT=port),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(f"service: cannot listen on 127.0.0.1:{port}: ")
+
+
+def test_junk_on_the_engines_socket_does_no_harm(service: Supervised, saved: Backbone) -> None:
+    folder = service.folder()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    before = service.children()
+    with httpx.Client(base_url=service.url, timeout=20) as client:
+        client.put("/v1/adapters/j", content=serialize(make_adapter(saved, seed=1)))
+        with zmq.Context() as context:
+            for endpoint in ("engine", "supervisor"):
+                socket = context.socket(zmq.DEALER)
+                socket.linger = 2000
+                socket.connect(f"ipc://{folder}/{endpoint}")
+                for frame in (b"", b"junk", encode([Hello(50)])[:-1], b"\x07" + b"\x90", bytes(99)):
+                    socket.send_multipart([frame])
+                    socket.send_multipart([frame, frame])
+                socket.send(bytes([VERSION]) + b"\x80\x04\x95 a pickle")
+                socket.send(bytes(300 * 2**20))
+                socket.close()
+        for _ in range(20):
+            assert client.post("/v1/predict", json=body_of("j", "x")).status_code == 200
+        assert client.get("/metrics").status_code == 200
+        client.delete("/v1/adapters/j")
+    assert service.children() == before
+
+
+def test_a_killed_engine_fails_waiters_at_once_and_comes_back_with_everything(
+    service: Supervised, saved: Backbone
+) -> None:
+    success = {"route": "/v1/predict", "outcome": "success"}
+    with service.clients(2) as clients:
+        adapter = make_adapter(saved, seed=1)
+        made = clients[0].put("/v1/adapters/k", content=serialize(adapter)).json()
+        with Load(service.url, "k") as load:
+            until(lambda: len(load.answers) > 50)
+            # What the parts have not yet told when they are killed is lost.
+            time.sleep(0.6)
+            before = service.metric("idspam_requests_total", **success)
+            restarts = service.metric("idspam_process_restarts_total", kind="engine")
+            killed = service.kill("engine")
+            until(lambda: clients[0].get("/readyz").status_code == 503)
+            began = time.monotonic()
+            refused = clients[1].post("/v1/predict", json=body_of("k", "x"))
+            assert refused.status_code == 503
+            assert error_of(refused)["type"] == "unavailable"
+            assert "Retry-After" in refused.headers
+            assert time.monotonic() - began < 2
+            assert clients[0].get("/healthz").status_code == 200
+            until(lambda: service.metric("idspam_processes", kind="engine") == 1)
+            for client in clients:
+                until(lambda client=client: client.get("/readyz").status_code == 200)  # type: ignore[misc]  # bound now
+            seen = len(load.answers)
+            until(lambda: len(load.answers) > seen + 50)
+        assert load.errors == []
+        assert load.statuses() == {200, 503}
+        assert load.slowest < 5
+        assert {status for _, status, _ in load.answers[-20:]} == {200}
+        assert service.children()["engine"] != killed
+        assert clients[1].get("/v1/adapters/k").json()["revision"] == made["revision"]
+        answer = clients[0].post("/v1/predict", json=body_of("k", TEXTS[0])).json()
+        scores = [item["score"] for item in answer["results"][0]["scores"]]
+        assert scores == pytest.approx(alone(saved, adapter, TEXTS[0]), abs=1e-5)
+        assert service.metric("idspam_requests_total", **success) > before
+        assert service.metric("idspam_process_restarts_total", kind="engine") == restarts + 1
+        clients[0].delete("/v1/adapters/k")
+
+
+def test_a_killed_worker_is_replaced_and_the_other_goes_on(
+    service: Supervised, saved: Backbone
+) -> None:
+    restarts = service.metric("idspam_process_restarts_total", kind="worker")
+    with service.clients(2) as clients:
+        clients[1].put("/v1/adapters/w", content=serialize(make_adapter(saved, seed=1)))
+        killed = service.kill("worker-0")
+        for _ in range(50):
+            assert clients[1].post("/v1/predict", json=body_of("w", "x")).status_code == 200
+        # Changes do not wait for the dead longer than it might still have answered.
+        began = time.monotonic()
+        put = clients[1].put("/v1/adapters/w", content=serialize(make_adapter(saved, seed=2)))
+        assert put.status_code == 200
+        assert time.monotonic() - began < 5
+        until(lambda: service.children().get("worker-0", killed) != killed)
+    with service.clients(2) as clients:
+        for client in clients:
+            answer = client.post("/v1/predict", json=body_of("w", "x")).json()
+            assert answer["results"][0]["revision"] == put.json()["revision"]
+        assert service.metric("idspam_process_restarts_total", kind="worker") == restarts + 1
+        clients[0].delete("/v1/adapters/w")

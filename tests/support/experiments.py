@@ -1,0 +1,146 @@
+"""Experiments as tests run them: two tiny tasks, a tiny random backbone, a display that acts."""
+
+import json
+import random
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from tests.support import families
+from train.config.settings import FitSettings
+from train.experiments.cells import Cell, Kind, Outcome, RunReport
+from train.experiments.compare import compare
+from train.experiments.display import SilentDisplay
+from train.experiments.session import Findings
+from train.report.report import EpochReport, Metrics
+
+COMMAND = "the command"
+# Epochs: long enough to be caught at it.
+LONG = 45
+
+
+# Pairs of tasks whose labels mean the same.
+_TASKS = {
+    "sst2": ("positive", "negative"),
+    "imdb": ("positive", "negative"),
+    "mrpc": ("equivalent", "not_equivalent"),
+    "qqp": ("duplicate", "not_duplicate"),
+}
+
+
+def make_place(folder: Path) -> None:
+    """A backbone, and four tasks with the names of real ones."""
+    families.save("bert", folder / "bert")
+    for task, labels in _TASKS.items():
+        (folder / "data" / task).mkdir(parents=True)
+        for split, rows in (("train", 60), ("validation", 30)):
+            path = folder / "data" / task / f"{split}.jsonl"
+            draw = random.Random(f"{task} {split}")
+            lines = (json.dumps(_row(draw, labels, task in ("mrpc", "qqp"))) for _ in range(rows))
+            path.write_text("\n".join(lines))
+
+
+def _row(draw: random.Random, labels: tuple[str, str], paired: bool) -> dict[str, str]:
+    """A text that says good or bad among other words."""
+    place = draw.randrange(2)
+    words = [draw.choice(("the", "card", "my", "call")) for _ in range(draw.randint(1, 5))]
+    words.insert(draw.randint(0, len(words)), ("good", "bad")[place])
+    row = {"text": " ".join(words), "label": labels[place]}
+    return row | {"text_pair": "is it now"} if paired else row
+
+
+def settings_of(place: Path, *, epochs: int = 3) -> FitSettings:
+    """Settings that need no GPU and little time, and stop no run early."""
+    return FitSettings(
+        backbone=str(place / "bert"),
+        device="cpu",
+        command=COMMAND,
+        epochs=epochs,
+        patience=epochs,
+        batch_size=16,
+        learning_rate=3e-3,
+    )
+
+
+class Watch(SilentDisplay):
+    """Keeps what it is told, and acts on it."""
+
+    def __init__(
+        self,
+        *,
+        begin: Callable[[Mapping[Cell, float]], None] = lambda _: None,
+        started: Callable[[Cell], None] = lambda _: None,
+        moved: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.notes: list[str] = []
+        self.started_cells: list[Cell] = []
+        self.stages: list[str] = []
+        self._begin, self._started, self._moved = begin, started, moved
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+    def begin(self, *, cells: int, finished: int, costs: Mapping[Cell, float]) -> None:
+        assert cells == finished + len(costs)
+        self._begin(costs)
+
+    def started(self, cell: Cell, place: str) -> None:
+        assert place == "cpu"
+        self.started_cells.append(cell)
+        self._started(cell)
+
+    def moved(self, cell: Cell, stage: str, share: float) -> None:
+        assert cell in self.started_cells
+        assert 0 <= share <= 1
+        self.stages.append(stage)
+        self._moved(stage)
+
+
+def compare_long(place: Path, output: Path, watch: Watch | None = None) -> Findings:
+    """One method on two tasks, one after the other, of the place that `make_place` has made."""
+    return compare(
+        ("sst2", "imdb"),
+        ("idspam",),
+        (1,),
+        settings_of(place, epochs=LONG),
+        output,
+        data_root=place / "data",
+        jobs=1,
+        display=watch,
+    )
+
+
+def cell_named(task: str = "rte", method: str = "idspam", variant: str = "", seed: int = 1) -> Cell:
+    """A cell whose key says all of it."""
+    return Cell(Kind.COMPARE, task, method, variant, seed, f"{task}-{method}-{variant}-{seed}")
+
+
+def report_of(cell: Cell, accuracy: float, *, epochs: int = 2) -> RunReport:
+    """As of a run whose reported rows were all answered so well."""
+    metrics = Metrics(accuracy, accuracy, 0.0)
+    history = tuple(
+        EpochReport(number, 0.5, accuracy / 2 * number, 0.5, 1.0, 10.0)
+        for number in range(1, epochs + 1)
+    )
+    return RunReport(
+        method=cell.method,
+        seed=cell.seed,
+        metrics={"selection": Metrics(0.1, 0.1, 0.0), "validation": metrics},
+        majority={"validation": Metrics(0.5, 0.3, 0.0)},
+        trainable_parameters=1000,
+        seconds=75.0,
+        seconds_per_epoch=1.5,
+        peak_memory=2**20,
+        epochs=history,
+        best_epoch=epochs,
+        learning_rate=1e-3,
+    )
+
+
+def finished(cell: Cell, accuracy: float) -> Outcome:
+    """The outcome of a run that ended well."""
+    return Outcome(cell, report_of(cell, accuracy), None, device="cpu")
+
+
+def failed(cell: Cell, why: str = "the loss | is nan") -> Outcome:
+    """The outcome of a run that did not."""
+    return Outcome(cell, None, why, device="cpu")

@@ -1,0 +1,177 @@
+"""The service on a real socket, for tests: uvicorn in a thread, a tiny random backbone behind it.
+
+Nothing of the service is replaced. `Brake` holds the device where a test needs a running batch.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+from adapters.backbone.model import Backbone
+from adapters.format.files import Adapter, serialize
+from adapters.format.store import AdapterStore
+from service.http.app import create_app, route_paths
+from service.http.errors import error_types
+from service.http.lifecycle import Service
+from service.http.server import listen, url_of
+from service.local import LocalBackend
+from service.observability.metrics import Metrics
+from service.settings import Settings, read_settings
+from tests.support.tiny_models import make_backbone, make_tokenizer
+
+PATIENCE_SECONDS = 20.0
+
+
+class Brake:
+    """Backbones whose first layer waits while the brake is on: a batch then stays in it."""
+
+    def __init__(self) -> None:
+        self._released = threading.Event()
+        self._released.set()
+
+    def load(self) -> Backbone:
+        backbone = make_backbone()
+        backbone._layers[0].register_forward_pre_hook(lambda *_: self._wait())
+        return backbone
+
+    def on(self) -> None:
+        self._released.clear()
+
+    def off(self) -> None:
+        self._released.set()
+
+    def _wait(self) -> None:
+        assert self._released.wait(PATIENCE_SECONDS), "the brake was never released"
+
+
+@dataclass(frozen=True)
+class Live:
+    """A running service and a client of it."""
+
+    url: str
+    app: FastAPI
+    client: httpx.Client
+    service: Service
+    adapter_dir: Path
+
+    def put(self, name: str, adapter: Adapter, **headers: str) -> str:
+        """Publish; the revision."""
+        response = self.client.put(
+            f"/v1/adapters/{name}", content=serialize(adapter), headers=headers
+        )
+        assert response.status_code in (200, 201), response.text
+        return str(response.json()["revision"])
+
+    def predict(self, **body: Any) -> dict[str, Any]:
+        """A request that must succeed; its answer."""
+        response = self.client.post("/v1/predict", json=body)
+        assert response.status_code == 200, response.text
+        return dict(response.json())
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The value of one series; it must exist."""
+        return self.series()[name, frozenset(labels.items())]
+
+    def series(self) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+        """Everything that /metrics shows."""
+        text = self.client.get("/metrics").text
+        return {
+            (sample.name, frozenset(sample.labels.items())): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+
+def make_app(settings: Settings, load: Callable[[], Backbone]) -> FastAPI:
+    """The app with everything in this process."""
+    metrics = Metrics(CollectorRegistry(), routes=route_paths(), error_types=error_types())
+    store = AdapterStore(settings.adapter_dir)
+    return create_app(settings, LocalBackend(settings, store, load=load, observer=metrics), metrics)
+
+
+@contextmanager
+def serve(
+    adapter_dir: Path,
+    *,
+    load: Callable[[], Backbone] = make_backbone,
+    wait: bool = True,
+    **settings: str,
+) -> Iterator[Live]:
+    """Serve until the block ends.
+
+    Args:
+        wait: for readiness.
+        settings: as in the environment, without the prefix.
+    """
+    # One lane, so that whoever holds the device holds all of it.
+    environ = {"IDSPAM_ZOO_DIR": "off", "IDSPAM_CPU_LANES": "1"} | {
+        f"IDSPAM_{key}": value for key, value in settings.items()
+    }
+    app = make_app(read_settings(environ | {"IDSPAM_ADAPTER_DIR": str(adapter_dir)}), load)
+    listener = listen("127.0.0.1", 0)
+    config = uvicorn.Config(app, loop="uvloop", http="httptools", ws="none", log_config=None)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    service = app.state.service
+    try:
+        with httpx.Client(base_url=url_of(listener), timeout=PATIENCE_SECONDS) as client:
+            if wait:
+                until(lambda: client.get("/readyz").status_code == 200)
+            yield Live(str(client.base_url), app, client, service, adapter_dir)
+    finally:
+        server.should_exit = True
+        thread.join(PATIENCE_SECONDS)
+        listener.close()
+        assert not thread.is_alive()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Return when it holds; it must, soon."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.01)
+
+
+def save_backbone(folder: Path) -> Path:
+    """A tiny random BERT with its tokenizer as a Hugging Face folder, for services in processes."""
+    tokenizer = make_tokenizer()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        mask_token="[MASK]",
+    )
+    fast.save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=128,
+    )
+    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    return folder
+
+
+def error_of(response: httpx.Response) -> Mapping[str, Any]:
+    """The error of a response that has the one shape."""
+    content = response.json()
+    assert set(content) == {"error"}
+    assert set(content["error"]) == {"type", "message", "details"}
+    return dict(content["error"])

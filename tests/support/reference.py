@@ -1,0 +1,159 @@
+"""The claim's other side: one text alone through Hugging Face's own forward pass.
+
+Takes nothing from `adapters` but the spec: tokens come from the tokenizer's own call, the prompt
+from the equation as it is printed, token by token in float64, and the model runs its own `forward`
+with eager attention.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
+
+from adapters.format.spec import AdapterSpec
+
+Array = npt.NDArray[np.float64]
+
+
+def answer_alone(
+    model: Any,
+    tokenizer: PreTrainedTokenizerFast,
+    spec: AdapterSpec,
+    tensors: dict[str, Tensor],
+    text: str,
+    pair: str | None,
+) -> tuple[Array, Array]:
+    """Scores [labels] and token weights [tokens] of one text."""
+    inputs = tokenize(model, tokenizer, text, pair, max_length=spec.max_length)
+    with torch.no_grad():
+        embedded, entering = _states_below(model, inputs, spec.insertion_layer)
+        source = embedded if spec.generator_input == "embeddings" else entering
+        prompt, weights = naive_prompt(source.double().numpy(), spec, tensors)
+        last = _with_prompt(model, inputs, spec.insertion_layer, torch.from_numpy(prompt).float())
+    t, causal = spec.prompt_length, model.config.model_type == "gpt2"
+    answer = last[-1] if causal else last[t]
+    read = last[t:].mean(dim=0) if spec.pooling == "mean" else answer
+    return _scores(read.double().numpy(), spec, tensors), weights
+
+
+def tokenize(
+    model: Any, tokenizer: PreTrainedTokenizerFast, text: str, pair: str | None, *, max_length: int
+) -> dict[str, Tensor]:
+    """The model's keyword arguments for one text, by the tokenizer's own call."""
+    kind = model.config.model_type
+    if kind == "gpt2":
+        extra = 1 if pair is None else 2
+        cut: Any = tokenizer(text, pair, truncation="longest_first", max_length=max_length - extra)
+        ids = list(cut["input_ids"])
+        if pair is not None:
+            first = cut.sequence_ids().count(0)
+            ids.insert(first, tokenizer.eos_token_id)
+        return {"input_ids": torch.tensor([[*ids, tokenizer.eos_token_id]])}
+    encoded: Any = tokenizer(
+        text, pair, truncation="longest_first", max_length=max_length, return_token_type_ids=True
+    )
+    inputs = {"input_ids": torch.tensor([encoded["input_ids"]])}
+    if kind in ("bert", "electra"):
+        inputs["token_type_ids"] = torch.tensor([encoded["token_type_ids"]])
+    return inputs
+
+
+def naive_prompt(
+    tokens: Array, spec: AdapterSpec, tensors: dict[str, Tensor]
+) -> tuple[Array, Array]:
+    """Prompt [t, n] and column means [S] of the softmax, token by token as the paper has it."""
+    w = {name: tensor.double().numpy() for name, tensor in tensors.items()}
+    values = [token @ w["generator.value"] for token in tokens]
+    if spec.generator_pooling == "mean":
+        attention = np.full((len(tokens), len(tokens)), 1 / len(tokens))
+    else:
+        queries = [token @ w["generator.query"] for token in tokens]
+        keys = [token @ w["generator.key"] for token in tokens]
+        attention = np.zeros((len(tokens), len(tokens)))
+        for i, query in enumerate(queries):
+            scores = np.array([query @ key / math.sqrt(spec.attention_size) for key in keys])
+            exponentials = np.exp(scores - scores.max())
+            attention[i] = exponentials / exponentials.sum()
+    attended = [sum(a * v for a, v in zip(row, values, strict=True)) for row in attention]
+    pooled = np.mean(attended, axis=0)
+    bottleneck = np.maximum(pooled @ w["generator.down.weight"] + w["generator.down.bias"], 0)
+    flat = bottleneck @ w["generator.up.weight"] + w["generator.up.bias"]
+    if spec.final_activation == "relu":
+        flat = np.maximum(flat, 0)
+    elif spec.final_activation == "tanh":
+        flat = np.tanh(flat)
+    return flat.reshape(spec.prompt_length, spec.hidden_size), attention.mean(axis=0)
+
+
+def layers_of(model: Any) -> nn.ModuleList:
+    """The transformer layers of any supported family."""
+    for path in ("encoder.layer", "transformer.layer", "h"):
+        try:
+            found = model.get_submodule(path)
+        except AttributeError:
+            continue
+        assert isinstance(found, nn.ModuleList)
+        return found
+    raise AssertionError(f"no layers in {type(model).__name__}")
+
+
+def _states_below(model: Any, inputs: dict[str, Tensor], layer: int) -> tuple[Tensor, Tensor]:
+    """[S, n] what enters the first layer, and what enters `layer`, in a pass without any prompt."""
+    outputs = model(**inputs, output_hidden_states=True)
+    return outputs.hidden_states[0][0], outputs.hidden_states[layer][0]
+
+
+def _with_prompt(model: Any, inputs: dict[str, Tensor], layer: int, prompt: Tensor) -> Tensor:
+    """[t + S, n]: the last layer's output with `prompt` in front of the input of `layer`."""
+    layers = layers_of(model)
+    causal = model.config.model_type == "gpt2"
+    length = inputs["input_ids"].shape[1] + len(prompt)
+    last: list[Tensor] = []
+
+    def insert(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return torch.cat([prompt[None], args[0]], dim=1), *args[1:]
+
+    def see_everything_allowed(
+        _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        # The model made its mask for S positions; from here on there are t + S. One text in an
+        # encoder needs none.
+        future = torch.full((length, length), -math.inf).triu(1)[None, None]
+        place = 2 if causal else 1
+        return (*args[:place], future if causal else None, *args[place + 1 :]), kwargs
+
+    def keep(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
+        states = output[0] if isinstance(output, tuple) else output
+        last.append(states[0])
+        # GPT-2 reshapes its result to the ids' length.
+        return states[:, len(prompt) :] if causal else None
+
+    hooks = [layers[layer].register_forward_pre_hook(insert)]
+    hooks += [
+        above.register_forward_pre_hook(see_everything_allowed, with_kwargs=True)
+        for above in layers[layer:]
+    ]
+    hooks.append((model.ln_f if causal else layers[-1]).register_forward_hook(keep))
+    try:
+        model(**inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return last[0]
+
+
+def _scores(read: Array, spec: AdapterSpec, tensors: dict[str, Tensor]) -> Array:
+    w: dict[str, Array] = {name: tensor.double().numpy() for name, tensor in tensors.items()}
+    if spec.head == "mlp":
+        read = np.tanh(read @ w["head.dense.weight"] + w["head.dense.bias"])
+    logits: Array = (
+        read @ w["head.out.weight"] + w["head.out.bias"]
+    ) / spec.calibration.temperature
+    if spec.activation == "sigmoid":
+        return np.asarray(1 / (1 + np.exp(-logits)))
+    exponentials = np.exp(logits - logits.max())
+    return np.asarray(exponentials / exponentials.sum())

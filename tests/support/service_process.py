@@ -1,0 +1,209 @@
+"""`python -m service` with workers, for tests: real processes, which can be found and killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from adapters.adapter import classify, prepare
+from adapters.backbone.model import Backbone
+from adapters.format.files import Adapter
+from adapters.packed.packing import Row
+
+TREE = Path(__file__).resolve().parents[2]
+PATIENCE_SECONDS = 40.0
+TEXTS = ("free win now", "my card is not good", "", "hello you call the bad card " * 3)
+CLIENTS = 4
+
+
+def environ(backbone: Path, adapter_dir: Path, **settings: str) -> dict[str, str]:
+    """For a service on a free port; settings without their prefix."""
+    mine = {"BACKBONE": str(backbone), "ADAPTER_DIR": str(adapter_dir), "PORT": "0"}
+    mine |= {"ZOO_DIR": "off", "DEVICE": "cpu", "DTYPE": "float32"} | settings
+    kept = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
+    offline = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return kept | offline | {f"IDSPAM_{key}": value for key, value in mine.items()}
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """A supervisor whose service is ready, and its children as the system shows them."""
+
+    process: subprocess.Popen[str]
+    url: str
+    log: Path
+    adapter_dir: Path
+
+    def children(self) -> dict[str, int]:
+        """Process ids by name: engine, worker-0, ..."""
+        found = {}
+        for pid, arguments in _processes():
+            if "-m service.ipc." in " ".join(arguments[:3]) and len(arguments) > 3:
+                part = json.loads(arguments[3])
+                if part["supervisor"] == self.process.pid:
+                    kind = arguments[2].rpartition(".")[2]
+                    found[kind if kind == "engine" else f"worker-{part['number']}"] = pid
+        return found
+
+    def folder(self) -> Path:
+        """Where its sockets are."""
+        for pid, arguments in _processes():
+            if pid == self.children()["engine"]:
+                return Path(json.loads(arguments[3])["folder"])
+        raise AssertionError("there is no engine")
+
+    def kill(self, name: str) -> int:
+        """SIGKILL; the id that it had."""
+        pid = self.children()[name]
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
+    @contextmanager
+    def clients(self, workers: int) -> Iterator[list[httpx.Client]]:
+        """One keep-alive connection to each worker, by its number."""
+        with ExitStack() as stack:
+            found: dict[int, httpx.Client] = {}
+
+            def connected() -> bool:
+                client = stack.enter_context(httpx.Client(base_url=self.url, timeout=30))
+                found[int(client.get("/readyz").json()["details"]["worker"])] = client
+                return len(found) == workers
+
+            until(connected)
+            yield [found[number] for number in range(workers)]
+
+    def series(self) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+        """Everything that /metrics shows."""
+        text = httpx.get(f"{self.url}/metrics", timeout=10).text
+        return {
+            (sample.name, frozenset(sample.labels.items())): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+    def metric(self, name: str, **labels: str) -> float:
+        return self.series()[name, frozenset(labels.items())]
+
+
+@contextmanager
+def supervised(
+    backbone: Path, folder: Path, *, workers: int = 2, **settings: str
+) -> Iterator[Supervised]:
+    """A service that is ready; whatever becomes of it, nothing of it is left afterwards."""
+    adapter_dir, log = folder / "adapters", folder / "log"
+    temporary = folder / "t"
+    temporary.mkdir(exist_ok=True)
+    environment = environ(backbone, adapter_dir, WORKERS=str(workers), **settings)
+    environment["TMPDIR"] = str(temporary)
+    with (
+        log.open("w") as errors,
+        subprocess.Popen(
+            [sys.executable, "-m", "service"],
+            cwd=TREE,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        ) as process,
+    ):
+        running = Supervised(process, "", log, adapter_dir)
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert line.startswith("serving http://127.0.0.1:"), log.read_text()
+            running = Supervised(process, line.split()[1], log, adapter_dir)
+            yield running
+            if process.poll() is None:
+                process.terminate()
+                assert process.wait(PATIENCE_SECONDS) == 0
+        finally:
+            process.kill()
+            until(lambda: not running.children())
+    assert not list(temporary.glob("idspam-*"))
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Return when it holds; it must, soon."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)
+
+
+def _processes() -> Iterator[tuple[int, list[str]]]:
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                arguments = (folder / "cmdline").read_bytes().decode().split("\0")
+            except OSError:
+                continue
+            yield int(folder.name), arguments
+
+
+def body_of(adapter: str, *texts: str) -> dict[str, Any]:
+    return {"adapter": adapter, "inputs": list(texts)}
+
+
+def alone(backbone: Backbone, adapter: Adapter, text: str) -> list[float]:
+    """The scores of a text in a batch of its own, best first."""
+    encoding = backbone.encoder.encode(text, max_length=adapter.spec.max_length)
+    batch = backbone.pack([Row(encoding, adapter.spec, 0)])
+    found = classify(backbone, batch, [prepare(adapter, backbone)])[0]
+    return sorted(found.scores.tolist(), reverse=True)
+
+
+@dataclass
+class Load:
+    """Clients that ask without pause, on connections of their own, until the block ends."""
+
+    url: str
+    name: str
+    answers: list[tuple[int, int, Any]] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    slowest: float = 0.0
+    _done: threading.Event = field(default_factory=threading.Event)
+    _threads: list[threading.Thread] = field(default_factory=list)
+
+    def __enter__(self) -> "Load":
+        for number in range(CLIENTS):
+            thread = threading.Thread(target=self._ask, args=(number,))
+            thread.start()
+            self._threads.append(thread)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        for thread in self._threads:
+            thread.join(30)
+
+    def statuses(self) -> set[int]:
+        return {status for _, status, _ in self.answers}
+
+    def _ask(self, turn: int) -> None:
+        client = httpx.Client(base_url=self.url, timeout=30)
+        while not self._done.is_set():
+            turn += 1
+            index = turn % len(TEXTS)
+            began = time.monotonic()
+            try:
+                response = client.post("/v1/predict", json=body_of(self.name, TEXTS[index]))
+                self.answers.append((index, response.status_code, response.json()))
+            except httpx.HTTPError as error:
+                # Its worker died: the next connection is another's.
+                self.errors.append(repr(error))
+                client.close()
+                client = httpx.Client(base_url=self.url, timeout=30)
+            self.slowest = max(self.slowest, time.monotonic() - began)
+            time.sleep(0.01)
+        client.close()

@@ -1,0 +1,297 @@
+"""Several processes as a launcher starts them, on CPUs: what one alone does, and no process left.
+
+Dropout is off: each process draws a mask of its own.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from adapters.errors import UnusableBackbone
+from adapters.format.files import load_adapter
+from tests.support import families
+from train.cli import main
+from train.config.settings import FitSettings, StorageType
+from train.data.dataset import read_examples
+from train.errors import SettingsError
+from train.fit.fit import fit
+from train.loop.checkpoint import state_path
+from train.loop.distributed import Launch, is_first_to_fail, joined
+from train.report.progress import SilentProgress
+from train.report.report import FitReport
+
+ROOT = Path(__file__).resolve().parents[2]
+LAUNCHER = (
+    *(sys.executable, "-m", "accelerate.commands.launch"),
+    # On CPUs as well: without it `accelerate launch` starts one process there.
+    *("--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", "0"),
+    *("--mixed_precision", "no", "--dynamo_backend", "no", "--module", "train"),
+)
+EPOCHS = 8
+# The last step of an epoch has one row: one of the processes has none.
+ROWS, BATCH = 97, 8
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny random backbone and rows that say good or bad among other words."""
+    folder = tmp_path_factory.mktemp("place")
+    families.save("bert", folder / "bert")
+    rng = random.Random(1)
+    for name, rows in (("train", ROWS), ("validation", 40)):
+        lines = []
+        for _ in range(rows):
+            label = rng.choice(("good", "bad"))
+            words = rng.choices(("the", "card", "my", "call", "you", "now"), k=rng.randint(1, 8))
+            words.insert(rng.randint(0, len(words)), label)
+            lines.append(json.dumps({"text": " ".join(words), "label": label}) + "\n")
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(place: Path) -> FitReport:
+    """One process from the first step to the last."""
+    return _alone(place, "whole.safetensors")
+
+
+class _Interrupt(SilentProgress):
+    """Ctrl-C after so many steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def advance(
+        self,
+        texts: int,  # noqa: ARG002  # the protocol's
+        *,
+        loss: float | None = None,
+        accuracy: float | None = None,  # noqa: ARG002  # the protocol's
+    ) -> None:
+        if loss is not None:
+            self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+def _alone(
+    place: Path,
+    output: str,
+    *,
+    epochs: int = EPOCHS,
+    resume: bool = False,
+    progress: SilentProgress | None = None,
+) -> FitReport:
+    """What `_flags` ask for, in this process."""
+    settings = FitSettings(
+        backbone=str(place / "bert"),
+        device="cpu",
+        epochs=epochs,
+        patience=epochs,
+        batch_size=BATCH,
+        learning_rate=1e-3,
+        dropout=0.0,
+        storage_dtype=StorageType.FLOAT32,
+        resume=resume,
+    )
+    train, validation = (
+        read_examples(str(place / f"{name}.jsonl")) for name in ("train", "validation")
+    )
+    shown = progress or SilentProgress()
+    return fit(train, validation, None, settings, place / output, shown)
+
+
+def _flags(output: str, *more: str, epochs: int = EPOCHS) -> list[str]:
+    files = ["--train", "train.jsonl", "--validation", "validation.jsonl", "--output", output]
+    length = ["--epochs", f"{epochs}", "--patience", f"{epochs}", "--batch-size", f"{BATCH}"]
+    others = ["--lr", "1e-3", "--dropout", "0", "--storage-dtype", "float32", "--device", "cpu"]
+    return ["fit", *files, "--backbone", "bert", *length, *others, "--no-progress", *more]
+
+
+@contextmanager
+def _launched(place: Path, flags: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """Two processes and their launcher, ended at the latest when the block is."""
+    own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    own |= dict.fromkeys(("TMPDIR", "HF_HOME"), str(place))
+    with subprocess.Popen(
+        [*LAUNCHER, *flags],
+        cwd=place,
+        env=os.environ | own,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as launcher:
+        try:
+            yield launcher
+        finally:
+            if launcher.poll() is None:
+                for pid in (*_processes(launcher.pid), launcher.pid):
+                    os.kill(pid, signal.SIGKILL)
+
+
+def _processes(launcher: int) -> list[int]:
+    """Those that a launcher has started and that have not ended, by rank."""
+    found = {}
+    for children in Path(f"/proc/{launcher}/task").glob("*/children"):
+        for pid in map(int, children.read_text().split()):
+            for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                if entry.startswith(b"RANK="):
+                    found[int(entry.removeprefix(b"RANK="))] = pid
+    return [found[rank] for rank in sorted(found)]
+
+
+def _wait_for(launcher: subprocess.Popen[str], start: str) -> str:
+    """Read its errors up to a line that starts like this."""
+    assert launcher.stderr is not None
+    seen = []
+    for line in launcher.stderr:
+        seen.append(line)
+        if line.startswith(start):
+            return "".join(seen)
+    raise AssertionError("".join(seen))
+
+
+def _ended(launcher: subprocess.Popen[str]) -> tuple[str, str]:
+    """stdout and the rest of stderr of a run that ends by itself.
+
+    Nobody is left then: every process has these pipes open until it ends.
+    """
+    return launcher.communicate(timeout=60)
+
+
+def _farthest(place: Path, output: str) -> float:
+    """How far its weights are from those of the whole run by one process, at most."""
+    expected, found = (load_adapter(place / name) for name in ("whole.safetensors", output))
+    assert found.tensors.keys() == expected.tensors.keys()
+    return max(
+        float((tensor - found.tensors[name]).abs().max())
+        for name, tensor in expected.tensors.items()
+    )
+
+
+def test_two_processes_train_as_one_does_and_one_of_them_tells(
+    place: Path, whole: FitReport
+) -> None:
+    with _launched(place, _flags("two.safetensors", "--report", "two.json")) as launcher:
+        out, err = _ended(launcher)
+    assert launcher.returncode == 0, err
+    report = json.loads((place / "two.json").read_text())
+    assert report["settings"]["processes"] == 2
+    for found, expected in zip(report["epochs"], whole.epochs, strict=True):
+        assert found["loss"] == pytest.approx(expected.loss, rel=1e-5)
+        assert found["accuracy"] == expected.accuracy
+    assert whole.epochs[-1].loss < whole.epochs[0].loss - 0.1, "so little says nothing"
+    assert _farthest(place, "two.safetensors") < 1e-5
+    assert (out.count("this adapter"), out.count("two.safetensors")) == (1, 2)
+    assert (err.count("train.jsonl: 97 rows"), err.count("epoch 8:")) == (1, 1)
+    assert not state_path(place / "two.safetensors").exists()
+
+
+def test_a_state_of_one_process_is_gone_on_with_by_two_and_theirs_by_one(
+    place: Path, whole: FitReport
+) -> None:
+    output, steps = "cut.safetensors", -(-ROWS // BATCH)
+    with pytest.raises(KeyboardInterrupt):
+        _alone(place, output, progress=_Interrupt(steps + 3))
+    with _launched(place, _flags(output, "--resume")) as launcher:
+        assert "epoch 1:" not in _wait_for(launcher, "epoch 2:")
+        # Harder than to the launcher, which tells both: they stop together all the same.
+        os.kill(_processes(launcher.pid)[1], signal.SIGTERM)
+        _, err = _ended(launcher)
+    assert err.count("interrupted; to go on: python -m train fit ") == 1
+    assert "error: " not in err
+    assert not (place / output).exists()
+    report = _alone(place, output, resume=True)
+    assert _farthest(place, output) < 1e-5
+    assert [epoch.loss for epoch in report.epochs] == pytest.approx(
+        [epoch.loss for epoch in whole.epochs], rel=1e-5
+    )
+
+
+def test_the_death_of_one_process_ends_the_run_and_leaves_a_state(place: Path) -> None:
+    with _launched(place, _flags("dead.safetensors", epochs=1000)) as launcher:
+        _wait_for(launcher, "epoch 1:")
+        os.kill(_processes(launcher.pid)[1], signal.SIGKILL)
+        started = time.monotonic()
+        _, err = _ended(launcher)
+    assert time.monotonic() - started < 20, "the launcher had to use force"
+    assert launcher.returncode == 1
+    assert err.count("error: another process of this run is gone: ") == 1
+    assert state_path(place / "dead.safetensors").exists()
+    with pytest.raises(KeyboardInterrupt):
+        _alone(place, "dead.safetensors", epochs=1000, resume=True, progress=_Interrupt(1))
+
+
+def test_what_is_wrong_for_all_is_said_once(place: Path) -> None:
+    (place / "bad.jsonl").write_text("\n")
+    with _launched(place, _flags("none.safetensors", "--train", "bad.jsonl")) as launcher:
+        _, err = _ended(launcher)
+    assert err.count("error: ") == 1
+    assert "error: bad.jsonl: holds no rows\n" in err
+    assert launcher.returncode == 1
+
+
+def test_the_first_process_to_fail_is_one_of_this_start_of_this_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TORCHELASTIC_ERROR_FILE", raising=False)
+    assert [is_first_to_fail(), is_first_to_fail()] == [True, True], "nobody else is there"
+    for attempt in ("attempt_0", "attempt_1"):
+        found = []
+        for rank in ("1", "0", "2"):
+            folder = tmp_path / attempt / rank
+            folder.mkdir(parents=True)
+            monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(folder / "error.json"))
+            found.append(is_first_to_fail())
+        assert found == [True, False, False]
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "gone" / "0" / "error.json"))
+    assert is_first_to_fail(), "rather twice than never"
+
+
+@pytest.mark.parametrize("command", ["evaluate", "push"])
+def test_other_commands_refuse_to_be_several(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = {
+        "evaluate": ["--adapter", "x", "--data", "y"],
+        "push": ["--adapter", "x", "--name", "x", "--url", "http://x"],
+    }
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main([command, *argv[command]]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {command} is not for a launcher ")
+
+
+def test_a_launcher_that_starts_one_process_instead_of_several_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    assert Launch.of_environment() == Launch(), "one was asked for"
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    assert main(["fit", "--train", "x", "--output", "x.safetensors"]) == 2
+    assert "accelerate launch --cpu starts one process" in capsys.readouterr().err
+
+
+def test_a_device_for_all_processes_together_is_refused() -> None:
+    launch = Launch(rank=1, size=2, local_rank=1)
+    with (
+        pytest.raises(SettingsError, match="--device cuda:1: a launcher gives each process"),
+        joined(launch, "cuda:1"),
+    ):
+        pass
+    with pytest.raises(UnusableBackbone, match="'tpu'"), joined(launch, "tpu"):
+        pass
+    if not torch.cuda.is_available():
+        with pytest.raises(UnusableBackbone, match="'cuda'"), joined(launch, "cuda"):
+            pass

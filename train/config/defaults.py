@@ -1,0 +1,135 @@
+"""What training chooses where a setting is left open. The measurements are in docs/defaults.md."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from adapters.backbone.model import Backbone
+from adapters.format.spec import FinalActivation, GeneratorInput, HeadKind, Pooling
+from train.config.recipe import Design, Recipe
+from train.config.settings import FitSettings, Preset
+from train.errors import SettingsError
+from train.methods.method import Method
+from train.report.metrics import Metric
+
+# Texts that a run goes through in all its epochs: small data gets many passes, large data few.
+TEXTS_PER_RUN = 60_000
+EPOCHS = (3, 12)
+# Texts a step: of data with few rows and of data with many.
+BATCH_SIZES = (32, 64)
+MANY_ROWS = 10_000
+# Classes from which on there is much to be learnt from every row.
+MANY_LABELS = 20
+MAX_LENGTH = 256
+# c of the paper: 34 fits its published parameter counts.
+BOTTLENECK = 34
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What a preset says of the switches that a run may leave open.
+
+    layer_share: m as a share of the backbone's layers. learning_rate: of ID-SPAM. weight_decay: of
+    data with few rows and labels, which a generator soon knows by heart, and of other data.
+    """
+
+    prompt_length: int
+    bottleneck: int
+    layer_share: float
+    generator_input: GeneratorInput
+    final_activation: FinalActivation
+    pooling: Pooling
+    head: HeadKind
+    learning_rate: float
+    weight_decay: tuple[float, float]
+
+
+PRESETS: Mapping[Preset, Choices] = {
+    Preset.BEST: Choices(
+        prompt_length=10,
+        bottleneck=BOTTLENECK,
+        layer_share=0.5,
+        generator_input=GeneratorInput.HIDDEN,
+        final_activation=FinalActivation.NONE,
+        pooling=Pooling.ANSWER,
+        head=HeadKind.LINEAR,
+        learning_rate=1e-3,
+        weight_decay=(5.0, 0.01),
+    ),
+    Preset.PAPER: Choices(
+        prompt_length=10,
+        bottleneck=BOTTLENECK,
+        layer_share=0.5,
+        generator_input=GeneratorInput.EMBEDDINGS,
+        final_activation=FinalActivation.RELU,
+        pooling=Pooling.ANSWER,
+        head=HeadKind.LINEAR,
+        learning_rate=1e-3,
+        weight_decay=(0.01, 0.01),
+    ),
+}
+
+
+def settings_for(method: str, settings: FitSettings) -> FitSettings:
+    """A comparison's settings as one of its methods has them: `idspam-paper` is a preset."""
+    return replace(settings, preset=Preset.PAPER) if method == "idspam-paper" else settings
+
+
+def design_of(settings: FitSettings, backbone: Backbone) -> Design:
+    """How the method of a run is built.
+
+    Raises:
+        SettingsError: a layer or length that this backbone does not have.
+    """
+    chosen = PRESETS[settings.preset]
+    layer, length = settings.insertion_layer, settings.max_length
+    faults = []
+    if layer is not None and layer >= backbone.layers:
+        faults.append(
+            f"--insertion-layer {layer}: this backbone has layers 0..{backbone.layers - 1}"
+        )
+    if length is not None and length > backbone.max_tokens:
+        faults.append(f"--max-length {length}: this backbone takes {backbone.max_tokens} tokens")
+    if faults:
+        raise SettingsError(faults)
+    return Design(
+        prompt_length=settings.prompt_length or chosen.prompt_length,
+        bottleneck=settings.bottleneck or chosen.bottleneck,
+        attention_size=settings.attention_size or backbone.hidden_size,
+        insertion_layer=round(chosen.layer_share * backbone.layers) if layer is None else layer,
+        generator_input=settings.generator_input or chosen.generator_input,
+        generator_pooling=settings.generator_pooling,
+        final_activation=settings.final_activation or chosen.final_activation,
+        pooling=settings.pooling or chosen.pooling,
+        head=settings.head or chosen.head,
+        max_length=length or min(MAX_LENGTH, backbone.max_tokens),
+        dropout=settings.dropout,
+    )
+
+
+def recipe_of(
+    settings: FitSettings, method: type[Method], *, rows: int, labels: int, metric: Metric
+) -> Recipe:
+    """The optimiser's settings for this many training rows and labels."""
+    least, most = EPOCHS
+    epochs = settings.epochs or min(max(round(TEXTS_PER_RUN / rows), least), most)
+    many = rows >= MANY_ROWS
+    batch_size = settings.batch_size or BATCH_SIZES[many]
+    chosen = PRESETS[settings.preset]
+    decays = chosen.weight_decay
+    return Recipe(
+        epochs=epochs,
+        batch_size=batch_size,
+        micro_batch=settings.micro_batch or batch_size,
+        learning_rate=_first(settings.learning_rate, method.learning_rate, chosen.learning_rate),
+        warmup_ratio=settings.warmup_ratio,
+        weight_decay=_first(
+            settings.weight_decay, method.weight_decay, decays[many or labels >= MANY_LABELS]
+        ),
+        patience=settings.patience or max(3, epochs // 3),
+        seed=settings.seed,
+        metric=metric,
+    )
+
+
+def _first(*values: float | None) -> float:
+    return next(value for value in values if value is not None)

@@ -1,0 +1,286 @@
+"""Every setting of `fit`, once: name, type, default, range, help. The command line is made of this.
+
+Knows no data and no backbone: where the default is None, training chooses (`train.config.defaults`), and
+the help says from what.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from types import NoneType, UnionType
+from typing import Annotated, Any, get_args, get_type_hints
+
+from adapters.format.spec import (
+    FinalActivation,
+    GeneratorInput,
+    GeneratorPooling,
+    HeadKind,
+    Pooling,
+)
+from train.errors import SettingsError
+
+
+class CacheMode(StrEnum):
+    """Where states below the insertion layer are kept. `auto`: memory if they fit, else disk."""
+
+    AUTO = "auto"
+    MEMORY = "memory"
+    DISK = "disk"
+    OFF = "off"
+
+
+class ComputeType(StrEnum):
+    """The backbone's type. `auto`: bfloat16 where the device computes it and parity holds."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+class Preset(StrEnum):
+    """Where the method's switches come from: measured here (docs/research.md), or the paper's."""
+
+    BEST = "best"
+    PAPER = "paper"
+
+
+class StorageType(StrEnum):
+    """The tensors' type in the file. `auto`: float16 where that moves no answer past the bound."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Finite numbers, from `least` or above `above`, to `most` or below `below`."""
+
+    least: float = -math.inf
+    above: float = -math.inf
+    most: float = math.inf
+    below: float = math.inf
+
+    def fault(self, value: float) -> str | None:
+        """What is wrong with a value, or None."""
+        if not math.isfinite(value):
+            return "must be a finite number"
+        if value < self.least:
+            return f"must be at least {self.least:g}"
+        if value <= self.above:
+            return f"must be greater than {self.above:g}"
+        if value > self.most:
+            return f"must be at most {self.most:g}"
+        if value >= self.below:
+            return f"must be less than {self.below:.0f}"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What is known of a setting besides its type and default.
+
+    otherwise: what is taken where the default is None. flag: where it is not the name's own.
+    """
+
+    help: str
+    range: Range | None = None
+    otherwise: str | None = None
+    flag: str | None = None
+
+
+_COUNT = Range(least=1)
+_SHARE = Range(least=0, below=1)
+_BY_SIZE = "from the data's size"
+_BY_PRESET = "from the preset"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitSettings:
+    """How one adapter is trained.
+
+    Raises:
+        SettingsError: values out of range, every one of them named.
+    """
+
+    backbone: Annotated[
+        str | None,
+        Setting(
+            "the frozen model: a folder, hub name or hub name@revision",
+            otherwise="all-MiniLM-L6-v2",
+        ),
+    ] = None
+    device: Annotated[str, Setting("auto (a GPU if there is one), cpu, cuda or cuda:N")] = "auto"
+    dtype: Annotated[
+        ComputeType | None,
+        Setting("type that the backbone computes in", otherwise="float32 on a CPU, auto on a GPU"),
+    ] = None
+    preset: Annotated[
+        Preset, Setting("the method's switches: the best that were measured, or the paper's")
+    ] = Preset.BEST
+
+    epochs: Annotated[int | None, Setting("most passes over the data", _COUNT, _BY_SIZE)] = None
+    batch_size: Annotated[int | None, Setting("texts a step", _COUNT, _BY_SIZE)] = None
+    micro_batch: Annotated[
+        int | None,
+        Setting(
+            "texts whose gradients are computed at once, for a batch that does not fit",
+            _COUNT,
+            "the whole batch",
+        ),
+    ] = None
+    learning_rate: Annotated[
+        float | None,
+        Setting("AdamW's peak learning rate", Range(above=0, most=10), _BY_PRESET, flag="--lr"),
+    ] = None
+    warmup_ratio: Annotated[
+        float,
+        Setting("share of all steps in which the rate rises", _SHARE, flag="--warmup"),
+    ] = 0.06
+    weight_decay: Annotated[
+        float | None, Setting("AdamW's decay", Range(least=0, most=100), _BY_PRESET)
+    ] = None
+    dropout: Annotated[float, Setting("share of values dropped in training", _SHARE)] = 0.1
+    patience: Annotated[
+        int | None,
+        Setting(
+            "epochs without a better validation result before the run stops",
+            _COUNT,
+            "from the number of epochs",
+        ),
+    ] = None
+    seed: Annotated[
+        int, Setting("of initial weights, order, dropout and split", Range(least=0, below=2**32))
+    ] = 13
+
+    prompt_length: Annotated[
+        int | None, Setting("t: soft prompt vectors a text", Range(least=1, most=256), _BY_PRESET)
+    ] = None
+    bottleneck: Annotated[
+        int | None,
+        Setting("c: width between W_down and W_up", Range(least=1, most=8192), _BY_PRESET),
+    ] = None
+    attention_size: Annotated[
+        int | None,
+        Setting("d_k: width of queries and keys", Range(least=1, most=16384), "the hidden size"),
+    ] = None
+    insertion_layer: Annotated[
+        int | None,
+        Setting(
+            "m: layer whose input gets the prompt, 0 the embeddings",
+            Range(least=0, most=255),
+            "half of the backbone's layers",
+        ),
+    ] = None
+    generator_input: Annotated[
+        GeneratorInput | None, Setting("what the generator attends over", otherwise=_BY_PRESET)
+    ] = None
+    generator_pooling: Annotated[
+        GeneratorPooling, Setting("how the generator makes one vector of the tokens")
+    ] = GeneratorPooling.ATTENTION
+    final_activation: Annotated[
+        FinalActivation | None,
+        Setting("what the prompt passes through last", otherwise=_BY_PRESET),
+    ] = None
+    pooling: Annotated[
+        Pooling | None, Setting("what the head reads of the last layer", otherwise=_BY_PRESET)
+    ] = None
+    head: Annotated[HeadKind | None, Setting("kind of the class head", otherwise=_BY_PRESET)] = None
+    max_length: Annotated[
+        int | None,
+        Setting(
+            "most tokens a text; longer ones are cut",
+            Range(least=2, most=8192),
+            "the backbone's maximum",
+        ),
+    ] = None
+
+    validation_fraction: Annotated[
+        float, Setting("share of --train held out where no --validation is given", _SHARE)
+    ] = 0.1
+    calibration: Annotated[bool, Setting("fit the scores' temperature on the validation rows")] = (
+        True
+    )
+    cache: Annotated[
+        CacheMode, Setting("where states below the insertion layer are kept between epochs")
+    ] = CacheMode.AUTO
+    storage_dtype: Annotated[StorageType, Setting("type of the tensors in the file")] = (
+        StorageType.AUTO
+    )
+    init_from: Annotated[
+        str | None,
+        Setting(
+            "an adapter file to start from: its generator, its head where the labels are the same,"
+            " its switches where they are left open",
+            otherwise="random weights",
+        ),
+    ] = None
+    search: Annotated[
+        int | None,
+        Setting(
+            "trials of other settings, compared on the validation rows; what is given stays fixed",
+            Range(least=1, most=1000),
+            "no search",
+        ),
+    ] = None
+    resume: Annotated[
+        bool, Setting("go on from the state that an interrupted run left beside its output")
+    ] = False
+
+    data_name: Annotated[
+        str | None, Setting("the data's name in the provenance", otherwise="the file's name")
+    ] = None
+    data_licence: Annotated[
+        str | None, Setting("the data's licence in the provenance", otherwise="none stated")
+    ] = None
+    # Not flags: the command line itself, for the provenance, and the settings that it names.
+    command: str | None = None
+    given: tuple[str, ...] = ()
+
+    def is_open(self, name: str) -> bool:
+        """Whether nobody asked for this setting's value, so that something else may choose it."""
+        default = next(item.default for item in fields(self) if item.name == name)
+        return name not in self.given and bool(getattr(self, name) == default)
+
+    def __post_init__(self) -> None:
+        faults = []
+        for entry in entries():
+            value, allowed = getattr(self, entry.name), entry.setting.range
+            if allowed is None or value is None:
+                continue
+            if (fault := allowed.fault(value)) is not None:
+                faults.append(f"{entry.flag} {fault}, not {value}")
+        if faults:
+            raise SettingsError(faults)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One row of the table: a setting of `FitSettings`. kind: its type, None left out."""
+
+    name: str
+    kind: type[Any]
+    default: Any
+    setting: Setting
+
+    @property
+    def flag(self) -> str:
+        """Its name on the command line."""
+        return self.setting.flag or "--" + self.name.replace("_", "-")
+
+
+def entries() -> Iterator[Entry]:
+    """All settings that have a flag, in the order of the help."""
+    hints = get_type_hints(FitSettings, include_extras=True)
+    for item in fields(FitSettings):
+        parts: tuple[Any, ...] = get_args(hints[item.name])
+        for setting in parts[1:]:
+            if isinstance(setting, Setting):
+                yield Entry(item.name, _without_none(parts[0]), item.default, setting)
+
+
+def _without_none(hint: Any) -> type[Any]:
+    kinds: tuple[Any, ...] = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    kind: type[Any] = next(kind for kind in kinds if kind is not NoneType)
+    return kind

@@ -1,0 +1,330 @@
+"""Labelled texts: read, checked and split. Knows no file format and no model."""
+
+import hashlib
+import json
+import math
+import random
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
+from pathlib import Path
+
+from adapters.errors import listing
+from train.data.hf_datasets import PREFIX, HubName, read_hub
+from train.data.readers import Columns, reader_of
+from train.errors import DataError
+
+# --- merged from train.examples
+
+# As `adapters.format.spec.Label` bounds it: told at the row that breaks it, not after the training.
+MAX_LABEL_LENGTH = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One labelled text, or pair of texts."""
+
+    text: str
+    text_pair: str | None
+    label: str
+
+
+class Converter:
+    """Rows to examples; refuses the first row that cannot be one.
+
+    Args:
+        source: path or hub name, for messages.
+        text, pair, label: names of the columns; `pair` is None for single texts.
+        paired: whether rows have a second text; None: all are as the first one is.
+    """
+
+    def __init__(
+        self, source: str, *, text: str, pair: str | None, label: str, paired: bool | None
+    ) -> None:
+        self._source = source
+        self._text, self._pair, self._label = text, pair, label
+        self._paired = paired
+
+    def __call__(self, line: int, values: Mapping[str, object]) -> Example:
+        text = self._string(line, self._text, values[self._text])
+        return Example(text, self._pair_of(line, values), self._label_of(line, values[self._label]))
+
+    def _pair_of(self, line: int, values: Mapping[str, object]) -> str | None:
+        if self._pair is None:
+            return None
+        pair = values.get(self._pair)
+        # CSV has no null: an empty second text is none.
+        given = not _is_missing(pair) and pair != ""
+        if self._paired is None:
+            self._paired = given
+        if self._paired and not given:
+            raise self._error(f"{self._pair!r} is missing or empty, but other rows have one", line)
+        if given and not self._paired:
+            raise self._error(f"{self._pair!r} is given, but the rows before have none", line)
+        return self._string(line, self._pair, pair) if given else None
+
+    def _label_of(self, line: int, value: object) -> str:
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, int):
+            value = str(value)
+        if isinstance(value, float) and math.isfinite(value):
+            raise self._error(
+                f"{self._label!r} is {value!r}: labels are names or whole numbers", line
+            )
+        label = self._string(line, self._label, value)
+        if not label.strip():
+            raise self._error(f"{self._label!r} is empty", line)
+        if len(label) > MAX_LABEL_LENGTH:
+            raise self._error(
+                f"{self._label!r} has {len(label):,} characters, at most {MAX_LABEL_LENGTH} are "
+                "possible: is this the right column?",
+                line,
+            )
+        # A million rows share a handful of label objects.
+        return sys.intern(label)
+
+    def _string(self, line: int, column: str, value: object) -> str:
+        if _is_missing(value):
+            raise self._error(f"{column!r} is missing (null)", line)
+        if not isinstance(value, str):
+            raise self._error(
+                f"{column!r} is of type {type(value).__name__}, expected a string", line
+            )
+        if not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                raise self._error(f"{column!r} holds half of a surrogate pair", line) from None
+        return value
+
+    def _error(self, message: str, line: int) -> DataError:
+        return DataError(message, source=self._source, line=line)
+
+
+def _is_missing(value: object) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+# --- merged from train.data
+
+TEXT_COLUMN = "text"
+TEXT_PAIR_COLUMN = "text_pair"
+LABEL_COLUMN = "label"
+
+# As `AdapterSpec.labels` bounds them.
+MAX_LABELS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Examples and where they come from: at least one, and either all pairs or none.
+
+    source: path or hub name. sha256: of the file's bytes; of a hub data set, of its rows.
+    """
+
+    source: str
+    sha256: str
+    examples: tuple[Example, ...]
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Distinct labels, sorted: an adapter's label order does not depend on the rows' order."""
+        return tuple(sorted({example.label for example in self.examples}))
+
+    @property
+    def paired(self) -> bool:
+        """Whether the examples are pairs."""
+        return self.examples[0].text_pair is not None
+
+
+def read_examples(
+    source: str,
+    *,
+    text_column: str = TEXT_COLUMN,
+    text_pair_column: str | None = None,
+    label_column: str = LABEL_COLUMN,
+    split: str = "train",
+) -> Dataset:
+    """Read a whole data set.
+
+    Args:
+        source: a file, or `hub:name[:config][@split]`, without `hub:` where no such file exists.
+        text_pair_column: None takes the column `text_pair` if there is one.
+        split: of a hub data set whose name gives none; files have no splits.
+
+    Raises:
+        DataError: missing, empty, unreadable or broken input; names the file and the line.
+    """
+    columns, convert = _interpretation(source, text_column, text_pair_column, label_column)
+    path = None if is_hub_name(source) else _existing(source)
+    if path is None:
+        rows = read_hub(HubName.parse(source, split=split), columns, source=source)
+    else:
+        rows = reader_of(path)(path, columns)
+    examples = tuple(convert(number, values) for number, values in rows)
+    if not examples:
+        raise DataError("holds no rows", source=source)
+    return Dataset(source, rows_sha256(examples) if path is None else _file_sha256(path), examples)
+
+
+def check_trainable(train: Dataset) -> None:
+    """
+    Raises:
+        DataError: one single label, or more than an adapter can have.
+    """
+    labels = train.labels
+    if len(labels) == 1:
+        raise DataError(
+            f"all {len(train):,} rows have the label {labels[0]!r}; at least two are needed",
+            source=train.source,
+        )
+    if len(labels) > MAX_LABELS:
+        raise DataError(
+            f"{len(labels):,} different labels, at most {MAX_LABELS} are possible: "
+            "is this the right column?",
+            source=train.source,
+        )
+
+
+def check_labels(dataset: Dataset, known: Sequence[str], *, known_to: str) -> None:
+    """
+    Args:
+        known_to: what has the known labels, for the message: a path.
+
+    Raises:
+        DataError: labels outside the known ones, named.
+    """
+    unknown = sorted(set(dataset.labels) - set(known))
+    if unknown:
+        raise DataError(
+            f"labels that {known_to} does not have: {listing([repr(label) for label in unknown])}",
+            source=dataset.source,
+        )
+
+
+def check_same_task(train: Dataset, other: Dataset) -> None:
+    """Refuse a validation or test set that does not belong to the training set.
+
+    Raises:
+        DataError: unknown labels, or texts where there are pairs.
+    """
+    check_labels(other, train.labels, known_to=train.source)
+    if train.paired != other.paired:
+        kinds = {True: "pairs of texts", False: "single texts"}
+        raise DataError(
+            f"holds {kinds[other.paired]}, {train.source} holds {kinds[train.paired]}",
+            source=other.source,
+        )
+
+
+def split_validation(dataset: Dataset, *, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+    """Hold rows out for validation: the same share of every label, as near as whole texts allow.
+
+    Equal texts stay on one side. Every label keeps a text in the training part, and a text that has
+    several labels stays there. Both parts keep the rows' order; the same seed gives the same parts.
+
+    Returns:
+        training and validation part; the latter has about `fraction` of the distinct texts.
+
+    Raises:
+        DataError: no text can be held out.
+    """
+    chosen = _held_out(dataset.examples, fraction, random.Random(seed))
+    if not chosen:
+        raise DataError(
+            "too few rows to hold some out: give --validation or --validation-fraction 0",
+            source=dataset.source,
+        )
+    parts: tuple[list[Example], list[Example]] = ([], [])
+    for example in dataset.examples:
+        parts[_text_of(example) in chosen].append(example)
+    train, validation = (replace(dataset, examples=tuple(part)) for part in parts)
+    return train, validation
+
+
+def _held_out(
+    examples: Sequence[Example], fraction: float, generator: random.Random
+) -> set[tuple[str, str | None]]:
+    """Texts for validation: `fraction` of each label's; largest remainders are rounded up first."""
+    labels_of: dict[tuple[str, str | None], str | None] = {}
+    for example in examples:
+        key = _text_of(example)
+        labels_of[key] = (
+            example.label if labels_of.get(key, example.label) == example.label else None
+        )
+    texts_of: defaultdict[str, list[tuple[str, str | None]]] = defaultdict(list)
+    for key, label in labels_of.items():
+        if label is not None:
+            texts_of[label].append(key)
+    shares = {label: fraction * len(texts) for label, texts in texts_of.items()}
+    counts = {
+        label: min(math.floor(share), len(texts_of[label]) - 1) for label, share in shares.items()
+    }
+    wanted = max(1, round(fraction * len(labels_of)))
+    order = list(shares)
+    generator.shuffle(order)
+    order.sort(key=lambda label: shares[label] - counts[label], reverse=True)
+    for label in order:
+        if sum(counts.values()) >= wanted:
+            break
+        if counts[label] < len(texts_of[label]) - 1:
+            counts[label] += 1
+    return {
+        key for label, texts in texts_of.items() for key in generator.sample(texts, counts[label])
+    }
+
+
+def _text_of(example: Example) -> tuple[str, str | None]:
+    return example.text, example.text_pair
+
+
+def _interpretation(
+    source: str, text: str, pair: str | None, label: str
+) -> tuple[Columns, Converter]:
+    """Which columns are read, and what is made of them."""
+    required = (text, label) if pair is None else (text, pair, label)
+    if len(set(required)) < len(required):
+        raise DataError(f"the same column is asked for twice: {listing(required)}", source=source)
+    optional = () if TEXT_PAIR_COLUMN in required or pair is not None else (TEXT_PAIR_COLUMN,)
+    shown = pair or next(iter(optional), None)
+    convert = Converter(source, text=text, pair=shown, label=label, paired=True if pair else None)
+    return Columns(required, optional), convert
+
+
+def is_hub_name(source: str) -> bool:
+    """`hub:...`, or something that is neither there nor named like a file."""
+    if source.startswith(PREFIX):
+        return True
+    path = Path(source)
+    return not path.exists() and not path.suffix and not source.startswith(("/", ".", "~"))
+
+
+def _existing(source: str) -> Path:
+    path = Path(source)
+    if not path.exists():
+        raise DataError("no such file", source=source)
+    if not path.is_file():
+        raise DataError(
+            "a folder, expected a file" if path.is_dir() else "not a regular file", source=source
+        )
+    if path.stat().st_size == 0:
+        raise DataError("the file is empty", source=source)
+    return path
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def rows_sha256(examples: Sequence[Example]) -> str:
+    """What identifies rows that come from no file of ours."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(json.dumps(astuple(example)).encode() + b"\n")
+    return digest.hexdigest()

@@ -1,0 +1,96 @@
+"""Rows of a data set on the hub. Imports the `datasets` library, and only when it is asked for."""
+
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from train.data.readers import Columns, Row
+from train.errors import DataError
+
+PREFIX = "hub:"
+
+_NAME = re.compile(r"(?P<name>[^:@]+)(?::(?P<config>[^:@]+))?(?:@(?P<split>[^:@]+))?")
+_LOCAL = "give a local .jsonl, .csv, .tsv or .parquet file instead"
+
+
+@dataclass(frozen=True, slots=True)
+class HubName:
+    """`hub:name[:config][@split]`, the prefix optional."""
+
+    name: str
+    config: str | None
+    split: str
+
+    @classmethod
+    def parse(cls, source: str, *, split: str) -> "HubName":
+        """
+        Args:
+            split: the one that is taken where the name gives none.
+
+        Raises:
+            DataError: not of this form.
+        """
+        found = _NAME.fullmatch(source.removeprefix(PREFIX))
+        if found is None:
+            raise DataError(
+                "not a hub data set's name: expected hub:name[:config][@split]", source=source
+            )
+        return cls(found["name"], found["config"], found["split"] or split)
+
+
+def read_hub(hub: HubName, columns: Columns, *, source: str) -> Iterator[Row]:
+    """Rows of one split, numbered from 1. Labels that the data set numbers come as their names.
+
+    Raises:
+        DataError: no library, no hub, or no such data set, split or column.
+    """
+    dataset = _load(hub, source)
+    columns.check(dataset.column_names, source=source)
+    chosen = dataset.select_columns(columns.of(dataset.column_names))
+    names = {
+        column: feature.names
+        for column, feature in chosen.features.items()
+        if hasattr(feature, "names")
+    }
+    for number, row in enumerate(chosen, start=1):
+        yield (
+            number,
+            row
+            | {
+                column: _name(row[column], known, source=source, number=number)
+                for column, known in names.items()
+            },
+        )
+
+
+def _load(hub: HubName, source: str) -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise DataError(
+            f"hub data sets need the package datasets; {_LOCAL}", source=source
+        ) from None
+    datasets.disable_progress_bars()
+    # Its retries are not news: what comes of them is said in one line.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    try:
+        return datasets.load_dataset(hub.name, hub.config, split=hub.split)
+    # The library has no common base for network, hub, format and configuration errors.
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"neither a file nor a hub data set that can be loaded ({reason}); {_LOCAL}",
+            source=source,
+        ) from None
+
+
+def _name(index: int | None, names: list[str], *, source: str, number: int) -> str | None:
+    if index is None:
+        return None
+    if not 0 <= index < len(names):
+        raise DataError(
+            f"label {index} has no name: this split is not labelled", source=source, line=number
+        )
+    return names[index]

@@ -1,0 +1,104 @@
+"""What is reached without a prompt: the majority class, and a class head on the frozen backbone.
+
+They stand beside every result, so that nobody mistakes a failed run for a good one. The head reads
+[BOS] or the mean of the tokens, whichever does better on the validation rows: for sentence encoders
+[BOS] alone is a weak control.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from adapters.backbone.model import Backbone
+from adapters.format.spec import Pooling
+from train.loop.trunk_cache import TrunkCache
+from train.report.metrics import measure
+from train.report.report import Metrics
+
+CHUNK_TOKENS = 8192
+# Weight of the squared norm beside the mean cross-entropy, on features of unit variance.
+PENALTY = 1e-3
+ITERATIONS = 100
+
+
+def majority(train: Tensor, others: Mapping[str, Tensor], *, labels: int) -> dict[str, Metrics]:
+    """Always the label that is most frequent in `train`; classes int64 [rows], splits by name."""
+    winner = int(torch.bincount(train, minlength=labels).argmax())
+    return {
+        split: measure(torch.full_like(true, winner), true, labels=labels)
+        for split, true in others.items()
+    }
+
+
+def head_only(
+    backbone: Backbone,
+    caches: Mapping[str, TrunkCache],
+    classes: Mapping[str, Tensor],
+    *,
+    labels: int,
+) -> dict[str, Metrics]:
+    """A logistic regression on the backbone's last states; splits by name, `train` among them."""
+    features = {split: _features(backbone, cache) for split, cache in caches.items()}
+    results = [
+        _probe({split: found[pooling] for split, found in features.items()}, classes, labels)
+        for pooling in Pooling
+    ]
+
+    def judged(result: dict[str, Metrics]) -> float:
+        return result["validation"].accuracy if "validation" in result else 0.0
+
+    return max(results, key=judged)
+
+
+@torch.no_grad()
+def _features(backbone: Backbone, cache: TrunkCache) -> dict[Pooling, Tensor]:
+    """Last states of every example, float32 [examples, n] on the CPU."""
+    found = {pooling: torch.empty(len(cache), backbone.hidden_size) for pooling in Pooling}
+    for chosen in cache.chunks(CHUNK_TOKENS):
+        batch = cache.pack(chosen)
+        trunk = backbone.trunk(batch, backbone.layers, above=cache.trunk(chosen, batch))
+        states = backbone.finish(trunk.hidden).float().cpu()
+        starts, lengths = (
+            torch.from_numpy(batch.layout.starts),
+            torch.from_numpy(batch.layout.lengths),
+        )
+        index = torch.tensor(chosen)[torch.from_numpy(batch.order)]
+        found[Pooling.ANSWER][index] = states[
+            starts + lengths - 1 if backbone.family.causal else starts
+        ]
+        found[Pooling.MEAN][index] = torch.stack(
+            [piece.mean(dim=0) for piece in states.split(lengths.tolist())]
+        )
+    return found
+
+
+def _probe(
+    features: Mapping[str, Tensor], classes: Mapping[str, Tensor], labels: int
+) -> dict[str, Metrics]:
+    train = features["train"]
+    centre, scale = train.mean(dim=0), train.std(dim=0).clamp_min(1e-6)
+    weight = torch.zeros(train.shape[1], labels, requires_grad=True)
+    bias = torch.zeros(labels, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [weight, bias], max_iter=ITERATIONS, line_search_fn="strong_wolfe"
+    )
+    inputs = (train - centre) / scale
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = (
+            functional.cross_entropy(inputs @ weight + bias, classes["train"])
+            + PENALTY * weight.square().sum()
+        )
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    found: dict[str, Metrics] = {}
+    for split in features.keys() - {"train"}:
+        with torch.no_grad():
+            predicted = (((features[split] - centre) / scale) @ weight + bias).argmax(dim=-1)
+        found[split] = measure(predicted, classes[split], labels=labels)
+    return found

@@ -1,0 +1,70 @@
+"""`evaluate`: an adapter file measured on labelled texts, through the code that serves it."""
+
+import hashlib
+import time
+from pathlib import Path
+
+import torch
+
+from adapters.adapter import classify, prepare, rows_of
+from adapters.format.files import load_adapter
+from train.config.settings import ComputeType, FitSettings
+from train.data.dataset import Dataset, check_labels
+from train.fit.training import backbone_of
+from train.loop.encoded_splits import classes_of, encode
+from train.loop.trunk_cache import TrunkCache
+from train.report.metrics import measure
+from train.report.progress import Progress
+from train.report.report import DataReport, EvaluationReport
+
+BATCH_TOKENS = 8192
+
+
+def evaluate(
+    adapter: Path,
+    data: Dataset,
+    *,
+    backbone: str | None,
+    device: str,
+    dtype: ComputeType | None,
+    progress: Progress,
+) -> EvaluationReport:
+    """Measure a file on labelled texts, through the same code that serves it.
+
+    Args:
+        backbone: None takes the name that the adapter was trained with.
+        dtype: None is float32 on a CPU and `auto` on a GPU.
+
+    Raises:
+        InvalidAdapter, IncompatibleAdapter: the file cannot be read, or is another backbone's.
+        DataError: labels that the adapter does not know.
+    """
+    loaded = load_adapter(adapter)
+    spec = loaded.spec
+    check_labels(data, spec.labels, known_to="the adapter")
+    name = backbone or spec.backbone.name
+    host = backbone_of(FitSettings(backbone=name, device=device, dtype=dtype))
+    prepared = prepare(loaded, host)
+    started = time.perf_counter()
+    encodings = encode(host, data, spec.max_length)
+    cache = TrunkCache(host, encodings, spec, kept_layers=0)
+    predicted = torch.empty(len(data), dtype=torch.int64)
+    progress.begin("evaluate", texts=len(data))
+    for chosen in cache.chunks(BATCH_TOKENS):
+        batch = host.pack(rows_of([prepared], [(0, encodings[index]) for index in chosen]))
+        for index, answer in zip(chosen, classify(host, batch, [prepared]), strict=True):
+            predicted[index] = int(answer.scores.argmax())
+        progress.advance(len(chosen))
+    seconds = time.perf_counter() - started
+    true = classes_of(data, spec.labels)
+    winner = torch.full_like(true, int(torch.bincount(true).argmax()))
+    return EvaluationReport(
+        adapter=str(adapter),
+        revision=hashlib.sha256(adapter.read_bytes()).hexdigest(),
+        metrics=measure(predicted, true, labels=len(spec.labels)),
+        majority=measure(winner, true, labels=len(spec.labels)),
+        data=DataReport.of(data),
+        truncated=sum(encoding.truncated for encoding in encodings),
+        seconds=seconds,
+        texts_per_second=len(data) / seconds,
+    )

@@ -1,0 +1,289 @@
+"""What a run reports: figures, their JSON and the closing table. Knows no tensor."""
+
+import json
+import math
+import platform
+import re
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from rich.console import Console
+from rich.table import Table
+
+from train.data.dataset import Dataset
+
+if TYPE_CHECKING:
+    from train.report.metrics import Assessment
+
+_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """Shares from 0 to 1. macro_f1 is the plain mean of the labels' F1.
+
+    matthews: the correlation of answers and truth, from -1 to 1; 0.0 where it is undefined.
+    """
+
+    accuracy: float
+    macro_f1: float
+    matthews: float
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """What a method without a prompt reaches; None where there is no such split."""
+
+    validation: Metrics | None
+    test: Metrics | None
+
+
+@dataclass(frozen=True, slots=True)
+class EpochReport:
+    """One epoch. loss: mean training loss. accuracy, macro_f1: of the validation rows, if any.
+
+    seconds: of training and validation together. texts_per_second: of training alone.
+    """
+
+    epoch: int
+    loss: float
+    accuracy: float | None
+    macro_f1: float | None
+    seconds: float
+    texts_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class DataReport:
+    """Which rows were used. labels: rows of every label."""
+
+    path: str
+    sha256: str
+    rows: int
+    labels: Mapping[str, int]
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> Self:
+        counts = Counter(example.label for example in dataset.examples)
+        return cls(dataset.source, dataset.sha256, len(dataset), dict(sorted(counts.items())))
+
+
+class TrialOutcome(StrEnum):
+    """How a trial of a search ended. `failed`: its loss was not finite."""
+
+    FINISHED = "finished"
+    PRUNED = "pruned"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class TrialReport:
+    """One trial of a search. number: from 1. settings: what it tried; the others were the run's.
+
+    accuracy: of the validation rows after its best epoch; None where no epoch was finished.
+    epochs: that were trained. chosen: whether the adapter is its.
+    """
+
+    number: int
+    settings: Mapping[str, Any]
+    outcome: TrialOutcome
+    accuracy: float | None
+    epochs: int
+    seconds: float
+    chosen: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FitReport:
+    """One run of `fit`.
+
+    data: by split: train, validation, test. settings: with the values that were chosen for None.
+    cache: mode, bytes, seconds to fill. best_epoch: from 1. seconds: of the whole run.
+    assessments: by split. trials: none without a search.
+    """
+
+    output: str
+    card: str
+    validation: Metrics | None
+    test: Metrics | None
+    majority: Baseline
+    head_only: Baseline
+    trainable_parameters: int
+    seconds: float
+    seconds_per_epoch: float
+    epochs: tuple[EpochReport, ...]
+    best_epoch: int
+    temperature: float
+    settings: Mapping[str, Any]
+    data: Mapping[str, DataReport]
+    cache: Mapping[str, str | int | float]
+    assessments: Mapping[str, "Assessment"]
+    trials: tuple[TrialReport, ...]
+    command: str | None
+
+    def to_json(self) -> str:
+        """One JSON object; figures that are not finite become null.
+
+        `majority` and `head_only` are accuracies on the test rows if there are any, else on the
+        validation rows; `baselines` holds both splits.
+        """
+        content = asdict(self)
+        content["baselines"] = {name: content[name] for name in ("majority", "head_only")}
+        content["majority"] = _headline(self.majority)
+        content["head_only"] = _headline(self.head_only)
+        return _json(content)
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationReport:
+    """One run of `evaluate`. revision: sha256 of the file. truncated: texts that were cut."""
+
+    adapter: str
+    revision: str
+    metrics: Metrics
+    majority: Metrics
+    data: DataReport
+    truncated: int
+    seconds: float
+    texts_per_second: float
+
+    def to_json(self) -> str:
+        """One JSON object, `accuracy` and `macro_f1` at its top."""
+        content = asdict(self)
+        return _json(content.pop("metrics") | content)
+
+
+def versions() -> dict[str, str]:
+    """What ran: Python and the packages whose arithmetic or formats a result depends on."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def serving_name(output: str) -> str:
+    """What an adapter may be served under: its file's name as far as a name can hold it."""
+    stem = Path(output).stem.lower()
+    return re.sub("[^a-z0-9._-]+", "-", stem)[:64].strip("._-") or "my-adapter"
+
+
+def print_fit(report: FitReport, console: Console) -> None:
+    """The closing table: the result beside what needs no prompt, so that failures show."""
+    table = Table(title="share of rows answered correctly", title_justify="left", title_style="")
+    table.add_column("")
+    for split in ("validation", "test"):
+        if getattr(report, split) is not None:
+            table.add_column(split, justify="right")
+            table.add_column("macro-F1", justify="right")
+    rows = {
+        "this adapter": Baseline(report.validation, report.test),
+        "head only": report.head_only,
+        "majority class": report.majority,
+    }
+    for name, result in rows.items():
+        table.add_row(
+            name, *_cells(result.validation, report.validation), *_cells(result.test, report.test)
+        )
+    console.print(table)
+    if (warning := _warning(report)) is not None:
+        _line(console, warning)
+    _line(
+        console,
+        f"{report.trainable_parameters:,} trained parameters, "
+        f"best of {len(report.epochs)} epochs: {report.best_epoch}, "
+        f"{report.seconds:.1f} s ({report.seconds_per_epoch:.2f} s an epoch)",
+    )
+    if report.trials:
+        _line(console, _search(report.trials))
+    _line(console, f"written: {report.output}, and its model card: {report.card}")
+    command = ["push", "--adapter", report.output, "--name", serving_name(report.output)]
+    _line(console, f"next: python -m train {shlex.join(command)} --url http://127.0.0.1:8000")
+
+
+def print_evaluation(report: EvaluationReport, console: Console) -> None:
+    """Accuracy and macro-F1 beside the majority class."""
+    table = Table()
+    table.add_column(f"{report.data.rows:,} rows of {report.data.path}", overflow="fold")
+    table.add_column("accuracy", justify="right")
+    table.add_column("macro-F1", justify="right")
+    table.add_row("this adapter", *_cells(report.metrics, report.metrics))
+    table.add_row("majority class", *_cells(report.majority, report.metrics))
+    console.print(table)
+    cut = f", {report.truncated:,} texts were cut" if report.truncated else ""
+    _line(console, f"{report.seconds:.1f} s, {report.texts_per_second:,.0f} texts/s{cut}")
+
+
+def _search(trials: Sequence[TrialReport]) -> str:
+    """`search: trial 7 of 20 (validation accuracy 0.9312; the first, the defaults: 0.9201)`."""
+    chosen = next(trial for trial in trials if trial.chosen)
+    first = trials[0].accuracy
+    defaults = "-" if first is None else f"{first:.4f}"
+    return (
+        f"search: trial {chosen.number} of {len(trials)} (validation accuracy "
+        f"{chosen.accuracy:.4f}; the first, without a search: {defaults})"
+    )
+
+
+def _warning(report: FitReport) -> str | None:
+    """The comparison that decides whether the prompt was worth training, on the last split."""
+    for split in ("test", "validation"):
+        mine: Metrics | None = getattr(report, split)
+        majority: Metrics | None = getattr(report.majority, split)
+        head: Metrics | None = getattr(report.head_only, split)
+        if mine is None:
+            continue
+        if majority is not None and mine.accuracy <= majority.accuracy:
+            return f"warning: on {split}, no better than always answering the majority class"
+        if head is not None and mine.accuracy <= head.accuracy:
+            return f"warning: on {split}, no better than a head alone on the frozen backbone"
+        return None
+    return "warning: nothing was measured: there are no validation and no test rows"
+
+
+def _headline(baseline: Baseline) -> float | None:
+    metrics = baseline.test or baseline.validation
+    return None if metrics is None else metrics.accuracy
+
+
+def _cells(metrics: Metrics | None, column: Metrics | None) -> tuple[str, ...]:
+    if column is None:
+        return ()
+    if metrics is None:
+        return ("-", "-")
+    return (f"{metrics.accuracy:.4f}", f"{metrics.macro_f1:.4f}")
+
+
+def _line(console: Console, text: str) -> None:
+    """One line however long it is: paths and commands are there to be copied."""
+    console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+
+def _json(content: dict[str, Any]) -> str:
+    return (
+        json.dumps(
+            _finite(content | {"versions": versions()}),
+            indent=2,
+            ensure_ascii=False,
+            allow_nan=False,
+        )
+        + "\n"
+    )
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
