@@ -23,6 +23,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """The event loop of async tests."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
 def backbone() -> Backbone:
     """A tiny random BERT with a real fast tokenizer. Shared: never cast or moved."""
     return make_backbone()
