@@ -11,7 +11,8 @@ from train.experiments.cells import Cell, Kind, Outcome, RunReport
 from train.experiments.compare import compare
 from train.experiments.display import SilentDisplay
 from train.experiments.session import Findings
-from train.report.report import EpochReport, Metrics
+from train.report.metrics import Metrics
+from train.report.report import EpochReport
 
 COMMAND = "the command"
 # Epochs: long enough to be caught at it.

@@ -10,9 +10,9 @@ from markdown_it.token import Token
 from adapters.backbone.loading import DEFAULT_BACKBONE
 from adapters.format.spec import AdapterSpec, BackboneIdentity, Calibration, Provenance
 from tests.train.test_report import FIT
-from train.report.metrics import Assessment, assess
+from train.report.metrics import Assessment, Metrics, assess
 from train.report.model_card import CardFacts
-from train.report.report import Baseline, DataReport, Metrics
+from train.report.report import Baseline, DataReport
 
 
 def assessment_of(labels: Sequence[str], *, rows: int = 60, right: float = 0.8) -> Assessment:

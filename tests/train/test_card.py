@@ -15,9 +15,9 @@ from adapters.backbone.loading import DEFAULT_BACKBONE
 from adapters.format.spec import BackboneIdentity, Provenance
 from tests.support.model_cards import assessment_of, facts_of, fences, parsed
 from tests.train.test_report import FIT
-from train.report.metrics import Assessment, assess
+from train.report.metrics import Assessment, Metrics, assess
 from train.report.model_card import MOST_EPOCHS, CardFacts, card_path, model_card
-from train.report.report import Baseline, Metrics
+from train.report.report import Baseline
 
 
 def _with_assessment(facts: CardFacts, found: Assessment) -> CardFacts:

@@ -11,8 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train.report.metrics import Metric, measure
-from train.report.report import Metrics
+from train.report.metrics import Metric, Metrics, measure
 
 ROOT = Path(__file__).resolve().parents[2]
 

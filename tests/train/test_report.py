@@ -9,13 +9,13 @@ from rich.console import Console
 
 from train.config.settings import FitSettings, Range, entries
 from train.errors import DataError, SettingsError, TrainingError
+from train.report.metrics import Metrics
 from train.report.progress import BarProgress, LineProgress, SilentProgress, duration, progress_for
 from train.report.report import (
     Baseline,
     DataReport,
     EpochReport,
     FitReport,
-    Metrics,
     TrialOutcome,
     TrialReport,
     print_fit,

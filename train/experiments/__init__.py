@@ -1,6 +1,7 @@
-"""Many runs made one result: comparisons, ablations, transfers, their tables and plots.
+"""Many training runs combined into one result: comparisons, ablations, transfers.
 
     tasks, methods, seeds -> cells -> pool of worker processes -> store -> results.csv, report.md
 
-A cell is one run of `train.experiments.cells`. Finished ones are kept, so that a killed experiment goes on.
+A cell is one run. Finished cells are stored, so a killed experiment continues where it stopped.
+Only `train.commands` imports this package. Start at `compare.py`, then `session.py`.
 """

@@ -30,9 +30,9 @@ from train.fit.training import Training, backbone_of, measured, set_up
 from train.loop.memory import peak_memory, reset_peak
 from train.methods import METHODS
 from train.report.baselines import majority
-from train.report.metrics import Metric
+from train.report.metrics import Metric, Metrics
 from train.report.progress import Progress
-from train.report.report import EpochReport, Metrics
+from train.report.report import EpochReport
 
 # --- merged from train.experiments.cells
 

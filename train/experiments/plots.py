@@ -20,8 +20,8 @@ from matplotlib.transforms import Bbox
 from train.experiments.cells import RunReport
 from train.experiments.tables import Score
 from train.methods import METHODS
-from train.report.metrics import Metric
-from train.report.report import EpochReport, Metrics
+from train.report.metrics import Metric, Metrics
+from train.report.report import EpochReport
 
 # --- merged from train.experiments.plots
 

@@ -26,9 +26,8 @@ from train.loop.encoded_splits import Kept, Split
 from train.loop.loop import Loop
 from train.methods import METHODS, build
 from train.methods.method import Method
-from train.report.metrics import Metric, measure
+from train.report.metrics import Metric, Metrics, measure
 from train.report.progress import Progress
-from train.report.report import Metrics
 
 
 @dataclass(frozen=True, slots=True)

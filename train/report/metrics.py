@@ -1,37 +1,57 @@
-"""From predicted and true classes to figures, and which figure a task is judged by.
+"""From predicted and true classes to figures: the metric that judges a task, and a full assessment.
 
-Knows no model. torch is only named here: reading a table of tasks does not import it.
+Nothing here imports torch when it is loaded, so that commands which only list tasks start quickly.
 """
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, Any, TypeAlias, assert_never
 
-from train.report.report import Metrics
+import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from torch import Tensor
-from collections.abc import Sequence
-from dataclasses import dataclass
 
-import numpy as np
-import torch
-from torch import Tensor
+RESAMPLES = 1000
+# Ends of the 95 % interval.
+TAILS = (0.025, 0.975)
+BINS = 15
+MATRIX_LABELS = 20
+CONFUSIONS = 20
+COVERAGES = (1.0, 0.9, 0.8, 0.5)
 
-# --- merged from train.metrics
+# How many counts of resamples are held in memory at once.
+_CHUNK_COUNTS = 2**20
+
+_Array: TypeAlias = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """Shares from 0 to 1. macro_f1 is the plain mean of the labels' F1.
+
+    matthews: the correlation of predictions and truth, from -1 to 1; 0.0 where it is undefined.
+    """
+
+    accuracy: float
+    macro_f1: float
+    matthews: float
 
 
 class Metric(StrEnum):
-    """The one figure that a task is judged by: epochs, settings and methods are compared by it."""
+    """The figure that judges a task: epochs, settings and methods are compared by it."""
 
     ACCURACY = "accuracy"
-    # The plain mean of the two: as the ID-SPAM paper has MRPC and QQP.
+    # The plain mean of both, which the ID-SPAM paper reports for MRPC and QQP.
     ACCURACY_F1 = "accuracy-f1"
     MATTHEWS = "matthews"
     MACRO_F1 = "macro-f1"
 
     def of(self, metrics: Metrics) -> float:
-        """This figure; higher is better. matthews goes from -1 to 1, the others from 0 to 1."""
+        """The figure; higher is better. `MATTHEWS` ranges from -1 to 1, the others from 0 to 1."""
         match self:
             case Metric.ACCURACY:
                 return metrics.accuracy
@@ -46,55 +66,41 @@ class Metric(StrEnum):
 
 
 def measure(predicted: "Tensor", true: "Tensor", *, labels: int) -> Metrics:
-    """All figures of one set of answers.
+    """All figures of one set of predictions.
 
-    macro_f1 is the plain mean of F1 over the labels that occur among `true` or `predicted`;
-    matthews is Gorodkin's coefficient for any number of classes (2004), 0.0 where all of `true` or
-    all of `predicted` is one label and it is undefined.
+    macro_f1 is the plain mean of F1 over the labels that occur in `true` or `predicted`. matthews
+    is Gorodkin's coefficient for any number of classes (2004); it is undefined, and 0.0 here, where
+    `true` or `predicted` holds a single label.
 
     Args:
         predicted, true: int64 [rows], at least one row; classes from 0 to labels - 1.
     """
-    # Rows of every label [labels], as Python's integers: their products do not overflow.
+    # Rows of every label [labels], as Python integers: their products do not overflow.
     hits: list[int] = true[predicted == true].bincount(minlength=labels).tolist()
-    answered: list[int] = predicted.bincount(minlength=labels).tolist()
-    given: list[int] = true.bincount(minlength=labels).tolist()
+    predictions: list[int] = predicted.bincount(minlength=labels).tolist()
+    supports: list[int] = true.bincount(minlength=labels).tolist()
     rows, right = len(true), sum(hits)
-    f1 = [2 * h / (a + g) for h, a, g in zip(hits, answered, given, strict=True) if a + g]
+    f1 = [2 * h / (p + s) for h, p, s in zip(hits, predictions, supports, strict=True) if p + s]
     return Metrics(
         accuracy=right / rows,
         macro_f1=math.fsum(f1) / len(f1),
-        matthews=_matthews(rows, right, answered, given),
+        matthews=_matthews(rows, right, predictions, supports),
     )
 
 
-def _matthews(rows: int, right: int, answered: list[int], given: list[int]) -> float:
-    """The correlation of the one-hot answers with the one-hot truth."""
-    spread_answered = rows**2 - sum(count**2 for count in answered)
-    spread_given = rows**2 - sum(count**2 for count in given)
-    if not spread_answered or not spread_given:
+def _matthews(rows: int, right: int, predictions: list[int], supports: list[int]) -> float:
+    """The correlation of the one-hot predictions with the one-hot truth."""
+    predicted_spread = rows**2 - sum(count**2 for count in predictions)
+    true_spread = rows**2 - sum(count**2 for count in supports)
+    if not predicted_spread or not true_spread:
         return 0.0
-    together = right * rows - sum(a * g for a, g in zip(answered, given, strict=True))
-    return together / math.sqrt(spread_answered * spread_given)
-
-
-# --- merged from train.assessment
-
-RESAMPLES = 1000
-# Ends of the 95 % interval.
-TAILS = (0.025, 0.975)
-BINS = 15
-MATRIX_LABELS = 20
-CONFUSIONS = 20
-COVERAGES = (1.0, 0.9, 0.8, 0.5)
-
-# Of resamples that are held at once.
-_CHUNK_COUNTS = 2**20
+    agreement = right * rows - sum(p * s for p, s in zip(predictions, supports, strict=True))
+    return agreement / math.sqrt(predicted_spread * true_spread)
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A figure of the rows, and the 95 % percentile bootstrap interval that holds it."""
+    """A figure, and its 95 % percentile bootstrap interval."""
 
     value: float
     low: float
@@ -103,9 +109,9 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class LabelFigures:
-    """One label. support: rows that have it. predicted: rows that were given it.
+    """The figures of one label. support: rows that have it. predicted: rows predicted as it.
 
-    precision: None where nothing was predicted; recall: where no row has the label; f1: where both.
+    precision is None if nothing was predicted as it, recall if no row has it, f1 if both.
     """
 
     label: str
@@ -118,7 +124,7 @@ class LabelFigures:
 
 @dataclass(frozen=True, slots=True)
 class Confusion:
-    """One kind of mistake: rows of label `true` that were given `predicted`."""
+    """One kind of mistake: rows of label `true` that were predicted as `predicted`."""
 
     true: str
     predicted: str
@@ -127,7 +133,10 @@ class Confusion:
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """Rows whose top score lies above `low`, up to `high`. score: its mean; None without rows."""
+    """Rows whose top score is above `low` and at most `high`. score: their mean top score.
+
+    score and accuracy are None without rows.
+    """
 
     low: float
     high: float
@@ -138,7 +147,7 @@ class Bin:
 
 @dataclass(frozen=True, slots=True)
 class Reliability:
-    """How far scores at one temperature can be taken at their word; 0 is best for all three.
+    """How well scores at one temperature match reality; 0 is best for all three figures.
 
     expected_calibration_error: share, 0 to 1. brier: 0 to 2. negative_log_likelihood: nats.
     """
@@ -152,9 +161,9 @@ class Reliability:
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """What answering only sure texts gives: those with a top score of at least `threshold`.
+    """The accuracy if only texts with a top score of at least `threshold` are answered.
 
-    coverage: the share asked for. rows: that are answered, ties included. accuracy: among them.
+    coverage: the share of texts to answer. rows: how many are answered, ties included.
     """
 
     coverage: float
@@ -185,55 +194,58 @@ class Assessment:
 
 
 def assess(
-    logits: Tensor,
-    classes: Tensor,
+    logits: "Tensor",
+    classes: "Tensor",
     labels: Sequence[str],
     *,
     temperature: float = 1.0,
     seed: int = 0,
 ) -> Assessment:
-    """Measure the answers to one split, for scores that are a softmax.
+    """Measure the predictions for one split, with scores that are a softmax of the logits.
 
     Args:
         logits: [rows, labels], any floating type and device, before the temperature.
         classes: int64 [rows], the true ones.
-        temperature: what scores divide the logits by.
+        temperature: the scores divide the logits by it.
         seed: of the bootstrap's resamples.
 
     Raises:
-        ValueError: no rows, shapes that do not fit each other, classes that are none of the labels,
-            logits that are not finite, or a temperature that is not above 0.
+        ValueError: no rows, shapes that do not match, classes outside the labels, logits that are
+            not finite, or a temperature that is not above 0.
     """
     logits, classes = logits.detach().double().cpu(), classes.cpu()
     _check(logits, classes, labels, temperature)
     predicted = logits.argmax(dim=1)
-    right = predicted == classes
-    cells, counts = torch.stack([classes, predicted]).unique(dim=1, return_counts=True)
-    measured = measure(predicted, classes, labels=len(labels))
-    accuracy, macro_f1, matthews = _estimates(measured, cells, counts, seed=seed)
+    true, answers = classes.numpy(), predicted.numpy()
+    right = true == answers
+    pairs, counts = np.unique(true * len(labels) + answers, return_counts=True)
+    cells = np.stack(np.divmod(pairs, len(labels)))
+    accuracy, macro_f1, matthews = _estimates(
+        measure(predicted, classes, labels=len(labels)), cells, counts, seed=seed
+    )
     mistakes = [
-        Confusion(labels[true], labels[given], count)
-        for (true, given), count in zip(cells.T.tolist(), counts.tolist(), strict=True)
-        if true != given
+        Confusion(labels[one], labels[other], count)
+        for one, other, count in zip(*cells.tolist(), counts.tolist(), strict=True)
+        if one != other
     ]
     mistakes.sort(key=lambda mistake: -mistake.count)
-    matrix = torch.zeros(len(labels), len(labels), dtype=torch.int64)
-    matrix[cells[0], cells[1]] = counts
+    plain = _log_softmax(logits.numpy())
+    tempered = _log_softmax(logits.numpy() / temperature)
     return Assessment(
-        rows=len(classes),
+        rows=len(true),
         accuracy=accuracy,
         macro_f1=macro_f1,
         matthews=matthews,
-        labels=_labels(classes, predicted, labels),
-        matrix=tuple(map(tuple, matrix.tolist())) if len(labels) <= MATRIX_LABELS else None,
+        labels=_label_figures(true, answers, labels),
+        matrix=_matrix(cells, counts, len(labels)) if len(labels) <= MATRIX_LABELS else None,
         confusions=tuple(mistakes[:CONFUSIONS]),
-        unscaled=_reliability(logits, classes, right, temperature=1.0),
-        scaled=_reliability(logits, classes, right, temperature=temperature),
-        coverage=_coverage((logits / temperature).softmax(dim=1).amax(dim=1), right),
+        unscaled=_reliability(plain, true, right, temperature=1.0),
+        scaled=_reliability(tempered, true, right, temperature=temperature),
+        coverage=_coverage(np.exp(tempered).max(axis=1), right),
     )
 
 
-def _check(logits: Tensor, classes: Tensor, labels: Sequence[str], temperature: float) -> None:
+def _check(logits: "Tensor", classes: "Tensor", labels: Sequence[str], temperature: float) -> None:
     if classes.dim() != 1 or logits.shape != (len(classes), len(labels)) or not len(classes):
         shapes = f"logits {list(logits.shape)}, classes {list(classes.shape)}"
         raise ValueError(f"{shapes}, {len(labels)} labels: expected [rows, labels] and [rows]")
@@ -245,26 +257,40 @@ def _check(logits: Tensor, classes: Tensor, labels: Sequence[str], temperature: 
         raise ValueError(f"temperature must be above 0, not {temperature}")
 
 
-def _estimates(measured: Metrics, cells: Tensor, counts: Tensor, *, seed: int) -> list[Estimate]:
+def _log_softmax(logits: _Array) -> _Array:
+    shifted: _Array = logits - logits.max(axis=1, keepdims=True)
+    logs: _Array = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return logs
+
+
+def _matrix(cells: _Array, counts: _Array, labels: int) -> tuple[tuple[int, ...], ...]:
+    matrix = np.zeros((labels, labels), dtype=np.int64)
+    matrix[cells[0], cells[1]] = counts
+    return tuple(map(tuple, matrix.tolist()))
+
+
+def _estimates(measured: Metrics, cells: _Array, counts: _Array, *, seed: int) -> list[Estimate]:
     """Accuracy, macro-F1 and Matthews, each with its percentile bootstrap interval.
 
-    Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13. Rows drawn with
-    replacement fall into the confusion's cells by a multinomial law, so cells are drawn instead of
-    rows: the same distribution. With many labels of few rows, resamples lose labels and most of
-    them can lie on one side of the figure; the interval is then widened to hold it.
+    Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13. The rows of a resample
+    fall into the cells of the confusion matrix by a multinomial distribution, so cells are drawn
+    instead of rows. If there are many labels of few rows each, resamples lose labels, and most of
+    them can lie on one side of the figure; the interval is then widened to include it.
 
     Args:
-        cells: int64 [2, cells], true and predicted label of those that hold rows.
+        cells: int64 [2, cells], true and predicted label of the cells that are not empty.
         counts: int64 [cells].
     """
     rows, random = int(counts.sum()), np.random.default_rng(seed)
-    labels, shares = int(cells.max()) + 1, (counts.double() / rows).numpy()
+    labels, shares = int(cells.max()) + 1, counts / rows
     at_once = max(1, _CHUNK_COUNTS // (len(counts) + labels))
-    drawn = []
-    for start in range(0, RESAMPLES, at_once):
-        sample = random.multinomial(rows, shares, size=min(at_once, RESAMPLES - start))
-        drawn.append(_metrics(torch.from_numpy(sample).double(), cells, labels=labels))
-    ends = torch.cat(drawn, dim=1).quantile(torch.tensor(TAILS).double(), dim=1).T.tolist()
+    drawn = [
+        _resampled_metrics(
+            random.multinomial(rows, shares, size=min(at_once, RESAMPLES - start)), cells, labels
+        )
+        for start in range(0, RESAMPLES, at_once)
+    ]
+    ends = np.quantile(np.concatenate(drawn, axis=1), TAILS, axis=1).T.tolist()
     values = (measured.accuracy, measured.macro_f1, measured.matthews)
     return [
         Estimate(value, min(low, value), max(high, value))
@@ -272,61 +298,68 @@ def _estimates(measured: Metrics, cells: Tensor, counts: Tensor, *, seed: int) -
     ]
 
 
-def _metrics(counts: Tensor, cells: Tensor, *, labels: int) -> Tensor:
-    """What `measure` measures, of many confusions at once: float64 [3, confusions].
+def _resampled_metrics(counts: _Array, cells: _Array, labels: int) -> _Array:
+    """The figures of `measure` for many confusion matrices at once: float64 [3, matrices].
 
     Args:
-        counts: float64 [confusions, cells].
+        counts: int64 [matrices, cells].
     """
-    empty = torch.zeros(len(counts), labels, dtype=torch.float64)
+
+    def per_label(index: _Array, values: _Array) -> _Array:
+        """Sums of values [matrices, cells] by label, float64 [matrices, labels]."""
+        flat = np.arange(len(values))[:, None] * labels + index
+        sums = np.bincount(flat.ravel(), values.ravel(), minlength=len(values) * labels)
+        return sums.reshape(len(values), labels)
+
     right = cells[0] == cells[1]
-    hits = empty.index_add(1, cells[0, right], counts[:, right])
-    support, given = (empty.index_add(1, index, counts) for index in cells)
-    rows, correct, occurs = counts.sum(dim=1), hits.sum(dim=1), support + given
-    macro_f1 = (2 * hits / occurs.clamp_min(1)).sum(dim=1) / (occurs > 0).sum(dim=1)
-    agreement = correct * rows - (given * support).sum(dim=1)
-    spread = rows.square() - torch.stack([given, support]).square().sum(dim=2)  # [2, confusions]
-    matthews = agreement / spread.prod(dim=0).clamp_min(1).sqrt()
-    return torch.stack([correct / rows, macro_f1, matthews])
+    hits = per_label(cells[0, right], counts[:, right])
+    support, predicted = (per_label(index, counts) for index in cells)
+    rows, correct, occurs = counts.sum(axis=1), hits.sum(axis=1), support + predicted
+    macro_f1 = (2 * hits / np.maximum(occurs, 1)).sum(axis=1) / (occurs > 0).sum(axis=1)
+    agreement = correct * rows - (predicted * support).sum(axis=1)
+    spreads = [np.square(rows) - np.square(margin).sum(axis=1) for margin in (predicted, support)]
+    matthews = agreement / np.sqrt(np.maximum(spreads[0] * spreads[1], 1))
+    return np.stack([correct / rows, macro_f1, matthews])
 
 
-def _labels(classes: Tensor, predicted: Tensor, names: Sequence[str]) -> tuple[LabelFigures, ...]:
+def _label_figures(
+    true: _Array, answers: _Array, labels: Sequence[str]
+) -> tuple[LabelFigures, ...]:
     columns = (
-        torch.bincount(index, minlength=len(names)).tolist()
-        for index in (classes, predicted, classes[classes == predicted])
+        np.bincount(classes, minlength=len(labels)).tolist()
+        for classes in (true, answers, true[true == answers])
     )
     return tuple(
         LabelFigures(
             label,
             support=support,
-            predicted=given,
-            precision=hits / given if given else None,
+            predicted=predicted,
+            precision=hits / predicted if predicted else None,
             recall=hits / support if support else None,
-            f1=2 * hits / (support + given) if support + given else None,
+            f1=2 * hits / (support + predicted) if support + predicted else None,
         )
-        for label, support, given, hits in zip(names, *columns, strict=True)
+        for label, support, predicted, hits in zip(labels, *columns, strict=True)
     )
 
 
-def _reliability(
-    logits: Tensor, classes: Tensor, right: Tensor, *, temperature: float
-) -> Reliability:
-    """Bins of the top score, and what is made of them and of all scores.
+def _reliability(logs: _Array, true: _Array, right: _Array, *, temperature: float) -> Reliability:
+    """Bins of the top score, their calibration error, and proper scoring rules of all scores.
 
-    Bins above `low`, up to `high`, and their expected calibration error, the mean distance between
-    score and accuracy weighted by rows: Guo et al., On Calibration of Modern Neural Networks, 2017.
-    Brier (1950): the mean over rows of the squared distance between scores and the true label's
-    one-hot vector, so twice the one-sided form for two labels. right: bool [rows].
+    The expected calibration error is the mean distance between score and accuracy, weighted by
+    rows, over bins above `low`, up to `high`: Guo et al., On Calibration of Modern Neural Networks,
+    2017. Brier (1950): the mean over rows of the squared distance between the scores and the
+    one-hot truth, so twice the one-sided form for two labels.
+
+    Args:
+        logs: float64 [rows, labels], logarithms of the scores.
+        right: bool [rows].
     """
-    logs = (logits / temperature).log_softmax(dim=1)
-    scores, true = logs.exp(), classes[:, None]
-    top = scores.amax(dim=1)
-    distances = scores.square().sum(dim=1) - 2 * scores.gather(1, true)[:, 0] + 1
-    index = torch.bucketize(top, torch.arange(1, BINS).double() / BINS)
-    rows = torch.bincount(index, minlength=BINS).tolist()
-    score, hits = (
-        torch.bincount(index, weights=weights, minlength=BINS) for weights in (top, right.double())
-    )
+    scores, rows = np.exp(logs), np.arange(len(true))
+    top = scores.max(axis=1)
+    distances = np.square(scores).sum(axis=1) - 2 * scores[rows, true] + 1
+    index = np.searchsorted(np.arange(1, BINS) / BINS, top)
+    counts = np.bincount(index, minlength=BINS).tolist()
+    score, hits = (np.bincount(index, weights, minlength=BINS) for weights in (top, right))
     return Reliability(
         temperature=temperature,
         bins=tuple(
@@ -337,26 +370,26 @@ def _reliability(
                 score=float(score[number]) / count if count else None,
                 accuracy=float(hits[number]) / count if count else None,
             )
-            for number, count in enumerate(rows)
+            for number, count in enumerate(counts)
         ),
-        expected_calibration_error=float((score - hits).abs().sum()) / len(classes),
+        expected_calibration_error=float(np.abs(score - hits).sum()) / len(true),
         brier=max(0.0, float(distances.mean())),
-        negative_log_likelihood=-float(logs.gather(1, true).mean()),
+        negative_log_likelihood=-float(logs[rows, true].mean()),
     )
 
 
-def _coverage(top: Tensor, right: Tensor) -> tuple[Coverage, ...]:
+def _coverage(top: _Array, right: _Array) -> tuple[Coverage, ...]:
     """Accuracy among the most confident: El-Yaniv and Wiener (2010), Geifman and El-Yaniv (2017).
 
     Args:
         top: float64 [rows], each row's highest score.
         right: bool [rows].
     """
-    ranked = top.sort(descending=True).values
-    found = []
+    ranked = np.sort(top)[::-1]
+    coverages = []
     for coverage in COVERAGES:
         threshold = ranked[math.ceil(coverage * len(top)) - 1]
         answered = top >= threshold
-        accuracy = float(right[answered].double().mean())
-        found.append(Coverage(coverage, float(threshold), int(answered.sum()), accuracy))
-    return tuple(found)
+        accuracy = float(right[answered].mean())
+        coverages.append(Coverage(coverage, float(threshold), int(answered.sum()), accuracy))
+    return tuple(coverages)

@@ -23,13 +23,20 @@ from adapters.backbone.loading import DEFAULT_BACKBONE
 from adapters.format.durable import write_atomically
 from adapters.format.spec import AdapterSpec
 from train.errors import OutputError
-from train.report.metrics import RESAMPLES, Assessment, Bin, Estimate, LabelFigures, Reliability
+from train.report.metrics import (
+    RESAMPLES,
+    Assessment,
+    Bin,
+    Estimate,
+    LabelFigures,
+    Metrics,
+    Reliability,
+)
 from train.report.report import (
     Baseline,
     DataReport,
     EpochReport,
     FitReport,
-    Metrics,
     TrialReport,
     serving_name,
     versions,

@@ -11,29 +11,15 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.table import Table
 
 from train.data.dataset import Dataset
-
-if TYPE_CHECKING:
-    from train.report.metrics import Assessment
+from train.report.metrics import Assessment, Metrics
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
-
-
-@dataclass(frozen=True, slots=True)
-class Metrics:
-    """Shares from 0 to 1. macro_f1 is the plain mean of the labels' F1.
-
-    matthews: the correlation of answers and truth, from -1 to 1; 0.0 where it is undefined.
-    """
-
-    accuracy: float
-    macro_f1: float
-    matthews: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +109,7 @@ class FitReport:
     settings: Mapping[str, Any]
     data: Mapping[str, DataReport]
     cache: Mapping[str, str | int | float]
-    assessments: Mapping[str, "Assessment"]
+    assessments: Mapping[str, Assessment]
     trials: tuple[TrialReport, ...]
     command: str | None
 
