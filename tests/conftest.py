@@ -1,24 +1,27 @@
-"""Fixtures that many tests share. The builders behind them are in tests/support/tiny_models.py."""
+"""Fixtures that many tests share, and what is skipped where. The builders are in tests/support/."""
 
 import os
 import signal
+from collections.abc import Iterable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 
 if not torch.cuda.is_available():
-    # Before anything imports Triton: it is read when a kernel is declared, its own ones included.
+    # Before anything imports Triton: it reads this when a kernel is declared, its own included.
     os.environ["TRITON_INTERPRET"] = "1"
 
 from adapters.backbone.model import Backbone
 from adapters.format.files import Adapter
 from tests.support.engine_harness import Opened, open_house
 from tests.support.tiny_models import make_adapter, make_backbone
+from tests.support.unavailable import unavailable
 
-# A shell starts what runs in its background with Ctrl-C ignored, and children inherit that; some
-# tests are about Ctrl-C.
+# A shell starts background jobs with Ctrl-C ignored, and their children inherit that; some tests
+# are about Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -46,9 +49,27 @@ def opened(tmp_path: Path, backbone: Backbone) -> Opened:
     return partial(open_house, tmp_path / "store", backbone)
 
 
+class TestFile(pytest.Module):
+    """A file of tests, skipped where a package that it imports is not installed."""
+
+    def collect(self) -> Iterable[pytest.Item | pytest.Collector]:
+        try:
+            return super().collect()
+        except self.CollectError as error:
+            cause = error.__cause__
+            if isinstance(cause, ModuleNotFoundError) and cause.name is not None:
+                package = cause.name.partition(".")[0]
+                if find_spec(package) is None:
+                    unavailable(f"{package} is not installed")
+            raise
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> TestFile:
+    return TestFile.from_parent(parent, path=module_path)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `gpu` need a CUDA device; everywhere else they are skipped, and the report says
-    so."""
+    """Without a CUDA device, skip the tests that are marked `gpu`."""
     if torch.cuda.is_available():
         return
     for item in items:

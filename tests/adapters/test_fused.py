@@ -16,8 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-pytest.importorskip("triton", reason="no Triton: `pip install -c constraints.txt triton`")
-
 from adapters.layers.fused import FusedLayer, _attend, _Tiling, _tiling, add_norm, attend, usable
 from adapters.packed.layout import Layout
 from tests.support.families import HIDDEN, config_of, model_from, model_of

@@ -14,8 +14,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-pytest.importorskip("triton", reason="no Triton: `pip install -c constraints.txt triton`")
-
 from adapters.adapter import classify, prepare, rows_of
 from adapters.backbone.model import Backbone
 from adapters.backbone.tokenizer import Encoding

@@ -1,8 +1,7 @@
-"""The dashboard and the alert rules name what there is."""
+"""The dashboard and the alert rules use only metrics, labels and routes that exist."""
 
 import json
 import re
-from collections.abc import Iterator
 from typing import Any
 
 from prometheus_client import Histogram
@@ -11,10 +10,9 @@ from deploy.dashboard import FILE, dashboard
 from deploy.panels import PREDICT, ROWS, STATS
 from service.http.app import route_paths
 from service.observability.metrics import METRICS
-from tests.support.prometheus import CONFIG
+from tests.support.promql import DASHBOARD, RULES, alert_expressions, panel_expressions, selectors
 
-RULES = (CONFIG / "rules.yaml").read_text()
-# Prometheus' own, and those of its Python library's process collector.
+# Series of Prometheus itself, and of its Python library's process collector.
 FOREIGN = {
     "up": set[str](),
     "process_resident_memory_bytes": set[str](),
@@ -25,42 +23,24 @@ EVERYWHERE = {"instance", "job"}
 
 
 def series() -> dict[str, set[str]]:
-    """Every series of the service with its labels."""
-    found = dict(FOREIGN)
+    """Every series that Prometheus has of the service, with its labels."""
+    labels_by_series = dict(FOREIGN)
     for metric in METRICS:
         if metric.kind is Histogram:
-            found[f"{metric.name}_bucket"] = {*metric.labels, "le"}
+            labels_by_series[f"{metric.name}_bucket"] = {*metric.labels, "le"}
             for part in ("sum", "count"):
-                found[f"{metric.name}_{part}"] = set(metric.labels)
+                labels_by_series[f"{metric.name}_{part}"] = set(metric.labels)
         else:
-            found[metric.name] = set(metric.labels)
-    return found
-
-
-def selectors(text: str) -> Iterator[tuple[str, set[str]]]:
-    """Metrics and the labels that they are chosen by."""
-    names = r"(?<![\w:$])(up|idspam_\w+|process_\w+)\b(?!\s*:)(?:\{([^{}]*)\})?"
-    for name, chosen in re.findall(names, text):
-        # A regexp's braces and quotes hold no labels.
-        yield name, set(re.findall(r'(\w+)\s*(?:=~|!~|!=|=)\s*"', chosen))
-
-
-def expressions() -> list[str]:
-    """All of the dashboard, as they are in its file."""
-    panels = json.loads(FILE.read_text())["panels"]
-    return [target["expr"] for panel in panels for target in panel.get("targets", [])]
-
-
-def alert_expressions() -> str:
-    """Without words that people read."""
-    return re.sub(r"(?m)^ *(summary|description|runbook|- alert|- record|#).*$", "", RULES)
+            labels_by_series[metric.name] = set(metric.labels)
+    return labels_by_series
 
 
 def test_the_dashboards_file_is_what_its_source_makes() -> None:
+    assert DASHBOARD == FILE
     assert FILE.read_text() == dashboard(), "run: python -m deploy.dashboard"
 
 
-def test_every_panel_has_a_title_a_place_and_what_it_shows() -> None:
+def test_every_panel_has_a_title_a_place_of_its_own_and_a_query() -> None:
     content: dict[str, Any] = json.loads(FILE.read_text())
     panels = content["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
@@ -84,31 +64,30 @@ def test_every_panel_has_a_title_a_place_and_what_it_shows() -> None:
 
 def test_every_metric_of_dashboard_and_rules_exists_with_its_labels() -> None:
     known = series()
-    texts = [*expressions(), alert_expressions()]
-    found = [pair for text in texts for pair in selectors(text)]
-    assert len(found) > 60
-    for name, labels in found:
-        assert name in known, f"{name} is no metric"
+    texts = [*panel_expressions(), alert_expressions()]
+    selected = [pair for text in texts for pair in selectors(text)]
+    assert len(selected) > 60
+    for name, labels in selected:
+        assert name in known, f"{name} is not a metric"
         assert labels <= known[name] | EVERYWHERE, f"{name} has no {labels - known[name]}"
 
 
-def test_what_is_grouped_by_is_a_label() -> None:
-    made = {"process", "kind"}
-    labels = set().union(*series().values()) | EVERYWHERE | made
-    groups = [*expressions(), alert_expressions()]
-    for text in groups:
+def test_everything_that_is_grouped_by_is_a_label() -> None:
+    made_by_rules = {"process", "kind"}
+    labels = set().union(*series().values()) | EVERYWHERE | made_by_rules
+    for text in [*panel_expressions(), alert_expressions()]:
         for listed in re.findall(r"\b(?:by|on|without) \(([^)]*)\)", text):
             assert set(re.split(r",\s*", listed)) <= labels, listed
 
 
 def test_every_kind_of_series_is_on_the_dashboard() -> None:
-    shown = {name for text in expressions() for name, _ in selectors(text)}
+    shown = {name for text in panel_expressions() for name, _ in selectors(text)}
     for metric in METRICS:
         names = {metric.name, f"{metric.name}_bucket", f"{metric.name}_sum"}
         assert names & shown, f"no panel shows {metric.name}"
 
 
-def test_probes_are_no_requests_and_predictions_are_known_by_their_routes() -> None:
+def test_probes_do_not_count_as_requests_and_predictions_are_told_by_their_routes() -> None:
     (probes,) = set(re.findall(r'route!~"([^"]*)"', RULES))
     (predicting,) = set(re.findall(r'route=~"([^"]*)"', RULES))
     assert f'route=~"{predicting}"' in PREDICT
@@ -116,8 +95,8 @@ def test_probes_are_no_requests_and_predictions_are_known_by_their_routes() -> N
     ignored = set(route_paths()) - set(counted)
     assert {"/healthz", "/readyz", "/metrics"} <= ignored
     words = ("predict", "classify", "invocations", "infer")
-    asks = {path for path in route_paths() if path == "/" or path.endswith(words)}
-    assert {"/v1/predict", "/predict"} <= asks
-    assert {path for path in route_paths() if re.fullmatch(predicting, path)} == asks
-    assert not asks & ignored
+    predict_paths = {path for path in route_paths() if path == "/" or path.endswith(words)}
+    assert {"/v1/predict", "/predict"} <= predict_paths
+    assert {path for path in route_paths() if re.fullmatch(predicting, path)} == predict_paths
+    assert not predict_paths & ignored
     assert not [path for path in ignored if path.startswith("/v1/")]

@@ -1,5 +1,4 @@
-"""Every expression of the dashboard, asked of a real Prometheus that scrapes a real service under
-the demo's load."""
+"""A real Prometheus scrapes a real service under the demo's load: every panel gets data."""
 
 import re
 import signal
@@ -12,10 +11,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from deploy.dashboard import FILE
-from tests.deploy.test_dashboard import expressions
 from tests.ipc.test_process import process
 from tests.support.prometheus import binary, prometheus, wait_for
+from tests.support.promql import DASHBOARD, panel_expressions
 from tests.support.service_process import TREE, environ
 
 SECONDS = 60.0
@@ -31,11 +29,12 @@ def demo(url: str) -> Iterator["subprocess.Popen[str]"]:
             running.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_every_expression_returns_data_under_the_demos_load(workers: str, tmp_path: Path) -> None:
     binary("prometheus")
-    # Fewer places than adapters, so that some are evicted.
+    # Room for fewer adapters than there are, so that some are evicted.
     environment = environ(
         Path("all-MiniLM-L6-v2"),
         tmp_path / "adapters",
@@ -44,10 +43,10 @@ def test_every_expression_returns_data_under_the_demos_load(workers: str, tmp_pa
         MAX_ACTIVE_ADAPTERS="2",
         MAX_REGISTERED_ADAPTERS="3",
     )
-    asked = {text: _asked(text) for text in expressions()}
-    variables = re.findall(r"label_values\((\w+), (\w+)\)", FILE.read_text())
+    queries = {text: _query(text) for text in panel_expressions()}
+    variables = re.findall(r"label_values\((\w+), (\w+)\)", DASHBOARD.read_text())
     assert len(variables) == 2
-    # The pipe of what it logs is not read: it would fill.
+    # Nobody reads the pipe that it logs to: it would fill up.
     environment["IDSPAM_LOG_LEVEL"] = "warning"
     with process(environment) as service:
         assert service.stdout is not None
@@ -55,13 +54,13 @@ def test_every_expression_returns_data_under_the_demos_load(workers: str, tmp_pa
         with prometheus(tmp_path, url.removeprefix("http://")) as server, demo(url) as load:
 
             def missing() -> list[str]:
-                return [text for text, query in asked.items() if not server.values(query)]
+                return [text for text, query in queries.items() if not server.values(query)]
 
-            def still_there() -> None:
+            def check_alive() -> None:
                 assert load.poll() is None
                 assert service.poll() is None
 
-            left = wait_for(missing, seconds=SECONDS, meanwhile=still_there)
+            left = wait_for(missing, seconds=SECONDS, meanwhile=check_alive)
             assert not left, "\n".join(left)
             for metric, label in variables:
                 assert server.get(f"label/{label}/values", **{"match[]": metric})
@@ -71,15 +70,15 @@ def test_every_expression_returns_data_under_the_demos_load(workers: str, tmp_pa
                 for rule in group["rules"]
             }
             load.send_signal(signal.SIGTERM)
-            said, _ = load.communicate(timeout=20)
+            output, _ = load.communicate(timeout=20)
             assert load.returncode == 0
-            assert re.search(r"\d+ answered", said.splitlines()[-1])
+            assert re.search(r"\d+ answered", output.splitlines()[-1])
         names = [item["name"] for item in httpx.get(f"{url}/v1/adapters").json()["adapters"]]
         assert names == ["banking77", "clinc150", "sentiment", "sms-spam"]
 
 
-def _asked(text: str) -> str:
-    """As Grafana would, of what was scraped every second."""
+def _query(text: str) -> str:
+    """The expression as Grafana would send it, for a scrape every second."""
     for variable, value in (("$__rate_interval", "15s"), ("$instance", ".*"), ("$adapter", ".*")):
         text = text.replace(variable, value)
     assert "$" not in text

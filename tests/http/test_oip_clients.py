@@ -5,7 +5,6 @@ They run in an environment of their own, since they stand on other versions of t
 
 import json
 import re
-import subprocess
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +15,8 @@ import pytest
 
 from tests.ipc.test_process import process
 from tests.support.service_process import TREE, environ
+from tests.support.third_party.environment import python, run_client
 
-PYTHON = TREE / "runs" / "clients" / "bin" / "python"
 ZOO = TREE / "adapters" / "zoo"
 SPAM, HAM = "WINNER!! Call now to claim your free prize", "see you at eight"
 PAIRS = [{"text": SPAM, "text_pair": HAM}, {"text": HAM, "text_pair": ""}]
@@ -48,27 +47,14 @@ def pairs(url: str) -> Found:
 
 @pytest.fixture(scope="module")
 def triton(url: str) -> Found:
-    return run("clients_triton.py", url.removeprefix("http://"), str(ZOO / "sms-spam.safetensors"))
+    return run_client(
+        "triton_client.py", url.removeprefix("http://"), str(ZOO / "sms-spam.safetensors")
+    )
 
 
 @pytest.fixture(scope="module")
 def kserve(url: str) -> Found:
-    return run("clients_kserve.py", url)
-
-
-def python(*arguments: str) -> str:
-    """What a program prints in the foreign environment."""
-    assert PYTHON.exists(), "there is no environment of foreign clients: make clients"
-    # Isolated: this tree has packages with generic names.
-    command = [str(PYTHON), "-I", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def run(script: str, *arguments: str) -> Found:
-    found: Found = json.loads(python(str(TREE / "tests" / script), *arguments))
-    return found
+    return run_client("kserve_client.py", url)
 
 
 def expected(url: str, inputs: list[Any]) -> Found:

@@ -1,4 +1,4 @@
-"""A real Prometheus for tests: what `.ci/promtool` fetches, or what is on PATH."""
+"""A real Prometheus: the one that `.ci/promtool` fetches, or the one on PATH."""
 
 import math
 import shutil
@@ -11,44 +11,44 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 
 from service.http.server import listen
 from tests.support.service_process import TREE, until
+from tests.support.unavailable import unavailable
 
 FETCHED = TREE / ".cache" / "prometheus" / "usr" / "bin"
 CONFIG = TREE / "deploy" / "prometheus"
 
 
 def binary(name: str) -> str:
-    """Where it is; skips the test that asks where there is none."""
-    found = shutil.which(name, path=str(FETCHED)) or shutil.which(name)
-    if found is None:
-        pytest.skip(f"no {name}: run .ci/promtool (Debian), or install Prometheus")
-    return found
+    """Path of `prometheus` or `promtool`; without it the test is skipped."""
+    path = shutil.which(name, path=str(FETCHED)) or shutil.which(name)
+    if path is None:
+        unavailable(f"{name} is missing: run .ci/promtool (Debian) or install Prometheus")
+    return path
 
 
 @dataclass(frozen=True)
 class Prometheus:
-    """A running server, asked over its HTTP API."""
+    """The HTTP API of a running server."""
 
     client: httpx.Client
 
     def get(self, path: str, **params: str) -> Any:
-        """The `data` of an answer."""
+        """The `data` of a response."""
         response = self.client.get(f"/api/v1/{path}", params=params)
         assert response.status_code == 200, response.text
         return response.json()["data"]
 
     def values(self, expression: str) -> list[float]:
-        """What an instant query returns now, without what is no number."""
-        found = [float(item["value"][1]) for item in self.get("query", query=expression)["result"]]
-        return [value for value in found if math.isfinite(value)]
+        """The finite values of an instant query."""
+        series = self.get("query", query=expression)["result"]
+        return [value for one in series if math.isfinite(value := float(one["value"][1]))]
 
 
 @contextmanager
 def prometheus(folder: Path, target: str) -> Iterator[Prometheus]:
-    """The project's own configuration, but every second instead of every fifteen."""
+    """Prometheus with the project's configuration, scraping every second instead of every 15."""
     text = (CONFIG / "prometheus.yaml").read_text()
     assert text.count("15s") == 2
     assert "service:8000" in text
@@ -78,7 +78,7 @@ def prometheus(folder: Path, target: str) -> Iterator[Prometheus]:
 def wait_for(
     missing: Callable[[], list[str]], *, seconds: float, meanwhile: Callable[[], None]
 ) -> list[str]:
-    """What is still missing after at most so many seconds."""
+    """Wait until nothing is missing; what still is after so many seconds is returned."""
     deadline = time.monotonic() + seconds
     while (left := missing()) and time.monotonic() < deadline:
         meanwhile()

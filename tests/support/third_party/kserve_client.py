@@ -1,7 +1,7 @@
-"""What KServe's SDK gets of a service: `python tests/support/third_party/kserve_client.py URL`.
+"""What KServe's SDK gets from a service: `python kserve_client.py URL`.
 
-Runs in the environment of .ci/clients.py; prints one JSON object, which tests/http/test_oip_clients.py
-looks at. Knows nothing of this project.
+Runs in the environment of .ci/clients.py, without this project. Prints one JSON object, which
+tests/http/test_oip_clients.py checks.
 """
 
 import asyncio

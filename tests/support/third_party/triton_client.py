@@ -1,7 +1,7 @@
-"""What Triton's Python client gets of a service: `python tests/support/third_party/triton_client.py HOST:PORT`.
+"""What Triton's client gets from a service: `python triton_client.py HOST:PORT ADAPTER_FILE`.
 
-Runs in the environment of .ci/clients.py; prints one JSON object, which tests/http/test_oip_clients.py
-looks at. Knows nothing of this project.
+Runs in the environment of .ci/clients.py, without this project. Prints one JSON object, which
+tests/http/test_oip_clients.py checks.
 """
 
 import json
