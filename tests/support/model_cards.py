@@ -9,10 +9,32 @@ from markdown_it.token import Token
 
 from adapters.backbone.loading import DEFAULT_BACKBONE
 from adapters.format.spec import AdapterSpec, BackboneIdentity, Calibration, Provenance
-from tests.train.test_report import FIT
 from train.report.metrics import Assessment, Metrics, assess
 from train.report.model_card import CardFacts
-from train.report.report import Baseline, DataReport
+from train.report.report import Baseline, DataReport, EpochReport, FitReport
+
+EPOCH_REPORT = EpochReport(3, 0.25, 0.9, 0.8, 1.5, 1234.0)
+GOOD, BAD = Metrics(0.9, 0.85, 0.8), Metrics(0.5, 0.3, 0.0)
+FIT_REPORT = FitReport(
+    output="runs/My Task.safetensors",
+    card="runs/My Task.md",
+    validation=GOOD,
+    test=None,
+    majority=Baseline(BAD, None),
+    head_only=Baseline(Metrics(0.8, 0.7, 0.6), None),
+    trainable_parameters=1234,
+    seconds=61.5,
+    seconds_per_epoch=2.0,
+    epochs=(EPOCH_REPORT,),
+    best_epoch=3,
+    temperature=1.5,
+    settings={"lr": 1e-3},
+    data={"train": DataReport("a.csv", "0" * 64, 2, {"x": 1, "y": 1})},
+    cache={"mode": "memory", "bytes": 10, "seconds": 0.1},
+    assessments={},
+    trials=(),
+    command=None,
+)
 
 
 def assessment_of(labels: Sequence[str], *, rows: int = 60, right: float = 0.8) -> Assessment:
@@ -41,7 +63,7 @@ def facts_of(labels: Sequence[str] = ("ham", "spam"), *, rows: int = 60) -> Card
     counts = {label: 10 + index for index, label in enumerate(labels)}
     control = Metrics(0.1, 0.1, 0.0)
     report = replace(
-        FIT,
+        FIT_REPORT,
         validation=control,
         test=control,
         majority=Baseline(control, control),

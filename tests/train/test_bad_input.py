@@ -97,7 +97,7 @@ def test_some_empty_texts_are_counted_and_trained_on(
     ("more", "expected"),
     [
         (["--micro-batch", "64", "--batch-size", "32"], "--micro-batch 64 is more than the batch"),
-        (["--output", "README.safetensors"], "README.md: is no model card and would be replaced"),
+        (["--output", "README.safetensors"], "README.md is not a model card and would be replaced"),
         (["--output", "/proc/x.safetensors"], "--output /proc/x.safetensors: the folder /proc can"),
         (["--output", f"{'x' * 240}.safetensors"], "--output xxx"),
         (["--output", f"{'x' * 300}.safetensors"], "[Errno 36] File name too long: "),

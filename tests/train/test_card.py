@@ -13,8 +13,7 @@ from huggingface_hub import ModelCard
 
 from adapters.backbone.loading import DEFAULT_BACKBONE
 from adapters.format.spec import BackboneIdentity, Provenance
-from tests.support.model_cards import assessment_of, facts_of, fences, parsed
-from tests.train.test_report import FIT
+from tests.support.model_cards import FIT_REPORT, assessment_of, facts_of, fences, parsed
 from train.report.metrics import Assessment, Metrics, assess
 from train.report.model_card import MOST_EPOCHS, CardFacts, card_path, model_card
 from train.report.report import Baseline
@@ -185,7 +184,7 @@ def test_many_labels_are_summed_up() -> None:
 
 def test_long_runs_show_some_epochs_the_best_and_the_last() -> None:
     facts = facts_of()
-    epochs = tuple(replace(FIT.epochs[0], epoch=number) for number in range(1, 402))
+    epochs = tuple(replace(FIT_REPORT.epochs[0], epoch=number) for number in range(1, 402))
     card = model_card(replace(facts, report=replace(facts.report, epochs=epochs, best_epoch=8)))
     shown = [int(row) for row in re.findall(r"^\| (\d+) \| 0\.2500 ", card, re.MULTILINE)]
     assert {1, 8, 401} <= set(shown)

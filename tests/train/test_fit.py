@@ -90,7 +90,7 @@ def test_the_card_and_the_json_say_what_was_measured(backbone: str, tmp_path: Pa
 def test_a_card_replaces_nothing_but_a_card(backbone: str, tmp_path: Path, content: str) -> None:
     readme = tmp_path / "README.md"
     readme.write_text(content)
-    with pytest.raises(OutputError, match="is no model card and would be replaced"):
+    with pytest.raises(OutputError, match="is not a model card and would be replaced"):
         _fit(backbone, tmp_path / "README.safetensors")
     assert readme.read_text() == content
     (tmp_path / "x.md").mkdir()

@@ -7,12 +7,14 @@ from dataclasses import replace
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from jinja2 import UndefinedError
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from adapters.format.spec import BackboneIdentity, Provenance
 from tests.support.model_cards import facts_of, parsed
-from train.report.model_card import CardFacts, fenced, literal, model_card, visible
+from train.report.markdown import fenced, literal, visible
+from train.report.model_card import CardFacts, environment, model_card
 from train.report.report import DataReport
 
 HOSTILE = (
@@ -94,6 +96,7 @@ def test_hostile_labels_paths_and_commands_keep_every_table_and_inject_nothing(
         assert visible(text).strip() in [cell.strip() for cell in cells], "and are shown"
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.text(min_size=1, max_size=20), min_size=2, max_size=4, unique_by=visible))
 @example(["`", "``"])
@@ -113,6 +116,16 @@ def test_what_cannot_be_encoded_is_spelt_out() -> None:
     )
     card = model_card(replace(facts, report=report, file_name=text, machine=text))
     assert b"caf\\udce9.csv" in card.encode()
+
+
+def test_the_template_cannot_print_text_without_an_escaping_filter() -> None:
+    rendered = environment().from_string("{{ text | literal }}").render(text="a|b")
+    assert rendered == "a&#124;b"
+    for source in ("{{ text }}", "{{ text ~ 'x' }}", "{{ text | upper }}", "{{ 'constant' }}"):
+        with pytest.raises(TypeError, match="without an escaping filter"):
+            environment().from_string(source).render(text="a|b")
+    with pytest.raises(UndefinedError):
+        environment().from_string("{{ missing }}").render()
 
 
 def test_text_without_marks_is_a_code_span_and_other_text_has_no_mark_left() -> None:

@@ -7,14 +7,13 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from tests.support.model_cards import BAD, EPOCH_REPORT, FIT_REPORT, GOOD
 from train.config.settings import FitSettings, Range, entries
 from train.errors import DataError, SettingsError, TrainingError
 from train.report.metrics import Metrics
 from train.report.progress import BarProgress, LineProgress, SilentProgress, duration, progress_for
 from train.report.report import (
     Baseline,
-    DataReport,
-    EpochReport,
     FitReport,
     TrialOutcome,
     TrialReport,
@@ -42,16 +41,13 @@ def test_errors_are_one_tree() -> None:
     assert (str(error), error.source, error.line) == ("a.csv:3: is wrong", "a.csv", 3)
 
 
-REPORT = EpochReport(3, 0.25, 0.9, 0.8, 1.5, 1234.0)
-
-
 def _show(progress: BarProgress | LineProgress | SilentProgress) -> None:
     with progress:
         progress.note("a [note]")
         progress.begin("epoch 3/20", texts=200, later=400)
         for step in range(4):
             progress.advance(50, loss=1 / (step + 1), accuracy=0.25 * step)
-        progress.epoch_done(REPORT)
+        progress.epoch_done(EPOCH_REPORT)
 
 
 def test_lines_come_every_ten_seconds_and_after_every_epoch() -> None:
@@ -88,29 +84,6 @@ def test_durations_are_read_like_a_clock() -> None:
     assert [duration(s) for s in (0, 42.4, 725, 11220)] == ["0:00", "0:42", "12:05", "3:07:00"]
 
 
-GOOD, BAD = Metrics(0.9, 0.85, 0.8), Metrics(0.5, 0.3, 0.0)
-FIT = FitReport(
-    output="runs/My Task.safetensors",
-    card="runs/My Task.md",
-    validation=GOOD,
-    test=None,
-    majority=Baseline(BAD, None),
-    head_only=Baseline(Metrics(0.8, 0.7, 0.6), None),
-    trainable_parameters=1234,
-    seconds=61.5,
-    seconds_per_epoch=2.0,
-    epochs=(REPORT,),
-    best_epoch=3,
-    temperature=1.5,
-    settings={"lr": 1e-3},
-    data={"train": DataReport("a.csv", "0" * 64, 2, {"x": 1, "y": 1})},
-    cache={"mode": "memory", "bytes": 10, "seconds": 0.1},
-    assessments={},
-    trials=(),
-    command=None,
-)
-
-
 def _printed(report: FitReport) -> str:
     stream = io.StringIO()
     print_fit(report, Console(file=stream, width=80))
@@ -118,7 +91,7 @@ def _printed(report: FitReport) -> str:
 
 
 def test_the_closing_table_ends_with_a_command_that_can_be_copied() -> None:
-    shown = _printed(replace(FIT, output="runs/" + "long/" * 30 + "My Task.safetensors"))
+    shown = _printed(replace(FIT_REPORT, output="runs/" + "long/" * 30 + "My Task.safetensors"))
     *_, line = shown.splitlines()
     assert line.endswith("long/My Task.safetensors' --name my-task --url http://127.0.0.1:8000")
     assert "warning" not in shown
@@ -131,11 +104,11 @@ def test_the_closing_table_sets_the_chosen_trial_beside_the_first() -> None:
     tried = {"dropout": 0.1}
     first = TrialReport(1, tried, TrialOutcome.FINISHED, 0.75, 3, 1.0, chosen=False)
     second = TrialReport(2, tried, TrialOutcome.FINISHED, 0.875, 3, 1.0, chosen=True)
-    shown = _printed(replace(FIT, trials=(first, second)))
+    shown = _printed(replace(FIT_REPORT, trials=(first, second)))
     expected = "search: trial 2 of 2 (validation accuracy 0.8750; the first, without a search: "
     assert f"{expected}0.7500)\n" in shown
     failed = replace(first, outcome=TrialOutcome.FAILED, accuracy=None)
-    assert f"{expected}-)\n" in _printed(replace(FIT, trials=(failed, second)))
+    assert f"{expected}-)\n" in _printed(replace(FIT_REPORT, trials=(failed, second)))
 
 
 @pytest.mark.parametrize(
@@ -156,22 +129,24 @@ def test_the_closing_table_sets_the_chosen_trial_beside_the_first() -> None:
 def test_a_result_that_proves_nothing_is_called_that(
     changes: dict[str, Metrics | Baseline | None], warning: str
 ) -> None:
-    assert f"warning: {warning}" in _printed(replace(FIT, **changes))  # type: ignore[arg-type]  # any field
+    assert f"warning: {warning}" in _printed(replace(FIT_REPORT, **changes))  # type: ignore[arg-type]  # any field
 
 
 def test_baselines_stand_in_the_json_for_the_split_that_counts() -> None:
-    validated = json.loads(FIT.to_json())
+    validated = json.loads(FIT_REPORT.to_json())
     assert (validated["majority"], validated["head_only"]) == (0.5, 0.8)
     assert validated["baselines"]["head_only"] == {
         "validation": {"accuracy": 0.8, "macro_f1": 0.7, "matthews": 0.6},
         "test": None,
     }
-    tested = json.loads(replace(FIT, test=GOOD, majority=Baseline(BAD, GOOD)).to_json())
+    tested = json.loads(replace(FIT_REPORT, test=GOOD, majority=Baseline(BAD, GOOD)).to_json())
     assert tested["majority"] == 0.9
 
 
 def test_a_figure_that_is_not_finite_is_null_in_the_json() -> None:
-    report = replace(FIT, epochs=(replace(REPORT, loss=float("nan")),), seconds=float("inf"))
+    report = replace(
+        FIT_REPORT, epochs=(replace(EPOCH_REPORT, loss=float("nan")),), seconds=float("inf")
+    )
     content = json.loads(report.to_json())
     assert content["epochs"][0]["loss"] is None
     assert content["seconds"] is None

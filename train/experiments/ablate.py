@@ -17,7 +17,7 @@ from train.experiments.compare import check_names, load_tasks, rows_of
 from train.experiments.display import Display, SilentDisplay
 from train.experiments.session import Findings, Session
 from train.experiments.tables import Outcomes, Score, mean_of, reports_of, score_of, write_results
-from train.report.model_card import table
+from train.report.markdown import table
 
 METHOD = "idspam"
 

@@ -24,7 +24,7 @@ from train.experiments.tables import (
     write_results,
 )
 from train.methods import METHODS
-from train.report.model_card import table
+from train.report.markdown import table
 
 
 def compare(

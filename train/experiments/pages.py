@@ -1,7 +1,5 @@
 """What the reports of all experiments have in common: data, conditions, failures. Markdown."""
 
-import os
-import platform
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -12,8 +10,8 @@ from train.data.task_data import TaskData
 from train.experiments.cells import Cell, Rows
 from train.experiments.pool import Places
 from train.experiments.tables import Outcomes
-from train.report.model_card import fenced, literal
-from train.report.report import versions
+from train.report.markdown import fenced, literal
+from train.report.report import machine, versions
 
 # Their model cards list Quora duplicates, SNLI, MultiNLI and SQuAD 2.0 among the training pairs.
 _SEEN_BY = ("all-MiniLM", "all-mpnet")
@@ -99,12 +97,11 @@ def conditions_section(
     outcomes: Outcomes,
 ) -> str:
     """Where, with what and how it was measured."""
-    cores = len(os.sched_getaffinity(0))
     devices = sorted({outcome.device for outcome in outcomes.values() if outcome.report})
     found = ", ".join(f"{name} {number}" for name, number in versions().items())
     lines = [
         f"backbone: {literal(backbone)}, frozen (fingerprint {fingerprint[:12]}…)",
-        f"machine: {_processor()}, {cores} cores",
+        f"machine: {machine()}",
         f"runs computed on: {', '.join(devices) or 'nothing yet'}",
         f"runs at once: {places.jobs}; they share the machine, so that seconds compare within this "
         "report only",
@@ -126,12 +123,3 @@ def _warnings(backbone: str, tasks: Iterable[str]) -> Iterator[str]:
     for task in tasks:
         if (seen := _SEEN.get(task)) is not None:
             yield f"{task}: not clean, {backbone} was pre-trained on {seen}"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())

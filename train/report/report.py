@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import platform
 import re
 import shlex
@@ -154,6 +155,20 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def machine() -> str:
+    """The CPU of this machine, described for people: `4 CPU cores (its model name)`."""
+    return f"{len(os.sched_getaffinity(0))} CPU cores ({_processor()})"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
 
 
 def serving_name(output: str) -> str:
