@@ -16,7 +16,7 @@ if not torch.cuda.is_available():
 
 from adapters.backbone.model import Backbone
 from adapters.format.files import Adapter
-from tests.support.engine_harness import Opened, open_house
+from tests.support import engine_harness
 from tests.support.tiny_models import make_adapter, make_backbone
 from tests.support.unavailable import unavailable
 
@@ -44,9 +44,9 @@ def adapter(backbone: Backbone) -> Adapter:
 
 
 @pytest.fixture
-def opened(tmp_path: Path, backbone: Backbone) -> Opened:
-    """Opens a real engine over a store of its own; settings by name."""
-    return partial(open_house, tmp_path / "store", backbone)
+def open_engine(tmp_path: Path, backbone: Backbone) -> engine_harness.OpenEngine:
+    """Starts a real engine over a store of its own; takes engine settings by name."""
+    return partial(engine_harness.open_engine, tmp_path / "store", backbone)
 
 
 class TestFile(pytest.Module):

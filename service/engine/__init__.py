@@ -1,9 +1,7 @@
-"""The hot path: from an encoded text to its scores. Knows no HTTP.
+"""The engine: from encoded texts to their scores, and the adapters that this needs on the device.
 
-interface  what routes see               engine     its life, and its requests' way
-scheduler  decides the next batch        inflight   requests from admission to answer
-queue      the scheduler, shared         device     the one thread that runs batches
-residency  which adapters are where      runner     the only file that touches the device
-requests   one request's state           observer   what can be measured
-settings   the limits
+Routes and `service.ipc` see `interface`; only `service.local` and benchmarks build the engine. It
+imports no web framework. Start with `engine.LocalEngine.predict`, then follow `requests` (from
+admission to answer), `scheduler` (the next batch), `residency` (adapters and leases), `device` (the
+threads that run batches) and `runners` (the forward pass).
 """

@@ -1,9 +1,9 @@
-"""The threads that drive the device: warm up, then take, launch, wait, hand over.
+"""The threads that drive the device: warm up, then take a batch, launch it, wait, hand it over.
 
-Knows no adapters. A GPU has one lane; on a device that takes batches ahead, a full one is packed
-and started while another still runs, and a batch that is not full waits for whoever else comes. A
-CPU has several lanes, each with cores of its own: rows share nothing, so lanes never wait for each
-other, where the threads of one product meet after every one of them.
+A GPU has one lane. Where the runner launches ahead, the next batch is packed and started while one
+still runs, but only a full one: a batch that is not full gains more from entries that still arrive.
+A CPU has several lanes, each with its own share of the cores. Lanes never wait for each other,
+whereas the threads of one matrix product meet after every product.
 """
 
 import asyncio
@@ -13,205 +13,166 @@ from dataclasses import dataclass
 from threading import Thread
 from time import monotonic
 
-from service.engine.queue import EntryQueue
-from service.engine.requests import Request
-from service.engine.runners.base import Asked, Flight, Ran, Runner
-from service.engine.scheduler import Selection
+from service.engine.requests import FinishedBatch, Request, rows_of
+from service.engine.runners.base import BatchResult, Runner, RunningBatch
+from service.engine.scheduler import Scheduler, Selection
 
 logger = logging.getLogger(__name__)
 
-# How often to see whether a large batch is through, or a full one waits. A batch is large from this
-# share of the token budget on.
-_LOOK_SECONDS = 0.0005
-_LARGE = 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """A selection and what became of its batch of so many tokens. started: of `time.monotonic`."""
-
-    selection: Selection[Request]
-    tokens: int
-    ran: Ran
-    started: float
-    seconds: float
+# While a large batch runs, how often to look whether it is done or the next one is full.
+_POLL_SECONDS = 0.0005
+# A batch of this share of the token budget or more is large.
+_LARGE_SHARE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
 class _Launched:
     selection: Selection[Request]
     tokens: int
-    flight: Flight
+    running: RunningBatch
     started: float
 
 
+@dataclass(slots=True, eq=False)
+class _Lane:
+    """What one thread is doing. Times are of `time.monotonic`.
+
+    running_since: since when the device has been running its oldest batch; None while it is idle.
+    free_since: when its last batch ended.
+    """
+
+    running_since: float | None = None
+    free_since: float = 0.0
+
+
 class Device:
-    """Made on the event loop that it reports to; each batch costs that loop one wake-up.
+    """Runs what the scheduler selects. Created on the event loop that it reports to.
 
     Args:
-        deliver: called on the loop with every batch.
-        die: called on the loop with what ended a lane, if anything did.
-        max_batch_tokens: what the warm-up runs at once.
+        deliver: called on the loop with every batch, so a batch wakes the loop once.
+        die: called on the loop with the error that ended a lane.
+        max_batch_tokens: the size of the warm-up batch.
 
     Attributes:
-        warm: done when the device is ready; fails with RuntimeError when it cannot be used.
+        warm: done when the device is ready; fails with RuntimeError if it cannot be used.
     """
 
     def __init__(
         self,
         runner: Runner,
-        queue: EntryQueue,
+        scheduler: Scheduler[Request],
         *,
-        deliver: Callable[[Finished], None],
+        deliver: Callable[[FinishedBatch], None],
         die: Callable[[BaseException], None],
         max_batch_tokens: int,
     ) -> None:
         self._runner = runner
+        self._scheduler = scheduler
         self._deliver = deliver
         self._die = die
         self._max_batch_tokens = max_batch_tokens
         self._loop = asyncio.get_running_loop()
         self.warm: asyncio.Future[None] = self._loop.create_future()
-        self._lanes = [
-            _Lane(
-                runner,
-                queue,
-                deliver=lambda finished: self._tell(self._deliver, finished),
-                die=lambda error: self._tell(self._died, error),
-                warm_up=self._warm_up if first else None,
-                max_batch_tokens=max_batch_tokens,
-            )
-            for first in (index == 0 for index in range(runner.lanes))
+        self._lanes = [_Lane() for _ in range(runner.lanes)]
+        # Daemons: a device that hangs must not keep the process from ending.
+        self._threads = [
+            Thread(target=self._run_lane, args=(lane,), name="engine", daemon=True)
+            for lane in self._lanes
         ]
 
     def start(self) -> None:
-        """Warm up in the first lane; the others begin when it has."""
-        self._lanes[0].start()
+        """Warm up in the first lane; the others start once that is done."""
+        self._threads[0].start()
 
     def join(self, timeout: float) -> None:
-        """Wait at most `timeout` seconds for the lanes to end; closing the queue ends them."""
+        """Wait at most `timeout` seconds for the lanes to end. Closing the scheduler ends them."""
         until = monotonic() + timeout
-        for lane in self._lanes:
-            if lane.is_alive():
-                lane.join(max(0.0, until - monotonic()))
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(max(0.0, until - monotonic()))
 
     @property
     def batch_seconds(self) -> float:
         """How long the oldest batch on the device has been running; 0 when there is none."""
-        return max(lane.batch_seconds for lane in self._lanes)
+        started = [since for lane in self._lanes if (since := lane.running_since) is not None]
+        return monotonic() - min(started) if started else 0.0
 
-    def _tell(self, call: Callable[..., None], *arguments: object) -> None:
-        self._loop.call_soon_threadsafe(call, *arguments)
+    def _run_lane(self, lane: _Lane) -> None:
+        try:
+            self._runner.enter_lane()
+            if lane is self._lanes[0]:
+                self._warm_up()
+            self._run_batches(lane)
+        except BaseException as error:
+            logger.exception("an engine thread ended with an error")
+            self._loop.call_soon_threadsafe(self._died, error)
 
     def _warm_up(self) -> None:
         self._runner.warm_up(self._max_batch_tokens)
-        for lane in self._lanes[1:]:
-            lane.start()
-        self._tell(self._warmed)
+        for thread in self._threads[1:]:
+            thread.start()
+        self._loop.call_soon_threadsafe(self._warmed_up)
 
-    def _warmed(self) -> None:
+    def _run_batches(self, lane: _Lane) -> None:
+        """Take a batch, launch it, wait for it, hand it over; until the scheduler is closed."""
+        launched: _Launched | None = None
+        while True:
+            if launched is None:
+                selection = self._scheduler.take()
+                if selection is None:
+                    return
+                launched = self._launch(lane, selection)
+            following = self._launch_ahead(lane, launched)
+            finished = self._wait_for(lane, launched)
+            launched = following
+            lane.running_since = None if following is None else monotonic()
+            self._loop.call_soon_threadsafe(self._deliver, finished)
+
+    def _launch(self, lane: _Lane, selection: Selection[Request]) -> _Launched:
+        started = monotonic()
+        if lane.running_since is None:
+            lane.running_since = started
+        rows = rows_of(selection.batch)
+        running = self._runner.launch(rows) if rows else BatchResult([])
+        tokens = sum([queued.entry.cost for queued in selection.batch])
+        return _Launched(selection, tokens, running, started)
+
+    def _launch_ahead(self, lane: _Lane, launched: _Launched) -> _Launched | None:
+        """Launch the next batch while one runs, if it is full.
+
+        A large batch leaves time for the next one to fill, so this waits until then. A small one is
+        over before waiting would pay.
+        """
+        if not self._runner.launches_ahead:
+            return None
+        large = launched.tokens >= _LARGE_SHARE * self._max_batch_tokens
+        patience = _POLL_SECONDS if large else 0.0
+        while True:
+            if (selection := self._scheduler.take_full(patience)) is not None:
+                return self._launch(lane, selection)
+            if not patience or self._runner.is_done(launched.running):
+                return None
+
+    def _wait_for(self, lane: _Lane, launched: _Launched) -> FinishedBatch:
+        batch = launched.selection.batch
+        result = self._runner.finish(launched.running) if batch else BatchResult([])
+        now = monotonic()
+        if batch:
+            # The device has worked on a batch that was launched ahead only since the one before it
+            # ended, and one of several lanes has only its share of the device.
+            share = (now - max(launched.started, lane.free_since)) / self._runner.lanes
+            self._scheduler.record_batch(launched.tokens, share)
+        lane.free_since = now
+        return FinishedBatch(
+            launched.selection, launched.tokens, result, launched.started, now - launched.started
+        )
+
+    def _warmed_up(self) -> None:
         if not self.warm.done():
             self.warm.set_result(None)
 
     def _died(self, error: BaseException) -> None:
         if not self.warm.done():
-            # Wrapped: asyncio lets a SystemExit out of the whole loop.
+            # Wrapped, because asyncio would let a SystemExit end the whole loop.
             self.warm.set_exception(RuntimeError(f"the device cannot be used: {error}"))
         self._die(error)
-
-
-class _Lane(Thread):
-    """One thread that takes batches. A daemon: a device that hangs must not keep the process from
-    ending."""
-
-    def __init__(
-        self,
-        runner: Runner,
-        queue: EntryQueue,
-        *,
-        deliver: Callable[[Finished], None],
-        die: Callable[[BaseException], None],
-        warm_up: Callable[[], None] | None,
-        max_batch_tokens: int,
-    ) -> None:
-        super().__init__(name="engine", daemon=True)
-        self._runner = runner
-        self._queue = queue
-        self._deliver = deliver
-        self._die = die
-        self._warm_up = warm_up
-        self._max_batch_tokens = max_batch_tokens
-        self._running_since: float | None = None
-        self._free_since = 0.0
-
-    @property
-    def batch_seconds(self) -> float:
-        since = self._running_since
-        return 0.0 if since is None else monotonic() - since
-
-    def run(self) -> None:
-        try:
-            self._runner.enter_lane()
-            if self._warm_up is not None:
-                self._warm_up()
-            self._serve()
-        except BaseException as error:
-            logger.exception("the engine's thread ends")
-            self._die(error)
-
-    def _serve(self) -> None:
-        launched: _Launched | None = None
-        while True:
-            if launched is None:
-                selection = self._queue.take()
-                if selection is None:
-                    return
-                launched = self._launch(selection)
-            following = self._ahead(launched)
-            finished = self._finish(launched)
-            launched = following
-            self._running_since = None if following is None else monotonic()
-            self._deliver(finished)
-
-    def _ahead(self, launched: _Launched) -> _Launched | None:
-        """The next batch, started behind the one that runs, if waiting would not make it larger.
-
-        While a large batch runs there is time for the next one to fill; a small one is over sooner
-        than whoever would look for that.
-        """
-        if not self._runner.ahead:
-            return None
-        large = launched.tokens >= _LARGE * self._max_batch_tokens
-        patience = _LOOK_SECONDS if large else 0.0
-        while True:
-            if (selection := self._queue.take_full(patience)) is not None:
-                return self._launch(selection)
-            if not patience or self._runner.landed(launched.flight):
-                return None
-
-    def _launch(self, selection: Selection[Request]) -> _Launched:
-        started = monotonic()
-        if self._running_since is None:
-            self._running_since = started
-        rows = []
-        for waiting in selection.batch:
-            assert waiting.request.lease is not None
-            prepared = waiting.request.lease[waiting.entry.adapter].prepared
-            assert prepared is not None
-            rows.append(Asked(waiting.entry.encoding, prepared, waiting.entry.explain))
-        flight = self._runner.launch(rows) if rows else Ran([])
-        tokens = sum([waiting.entry.cost for waiting in selection.batch])
-        return _Launched(selection, tokens, flight, started)
-
-    def _finish(self, launched: _Launched) -> Finished:
-        batch = launched.selection.batch
-        ran = self._runner.finish(launched.flight) if batch else Ran([])
-        now = monotonic()
-        if batch:
-            # A batch that was launched behind another one has had the device only since then, and
-            # one of several lanes has only its share.
-            seconds = (now - max(launched.started, self._free_since)) / self._runner.lanes
-            self._queue.drained(launched.tokens, seconds)
-        self._free_since = now
-        took = now - launched.started
-        return Finished(launched.selection, launched.tokens, ran, launched.started, took)

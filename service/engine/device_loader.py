@@ -1,7 +1,7 @@
-"""From host memory onto the device, many adapters at a time. Knows no leases.
+"""Copies adapters from host memory into slots of the device, many at a time.
 
-One job runs at a time and takes whatever has come together meanwhile: a copy costs little, starting
-and waiting for one costs as much as several.
+One job runs at a time and takes everything that has gathered meanwhile: the copy itself is cheap,
+and starting and awaiting one job costs as much as several copies.
 """
 
 import asyncio
@@ -10,53 +10,53 @@ from concurrent.futures import Executor
 from time import perf_counter
 from typing import TypeAlias
 
-from service.engine.runners.base import Hosted, Placed, Runner
+from service.engine.runners.base import DeviceAdapter, HostAdapter, Runner
 
-# Adapters of one job: those in it wait for the last of them.
-_MOST = 32
+# Adapters in one job. The first of them waits for the last.
+_MAX_JOB = 32
 
-Outcome: TypeAlias = Placed | BaseException
-Done: TypeAlias = Callable[[Outcome, float], None]
+Outcome: TypeAlias = DeviceAdapter | BaseException
+OnLoaded: TypeAlias = Callable[[Outcome, float], None]
 
 
-class Placing:
-    """Puts adapters into places of a device. All calls come from one event loop."""
+class DeviceLoader:
+    """Loads adapters into slots. All calls come from one event loop."""
 
-    def __init__(self, runner: Runner, executor: Executor) -> None:
+    def __init__(self, runner: Runner, copying: Executor) -> None:
         self._runner = runner
-        self._executor = executor
-        self._waiting: list[tuple[int, Hosted, Done]] = []
+        self._copying = copying
+        self._waiting: list[tuple[int, HostAdapter, OnLoaded]] = []
         self._busy = False
 
-    def place(self, place: int, hosted: Hosted, done: Done) -> None:
-        """`done` is called with what became of it, and the seconds that its job took."""
-        self._waiting.append((place, hosted, done))
+    def load(self, slot: int, adapter: HostAdapter, on_loaded: OnLoaded) -> None:
+        """`on_loaded` gets the loaded adapter or an error, and the seconds that its job took."""
+        self._waiting.append((slot, adapter, on_loaded))
         if not self._busy:
-            self._start()
+            self._start_job()
 
-    def _start(self) -> None:
+    def _start_job(self) -> None:
         self._busy = True
-        batch, self._waiting = self._waiting[:_MOST], self._waiting[_MOST:]
+        loads, self._waiting = self._waiting[:_MAX_JOB], self._waiting[_MAX_JOB:]
         started = perf_counter()
         job = asyncio.get_running_loop().run_in_executor(
-            self._executor, self._runner.place, [(place, hosted) for place, hosted, _ in batch]
+            self._copying, self._runner.load, [(slot, adapter) for slot, adapter, _ in loads]
         )
-        job.add_done_callback(lambda ended: self._ended(batch, started, ended))
+        job.add_done_callback(lambda done: self._finish_job(loads, started, done))
 
-    def _ended(
+    def _finish_job(
         self,
-        batch: Sequence[tuple[int, Hosted, Done]],
+        loads: Sequence[tuple[int, HostAdapter, OnLoaded]],
         started: float,
-        job: asyncio.Future[list[Placed]],
+        job: asyncio.Future[list[DeviceAdapter]],
     ) -> None:
         self._busy = False
         if self._waiting:
-            self._start()
+            self._start_job()
         outcomes: Sequence[Outcome]
         try:
             outcomes = job.result()
         except (Exception, asyncio.CancelledError) as error:
-            outcomes = [error] * len(batch)
+            outcomes = [error] * len(loads)
         seconds = perf_counter() - started
-        for (_, _, done), outcome in zip(batch, outcomes, strict=True):
-            done(outcome, seconds)
+        for (_, _, on_loaded), outcome in zip(loads, outcomes, strict=True):
+            on_loaded(outcome, seconds)

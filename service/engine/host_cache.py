@@ -1,6 +1,7 @@
-"""Adapters in host memory: read once however many ask, the least recently used forgotten.
+"""Adapters in host memory: each file is read once however many requests want it, and the least
+recently used adapter is evicted.
 
-Knows no slots. All calls come from one event loop; files are read in threads.
+All calls come from one event loop; files are read in threads.
 """
 
 import asyncio
@@ -14,20 +15,20 @@ from adapters.format.files import parse
 from adapters.format.store import AdapterStore
 from service.engine.interface import AdapterKey
 from service.engine.observer import EngineObserver
-from service.engine.runners.base import Hosted, Runner
+from service.engine.runners.base import HostAdapter, Runner
 
 
 @dataclass(slots=True, eq=False)
 class _Registered:
-    hosted: Hosted
+    adapter: HostAdapter
     last_used: float
 
 
-class HostTier:
+class HostCache:
     """The tier `registered`.
 
     Args:
-        reading: where files are read, checked and made ready.
+        reading: the threads that read, check and prepare files.
         capacity: adapters held.
     """
 
@@ -48,43 +49,46 @@ class HostTier:
         # Least recently used first.
         self._registered: OrderedDict[AdapterKey, _Registered] = OrderedDict()
         self._nbytes = 0
-        self._under_way: dict[AdapterKey, asyncio.Future[Hosted]] = {}
+        self._loading: dict[AdapterKey, asyncio.Future[HostAdapter]] = {}
 
-    def get(self, key: AdapterKey) -> Hosted | None:
-        """What is held, from now on the most recently used; None: it must be loaded."""
-        held = self._registered.get(key)
-        if held is None:
+    def get(self, key: AdapterKey) -> HostAdapter | None:
+        """A registered adapter, now the most recently used; None if it must be loaded."""
+        registered = self._registered.get(key)
+        if registered is None:
             return None
-        held.last_used = monotonic()
+        registered.last_used = monotonic()
         self._registered.move_to_end(key)
-        return held.hosted
+        return registered.adapter
 
-    def load(self, key: AdapterKey) -> asyncio.Future[Hosted]:
-        """Read an adapter that is not held; whoever asks meanwhile waits for the same file."""
-        if (under_way := self._under_way.get(key)) is not None:
-            return under_way
+    def load(self, key: AdapterKey) -> asyncio.Future[HostAdapter]:
+        """Read an adapter that is not registered. Calls made meanwhile share one read."""
+        if (loading := self._loading.get(key)) is not None:
+            return loading
         started = perf_counter()
         loading = asyncio.get_running_loop().run_in_executor(self._reading, self._read, key)
-        self._under_way[key] = loading
+        self._loading[key] = loading
         loading.add_done_callback(partial(self._loaded, key, started))
         return loading
 
-    def _read(self, key: AdapterKey) -> Hosted:
-        """In a reading thread."""
-        # What was stored has been validated, and is the same by its hash.
-        return self._runner.adopt(parse(self._store.read(key.name, key.revision)))
+    def _read(self, key: AdapterKey) -> HostAdapter:
+        """Runs in a reading thread."""
+        # `parse` suffices: a stored file was validated, and its hash shows that it is the same.
+        return self._runner.prepare(parse(self._store.read(key.name, key.revision)))
 
-    def _loaded(self, key: AdapterKey, started: float, loading: asyncio.Future[Hosted]) -> None:
-        del self._under_way[key]
-        # Looking at the error also keeps asyncio from reporting it: who waits for it gets it.
+    def _loaded(
+        self, key: AdapterKey, started: float, loading: asyncio.Future[HostAdapter]
+    ) -> None:
+        del self._loading[key]
+        # Retrieving the exception also keeps asyncio from reporting it; the waiters get it.
         if loading.cancelled() or loading.exception() is not None:
             return
-        hosted = loading.result()
+        adapter = loading.result()
         self._observer.adapter_loaded(key, "registered", perf_counter() - started)
-        self._registered[key] = _Registered(hosted, monotonic())
-        self._nbytes += hosted.nbytes
+        self._registered[key] = _Registered(adapter, monotonic())
+        self._nbytes += adapter.nbytes
         if len(self._registered) > self._capacity:
-            evicted, held = self._registered.popitem(last=False)
-            self._nbytes -= held.hosted.nbytes
-            self._observer.adapter_evicted(evicted, "registered", monotonic() - held.last_used)
+            evicted_key, evicted = self._registered.popitem(last=False)
+            self._nbytes -= evicted.adapter.nbytes
+            age = monotonic() - evicted.last_used
+            self._observer.adapter_evicted(evicted_key, "registered", age)
         self._observer.tier_size("registered", len(self._registered), self._nbytes)

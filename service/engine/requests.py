@@ -1,21 +1,31 @@
-"""A request on its way through the engine. Knows no queue and no device."""
+"""Requests from admission to their answers, on the event loop.
+
+A request is admitted in tokens, leases its adapters and queues its entries. Every entry is settled
+exactly once: delivered by a batch, expired, or taken back from the queue. When the last entry of a
+request is settled, its lease ends.
+"""
 
 import asyncio
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from time import monotonic
 
 from service.engine.interface import Completion, Entry, RowResult
-from service.engine.residency import Lease
-from service.engine.scheduler import Waiting
-from service.errors import ServiceError
+from service.engine.observer import BatchReport, EngineObserver, failure_reason
+from service.engine.residency import Lease, Residency
+from service.engine.runners.base import BatchResult, BatchRow, HostAdapter, RowFailure
+from service.engine.scheduler import QueuedEntry, Scheduler, Selection
+from service.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed, ServiceError
 
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """Entries that are answered together; everything but `lease` belongs to the event loop.
+    """Entries that are answered together. Only the event loop changes it.
 
-    left: entries not yet answered, failed or dropped. admitted, deadline: of `time.monotonic`.
-    lease: their adapters; set before the entries are queued, never changed while one may run.
+    admitted, deadline: on the clock of `time.monotonic`. unsettled: entries not yet answered,
+    failed or dropped. lease: their adapters, set before the entries are queued and unchanged while
+    one of them may run.
     """
 
     entries: Sequence[Entry]
@@ -23,16 +33,16 @@ class Request:
     admitted: float
     answer: asyncio.Future[Completion]
     tokens: int = field(init=False)
-    left: int = field(init=False)
+    unsettled: int = field(init=False)
     rows: list[RowResult | None] = field(init=False)
-    waiting: list[Waiting["Request"]] = field(init=False, default_factory=list)
+    queued: list[QueuedEntry["Request"]] = field(init=False, default_factory=list)
     lease: Lease | None = None
     queue_seconds: float = 0.0
     inference_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         self.tokens = sum(entry.cost for entry in self.entries)
-        self.left = len(self.entries)
+        self.unsettled = len(self.entries)
         self.rows = [None] * len(self.entries)
 
     def fail(self, error: ServiceError) -> None:
@@ -40,24 +50,198 @@ class Request:
         if not self.answer.done():
             self.answer.set_exception(error)
 
-    def note(self, queue_seconds: float, inference_seconds: float) -> None:
-        """Some of its entries waited and ran so long; the slowest count."""
+    def note_seconds(self, queue_seconds: float, inference_seconds: float) -> None:
+        """Some of its entries waited and ran this long; the slowest count."""
         self.queue_seconds = max(self.queue_seconds, queue_seconds)
         self.inference_seconds = max(self.inference_seconds, inference_seconds)
 
     def settle(self, entries: int) -> bool:
-        """So many more entries are through, whatever became of them; says whether all are."""
-        self.left -= entries
-        assert self.left >= 0
-        if self.left == 0 and not self.answer.done():
+        """Count this many entries as settled; returns whether all are."""
+        self.unsettled -= entries
+        assert self.unsettled >= 0
+        if self.unsettled == 0 and not self.answer.done():
             rows = tuple([row for row in self.rows if row is not None])
             assert len(rows) == len(self.entries)
             completion = Completion(rows, self.queue_seconds, self.inference_seconds)
             self.answer.set_result(completion)
-        return self.left == 0
+        return self.unsettled == 0
 
-    def give_up(self) -> None:
-        """Nobody waits for the answer any more."""
+    def abandon(self) -> None:
+        """The caller waits no longer."""
         if not self.answer.cancel() and not self.answer.cancelled():
-            # Looked at once, so that asyncio does not report it as never retrieved.
+            # Retrieved, so that asyncio does not report the exception as never retrieved.
             self.answer.exception()
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedBatch:
+    """A selection and the result of its batch.
+
+    tokens: of the batch. started: on the clock of `time.monotonic`. seconds: from launch to result.
+    """
+
+    selection: Selection[Request]
+    tokens: int
+    result: BatchResult
+    started: float
+    seconds: float
+
+
+def rows_of(batch: Sequence[QueuedEntry[Request]]) -> list[BatchRow]:
+    """The rows that a runner gets. Their requests' leases keep the adapters on the device."""
+    rows = []
+    for queued in batch:
+        assert queued.request.lease is not None
+        adapter = queued.request.lease[queued.entry.adapter].adapter
+        assert adapter is not None
+        rows.append(BatchRow(queued.entry.encoding, adapter, queued.entry.explain))
+    return rows
+
+
+class InFlight:
+    """The requests in flight: admits and answers them, and knows when none is left."""
+
+    def __init__(
+        self, scheduler: Scheduler[Request], residency: Residency, observer: EngineObserver
+    ) -> None:
+        self._scheduler = scheduler
+        self._residency = residency
+        self._observer = observer
+        self._open: set[Request] = set()
+        self._all_settled = asyncio.Event()
+        self._wake_scheduled = False
+
+    async def predict(self, entries: Sequence[Entry], deadline: float | None) -> Completion:
+        """Answer a request.
+
+        Raises:
+            As `service.engine.interface.Predictor.predict`.
+        """
+        keys = tuple({entry.adapter: None for entry in entries})
+        return await self._run(entries, deadline, lambda: self._residency.acquire(keys))
+
+    async def try_out(self, entry: Entry, adapter: HostAdapter) -> None:
+        """Run one entry with an adapter that no store holds.
+
+        Raises:
+            Overloaded, InferenceFailed, EngineUnavailable: as `predict`.
+        """
+        await self._run([entry], None, lambda: self._residency.try_out(entry.adapter, adapter))
+
+    def deliver(self, finished: FinishedBatch) -> None:
+        """Hand the results of a batch to its requests."""
+        batch = finished.selection.batch
+        for queued in finished.selection.expired:
+            queued.request.fail(DeadlineExceeded("an entry waited past the deadline"))
+            self._settle(queued.request, 1)
+        for queued, outcome in zip(batch, finished.result.outcomes, strict=True):
+            if isinstance(outcome, RowFailure):
+                queued.request.fail(InferenceFailed(outcome.message, reason=outcome.reason))
+            else:
+                queued.request.rows[queued.index] = outcome
+        queue_seconds = [finished.started - queued.since for queued in batch]
+        # Per request, not per entry: the entries of a request mostly leave together.
+        for request, entries in Counter([queued.request for queued in batch]).items():
+            request.note_seconds(finished.started - request.admitted, finished.seconds)
+            self._settle(request, entries)
+        if batch:
+            self._observer.batch_done(_report(finished, queue_seconds))
+        self._observer.waiting_tokens(self._scheduler.waiting_tokens)
+
+    def fail_all(self, reason: str) -> None:
+        """Fail every open request with EngineUnavailable, whatever it waits for."""
+        self._residency.fail_all(reason)
+        for request in self._open:
+            request.fail(EngineUnavailable(reason))
+        self._open.clear()
+        self._all_settled.set()
+
+    async def idle(self) -> None:
+        """Return when no request is in flight."""
+        while self._open:
+            self._all_settled.clear()
+            await self._all_settled.wait()
+
+    async def _run(
+        self,
+        entries: Sequence[Entry],
+        deadline: float | None,
+        lease: Callable[[], Awaitable[Lease]],
+    ) -> Completion:
+        now = monotonic()
+        request = Request(entries, deadline, now, asyncio.get_running_loop().create_future())
+        try:
+            self._scheduler.admit(request.tokens)
+            self._open.add(request)
+            try:
+                async with asyncio.timeout(None if deadline is None else deadline - now):
+                    request.lease = await lease()
+                    self._enqueue(request)
+                    return await request.answer
+            finally:
+                self._close(request)
+        except TimeoutError:
+            self._observer.failed("deadline", len(entries))
+            raise DeadlineExceeded("the deadline passed before the answer was there") from None
+        except asyncio.CancelledError:
+            self._observer.failed("cancelled", len(entries))
+            raise
+        except ServiceError as error:
+            if (reason := failure_reason(error)) is not None:
+                self._observer.failed(reason, len(entries))
+            raise
+
+    def _enqueue(self, request: Request) -> None:
+        request.queued = [
+            QueuedEntry(entry, request, index, request.admitted, request.deadline)
+            for index, entry in enumerate(request.entries)
+        ]
+        self._scheduler.enqueue(request.queued)
+        # An idle device is woken only after everything that the loop is about to run. Answering a
+        # batch resumes all its callers in one turn of the loop; what they ask next becomes one
+        # batch again, instead of one for the first caller and one for the rest.
+        if not self._wake_scheduled:
+            self._wake_scheduled = True
+            asyncio.get_running_loop().call_soon(self._wake)
+        self._observer.waiting_tokens(self._scheduler.waiting_tokens)
+
+    def _wake(self) -> None:
+        self._wake_scheduled = False
+        self._scheduler.wake()
+
+    def _close(self, request: Request) -> None:
+        """The caller has left; take back what no batch has taken. Mostly nothing is left."""
+        request.abandon()
+        if request.unsettled == 0:
+            return
+        if request.queued:
+            dropped = self._scheduler.drop(request.queued)
+        else:
+            self._scheduler.withdraw(request.tokens)
+            dropped = len(request.entries)
+        self._settle(request, dropped)
+        self._observer.waiting_tokens(self._scheduler.waiting_tokens)
+
+    def _settle(self, request: Request, entries: int) -> None:
+        if not request.settle(entries):
+            return
+        self._open.discard(request)
+        if request.lease is not None:
+            self._residency.release(request.lease)
+        if not self._open:
+            self._all_settled.set()
+
+
+def _report(finished: FinishedBatch, queue_seconds: Sequence[float]) -> BatchReport:
+    batch, result = finished.selection.batch, finished.result
+    return BatchReport(
+        rows=len(batch),
+        tokens=finished.tokens,
+        adapters=len({queued.entry.adapter for queued in batch}),
+        queue_seconds=queue_seconds,
+        generator_seconds=result.generator_seconds,
+        backbone_seconds=result.backbone_seconds,
+        inference_seconds=finished.seconds,
+        passes=result.passes,
+        graphs=result.graphs,
+    )

@@ -1,60 +1,67 @@
-"""Which adapters have a place on the device. Knows no batch.
+"""Which adapters are on the device, and which requests hold them there.
 
-    stored --read, validate, fold (hosting)--> registered --copy (placing)--> active
+    stored --read, validate, fold (host_cache)--> registered --copy (device_loader)--> active
 
-Everything here happens on one event loop, the loading itself in threads. A request leases all its
-adapters at once or waits; whoever waits is served in order of arrival, so requests cannot block
-each other for ever. What is leased or loading stays; of the rest the least recently used goes,
-first of all what nobody waits for.
+A request leases all its adapters at once or waits. Waiting requests are served in order of arrival,
+so they cannot deadlock over each other's adapters. A leased or loading adapter stays; of the others
+the least recently used is evicted first, and those that a waiting request wants are evicted last.
+
+Everything here runs on one event loop; reading and copying happen in threads.
 """
 
 import asyncio
 import logging
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import TypeAlias
 
-from service.engine.device_loader import Outcome, Placing
-from service.engine.host_cache import HostTier
+from service.engine.device_loader import DeviceLoader, Outcome
+from service.engine.host_cache import HostCache
 from service.engine.interface import AdapterKey
 from service.engine.observer import EngineObserver
-from service.engine.runners.base import Hosted, Placed
+from service.engine.runners.base import DeviceAdapter, HostAdapter
 from service.errors import AdapterLoadFailed, EngineUnavailable, InvalidRequest
 
-# --- merged from service.engine.leases
+logger = logging.getLogger(__name__)
+
+# Requests whose adapters are all active may overtake one that waits for slots this many times.
+MAX_OVERTAKEN = 64
+# Requests at the head of the queue whose files are read while they wait for slots.
+_PREFETCHED = 64
 
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """A place on the device.
+    """A slot of the device and the adapter that has it.
 
-    prepared: None while it loads. leases: requests that hold it. awaited_by: those whose lease
-    includes it and that wait for it.
+    adapter: None while it loads. leases: how many leases include the slot. waiters: those whose
+    lease includes it and who wait until it is loaded.
     """
 
     key: AdapterKey
-    place: int
+    index: int
     last_used: float
-    prepared: Placed | None = None
+    adapter: DeviceAdapter | None = None
     leases: int = 0
-    awaited_by: list["Applicant"] = field(default_factory=list)
+    waiters: list["Waiter"] = field(default_factory=list)
 
-    def taken(self) -> Iterator["Applicant"]:
-        """All who wait for it, leaving none behind."""
-        while self.awaited_by:
-            yield self.awaited_by.pop(0)
+    def take_waiters(self) -> list["Waiter"]:
+        """Its waiters, who from now on wait for it no longer."""
+        waiters, self.waiters = self.waiters, []
+        return waiters
 
 
+# What a request holds between `Residency.acquire` and `Residency.release`.
 Lease: TypeAlias = dict[AdapterKey, Slot]
 
 
 @dataclass(slots=True, eq=False)
-class Applicant:
-    """A request that waits: first for slots (lease None), then for those of its lease that load.
+class Waiter:
+    """A request that waits: first for slots (lease is None), then until all of them are loaded.
 
-    overtaken: how many requests have been let past it.
+    overtaken: how many requests have overtaken it.
     """
 
     keys: Sequence[AdapterKey]
@@ -67,129 +74,122 @@ class Applicant:
             self.ready.set_exception(error)
 
 
-def is_armed(lease: Lease) -> bool:
-    """Whether everything in it is ready to be used."""
-    return all(slot.prepared is not None for slot in lease.values())
-
-
-# --- merged from service.engine.residency
-
-logger = logging.getLogger(__name__)
-
-# Requests for what is active may pass one that waits for room, but not for ever.
-MAX_OVERTAKEN = 64
-# Those that wait for room have their files read meanwhile, as far down the queue as this.
-_PREFETCHED = 64
+def _is_loaded(lease: Lease) -> bool:
+    return all(slot.adapter is not None for slot in lease.values())
 
 
 class Residency:
-    """The places of one device.
+    """The slots of one device.
 
     Args:
-        places: adapters on the device at once.
-        spare: further places, for adapters that are tried out.
+        slots: adapters on the device at once.
+        trial_slots: further slots, for adapters that are tried out before they are published.
     """
 
     def __init__(
         self,
-        host: HostTier,
-        placing: Placing,
+        host_cache: HostCache,
+        loader: DeviceLoader,
         *,
         observer: EngineObserver,
-        places: int,
-        spare: int,
+        slots: int,
+        trial_slots: int,
     ) -> None:
-        self._host = host
-        self._placing = placing
+        self._host_cache = host_cache
+        self._loader = loader
         self._observer = observer
-        self._places = places
-        self._free = list(reversed(range(places)))
-        self._spare: asyncio.Queue[int] = asyncio.Queue()
-        for place in range(places, places + spare):
-            self._spare.put_nowait(place)
+        self._slots = slots
+        self._free = list(reversed(range(slots)))
+        self._free_trial: asyncio.Queue[int] = asyncio.Queue()
+        for index in range(slots, slots + trial_slots):
+            self._free_trial.put_nowait(index)
         self._active: dict[AdapterKey, Slot] = {}
-        # Those of them that are ready and not leased, least recently used first.
-        self._idle: OrderedDict[AdapterKey, Slot] = OrderedDict()
+        # The active slots that are loaded and not leased, least recently used first.
+        self._evictable: OrderedDict[AdapterKey, Slot] = OrderedDict()
         self._nbytes = 0
-        self._queue: deque[Applicant] = deque()
-        self._queued_for: Counter[AdapterKey] = Counter()
-        self._arming: set[Applicant] = set()
+        # Waiters for slots, in order of arrival, and the adapters that they want.
+        self._queue: deque[Waiter] = deque()
+        self._wanted: Counter[AdapterKey] = Counter()
+        # Waiters that have their slots, some of which still load.
+        self._loading: set[Waiter] = set()
 
     async def acquire(self, keys: Sequence[AdapterKey]) -> Lease:
-        """Lease all of these distinct adapters at once. What is not active is loaded first.
+        """Lease all of these distinct adapters at once, loading those that are not active.
 
         Raises:
             InvalidRequest: more adapters than can ever be active together.
             AdapterLoadFailed: one of them cannot be loaded; nothing is leased.
         """
-        if len(keys) > self._places:
+        if len(keys) > self._slots:
             raise InvalidRequest(
-                [f"{len(keys)} adapters in one request, at most {self._places} can be active"]
+                [f"{len(keys)} adapters in one request, at most {self._slots} can be active"]
             )
-        lease = self._reserve(keys) if self._may_pass(keys) else None
-        if lease is not None and is_armed(lease):
+        lease = self._reserve(keys) if self._may_overtake(keys) else None
+        if lease is not None and _is_loaded(lease):
             return lease
-        applicant = Applicant(keys, asyncio.get_running_loop().create_future(), lease)
+        waiter = Waiter(keys, asyncio.get_running_loop().create_future(), lease)
         if lease is None:
-            self._enqueue(applicant)
+            self._enqueue(waiter)
         else:
-            self._await_slots(applicant)
+            self._wait_for_loads(waiter, lease)
         try:
-            await applicant.ready
+            await waiter.ready
         except BaseException:
-            self._abandon(applicant)
+            self._abandon(waiter)
             raise
-        assert applicant.lease is not None
-        return applicant.lease
+        assert waiter.lease is not None
+        return waiter.lease
 
-    async def try_out(self, key: AdapterKey, hosted: Hosted) -> Lease:
-        """Place an adapter that no store holds: a lease on a slot that no tier counts."""
-        place = await self._spare.get()
-        tried = Slot(key, place, monotonic(), leases=1)
-        ready: asyncio.Future[Placed] = asyncio.get_running_loop().create_future()
+    async def try_out(self, key: AdapterKey, adapter: HostAdapter) -> Lease:
+        """Lease a trial slot, which no tier counts, for an adapter that no store holds."""
+        index = await self._free_trial.get()
+        ready: asyncio.Future[DeviceAdapter] = asyncio.get_running_loop().create_future()
 
-        def done(outcome: Outcome, _: float) -> None:
-            if isinstance(outcome, BaseException):
-                self._spare.put_nowait(place)
-                if not ready.done():
-                    ready.set_exception(outcome)
-            elif ready.done():
-                self._spare.put_nowait(place)
+        def loaded(outcome: Outcome, _: float) -> None:
+            if ready.done():
+                self._free_trial.put_nowait(index)
+            elif isinstance(outcome, BaseException):
+                self._free_trial.put_nowait(index)
+                ready.set_exception(outcome)
             else:
                 ready.set_result(outcome)
 
-        self._placing.place(place, hosted, done)
-        tried.prepared = await ready
-        return {key: tried}
+        self._loader.load(index, adapter, loaded)
+        return {key: Slot(key, index, monotonic(), adapter=await ready, leases=1)}
 
     def release(self, lease: Lease) -> None:
-        """Give a lease back: from now on its adapters may be evicted."""
+        """End a lease: from now on its adapters may be evicted."""
         now = monotonic()
         for slot in lease.values():
             slot.leases -= 1
             slot.last_used = now
             assert slot.leases >= 0
-            if slot.place >= self._places:
-                self._spare.put_nowait(slot.place)
-            elif slot.leases == 0 and slot.prepared is not None:
-                self._idle[slot.key] = slot
+            if slot.index >= self._slots:
+                self._free_trial.put_nowait(slot.index)
+            elif slot.leases == 0 and slot.adapter is not None:
+                self._evictable[slot.key] = slot
         self._serve_queue()
 
+    async def preload(self, key: AdapterKey) -> None:
+        """Activate an adapter if that evicts no other."""
+        if self.has_room(key):
+            self.release(await self.acquire((key,)))
+
     def has_room(self, key: AdapterKey) -> bool:
-        """Whether this adapter is active or could be without evicting another."""
+        """Whether this adapter is active or could become so without evicting another."""
         return key in self._active or (not self._queue and bool(self._free))
 
     def fail_all(self, reason: str) -> None:
         """Fail every request that waits for slots or loads with EngineUnavailable."""
-        waiting = [*self._queue, *self._arming]
+        waiters = [*self._queue, *self._loading]
         self._queue.clear()
-        self._queued_for.clear()
-        self._arming.clear()
-        for applicant in waiting:
-            applicant.fail(EngineUnavailable(reason))
+        self._wanted.clear()
+        self._loading.clear()
+        for waiter in waiters:
+            waiter.fail(EngineUnavailable(reason))
 
-    def _may_pass(self, keys: Sequence[AdapterKey]) -> bool:
-        """Whether a request that has just come may take slots before those that wait for some."""
+    def _may_overtake(self, keys: Sequence[AdapterKey]) -> bool:
+        """Whether a request that has just arrived may take slots before waiting requests do."""
         if not self._queue:
             return True
         first = self._queue[0]
@@ -198,20 +198,20 @@ class Residency:
         first.overtaken += 1
         return True
 
-    def _enqueue(self, applicant: Applicant) -> None:
-        self._queue.append(applicant)
-        self._queued_for.update(applicant.keys)
+    def _enqueue(self, waiter: Waiter) -> None:
+        self._queue.append(waiter)
+        self._wanted.update(waiter.keys)
         if len(self._queue) <= _PREFETCHED:
-            for key in applicant.keys:
-                if key not in self._active and self._host.get(key) is None:
-                    self._host.load(key)
+            for key in waiter.keys:
+                if key not in self._active and self._host_cache.get(key) is None:
+                    self._host_cache.load(key)
 
-    def _dequeue(self, applicant: Applicant) -> None:
-        self._queue.remove(applicant)
-        self._queued_for -= Counter(applicant.keys)
+    def _dequeue(self, waiter: Waiter) -> None:
+        self._queue.remove(waiter)
+        self._wanted -= Counter(waiter.keys)
 
     def _reserve(self, keys: Sequence[AdapterKey]) -> Lease | None:
-        """Take slots for all keys, evicting and starting loads as needed, or change nothing."""
+        """Lease slots for all keys, evicting and starting loads as needed, or change nothing."""
         missing = [key for key in keys if key not in self._active]
         if len(missing) > len(self._free) and not self._evict(
             len(missing) - len(self._free), keep=frozenset(keys)
@@ -224,114 +224,115 @@ class Residency:
         for key in keys:
             lease[key] = slot = self._active[key]
             slot.leases += 1
-            self._idle.pop(key, None)
+            self._evictable.pop(key, None)
         return lease
 
     def _evict(self, number: int, *, keep: frozenset[AdapterKey]) -> bool:
-        if len(self._idle) - sum(key in self._idle for key in keep) < number:
+        """Evict this many adapters other than `keep`, or none if there are too few."""
+        if len(self._evictable) - sum(key in self._evictable for key in keep) < number:
             return False
         now = monotonic()
-        for key in self._candidates(number, keep):
-            slot = self._idle.pop(key)
-            assert slot.prepared is not None
+        for key in self._victims(number, keep):
+            slot = self._evictable.pop(key)
+            assert slot.adapter is not None
             del self._active[key]
-            self._free.append(slot.place)
-            self._nbytes -= slot.prepared.nbytes
+            self._free.append(slot.index)
+            self._nbytes -= slot.adapter.nbytes
             self._observer.adapter_evicted(key, "active", now - slot.last_used)
         return True
 
-    def _candidates(self, number: int, keep: frozenset[AdapterKey]) -> list[AdapterKey]:
-        """Whom to evict: what somebody waits for goes last."""
-        chosen: list[AdapterKey] = []
-        awaited: list[AdapterKey] = []
-        for key in self._idle:
+    def _victims(self, number: int, keep: frozenset[AdapterKey]) -> list[AdapterKey]:
+        """The least recently used, but those that a waiter wants only if nothing else is left."""
+        unwanted: list[AdapterKey] = []
+        wanted: list[AdapterKey] = []
+        for key in self._evictable:
             if key in keep:
                 continue
-            (awaited if key in self._queued_for else chosen).append(key)
-            if len(chosen) == number:
-                return chosen
-        return chosen + awaited[: number - len(chosen)]
+            (wanted if key in self._wanted else unwanted).append(key)
+            if len(unwanted) == number:
+                return unwanted
+        return unwanted + wanted[: number - len(unwanted)]
 
     def _serve_queue(self) -> None:
-        """Arm whoever waits, strictly in order of arrival, until one has to wait on."""
+        """Give slots to waiters, strictly in order of arrival, until the first has to wait on."""
         while self._queue:
-            applicant = self._queue[0]
+            waiter = self._queue[0]
             # A cancelled one leaves the queue itself as soon as its task runs again.
-            if not applicant.ready.done():
-                applicant.lease = self._reserve(applicant.keys)
-                if applicant.lease is None:
+            if not waiter.ready.done():
+                waiter.lease = lease = self._reserve(waiter.keys)
+                if lease is None:
                     return
-                self._await_slots(applicant)
-            self._dequeue(applicant)
+                self._wait_for_loads(waiter, lease)
+            self._dequeue(waiter)
 
-    def _await_slots(self, applicant: Applicant) -> None:
-        assert applicant.lease is not None
-        self._arming.add(applicant)
-        for slot in applicant.lease.values():
-            if slot.prepared is None:
-                slot.awaited_by.append(applicant)
-        self._arm(applicant)
+    def _wait_for_loads(self, waiter: Waiter, lease: Lease) -> None:
+        self._loading.add(waiter)
+        for slot in lease.values():
+            if slot.adapter is None:
+                slot.waiters.append(waiter)
+        self._resume_if_loaded(waiter)
 
-    def _arm(self, applicant: Applicant) -> None:
-        assert applicant.lease is not None
-        if is_armed(applicant.lease):
-            self._arming.discard(applicant)
-            if not applicant.ready.done():
-                applicant.ready.set_result(None)
+    def _resume_if_loaded(self, waiter: Waiter) -> None:
+        assert waiter.lease is not None
+        if _is_loaded(waiter.lease):
+            self._loading.discard(waiter)
+            if not waiter.ready.done():
+                waiter.ready.set_result(None)
 
-    def _abandon(self, applicant: Applicant) -> None:
-        if applicant in self._queue:
-            self._dequeue(applicant)
-        self._arming.discard(applicant)
-        if applicant.lease is not None:
-            self.release(applicant.lease)
+    def _abandon(self, waiter: Waiter) -> None:
+        """The request failed or was cancelled while it waited."""
+        if waiter in self._queue:
+            self._dequeue(waiter)
+        self._loading.discard(waiter)
+        if waiter.lease is not None:
+            self.release(waiter.lease)
         else:
             self._serve_queue()
 
     def _load(self, slot: Slot) -> None:
-        """Start loading; whoever leases the slot meanwhile waits for the same load."""
-        hosted = self._host.get(slot.key)
-        if hosted is not None:
-            self._place(slot, hosted)
+        """Start a load. Requests that lease the slot meanwhile wait for the same load."""
+        adapter = self._host_cache.get(slot.key)
+        if adapter is not None:
+            self._copy(slot, adapter)
             return
 
-        def read(loading: asyncio.Future[Hosted]) -> None:
+        def read(reading: asyncio.Future[HostAdapter]) -> None:
             try:
-                self._place(slot, loading.result())
+                self._copy(slot, reading.result())
             except (Exception, asyncio.CancelledError) as error:
-                self._give_up(slot, error)
+                self._load_failed(slot, error)
 
-        self._host.load(slot.key).add_done_callback(read)
+        self._host_cache.load(slot.key).add_done_callback(read)
 
-    def _place(self, slot: Slot, hosted: Hosted) -> None:
-        def done(outcome: Outcome, seconds: float) -> None:
+    def _copy(self, slot: Slot, adapter: HostAdapter) -> None:
+        def copied(outcome: Outcome, seconds: float) -> None:
             if isinstance(outcome, BaseException):
-                self._give_up(slot, outcome)
+                self._load_failed(slot, outcome)
             else:
                 self._activate(slot, outcome, seconds)
 
-        self._placing.place(slot.place, hosted, done)
+        self._loader.load(slot.index, adapter, copied)
 
-    def _activate(self, slot: Slot, placed: Placed, seconds: float) -> None:
-        slot.prepared = placed
-        self._nbytes += placed.nbytes
+    def _activate(self, slot: Slot, adapter: DeviceAdapter, seconds: float) -> None:
+        slot.adapter = adapter
+        self._nbytes += adapter.nbytes
         if slot.leases == 0:
-            self._idle[slot.key] = slot
+            self._evictable[slot.key] = slot
         self._observer.adapter_loaded(slot.key, "active", seconds)
         self._observer.tier_size("active", len(self._active), self._nbytes)
-        for applicant in slot.taken():
-            self._arm(applicant)
+        for waiter in slot.take_waiters():
+            self._resume_if_loaded(waiter)
         self._serve_queue()
 
-    def _give_up(self, slot: Slot, error: BaseException) -> None:
-        """The slot is free again and the next request tries anew; those that wait for it fail."""
+    def _load_failed(self, slot: Slot, error: BaseException) -> None:
+        """Fail the waiters and free the slot, so that the next request tries again."""
         del self._active[slot.key]
-        self._free.append(slot.place)
+        self._free.append(slot.index)
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         logger.warning(
             "adapter %s (%s) cannot be loaded: %s", slot.key.name, slot.key.revision, reason
         )
-        for applicant in slot.taken():
-            self._arming.discard(applicant)
-            applicant.fail(AdapterLoadFailed(slot.key.name, slot.key.revision, reason))
+        for waiter in slot.take_waiters():
+            self._loading.discard(waiter)
+            waiter.fail(AdapterLoadFailed(slot.key.name, slot.key.revision, reason))
         self._serve_queue()

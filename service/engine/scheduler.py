@@ -1,39 +1,45 @@
-"""Which entries run next, and whether new ones are let in. Knows no tensors, no threads, no clock.
+"""Admits requests and decides which entries run next.
 
-There is no timer: a batch is what waits when the device becomes free. Entries leave in the order
-in which they came, as many as the token budget takes. One that does not fit may be overtaken by
-later ones that do, in a bounded number of batches; then nothing passes it any more. The oldest
-entry is in every batch, so nobody starves.
+There is no timer: when the device becomes free, whatever waits forms the next batch. Entries leave
+in order of arrival, as many as the token budget holds. One that does not fit may be overtaken by
+later entries that do, in a bounded number of batches; after that nothing passes it. The oldest
+entry is in every batch, so none starves.
+
+The event loop fills the queue and the device's threads empty it, so one lock guards it here.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from threading import Condition
+from time import monotonic
 from typing import Generic, TypeVar
 
 from service.engine.interface import AdapterKey, Entry
+from service.engine.settings import EngineSettings
 from service.errors import Overloaded, TooLarge
 
-# An entry is overtaken in so many batches at most.
+# An entry is overtaken in at most this many batches.
 MAX_OVERTAKEN = 4
 # Entries passed over while one batch is filled: bounds the work when thousands wait.
 MAX_PASSED_OVER = 64
 
-# Entries are whole: this share of the token budget is as full as a batch surely gets.
-_FULL = 0.9
+# Entries cannot be split, so a batch that fills this share of the budget counts as full.
+_FULL_SHARE = 0.9
 
-# One batch's weight in the drain rate is halved after about three further batches.
-_FORGET = 0.8
-_RETRY_UNMEASURED = 1.0
+# The weight of a batch in the measured rate halves after about three further batches.
+_DECAY = 0.8
+_RETRY_SECONDS_UNMEASURED = 1.0
 
 R = TypeVar("R")
 
 
 @dataclass(slots=True, eq=False)
-class Waiting(Generic[R]):
-    """An entry in the queue, compared by identity: equal texts are not one entry.
+class QueuedEntry(Generic[R]):
+    """An entry in the queue. Compared by identity: two equal texts are two entries.
 
-    request: whose entry it is, and `index` its place there; the scheduler looks at neither.
-    since, deadline: seconds on one clock. overtaken: batches that took a later entry instead.
+    request: the request it belongs to; index: its position there. The scheduler uses neither.
+    since, deadline: when it was admitted and when it expires, in seconds of one clock.
+    overtaken: batches that took a later entry instead.
     """
 
     entry: Entry
@@ -46,133 +52,172 @@ class Waiting(Generic[R]):
 
 @dataclass(frozen=True, slots=True)
 class Selection(Generic[R]):
-    """What leaves the queue. batch: to be run, in order. expired: to be failed, being too late."""
+    """What leaves the queue. batch: entries to run, in order. expired: entries past their
+    deadline."""
 
-    batch: list[Waiting[R]] = field(default_factory=list)
-    expired: list[Waiting[R]] = field(default_factory=list)
+    batch: list[QueuedEntry[R]] = field(default_factory=list)
+    expired: list[QueuedEntry[R]] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return bool(self.batch or self.expired)
 
 
 class Scheduler(Generic[R]):
-    """The queue. Not thread-safe: its owner locks.
+    """The queue between the event loop and the device's threads."""
 
-    Args:
-        max_batch_tokens: budget of a batch; a single entry over it runs alone.
-        max_waiting_tokens: what may be admitted and not yet taken.
-        max_adapters: distinct adapters in a batch.
-    """
-
-    def __init__(
-        self, *, max_batch_tokens: int, max_waiting_tokens: int, max_adapters: int
-    ) -> None:
-        self._max_batch_tokens = max_batch_tokens
-        self._max_waiting_tokens = max_waiting_tokens
-        self._max_adapters = max_adapters
-        # A dict keeps the order of arrival and forgets any entry at once.
-        self._queue: dict[Waiting[R], None] = {}
-        self._admitted = 0
+    def __init__(self, settings: EngineSettings) -> None:
+        self._settings = settings
+        # A dict keeps the order of arrival and removes any entry at once.
+        self._waiting: dict[QueuedEntry[R], None] = {}
+        self._admitted_tokens = 0
         self._queued_tokens = 0
-        self._drained_tokens = 0.0
-        self._drained_seconds = 0.0
+        # Tokens and seconds of recent batches, each batch weighing less as others follow.
+        self._recent_tokens = 0.0
+        self._recent_seconds = 0.0
+        self._lock = Condition()
+        self._idle_threads = 0
+        self._closed = False
 
     def __len__(self) -> int:
-        return len(self._queue)
+        return len(self._waiting)
 
     @property
     def waiting_tokens(self) -> int:
-        """Tokens admitted and neither taken by a batch nor given up."""
-        return self._admitted
+        """Tokens admitted and neither taken by a batch nor withdrawn."""
+        return self._admitted_tokens
 
     @property
     def full(self) -> bool:
-        """Whether what is queued all but fills a batch: waiting would not make it a larger one."""
-        return self._queued_tokens >= _FULL * self._max_batch_tokens
+        """Whether the queue fills a batch, so that waiting would not make it larger."""
+        return self._queued_tokens >= _FULL_SHARE * self._settings.max_batch_tokens
 
     def admit(self, tokens: int) -> None:
-        """Reserve room for all of a request's entries, before they are enqueued.
+        """Reserve room for all entries of a request, before they are enqueued.
 
         Raises:
-            TooLarge: it would not even fit if nothing waited.
+            TooLarge: it would not fit even if nothing waited.
             Overloaded: it does not fit now; says when it would at the measured rate.
         """
-        if tokens > self._max_waiting_tokens:
-            raise TooLarge(
-                f"the request takes {tokens} tokens, at most {self._max_waiting_tokens} may wait"
-            )
-        excess = self._admitted + tokens - self._max_waiting_tokens
-        if excess > 0:
-            raise Overloaded(
-                f"{self._admitted} of {self._max_waiting_tokens} tokens wait, "
-                f"the request takes {tokens}",
-                retry_after=self._seconds_for(excess),
-            )
-        self._admitted += tokens
+        limit = self._settings.max_waiting_tokens
+        if tokens > limit:
+            raise TooLarge(f"the request takes {tokens} tokens, at most {limit} may wait")
+        with self._lock:
+            excess = self._admitted_tokens + tokens - limit
+            if excess > 0:
+                raise Overloaded(
+                    f"{self._admitted_tokens} of {limit} tokens wait, the request takes {tokens}",
+                    retry_after=self._seconds_for(excess),
+                )
+            self._admitted_tokens += tokens
 
     def withdraw(self, tokens: int) -> None:
         """Give back room that was admitted and will not be enqueued."""
-        self._admitted -= tokens
-        assert self._admitted >= 0
+        with self._lock:
+            self._admitted_tokens -= tokens
+            assert self._admitted_tokens >= 0
 
-    def enqueue(self, entries: Iterable[Waiting[R]]) -> None:
-        """Queue entries whose tokens were admitted."""
-        for waiting in entries:
-            self._queue[waiting] = None
-            self._queued_tokens += waiting.entry.cost
+    def enqueue(self, entries: Iterable[QueuedEntry[R]]) -> None:
+        """Queue entries whose tokens were admitted. An idle device sees them after `wake`."""
+        with self._lock:
+            for queued in entries:
+                self._waiting[queued] = None
+                self._queued_tokens += queued.entry.cost
 
-    def drop(self, entries: Iterable[Waiting[R]]) -> int:
-        """Forget those that still wait; returns how many those were."""
-        dropped = [waiting for waiting in entries if waiting in self._queue]
-        self._remove(dropped)
+    def wake(self) -> None:
+        """Wake an idle device."""
+        with self._lock:
+            self._lock.notify()
+
+    def drop(self, entries: Iterable[QueuedEntry[R]]) -> int:
+        """Remove those entries that still wait; returns how many did."""
+        with self._lock:
+            dropped = [queued for queued in entries if queued in self._waiting]
+            self._remove(dropped)
         return len(dropped)
 
+    def take(self) -> Selection[R] | None:
+        """Wait for entries and take the next batch; None once the scheduler is closed."""
+        with self._lock:
+            while not self._closed:
+                selection = self.next_batch(monotonic(), shares=1 + self._idle_threads)
+                if selection:
+                    if self._waiting:
+                        self._lock.notify()
+                    return selection
+                self._idle_threads += 1
+                self._lock.wait()
+                self._idle_threads -= 1
+        return None
+
+    def take_full(self, patience: float) -> Selection[R] | None:
+        """Take a full batch for a device that is still busy; None if there is none.
+
+        Waits at most `patience` seconds, and returns early when any entry arrives.
+        """
+        with self._lock:
+            if patience and not self._closed and not self.full:
+                self._lock.wait(patience)
+            if self._closed or not self.full:
+                return None
+            return self.next_batch(monotonic())
+
     def next_batch(self, now: float, *, shares: int = 1) -> Selection[R]:
-        """Take what runs next out of the queue, and what expired on the way there.
+        """Remove the entries that run next from the queue, and those found expired on the way.
+
+        The caller holds the lock (`take`, `take_full`) or shares the scheduler with no thread.
 
         Args:
-            shares: so many take now; each gets its share of what waits.
+            shares: how many threads take a batch now; each gets its share of the queue.
         """
         selection: Selection[R] = Selection()
-        left = min(self._max_batch_tokens, -(-self._queued_tokens // shares))
+        left = min(self._settings.max_batch_tokens, -(-self._queued_tokens // shares))
+        max_adapters = self._settings.max_active_adapters
         adapters: set[AdapterKey] = set()
-        passed_over: list[Waiting[R]] = []
+        passed_over: list[QueuedEntry[R]] = []
         overtaken = 0
-        for waiting in self._queue:
-            if waiting.deadline is not None and waiting.deadline <= now:
-                selection.expired.append(waiting)
+        for queued in self._waiting:
+            if queued.deadline is not None and queued.deadline <= now:
+                selection.expired.append(queued)
                 continue
-            cost, adapter = waiting.entry.cost, waiting.entry.adapter
+            cost, adapter = queued.entry.cost, queued.entry.adapter
+            # An entry over the whole budget runs alone.
             fits = cost <= left or not selection.batch
-            if fits and (adapter in adapters or len(adapters) < self._max_adapters):
-                selection.batch.append(waiting)
+            if fits and (adapter in adapters or len(adapters) < max_adapters):
+                selection.batch.append(queued)
                 adapters.add(adapter)
                 left -= cost
                 overtaken = len(passed_over)
                 if left <= 0:
                     break
                 continue
-            passed_over.append(waiting)
-            if waiting.overtaken >= MAX_OVERTAKEN or len(passed_over) == MAX_PASSED_OVER:
+            passed_over.append(queued)
+            if queued.overtaken >= MAX_OVERTAKEN or len(passed_over) == MAX_PASSED_OVER:
                 break
-        for waiting in passed_over[:overtaken]:
-            waiting.overtaken += 1
+        for queued in passed_over[:overtaken]:
+            queued.overtaken += 1
         self._remove(selection.batch)
         self._remove(selection.expired)
         return selection
 
-    def drained(self, tokens: int, seconds: float) -> None:
-        """Note that a batch of so many tokens took so long."""
-        self._drained_tokens = _FORGET * self._drained_tokens + tokens
-        self._drained_seconds = _FORGET * self._drained_seconds + seconds
+    def record_batch(self, tokens: int, seconds: float) -> None:
+        """Note how long a batch took; refusals derive their `retry_after` from it."""
+        with self._lock:
+            self._recent_tokens = _DECAY * self._recent_tokens + tokens
+            self._recent_seconds = _DECAY * self._recent_seconds + seconds
+
+    def close(self) -> None:
+        """Make every `take` return None from now on."""
+        with self._lock:
+            self._closed = True
+            self._lock.notify_all()
 
     def _seconds_for(self, tokens: int) -> float:
-        if self._drained_tokens <= 0:
-            return _RETRY_UNMEASURED
-        return tokens * self._drained_seconds / self._drained_tokens
+        if self._recent_tokens <= 0:
+            return _RETRY_SECONDS_UNMEASURED
+        return tokens * self._recent_seconds / self._recent_tokens
 
-    def _remove(self, entries: Sequence[Waiting[R]]) -> None:
-        for waiting in entries:
-            del self._queue[waiting]
-            self._admitted -= waiting.entry.cost
-            self._queued_tokens -= waiting.entry.cost
+    def _remove(self, entries: Sequence[QueuedEntry[R]]) -> None:
+        for queued in entries:
+            del self._waiting[queued]
+            self._admitted_tokens -= queued.entry.cost
+            self._queued_tokens -= queued.entry.cost

@@ -22,118 +22,104 @@ from service.errors import (
     Overloaded,
     TooLarge,
 )
-from tests.support.engine_harness import Opened, run, unbounded
+from tests.support.engine_harness import OpenEngine, adapter_with_infinite_scores
 
 
-def test_an_unknown_revision_and_a_rotten_file_fail_by_name_and_others_go_on(
-    opened: Opened,
+async def test_an_unknown_revision_and_a_rotten_file_fail_by_name_and_others_go_on(
+    open_engine: OpenEngine,
 ) -> None:
-    async def test() -> None:
-        async with opened() as house:
-            house.store.path("b", house.keys["b"].revision).write_bytes(b"rotten")
-            with pytest.raises(AdapterLoadFailed, match="'b'"):
-                await house.engine.predict(house.entries(("a", "x"), ("b", "x")))
-            house.keys["c"] = AdapterKey("c", "0" * 64)
-            with pytest.raises(AdapterLoadFailed, match="'c'"):
-                await house.engine.predict(house.entries(("c", "x")))
-            entries = house.entries(("a", "x"))
-            house.agrees(entries, await house.engine.predict(entries))
-            assert house.recorder.failures == [("adapter_load", 2), ("adapter_load", 1)]
-            assert house.engine.health().details["waiting_tokens"] == 0
-
-    run(test())
+    async with open_engine() as harness:
+        harness.store.path("b", harness.keys["b"].revision).write_bytes(b"rotten")
+        with pytest.raises(AdapterLoadFailed, match="'b'"):
+            await harness.engine.predict(harness.entries(("a", "x"), ("b", "x")))
+        harness.keys["c"] = AdapterKey("c", "0" * 64)
+        with pytest.raises(AdapterLoadFailed, match="'c'"):
+            await harness.engine.predict(harness.entries(("c", "x")))
+        entries = harness.entries(("a", "x"))
+        harness.assert_answered_as_alone(entries, await harness.engine.predict(entries))
+        assert harness.recorder.failures == [("adapter_load", 2), ("adapter_load", 1)]
+        assert harness.engine.health().details["waiting_tokens"] == 0
 
 
-def test_over_the_limit_is_refused_as_a_whole_and_says_when_to_come_back(
-    opened: Opened,
+async def test_over_the_limit_is_refused_as_a_whole_and_says_when_to_come_back(
+    open_engine: OpenEngine,
 ) -> None:
-    async def test() -> None:
-        async with opened(max_waiting_tokens=60) as house:
-            held = await house.held()
-            first = asyncio.create_task(
-                house.engine.predict(house.entries(*(("a", "hello you"),) * 10))
+    async with open_engine(max_waiting_tokens=60) as harness:
+        held = await harness.hold_device()
+        first = asyncio.create_task(
+            harness.engine.predict(harness.entries(*(("a", "hello you"),) * 10))
+        )
+        await harness.until_waiting(10)
+        before = harness.engine.health().details["waiting_tokens"]
+        with pytest.raises(Overloaded) as refused:
+            await harness.engine.predict(harness.entries(*(("a", "hello you"),) * 3))
+        assert 0.0 < refused.value.retry_after < 10.0
+        assert harness.engine.health().details["waiting_tokens"] == before
+        with pytest.raises(TooLarge):
+            await harness.engine.predict(harness.entries(("a", "win " * 100)))
+        harness.device.release()
+        await asyncio.gather(held, first)
+        assert harness.recorder.failures == [("overloaded", 3)]
+
+
+async def test_a_request_past_its_deadline_fails_at_once_and_is_never_run(
+    open_engine: OpenEngine,
+) -> None:
+    async with open_engine() as harness:
+        held = await harness.hold_device()
+        started = monotonic()
+        with pytest.raises(DeadlineExceeded):
+            await harness.engine.predict(
+                harness.entries(("b", "late"), ("a", "late")), deadline=started + 0.05
             )
-            await house.waiting_entries(10)
-            before = house.engine.health().details["waiting_tokens"]
-            with pytest.raises(Overloaded) as refused:
-                await house.engine.predict(house.entries(*(("a", "hello you"),) * 3))
-            assert 0.0 < refused.value.retry_after < 10.0
-            assert house.engine.health().details["waiting_tokens"] == before
-            with pytest.raises(TooLarge):
-                await house.engine.predict(house.entries(("a", "win " * 100)))
-            house.device.free()
-            await asyncio.gather(held, first)
-            assert house.recorder.failures == [("overloaded", 3)]
-
-    run(test())
+        # The device is still busy: the caller did not have to wait for it.
+        assert 0.05 <= monotonic() - started < 5.0
+        assert harness.engine.health().details["waiting_entries"] == 0
+        with pytest.raises(DeadlineExceeded):
+            await harness.engine.predict(harness.entries(("a", "x")), deadline=monotonic() - 1.0)
+        harness.device.release()
+        await held
+        assert harness.device.rows == [1]
+        assert harness.recorder.failures == [("deadline", 2), ("deadline", 1)]
 
 
-def test_a_request_past_its_deadline_fails_at_once_and_is_never_run(opened: Opened) -> None:
-    async def test() -> None:
-        async with opened() as house:
-            held = await house.held()
-            started = monotonic()
-            with pytest.raises(DeadlineExceeded):
-                await house.engine.predict(
-                    house.entries(("b", "late"), ("a", "late")), deadline=started + 0.05
-                )
-            # The device is still busy: the caller did not have to wait for it.
-            assert 0.05 <= monotonic() - started < 5.0
-            assert house.engine.health().details["waiting_entries"] == 0
-            with pytest.raises(DeadlineExceeded):
-                await house.engine.predict(house.entries(("a", "x")), deadline=monotonic() - 1.0)
-            house.device.free()
-            await held
-            assert house.device.rows == [1]
-            assert house.recorder.failures == [("deadline", 2), ("deadline", 1)]
-
-    run(test())
+async def test_a_deadline_also_ends_the_wait_for_adapters(open_engine: OpenEngine) -> None:
+    async with open_engine(max_active_adapters=1) as harness:
+        held = await harness.hold_device()
+        with pytest.raises(DeadlineExceeded):
+            await harness.engine.predict(harness.entries(("b", "x")), deadline=monotonic() + 0.05)
+        harness.device.release()
+        await held
+        entries = harness.entries(("b", "x"))
+        harness.assert_answered_as_alone(entries, await harness.engine.predict(entries))
 
 
-def test_a_deadline_also_ends_the_wait_for_adapters(opened: Opened) -> None:
-    async def test() -> None:
-        async with opened(max_active_adapters=1) as house:
-            held = await house.held()
-            with pytest.raises(DeadlineExceeded):
-                await house.engine.predict(house.entries(("b", "x")), deadline=monotonic() + 0.05)
-            house.device.free()
-            await held
-            entries = house.entries(("b", "x"))
-            house.agrees(entries, await house.engine.predict(entries))
-
-    run(test())
-
-
-def test_a_batch_that_fails_answers_exactly_its_rows_and_the_engine_lives(
-    opened: Opened, caplog: pytest.LogCaptureFixture
+async def test_a_batch_that_fails_answers_exactly_its_rows_and_the_engine_lives(
+    open_engine: OpenEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def test() -> None:
-        async with opened() as house:
-            house.device.error = lambda: ValueError("secret path")
-            with pytest.raises(InferenceFailed, match="ValueError") as failed:
-                await house.engine.predict(house.entries(("a", "x"), ("b", "y")))
-            assert failed.value.reason == "batch_error"
-            # What went wrong inside is for the log, not for the caller.
-            assert "secret" not in str(failed.value)
-            assert "secret" in caplog.text
-            house.device.error = None
-            entries = house.entries(("a", "x"), ("b", "y"))
-            house.agrees(entries, await house.engine.predict(entries))
-            assert house.engine.health().ready
-
-    run(test())
+    async with open_engine() as harness:
+        harness.device.error = lambda: ValueError("secret path")
+        with pytest.raises(InferenceFailed, match="ValueError") as failed:
+            await harness.engine.predict(harness.entries(("a", "x"), ("b", "y")))
+        assert failed.value.reason == "batch_error"
+        # What went wrong inside is for the log, not for the caller.
+        assert "secret" not in str(failed.value)
+        assert "secret" in caplog.text
+        harness.device.error = None
+        entries = harness.entries(("a", "x"), ("b", "y"))
+        harness.assert_answered_as_alone(entries, await harness.engine.predict(entries))
+        assert harness.engine.health().ready
 
 
-def test_a_batch_too_large_for_the_memory_is_split_until_it_fits(opened: Opened) -> None:
-    async def test() -> None:
-        async with opened(max_batch_tokens=1024) as house:
-            house.device.most_rows = 3
-            entries = house.entries(*(("abc"[i % 3], "win " * i) for i in range(11)))
-            house.agrees(entries, await house.engine.predict(entries))
-            assert house.device.rows == [11, 5, 2, 3, 6, 3, 3]
-            assert [report.rows for report in house.recorder.batches] == [11]
-
-    run(test())
+async def test_a_batch_too_large_for_the_memory_is_split_until_it_fits(
+    open_engine: OpenEngine,
+) -> None:
+    async with open_engine(max_batch_tokens=1024) as harness:
+        harness.device.max_rows = 3
+        entries = harness.entries(*(("abc"[i % 3], "win " * i) for i in range(11)))
+        harness.assert_answered_as_alone(entries, await harness.engine.predict(entries))
+        assert harness.device.rows == [11, 5, 2, 3, 6, 3, 3]
+        assert [report.rows for report in harness.recorder.batches] == [11]
 
 
 @pytest.mark.parametrize(
@@ -144,16 +130,15 @@ def test_a_batch_too_large_for_the_memory_is_split_until_it_fits(opened: Opened)
         MemoryError(),
     ],
 )
-def test_a_single_row_without_memory_fails_alone(opened: Opened, error: Exception) -> None:
-    async def test() -> None:
-        async with opened() as house:
-            house.device.error = lambda: error
-            with pytest.raises(InferenceFailed, match="memory") as failed:
-                await house.engine.predict(house.entries(("a", "x")))
-            assert failed.value.reason == "out_of_memory"
-            assert house.engine.health().ready
-
-    run(test())
+async def test_a_single_row_without_memory_fails_alone(
+    open_engine: OpenEngine, error: Exception
+) -> None:
+    async with open_engine() as harness:
+        harness.device.error = lambda: error
+        with pytest.raises(InferenceFailed, match="memory") as failed:
+            await harness.engine.predict(harness.entries(("a", "x")))
+        assert failed.value.reason == "out_of_memory"
+        assert harness.engine.health().ready
 
 
 def test_a_real_lack_of_memory_splits_the_batch() -> None:
@@ -162,21 +147,21 @@ def test_a_real_lack_of_memory_splits_the_batch() -> None:
         import resource, torch
         from adapters.adapter import prepare
         from service.engine.runners.packed import PackedRunner
-        from service.engine.runners.base import Asked, RowFailure
+        from service.engine.runners.base import BatchRow, RowFailure
         from tests.support.tiny_models import make_adapter, make_backbone
         torch.set_num_threads(1)
         backbone = make_backbone(max_tokens=512)
         runner = PackedRunner(backbone)
         adapter = prepare(make_adapter(backbone), backbone)
         text = backbone.encoder.encode("win " * 600, max_length=512)
-        runner.launch([Asked(text, adapter)] * 2)
+        runner.launch([BatchRow(text, adapter)] * 2)
         used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
         # The generator's scores of one row are 512 * 512 floats, a megabyte, twice over.
         resource.setrlimit(resource.RLIMIT_AS, (used + 48 * 2**20, -1))
-        ran = runner.launch([Asked(text, adapter)] * 32)
-        assert ran.passes > 1, ran.passes
-        assert not any(isinstance(item, RowFailure) for item in ran.outcomes), ran.outcomes
-        assert len(ran.outcomes) == 32
+        result = runner.launch([BatchRow(text, adapter)] * 32)
+        assert result.passes > 1, result.passes
+        assert not any(isinstance(item, RowFailure) for item in result.outcomes), result.outcomes
+        assert len(result.outcomes) == 32
     """
     result = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
@@ -189,25 +174,22 @@ def test_a_real_lack_of_memory_splits_the_batch() -> None:
     assert result.returncode == 0, result.stderr[-2000:]
 
 
-def test_a_row_whose_scores_are_not_finite_fails_alone(opened: Opened) -> None:
-    async def test() -> None:
-        async with opened() as house:
-            house.add("bad", unbounded(house.backbone))
-            held = await house.held()
-            entries = house.entries(("b", "hello"), ("c", "you"))
-            good = asyncio.create_task(house.engine.predict(entries))
-            bad = asyncio.create_task(house.engine.predict(house.entries(("bad", "hello"))))
-            await house.waiting_entries(3)
-            house.device.free()
-            house.agrees(entries, await good)
-            with pytest.raises(InferenceFailed, match="finite"):
-                await bad
-            await held
-            # In one batch, or the good rows would prove nothing.
-            assert house.device.rows == [1, 3]
-            assert house.recorder.failures == [("not_finite", 1)]
-
-    run(test())
+async def test_a_row_whose_scores_are_not_finite_fails_alone(open_engine: OpenEngine) -> None:
+    async with open_engine() as harness:
+        harness.add("bad", adapter_with_infinite_scores(harness.backbone))
+        held = await harness.hold_device()
+        entries = harness.entries(("b", "hello"), ("c", "you"))
+        good = asyncio.create_task(harness.engine.predict(entries))
+        bad = asyncio.create_task(harness.engine.predict(harness.entries(("bad", "hello"))))
+        await harness.until_waiting(3)
+        harness.device.release()
+        harness.assert_answered_as_alone(entries, await good)
+        with pytest.raises(InferenceFailed, match="finite"):
+            await bad
+        await held
+        # In one batch, or the good rows would prove nothing.
+        assert harness.device.rows == [1, 3]
+        assert harness.recorder.failures == [("not_finite", 1)]
 
 
 def engine_thread() -> int:
@@ -217,45 +199,40 @@ def engine_thread() -> int:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_the_death_of_the_thread_fails_every_waiter_and_turns_live_off(
-    opened: Opened, caplog: pytest.LogCaptureFixture
+async def test_the_death_of_the_thread_fails_every_waiter_and_turns_live_off(
+    open_engine: OpenEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def test() -> None:
-        async with opened(max_active_adapters=1) as house:
-            held = await house.held()
-            queued = asyncio.create_task(house.engine.predict(house.entries(("a", "x"))))
-            for_a_slot = asyncio.create_task(house.engine.predict(house.entries(("b", "x"))))
-            await house.waiting_entries(1)
-            killed = ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                ctypes.c_ulong(engine_thread()), ctypes.py_object(SystemExit)
-            )
-            assert killed == 1
-            house.device.free()
-            answers = await asyncio.gather(held, queued, for_a_slot, return_exceptions=True)
-            assert [type(item) for item in answers] == [EngineUnavailable] * 3
-            health = house.engine.health()
-            assert not health.live
-            assert not health.ready
-            assert "died" in str(health.reason)
-            with pytest.raises(EngineUnavailable, match="died"):
-                await house.engine.predict(house.entries(("a", "x")))
-            await asyncio.wait_for(house.engine.drain(), 1)
-
-    with caplog.at_level(logging.CRITICAL, logger="service.engine.device"):
-        run(test())
+    # The thread's traceback is expected: keep it out of the test's output.
+    caplog.set_level(logging.CRITICAL, logger="service.engine.device")
+    async with open_engine(max_active_adapters=1) as harness:
+        held = await harness.hold_device()
+        queued = asyncio.create_task(harness.engine.predict(harness.entries(("a", "x"))))
+        for_a_slot = asyncio.create_task(harness.engine.predict(harness.entries(("b", "x"))))
+        await harness.until_waiting(1)
+        killed = ctypes.pythonapi.PyThreadState_SetAsyncExc(
+            ctypes.c_ulong(engine_thread()), ctypes.py_object(SystemExit)
+        )
+        assert killed == 1
+        harness.device.release()
+        answers = await asyncio.gather(held, queued, for_a_slot, return_exceptions=True)
+        assert [type(item) for item in answers] == [EngineUnavailable] * 3
+        health = harness.engine.health()
+        assert not health.live
+        assert not health.ready
+        assert "died" in str(health.reason)
+        with pytest.raises(EngineUnavailable, match="died"):
+            await harness.engine.predict(harness.entries(("a", "x")))
+        await asyncio.wait_for(harness.engine.drain(), 1)
 
 
-def test_a_batch_that_hangs_turns_live_off_until_it_ends(opened: Opened) -> None:
-    async def test() -> None:
-        async with opened(stall_seconds=0.05) as house:
-            held = await house.held()
-            await asyncio.sleep(0.1)
-            health = house.engine.health()
-            assert not health.live
-            assert not health.ready
-            assert "running" in str(health.reason)
-            house.device.free()
-            await held
-            assert house.engine.health().ready
-
-    run(test())
+async def test_a_batch_that_hangs_turns_live_off_until_it_ends(open_engine: OpenEngine) -> None:
+    async with open_engine(stall_seconds=0.05) as harness:
+        held = await harness.hold_device()
+        await asyncio.sleep(0.1)
+        health = harness.engine.health()
+        assert not health.live
+        assert not health.ready
+        assert "running" in str(health.reason)
+        harness.device.release()
+        await held
+        assert harness.engine.health().ready

@@ -10,9 +10,9 @@ from hypothesis.stateful import (
     rule,
 )
 
-from service.engine.scheduler import MAX_OVERTAKEN, Waiting
+from service.engine.scheduler import MAX_OVERTAKEN, QueuedEntry
 from service.errors import Overloaded, TooLarge
-from tests.support.scheduler_builders import costs, queue, scheduler, waiting
+from tests.support.scheduler_builders import costs, enqueue, make_entry, make_scheduler
 
 
 class Life(RuleBasedStateMachine):
@@ -23,13 +23,13 @@ class Life(RuleBasedStateMachine):
     )
     def begin(self, budget: int, waiting_limit: int, adapters: int) -> None:
         self.budget, self.limit, self.adapters = budget, waiting_limit, adapters
-        self.target = scheduler(
+        self.scheduler = make_scheduler(
             max_batch_tokens=budget, max_waiting_tokens=waiting_limit, max_adapters=adapters
         )
         self.now = 0.0
-        self.queued: list[Waiting[int]] = []
+        self.queued: list[QueuedEntry[int]] = []
         self.reserved: list[int] = []
-        self.passed_by: dict[Waiting[int], int] = {}
+        self.passed_by: dict[QueuedEntry[int], int] = {}
 
     def tokens(self) -> int:
         return sum(costs(self.queued)) + sum(self.reserved)
@@ -44,7 +44,7 @@ class Life(RuleBasedStateMachine):
     )
     def arrive(self, entries: list[tuple[int, str, float | None]], at_once: bool) -> None:
         made = [
-            waiting(
+            make_entry(
                 cost,
                 name=name,
                 since=self.now,
@@ -54,7 +54,7 @@ class Life(RuleBasedStateMachine):
         ]
         tokens = sum(costs(made))
         try:
-            self.target.admit(tokens)
+            self.scheduler.admit(tokens)
         except TooLarge:
             assert tokens > self.limit
             return
@@ -63,7 +63,7 @@ class Life(RuleBasedStateMachine):
             return
         assert self.tokens() + tokens <= self.limit
         if at_once:
-            self.target.enqueue(made)
+            self.scheduler.enqueue(made)
             self.queued += made
             self.passed_by |= dict.fromkeys(made, 0)
         else:
@@ -72,15 +72,15 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: self.reserved)
     @rule()
     def give_up_before_queueing(self) -> None:
-        self.target.withdraw(self.reserved.pop())
+        self.scheduler.withdraw(self.reserved.pop())
 
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
         chosen = data.draw(
             st.lists(st.sampled_from(self.queued), unique_by=id) if self.queued else st.just([])
         )
-        assert self.target.drop(chosen) == len(chosen)
-        self.queued = [item for item in self.queued if item not in chosen]
+        assert self.scheduler.drop(chosen) == len(chosen)
+        self.queued = [queued for queued in self.queued if queued not in chosen]
 
     @rule(seconds=st.floats(0.0, 3.0))
     def wait(self, seconds: float) -> None:
@@ -88,24 +88,26 @@ class Life(RuleBasedStateMachine):
 
     @rule()
     def run(self) -> None:
-        selection = self.target.next_batch(self.now)
+        selection = self.scheduler.next_batch(self.now)
         batch, expired = selection.batch, selection.expired
         taken = batch + expired
-        assert all(item in self.queued for item in taken)
+        assert all(queued in self.queued for queued in taken)
         assert len(set(taken)) == len(taken)
-        assert all(item.deadline is not None and item.deadline <= self.now for item in expired)
-        assert all(item.deadline is None or item.deadline > self.now for item in batch)
+        assert all(
+            queued.deadline is not None and queued.deadline <= self.now for queued in expired
+        )
+        assert all(queued.deadline is None or queued.deadline > self.now for queued in batch)
         assert len(batch) == 1 or sum(costs(batch)) <= self.budget
-        assert len({item.entry.adapter for item in batch}) <= self.adapters
+        assert len({queued.entry.adapter for queued in batch}) <= self.adapters
         # In order of arrival, and the oldest that is not late is always in it.
-        alive = [item for item in self.queued if item not in expired]
-        assert batch == [item for item in alive if item in batch]
+        alive = [queued for queued in self.queued if queued not in expired]
+        assert batch == [queued for queued in alive if queued in batch]
         assert batch[:1] == alive[:1]
         if batch:
-            for item in alive[: alive.index(batch[-1])]:
-                self.passed_by[item] += item not in batch
-                assert self.passed_by[item] <= MAX_OVERTAKEN
-        self.queued = [item for item in self.queued if item not in taken]
+            for queued in alive[: alive.index(batch[-1])]:
+                self.passed_by[queued] += queued not in batch
+                assert self.passed_by[queued] <= MAX_OVERTAKEN
+        self.queued = [queued for queued in self.queued if queued not in taken]
 
     @rule()
     def run_to_the_end(self) -> None:
@@ -115,9 +117,9 @@ class Life(RuleBasedStateMachine):
 
     @invariant()
     def counts_agree(self) -> None:
-        if hasattr(self, "target"):
-            assert len(self.target) == len(self.queued)
-            assert self.target.waiting_tokens == self.tokens() <= self.limit
+        if hasattr(self, "scheduler"):
+            assert len(self.scheduler) == len(self.queued)
+            assert self.scheduler.waiting_tokens == self.tokens() <= self.limit
 
 
 TestLife = Life.TestCase
@@ -130,12 +132,12 @@ TestLife.settings = settings(max_examples=60, stateful_step_count=40, deadline=N
 )
 @settings(max_examples=200, deadline=None)
 def test_every_entry_is_run_exactly_once(sizes: list[int], budget: int) -> None:
-    target = scheduler(max_batch_tokens=budget)
-    entries = [waiting(size) for size in sizes]
-    queue(target, *entries)
-    ran: list[Waiting[int]] = []
+    scheduler = make_scheduler(max_batch_tokens=budget)
+    entries = [make_entry(size) for size in sizes]
+    enqueue(scheduler, *entries)
+    ran: list[QueuedEntry[int]] = []
     for _ in entries:
-        ran += target.next_batch(0.0).batch
+        ran += scheduler.next_batch(0.0).batch
     assert len(ran) == len(entries)
     assert set(ran) == set(entries)
-    assert target.waiting_tokens == 0
+    assert scheduler.waiting_tokens == 0

@@ -21,7 +21,7 @@ from adapters.format.files import Adapter, serialize
 from service.engine.engine import LocalEngine
 from service.engine.interface import AdapterKey, Entry
 from service.engine.observer import BatchReport
-from tests.support.engine_harness import House, run
+from tests.support.engine_harness import EngineHarness
 from tests.support.tiny_models import make_adapter, make_backbone
 
 pytestmark = pytest.mark.gpu
@@ -36,140 +36,130 @@ def on_device(dtype: torch.dtype = torch.bfloat16) -> Backbone:
     return make_backbone(hidden_size=64).to(device="cuda", dtype=dtype)
 
 
-async def started(root: Path, backbone: Backbone, **limits: int) -> House:
-    house = House(root, backbone, **(LIMITS | limits))
-    house.engine = LocalEngine(lambda: backbone, house.store, house.settings, house.recorder)
-    await house.engine.start()
-    return house
+async def started(root: Path, backbone: Backbone, **limits: int) -> EngineHarness:
+    harness = EngineHarness(root, backbone, **(LIMITS | limits))
+    harness.engine = LocalEngine(
+        lambda: backbone, harness.store, harness.settings, harness.recorder
+    )
+    await harness.engine.start()
+    return harness
 
 
-def entries_of(house: House, number: int) -> list[Entry]:
+def entries_of(harness: EngineHarness, number: int) -> list[Entry]:
     pairs = [("abc"[index % 3], "win now " * (index * 7 % 40)) for index in range(number)]
-    return house.entries(*pairs)
+    return harness.entries(*pairs)
 
 
-def alone(house: House, entry: Entry) -> tuple[np.ndarray, np.ndarray]:
-    prepared = [prepare(house.adapters[entry.adapter.name], house.backbone)]
-    batch = house.backbone.pack(rows_of(prepared, [(0, entry.encoding)]))
-    (answer,) = classify(house.backbone, batch, prepared)
+def alone(harness: EngineHarness, entry: Entry) -> tuple[np.ndarray, np.ndarray]:
+    prepared = [prepare(harness.adapters[entry.adapter.name], harness.backbone)]
+    batch = harness.backbone.pack(rows_of(prepared, [(0, entry.encoding)]))
+    (answer,) = classify(harness.backbone, batch, prepared)
     return answer.scores, answer.token_weights
 
 
 @pytest.mark.parametrize(
     ("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, BFLOAT16_BOUND)]
 )
-def test_answers_are_those_of_each_text_alone(
+async def test_answers_are_those_of_each_text_alone(
     tmp_path: Path, dtype: torch.dtype, bound: float
 ) -> None:
-    async def test() -> None:
-        house = await started(tmp_path, on_device(dtype))
-        entries = [replace(entry, explain=True) for entry in entries_of(house, 40)]
-        completion = await house.engine.predict(entries)
-        for entry, row in zip(entries, completion.rows, strict=True):
-            scores, weights = alone(house, entry)
-            assert row.token_weights is not None
-            np.testing.assert_allclose(row.scores, scores, rtol=0, atol=bound)
-            np.testing.assert_allclose(row.token_weights, weights, rtol=0, atol=bound)
-        await house.engine.stop()
-
-    run(test())
+    harness = await started(tmp_path, on_device(dtype))
+    entries = [replace(entry, explain=True) for entry in entries_of(harness, 40)]
+    completion = await harness.engine.predict(entries)
+    for entry, row in zip(entries, completion.rows, strict=True):
+        scores, weights = alone(harness, entry)
+        assert row.token_weights is not None
+        np.testing.assert_allclose(row.scores, scores, rtol=0, atol=bound)
+        np.testing.assert_allclose(row.token_weights, weights, rtol=0, atol=bound)
+    await harness.engine.stop()
 
 
-def test_a_batch_of_the_usual_adapters_is_one_launch_and_agrees_with_an_eager_one(
+async def test_a_batch_of_the_usual_adapters_is_one_launch_and_agrees_with_an_eager_one(
     tmp_path: Path,
 ) -> None:
-    async def test() -> None:
-        backbone = on_device()
-        house = await started(tmp_path, backbone)
-        usual = make_adapter(
-            backbone,
-            seed=9,
-            prompt_length=10,
-            insertion_layer=backbone.layers // 2,
-            generator_input="hidden",
-        )
-        # The same function, whose bottleneck no graph holds.
-        wide = _widened(usual, 80)
-        house.add("usual", usual)
-        house.add("wide", wide)
-        for number in (1, 3, 30):
-            texts = ["win now " * (index * 5 % 50) for index in range(number)]
-            answers = []
-            for name in ("usual", "wide"):
-                entries = house.entries(*((name, text) for text in texts))
-                before = len(house.recorder.batches)
-                rows = (await house.engine.predict(entries)).rows
-                answers.append(rows)
-                (report,) = house.recorder.batches[before:]
-                assert report.graphs == (name == "usual")
-            for one, other in zip(*answers, strict=True):
-                np.testing.assert_allclose(one.scores, other.scores, rtol=0, atol=BFLOAT16_BOUND)
-        await house.engine.stop()
-
-    run(test())
+    backbone = on_device()
+    harness = await started(tmp_path, backbone)
+    usual = make_adapter(
+        backbone,
+        seed=9,
+        prompt_length=10,
+        insertion_layer=backbone.layers // 2,
+        generator_input="hidden",
+    )
+    # The same function, whose bottleneck no graph holds.
+    wide = _widened(usual, 80)
+    harness.add("usual", usual)
+    harness.add("wide", wide)
+    for number in (1, 3, 30):
+        texts = ["win now " * (index * 5 % 50) for index in range(number)]
+        answers = []
+        for name in ("usual", "wide"):
+            entries = harness.entries(*((name, text) for text in texts))
+            before = len(harness.recorder.batches)
+            rows = (await harness.engine.predict(entries)).rows
+            answers.append(rows)
+            (report,) = harness.recorder.batches[before:]
+            assert report.graphs == (name == "usual")
+        for one, other in zip(*answers, strict=True):
+            np.testing.assert_allclose(one.scores, other.scores, rtol=0, atol=BFLOAT16_BOUND)
+    await harness.engine.stop()
 
 
-def test_swaps_under_load_are_answered_by_their_revision_and_memory_stays_flat(
+async def test_swaps_under_load_are_answered_by_their_revision_and_memory_stays_flat(
     tmp_path: Path,
 ) -> None:
-    async def test() -> None:
-        backbone = on_device()
-        house = await started(tmp_path, backbone, max_active_adapters=4)
-        versions = [make_adapter(backbone, seed=seed) for seed in range(6)]
-        files = [serialize(version) for version in versions]
-        encoding = backbone.encoder.encode("hello you", max_length=64)
-        revisions, expected = [], []
-        for data, version in zip(files, versions, strict=True):
-            revisions.append(house.store.put("swapped", data).revision)
-            prepared = [prepare(version, backbone)]
-            batch = backbone.pack(rows_of(prepared, [(0, encoding)]))
-            expected.append(classify(backbone, batch, prepared)[0].scores)
-        done = False
+    backbone = on_device()
+    harness = await started(tmp_path, backbone, max_active_adapters=4)
+    versions = [make_adapter(backbone, seed=seed) for seed in range(6)]
+    files = [serialize(version) for version in versions]
+    encoding = backbone.encoder.encode("hello you", max_length=64)
+    revisions, expected = [], []
+    for data, version in zip(files, versions, strict=True):
+        revisions.append(harness.store.put("swapped", data).revision)
+        prepared = [prepare(version, backbone)]
+        batch = backbone.pack(rows_of(prepared, [(0, encoding)]))
+        expected.append(classify(backbone, batch, prepared)[0].scores)
+    done = False
 
-        async def ask() -> None:
-            while not done:
-                revision = house.store.current("swapped")
-                entry = Entry(AdapterKey("swapped", revision), encoding, len(encoding) + 3)
-                (row,) = (await house.engine.predict([entry])).rows
-                wanted = expected[revisions.index(revision)]
-                np.testing.assert_allclose(row.scores, wanted, rtol=0, atol=BFLOAT16_BOUND)
+    async def ask() -> None:
+        while not done:
+            revision = harness.store.current("swapped")
+            entry = Entry(AdapterKey("swapped", revision), encoding, len(encoding) + 3)
+            (row,) = (await harness.engine.predict([entry])).rows
+            wanted = expected[revisions.index(revision)]
+            np.testing.assert_allclose(row.scores, wanted, rtol=0, atol=BFLOAT16_BOUND)
 
-        clients = [asyncio.create_task(ask()) for _ in range(16)]
-        used = []
-        for number in range(300):
-            await house.engine.check(files[number % 6])
-            await asyncio.to_thread(house.store.put, "swapped", files[number % 6])
-            if number in (99, 299):
-                gc.collect()
-                used.append(torch.cuda.memory_allocated())
-        done = True
-        await asyncio.gather(*clients)
-        assert used[1] <= used[0] + 2**20
-        assert house.recorder.failures == []
-        await house.engine.stop()
-
-    run(test())
+    clients = [asyncio.create_task(ask()) for _ in range(16)]
+    used = []
+    for number in range(300):
+        await harness.engine.check(files[number % 6])
+        await asyncio.to_thread(harness.store.put, "swapped", files[number % 6])
+        if number in (99, 299):
+            gc.collect()
+            used.append(torch.cuda.memory_allocated())
+    done = True
+    await asyncio.gather(*clients)
+    assert used[1] <= used[0] + 2**20
+    assert harness.recorder.failures == []
+    await harness.engine.stop()
 
 
-def test_more_adapters_than_places_come_and_go(tmp_path: Path) -> None:
-    async def test() -> None:
-        backbone = on_device()
-        house = await started(tmp_path, backbone, max_active_adapters=4)
-        for seed in range(20):
-            house.add(f"n{seed}", make_adapter(backbone, seed=seed))
+async def test_more_adapters_than_places_come_and_go(tmp_path: Path) -> None:
+    backbone = on_device()
+    harness = await started(tmp_path, backbone, max_active_adapters=4)
+    for seed in range(20):
+        harness.add(f"n{seed}", make_adapter(backbone, seed=seed))
 
-        async def ask(number: int) -> None:
-            entries = house.entries((f"n{number * 7 % 20}", "free card"))
-            (row,) = (await house.engine.predict(entries)).rows
-            scores, _ = alone(house, entries[0])
-            np.testing.assert_allclose(row.scores, scores, rtol=0, atol=BFLOAT16_BOUND)
+    async def ask(number: int) -> None:
+        entries = harness.entries((f"n{number * 7 % 20}", "free card"))
+        (row,) = (await harness.engine.predict(entries)).rows
+        scores, _ = alone(harness, entries[0])
+        np.testing.assert_allclose(row.scores, scores, rtol=0, atol=BFLOAT16_BOUND)
 
-        await asyncio.gather(*(ask(number) for number in range(200)))
-        reports: Sequence[BatchReport] = house.recorder.batches
-        assert max(report.adapters for report in reports) <= 4
-        await house.engine.stop()
-
-    run(test())
+    await asyncio.gather(*(ask(number) for number in range(200)))
+    reports: Sequence[BatchReport] = harness.recorder.batches
+    assert max(report.adapters for report in reports) <= 4
+    await harness.engine.stop()
 
 
 def _widened(adapter: Adapter, bottleneck: int) -> Adapter:

@@ -1,4 +1,4 @@
-"""An engine with a real tiny backbone, whose device a test can hold, fail and count."""
+"""An engine with a real, tiny backbone, whose forward passes a test can hold, fail and count."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
@@ -23,12 +23,12 @@ from service.engine.observer import BatchReport, FailureReason, SilentObserver
 from service.engine.settings import EngineSettings
 from tests.support.tiny_models import make_adapter
 
-# Float32 sums in another order: what batch-mates may change at most.
+# Other rows in the batch may change a score by this much: float32 sums in another order.
 SAME = 1e-5
 
 
-class Recorder(SilentObserver):
-    """Keeps what it is told."""
+class RecordingObserver(SilentObserver):
+    """Keeps the engine's events."""
 
     def __init__(self) -> None:
         self.batches: list[BatchReport] = []
@@ -45,46 +45,50 @@ class Recorder(SilentObserver):
         self.failures.append((reason, rows))
 
 
-class Device:
-    """What a test does to the forward passes of the backbone that it is given to."""
+class DeviceControl:
+    """Holds, fails and counts the forward passes of a `ControlledBackbone`.
+
+    rows: the size of every pass. both_held: set when two passes are held at once. max_rows: larger
+    passes run out of memory. error: makes what every pass raises.
+    """
 
     def __init__(self) -> None:
         self.gate = Event()
         self.gate.set()
         self.entered = Event()
         self.rows: list[int] = []
-        self.waiting = 0
-        self.both_wait = Event()
-        self.most_rows: int | None = None
+        self.held = 0
+        self.both_held = Event()
+        self.max_rows: int | None = None
         self.error: Callable[[], BaseException] | None = None
 
     def before_forward(self, batch: PackedBatch) -> None:
         self.entered.set()
-        self.waiting += 1
-        if self.waiting == 2:
-            self.both_wait.set()
+        self.held += 1
+        if self.held == 2:
+            self.both_held.set()
         assert self.gate.wait(20)
         self.rows.append(len(batch.rows))
         if self.error is not None:
             raise self.error()
-        if self.most_rows is not None and len(batch.rows) > self.most_rows:
+        if self.max_rows is not None and len(batch.rows) > self.max_rows:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
 
     def hold(self) -> None:
-        """The next forward pass waits; `entered` says that it does."""
-        self.waiting = 0
-        self.both_wait.clear()
+        """Hold forward passes from now on; `entered` is set once one is held."""
+        self.held = 0
+        self.both_held.clear()
         self.entered.clear()
         self.gate.clear()
 
-    def free(self) -> None:
+    def release(self) -> None:
         self.gate.set()
 
 
-class WatchedBackbone(Backbone):
-    """A backbone that asks a `Device` first."""
+class ControlledBackbone(Backbone):
+    """A backbone whose forward passes go through a `DeviceControl`."""
 
-    device_under_test: Device
+    control: DeviceControl
 
     def forward(
         self,
@@ -93,26 +97,30 @@ class WatchedBackbone(Backbone):
         *,
         trunk: Trunk | None = None,
     ) -> Answers:
-        self.device_under_test.before_forward(batch)
+        self.control.before_forward(batch)
         return super().forward(batch, generators, trunk=trunk)
 
 
-class House:
-    """An engine and everything that it stands on."""
+class EngineHarness:
+    """An engine over a store of its own with the adapters `a`, `b` and `c`.
+
+    Args:
+        limits: fields of `EngineSettings`.
+    """
 
     def __init__(self, root: Path, backbone: Backbone, **limits: Any) -> None:
         self.backbone = backbone
-        self.device = Device()
-        # The same backbone in another class: building a second one would take the model again.
-        watched = WatchedBackbone.__new__(WatchedBackbone)
-        watched.__dict__.update(backbone.__dict__)
-        watched.device_under_test = self.device
+        self.device = DeviceControl()
+        # The same model in another class: building a second backbone would load it again.
+        controlled = ControlledBackbone.__new__(ControlledBackbone)
+        controlled.__dict__.update(backbone.__dict__)
+        controlled.control = self.device
         self.store = AdapterStore(root)
-        self.recorder = Recorder()
+        self.recorder = RecordingObserver()
         self.adapters: dict[str, Adapter] = {}
         self.keys: dict[str, AdapterKey] = {}
         self.settings = EngineSettings(**({"max_batch_tokens": 256} | limits))
-        self.engine = LocalEngine(lambda: watched, self.store, self.settings, self.recorder)
+        self.engine = LocalEngine(lambda: controlled, self.store, self.settings, self.recorder)
         for seed, name in enumerate("abc"):
             self.add(
                 name,
@@ -137,23 +145,23 @@ class House:
     def entries(self, *pairs: tuple[str, str]) -> list[Entry]:
         return [self.entry(name, text) for name, text in pairs]
 
-    async def held(self) -> asyncio.Task[Completion]:
-        """A request that is on the device and stays there until `device.free()`."""
+    async def hold_device(self) -> asyncio.Task[Completion]:
+        """Start a request that stays on the device until `device.release()`."""
         self.device.hold()
         task = asyncio.create_task(self.engine.predict(self.entries(("a", "holds the device"))))
         assert await asyncio.to_thread(self.device.entered.wait, 10)
         return task
 
-    async def waiting_entries(self, number: int) -> None:
-        """Return once so many entries wait."""
+    async def until_waiting(self, number: int) -> None:
+        """Return once this many entries wait."""
         for _ in range(2000):
             if self.engine.health().details["waiting_entries"] == number:
                 return
             await asyncio.sleep(0.001)
         pytest.fail(f"never {number} entries waiting: {self.engine.health()}")
 
-    def agrees(self, entries: Sequence[Entry], completion: Completion) -> None:
-        """Every answer is what its text alone gets."""
+    def assert_answered_as_alone(self, entries: Sequence[Entry], completion: Completion) -> None:
+        """Every text has the answer that it gets in a batch of its own."""
         assert len(completion.rows) == len(entries)
         for entry, row in zip(entries, completion.rows, strict=True):
             prepared = [prepare(self.adapters[entry.adapter.name], self.backbone)]
@@ -164,8 +172,8 @@ class House:
             np.testing.assert_allclose(row.token_weights, alone.token_weights, rtol=0, atol=SAME)
 
 
-def unbounded(backbone: Backbone) -> Adapter:
-    """Finite weights whose scores are not: the head's products overflow."""
+def adapter_with_infinite_scores(backbone: Backbone) -> Adapter:
+    """Its weights are finite, but the head's products overflow."""
     adapter = make_adapter(backbone)
     tensors = dict(adapter.tensors)
     tensors["head.out.weight"] = torch.full_like(tensors["head.out.weight"], 3e38)
@@ -173,21 +181,24 @@ def unbounded(backbone: Backbone) -> Adapter:
 
 
 @asynccontextmanager
-async def open_house(root: Path, backbone: Backbone, **limits: Any) -> AsyncIterator[House]:
-    """A house whose engine is started, and stopped in the end."""
-    house = House(root, backbone, **limits)
-    await house.engine.start()
-    house.device.rows.clear()
+async def open_engine(
+    root: Path, backbone: Backbone, **limits: Any
+) -> AsyncIterator[EngineHarness]:
+    """A started engine; it is stopped at the end."""
+    harness = EngineHarness(root, backbone, **limits)
+    await harness.engine.start()
+    harness.device.rows.clear()
     try:
-        yield house
+        yield harness
     finally:
-        house.device.free()
-        await house.engine.stop()
+        harness.device.release()
+        await harness.engine.stop()
+
+
+# The fixture `open_engine`: it takes limits alone.
+OpenEngine = Callable[..., AbstractAsyncContextManager[EngineHarness]]
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
     """Run a test's coroutine; one that hangs fails."""
     asyncio.run(asyncio.wait_for(test, 30))
-
-
-Opened = Callable[..., AbstractAsyncContextManager[House]]

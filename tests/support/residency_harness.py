@@ -1,18 +1,17 @@
-"""A residency on a real store, whose reads a test can hold."""
+"""A residency over a real store, whose reads a test can hold."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from threading import Event
-from typing import Any
 
 from adapters.backbone.model import Backbone
 from adapters.format.files import serialize
 from adapters.format.store import AdapterStore
-from service.engine.device_loader import Placing
-from service.engine.host_cache import HostTier
+from service.engine.device_loader import DeviceLoader
+from service.engine.host_cache import HostCache
 from service.engine.interface import AdapterKey
 from service.engine.observer import SilentObserver, Tier
 from service.engine.residency import Residency
@@ -20,8 +19,8 @@ from service.engine.runners.packed import PackedRunner
 from tests.support.tiny_models import make_adapter
 
 
-class Recorder(SilentObserver):
-    """Keeps what it is told."""
+class RecordingObserver(SilentObserver):
+    """Keeps the tiers' events."""
 
     def __init__(self) -> None:
         self.loaded: list[tuple[str, Tier]] = []
@@ -41,7 +40,7 @@ class Recorder(SilentObserver):
 
 
 class GatedStore(AdapterStore):
-    """A real store whose reads wait for a gate, as those of a slow disk would."""
+    """A real store whose reads wait until a gate opens, like those of a slow disk."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -50,8 +49,8 @@ class GatedStore(AdapterStore):
         self.reads = 0
         self._reading = Event()
 
-    async def was_read(self, number: int) -> None:
-        """Return once so many files have been asked for."""
+    async def until_reads(self, number: int) -> None:
+        """Return once this many reads have begun."""
         while True:
             self._reading.clear()
             if self.reads >= number:
@@ -65,42 +64,50 @@ class GatedStore(AdapterStore):
         return super().read(name, revision)
 
 
-class Place:
-    """A residency with what stands around it."""
+class ResidencyHarness:
+    """A residency, its store, and what it told its observer."""
 
-    def __init__(self, residency: Residency, store: GatedStore, recorder: Recorder) -> None:
+    def __init__(
+        self, residency: Residency, store: GatedStore, recorder: RecordingObserver
+    ) -> None:
         self.residency = residency
         self.store = store
         self.recorder = recorder
         self.keys = {name: AdapterKey(name, store.current(name)) for name in store.names()}
 
-    def of(self, names: str) -> tuple[AdapterKey, ...]:
+    def keys_of(self, names: str) -> tuple[AdapterKey, ...]:
+        """Of adapters with names of one letter."""
         return tuple(self.keys[name] for name in names)
+
+    async def use(self, names: str) -> None:
+        """Lease adapters and release them."""
+        self.residency.release(await self.residency.acquire(self.keys_of(names)))
 
 
 @asynccontextmanager
-async def opened(
+async def open_residency(
     root: Path, backbone: Backbone, *, active: int, registered: int = 99
-) -> AsyncIterator[Place]:
+) -> AsyncIterator[ResidencyHarness]:
     """A residency over eight stored adapters, `a` to `h`."""
-    store, recorder = GatedStore(root), Recorder()
+    store, recorder = GatedStore(root), RecordingObserver()
     for seed, name in enumerate("abcdefgh"):
         store.put(name, serialize(make_adapter(backbone, seed=seed)))
-    with ThreadPoolExecutor(2) as reading, ThreadPoolExecutor(1) as placing:
+    with ThreadPoolExecutor(2) as reading, ThreadPoolExecutor(1) as copying:
         runner = PackedRunner(backbone)
-        host = HostTier(store, runner, reading=reading, observer=recorder, capacity=registered)
-        residency = Residency(
-            host, Placing(runner, placing), observer=recorder, places=active, spare=1
+        host_cache = HostCache(
+            store, runner, reading=reading, observer=recorder, capacity=registered
         )
-        yield Place(residency, store, recorder)
+        loader = DeviceLoader(runner, copying)
+        residency = Residency(host_cache, loader, observer=recorder, slots=active, trial_slots=1)
+        yield ResidencyHarness(residency, store, recorder)
         store.gate.set()
 
 
-def run(test: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(test, 30))
+# The fixture `open_residency`: it takes the numbers of adapters alone.
+OpenResidency = Callable[..., AbstractAsyncContextManager[ResidencyHarness]]
 
 
-async def soon() -> None:
-    """Let everything happen that can happen without a thread."""
+async def let_the_loop_run() -> None:
+    """Let everything happen that needs no thread."""
     for _ in range(10):
         await asyncio.sleep(0)

@@ -1,8 +1,8 @@
-"""What runs batches on a device, and where it keeps adapters. Knows no queue and no request.
+"""The contract of a runner, and what both runners share.
 
-Two devices, one interface: `packed_runner` runs any device, adapter by adapter where it must;
-`slotted_runner` runs CUDA devices, where launching is what costs. Whatever happens on the device
-ends in one outcome a row: `launch` and `finish` raise `DeviceLost` and nothing else.
+Two devices, one interface: `packed` runs on any device, adapter by adapter where it must; `slotted`
+runs on CUDA, where the cost is in launching. Every failure becomes an outcome of its row; `launch`
+and `finish` raise nothing but `DeviceLost`.
 """
 
 import logging
@@ -21,8 +21,8 @@ from service.errors import InferenceFailure
 
 logger = logging.getLogger(__name__)
 
-# torch's CPU allocator raises a plain RuntimeError, and so do some CUDA libraries; oneDNN does not
-# say why it could not make room for a primitive's code.
+# torch's CPU allocator raises a plain RuntimeError, as do some CUDA libraries. oneDNN does not say
+# why it could not make room for a primitive's code.
 _OUT_OF_MEMORY = (
     "out of memory",
     "defaultcpuallocator",
@@ -36,15 +36,8 @@ class DeviceLost(Exception):
     """The device cannot be used any more; only a new process gets it back."""
 
 
-class Hosted(Protocol):
-    """An adapter in host memory."""
-
-    @property
-    def nbytes(self) -> int: ...
-
-
-class Placed(Protocol):
-    """An adapter on the device."""
+class HostAdapter(Protocol):
+    """An adapter in host memory, in the form that its runner can load."""
 
     @property
     def spec(self) -> AdapterSpec: ...
@@ -52,11 +45,20 @@ class Placed(Protocol):
     def nbytes(self) -> int: ...
 
 
-class Asked(NamedTuple):
-    """One row of a batch. explain: its token weights are asked for."""
+class DeviceAdapter(Protocol):
+    """An adapter in a slot of the device."""
+
+    @property
+    def spec(self) -> AdapterSpec: ...
+    @property
+    def nbytes(self) -> int: ...
+
+
+class BatchRow(NamedTuple):
+    """One row of a batch. explain: whether its token weights are wanted."""
 
     encoding: Encoding
-    adapter: Placed
+    adapter: DeviceAdapter
     explain: bool = False
 
 
@@ -72,11 +74,11 @@ NOT_FINITE = RowFailure("not_finite", "the scores are not finite")
 
 
 @dataclass(frozen=True, slots=True)
-class Ran:
-    """What became of a batch.
+class BatchResult:
+    """The result of a batch.
 
-    outcomes: one a row, in order. generator_seconds, backbone_seconds: as in `BatchReport`.
-    passes: forward passes that it took. graphs: how many of them were one launch.
+    outcomes: one per row, in order. generator_seconds, backbone_seconds: as in `BatchReport`.
+    passes: forward passes that it took. graphs: how many of them were a single graph launch.
     """
 
     outcomes: list[RowResult | RowFailure]
@@ -86,21 +88,21 @@ class Ran:
     graphs: int = 0
 
 
-class Flight(Protocol):
-    """A batch on the device."""
+class RunningBatch(Protocol):
+    """A batch that was launched; each runner has its own kind."""
 
 
 class Runner(Protocol):
     """A backbone and adapters on one device.
 
-    `adopt` and `place` are called from loading threads, everything else from the device's lanes.
+    `prepare` and `load` are called from loading threads, everything else from the device's lanes.
     """
 
     @property
     def backbone(self) -> Backbone: ...
 
     @property
-    def ahead(self) -> bool:
+    def launches_ahead(self) -> bool:
         """Whether a batch may be launched while another one runs."""
 
     @property
@@ -108,79 +110,82 @@ class Runner(Protocol):
         """Threads that may launch and finish batches of their own, side by side."""
 
     def enter_lane(self) -> None:
-        """Called once by each of them before anything else."""
+        """Called once by each of these threads before anything else."""
 
-    def adopt(self, adapter: Adapter) -> Hosted:
-        """Do everything for an adapter that does not need its place on the device.
+    def prepare(self, adapter: Adapter) -> HostAdapter:
+        """Do everything for an adapter that needs no slot.
 
         Raises:
             IncompatibleAdapter, InvalidAdapter: it cannot run here.
         """
 
-    def place(self, adapters: Sequence[tuple[int, Hosted]]) -> list[Placed]:
-        """Put adapters in places (0 to all the runner has) that no batch uses; returns when they
-        can be."""
+    def load(self, adapters: Sequence[tuple[int, HostAdapter]]) -> list[DeviceAdapter]:
+        """Copy adapters into slots (from 0) that no batch uses; returns when they can be used."""
 
     def warm_up(self, max_tokens: int) -> None:
-        """Run a lone short text and a batch of `max_tokens`: the first requests find all there.
+        """Run one short text and a batch of `max_tokens`, so that the first requests are not slow.
 
         Raises:
             RuntimeError: the device cannot run this backbone.
         """
 
-    def launch(self, rows: Sequence[Asked]) -> Flight:
+    def launch(self, rows: Sequence[BatchRow]) -> RunningBatch:
         """Start a batch of any mixture of adapters.
 
         A batch that does not fit into memory is halved until it does; a single row that does not
-        fails alone, and so does a row whose scores are not finite. Other errors fail all rows.
+        fit fails alone, and so does a row whose scores are not finite. Other errors fail all rows.
         """
 
-    def landed(self, flight: Flight) -> bool:
-        """Whether `finish` would not wait."""
+    def is_done(self, running: RunningBatch) -> bool:
+        """Whether `finish` would return at once."""
 
-    def finish(self, flight: Flight) -> Ran:
+    def finish(self, running: RunningBatch) -> BatchResult:
         """Wait for a batch. Batches are finished in the order in which they were launched."""
 
 
-def warm_up_batches(backbone: Backbone, adapter: Placed, max_tokens: int) -> Iterator[list[Asked]]:
-    """A lone short text, and as many of the longest as a batch of `max_tokens` takes."""
+def warm_up_batches(
+    backbone: Backbone, adapter: DeviceAdapter, max_tokens: int
+) -> Iterator[list[BatchRow]]:
+    """One short text, then as many of the longest texts as a batch of `max_tokens` holds."""
     encode, spec = backbone.encoder.encode, adapter.spec
     short = encode("warm", max_length=spec.max_length)
     long = encode("warm up " * spec.max_length, max_length=spec.max_length)
-    yield [Asked(short, adapter)]
-    yield [Asked(long, adapter)] * max(1, max_tokens // (len(long) + spec.prompt_length))
+    yield [BatchRow(short, adapter)]
+    yield [BatchRow(long, adapter)] * max(1, max_tokens // (len(long) + spec.prompt_length))
 
 
-def require_answers(ran: Ran, max_tokens: int) -> None:
+def require_answers(result: BatchResult, max_tokens: int) -> None:
     """
     Raises:
         RuntimeError: a row of the warm-up has no answer.
     """
-    if failures := [item for item in ran.outcomes if isinstance(item, RowFailure)]:
-        raise RuntimeError(f"the warm-up failed: {failures[0].message}")
-    if ran.passes > 1:
+    for outcome in result.outcomes:
+        if isinstance(outcome, RowFailure):
+            raise RuntimeError(f"the warm-up failed: {outcome.message}")
+    if result.passes > 1:
         logger.warning(
             "a batch of %d tokens does not fit into the device's memory: it took %d passes",
             max_tokens,
-            ran.passes,
+            result.passes,
         )
 
 
-def failed(rows: Sequence[Asked], error: Exception) -> Ran | None:
-    """What becomes of a batch that raised; None: there was no memory for it, so halve it."""
+def failed_batch(rows: Sequence[BatchRow], error: Exception) -> BatchResult | None:
+    """The result of a batch that raised; None if it lacked memory and can be halved."""
     if not _is_out_of_memory(error):
         logger.error("a batch of %d rows failed", len(rows), exc_info=error)
         message = f"the batch failed: {type(error).__name__}"
-        return Ran([RowFailure("batch_error", message)] * len(rows))
+        return BatchResult([RowFailure("batch_error", message)] * len(rows))
     if len(rows) == 1:
         logger.error("the device has no memory for a text of %d tokens", len(rows[0].encoding))
-        return Ran([RowFailure("out_of_memory", "the device has no memory for this text")])
+        failure = RowFailure("out_of_memory", "the device has no memory for this text")
+        return BatchResult([failure])
     return None
 
 
-def joined(first: Ran, second: Ran) -> Ran:
-    """Two halves of a batch as one."""
-    return Ran(
+def joined(first: BatchResult, second: BatchResult) -> BatchResult:
+    """The results of two halves of a batch as one."""
+    return BatchResult(
         first.outcomes + second.outcomes,
         None
         if first.generator_seconds is None or second.generator_seconds is None

@@ -1,4 +1,4 @@
-"""Batches on a CPU, or any device without kernels for slots. Knows no queue and no request."""
+"""Runs batches on a CPU, and on any device that has no kernels for slots."""
 
 from collections.abc import Sequence
 from time import perf_counter
@@ -20,12 +20,12 @@ from adapters.packed.packing import Row
 from service.engine.interface import RowResult
 from service.engine.runners.base import (
     NOT_FINITE,
-    Asked,
-    Hosted,
-    Placed,
-    Ran,
+    BatchResult,
+    BatchRow,
+    DeviceAdapter,
+    HostAdapter,
     RowFailure,
-    failed,
+    failed_batch,
     joined,
     require_answers,
     warm_up_batches,
@@ -33,13 +33,13 @@ from service.engine.runners.base import (
 
 
 class PackedRunner:
-    """`service.engine.runners.base.Runner` whose batches are over when they are launched.
+    """`service.engine.runners.base.Runner` whose `launch` returns when the batch is done.
 
     Args:
-        lanes: batches that run side by side, each on its share of the threads that torch has.
+        lanes: batches that run side by side, each on its share of torch's threads.
     """
 
-    ahead = False
+    launches_ahead = False
 
     def __init__(self, backbone: Backbone, *, lanes: int = 1) -> None:
         self.backbone = backbone
@@ -47,66 +47,66 @@ class PackedRunner:
         self._threads = max(1, torch.get_num_threads() // lanes)
 
     def enter_lane(self) -> None:
-        # Of the calling thread alone.
+        # Applies to the calling thread only.
         torch.set_num_threads(self._threads)
 
-    def adopt(self, adapter: Adapter) -> PreparedAdapter:
+    def prepare(self, adapter: Adapter) -> PreparedAdapter:
         return prepare(adapter, self.backbone)
 
-    def place(self, adapters: Sequence[tuple[int, Hosted]]) -> list[Placed]:
-        # Host memory is where a CPU wants them.
+    def load(self, adapters: Sequence[tuple[int, HostAdapter]]) -> list[DeviceAdapter]:
+        # Nothing to copy: a CPU runs adapters from host memory.
         return [_prepared(adapter) for _, adapter in adapters]
 
     def warm_up(self, max_tokens: int) -> None:
-        (adapter,) = self.place([(0, self.adopt(random_adapter(self.backbone)))])
+        adapter = self.prepare(random_adapter(self.backbone))
         for rows in warm_up_batches(self.backbone, adapter, max_tokens):
-            require_answers(self.finish(self.launch(rows)), max_tokens)
+            require_answers(self.launch(rows), max_tokens)
 
-    def launch(self, rows: Sequence[Asked]) -> Ran:
+    def launch(self, rows: Sequence[BatchRow]) -> BatchResult:
         try:
-            return self._pass(rows)
+            return self._run(rows)
         except Exception as error:
-            ran = failed(rows, error)
+            result = failed_batch(rows, error)
         # Not inside the handler: the traceback would keep the failed pass's tensors alive.
-        if ran is not None:
-            return ran
+        if result is not None:
+            return result
         if self.backbone.device.type == "cuda":
             torch.cuda.empty_cache()
         half = len(rows) // 2
         return joined(self.launch(rows[:half]), self.launch(rows[half:]))
 
-    def landed(self, flight: object) -> bool:
-        return isinstance(flight, Ran)
+    def is_done(self, running: object) -> bool:
+        return isinstance(running, BatchResult)
 
-    def finish(self, flight: object) -> Ran:
-        assert isinstance(flight, Ran)
-        return flight
+    def finish(self, running: object) -> BatchResult:
+        assert isinstance(running, BatchResult)
+        return running
 
-    def _pass(self, rows: Sequence[Asked]) -> Ran:
-        # By identity: comparing two adapters would compare their tensors.
-        places: dict[int, int] = {}
+    def _run(self, rows: Sequence[BatchRow]) -> BatchResult:
+        # Keyed by identity: comparing two adapters would compare their tensors.
+        indices: dict[int, int] = {}
         adapters: list[PreparedAdapter] = []
         for _, adapter, _ in rows:
-            if id(adapter) not in places:
-                places[id(adapter)] = len(adapters)
+            if id(adapter) not in indices:
+                indices[id(adapter)] = len(adapters)
                 adapters.append(_prepared(adapter))
         batch = self.backbone.pack(
-            [Row(encoding, adapter.spec, places[id(adapter)]) for encoding, adapter, _ in rows]
+            [Row(encoding, adapter.spec, indices[id(adapter)]) for encoding, adapter, _ in rows]
         )
         started = perf_counter()
         answers = answer(self.backbone, batch, adapters)
-        made = classifications(answers, batch, adapters)
+        classified = classifications(answers, batch, adapters)
         seconds = perf_counter() - started
-        outcomes = [_outcome(row, answered) for row, answered in zip(rows, made, strict=True)]
-        return Ran(outcomes, answers.generator_seconds, seconds - answers.generator_seconds)
+        outcomes = [_outcome(row, one) for row, one in zip(rows, classified, strict=True)]
+        return BatchResult(outcomes, answers.generator_seconds, seconds - answers.generator_seconds)
 
 
-def _outcome(row: Asked, answered: Classification) -> RowResult | RowFailure:
-    if not np.isfinite(answered.scores).all():
+def _outcome(row: BatchRow, classification: Classification) -> RowResult | RowFailure:
+    if not np.isfinite(classification.scores).all():
         return NOT_FINITE
-    return RowResult(answered.scores, answered.token_weights if row.explain else None)
+    return RowResult(classification.scores, classification.token_weights if row.explain else None)
 
 
-def _prepared(adapter: Hosted | Placed) -> PreparedAdapter:
+def _prepared(adapter: HostAdapter | DeviceAdapter) -> PreparedAdapter:
     assert isinstance(adapter, PreparedAdapter)
     return adapter

@@ -1,8 +1,8 @@
-"""Batches on a CUDA device: slots, kernels, graphs. Knows no queue and no request.
+"""Runs batches on a CUDA device: adapters in slots, fused kernels, CUDA graphs.
 
-Two streams: one computes, driven by the device's lane; one copies adapters into slots that no
-batch uses, driven by loading threads. A slot is used only once `place` has returned, and filled
-anew only when nobody leases it any more, so the streams need no events between them.
+There are two streams. The device's lane computes on one; loading threads use the other to copy
+adapters into slots that no batch uses. A batch uses a slot only once `load` has returned, and a
+slot is filled again only when nothing leases it, so the streams need no events between them.
 """
 
 import logging
@@ -27,14 +27,14 @@ from adapters.slots.graphs import Graphs
 from service.engine.interface import RowResult
 from service.engine.runners.base import (
     NOT_FINITE,
-    Asked,
+    BatchResult,
+    BatchRow,
+    DeviceAdapter,
     DeviceLost,
-    Flight,
-    Hosted,
-    Placed,
-    Ran,
+    HostAdapter,
     RowFailure,
-    failed,
+    RunningBatch,
+    failed_batch,
     joined,
     require_answers,
     warm_up_batches,
@@ -42,12 +42,12 @@ from service.engine.runners.base import (
 
 logger = logging.getLogger(__name__)
 
-# What graphs are captured for; a batch with an adapter beyond it runs eagerly.
+# The largest adapter that graphs are captured for; a batch with a larger one runs eagerly.
 _COMMON_BOTTLENECK = 64
 _COMMON_PROMPT = 16
 _COMMON_LABELS = 256
 
-# What the start compares slots with the way that any device takes on; the bound is bfloat16's.
+# Texts on which the start compares slots with the packed forward pass, within bfloat16's error.
 _PROBES = (
     "",
     "A first text.",
@@ -57,37 +57,40 @@ _PROBE_BOUND = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class _Airborne:
-    """A batch on the device. weights: None where nobody asked. kept: host memory that a copy to the
-    device may still be reading."""
+class _Launched:
+    """A batch on the device.
+
+    weights: None if no row wants them. done: recorded after the copies of scores and weights.
+    array: kept alive, because a copy to the device may still be reading it.
+    """
 
     plan: Plan
-    rows: Sequence[Asked]
+    rows: Sequence[BatchRow]
     scores: Tensor
     weights: Tensor | None
-    landed: torch.cuda.Event
+    done: torch.cuda.Event
     started: float
     graphs: int
-    kept: Tensor
+    array: Tensor
 
 
 class SlottedRunner:
     """`service.engine.runners.base.Runner` for a CUDA device.
 
     Args:
-        places: adapters on the device at once.
+        slots: adapters on the device at once.
         max_tokens: of a batch, prompts included.
     """
 
-    ahead = True
+    launches_ahead = True
     lanes = 1
 
-    def __init__(self, backbone: Backbone, *, places: int, max_tokens: int) -> None:
+    def __init__(self, backbone: Backbone, *, slots: int, max_tokens: int) -> None:
         self.backbone = backbone
         device, n = backbone.device, backbone.hidden_size
-        self._bank = SlotBank(places, hidden_size=n, device=device, dtype=backbone.dtype)
+        self._bank = SlotBank(slots, hidden_size=n, device=device, dtype=backbone.dtype)
         self._computing = torch.cuda.Stream(device)
-        # What it runs is over in microseconds, and somebody waits for it.
+        # High priority: its copies take microseconds, and a request waits for them.
         self._loading = torch.cuda.Stream(device, priority=-1)
         self._graphs: Graphs | None = None
         if backbone.dtype in VARLEN_DTYPES:
@@ -101,89 +104,89 @@ class SlottedRunner:
 
     def enter_lane(self) -> None:
         torch.cuda.set_device(self.backbone.device)
-        # Of the calling thread alone, and once: a context around every batch takes longer.
+        # For this thread and once: entering a stream context for every batch takes longer.
         torch.cuda.set_stream(self._computing)
 
-    def adopt(self, adapter: Adapter) -> Image:
+    def prepare(self, adapter: Adapter) -> Image:
         with torch.inference_mode(), torch.cuda.stream(self._loading):
             return image_of(adapter, self.backbone)
 
-    def place(self, adapters: Sequence[tuple[int, Hosted]]) -> list[Placed]:
-        images = [(place, _image(hosted)) for place, hosted in adapters]
+    def load(self, adapters: Sequence[tuple[int, HostAdapter]]) -> list[DeviceAdapter]:
+        images = [(slot, _image(adapter)) for slot, adapter in adapters]
         with torch.inference_mode(), torch.cuda.stream(self._loading):
             self._bank.write(images)
             self._loading.synchronize()
-        return [Resident(image.spec, place, image.nbytes) for place, image in images]
+        return [Resident(image.spec, slot, image.nbytes) for slot, image in images]
 
     def check(self) -> None:
-        """Run a few texts through slots and as any device would.
+        """Compare a few texts' scores with those of the packed forward pass.
 
         Raises:
-            RuntimeError: the answers differ, or something of it cannot be run here.
+            RuntimeError: they differ, or the kernels cannot run here.
         """
         adapter = random_adapter(self.backbone)
-        (placed,) = self.place([(0, self.adopt(adapter))])
+        (loaded,) = self.load([(0, self.prepare(adapter))])
         limit = adapter.spec.max_length
         texts = [self.backbone.encoder.encode(text, max_length=limit) for text in _PROBES]
-        # Not in a lane: the stream brings its device along, on which kernels are launched.
+        # Outside a lane, so the stream context also sets the device for the kernels.
         with torch.cuda.stream(self._computing):
-            ran = self.finish(self.launch([Asked(text, placed) for text in texts]))
+            result = self.finish(self.launch([BatchRow(text, loaded) for text in texts]))
         prepared = [prepare(adapter, self.backbone)]
         batch = self.backbone.pack(rows_of(prepared, [(0, text) for text in texts]))
         expected = classify(self.backbone, batch, prepared)
-        for found, wanted in zip(ran.outcomes, expected, strict=True):
-            if isinstance(found, RowFailure):
-                raise RuntimeError(found.message)
-            difference = float(np.abs(found.scores - wanted.scores).max())
+        for outcome, reference in zip(result.outcomes, expected, strict=True):
+            if isinstance(outcome, RowFailure):
+                raise RuntimeError(outcome.message)
+            difference = float(np.abs(outcome.scores - reference.scores).max())
             if not difference <= _PROBE_BOUND:
                 raise RuntimeError(f"a score differs by {difference:.3g}")
 
     def warm_up(self, max_tokens: int) -> None:
-        (adapter,) = self.place([(0, self.adopt(random_adapter(self.backbone)))])
+        (adapter,) = self.load([(0, self.prepare(random_adapter(self.backbone)))])
         if self._graphs is not None:
             self._capture(self._graphs, adapter.spec)
         for rows in warm_up_batches(self.backbone, adapter, max_tokens):
             require_answers(self.finish(self.launch(rows)), max_tokens)
 
-    def launch(self, rows: Sequence[Asked]) -> Flight:
+    def launch(self, rows: Sequence[BatchRow]) -> RunningBatch:
         try:
             with torch.inference_mode():
                 return self._launch(rows)
         except Exception as error:
             _raise_if_lost(error)
-            ran = failed(rows, error)
+            result = failed_batch(rows, error)
         # Not inside the handler: the traceback would keep the failed pass's tensors alive.
-        if ran is not None:
-            return ran
+        if result is not None:
+            return result
         torch.cuda.current_stream().synchronize()
         torch.cuda.empty_cache()
         half = len(rows) // 2
         first = self.finish(self.launch(rows[:half]))
         return joined(first, self.finish(self.launch(rows[half:])))
 
-    def landed(self, flight: Flight) -> bool:
-        if isinstance(flight, Ran):
+    def is_done(self, running: RunningBatch) -> bool:
+        if isinstance(running, BatchResult):
             return True
-        assert isinstance(flight, _Airborne)
+        assert isinstance(running, _Launched)
         try:
-            return bool(flight.landed.query())
+            return bool(running.done.query())
         except RuntimeError:
-            # `finish` says what this means.
+            # `finish` raises the error.
             return True
 
-    def finish(self, flight: Flight) -> Ran:
-        if isinstance(flight, Ran):
-            return flight
-        assert isinstance(flight, _Airborne)
+    def finish(self, running: RunningBatch) -> BatchResult:
+        if isinstance(running, BatchResult):
+            return running
+        assert isinstance(running, _Launched)
         try:
-            flight.landed.synchronize()
+            running.done.synchronize()
         except RuntimeError as error:
-            # What CUDA says here is said of everything that is asked of it afterwards.
+            # An error that CUDA raises here it raises again for every later call.
             raise DeviceLost(str(error).splitlines()[0]) from error
-        return Ran(
-            _outcomes(flight),
-            backbone_seconds=perf_counter() - flight.started,
-            graphs=flight.graphs,
+        return BatchResult(
+            _outcomes(running),
+            backbone_seconds=perf_counter() - running.started,
+            graphs=running.graphs,
         )
 
     def _capture(self, graphs: Graphs, spec: AdapterSpec) -> None:
@@ -194,12 +197,12 @@ class SlottedRunner:
                 graphs.capture_all(Signature((stop,), mean=False))
         except Exception as error:
             _raise_if_lost(error)
-            logger.exception("no graphs here: every batch is launched kernel by kernel")
+            logger.exception("no CUDA graphs here: batches are launched kernel by kernel")
             self._graphs = None
             return
         logger.info("captured graphs=%d seconds=%.1f", len(graphs), perf_counter() - started)
 
-    def _launch(self, rows: Sequence[Asked]) -> _Airborne:
+    def _launch(self, rows: Sequence[BatchRow]) -> _Launched:
         started = perf_counter()
         slots = np.array([_resident(row.adapter).slot for row in rows])
         plan = Plan(
@@ -217,15 +220,15 @@ class SlottedRunner:
         if caps is not None and self._graphs is not None:
             outputs = self._graphs.replay(plan.signature, caps, array)
         else:
-            outputs = self._eagerly(plan, array, widest)
+            outputs = self._run_eagerly(plan, array, widest)
         explained = any(row.explain for row in rows)
-        landed = torch.cuda.Event()
+        done = torch.cuda.Event()
         scores = _to_host(outputs.scores[: plan.need.rows, : widest.labels])
         weights = _to_host(outputs.weights[: plan.need.tokens]) if explained else None
-        landed.record()
-        return _Airborne(plan, rows, scores, weights, landed, started, int(caps is not None), array)
+        done.record()
+        return _Launched(plan, rows, scores, weights, done, started, int(caps is not None), array)
 
-    def _eagerly(self, plan: Plan, array: Tensor, widest: Widest) -> Outputs:
+    def _run_eagerly(self, plan: Plan, array: Tensor, widest: Widest) -> Outputs:
         inputs = Inputs(
             array.to(self.backbone.device, non_blocking=True),
             plan.need,
@@ -235,53 +238,53 @@ class SlottedRunner:
         return run(self.backbone, self._bank, inputs, widest)
 
 
-def _outcomes(flight: _Airborne) -> list[RowResult | RowFailure]:
-    """In the order in which the rows were asked for."""
-    plan, scores = flight.plan, flight.scores.numpy()
+def _outcomes(launched: _Launched) -> list[RowResult | RowFailure]:
+    """One per row, in the order of `launched.rows`."""
+    plan, scores = launched.plan, launched.scores.numpy()
     order, labels = plan.order.tolist(), plan.facts[:, Fact.LABELS].tolist()
-    found: list[RowResult | RowFailure] = [NOT_FINITE] * len(order)
-    # One look at the whole batch; rows are looked at only if it finds something.
-    fine = [True] * len(order)
+    outcomes: list[RowResult | RowFailure] = [NOT_FINITE] * len(order)
+    # One check for the whole batch; rows are checked one by one only if it fails.
+    finite = [True] * len(order)
     if not np.isfinite(scores).all():
-        fine = np.isfinite(scores).all(axis=1).tolist()
-    for original, row, width, numbers in zip(order, scores, labels, fine, strict=True):
-        if numbers:
-            found[original] = RowResult(row[:width])
-    if flight.weights is not None:
-        _explain(found, flight, flight.weights.numpy())
-    return found
+        finite = np.isfinite(scores).all(axis=1).tolist()
+    for index, row, width, is_finite in zip(order, scores, labels, finite, strict=True):
+        if is_finite:
+            outcomes[index] = RowResult(row[:width])
+    if launched.weights is not None:
+        _add_weights(outcomes, launched, launched.weights.numpy())
+    return outcomes
 
 
-def _explain(
-    found: Sequence[RowResult | RowFailure],
-    flight: _Airborne,
+def _add_weights(
+    outcomes: Sequence[RowResult | RowFailure],
+    launched: _Launched,
     weights: npt.NDArray[np.float32],
 ) -> None:
-    lengths = flight.plan.lengths[0]
+    lengths = launched.plan.lengths[0]
     pieces = np.split(weights, np.cumsum(lengths)[:-1])
-    for original, piece in zip(flight.plan.order.tolist(), pieces, strict=True):
-        outcome = found[original]
-        if flight.rows[original].explain and isinstance(outcome, RowResult):
+    for index, piece in zip(launched.plan.order.tolist(), pieces, strict=True):
+        outcome = outcomes[index]
+        if launched.rows[index].explain and isinstance(outcome, RowResult):
             outcome.token_weights = piece
 
 
 def _to_host(tensor: Tensor) -> Tensor:
-    """Into pinned memory, which PyTorch's host allocator reuses once the copy is through."""
+    """Copy into pinned memory, which PyTorch's host allocator reuses once the copy is done."""
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     return host.copy_(tensor, non_blocking=True)
 
 
 def _raise_if_lost(error: Exception) -> None:
-    """An error that CUDA keeps on giving, whatever is asked of it next, ends the engine."""
+    """After such an error every later CUDA call fails, so the engine has to end."""
     if isinstance(error, torch.AcceleratorError):
         raise DeviceLost(str(error).splitlines()[0]) from error
 
 
-def _image(hosted: Hosted) -> Image:
-    assert isinstance(hosted, Image)
-    return hosted
+def _image(adapter: HostAdapter) -> Image:
+    assert isinstance(adapter, Image)
+    return adapter
 
 
-def _resident(placed: Placed) -> Resident:
-    assert isinstance(placed, Resident)
-    return placed
+def _resident(adapter: DeviceAdapter) -> Resident:
+    assert isinstance(adapter, Resident)
+    return adapter
