@@ -16,10 +16,10 @@ from train.config.settings import CacheMode, FitSettings
 from train.fit.training import Training, set_up
 from train.loop.encoded_splits import Split, encode
 from train.loop.loop import Loop
+from train.loop.progress import Progress
 from train.methods import METHODS
 from train.methods.idspam import Idspam
-from train.report.metrics import Metric
-from train.report.progress import SilentProgress
+from train.metrics import Metric
 
 _SHORT = {"idspam": "ID-SPAM", "prompt-tuning": "prompt tuning", "lora": "LoRA"}
 _KEPT = {CacheMode.MEMORY: "kept in memory", CacheMode.DISK: "kept on disk"}
@@ -74,7 +74,7 @@ class PackedTrainee:
             run="benchmark",
         )
         # Before its first step it saves, which waits for the device as reading the losses does.
-        loop.fit(SilentProgress())
+        loop.fit(Progress())
         (report,) = loop.state.history
         return Epoch(report.seconds, report.loss)
 
@@ -115,7 +115,7 @@ def losses_beside_plain(work: Work, backbone: Backbone) -> tuple[float, float]:
     )
     with tempfile.TemporaryDirectory(prefix="idspam-training-") as folder:
         training = _set_up(work, settings, "idspam", backbone, Path(folder) / "state")
-        training.loop.fit(SilentProgress())
+        training.loop.fit(Progress())
         made = training.loop.logits(training.splits["train"])
         training.close()
     method, classes = training.method, training.classes["train"]
@@ -140,5 +140,5 @@ def _set_up(
         judge="",
         metric=Metric.ACCURACY,
         state_file=state,
-        progress=SilentProgress(),
+        progress=Progress(),
     )

@@ -13,7 +13,7 @@ from adapters.errors import AdapterError
 from train.commands import Command, ablate, compare, evaluate, fit, push, transfer
 from train.commands.flags import PROGRAM
 from train.errors import TrainingError, UsageError
-from train.loop.distributed import Launch, is_first_to_fail
+from train.loop.launch import Launch, is_first_to_fail
 
 FAILED, INTERRUPTED = 2, 130
 

@@ -28,8 +28,8 @@ from train.experiments.display import LineDisplay, LiveDisplay, SilentDisplay, d
 from train.experiments.few_rows import few_rows
 from train.experiments.pool import Places, Waiting
 from train.experiments.session import places_of
-from train.report.metrics import Metric
-from train.report.report import EpochReport
+from train.loop.progress import EpochReport
+from train.metrics import Metric
 
 
 def _dataset(labels: str) -> Dataset:

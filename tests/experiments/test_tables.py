@@ -16,7 +16,7 @@ from train.experiments.plots import Point, learning_curve, place_labels
 from train.experiments.pool import Places
 from train.experiments.session import Findings
 from train.experiments.tables import Score, mean_of, score_of, score_table
-from train.report.metrics import Metric
+from train.metrics import Metric
 
 
 def test_scores_are_means_and_sample_deviations_in_percent() -> None:

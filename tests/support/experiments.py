@@ -11,8 +11,8 @@ from train.experiments.cells import Cell, Kind, Outcome, RunReport
 from train.experiments.compare import compare
 from train.experiments.display import SilentDisplay
 from train.experiments.session import Findings
-from train.report.metrics import Metrics
-from train.report.report import EpochReport
+from train.loop.progress import EpochReport
+from train.metrics import Metrics
 
 COMMAND = "the command"
 # Epochs: long enough to be caught at it.

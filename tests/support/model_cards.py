@@ -9,9 +9,10 @@ from markdown_it.token import Token
 
 from adapters.backbone.loading import DEFAULT_BACKBONE
 from adapters.format.spec import AdapterSpec, BackboneIdentity, Calibration, Provenance
-from train.report.metrics import Assessment, Metrics, assess
+from train.loop.progress import EpochReport
+from train.metrics import Assessment, Metrics, assess
 from train.report.model_card import CardFacts
-from train.report.report import Baseline, DataReport, EpochReport, FitReport
+from train.report.report import Baseline, DataReport, FitReport
 
 EPOCH_REPORT = EpochReport(3, 0.25, 0.9, 0.8, 1.5, 1234.0)
 GOOD, BAD = Metrics(0.9, 0.85, 0.8), Metrics(0.5, 0.3, 0.0)

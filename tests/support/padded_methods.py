@@ -18,8 +18,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerFast
 
 from tests.support.reference import layers_of, tokenize
-from train.config.recipe import Design
 from train.data.dataset import Dataset, Example
+from train.methods.method import Design
 
 Text: TypeAlias = tuple[str, str | None]
 Tensors: TypeAlias = Mapping[str, Tensor]

@@ -10,8 +10,8 @@ from adapters.format.files import Adapter, load_adapter
 from train.config.settings import FitSettings
 from train.data.dataset import Dataset, Example
 from train.fit.fit import fit
-from train.report.progress import SilentProgress
-from train.report.report import EpochReport, FitReport
+from train.loop.progress import EpochReport, Progress
+from train.report.report import FitReport
 
 EPOCHS = 4
 
@@ -41,10 +41,10 @@ def settings_of(backbone: str | None, **values: Any) -> FitSettings:
 
 
 def fitted(
-    settings: FitSettings, output: Path, progress: SilentProgress | None = None
+    settings: FitSettings, output: Path, progress: Progress | None = None
 ) -> tuple[FitReport, Adapter]:
     """One run on the three data sets, and what it wrote."""
-    report = fit(TRAIN, VALIDATION, TEST, settings, output, progress or SilentProgress())
+    report = fit(TRAIN, VALIDATION, TEST, settings, output, progress or Progress())
     return report, load_adapter(output)
 
 
@@ -55,7 +55,7 @@ def is_same(one: Adapter, other: Adapter) -> bool:
     )
 
 
-class Interrupt(SilentProgress):
+class Interrupt(Progress):
     """Ctrl-C, or another end, after so many steps."""
 
     def __init__(self, steps: int, error: BaseException | None = None) -> None:
@@ -75,7 +75,7 @@ class Interrupt(SilentProgress):
             raise self.error
 
 
-class Told(SilentProgress):
+class Told(Progress):
     """Keeps what it is told."""
 
     def __init__(self) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from train.report.metrics import CONFUSIONS, MATRIX_LABELS, Assessment, Estimate, assess, measure
+from train.metrics import CONFUSIONS, MATRIX_LABELS, Assessment, Estimate, assess, measure
 
 ABC = ("a", "b", "c")
 

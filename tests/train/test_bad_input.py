@@ -14,9 +14,11 @@ from tests.support.families import save
 from tests.support.training import TRAIN, dataset, settings_of
 from train.cli import main
 from train.commands import fit as fit_command
-from train.fit.training import backbone_of, set_up
-from train.report.metrics import Metric
-from train.report.progress import LineProgress, SilentProgress
+from train.config.defaults import backbone_of
+from train.fit.training import set_up
+from train.loop.progress import Progress
+from train.metrics import Metric
+from train.report.progress import LineProgress
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -175,7 +177,7 @@ def test_weights_that_are_no_numbers_do_not_replace_a_good_state(
         judge="validation",
         metric=Metric.ACCURACY,
         state_file=state,
-        progress=SilentProgress(),
+        progress=Progress(),
     )
     training.loop.save()
     good = state.read_bytes()

@@ -26,8 +26,9 @@ from train.data.dataset import read_examples
 from train.errors import SettingsError
 from train.fit.fit import fit
 from train.loop.checkpoint import state_path
-from train.loop.distributed import Launch, is_first_to_fail, joined
-from train.report.progress import SilentProgress
+from train.loop.distributed import joined
+from train.loop.launch import Launch, is_first_to_fail
+from train.loop.progress import Progress
 from train.report.report import FitReport
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,7 +66,7 @@ def whole(place: Path) -> FitReport:
     return _alone(place, "whole.safetensors")
 
 
-class _Interrupt(SilentProgress):
+class _Interrupt(Progress):
     """Ctrl-C after so many steps."""
 
     def __init__(self, steps: int) -> None:
@@ -90,7 +91,7 @@ def _alone(
     *,
     epochs: int = EPOCHS,
     resume: bool = False,
-    progress: SilentProgress | None = None,
+    progress: Progress | None = None,
 ) -> FitReport:
     """What `_flags` ask for, in this process."""
     settings = FitSettings(
@@ -107,7 +108,7 @@ def _alone(
     train, validation = (
         read_examples(str(place / f"{name}.jsonl")) for name in ("train", "validation")
     )
-    shown = progress or SilentProgress()
+    shown = progress or Progress()
     return fit(train, validation, None, settings, place / output, shown)
 
 

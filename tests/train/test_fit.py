@@ -28,9 +28,9 @@ from train.config.settings import CacheMode, Preset, StorageType
 from train.errors import OutputError, ResumeError, SettingsError, TrainingError
 from train.fit.fit import fit
 from train.loop.checkpoint import state_path
+from train.loop.progress import Progress
 from train.report.evaluation import evaluate
 from train.report.model_card import card_path
-from train.report.progress import SilentProgress
 from train.report.report import FitReport
 
 
@@ -111,7 +111,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(
         TEST,
         replace(settings_of(backbone), seed=6),
         tmp_path / "c.safetensors",
-        SilentProgress(),
+        Progress(),
     )
     assert other.epochs[0].loss != 0
     assert not is_same(one, load_adapter(tmp_path / "c.safetensors"))
@@ -257,7 +257,7 @@ def test_without_validation_rows_a_share_of_the_training_rows_is_held_out(
     backbone: str, tmp_path: Path
 ) -> None:
     output = tmp_path / "a.safetensors"
-    report = fit(TRAIN, None, None, settings_of(backbone), output, SilentProgress())
+    report = fit(TRAIN, None, None, settings_of(backbone), output, Progress())
     assert report.validation is not None
     assert report.test is None
     assert report.data["train"].rows + report.data["validation"].rows == len(TRAIN)
@@ -278,9 +278,7 @@ def test_evaluate_finds_the_figures_that_fit_reported(
     }
     assert dtypes == expected[storage]
     assert len(dtypes) == 1
-    found = evaluate(
-        output, TEST, backbone=backbone, device="cpu", dtype=None, progress=SilentProgress()
-    )
+    found = evaluate(output, TEST, backbone=backbone, device="cpu", dtype=None, progress=Progress())
     assert found.metrics == report.test
     assert report.test is not None
     assert adapter.spec.provenance.metrics["test_accuracy"] == pytest.approx(report.test.accuracy)

@@ -25,14 +25,13 @@ from adapters.format.spec import (
 from tests.support.families import backbone_of, tokenizer_of
 from tests.support.padded_methods import good_or_bad
 from tests.support.tiny_models import make_backbone
-from train.config.recipe import Design
 from train.config.settings import FitSettings
 from train.fit.training import Training, set_up
+from train.loop.progress import Progress
 from train.loop.trunk_cache import TrunkCache
 from train.methods import METHODS, build
-from train.methods.method import Method
-from train.report.metrics import Metric
-from train.report.progress import SilentProgress
+from train.methods.method import Design, Method
+from train.metrics import Metric
 
 LABELS = ("a", "b", "c")
 TEXTS = ("good card", "free win now, bad plot the card is my card", "bad", "not bad at all")
@@ -225,7 +224,7 @@ def test_dept_takes_texts_beyond_its_table() -> None:
     assert not backbone.word_embeddings._forward_hooks
 
 
-class Losses(SilentProgress):
+class Losses(Progress):
     """The mean loss after every step of an epoch."""
 
     def __init__(self) -> None:
@@ -263,7 +262,7 @@ def trained(
         judge="selection",
         metric=Metric.ACCURACY,
         state_file=folder / "state",
-        progress=SilentProgress(),
+        progress=Progress(),
     )
     start, losses = training.method.snapshot(), Losses()
     training.loop.fit(losses)

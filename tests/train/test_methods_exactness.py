@@ -23,10 +23,9 @@ from adapters.format.spec import (
 )
 from tests.support.families import backbone_from, backbone_of, model_of, tokenizer_of
 from tests.support.padded_methods import Text, pad, padded_logits
-from train.config.recipe import Design
 from train.loop.trunk_cache import TrunkCache
 from train.methods import METHODS, build
-from train.methods.method import Method
+from train.methods.method import Design, Method
 
 BOUND = 1e-5  # on logits of about 1
 GRADIENT_BOUND = 3e-5  # on a tensor's gradient, of its own norm

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train.report.metrics import Metric, Metrics, measure
+from train.metrics import Metric, Metrics, measure
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -119,7 +119,5 @@ def test_every_metric_picks_its_figure() -> None:
 
 
 def test_tables_of_metrics_and_tasks_do_not_import_torch() -> None:
-    script = (
-        "import sys, train.report.metrics, train.data.task_data; assert 'torch' not in sys.modules"
-    )
+    script = "import sys, train.metrics, train.data.task_data; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=60)

@@ -22,9 +22,9 @@ from tests.support.padded_methods import good_or_bad, pad, padded_logits
 from train.config.settings import CacheMode, FitSettings, Preset
 from train.data.dataset import Dataset
 from train.fit.training import Training, set_up
+from train.loop.progress import Progress
 from train.methods import METHODS
-from train.report.metrics import Metric
-from train.report.progress import SilentProgress
+from train.metrics import Metric
 
 # float32: sums of a batch in another order, carried on by 16 steps. Observed: losses 4e-7 and
 # weights 2e-6 apart (IDPG's 1.4e-5), after steps that moved weights by 0.05. Another constant of
@@ -63,7 +63,7 @@ class Trained:
     weights: list[dict[str, Tensor]]
 
 
-class Losses(SilentProgress):
+class Losses(Progress):
     """Every step's loss, out of the running means that a display is told."""
 
     def __init__(self) -> None:
@@ -100,7 +100,7 @@ def prepared(
         judge="selection",
         metric=Metric.ACCURACY,
         state_file=folder / "state",
-        progress=SilentProgress(),
+        progress=Progress(),
     )
     for module in training.method.modules():
         if isinstance(module, nn.Dropout):
@@ -250,7 +250,7 @@ def test_the_weights_of_the_best_epoch_on_the_selection_rows_are_kept(
     """And its logits are those of a padded batch: whatever was kept for speed is up to date."""
     settings = replace(SETTINGS, learning_rate=2e-2 if method == "idspam" else 1e-3)
     training, start = prepared(method, settings, tmp_path, family="bert", selection=SELECTION)
-    training.loop.fit(SilentProgress())
+    training.loop.fit(Progress())
     expected = train_plainly(method, training, start, family="bert", settings=settings)
     everything, true = list(range(len(SELECTION))), classes(SELECTION)
     scores = []

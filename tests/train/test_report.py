@@ -10,8 +10,9 @@ from rich.console import Console
 from tests.support.model_cards import BAD, EPOCH_REPORT, FIT_REPORT, GOOD
 from train.config.settings import FitSettings, Range, entries
 from train.errors import DataError, SettingsError, TrainingError
-from train.report.metrics import Metrics
-from train.report.progress import BarProgress, LineProgress, SilentProgress, duration, progress_for
+from train.loop.progress import Progress
+from train.metrics import Metrics
+from train.report.progress import BarProgress, LineProgress, duration, progress_for
 from train.report.report import (
     Baseline,
     FitReport,
@@ -41,7 +42,7 @@ def test_errors_are_one_tree() -> None:
     assert (str(error), error.source, error.line) == ("a.csv:3: is wrong", "a.csv", 3)
 
 
-def _show(progress: BarProgress | LineProgress | SilentProgress) -> None:
+def _show(progress: BarProgress | LineProgress | Progress) -> None:
     with progress:
         progress.note("a [note]")
         progress.begin("epoch 3/20", texts=200, later=400)
@@ -76,7 +77,7 @@ def test_the_bar_is_drawn_on_terminals_only(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_silence_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
-    _show(SilentProgress())
+    _show(Progress())
     assert capsys.readouterr() == ("", "")
 
 

@@ -14,8 +14,8 @@ from train.errors import ResumeError, SettingsError, TrainingError
 from train.fit.fit import fit
 from train.fit.search import FIRST_TRIALS, LEAST_EPOCHS, WHOLE_TRIALS, Proposals, search_path
 from train.loop.checkpoint import state_path
+from train.loop.progress import Progress
 from train.report.model_card import card_path
-from train.report.progress import SilentProgress
 from train.report.report import FitReport, TrialOutcome, TrialReport
 
 TRIALS = 4
@@ -117,7 +117,7 @@ def test_an_interrupted_search_goes_on_as_if_nothing_had_happened(
     assert sorted(output.parent.iterdir()) == [card_path(output), output]
 
 
-class _InterruptedEnd(SilentProgress):
+class _InterruptedEnd(Progress):
     """Ctrl-C when all training is done."""
 
     def note(self, message: str) -> None:
@@ -141,7 +141,7 @@ def test_a_search_interrupted_after_its_last_trial_trains_nothing_again(
 def test_the_state_of_an_older_run_is_not_taken_for_a_trial(
     backbone: str, tmp_path: Path, whole: tuple[FitReport, Path]
 ) -> None:
-    class _InterruptedStart(SilentProgress):
+    class _InterruptedStart(Progress):
         def begin(self, stage: str, *, texts: int, later: int = 0) -> None:  # noqa: ARG002  # the protocol's
             raise KeyboardInterrupt
 
@@ -193,7 +193,7 @@ def test_a_trial_below_the_median_is_ended_early(backbone: str, tmp_path: Path) 
     assert not state_path(output).exists()
 
 
-class _InterruptedTrial(SilentProgress):
+class _InterruptedTrial(Progress):
     """Ctrl-C at the first step of a trial."""
 
     def __init__(self, number: int) -> None:
@@ -242,7 +242,7 @@ def test_a_search_needs_validation_rows_and_something_to_choose(
 ) -> None:
     settings = _settings(backbone, validation_fraction=0.0)
     with pytest.raises(SettingsError, match="validation rows, and there are none"):
-        fit(TRAIN, None, None, settings, tmp_path / "a.safetensors", SilentProgress())
+        fit(TRAIN, None, None, settings, tmp_path / "a.safetensors", Progress())
     given = ("learning_rate", "weight_decay", "dropout", "insertion_layer", "batch_size")
     with pytest.raises(SettingsError, match=r"nothing to choose: --batch-size, --lr, --weight"):
         fitted(_settings(backbone, given=given), tmp_path / "a.safetensors")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from train.data.dataset import Dataset, Example, split_validation
 from train.data.task_data import MOST_HELD_OUT, hold_out, load_task, with_something_to_report
 from train.errors import DataError
-from train.report.metrics import Metric
+from train.metrics import Metric
 
 
 def _write(folder: Path, split: str, *rows: tuple[str, ...]) -> Path:

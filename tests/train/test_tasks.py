@@ -15,7 +15,7 @@ from train.data.hf_datasets import HubName
 from train.data.task_data import SPLITS, load_named
 from train.data.tasks import TASKS, as_labels_of
 from train.errors import DataError
-from train.report.metrics import Metric
+from train.metrics import Metric
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -19,7 +19,7 @@ from train.commands.flags import (
     settings_of,
     stdout,
 )
-from train.loop.distributed import Launch
+from train.loop.launch import Launch
 from train.report.report import print_fit
 
 HELP = "train an adapter"

@@ -25,13 +25,14 @@ from train.data.dataset import (
 )
 from train.data.readers import READERS
 from train.errors import DataError, OutputError
-from train.loop.distributed import Launch
-from train.report.progress import BarProgress, LineProgress, SilentProgress, progress_for
+from train.loop.launch import Launch
+from train.loop.progress import Progress
+from train.report.progress import BarProgress, LineProgress, progress_for
 
 PROGRAM = "python -m train"
 DATA = f"a file ({', '.join(READERS)}) or a hub data set, hub:name[:config][@split]"
 
-Shown: TypeAlias = BarProgress | LineProgress | SilentProgress
+Shown: TypeAlias = BarProgress | LineProgress | Progress
 
 
 def add_report(parser: _ActionsContainer) -> None:
@@ -155,7 +156,7 @@ def naming_the_local_way(backbone: str | None) -> Iterator[None]:
 def progress_of(arguments: Namespace) -> Shown:
     """What `add_showing` asks for; of several processes the first one shows."""
     if arguments.quiet or not Launch.of_environment().leads:
-        return SilentProgress()
+        return Progress()
     return LineProgress(sys.stderr) if arguments.no_progress else progress_for(sys.stderr)
 
 

@@ -3,22 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import torch
+
+from adapters.backbone.loading import DEFAULT_BACKBONE, load_backbone
 from adapters.backbone.model import Backbone
 from adapters.format.spec import FinalActivation, GeneratorInput, HeadKind, Pooling
-from train.config.recipe import Design, Recipe
-from train.config.settings import FitSettings, Preset
+from train.config.settings import ComputeType, FitSettings, Preset
 from train.errors import SettingsError
-from train.methods.method import Method
-from train.report.metrics import Metric
+from train.methods.method import Design
 
-# Texts that a run goes through in all its epochs: small data gets many passes, large data few.
-TEXTS_PER_RUN = 60_000
-EPOCHS = (3, 12)
-# Texts a step: of data with few rows and of data with many.
-BATCH_SIZES = (32, 64)
-MANY_ROWS = 10_000
-# Classes from which on there is much to be learnt from every row.
-MANY_LABELS = 20
 MAX_LENGTH = 256
 # c of the paper: 34 fits its published parameter counts.
 BOTTLENECK = 34
@@ -106,30 +99,14 @@ def design_of(settings: FitSettings, backbone: Backbone) -> Design:
     )
 
 
-def recipe_of(
-    settings: FitSettings, method: type[Method], *, rows: int, labels: int, metric: Metric
-) -> Recipe:
-    """The optimiser's settings for this many training rows and labels."""
-    least, most = EPOCHS
-    epochs = settings.epochs or min(max(round(TEXTS_PER_RUN / rows), least), most)
-    many = rows >= MANY_ROWS
-    batch_size = settings.batch_size or BATCH_SIZES[many]
-    chosen = PRESETS[settings.preset]
-    decays = chosen.weight_decay
-    return Recipe(
-        epochs=epochs,
-        batch_size=batch_size,
-        micro_batch=settings.micro_batch or batch_size,
-        learning_rate=_first(settings.learning_rate, method.learning_rate, chosen.learning_rate),
-        warmup_ratio=settings.warmup_ratio,
-        weight_decay=_first(
-            settings.weight_decay, method.weight_decay, decays[many or labels >= MANY_LABELS]
-        ),
-        patience=settings.patience or max(3, epochs // 3),
-        seed=settings.seed,
-        metric=metric,
+def backbone_of(settings: FitSettings) -> Backbone:
+    """Load the backbone that a run is to have.
+
+    Raises:
+        AdapterError: it cannot be loaded or run.
+    """
+    gpu = settings.device.startswith("cuda") or (
+        settings.device == "auto" and torch.cuda.is_available()
     )
-
-
-def _first(*values: float | None) -> float:
-    return next(value for value in values if value is not None)
+    dtype = settings.dtype or (ComputeType.AUTO if gpu else ComputeType.FLOAT32)
+    return load_backbone(settings.backbone or DEFAULT_BACKBONE, device=settings.device, dtype=dtype)

@@ -1,27 +1,32 @@
-"""How long, how fast and towards what a method is trained, nothing left open."""
+"""The recipe of a run: how long, how fast and towards which metric a method is trained.
 
-from dataclasses import dataclass, fields
+What the settings leave open is chosen here. The measurements are in docs/defaults.md.
+"""
 
-from adapters.backbone.model import Backbone
-from adapters.format.spec import (
-    AdapterSpec,
-    FinalActivation,
-    GeneratorInput,
-    GeneratorPooling,
-    HeadKind,
-    Pooling,
-)
-from train.report.metrics import Metric
+from dataclasses import dataclass
 
-# --- merged from train.recipe
+from train.config.defaults import PRESETS
+from train.config.settings import FitSettings
+from train.data.dataset import Dataset
+from train.methods import METHODS
+from train.metrics import Metric
+
+# Texts that a run sees in all its epochs: small data gets many passes, large data few.
+TEXTS_PER_RUN = 60_000
+EPOCHS = (3, 12)
+# Texts in a step, for data with few rows and with many.
+BATCH_SIZES = (32, 64)
+MANY_ROWS = 10_000
+# From this number of classes on, every row teaches much.
+MANY_LABELS = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What the loop needs of the settings, nothing left open.
+    """What the training loop needs of the settings, nothing left open.
 
-    batch_size: texts a step. micro_batch: texts whose gradients are computed at once. metric: what
-    the best epoch is best in.
+    batch_size: texts in a step. micro_batch: texts whose gradients are computed at once. metric:
+    decides which epoch is the best.
     """
 
     epochs: int
@@ -35,37 +40,30 @@ class Recipe:
     metric: Metric
 
 
-# --- merged from train.methods.design
+def recipe_of(method: str, settings: FitSettings, train: Dataset, metric: Metric) -> Recipe:
+    """The recipe of a method on these training rows.
 
-
-@dataclass(frozen=True, slots=True)
-class Design:
-    """How a method is built, nothing left open. Fields are those of `AdapterSpec`, and the dropout.
-
-    Baselines take from it what they have: prompt length, layer, pooling and head.
+    Args:
+        settings: as `settings_for` has them for the method.
     """
+    preset, own = PRESETS[settings.preset], METHODS[method]
+    least, most = EPOCHS
+    epochs = settings.epochs or min(max(round(TEXTS_PER_RUN / len(train)), least), most)
+    many_rows = len(train) >= MANY_ROWS
+    many = many_rows or len(train.labels) >= MANY_LABELS
+    batch_size = settings.batch_size or BATCH_SIZES[many_rows]
+    return Recipe(
+        epochs=epochs,
+        batch_size=batch_size,
+        micro_batch=settings.micro_batch or batch_size,
+        learning_rate=_first(settings.learning_rate, own.learning_rate, preset.learning_rate),
+        warmup_ratio=settings.warmup_ratio,
+        weight_decay=_first(settings.weight_decay, own.weight_decay, preset.weight_decay[many]),
+        patience=settings.patience or max(3, epochs // 3),
+        seed=settings.seed,
+        metric=metric,
+    )
 
-    prompt_length: int
-    bottleneck: int
-    attention_size: int
-    insertion_layer: int
-    generator_input: GeneratorInput
-    generator_pooling: GeneratorPooling
-    final_activation: FinalActivation
-    pooling: Pooling
-    head: HeadKind
-    max_length: int
-    dropout: float
 
-    def spec(self, backbone: Backbone, labels: tuple[str, ...]) -> AdapterSpec:
-        """The spec of an adapter of this backbone for these labels."""
-        switches = {
-            item.name: getattr(self, item.name) for item in fields(self) if item.name != "dropout"
-        }
-        return AdapterSpec(
-            backbone=backbone.identity,
-            tokenizer_sha256=backbone.encoder.sha256,
-            hidden_size=backbone.hidden_size,
-            labels=labels,
-            **switches,
-        )
+def _first(*values: float | None) -> float:
+    return next(value for value in values if value is not None)

@@ -25,7 +25,7 @@ from train.data.hf_datasets import PREFIX, HubName, read_hub
 from train.data.readers import READERS, Columns
 from train.data.tasks import TASKS, Task
 from train.errors import DataError
-from train.report.metrics import Metric
+from train.metrics import Metric
 
 SPLITS = ("train", "validation", "test")
 

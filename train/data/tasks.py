@@ -9,7 +9,7 @@ from string import Formatter
 
 from train.data.dataset import Dataset, Example, check_labels
 from train.errors import DataError
-from train.report.metrics import Metric
+from train.metrics import Metric
 
 
 @dataclass(frozen=True, slots=True)

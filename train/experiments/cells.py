@@ -22,17 +22,16 @@ from torch import Tensor
 
 from adapters.backbone.model import Backbone
 from adapters.format.durable import write_atomically
-from train.config.defaults import settings_for
+from train.config.defaults import backbone_of, settings_for
 from train.config.settings import FitSettings
 from train.data.dataset import Dataset
 from train.errors import DataError, OutputError
-from train.fit.training import Training, backbone_of, measured, set_up
+from train.fit.training import Training, measured, set_up
 from train.loop.memory import peak_memory, reset_peak
+from train.loop.progress import EpochReport, Progress
 from train.methods import METHODS
+from train.metrics import Metric, Metrics
 from train.report.baselines import majority
-from train.report.metrics import Metric, Metrics
-from train.report.progress import Progress
-from train.report.report import EpochReport
 
 # --- merged from train.experiments.cells
 

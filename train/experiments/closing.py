@@ -7,7 +7,7 @@ from rich.text import Text
 from train.experiments.cells import Cell, RunReport
 from train.experiments.session import Findings
 from train.experiments.tables import Score, score_of
-from train.report.metrics import Metric
+from train.metrics import Metric
 
 
 def print_findings(findings: Findings, console: Console) -> None:

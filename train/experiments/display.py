@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from train.experiments.cells import Cell, Outcome
+from train.loop.progress import EpochReport
 from train.report.progress import Clock, duration
-from train.report.report import EpochReport
 
 
 class Display(Protocol):

@@ -19,9 +19,9 @@ from matplotlib.transforms import Bbox
 
 from train.experiments.cells import RunReport
 from train.experiments.tables import Score
+from train.loop.progress import EpochReport
 from train.methods import METHODS
-from train.report.metrics import Metric, Metrics
-from train.report.report import EpochReport
+from train.metrics import Metric, Metrics
 
 # --- merged from train.experiments.plots
 

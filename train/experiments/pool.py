@@ -37,8 +37,7 @@ from train.experiments.cells import (
     write_outcome,
 )
 from train.experiments.display import Display
-from train.report.progress import Progress, SilentProgress
-from train.report.report import EpochReport
+from train.loop.progress import EpochReport, Progress
 
 # --- merged from train.experiments.messages
 
@@ -164,7 +163,7 @@ def _described(device: str) -> str:
     return torch.cuda.get_device_name(target) if target.type == "cuda" else target.type
 
 
-class _PipeProgress(SilentProgress):
+class _PipeProgress(Progress):
     """Tells the parent, of steps twice a second.
 
     An interruption is raised here and nowhere else: between steps, where a run can save its state,

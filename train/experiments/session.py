@@ -10,8 +10,8 @@ from typing import Any, Self
 import torch
 
 from adapters.backbone.loading import DEFAULT_BACKBONE, load_backbone, resolve_device
-from train.config.defaults import design_of, recipe_of, settings_for
-from train.config.recipe import Recipe
+from train.config.defaults import design_of, settings_for
+from train.config.recipe import recipe_of
 from train.config.settings import FitSettings
 from train.errors import SettingsError
 from train.experiments.cells import (
@@ -29,8 +29,7 @@ from train.experiments.display import Display
 from train.experiments.pages import conditions_section
 from train.experiments.pool import Places, run_plans
 from train.experiments.tables import Outcomes
-from train.methods import METHODS
-from train.report.metrics import Metric
+from train.metrics import Metric
 
 # One small run keeps no GPU busy: between its kernels there is room for others.
 JOBS_PER_GPU = 4
@@ -119,7 +118,7 @@ class Session:
         """
         given = replace(self.settings, seed=seed, resume=False, **overrides or {})
         settings = settings_for(method, given)
-        recipe = self._recipe(method, rows, settings)
+        recipe = recipe_of(method, settings, rows.sets["train"], rows.metric)
         cell = cell_of(
             self.kind,
             task,
@@ -145,16 +144,6 @@ class Session:
     def weights_path(self, cell: Cell) -> Path:
         """Where a cell's trained tensors are kept for others to start from."""
         return self.store.weights / f"{cell.key}.safetensors"
-
-    def _recipe(self, method: str, rows: Rows, settings: FitSettings) -> Recipe:
-        train = rows.sets["train"]
-        return recipe_of(
-            settings,
-            METHODS[method],
-            rows=len(train),
-            labels=len(train.labels),
-            metric=rows.metric,
-        )
 
     def conditions(self, tasks: Sequence[str], outcomes: Outcomes) -> str:
         """The section of a report that says how it was measured."""

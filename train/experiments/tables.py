@@ -10,8 +10,8 @@ from typing import TypeAlias
 
 from adapters.format.durable import write_atomically
 from train.experiments.cells import Cell, Outcome, RunReport
+from train.metrics import Metric
 from train.report.markdown import literal, table
-from train.report.metrics import Metric
 
 # --- merged from train.experiments.scores
 

@@ -32,7 +32,7 @@ from train.experiments.tables import (
     write_results,
 )
 from train.methods import METHODS
-from train.report.metrics import Metric
+from train.metrics import Metric
 
 # --- merged from train.experiments.transfer_page
 

@@ -22,7 +22,7 @@ from train.data.dataset import Dataset
 from train.errors import SettingsError
 from train.fit.training import Training
 from train.methods.idspam import Idspam
-from train.report.metrics import Metrics
+from train.metrics import Metrics
 
 # float16 on disk is taken where no probability moves further than this and no label changes.
 STORAGE_BOUND = 2e-3

@@ -22,10 +22,10 @@ from train.fit.export import provenance_of, stored, temperature_of
 from train.fit.search import remove_search
 from train.fit.training import Training, measured
 from train.loop.checkpoint import state_path
+from train.loop.progress import Progress
+from train.metrics import Metrics, assess
 from train.report.baselines import head_only, majority
-from train.report.metrics import Metrics, assess
 from train.report.model_card import card_path, write_card
-from train.report.progress import Progress
 from train.report.report import Baseline, DataReport, FitReport, TrialReport
 
 

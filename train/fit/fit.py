@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from adapters.backbone.model import Backbone
-from train.config.defaults import design_of, recipe_of
+from train.config.defaults import backbone_of, design_of
+from train.config.recipe import recipe_of
 from train.config.settings import FitSettings
 from train.data.dataset import Dataset, check_same_task, check_trainable, split_validation
 from train.errors import OutputError, ResumeError, SettingsError
@@ -21,14 +22,15 @@ from train.fit.export import provenance_of
 from train.fit.finish import finish
 from train.fit.init_from import Initial
 from train.fit.search import Proposals, search
-from train.fit.training import Training, backbone_of, set_up
+from train.fit.training import Training, set_up
 from train.loop.checkpoint import state_path
-from train.loop.distributed import Launch, Team, joined
+from train.loop.distributed import Team, joined
 from train.loop.encoded_splits import Kept
+from train.loop.launch import Launch
+from train.loop.progress import Progress
 from train.methods.idspam import Idspam
-from train.report.metrics import Metric
+from train.metrics import Metric
 from train.report.model_card import check_card
-from train.report.progress import Progress
 from train.report.report import FitReport, TrialReport
 
 METRIC = Metric.ACCURACY
@@ -133,7 +135,7 @@ def _check(
         raise OutputError(f"{output}: a path that is not UTF-8") from None
     provenance_of(settings, train, {})
     check_card(output)
-    recipe = recipe_of(settings, Idspam, rows=len(train), labels=len(train.labels), metric=METRIC)
+    recipe = recipe_of("idspam", settings, train, METRIC)
     if recipe.micro_batch > recipe.batch_size:
         raise SettingsError(
             [f"--micro-batch {recipe.micro_batch} is more than the batch of {recipe.batch_size}"]
@@ -174,13 +176,7 @@ def _searched(
 ) -> tuple[FitSettings, tuple[TrialReport, ...]]:
     """The settings that a search finds best on the validation rows."""
     design = design_of(settings, task.backbone)
-    recipe = recipe_of(
-        settings,
-        Idspam,
-        rows=len(task.sets["train"]),
-        labels=len(task.sets["train"].labels),
-        metric=METRIC,
-    )
+    recipe = recipe_of("idspam", settings, task.sets["train"], METRIC)
     defaults = asdict(recipe) | asdict(design)
     proposals = Proposals(settings, defaults, layers=task.backbone.layers, epochs=recipe.epochs)
     identity = {

@@ -27,8 +27,8 @@ from adapters.format.durable import write_atomically
 from train.errors import ResumeError, TrainingError
 from train.fit.training import Training
 from train.loop.checkpoint import state_path
-from train.report.progress import Progress
-from train.report.report import EpochReport, TrialReport
+from train.loop.progress import EpochReport, Progress
+from train.report.report import TrialReport
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
@@ -248,15 +248,21 @@ class _Hopeless(Exception):
     """A trial is worse than the median of those before it."""
 
 
-class _TrialProgress:
+class _TrialProgress(Progress):
     """Shows a trial's stages under its name, and ends it where it is hopeless."""
 
     def __init__(self, progress: Progress, trial: "Trial", *, title: str, best: str) -> None:
         self._progress = progress
         self._trial = trial
         self._title, self._best = title, best
-        self.note = progress.note
-        self.advance = progress.advance
+
+    def note(self, message: str) -> None:
+        self._progress.note(message)
+
+    def advance(
+        self, texts: int, *, loss: float | None = None, accuracy: float | None = None
+    ) -> None:
+        self._progress.advance(texts, loss=loss, accuracy=accuracy)
 
     def begin(self, stage: str, *, texts: int, later: int = 0) -> None:
         name = f"{self._title}, {stage}{self._best}"

@@ -15,19 +15,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from adapters.backbone.loading import DEFAULT_BACKBONE, load_backbone
 from adapters.backbone.model import Backbone
-from train.config.defaults import design_of, recipe_of
-from train.config.recipe import Design, Recipe
-from train.config.settings import ComputeType, FitSettings
+from train.config.defaults import design_of
+from train.config.recipe import Recipe, recipe_of
+from train.config.settings import FitSettings
 from train.data.dataset import Dataset, check_same_task, check_trainable
 from train.loop.distributed import Alone, Team
 from train.loop.encoded_splits import Kept, Split
 from train.loop.loop import Loop
+from train.loop.progress import Progress
 from train.methods import METHODS, build
-from train.methods.method import Method
-from train.report.metrics import Metric, Metrics, measure
-from train.report.progress import Progress
+from train.methods.method import Design, Method
+from train.metrics import Metric, Metrics, measure
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,19 +58,6 @@ class Training:
     def close(self) -> None:
         """Free what was kept of the lower layers."""
         self.kept.close()
-
-
-def backbone_of(settings: FitSettings) -> Backbone:
-    """Load the backbone that a run is to have.
-
-    Raises:
-        AdapterError: it cannot be loaded or run.
-    """
-    gpu = settings.device.startswith("cuda") or (
-        settings.device == "auto" and torch.cuda.is_available()
-    )
-    dtype = settings.dtype or (ComputeType.AUTO if gpu else ComputeType.FLOAT32)
-    return load_backbone(settings.backbone or DEFAULT_BACKBONE, device=settings.device, dtype=dtype)
 
 
 def set_up(
@@ -107,7 +93,7 @@ def set_up(
     design, labels = design_of(settings, backbone), train.labels
     random = torch.Generator().manual_seed(settings.seed)
     built = build(method, backbone, design, labels, random).to(backbone.device)
-    recipe = recipe_of(settings, type(built), rows=len(train), labels=len(labels), metric=metric)
+    recipe = recipe_of(method, settings, train, metric)
     started = time.perf_counter()
     kept = kept or Kept(sets, backbone, place=settings.cache.value)
     splits = kept.splits(built, progress)

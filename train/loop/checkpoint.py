@@ -17,7 +17,7 @@ from torch import Tensor
 
 from adapters.format.durable import write_atomically
 from train.errors import ResumeError
-from train.report.report import EpochReport
+from train.loop.progress import EpochReport
 
 _PARTS = ("weights", "best", "exp_avg", "exp_avg_sq")
 

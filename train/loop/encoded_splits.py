@@ -12,9 +12,9 @@ from torch import Tensor
 from adapters.backbone.model import Backbone
 from adapters.backbone.tokenizer import Encoding
 from train.data.dataset import Dataset
+from train.loop.progress import Progress
 from train.loop.trunk_cache import Place, TrunkCache
 from train.methods.method import Method
-from train.report.progress import Progress
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,11 +19,10 @@ from train.loop.checkpoint import RunState, load_state, save_state
 from train.loop.distributed import Alone, Team
 from train.loop.encoded_splits import Split
 from train.loop.memory import give_back
+from train.loop.progress import EpochReport, Progress
 from train.loop.trunk_cache import TrunkCache
 from train.methods.method import Method
-from train.report.metrics import measure
-from train.report.progress import Progress
-from train.report.report import EpochReport
+from train.metrics import measure
 
 # AdamW as the paper has it.
 BETAS = (0.9, 0.98)

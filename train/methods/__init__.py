@@ -6,7 +6,6 @@ from typing import TypeAlias
 import torch
 
 from adapters.backbone.model import Backbone
-from train.config.recipe import Design
 from train.methods.dept import Dept
 from train.methods.fine_tuning import FineTuning
 from train.methods.head_only import HeadOnly, MeanHeadOnly
@@ -14,7 +13,7 @@ from train.methods.idpg import Idpg
 from train.methods.idspam import Idspam
 from train.methods.lora import Lora
 from train.methods.lpt import Lpt
-from train.methods.method import Baseline, Method
+from train.methods.method import Baseline, Design, Method
 from train.methods.p_tuning import PTuning
 from train.methods.prompt_tuning import PromptTuning
 from train.methods.smop import Smop

@@ -5,9 +5,8 @@ from torch import Tensor
 
 from adapters.backbone.model import Backbone, Trunk
 from adapters.packed.packing import PackedBatch
-from train.config.recipe import Design
 from train.methods.lora import unfrozen_states
-from train.methods.method import Baseline
+from train.methods.method import Baseline, Design
 
 
 class FineTuning(Baseline):

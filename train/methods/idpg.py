@@ -12,8 +12,7 @@ from torch.nn import functional
 
 from adapters.backbone.model import Backbone, Trunk
 from adapters.packed.packing import PackedBatch
-from train.config.recipe import Design
-from train.methods.method import Baseline, Shape, first_tokens, inserted, read
+from train.methods.method import Baseline, Design, Shape, first_tokens, inserted, read
 
 LENGTH, WIDTH = 5, 16
 

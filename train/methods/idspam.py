@@ -15,8 +15,7 @@ from adapters.format.spec import AdapterSpec, GeneratorInput
 from adapters.packed.head import HeadWeights
 from adapters.packed.packing import PackedBatch
 from adapters.packed.prompt import GeneratorWeights, generate
-from train.config.recipe import Design
-from train.methods.method import Method, Shape, inserted, read
+from train.methods.method import Design, Method, Shape, inserted, read
 
 
 class Idspam(Method):

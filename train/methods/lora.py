@@ -11,9 +11,8 @@ from torch import Tensor
 
 from adapters.backbone.model import Backbone, Trunk
 from adapters.packed.packing import PackedBatch
-from train.config.recipe import Design
 from train.errors import SettingsError
-from train.methods.method import Baseline, read
+from train.methods.method import Baseline, Design, read
 
 RANK, ALPHA, DROPOUT = 8, 16, 0.1
 

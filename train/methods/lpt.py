@@ -10,8 +10,7 @@ from torch.nn import functional
 
 from adapters.backbone.model import Backbone, Trunk
 from adapters.packed.packing import PackedBatch
-from train.config.recipe import Design
-from train.methods.method import PromptBaseline, Shape, first_tokens
+from train.methods.method import Design, PromptBaseline, Shape, first_tokens
 
 WIDTH = 256
 

@@ -7,7 +7,7 @@ head, selection - is the same for all of them, so that a comparison compares met
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
 import torch
@@ -15,11 +15,50 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from adapters.backbone.model import Backbone, Trunk, mean_of_rows
-from adapters.format.spec import GeneratorInput, HeadKind, Pooling
+from adapters.format.spec import (
+    AdapterSpec,
+    FinalActivation,
+    GeneratorInput,
+    GeneratorPooling,
+    HeadKind,
+    Pooling,
+)
 from adapters.packed.head import HeadWeights, logits
 from adapters.packed.layout import Layout
 from adapters.packed.packing import PackedBatch
-from train.config.recipe import Design
+
+
+@dataclass(frozen=True, slots=True)
+class Design:
+    """How a method is built, nothing left open. Fields are those of `AdapterSpec`, and the dropout.
+
+    Baselines take from it what they have: prompt length, layer, pooling and head.
+    """
+
+    prompt_length: int
+    bottleneck: int
+    attention_size: int
+    insertion_layer: int
+    generator_input: GeneratorInput
+    generator_pooling: GeneratorPooling
+    final_activation: FinalActivation
+    pooling: Pooling
+    head: HeadKind
+    max_length: int
+    dropout: float
+
+    def spec(self, backbone: Backbone, labels: tuple[str, ...]) -> AdapterSpec:
+        """The spec of an adapter of this backbone for these labels."""
+        switches = {
+            item.name: getattr(self, item.name) for item in fields(self) if item.name != "dropout"
+        }
+        return AdapterSpec(
+            backbone=backbone.identity,
+            tokenizer_sha256=backbone.encoder.sha256,
+            hidden_size=backbone.hidden_size,
+            labels=labels,
+            **switches,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from adapters.backbone.model import Backbone, Trunk
 from adapters.packed.packing import PackedBatch
-from train.config.recipe import Design
-from train.methods.method import PromptBaseline, Shape
+from train.methods.method import Design, PromptBaseline, Shape
 
 
 class PTuning(PromptBaseline):

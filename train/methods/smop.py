@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from adapters.backbone.model import Backbone, Trunk
 from adapters.packed.layout import row_means
 from adapters.packed.packing import PackedBatch
-from train.config.recipe import Design
-from train.methods.method import PromptBaseline, Shape
+from train.methods.method import Design, PromptBaseline, Shape
 from train.methods.prompt_tuning import token_embeddings
 
 PROMPTS, LENGTH = 4, 5

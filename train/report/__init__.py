@@ -1,5 +1,5 @@
-"""The results of training: metrics, baselines, progress, reports and the model card.
+"""The results of training: baselines, progress on a screen, reports and the model card.
 
-Data, loop and fit import the metrics and data classes from here; `baselines` and `evaluation` run a
-model and are imported by `fit` and the commands only. Start at `report.py`.
+`fit`, `experiments` and `commands` import this; what the loop itself needs is below, in
+`train.metrics` and `train.loop.progress`. Start at `report.py`.
 """

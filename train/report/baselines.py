@@ -14,7 +14,7 @@ from torch.nn import functional
 from adapters.backbone.model import Backbone
 from adapters.format.spec import Pooling
 from train.loop.trunk_cache import TrunkCache
-from train.report.metrics import Metrics, measure
+from train.metrics import Metrics, measure
 
 CHUNK_TOKENS = 8192
 # Weight of the squared norm beside the mean cross-entropy, on features of unit variance.

@@ -8,13 +8,13 @@ import torch
 
 from adapters.adapter import classify, prepare, rows_of
 from adapters.format.files import load_adapter
+from train.config.defaults import backbone_of
 from train.config.settings import ComputeType, FitSettings
 from train.data.dataset import Dataset, check_labels
-from train.fit.training import backbone_of
 from train.loop.encoded_splits import classes_of, encode
+from train.loop.progress import Progress
 from train.loop.trunk_cache import TrunkCache
-from train.report.metrics import measure
-from train.report.progress import Progress
+from train.metrics import measure
 from train.report.report import DataReport, EvaluationReport
 
 BATCH_TOKENS = 8192

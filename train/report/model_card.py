@@ -22,12 +22,12 @@ from adapters.backbone.loading import DEFAULT_BACKBONE
 from adapters.format.durable import write_atomically
 from adapters.format.spec import AdapterSpec
 from train.errors import OutputError
+from train.loop.progress import EpochReport
+from train.metrics import RESAMPLES, Assessment, Bin, Estimate, LabelFigures
 from train.report.markdown import Markdown, alignment, fenced, literal, number
-from train.report.metrics import RESAMPLES, Assessment, Bin, Estimate, LabelFigures
 from train.report.report import (
     Baseline,
     DataReport,
-    EpochReport,
     FitReport,
     TrialReport,
     machine,

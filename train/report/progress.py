@@ -1,48 +1,24 @@
 """What a run shows while it goes, on stderr: stdout holds results only. Knows no tensor.
 
 `Progress` is what training calls. `BarProgress` draws on a terminal, `LineProgress` writes plain
-lines for logs, `SilentProgress` nothing.
+lines for logs, `Progress` itself nothing.
 """
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self, TextIO
+from typing import Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 
-from train.report.report import EpochReport
+from train.loop.progress import EpochReport, Progress
 
 LINE_INTERVAL = 10.0
 
 Clock = Callable[[], float]
-
-
-class Progress(Protocol):
-    """How training tells what it does: from one thread; `advance` follows `begin`."""
-
-    def note(self, message: str) -> None:
-        """One line of news."""
-
-    def begin(self, stage: str, *, texts: int, later: int = 0) -> None:
-        """A stage of known length starts and ends the one before it.
-
-        Args:
-            stage: `epoch 3/20`, `lower layers`, ...
-            texts: how many this stage works through.
-            later: how many the stages of this kind that follow it will: time left covers them.
-        """
-
-    def advance(
-        self, texts: int, *, loss: float | None = None, accuracy: float | None = None
-    ) -> None:
-        """A step is done. loss, accuracy: running means of this stage."""
-
-    def epoch_done(self, report: EpochReport) -> None:
-        """An epoch and its validation are over."""
 
 
 @dataclass(slots=True)
@@ -95,36 +71,7 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-class SilentProgress:
-    """Shows nothing."""
-
-    def note(self, message: str) -> None:
-        pass
-
-    def begin(self, stage: str, *, texts: int, later: int = 0) -> None:
-        pass
-
-    def advance(
-        self, texts: int, *, loss: float | None = None, accuracy: float | None = None
-    ) -> None:
-        pass
-
-    def epoch_done(self, report: EpochReport) -> None:
-        pass
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        pass
-
-
-class LineProgress(SilentProgress):
+class LineProgress(Progress):
     """Plain lines without control characters: one an epoch, and every ten seconds of a stage."""
 
     def __init__(self, stream: TextIO, *, clock: Clock = time.monotonic) -> None:
@@ -156,7 +103,7 @@ class LineProgress(SilentProgress):
         self.note(describe_epoch(report))
 
 
-class BarProgress(SilentProgress):
+class BarProgress(Progress):
     """One bar on a terminal; lines of notes and epochs scroll above it."""
 
     def __init__(self, console: Console, *, clock: Clock = time.monotonic) -> None:

@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from train.data.dataset import Dataset
-from train.report.metrics import Assessment, Metrics
+from train.loop.progress import EpochReport
+from train.metrics import Assessment, Metrics
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 
@@ -29,21 +30,6 @@ class Baseline:
 
     validation: Metrics | None
     test: Metrics | None
-
-
-@dataclass(frozen=True, slots=True)
-class EpochReport:
-    """One epoch. loss: mean training loss. accuracy, macro_f1: of the validation rows, if any.
-
-    seconds: of training and validation together. texts_per_second: of training alone.
-    """
-
-    epoch: int
-    loss: float
-    accuracy: float | None
-    macro_f1: float | None
-    seconds: float
-    texts_per_second: float
 
 
 @dataclass(frozen=True, slots=True)
