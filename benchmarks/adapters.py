@@ -37,7 +37,7 @@ from benchmarks.texts import make_encodings
 from benchmarks.turns import ratio, take_turns
 from service.engine.engine import LocalEngine
 from service.engine.interface import AdapterKey, Entry
-from service.engine.observer import SilentObserver, Tier
+from service.engine.observer import Observer, Tier
 
 RESIDENT = "traffic over the active adapters alone"
 ZIPF = "traffic over all stored adapters"
@@ -50,7 +50,7 @@ _LOADS = 2
 _PROBE_SECONDS = 0.1
 
 
-class Traffic(SilentObserver):
+class Traffic(Observer):
     """Counts what goes between the tiers."""
 
     def __init__(self) -> None:

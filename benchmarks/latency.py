@@ -16,7 +16,7 @@ from benchmarks.subject import Subject, add_backbone_arguments, subject
 from benchmarks.texts import encodings_of_length
 from service.engine.engine import LocalEngine
 from service.engine.interface import Entry
-from service.engine.observer import BatchReport, SilentObserver
+from service.engine.observer import BatchReport, Observer
 
 ADAPTERS = 64
 _DIFFERENT_TEXTS = 256
@@ -24,7 +24,7 @@ _WARM_UP_CALLS = 50
 
 
 @dataclass(slots=True)
-class Stages(SilentObserver):
+class Stages(Observer):
     """What the engine reports of its batches, in seconds."""
 
     batches: list[BatchReport] = field(default_factory=list)

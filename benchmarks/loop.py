@@ -20,7 +20,7 @@ from adapters.format.store import AdapterStore
 from benchmarks.report import BenchmarkFailed
 from service.engine.engine import LocalEngine
 from service.engine.interface import AdapterKey, Entry, cost_of
-from service.engine.observer import EngineObserver
+from service.engine.observer import Observer
 from service.engine.settings import EngineSettings
 from service.local import engine_settings
 from service.settings import read_settings
@@ -65,7 +65,7 @@ async def started(
     backbone: Backbone,
     store: Path,
     settings: EngineSettings,
-    observer: EngineObserver | None = None,
+    observer: Observer | None = None,
 ) -> AsyncIterator[LocalEngine]:
     """A warm engine, stopped in the end."""
     engine = LocalEngine(lambda: backbone, AdapterStore(store), settings, observer)

@@ -1,23 +1,23 @@
-"""Where the engine and the catalog are: in this process or in another. Knows no HTTP.
+"""What the HTTP side needs of the engine and the catalog, in this process or in another.
 
-`service.local` has both here; `service.ipc.remote` reaches them through a socket.
+`service.local` has both in this process; `service.ipc.remote` reaches them over a socket.
 """
 
 from typing import Protocol
 
-from service.catalog.view import Directory
+from service.catalog.view import CatalogView
 from service.engine.interface import EngineHealth, Predictor
 
 
 class Backend(Protocol):
-    """What a service stands on. All methods are called from one event loop."""
+    """The engine and the catalog of a service. All methods are called from one event loop."""
 
     @property
     def engine(self) -> Predictor: ...
 
     @property
-    def catalog(self) -> Directory:
-        """Only once `start` has returned."""
+    def catalog(self) -> CatalogView:
+        """Available once `start` has returned."""
 
     async def start(self) -> None:
         """Return when requests can be answered.
@@ -28,7 +28,7 @@ class Backend(Protocol):
         """
 
     async def stop(self) -> None:
-        """Fail whoever waits, and end. Stopping twice is fine."""
+        """Fail all waiting requests, and end. Stopping twice is fine."""
 
     def health(self) -> EngineHealth:
         """Cheap enough for every probe."""
@@ -37,5 +37,5 @@ class Backend(Protocol):
         """
         Raises:
             NotReady: loading or warming up.
-            EngineUnavailable: stopped, dead or out of reach.
+            EngineUnavailable: stopped, dead or not reachable.
         """

@@ -1,6 +1,6 @@
-"""Engine and catalog in this process: loading, ready, stopped. Knows no HTTP.
+"""Engine and catalog in this process.
 
-start   backbone -> warm-up -> store and zoo -> ready
+Starting loads the backbone, warms it up, and reads the adapter store and the zoo; then it is ready.
 """
 
 import asyncio
@@ -8,7 +8,6 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from time import monotonic
-from typing import Protocol
 
 import torch
 
@@ -17,10 +16,10 @@ from adapters.backbone.loading import load_backbone, resolve_device
 from adapters.backbone.model import Backbone
 from adapters.errors import AdapterError
 from adapters.format.store import AdapterStore
-from service.catalog.catalog import Catalog, CatalogObserver
+from service.catalog.catalog import Catalog
 from service.engine.engine import LocalEngine
 from service.engine.interface import EngineHealth
-from service.engine.observer import EngineObserver
+from service.engine.observer import Observer
 from service.engine.settings import EngineSettings
 from service.errors import EngineUnavailable, NotReady
 from service.settings import Settings
@@ -28,27 +27,20 @@ from service.start import StartFailed, why
 
 logger = logging.getLogger(__name__)
 
-# Lanes of a CPU: more of them would only wait for Python between their products.
+# The most lanes on a CPU: more would only wait for Python between their matrix products.
 MAX_LANES = 4
-# What torch would use, asked before any lane takes its share: that becomes later threads' default.
+# torch's own number of threads. Read before any lane starts, since lanes change the default.
 THREADS = torch.get_num_threads()
 
 
-class LocalObserver(EngineObserver, CatalogObserver, Protocol):
-    """Counts what happens here."""
-
-    def started(self, *, version: str, backbone: str, device: str, dtype: str) -> None: ...
-    def waiting_limit(self, tokens: int) -> None: ...
-
-
 class LocalBackend:
-    """`service.backend.Backend` with nothing between it and the device.
+    """`service.backend.Backend` in this process.
 
     Args:
-        load: makes the backbone; called once, in a thread.
+        load: loads the backbone; called once, in a thread.
 
     Attributes:
-        stall_seconds: a batch that runs longer makes the engine count as not live.
+        stall_seconds: while a batch runs longer than this, the engine is not live.
 
     Raises:
         UnusableBackbone: there is no such device.
@@ -60,7 +52,7 @@ class LocalBackend:
         store: AdapterStore,
         *,
         load: Callable[[], Backbone],
-        observer: LocalObserver,
+        observer: Observer,
     ) -> None:
         limits = engine_settings(settings)
         self.engine = LocalEngine(load, store, limits, observer)
@@ -114,11 +106,11 @@ class LocalBackend:
             raise (NotReady if health.live else EngineUnavailable)(health.reason or "starting")
 
 
-def local_backend(settings: Settings, observer: LocalObserver) -> LocalBackend:
+def local_backend(settings: Settings, observer: Observer) -> LocalBackend:
     """The backend that the settings describe.
 
     Raises:
-        StartFailed: there is no such device, or no store can be kept there.
+        StartFailed: there is no such device, or the adapter folder cannot be used.
     """
     load = partial(load_backbone, settings.backbone, device=settings.device, dtype=settings.dtype)
     try:
@@ -139,7 +131,7 @@ def engine_settings(settings: Settings) -> EngineSettings:
         max_batch_tokens=settings.batch_tokens(device),
         max_waiting_tokens=settings.max_waiting_tokens,
         max_active_adapters=settings.max_active_adapters,
-        # Host memory is cheaper than the device's, and whatever is active is registered too.
+        # Host memory is cheaper than device memory, and every active adapter is registered, too.
         max_registered_adapters=settings.max_registered_adapters
         or 4 * settings.max_active_adapters,
         lanes=1 if on_gpu else settings.cpu_lanes or min(MAX_LANES, THREADS),

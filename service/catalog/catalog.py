@@ -1,16 +1,15 @@
-"""Which adapter a name means now: the one map that counts, in front of the store. Knows no HTTP.
+"""The authoritative map from adapter names to entries, in front of the store.
 
-Requests resolve names here without touching the disk. Changes go to the store first and to the map
-second, one at a time for each name, and are only then reported as done: from there on no request is
-answered by what was before.
+Requests resolve names here without touching the disk. A change goes to the store first and to the
+map second, one at a time for each name, and only then returns: from then on no request is answered
+by an older revision.
 """
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 from adapters.backbone.model import check_fits
@@ -22,66 +21,43 @@ from adapters.errors import (
 )
 from adapters.format.files import read_spec
 from adapters.format.spec import AdapterSpec
-from adapters.format.store import AdapterStore, Published
-from service.catalog.entry import CatalogEntry, Condition
-from service.catalog.view import Directory
+from adapters.format.store import AdapterStore
+from service.catalog.entry import CatalogEntry, Change, ChangeResult, Condition
+from service.catalog.view import CatalogView
 from service.engine.interface import AdapterKey, Engine
+from service.engine.observer import Observer
 from service.errors import ServiceError
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
-# Adapters that are made ready side by side at the start.
+# Adapters that are preloaded at the same time when the service starts.
 _PRELOADED_TOGETHER = 16
 
 
-class CatalogObserver(Protocol):
-    """Counts what the map holds; told from the event loop whenever that changes."""
-
-    def adapter_published(self, name: str, labels: Sequence[str]) -> None: ...
-    def adapter_removed(self, name: str) -> None: ...
-    def stored(self, adapters: int, bytes_held: int) -> None: ...
-
-
-class CatalogFollower(Protocol):
-    """Keeps a copy of the map; told in the same turn of the loop in which it changes."""
-
-    def changed(self, entry: CatalogEntry) -> None: ...
-    def removed(self, name: str) -> None: ...
-
-
-class _NoFollower:
-    def changed(self, entry: CatalogEntry) -> None:
-        pass
-
-    def removed(self, name: str) -> None:
-        pass
-
-
-class Catalog(Directory):
+class Catalog(CatalogView):
     """The adapters of one store, and which of them fit the engine's backbone.
 
     Attributes:
-        follower: who copies the map; nobody at first.
+        on_update: called with a name and its new entry, or None after a deletion, in the same turn
+            of the event loop in which the map changes.
     """
 
-    def __init__(self, store: AdapterStore, engine: Engine, *, observer: CatalogObserver) -> None:
+    def __init__(self, store: AdapterStore, engine: Engine, *, observer: Observer) -> None:
         super().__init__(store.root)
-        self.follower: CatalogFollower = _NoFollower()
+        self.on_update: Callable[[str, CatalogEntry | None], None] = lambda *_: None
         self._store = store
         self._engine = engine
         self._observer = observer
-        self._changes: set[asyncio.Future[Any]] = set()
+        self._changes: set[asyncio.Future[ChangeResult]] = set()
         self._stored_bytes = 0
-        # An entry goes when nobody holds or waits for the lock.
+        # A lock is dropped when nothing holds it or waits for it.
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def load(self, zoo: Path | None) -> None:
         """Read the store, then register the zoo's adapters that fit and whose names are free.
 
-        Of the stored files only the headers: thousands of them are gigabytes. Their bytes are
-        checked when they are first loaded, and by `verify`.
+        Only the headers of stored files are read, since thousands of files are gigabytes. Their
+        bytes are checked when they are first loaded, and by `verify`.
         """
         for entry in await asyncio.to_thread(self._stored_entries):
             self._set(entry)
@@ -94,11 +70,11 @@ class Catalog(Directory):
             if entry.current is not None and entry.refusal is None
         ]
         for start in range(0, len(usable), _PRELOADED_TOGETHER):
-            together = usable[start : start + _PRELOADED_TOGETHER]
-            await asyncio.gather(*(self._preload(key) for key in together))
+            keys = usable[start : start + _PRELOADED_TOGETHER]
+            await asyncio.gather(*(self._preload(key) for key in keys))
 
     async def verify(self) -> None:
-        """Hash every current file once more; one that is not what it was is served no longer."""
+        """Hash every current file; one whose bytes have changed is no longer served."""
         for name in list(self._entries):
             async with self._lock(name):
                 entry = self._entries.get(name)
@@ -108,84 +84,84 @@ class Catalog(Directory):
                 if checked.refusal is not None:
                     self._set(checked)
 
-    async def publish(self, name: str, data: bytes, condition: Condition) -> Published:
-        self.check(name, condition)
-        spec = await self._engine.check(data)
-        return await self._to_the_end(self._publish(name, data, spec, condition))
+    async def apply(self, change: Change) -> ChangeResult:
+        spec = None
+        if change.operation == "publish":
+            self.check(change.name, change.condition)
+            spec = await self._engine.check(change.data)
+        # Runs to its end even if its request is cancelled: store and map must stay the same.
+        task = asyncio.ensure_future(self._apply(change, spec))
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+        return await asyncio.shield(task)
 
-    async def rollback(self, name: str, prefix: str | None, condition: Condition) -> str:
-        return await self._to_the_end(self._roll_back(name, prefix, condition))
+    async def _apply(self, change: Change, uploaded: AdapterSpec | None) -> ChangeResult:
+        async with self._lock(change.name):
+            match change.operation:
+                case "publish":
+                    assert uploaded is not None
+                    return await self._publish(change, uploaded)
+                case "rollback":
+                    return await self._roll_back(change)
+                case "delete":
+                    return await self._delete(change)
+                case "unload":
+                    self._set(self.entry(change.name).unloaded())
+                    return ChangeResult()
+                case "reload":
+                    return await self._reload(change.name)
+                case "settle":
+                    return ChangeResult()
 
-    async def delete(self, name: str, condition: Condition) -> None:
-        await self._to_the_end(self._delete(name, condition))
+    async def _publish(self, change: Change, spec: AdapterSpec) -> ChangeResult:
+        name, current = change.name, self._current(change.name)
+        change.condition.check(name, current)
+        if current is None:
+            stored = await asyncio.to_thread(self._store.create, name, change.data)
+        else:
+            stored = await asyncio.to_thread(self._store.put, name, change.data, expected=current)
+        await self._preload(AdapterKey(name, stored.revision))
+        await self._read(name, {stored.revision: spec})
+        logger.info("adapter published name=%s revision=%s", name, stored.revision)
+        return ChangeResult(*stored)
 
-    async def unload(self, name: str) -> None:
-        async with self._lock(name):
-            self._set(self.entry(name).unloaded())
-
-    async def reload(self, name: str) -> str:
-        return await self._to_the_end(self._reload(name))
-
-    async def settled(self, name: str) -> None:
-        async with self._lock(name):
-            pass
-
-    async def _publish(
-        self, name: str, data: bytes, spec: AdapterSpec, condition: Condition
-    ) -> Published:
-        async with self._lock(name):
-            current = self._current(name)
-            condition.check(name, current)
-            if current is None:
-                published = await asyncio.to_thread(self._store.create, name, data)
-            else:
-                published = await asyncio.to_thread(self._store.put, name, data, expected=current)
-            key = AdapterKey(name, published.revision)
-            await self._preload(key)
-            await self._read(name, {key.revision: spec})
-        logger.info("adapter published name=%s revision=%s", name, published.revision)
-        return published
-
-    async def _roll_back(self, name: str, prefix: str | None, condition: Condition) -> str:
-        async with self._lock(name):
-            entry = self.entry(name)
-            condition.check(name, entry.current)
-            target = entry.previous() if prefix is None else entry.revision(prefix)
-            resolved = entry.resolved(target)
-            await asyncio.to_thread(self._store.rollback, name, target)
-            await self._preload(resolved.key)
-            await self._read(name, {})
+    async def _roll_back(self, change: Change) -> ChangeResult:
+        name, entry = change.name, self.entry(change.name)
+        change.condition.check(name, entry.current)
+        prefix = change.revision
+        target = entry.previous() if prefix is None else entry.revision(prefix)
+        resolved = entry.resolved(target)
+        await asyncio.to_thread(self._store.rollback, name, target)
+        await self._preload(resolved.key)
+        await self._read(name, {})
         logger.info("adapter rolled back name=%s revision=%s", name, target)
-        return target
+        return ChangeResult(target, changed=True)
 
-    async def _delete(self, name: str, condition: Condition) -> None:
-        async with self._lock(name):
-            entry = self.entry(name)
-            condition.check(name, entry.current)
-            await asyncio.to_thread(self._store.delete, name, expected=entry.current)
-            self._stored_bytes -= self._entries.pop(name).size or 0
-            self._observer.adapter_removed(name)
-            self.follower.removed(name)
-            self._observer.stored(len(self._entries), self._stored_bytes)
+    async def _delete(self, change: Change) -> ChangeResult:
+        name, entry = change.name, self.entry(change.name)
+        change.condition.check(name, entry.current)
+        await asyncio.to_thread(self._store.delete, name, expected=entry.current)
+        self._stored_bytes -= self._entries.pop(name).size or 0
+        self._observer.adapter_removed(name)
+        self.on_update(name, None)
+        self._observer.stored(len(self._entries), self._stored_bytes)
         logger.info("adapter deleted name=%s", name)
+        return ChangeResult()
 
-    async def _reload(self, name: str) -> str:
-        async with self._lock(name):
-            self.entry(name)
-            entry = await asyncio.to_thread(lambda: self._hashed(self._entry_of(name, {})))
-            if entry.current is not None and entry.refusal is None:
-                await self._preload(AdapterKey(name, entry.current))
-            self._set(entry)
-            key, _ = entry.resolved(entry.require_current())
+    async def _reload(self, name: str) -> ChangeResult:
+        self.entry(name)
+        entry = await asyncio.to_thread(lambda: self._hashed(self._entry_of(name, {})))
+        if entry.current is not None and entry.refusal is None:
+            await self._preload(AdapterKey(name, entry.current))
+        self._set(entry)
+        key, _ = entry.resolved(entry.require_current())
         logger.info("adapter reloaded name=%s revision=%s", name, key.revision)
-        return key.revision
+        return ChangeResult(key.revision, changed=True)
 
     async def _add_from_zoo(self, path: Path) -> None:
         try:
-            self.check(path.stem, Condition())
             data = await asyncio.to_thread(path.read_bytes)
-            spec = await self._engine.check(data)
-            await self._publish(path.stem, data, spec, Condition())
+            await self.publish(path.stem, data, Condition())
         except (AdapterError, OSError) as error:
             logger.warning("zoo adapter skipped file=%s: %s", path.name, error)
 
@@ -198,7 +174,7 @@ class Catalog(Directory):
             )
 
     async def _read(self, name: str, known: Mapping[str, AdapterSpec]) -> None:
-        """Bring the map to where the store is. Revisions never change: what is known stays."""
+        """Update the map from the store. Specs in `known` are not read: files never change."""
         before = self._entries.get(name)
         if before is not None:
             usable = {key: spec for key, spec in before.specs.items() if key not in before.unusable}
@@ -214,7 +190,7 @@ class Catalog(Directory):
                 "adapter not served name=%s state=%s: %s", name, entry.state, entry.refusal
             )
         self._observer.adapter_published(name, entry.labels)
-        self.follower.changed(entry)
+        self.on_update(name, entry)
         self._observer.stored(len(self._entries), self._stored_bytes)
 
     def _stored_entries(self) -> list[CatalogEntry]:
@@ -241,7 +217,7 @@ class Catalog(Directory):
         return CatalogEntry(name, current, revisions, specs, unusable, unusable.get(current))
 
     def _hashed(self, entry: CatalogEntry) -> CatalogEntry:
-        """With a refusal if the current file is not what it was; what is refused stays so."""
+        """The entry, with a refusal if the current file's bytes have changed."""
         name, current = entry.name, entry.current
         if current is None or entry.refusal is not None:
             return entry
@@ -254,13 +230,6 @@ class Catalog(Directory):
 
     def _lock(self, name: str) -> asyncio.Lock:
         return self._locks.setdefault(name, asyncio.Lock())
-
-    async def _to_the_end(self, change: Coroutine[Any, Any, T]) -> T:
-        """Run a change whole even if its request is cancelled: store and map must not part."""
-        task = asyncio.ensure_future(change)
-        self._changes.add(task)
-        task.add_done_callback(self._changes.discard)
-        return await asyncio.shield(task)
 
 
 def _files_of(zoo: Path | None) -> list[Path]:

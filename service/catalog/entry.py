@@ -1,7 +1,7 @@
-"""One adapter name as it is served: its revisions, and conditions on changing it. Knows no disk.
+"""One adapter name as it is served, and changes to it as values.
 
-A refusal is kept and raised for every request that meets it, so its traceback is dropped each time:
-it would grow.
+A refusal is stored and raised again for every request that asks for the adapter. Its traceback is
+dropped each time, because it would grow.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from service.engine.interface import AdapterKey
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """What must be current for a change to happen. None asks for nothing.
+    """Which revision must be current for a change to happen. None: no condition.
 
     match: one of these revisions; "*" is any. none_match: none of these; "*": the name is new.
     """
@@ -41,8 +41,34 @@ class Condition:
             raise RevisionConflict(name, "none of " + " or ".join(sorted(self.none_match)), current)
 
 
+Operation = Literal["publish", "rollback", "delete", "unload", "reload", "settle"]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What is to happen to a name; `CatalogView` has a method for each operation.
+
+    revision: for rollback, a prefix of the revision to serve. data: for publish, the file.
+    """
+
+    operation: Operation
+    name: str
+    condition: Condition = Condition()
+    revision: str | None = None
+    data: bytes = b""
+
+
+class ChangeResult(NamedTuple):
+    """revision: the one served now, empty after delete, unload and settle. created: the name is
+    new. changed: another revision is current now."""
+
+    revision: str = ""
+    created: bool = False
+    changed: bool = False
+
+
 class Resolved(NamedTuple):
-    """An adapter ready to be asked."""
+    """An adapter that can be asked for predictions."""
 
     key: AdapterKey
     spec: AdapterSpec
@@ -52,8 +78,8 @@ class Resolved(NamedTuple):
 class CatalogEntry:
     """One name, as the store has it.
 
-    current: None when not even that can be read. revisions: those whose files are there, the
-    current one first. specs and unusable: by revision; one may be in both, or only in the latter.
+    current: None if the store cannot tell. revisions: those whose files exist, the current one
+    first. specs and unusable: by revision; a revision may be in both, or only in the latter.
     refusal: why the current revision cannot be served.
     """
 
@@ -88,7 +114,7 @@ class CatalogEntry:
 
     @property
     def labels(self) -> list[str]:
-        """Of all usable revisions: a pinned old one answers with its own. Unloading takes none."""
+        """Union over usable revisions: a request may pin an old one. Unloading removes none."""
         usable = (
             spec
             for key, spec in self.specs.items()
@@ -97,7 +123,7 @@ class CatalogEntry:
         return list(dict.fromkeys(label for spec in usable for label in spec.labels))
 
     def unloaded(self) -> "CatalogEntry":
-        """The same with no revision served; what could not be served keeps its own reason."""
+        """The entry with no revision served; unusable revisions keep their reason."""
         refusal = UnloadedAdapter(self.name)
         return replace(
             self,
@@ -109,7 +135,7 @@ class CatalogEntry:
         """The one stored revision that starts with `prefix`.
 
         Raises:
-            UnknownRevision: none or several do.
+            UnknownRevision: none or several match.
         """
         known = list(dict.fromkeys([*self.specs, *self.unusable]))
         matches = [item for item in known if prefix and item.startswith(prefix)]
@@ -121,14 +147,14 @@ class CatalogEntry:
         """
         Raises:
             IncompatibleAdapter, DamagedFile: it cannot be served here.
-            UnloadedAdapter: it shall not be.
+            UnloadedAdapter: it was unloaded.
         """
         if (refusal := self.unusable.get(revision)) is not None:
             raise refusal.with_traceback(None)
         return Resolved(AdapterKey(self.name, revision), self.specs[revision])
 
     def previous(self) -> str:
-        """The revision that was current before.
+        """The revision that was current before this one.
 
         Raises:
             UnknownRevision: there is none.
@@ -143,7 +169,7 @@ class CatalogEntry:
     def require_current(self) -> str:
         """
         Raises:
-            DamagedFile: not even the name of the current revision can be read.
+            DamagedFile: the store cannot tell the current revision.
         """
         if self.current is None:
             assert self.refusal is not None, "an adapter without a current revision says why"

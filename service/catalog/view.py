@@ -1,22 +1,22 @@
-"""What adapter names mean at this moment: a map and how it is read. Knows no store and no engine.
+"""What adapter names mean at this moment: a map from names to entries, and how it is read.
 
-`Catalog` keeps the one that counts, beside the store; HTTP workers hold a `Replica` of it.
+`Catalog` keeps the map beside the store; each HTTP worker holds a `RemoteCatalog`, a copy of it.
 """
 
 from abc import ABC, abstractmethod
 from pathlib import Path
 
 from adapters.errors import InvalidName, UnknownAdapter
-from adapters.format.store import NAME, Published, file_of
-from service.catalog.entry import CatalogEntry, Condition, Resolved
+from adapters.format.store import NAME, file_of
+from service.catalog.entry import CatalogEntry, Change, ChangeResult, Condition, Resolved
 
 
-class Directory(ABC):
-    """Names and their entries. Reading neither waits nor touches a file; whoever asks for a change
-    waits until it holds everywhere.
+class CatalogView(ABC):
+    """Names and their entries. Reading neither waits nor touches a file; a change returns when it
+    holds everywhere.
 
     Args:
-        root: of the adapter store, for those who download.
+        root: the adapter store's folder, for downloads.
     """
 
     def __init__(self, root: Path) -> None:
@@ -32,7 +32,7 @@ class Directory(ABC):
         Raises:
             UnknownAdapter, UnknownRevision: naming what exists.
             IncompatibleAdapter, DamagedFile: it is stored, but cannot be served here.
-            UnloadedAdapter: it shall not be served now.
+            UnloadedAdapter: it was unloaded.
         """
         name, at, prefix = reference.partition("@")
         entry = self.entry(name)
@@ -43,17 +43,17 @@ class Directory(ABC):
         Raises:
             UnknownAdapter: naming what exists.
         """
-        found = self._entries.get(name)
-        if found is None:
+        entry = self._entries.get(name)
+        if entry is None:
             raise UnknownAdapter(name, sorted(self._entries))
-        return found
+        return entry
 
     def entries(self) -> list[CatalogEntry]:
-        """All of them, by name."""
+        """All entries, sorted by name."""
         return [self._entries[name] for name in sorted(self._entries)]
 
     def path(self, name: str, prefix: str | None = None) -> tuple[str, Path]:
-        """A revision and where its file is.
+        """A revision and the path of its file.
 
         Raises:
             UnknownAdapter, UnknownRevision: naming what exists.
@@ -64,67 +64,72 @@ class Directory(ABC):
         return revision, file_of(self._root, name, revision)
 
     def check(self, name: str, condition: Condition) -> None:
-        """What can be refused about an upload before its bytes are there.
+        """Refuse an upload as far as possible before its bytes have arrived.
 
         Raises:
             InvalidName: no adapter can have this name.
-            RevisionConflict: the condition does not hold as things stand.
+            RevisionConflict: the condition does not hold at this moment.
         """
         if not NAME.fullmatch(name):
             expected = "1 to 64 of a-z 0-9 . _ -, a letter or digit first"
             raise InvalidName(f"adapter name {name[:80]!r}: expected {expected}")
         condition.check(name, self._current(name))
 
-    @abstractmethod
-    async def publish(self, name: str, data: bytes, condition: Condition) -> Published:
-        """Check an adapter file, store it and serve it. A failure leaves what is served as it was.
+    async def publish(self, name: str, data: bytes, condition: Condition) -> ChangeResult:
+        """Check an adapter file, store it and serve it. A failure changes nothing.
 
         Raises:
             InvalidName, RevisionConflict: before anything else is done.
             InvalidAdapter, IncompatibleAdapter: with every fault.
         """
+        return await self.apply(Change("publish", name, condition, data=data))
 
-    @abstractmethod
     async def rollback(self, name: str, prefix: str | None, condition: Condition) -> str:
         """Serve an earlier revision again and return it; None is the one that was served before.
 
         Raises:
-            UnknownAdapter, UnknownRevision: there is none such.
+            UnknownAdapter, UnknownRevision: it does not exist.
             RevisionConflict: the condition does not hold.
-            IncompatibleAdapter, DamagedFile: it cannot be served; what is served stays.
-            UnloadedAdapter: nothing of it is served.
+            IncompatibleAdapter, DamagedFile: it cannot be served; the current one stays.
+            UnloadedAdapter: the name was unloaded.
         """
+        return (await self.apply(Change("rollback", name, condition, prefix))).revision
 
-    @abstractmethod
-    async def unload(self, name: str) -> None:
-        """Serve a name no longer until it is reloaded or published again, at most until the
-        service's end. Requests in flight are answered; the store keeps everything.
-
-        Raises:
-            UnknownAdapter: there is none.
-        """
-
-    @abstractmethod
-    async def reload(self, name: str) -> str:
-        """Serve what the store holds of a name, read and checked again; its current revision.
-
-        Raises:
-            UnknownAdapter: there is none.
-            IncompatibleAdapter, DamagedFile: it cannot be served.
-        """
-
-    @abstractmethod
     async def delete(self, name: str, condition: Condition) -> None:
         """Forget a name and all its revisions.
 
         Raises:
-            UnknownAdapter: there is none.
+            UnknownAdapter: it does not exist.
             RevisionConflict: the condition does not hold.
         """
+        await self.apply(Change("delete", name, condition))
+
+    async def unload(self, name: str) -> None:
+        """Stop serving a name until it is reloaded, published again, or the service restarts.
+        Requests in flight are answered; the store keeps everything.
+
+        Raises:
+            UnknownAdapter: it does not exist.
+        """
+        await self.apply(Change("unload", name))
+
+    async def reload(self, name: str) -> str:
+        """Read and check again what the store holds of a name, serve it, and return its current
+        revision.
+
+        Raises:
+            UnknownAdapter: it does not exist.
+            IncompatibleAdapter, DamagedFile: it cannot be served.
+        """
+        return (await self.apply(Change("reload", name))).revision
+
+    async def settled(self, name: str) -> None:
+        """Return when no change of this name is in progress."""
+        await self.apply(Change("settle", name))
 
     @abstractmethod
-    async def settled(self, name: str) -> None:
-        """Return when no change of this name is under way."""
+    async def apply(self, change: Change) -> ChangeResult:
+        """Make a change; errors are those of the method for its operation."""
 
     def _current(self, name: str) -> str | None:
         entry = self._entries.get(name)

@@ -29,7 +29,7 @@ from service.engine.interface import (
     Entry,
     cost_of,
 )
-from service.engine.observer import EngineObserver, SilentObserver
+from service.engine.observer import Observer
 from service.engine.requests import InFlight, Request
 from service.engine.residency import Residency
 from service.engine.runners.base import Runner
@@ -89,12 +89,12 @@ class LocalEngine:
         load: Callable[[], Backbone],
         store: AdapterStore,
         settings: EngineSettings,
-        observer: EngineObserver | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self._load = load
         self._store = store
         self._settings = settings
-        self._observer = observer or SilentObserver()
+        self._observer = observer or Observer()
         self._phase = Phase.CREATED
         # Why requests are refused, once the engine drains or has ended.
         self._reason = ""

@@ -14,7 +14,7 @@ from time import monotonic, perf_counter
 from adapters.format.files import parse
 from adapters.format.store import AdapterStore
 from service.engine.interface import AdapterKey
-from service.engine.observer import EngineObserver
+from service.engine.observer import Observer
 from service.engine.runners.base import HostAdapter, Runner
 
 
@@ -38,7 +38,7 @@ class HostCache:
         runner: Runner,
         *,
         reading: Executor,
-        observer: EngineObserver,
+        observer: Observer,
         capacity: int,
     ) -> None:
         self._store = store

@@ -1,12 +1,11 @@
-"""What the engine tells whoever measures it. Knows no metrics library; times are seconds.
+"""What the service reports about itself: one class with a method for every kind of report.
 
-All calls come from the engine's event loop, on the way of every request: an implementation takes
-microseconds and never raises.
+It imports no metrics library, so the engine can report without one. Times are seconds.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 from service.engine.interface import AdapterKey
 from service.errors import (
@@ -18,6 +17,16 @@ from service.errors import (
     Unavailable,
 )
 
+Outcome = Literal[
+    "success",
+    "client_error",
+    "overloaded",
+    "deadline",
+    "unavailable",
+    "server_error",
+    "disconnected",
+]
+UploadOutcome = Literal["created", "replaced", "unchanged", "refused", "failed"]
 Tier = Literal["registered", "active"]
 FailureReason = Literal[
     "overloaded",
@@ -33,13 +42,13 @@ FailureReason = Literal[
 
 @dataclass(frozen=True, slots=True)
 class BatchReport:
-    """One batch as the scheduler made it, whatever it took to run it.
+    """One batch as the scheduler made it, in however many forward passes it ran.
 
     tokens: text and prompt positions. adapters: distinct ones. queue_seconds: one value a row, from
-    admission to the start of the batch. inference_seconds: all that the device thread spent on it.
-    generator_seconds, backbone_seconds: shares of that, for making prompts and for everything else
-    of the forward pass; the former is None where nobody can tell (CUDA runs behind the host).
-    passes: forward passes that it took, of which `graphs` were a single launch each.
+    admission to the start of the batch. inference_seconds: the device thread's time for the batch.
+    generator_seconds, backbone_seconds: shares of that, for making prompts and for the rest of the
+    forward pass; the former is None on CUDA, which runs asynchronously and is not timed.
+    passes: forward passes, of which `graphs` were a single launch each.
     """
 
     rows: int
@@ -53,11 +62,54 @@ class BatchReport:
     graphs: int = 0
 
 
-class EngineObserver(Protocol):
-    """Receives events. Counting, labelling and exposing them is the implementation's business."""
+class Observer:
+    """What the service reports about itself; this class ignores all of it.
+
+    `service.observability.metrics.Metrics` counts it in this process, and
+    `service.ipc.metrics_forwarding.MetricsForwarder` sends it to the process that counts. Methods
+    are called while requests wait: they take microseconds and never raise.
+    """
+
+    # Reported by the routes.
+
+    def request_done(
+        self, route: str, outcome: Outcome, *, seconds: float, error: str | None = None
+    ) -> None:
+        """A request was answered or given up; called exactly once for each."""
+
+    def tokenized(self, seconds: float, *, truncated: int) -> None:
+        """A request's texts were turned into tokens; `truncated` of them had to be cut."""
+
+    def predicted(self, adapter: str, label: str, count: int = 1) -> None:
+        """Texts were answered; not counted if their adapter has been deleted since."""
+
+    def adapter_failed(self, adapter: str, count: int) -> None:
+        """Texts failed through no fault of the caller; not counted as for `predicted`."""
+
+    def uploaded(self, outcome: UploadOutcome) -> None:
+        """An upload ended."""
+
+    # Reported by the catalog and the start.
+
+    def adapter_published(self, name: str, labels: Sequence[str]) -> None:
+        """A name is known, with the labels of all its usable revisions."""
+
+    def adapter_removed(self, name: str) -> None:
+        """A name was deleted."""
+
+    def stored(self, adapters: int, bytes_held: int) -> None:
+        """How many adapters the catalog knows, and the size of their current files."""
+
+    def started(self, *, version: str, backbone: str, device: str, dtype: str) -> None:
+        """The engine is ready."""
+
+    def waiting_limit(self, tokens: int) -> None:
+        """How many tokens may wait."""
+
+    # Reported by the engine.
 
     def batch_done(self, report: BatchReport) -> None:
-        """A batch was run to its end."""
+        """A batch ran to its end."""
 
     def waiting_tokens(self, tokens: int) -> None:
         """Tokens admitted and not yet taken by a batch."""
@@ -69,36 +121,27 @@ class EngineObserver(Protocol):
         """An adapter entered a tier."""
 
     def adapter_evicted(self, key: AdapterKey, tier: Tier, age_seconds: float) -> None:
-        """An adapter left a tier; age: since it was last used."""
+        """An adapter left a tier, this long after its last use."""
 
     def failed(self, reason: FailureReason, rows: int) -> None:
-        """Rows that got an error instead of an answer."""
+        """Rows got an error instead of an answer."""
 
+    # Reported by a `MetricsForwarder`.
 
-class SilentObserver:
-    """Tells nobody."""
+    def dropped(self, events: int) -> None:
+        """Reports were lost because they came faster than they could be sent."""
 
-    def batch_done(self, report: BatchReport) -> None:
-        pass
+    async def scrape(self) -> bytes:
+        """All metrics of the service, in Prometheus' text format.
 
-    def waiting_tokens(self, tokens: int) -> None:
-        pass
-
-    def tier_size(self, tier: Tier, adapters: int, bytes_held: int) -> None:
-        pass
-
-    def adapter_loaded(self, key: AdapterKey, tier: Tier, seconds: float) -> None:
-        pass
-
-    def adapter_evicted(self, key: AdapterKey, tier: Tier, age_seconds: float) -> None:
-        pass
-
-    def failed(self, reason: FailureReason, rows: int) -> None:
-        pass
+        Raises:
+            Unavailable: the process that counts does not answer.
+        """
+        return b""
 
 
 def failure_reason(error: ServiceError) -> FailureReason | None:
-    """What to count a failure as; None for what the caller got wrong."""
+    """The reason that a failure is counted under; None if the caller made the mistake."""
     match error:
         case InferenceFailed():
             return error.reason

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 
 from service.engine.interface import Completion, Entry, RowResult
-from service.engine.observer import BatchReport, EngineObserver, failure_reason
+from service.engine.observer import BatchReport, Observer, failure_reason
 from service.engine.residency import Lease, Residency
 from service.engine.runners.base import BatchResult, BatchRow, HostAdapter, RowFailure
 from service.engine.scheduler import QueuedEntry, Scheduler, Selection
@@ -102,7 +102,7 @@ class InFlight:
     """The requests in flight: admits and answers them, and knows when none is left."""
 
     def __init__(
-        self, scheduler: Scheduler[Request], residency: Residency, observer: EngineObserver
+        self, scheduler: Scheduler[Request], residency: Residency, observer: Observer
     ) -> None:
         self._scheduler = scheduler
         self._residency = residency

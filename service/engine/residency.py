@@ -20,7 +20,7 @@ from typing import TypeAlias
 from service.engine.device_loader import DeviceLoader, Outcome
 from service.engine.host_cache import HostCache
 from service.engine.interface import AdapterKey
-from service.engine.observer import EngineObserver
+from service.engine.observer import Observer
 from service.engine.runners.base import DeviceAdapter, HostAdapter
 from service.errors import AdapterLoadFailed, EngineUnavailable, InvalidRequest
 
@@ -91,7 +91,7 @@ class Residency:
         host_cache: HostCache,
         loader: DeviceLoader,
         *,
-        observer: EngineObserver,
+        observer: Observer,
         slots: int,
         trial_slots: int,
     ) -> None:

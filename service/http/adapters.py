@@ -12,15 +12,14 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
 from adapters.errors import AdapterError, DamagedFile
-from adapters.format.store import Published
-from service.catalog.entry import CatalogEntry, Condition
+from service.catalog.entry import CatalogEntry, ChangeResult, Condition
+from service.engine.observer import UploadOutcome
 from service.errors import InvalidRequest, MalformedRequest, RequestError, TooLarge
 from service.http.bodies import JsonResponse, limited_stream, read_body, read_json
 from service.http.errors import faults_of
 from service.http.lifecycle import Service, service_of
 from service.http.openapi.documentation import DELETE, DOWNLOAD, LIST, POST, PUT, ROLLBACK, SHOW
 from service.http.openapi.schemas import RollbackRequest
-from service.observability.metrics import UploadOutcome
 
 # What a multipart form may take beside its file.
 _FORM_BYTES = 64 * 1024
@@ -123,8 +122,8 @@ async def delete_adapter(request: Request, name: str) -> Response:
     return Response(status_code=204)
 
 
-async def publish(service: Service, name: str, data: bytes, condition: Condition) -> Published:
-    """Publish and count an upload, whatever becomes of it; raises as `Directory.publish`."""
+async def publish(service: Service, name: str, data: bytes, condition: Condition) -> ChangeResult:
+    """Publish and count an upload, whatever becomes of it; raises as `CatalogView.publish`."""
     outcome: UploadOutcome = "failed"
     try:
         made = await service.catalog.publish(name, data, condition)
@@ -137,7 +136,7 @@ async def publish(service: Service, name: str, data: bytes, condition: Condition
     return made
 
 
-def _answer(name: str, made: Published) -> Response:
+def _answer(name: str, made: ChangeResult) -> Response:
     return _published(name, made.revision, created=made.created, changed=made.changed)
 
 

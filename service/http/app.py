@@ -12,18 +12,18 @@ from starlette.requests import ClientDisconnect
 from adapters import __version__
 from adapters.errors import AdapterError
 from service.backend import Backend
+from service.engine.observer import Observer
 from service.errors import ServiceError
 from service.http.lifecycle import Service
 from service.http.middleware import Gate, handle_error
 from service.http.openapi.documentation import describe
 from service.http.surfaces import SURFACES
-from service.observability.metrics import Reporter
 from service.settings import Settings
 
 DESCRIPTION = "Text classification by many small adapters on one frozen encoder, in mixed batches."
 
 
-def create_app(settings: Settings, backend: Backend, metrics: Reporter) -> FastAPI:
+def create_app(settings: Settings, backend: Backend, metrics: Observer) -> FastAPI:
     """The app; its service, `app.state.service`, starts and stops with its lifespan."""
     service = Service(settings, backend, metrics)
 

@@ -15,11 +15,11 @@ from starlette.requests import Request
 from adapters.backbone.tokenizer import Encoding, End, TextEncoder
 from adapters.format.spec import AdapterSpec
 from service.engine.interface import AdapterKey, Completion, Entry, RowResult, cost_of
+from service.engine.observer import Observer
 from service.errors import AdapterLoadFailed, InferenceFailed, InvalidRequest
 from service.http.connection import while_connected
 from service.http.errors import MAX_DETAILS
 from service.http.lifecycle import Service, service_of
-from service.observability.metrics import Reporter
 
 # Below this many characters tokenizing takes less time than handing it to a thread and back.
 INLINE_CHARACTERS = 2000
@@ -120,7 +120,7 @@ def ranked(scores: Sequence[float]) -> list[int]:
 
 
 async def _encode(
-    encoder: TextEncoder, texts: Sequence[Text], cut: End, metrics: Reporter
+    encoder: TextEncoder, texts: Sequence[Text], cut: End, metrics: Observer
 ) -> tuple[list[Encoding], float]:
     """Encodings in the texts' order, and the seconds that it took."""
     started = perf_counter()
@@ -182,7 +182,7 @@ async def _answer(service: Service, entries: Sequence[Entry], *, deadline: float
 
 
 def _count_failed(
-    error: AdapterLoadFailed | InferenceFailed, entries: Sequence[Entry], metrics: Reporter
+    error: AdapterLoadFailed | InferenceFailed, entries: Sequence[Entry], metrics: Observer
 ) -> None:
     # One adapter that cannot be loaded says nothing of the others in its request.
     counts = Counter(

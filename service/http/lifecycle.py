@@ -16,10 +16,10 @@ from starlette.requests import Request
 
 from adapters.backbone.tokenizer import TextEncoder
 from service.backend import Backend
-from service.catalog.view import Directory
+from service.catalog.view import CatalogView
 from service.engine.interface import EngineHealth, Predictor
+from service.engine.observer import Observer
 from service.errors import EngineUnavailable
-from service.observability.metrics import Reporter
 from service.observability.tracing import Tracing
 from service.settings import Settings
 
@@ -33,7 +33,7 @@ class Service:
         backend: started and stopped with the service.
     """
 
-    def __init__(self, settings: Settings, backend: Backend, metrics: Reporter) -> None:
+    def __init__(self, settings: Settings, backend: Backend, metrics: Observer) -> None:
         self.settings = settings
         self.metrics = metrics
         self.starting: asyncio.Task[None] | None = None
@@ -49,7 +49,7 @@ class Service:
         return self._backend.engine
 
     @property
-    def catalog(self) -> Directory:
+    def catalog(self) -> CatalogView:
         return self._backend.catalog
 
     @property

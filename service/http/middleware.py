@@ -16,13 +16,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.engine.observer import Outcome
 from service.errors import Forbidden, Unauthorized
 from service.http.errors import DISCONNECTED, INTERNAL, refusal_of
 from service.http.lifecycle import Service
 from service.http.predict import PATH, predict
 from service.http.surfaces import needs_service, shape_of
 from service.observability.logs import request_id
-from service.observability.metrics import Outcome
 from service.observability.tracing import answered
 from service.settings import Settings
 

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from adapters.backbone.tokenizer import Encoding
-from service.catalog.view import Directory
+from service.catalog.view import CatalogView
 from service.engine.interface import RowResult
 from service.errors import InvalidRequest, TooLarge
 from service.http.bodies import JsonResponse, read_json
@@ -88,7 +88,7 @@ def parse_request(content: Any, settings: Settings) -> PredictRequest:
 
 
 def _texts(
-    inputs: Sequence[str | PredictInput], default: str | None, catalog: Directory
+    inputs: Sequence[str | PredictInput], default: str | None, catalog: CatalogView
 ) -> list[Text]:
     """
     Raises:

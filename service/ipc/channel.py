@@ -1,8 +1,8 @@
-"""A ZeroMQ socket on an event loop: callbacks in, messages out. Knows no kind of message.
+"""A ZeroMQ socket on an event loop, with a callback for each message that arrives.
 
-One reader on the socket's descriptor instead of a task for every message. That descriptor only
-tells that something changed: after every look at the socket its events are asked for until there
-are none, or the loop would sleep on messages that are there.
+One reader on the socket's descriptor takes the place of a task for every message. The descriptor is
+edge-triggered: after every use of the socket its events must be read until there are none, or the
+loop would sleep although messages are there.
 """
 
 import asyncio
@@ -17,18 +17,18 @@ from service.ipc.protocol import Message, encode
 
 logger = logging.getLogger(__name__)
 
-# So many messages are taken before everything else on the loop has its turn.
+# The most messages that are received before other callbacks of the loop get their turn.
 _TURN = 256
-_SILENT_SECONDS = 5.0
+_WARNING_SECONDS = 5.0
 
 Frames: TypeAlias = Sequence[bytes]
 
 
 class Channel:
-    """Takes messages as they come; closed with `close`, for ever.
+    """Receives messages until it is closed, and sends without waiting.
 
     Args:
-        socket: bound or connected, owned from here on.
+        socket: bound or connected; the channel owns it.
         receive: called on the running loop with the frames of each message.
     """
 
@@ -40,11 +40,11 @@ class Channel:
         self._again: asyncio.Handle | None = None
         self._closed = False
         self._loop.add_reader(self._descriptor, self._drain)
-        # What came before there was a reader made no edge that it could see.
+        # Messages that came before the reader was added triggered no edge for it.
         self._look_again()
 
     def send(self, frames: Frames) -> bool:
-        """Send without waiting; says whether anybody was there to take it.
+        """Send without waiting; returns whether the socket took the message.
 
         Parts of 64 KiB and more are not copied: they must not change afterwards.
         """
@@ -57,12 +57,12 @@ class Channel:
             if error.errno in (zmq.EAGAIN, zmq.EHOSTUNREACH):
                 return False
             raise
-        # Sending may have used up the edge that tells of a message.
+        # Sending may have consumed the edge of a message that arrived.
         self._look_again()
         return True
 
     def close(self, linger_milliseconds: int = 0) -> None:
-        """Drop what was not taken yet, and what cannot be sent within so long."""
+        """Drop what was not received yet, and what cannot be sent within this time."""
         if not self._closed:
             self._closed = True
             self._loop.remove_reader(self._descriptor)
@@ -101,26 +101,26 @@ class Outbox:
     """Gathers all messages of one turn of the loop into one frame.
 
     Args:
-        send: takes the frames of one multipart message.
+        send_frames: sends the frames of one multipart message.
         max_bytes: of a frame that holds more than one message.
     """
 
-    def __init__(self, send: Callable[[Frames], bool], *, max_bytes: int) -> None:
-        self._send = send
+    def __init__(self, send_frames: Callable[[Frames], bool], *, max_bytes: int) -> None:
+        self._send_frames = send_frames
         self._max_bytes = max_bytes
         self._loop = asyncio.get_running_loop()
         self._messages: list[Message] = []
 
-    def put(self, message: Message) -> None:
-        """Send it behind all that is about to run on the loop."""
+    def send(self, message: Message, attachment: bytes | None = None) -> None:
+        """Send after everything that is about to run on the loop, or at once with an attachment,
+        which is not copied. Messages keep their order."""
+        if attachment is not None:
+            self.flush()
+            self._send_frames([encode([message]), attachment])
+            return
         if not self._messages:
             self._loop.call_soon(self.flush)
         self._messages.append(message)
-
-    def put_with(self, message: Message, attachment: bytes) -> None:
-        """Send it with bytes that are not copied, behind what was put before."""
-        self.flush()
-        self._send([encode([message]), attachment])
 
     def flush(self) -> None:
         """Send now."""
@@ -135,21 +135,21 @@ class Outbox:
             self._send_parts(messages[:half])
             self._send_parts(messages[half:])
         else:
-            self._send([frame])
+            self._send_frames([frame])
 
 
-class Complaints:
-    """Warnings about what others send: the first at once, then one every few seconds at most."""
+class RateLimitedWarnings:
+    """Warnings about messages of others: the first one at once, then one every few seconds."""
 
     def __init__(self, logger: logging.Logger) -> None:
         self._logger = logger
         self._silent_until = 0.0
-        self._kept_back = 0
+        self._suppressed = 0
 
     def warn(self, message: str) -> None:
         now = monotonic()
         if now < self._silent_until:
-            self._kept_back += 1
+            self._suppressed += 1
             return
-        self._logger.warning("%s (%d more like this before)", message, self._kept_back)
-        self._silent_until, self._kept_back = now + _SILENT_SECONDS, 0
+        self._logger.warning("%s (%d similar warnings suppressed)", message, self._suppressed)
+        self._silent_until, self._suppressed = now + _WARNING_SECONDS, 0

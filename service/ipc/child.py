@@ -1,7 +1,8 @@
-"""One process under the supervisor: started, listened to, replaced when it ends. Knows no socket.
+"""A process under the supervisor, from both sides: `Child` keeps one running, `ChildContext` is
+what the process itself knows and does.
 
-Each child holds the only writing end of a pipe. On it it says that it is ready, or why it cannot
-be; its end, however it comes, is the end of the pipe.
+Each child process holds the only writing end of a pipe. It writes there that it is ready, or why it
+failed; however it ends, the pipe ends with it.
 """
 
 import asyncio
@@ -24,20 +25,23 @@ import msgspec
 from service.observability.logs import configure_logging
 from service.settings import Settings, read_settings
 
-# --- merged from service.processes.part
-
 logger = logging.getLogger(__name__)
 
 BEAT_SECONDS = 0.5
-# An event loop that stands still for so long ends its process.
+# A process ends when its event loop is stuck for this long.
 STALL_SECONDS = 60.0
 
+_FIRST_PAUSE_SECONDS = 0.1
+_LONGEST_PAUSE_SECONDS = 5.0
+# A process that was ready for this long does not count as failing again and again.
+_STEADY_SECONDS = 30.0
 
-class Part(msgspec.Struct, frozen=True):
-    """A child's one argument, as JSON; its settings are in the environment.
 
-    name: in logs. folder: where the sockets are. supervisor: process id. report: descriptor of a
-    pipe. number, host, port, url: a worker's.
+class ChildContext(msgspec.Struct, frozen=True):
+    """What a child process gets as its one argument, in JSON; settings are in the environment.
+
+    name: in logs. folder: of the sockets. supervisor: process id. report: the pipe's descriptor.
+    number, host, port, url: a worker's.
     """
 
     name: str
@@ -58,26 +62,26 @@ class Part(msgspec.Struct, frozen=True):
         return f"ipc://{self.folder}/supervisor"
 
     def ready(self, line: str) -> None:
-        """Tell the supervisor that this part works. line: what it may print."""
-        self._tell("ready", line)
+        """Report to the supervisor that this process works. line: what it may print."""
+        self._report("ready", line)
 
     def failed(self, reason: str) -> None:
-        """Tell it why this part cannot work."""
-        self._tell("failed", reason)
+        """Report to the supervisor why this process cannot work."""
+        self._report("failed", reason)
 
     def orphaned(self) -> bool:
         return os.getppid() != self.supervisor
 
     def tidy(self) -> None:
-        """Remove what the supervisor would have removed if it still were there."""
+        """Remove the folder if the supervisor is gone, which would have done so."""
         if self.orphaned():
             shutil.rmtree(Path(self.folder), ignore_errors=True)
 
     async def watch(self, check: Callable[[], None]) -> None:
-        """Beat until cancelled: end when orphaned, or when the loop stands still.
+        """Run until cancelled; end the process when it is orphaned or its event loop is stuck.
 
         Args:
-            check: called every beat, for what else keeps the part from ending.
+            check: called every beat; may end the process for other reasons.
         """
         try:
             while True:
@@ -91,31 +95,23 @@ class Part(msgspec.Struct, frozen=True):
         finally:
             faulthandler.cancel_dump_traceback_later()
 
-    def _tell(self, what: str, line: str) -> None:
-        said = f"{what} {' '.join(line.split())}".encode("utf-8", "replace")
-        # Written whole or not at all.
-        os.write(self.report, said[: select.PIPE_BUF - 1] + b"\n")
+    def _report(self, kind: Literal["ready", "failed"], text: str) -> None:
+        line = f"{kind} {' '.join(text.split())}".encode("utf-8", "replace")
+        # Up to this length a write to a pipe is atomic.
+        os.write(self.report, line[: select.PIPE_BUF - 1] + b"\n")
 
 
-def begin() -> tuple[Part, Settings]:
-    """What this process was started with; its log is set up."""
-    part = msgspec.json.decode(sys.argv[1], type=Part)
-    # Only this process may hold the pipe: its end is how the supervisor sees the end of the part.
-    os.set_inheritable(part.report, False)
+def begin() -> tuple[ChildContext, Settings]:
+    """What this process was started with; also sets up its log."""
+    context = msgspec.json.decode(sys.argv[1], type=ChildContext)
+    # No other process may inherit the pipe: its end tells the supervisor that this one has ended.
+    os.set_inheritable(context.report, False)
     settings = read_settings(os.environ)
-    configure_logging(settings.log_level, settings.log_format, process=part.name)
-    return part, settings
-
-
-# --- merged from service.processes.child
+    configure_logging(settings.log_level, settings.log_format, process=context.name)
+    return context, settings
 
 
 Kind = Literal["engine", "worker"]
-
-_FIRST_PAUSE_SECONDS = 0.1
-_LONGEST_PAUSE_SECONDS = 5.0
-# Who was ready for so long is not failing in a row.
-_STEADY_SECONDS = 30.0
 
 
 class NeverReady(Exception):
@@ -123,8 +119,8 @@ class NeverReady(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Watcher:
-    """Told of every process of a child. begun: with its id. ready: with its line."""
+class Callbacks:
+    """Called for every process of a child. begun: with its id. ready: with its line."""
 
     begun: Callable[["Child", int], None]
     ready: Callable[["Child", str], None]
@@ -132,30 +128,34 @@ class Watcher:
 
 
 @dataclass(slots=True)
-class _Heard:
-    """What one process said of itself. ready_since: of `time.monotonic`."""
+class _Reports:
+    """What one process reported. ready_since: on the clock of `time.monotonic`."""
 
     ready_since: float | None = None
-    reason: str = ""
+    failure: str = ""
 
 
 @dataclass(slots=True, eq=False)
 class Child:
-    """Runs as long as its `keep` does.
+    """Keeps one process running, for as long as `keep` runs.
 
-    part: what its processes are started with, but for their pipe.
+    context: what its processes are started with, except for their pipe.
     """
 
     kind: Kind
-    part: Part
-    watcher: Watcher
+    context: ChildContext
+    callbacks: Callbacks
     was_ready: bool = False
     _process: subprocess.Popen[bytes] | None = None
     _reason: str = ""
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
+    @property
+    def name(self) -> str:
+        return self.context.name
+
     async def keep(self) -> None:
-        """Have a process run until `stop`, and another whenever one ends.
+        """Run a process until `stop`, and another one whenever it ends.
 
         Raises:
             NeverReady: the first one ended before it was ready.
@@ -169,9 +169,7 @@ class Child:
                 raise NeverReady(self._reason)
             failures = 0 if steady else failures + 1
             pause = min(_FIRST_PAUSE_SECONDS * 2**failures, _LONGEST_PAUSE_SECONDS)
-            logger.error(
-                "%s ended: %s; another in %.1f seconds", self.part.name, self._reason, pause
-            )
+            logger.error("%s ended: %s; restart in %.1f seconds", self.name, self._reason, pause)
             try:
                 async with asyncio.timeout(pause):
                     await self._stopping.wait()
@@ -180,49 +178,50 @@ class Child:
                 pass
 
     def stop(self) -> None:
-        """Ask the process to end, for good."""
+        """Ask the process to end, and start no other."""
         self._stopping.set()
         self._signal(signal.SIGTERM)
 
     def kill(self) -> None:
+        """End the process at once, and start no other."""
         self._stopping.set()
         self._signal(signal.SIGKILL)
 
     async def _run(self) -> bool:
-        """One process to its end; says whether it was ready for long."""
+        """Run one process to its end; returns whether it was ready for long."""
         reading, writing = os.pipe()
-        part = msgspec.structs.replace(self.part, report=writing)
-        command = [sys.executable, "-m", f"service.ipc.{self.kind}"]
+        context = msgspec.structs.replace(self.context, report=writing)
+        command = [sys.executable, "-m", f"service.ipc.{self.kind}_process"]
         try:
-            # Milliseconds: it waits for the program to be there, not for what it does.
+            # Takes milliseconds: it waits for the program to be loaded, not for its work.
             self._process = process = subprocess.Popen(  # noqa: ASYNC220
-                [*command, msgspec.json.encode(part).decode()],
+                [*command, msgspec.json.encode(context).decode()],
                 stdin=subprocess.DEVNULL,
                 pass_fds=(writing,),
-                # Ctrl-C in a terminal is for the supervisor, which ends them in order.
+                # Ctrl-C in a terminal goes to the supervisor alone, which ends them in order.
                 process_group=0,
             )
         except OSError as error:
             os.close(reading)
-            self._reason = f"{self.part.name} cannot be started: {error.strerror}"
+            self._reason = f"{self.name} cannot be started: {error.strerror}"
             return False
         finally:
             os.close(writing)
-        self.watcher.begun(self, process.pid)
-        heard = await self._listen(reading)
-        # The pipe has ended, and so has the process; were it not so, nobody would hear of it again.
+        self.callbacks.begun(self, process.pid)
+        reports = await self._listen(reading)
+        # The process has ended with the pipe. If it somehow has not, nothing would watch it.
         process.kill()
         status = await asyncio.to_thread(process.wait)
         self._process = None
-        self.watcher.ended(self)
+        self.callbacks.ended(self)
         ended = f"signal {-status}" if status < 0 else f"status {status}"
-        self._reason = heard.reason or f"{self.part.name} ended with {ended}"
-        since = heard.ready_since
+        self._reason = reports.failure or f"{self.name} ended with {ended}"
+        since = reports.ready_since
         return since is not None and monotonic() - since > _STEADY_SECONDS
 
-    async def _listen(self, pipe: int) -> _Heard:
-        """All that a process says until it ends."""
-        heard = _Heard()
+    async def _listen(self, pipe: int) -> _Reports:
+        """Everything that a process reports until it ends."""
+        reports = _Reports()
         reader = asyncio.StreamReader()
         protocol = asyncio.StreamReaderProtocol(reader)
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(
@@ -230,24 +229,22 @@ class Child:
         )
         try:
             async for line in reader:
-                what, _, said = line.decode("utf-8", "replace").strip().partition(" ")
-                if what == "ready":
-                    self.was_ready, heard.ready_since = True, monotonic()
-                    self.watcher.ready(self, said)
-                elif what == "failed":
-                    heard.reason = said
+                kind, _, text = line.decode("utf-8", "replace").strip().partition(" ")
+                if kind == "ready":
+                    self.was_ready, reports.ready_since = True, monotonic()
+                    self.callbacks.ready(self, text)
+                elif kind == "failed":
+                    reports.failure = text
         finally:
             transport.close()
-        return heard
+        return reports
 
     def _signal(self, number: int) -> None:
         if self._process is not None:
             self._process.send_signal(number)
 
 
-# --- merged from service.processes.usage
-
-# Fields of /proc/<pid>/stat, counted from behind the name, which may hold spaces.
+# Fields of /proc/<pid>/stat, counted from the end of the name, which may contain spaces.
 _USER, _SYSTEM, _RESIDENT = 11, 12, 21
 
 
@@ -257,7 +254,7 @@ class Usage(NamedTuple):
 
 
 def usage_of(process: int) -> Usage | None:
-    """What a process has used; None if it is gone, or the system does not say."""
+    """What a process uses; None if it has ended, or the system does not tell."""
     try:
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:

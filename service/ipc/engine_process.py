@@ -1,7 +1,6 @@
-"""The engine's process: the device, the catalog that counts, and the workers' requests for both.
+"""The engine's process: it owns the device and the catalog, and answers the workers' requests.
 
-A process whose device hangs, or whose event loop stands still, ends itself: the supervisor starts
-another, which is the only remedy.
+It ends itself when the device hangs or its event loop is stuck; the supervisor starts another.
 """
 
 import asyncio
@@ -14,9 +13,9 @@ import sys
 import uvloop
 import zmq
 
-from service.ipc.child import Part, begin
-from service.ipc.metrics_forwarding import Relay
-from service.ipc.server import Hub
+from service.ipc.child import ChildContext, begin
+from service.ipc.metrics_forwarding import MetricsForwarder
+from service.ipc.server import EngineServer
 from service.local import LocalBackend, local_backend
 from service.settings import Settings
 from service.start import StartFailed, settle, why
@@ -27,21 +26,21 @@ _LINGER_MILLISECONDS = 500
 
 
 class EngineProcess:
-    """From the start of the backend to its end; made on the event loop."""
+    """The life of the backend, from start to drain; created on the event loop."""
 
     def __init__(
         self,
-        part: Part,
+        child: ChildContext,
         settings: Settings,
         backend: LocalBackend,
         context: "zmq.Context[zmq.Socket[bytes]]",
     ) -> None:
-        self._part = part
+        self._child = child
         self._settings = settings
         self._backend = backend
         self._started = False
-        self._hub = Hub(
-            context, part.engine_endpoint, backend, max_bytes=settings.max_message_bytes
+        self._server = EngineServer(
+            context, child.engine_endpoint, backend, max_bytes=settings.max_message_bytes
         )
 
     async def run(self) -> None:
@@ -51,7 +50,7 @@ class EngineProcess:
         """
         stopping = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
-        watching = asyncio.create_task(self._part.watch(self._beat))
+        watching = asyncio.create_task(self._child.watch(self._beat))
         starting = asyncio.create_task(self._start())
         stopped = asyncio.create_task(stopping.wait())
         try:
@@ -64,18 +63,18 @@ class EngineProcess:
             for task in (watching, starting, stopped):
                 task.cancel()
             await self._backend.stop()
-            self._hub.close()
+            self._server.close()
 
     async def _start(self) -> None:
         await self._backend.start()
-        self._backend.catalog.follower = self._hub
-        self._hub.open()
+        self._backend.catalog.on_update = self._server.update
+        self._server.open()
         settle()
         self._started = True
-        self._part.ready("")
+        self._child.ready("")
 
     async def _drain(self) -> None:
-        # The workers have drained before; this is for those that could not.
+        # The workers drained before, unless one was killed: its requests may still run.
         try:
             async with asyncio.timeout(self._settings.drain_seconds):
                 await self._backend.engine.drain()
@@ -86,39 +85,39 @@ class EngineProcess:
         health = self._backend.health()
         if self._started and not health.live:
             logger.critical("this process ends: %s", health.reason)
-            self._part.failed(health.reason or "the engine is not live")
+            self._child.failed(health.reason or "the engine is not live")
             faulthandler.dump_traceback()
             os._exit(1)
-        self._hub.beat()
+        self._server.beat()
 
 
 async def _run(
-    part: Part, settings: Settings, context: "zmq.Context[zmq.Socket[bytes]]"
+    child: ChildContext, settings: Settings, context: "zmq.Context[zmq.Socket[bytes]]"
 ) -> str | None:
-    """Why it could not start, if so."""
-    relay = Relay(context, part.supervisor_endpoint)
-    relay.open()
+    """Run to the end; returns why it could not start, or None."""
+    metrics = MetricsForwarder(context, child.supervisor_endpoint)
+    metrics.open()
     try:
-        backend = local_backend(settings, relay)
-        await EngineProcess(part, settings, backend, context).run()
+        backend = local_backend(settings, metrics)
+        await EngineProcess(child, settings, backend, context).run()
     except StartFailed as error:
         return str(error)
     except Exception as error:
         return why(error)
     finally:
-        relay.close(_LINGER_MILLISECONDS)
+        metrics.close(_LINGER_MILLISECONDS)
     return None
 
 
 def main() -> int:
     """The exit status: 0 after SIGTERM, 2 when it cannot start."""
-    part, settings = begin()
+    child, settings = begin()
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    failure = uvloop.run(_run(part, settings, context))
+    failure = uvloop.run(_run(child, settings, context))
     context.destroy(linger=_LINGER_MILLISECONDS)
-    part.tidy()
+    child.tidy()
     if failure is not None:
-        part.failed(failure)
+        child.failed(failure)
         return 2
     return 0
 

@@ -1,11 +1,10 @@
-"""What crosses between the processes: tagged messages, many to a frame. Knows no socket.
+"""The messages between workers and engine, and how values become messages and values again.
 
-A frame is one byte of version and a msgpack array of messages. Whatever else it holds is refused
-with `Undecodable`; nothing is ever unpickled or run.
+A frame is one byte of version and a msgpack array of tagged messages. Anything else is refused with
+`Undecodable`; nothing is ever unpickled.
 """
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any, Generic, TypeAlias, TypeVar
 
 import msgspec
@@ -18,11 +17,9 @@ from adapters.errors import AdapterError
 from adapters.format.spec import AdapterSpec, BackboneIdentity
 from adapters.format.store import Revision
 from service import errors as service_errors
-from service.catalog.entry import CatalogEntry, Condition
+from service.catalog.entry import CatalogEntry, ChangeResult, Condition, Operation
 from service.engine.interface import AdapterKey, Completion, EngineInfo, Entry, RowResult
 from service.errors import ServiceError
-
-# --- merged from service.processes.messages
 
 VERSION = 1
 _VERSION_BYTE = bytes([VERSION])
@@ -32,64 +29,60 @@ Value: TypeAlias = str | int | float | bool | list[str | float] | None
 
 
 class Undecodable(Exception):
-    """These bytes are no frame of this version; the message says why."""
+    """The bytes are not a frame of this version; the message says why."""
+
+
+class Malformed(ValueError):
+    """A message has the right types, but its parts contradict each other."""
+
+
+class EngineDefect(Exception):
+    """The engine's process failed in an unforeseen way; its log has the details."""
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unknown_fields=True):
-    """Base of all that crosses, told apart by the names of the classes."""
+    """Base of all messages; each is tagged with the name of its class."""
 
 
 class Fault(Message, frozen=True):
-    """An error by the name of its class, its words, and its attributes."""
+    """An error: the name of its class, its text and its attributes."""
 
     kind: str
     message: str
     fields: dict[str, Value]
 
 
-class StoredRevision(Message, frozen=True):
-    """stored: seconds since the epoch."""
-
-    revision: str
-    stored: float
-    size: int
-
-
 class Adapter(Message, frozen=True):
-    """A `CatalogEntry`. specs: JSON by revision; None: as last time."""
+    """A `CatalogEntry`. specs: JSON by revision; None: the receiver has it already."""
 
     name: str
     current: str | None
-    revisions: list[StoredRevision]
+    revisions: list[Revision]
     specs: dict[str, str | None]
     unusable: dict[str, Fault]
     refusal: Fault | None
-
-
-class Conditions(Message, frozen=True):
-    match: list[str] | None
-    none_match: list[str] | None
 
 
 # From a worker to the engine.
 
 
 class Hello(Message, frozen=True):
-    """Tell me everything, and then what changes. worker: its number, which a successor takes."""
+    """Asks for a `Welcome` and for every change after it. worker: its number; a replacement for a
+    dead worker has the same one."""
 
     worker: int
 
 
-class Alive(Message, frozen=True):
-    """The answer to a `Beat`, at once."""
+class HeartbeatReply(Message, frozen=True):
+    """Answers a `Heartbeat` at once."""
 
 
 class Predict(Message, frozen=True):
-    """Entries of one request; arrays are little-endian and row after row.
+    """Entries of one request; arrays are little-endian, row after row.
 
-    deadline: of `time.monotonic`, one clock for all processes of a machine. adapters: distinct
-    (name, revision) pairs. rows: which of them each row asks. input_ids: int32. token_type_ids:
-    uint8. truncated: one byte a row.
+    deadline: on the clock of `time.monotonic`, which all processes of a machine share. adapters:
+    distinct (name, revision) pairs. rows: each row's index into them. input_ids: int32.
+    token_type_ids: uint8. truncated: one byte a row.
     """
 
     id: int
@@ -105,64 +98,36 @@ class Predict(Message, frozen=True):
 
 
 class Cancel(Message, frozen=True):
-    """Nobody waits for this request any more."""
+    """Nothing waits for this request any more."""
 
     id: int
 
 
-class Publish(Message, frozen=True):
-    """The adapter file is the next part of the same multipart message."""
+class ChangeRequest(Message, frozen=True):
+    """A `Change` of the catalog. Uploaded bytes are the next part of the same multipart message."""
 
     id: int
+    operation: Operation
     name: str
-    condition: Conditions
-
-
-class Rollback(Message, frozen=True):
-    id: int
-    name: str
-    prefix: str | None
-    condition: Conditions
-
-
-class Delete(Message, frozen=True):
-    id: int
-    name: str
-    condition: Conditions
-
-
-class Unload(Message, frozen=True):
-    id: int
-    name: str
-
-
-class Reload(Message, frozen=True):
-    id: int
-    name: str
-
-
-class Settle(Message, frozen=True):
-    """Answer when no change of this name is under way."""
-
-    id: int
-    name: str
+    condition: Condition
+    revision: str | None
 
 
 class Applied(Message, frozen=True):
-    """Every change up to this one is in the replica."""
+    """This worker has every catalog update up to this number."""
 
-    change: int
+    update: int
 
 
 class Goodbye(Message, frozen=True):
-    """This worker ends; it expects nothing more."""
+    """This worker ends and expects nothing more."""
 
 
 # From the engine to a worker.
 
 
-class Beat(Message, frozen=True):
-    """The engine's health, every half second. sent: of `time.monotonic`, see `link`."""
+class Heartbeat(Message, frozen=True):
+    """The engine's health, every half second. sent: on the clock of `time.monotonic`."""
 
     sent: float
     live: bool
@@ -172,9 +137,9 @@ class Beat(Message, frozen=True):
 
 
 class Welcome(Message, frozen=True):
-    """What a worker must know to encode and resolve; from here on it is told what changes.
+    """What a worker needs to encode texts and resolve names; catalog updates follow it.
 
-    tokenizer: as its library's JSON. The rest is that of `EngineInfo`.
+    tokenizer: the JSON of the tokenizers library. The other fields are those of `EngineInfo`.
     """
 
     tokenizer: str
@@ -189,12 +154,13 @@ class Welcome(Message, frozen=True):
     adapters: list[Adapter]
 
 
-class Stranger(Message, frozen=True):
-    """The engine does not know who asked: say `Hello` on a new connection."""
+class UnknownWorker(Message, frozen=True):
+    """The engine does not know the sender: it must say `Hello` on a new connection."""
 
 
-class Answered(Message, frozen=True):
-    """labels: of each row. scores and weights: float32, row after row; weights if asked for."""
+class Predicted(Message, frozen=True):
+    """labels: the number of labels of each row. scores, weights: float32, row after row; weights
+    only if the request asked for them."""
 
     id: int
     queue_seconds: float
@@ -204,42 +170,39 @@ class Answered(Message, frozen=True):
     weights: bytes | None
 
 
-class Failed(Message, frozen=True):
+class RequestFailed(Message, frozen=True):
     id: int
     fault: Fault
 
 
-class Done(Message, frozen=True):
-    """A change holds in every worker. revision: what is served now; of a deletion none is."""
+class ChangeDone(Message, frozen=True):
+    """Every worker has applied the change."""
 
     id: int
-    revision: str
-    created: bool
-    changed: bool
+    result: ChangeResult
 
 
-class Changed(Message, frozen=True):
-    """Changes are numbered; workers answer `Applied`."""
+class CatalogUpdate(Message, frozen=True):
+    """A name's new entry; None: the name was deleted. Workers answer `Applied`."""
 
-    change: int
-    adapter: Adapter
-
-
-class Removed(Message, frozen=True):
-    change: int
+    update: int
     name: str
+    adapter: Adapter | None
 
 
-Change: TypeAlias = Publish | Rollback | Delete | Unload | Reload | Settle
-FromWorker: TypeAlias = Hello | Alive | Predict | Cancel | Change | Applied | Goodbye
-FromEngine: TypeAlias = Beat | Welcome | Stranger | Answered | Failed | Done | Changed | Removed
+FromWorker: TypeAlias = (
+    Hello | HeartbeatReply | Predict | Cancel | ChangeRequest | Applied | Goodbye
+)
+FromEngine: TypeAlias = (
+    Heartbeat | Welcome | UnknownWorker | Predicted | RequestFailed | ChangeDone | CatalogUpdate
+)
 
 
 class Codec(Generic[M]):
-    """Frames of one direction.
+    """Decodes the frames of one direction.
 
     Args:
-        expected: a union of messages; anything else is undecodable.
+        expected: the union of messages that may arrive.
     """
 
     def __init__(self, expected: Any) -> None:
@@ -248,18 +211,18 @@ class Codec(Generic[M]):
     def decode(self, frame: bytes) -> list[M]:
         """
         Raises:
-            Undecodable: another version, or not such messages.
+            Undecodable: another version or other messages.
         """
         if frame[:1] != _VERSION_BYTE:
             raise Undecodable(f"version {frame[0]}, expected {VERSION}" if frame else "empty")
         try:
             return self._decoder.decode(memoryview(frame)[1:])
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             raise Undecodable(str(error)[:200]) from None
 
 
 def encode(messages: Sequence[Message]) -> bytes:
-    """One frame of messages that go the same way."""
+    """One frame of messages with the same receiver."""
     buffer = bytearray(_VERSION_BYTE)
     _ENCODER.encode_into(messages, buffer, 1)
     return bytes(buffer)
@@ -267,32 +230,17 @@ def encode(messages: Sequence[Message]) -> bytes:
 
 _ENCODER = msgspec.msgpack.Encoder()
 
-
-# --- merged from service.processes.values
-
-E = TypeVar("E", bound=Exception)
-Refusal: TypeAlias = AdapterError | ServiceError
-
-
-def _classes(module: Any, base: type[E]) -> dict[str, type[E]]:
-    found = (item for item in vars(module).values() if isinstance(item, type))
-    return {item.__name__: item for item in found if issubclass(item, base)}
-
-
-_ADAPTER_ERRORS = _classes(adapter_errors, AdapterError)
-_SERVICE_ERRORS = _classes(service_errors, ServiceError)
-
-
-class EngineDefect(Exception):
-    """The engine's process failed in a way that nobody foresaw; its log says how."""
-
-
-class Malformed(ValueError):
-    """A message of the right types whose parts do not belong together."""
+# The errors that may cross, by name. Both packages define trees of classes and nothing else.
+_ERRORS: dict[str, type[AdapterError | ServiceError]] = {
+    name: value
+    for module in (service_errors, adapter_errors)
+    for name, value in vars(module).items()
+    if isinstance(value, type) and issubclass(value, (AdapterError, ServiceError))
+}
 
 
 def fault_of(error: BaseException) -> Fault:
-    """An error as a message; of a defect only the name of its class leaves the process."""
+    """An error as a message. For a defect, only the name of its class leaves the process."""
     if not isinstance(error, (AdapterError, ServiceError)):
         return Fault("EngineDefect", type(error).__name__, {})
     fields: dict[str, Value] = {
@@ -303,18 +251,18 @@ def fault_of(error: BaseException) -> Fault:
 
 
 def error_of(fault: Fault) -> AdapterError | ServiceError | EngineDefect:
-    """The same error, whatever the arguments that it was made with: its words and attributes."""
-    known = _ADAPTER_ERRORS.get(fault.kind) or _SERVICE_ERRORS.get(fault.kind)
-    if known is None:
+    """The same error, rebuilt from its text and attributes without calling its constructor."""
+    error_type = _ERRORS.get(fault.kind)
+    if error_type is None:
         return EngineDefect(f"{fault.kind}: {fault.message}")
-    error = known.__new__(known, fault.message)
+    error = error_type.__new__(error_type, fault.message)
     for name, value in fault.fields.items():
         setattr(error, name, tuple(value) if isinstance(value, list) else value)
     return error
 
 
 def predict_of(number: int, entries: Sequence[Entry], deadline: float | None) -> Predict:
-    """A request; token ids are narrowed to 32 bits, which every vocabulary fits."""
+    """A request as a message; token ids are narrowed to 32 bits, which fit every vocabulary."""
     adapters: dict[AdapterKey, int] = {}
     rows = [adapters.setdefault(entry.adapter, len(adapters)) for entry in entries]
     encodings = [entry.encoding for entry in entries]
@@ -335,7 +283,7 @@ def predict_of(number: int, entries: Sequence[Entry], deadline: float | None) ->
 def entries_of(message: Predict) -> list[Entry]:
     """
     Raises:
-        Malformed: lengths, rows and arrays do not belong together.
+        Malformed: lengths, rows and arrays contradict each other.
     """
     keys = [AdapterKey(name, revision) for name, revision in message.adapters]
     count, tokens = len(message.rows), sum(message.lengths)
@@ -349,7 +297,7 @@ def entries_of(message: Predict) -> list[Entry]:
         and max(message.rows, default=-1) < len(keys)
     )
     if not consistent:
-        raise Malformed("the parts of a request do not belong together")
+        raise Malformed("the parts of a request contradict each other")
     input_ids = np.frombuffer(message.input_ids, "<i4").astype(np.int64)
     types = np.frombuffer(message.token_type_ids, "u1").astype(np.int64)
     entries, start = [], 0
@@ -363,11 +311,11 @@ def entries_of(message: Predict) -> list[Entry]:
     return entries
 
 
-def answered_of(number: int, completion: Completion) -> Answered:
-    """An answer; with weights if all rows have them."""
+def predicted_of(number: int, completion: Completion) -> Predicted:
+    """An answer as a message; with weights if all rows have them."""
     rows = completion.rows
     weights = [row.token_weights for row in rows if row.token_weights is not None]
-    return Answered(
+    return Predicted(
         id=number,
         queue_seconds=completion.queue_seconds,
         inference_seconds=completion.inference_seconds,
@@ -377,11 +325,11 @@ def answered_of(number: int, completion: Completion) -> Answered:
     )
 
 
-def completion_of(message: Answered, entries: Sequence[Entry]) -> Completion:
+def completion_of(message: Predicted, entries: Sequence[Entry]) -> Completion:
     """The answer to these entries.
 
     Raises:
-        Malformed: it is the answer to others.
+        Malformed: it does not fit these entries.
     """
     lengths = [len(entry.encoding) for entry in entries]
     expected = None if message.weights is None else 4 * sum(lengths)
@@ -390,10 +338,10 @@ def completion_of(message: Answered, entries: Sequence[Entry]) -> Completion:
         or len(message.scores) != 4 * sum(message.labels)
         or (message.weights is not None and len(message.weights) != expected)
     ):
-        raise Malformed("the answer does not belong to its request")
+        raise Malformed("the answer does not fit its request")
     scores = _split(message.scores, message.labels)
     if message.weights is None:
-        rows = tuple(RowResult(item) for item in scores)
+        rows = tuple(map(RowResult, scores))
     else:
         weights = _split(message.weights, lengths)
         rows = tuple(map(RowResult, scores, weights))
@@ -401,14 +349,11 @@ def completion_of(message: Answered, entries: Sequence[Entry]) -> Completion:
 
 
 def adapter_of(entry: CatalogEntry, known: Mapping[str, AdapterSpec]) -> Adapter:
-    """An entry; specs of revisions in `known` are left out, for who was told of them before."""
+    """An entry as a message, without the specs that the receiver has: those in `known`."""
     return Adapter(
         name=entry.name,
         current=entry.current,
-        revisions=[
-            StoredRevision(item.revision, item.stored.timestamp(), item.size)
-            for item in entry.revisions
-        ],
+        revisions=list(entry.revisions),
         specs={
             revision: None if known.get(revision) is spec else spec.to_json()
             for revision, spec in entry.specs.items()
@@ -421,39 +366,20 @@ def adapter_of(entry: CatalogEntry, known: Mapping[str, AdapterSpec]) -> Adapter
 def entry_of(message: Adapter, known: Mapping[str, AdapterSpec]) -> CatalogEntry:
     """
     Raises:
-        Malformed: a spec that was left out is not known here either, or an error is none.
+        Malformed: a spec was left out that is not in `known`, or an error is not an adapter's.
     """
     specs: dict[str, AdapterSpec] = {}
     for revision, text in message.specs.items():
         if text is None and revision not in known:
-            raise Malformed(f"adapter {message.name!r}: nothing was said of {revision}")
+            raise Malformed(f"adapter {message.name!r}: the spec of {revision} is missing")
         specs[revision] = known[revision] if text is None else AdapterSpec.model_validate_json(text)
     return CatalogEntry(
         name=message.name,
         current=message.current,
-        revisions=tuple(
-            Revision(item.revision, datetime.fromtimestamp(item.stored, UTC), item.size)
-            for item in message.revisions
-        ),
+        revisions=tuple(message.revisions),
         specs=specs,
         unusable={revision: _adapter_error(item) for revision, item in message.unusable.items()},
         refusal=None if message.refusal is None else _adapter_error(message.refusal),
-    )
-
-
-def conditions_of(condition: Condition) -> Conditions:
-    match, none_match = condition.match, condition.none_match
-    return Conditions(
-        None if match is None else sorted(match),
-        None if none_match is None else sorted(none_match),
-    )
-
-
-def condition_of(message: Conditions) -> Condition:
-    match, none_match = message.match, message.none_match
-    return Condition(
-        None if match is None else frozenset(match),
-        None if none_match is None else frozenset(none_match),
     )
 
 
@@ -491,12 +417,12 @@ def info_of(message: Welcome) -> EngineInfo:
 def _adapter_error(fault: Fault) -> AdapterError:
     error = error_of(fault)
     if not isinstance(error, AdapterError):
-        raise Malformed(f"{fault.kind} is no error of an adapter")
+        raise Malformed(f"{fault.kind} is not an error of an adapter")
     return error
 
 
 def _joined(arrays: Sequence[Any], dtype: str) -> bytes:
-    """Arrays of one dimension, one behind the other."""
+    """One-dimensional arrays, one after the other."""
     if len(arrays) == 1:
         return bytes(arrays[0].astype(dtype).tobytes())
     return np.concatenate(arrays).astype(dtype).tobytes() if arrays else b""
@@ -507,8 +433,8 @@ def _split(data: bytes, lengths: Sequence[int]) -> list[Any]:
     whole = np.frombuffer(data, "<f4")
     if len(lengths) == 1:
         return [whole]
-    found, start = [], 0
+    parts, start = [], 0
     for length in lengths:
-        found.append(whole[start : start + length])
+        parts.append(whole[start : start + length])
         start += length
-    return found
+    return parts

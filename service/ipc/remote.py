@@ -1,7 +1,7 @@
-"""The engine and its catalog as a worker has them: `service.backend.Backend` over a socket.
+"""A worker's side of the socket: `service.backend.Backend` with the engine in another process.
 
-Whatever becomes of the engine's process, nobody waits for ever: a lost connection fails all that
-wait on it, and the worker is not ready until the engine has welcomed it again.
+Nothing waits for ever, whatever happens to the engine's process: a lost connection fails everything
+that waits for an answer, and the worker is not ready until the engine has welcomed it again.
 """
 
 import asyncio
@@ -11,68 +11,68 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from time import monotonic
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-from adapters.format.store import Published
-from service.catalog.entry import Condition
-from service.catalog.view import Directory
+from service.catalog.entry import Change, ChangeResult
+from service.catalog.view import CatalogView
 from service.engine.interface import Completion, EngineHealth, EngineInfo, Entry
-from service.engine.observer import FailureReason
+from service.engine.observer import Observer
 from service.errors import DeadlineExceeded, EngineUnavailable, NotReady
-from service.ipc.channel import Channel, Complaints, Outbox
+from service.ipc.channel import Channel, Outbox, RateLimitedWarnings
 from service.ipc.protocol import (
     Adapter,
-    Alive,
-    Answered,
     Applied,
-    Beat,
     Cancel,
-    Changed,
+    CatalogUpdate,
+    ChangeDone,
+    ChangeRequest,
     Codec,
-    Delete,
-    Done,
-    Failed,
     FromEngine,
     Goodbye,
+    Heartbeat,
+    HeartbeatReply,
     Hello,
+    Malformed,
     Message,
-    Publish,
-    Reload,
-    Removed,
-    Rollback,
-    Settle,
-    Stranger,
+    Predicted,
+    RequestFailed,
     Undecodable,
-    Unload,
+    UnknownWorker,
     Welcome,
     completion_of,
-    conditions_of,
     entry_of,
     error_of,
     info_of,
     predict_of,
 )
 
-# --- merged from service.processes.link
-
 logger = logging.getLogger(__name__)
 
+# A worker may answer for this long after the last heartbeat was sent. The engine waits for a silent
+# worker for as long, and no longer, so that it never serves stale revisions.
 LEASE_SECONDS = 2.0
 SILENT_SECONDS = 10.0
 _RECONNECT_MILLISECONDS = 50
-_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+_MONITORED = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+# The engine fails requests at their deadline, unless it hangs; a worker waits this much longer.
+_GRACE_SECONDS = 0.5
+_STARTING = "the engine's process is starting"
+_NO_HEARTBEAT = "the engine has not been heard of lately"
+
+Reply: TypeAlias = Predicted | ChangeDone
+R = TypeVar("R", Predicted, ChangeDone)
 
 
-class Link:
-    """Opened with `open`, on the event loop where it calls back.
+class Connection:
+    """The connection to the engine's process, opened again whenever it is lost.
 
     Args:
         worker: this worker's number.
-        receive: called with every message but the link's own.
-        lost: called with the reason, once for each connection that was welcomed or not.
+        receive: called with every message, except `UnknownWorker`.
+        lost: called with the reason each time a connection is lost.
         max_bytes: of a frame.
     """
 
@@ -89,85 +89,79 @@ class Link:
         self._context = context
         self._endpoint = endpoint
         self._worker = worker
-        self._receive = receive
+        self._deliver = receive
         self._lost = lost
         self._max_bytes = max_bytes
         self._codec: Codec[FromEngine] = Codec(FromEngine)
-        self._complaints = Complaints(logger)
+        self._warnings = RateLimitedWarnings(logger)
         self._channels: list[Channel] = []
         self._outbox: Outbox | None = None
-        # When the last beat was sent, and when anything came last; None before the engine is there.
-        self._sent = 0.0
+        # When the last heartbeat was sent, and when anything last came; None until connected.
+        self._heartbeat_sent = 0.0
         self._heard: float | None = None
         self._closed = False
 
     @property
     def fresh(self) -> bool:
-        """Whether this worker may answer from what it knows."""
-        return monotonic() - self._sent < LEASE_SECONDS
+        """Whether this worker's lease holds, so that it may answer from its copy of the catalog."""
+        return monotonic() - self._heartbeat_sent < LEASE_SECONDS
 
     def open(self) -> None:
+        """Connect; callbacks come on the running event loop."""
         socket = self._context.socket(zmq.DEALER)
         socket.linger = 0
-        # What waits is bounded by what the engine admits; a limit here could only block or drop.
+        # The engine bounds what waits by admission; a limit here could only block or drop.
         socket.sndhwm = socket.rcvhwm = 0
         socket.reconnect_ivl = _RECONNECT_MILLISECONDS
-        monitor = socket.get_monitor_socket(_EVENTS)
-        channel = Channel(socket, self._take)
-        self._channels = [channel, Channel(monitor, self._note)]
+        monitor = socket.get_monitor_socket(_MONITORED)
+        channel = Channel(socket, self._receive)
+        self._channels = [channel, Channel(monitor, self._connection_changed)]
         self._outbox = Outbox(channel.send, max_bytes=self._max_bytes)
-        self._sent, self._heard = 0.0, None
+        self._heartbeat_sent, self._heard = 0.0, None
         socket.connect(self._endpoint)
 
     def close(self) -> None:
-        """Say farewell and be gone; nothing calls back any more."""
+        """Say goodbye and disconnect; there are no more callbacks."""
         self._closed = True
-        self.put(Goodbye())
-        self.flush()
-        self._disconnect(linger_milliseconds=100)
-
-    def put(self, message: Message) -> None:
-        """Send with whatever else this turn of the loop sends."""
-        if self._outbox is not None:
-            self._outbox.put(message)
-
-    def put_with(self, message: Message, attachment: bytes) -> None:
-        if self._outbox is not None:
-            self._outbox.put_with(message, attachment)
-
-    def flush(self) -> None:
+        self.send(Goodbye())
         if self._outbox is not None:
             self._outbox.flush()
+        self._disconnect(linger_milliseconds=100)
+
+    def send(self, message: Message, attachment: bytes | None = None) -> None:
+        """Send a message in the next frame, or in a frame of its own with an attachment."""
+        if self._outbox is not None:
+            self._outbox.send(message, attachment)
 
     def check(self) -> None:
-        """Give up a connection on which nothing comes any more; call this now and then."""
+        """Give up a connection on which nothing arrives; call this regularly."""
         if self._heard is not None and monotonic() - self._heard > SILENT_SECONDS:
             self._lose(f"the engine has been silent for {SILENT_SECONDS:.0f} seconds")
 
-    def _take(self, frames: list[bytes]) -> None:
+    def _receive(self, frames: list[bytes]) -> None:
         self._heard = monotonic()
         try:
             messages = self._codec.decode(frames[0])
         except Undecodable as error:
-            self._complaints.warn(f"refused a message of the engine: {error}")
+            self._warnings.warn(f"refused a message of the engine: {error}")
             return
         channel = self._channels[0]
         for message in messages:
-            if isinstance(message, Stranger):
+            if isinstance(message, UnknownWorker):
                 self._lose("the engine has given this worker up")
-            elif isinstance(message, Beat):
-                self._sent = max(self._sent, message.sent)
-                self.put(Alive())
-            # A connection may be lost by any message; what came on it says nothing any more.
+            elif isinstance(message, Heartbeat):
+                self._heartbeat_sent = max(self._heartbeat_sent, message.sent)
+                self.send(HeartbeatReply())
+            # Any message may lose the connection; the messages after it are void.
             if not self._channels or self._channels[0] is not channel:
                 return
-            self._receive(message)
+            self._deliver(message)
 
-    def _note(self, frames: list[bytes]) -> None:
+    def _connection_changed(self, frames: list[bytes]) -> None:
         event: Any = parse_monitor_message(frames)["event"]
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self._heard = monotonic()
-            self.put(Hello(self._worker))
+            self.send(Hello(self._worker))
         elif event == zmq.EVENT_DISCONNECTED:
             self._lose("the engine's process is gone")
 
@@ -180,7 +174,7 @@ class Link:
     def _lose(self, reason: str) -> None:
         self._disconnect()
         self._lost(reason)
-        # Not from within the callback of a socket that is just being closed.
+        # Not now: the caller may be a callback of the socket that is being closed.
         asyncio.get_running_loop().call_soon(self._reopen)
 
     def _reopen(self) -> None:
@@ -188,72 +182,11 @@ class Link:
             self.open()
 
 
-# --- merged from service.processes.replica
-
-
-class Changes(Protocol):
-    """Asks the engine's process; errors are those of `Directory`, or EngineUnavailable."""
-
-    async def publish(self, name: str, data: bytes, condition: Condition) -> Published: ...
-    async def rollback(self, name: str, prefix: str | None, condition: Condition) -> str: ...
-    async def delete(self, name: str, condition: Condition) -> None: ...
-    async def unload(self, name: str) -> None: ...
-    async def reload(self, name: str) -> str: ...
-    async def settled(self, name: str) -> None: ...
-
-
-class Replica(Directory):
-    """As new as the last message: the engine answers a change only when every replica has it."""
-
-    def __init__(self, root: Path, changes: Changes) -> None:
-        super().__init__(root)
-        self._changes = changes
-
-    async def publish(self, name: str, data: bytes, condition: Condition) -> Published:
-        return await self._changes.publish(name, data, condition)
-
-    async def rollback(self, name: str, prefix: str | None, condition: Condition) -> str:
-        return await self._changes.rollback(name, prefix, condition)
-
-    async def delete(self, name: str, condition: Condition) -> None:
-        await self._changes.delete(name, condition)
-
-    async def unload(self, name: str) -> None:
-        await self._changes.unload(name)
-
-    async def reload(self, name: str) -> str:
-        return await self._changes.reload(name)
-
-    async def settled(self, name: str) -> None:
-        await self._changes.settled(name)
-
-    def reset(self, adapters: Sequence[Adapter]) -> None:
-        """All there is."""
-        self._entries = {item.name: entry_of(item, {}) for item in adapters}
-
-    def put(self, adapter: Adapter) -> None:
-        before = self._entries.get(adapter.name)
-        self._entries[adapter.name] = entry_of(adapter, before.specs if before else {})
-
-    def remove(self, name: str) -> None:
-        self._entries.pop(name, None)
-
-
-# --- merged from service.processes.remote
-
-
-_Reply: TypeAlias = Answered | Done
-_STARTING = "the engine's process is starting"
-# The engine's own word on a deadline comes first, unless it hangs.
-_LATE_SECONDS = 0.5
-_SILENT = "the engine has not been heard of lately"
-
-
 @dataclass(slots=True, eq=False)
-class _Waiting:
-    """rows: texts that are lost if no answer comes. deadline: of `time.monotonic`."""
+class _Pending:
+    """rows: texts that fail if no answer comes. deadline: on the clock of `time.monotonic`."""
 
-    reply: "asyncio.Future[_Reply]"
+    reply: "asyncio.Future[Reply]"
     rows: int
     deadline: float | None
 
@@ -262,17 +195,179 @@ class _Waiting:
             self.reply.set_exception(error)
 
 
-class FailureObserver(Protocol):
-    def failed(self, reason: FailureReason, rows: int) -> None: ...
+class Requests:
+    """The requests that wait for the engine's answer.
+
+    Attributes:
+        unavailable: why the engine takes no requests; None: it has welcomed this worker.
+    """
+
+    def __init__(self, connection: Connection, observer: Observer) -> None:
+        self.unavailable: str | None = _STARTING
+        self._connection = connection
+        self._observer = observer
+        self._numbers = count(1)
+        self._pending: dict[int, _Pending] = {}
+
+    async def ask(
+        self,
+        reply_type: type[R],
+        request: Callable[[int], Message],
+        attachment: bytes | None = None,
+        *,
+        rows: int = 0,
+        deadline: float | None = None,
+    ) -> R:
+        """Send a request and return its reply. Cancelling the call cancels it in the engine, too.
+
+        Args:
+            request: creates the message from the request's number.
+
+        Raises:
+            EngineUnavailable: the engine is not reachable, or was lost before it answered.
+            Malformed: the reply is of another type.
+            Exception: the error that the engine answered with.
+        """
+        if self.unavailable is not None:
+            raise EngineUnavailable(self.unavailable)
+        number = next(self._numbers)
+        self._connection.send(request(number), attachment)
+        pending = _Pending(asyncio.get_running_loop().create_future(), rows, deadline)
+        self._pending[number] = pending
+        try:
+            reply = await pending.reply
+        except asyncio.CancelledError:
+            if self._pending.pop(number, None) is not None:
+                self._connection.send(Cancel(number))
+            raise
+        if not isinstance(reply, reply_type):
+            raise Malformed("the answer is of another type than its request")
+        return reply
+
+    async def drain(self) -> None:
+        """Return when nothing waits any more."""
+        while self._pending:
+            await asyncio.wait([pending.reply for pending in self._pending.values()])
+
+    def answer(self, reply: Reply) -> None:
+        pending = self._pending.pop(reply.id, None)
+        if pending is not None and not pending.reply.done():
+            pending.reply.set_result(reply)
+
+    def fail(self, failed: RequestFailed) -> None:
+        pending = self._pending.pop(failed.id, None)
+        if pending is not None:
+            pending.fail(error_of(failed.fault))
+
+    def fail_all(self, reason: str) -> None:
+        """The engine is lost: what waits, and what comes, fails with EngineUnavailable."""
+        self.unavailable = reason
+        pending, self._pending = self._pending, {}
+        if rows := sum(request.rows for request in pending.values()):
+            self._observer.failed("unavailable", rows)
+        for request in pending.values():
+            request.fail(EngineUnavailable(reason))
+
+    def expire(self) -> None:
+        """Fail requests well past their deadline: the engine, which keeps deadlines, hangs."""
+        until = monotonic() - _GRACE_SECONDS
+        late = [
+            number
+            for number, pending in self._pending.items()
+            if pending.deadline is not None and pending.deadline < until
+        ]
+        for number in late:
+            pending = self._pending.pop(number)
+            self._observer.failed("deadline", pending.rows)
+            pending.fail(DeadlineExceeded("the deadline passed before the engine answered"))
+            self._connection.send(Cancel(number))
+
+
+class RemoteEngine:
+    """`service.engine.interface.Predictor` over the socket.
+
+    Attributes:
+        heartbeat: the last one of this connection.
+    """
+
+    def __init__(self, requests: Requests) -> None:
+        self.heartbeat: Heartbeat | None = None
+        self._requests = requests
+        self._info: EngineInfo | None = None
+
+    @property
+    def info(self) -> EngineInfo:
+        if self._info is None:
+            raise NotReady(self._requests.unavailable or _STARTING)
+        return self._info
+
+    async def predict(
+        self, entries: Sequence[Entry], *, deadline: float | None = None
+    ) -> Completion:
+        if not entries:
+            return Completion((), 0.0, 0.0)
+        reply = await self._requests.ask(
+            Predicted,
+            lambda number: predict_of(number, entries, deadline),
+            rows=len(entries),
+            deadline=deadline,
+        )
+        return completion_of(reply, entries)
+
+    async def drain(self) -> None:
+        await self._requests.drain()
+
+    def health(self) -> EngineHealth:
+        """What the engine said of itself last."""
+        unavailable, heartbeat = self._requests.unavailable, self.heartbeat
+        if heartbeat is None:
+            return EngineHealth(live=True, ready=False, reason=unavailable or _STARTING)
+        if heartbeat.ready and unavailable is not None:
+            reason = "reading the adapters"
+            return EngineHealth(live=True, ready=False, reason=reason, details=heartbeat.details)
+        return EngineHealth(heartbeat.live, heartbeat.ready, heartbeat.reason, heartbeat.details)
+
+    def set_info(self, info: EngineInfo) -> None:
+        self._info = info
+
+
+class RemoteCatalog(CatalogView):
+    """A copy of the engine's catalog, up to date whenever a change returns: the engine answers a
+    change only when every copy has it."""
+
+    def __init__(self, root: Path, requests: Requests) -> None:
+        super().__init__(root)
+        self._requests = requests
+
+    async def apply(self, change: Change) -> ChangeResult:
+        done = await self._requests.ask(
+            ChangeDone,
+            lambda number: ChangeRequest(
+                number, change.operation, change.name, change.condition, change.revision
+            ),
+            change.data if change.operation == "publish" else None,
+        )
+        return done.result
+
+    def replace_all(self, adapters: Sequence[Adapter]) -> None:
+        self._entries = {adapter.name: entry_of(adapter, {}) for adapter in adapters}
+
+    def update(self, name: str, adapter: Adapter | None) -> None:
+        """Take over a new entry; None: the name was deleted."""
+        if adapter is None:
+            self._entries.pop(name, None)
+        else:
+            before = self._entries.get(name)
+            self._entries[name] = entry_of(adapter, before.specs if before else {})
 
 
 class RemoteBackend:
-    """Everything happens on the event loop that calls `start`.
+    """All methods are called on the event loop that calls `start`.
 
     Args:
         worker: this worker's number.
-        store: where the adapters' files are, for downloads.
-        observer: told of texts that the engine's process could not fail itself.
+        store: the adapter store's folder, for downloads.
+        observer: told of texts that fail because the engine's process does not answer.
         max_bytes: of a frame.
     """
 
@@ -283,207 +378,67 @@ class RemoteBackend:
         worker: int,
         *,
         store: Path,
-        observer: FailureObserver,
+        observer: Observer,
         max_bytes: int,
     ) -> None:
         self._worker = worker
-        self._link = Link(
+        self._connection = Connection(
             context, endpoint, worker, receive=self._receive, lost=self._lost, max_bytes=max_bytes
         )
-        self.engine = RemoteEngine(self._link, observer)
-        self.catalog = Replica(store, self.engine)
+        self._requests = Requests(self._connection, observer)
+        self.engine = RemoteEngine(self._requests)
+        self.catalog = RemoteCatalog(store, self._requests)
         self._welcomed = asyncio.Event()
 
     async def start(self) -> None:
-        self._link.open()
+        self._connection.open()
         await self._welcomed.wait()
 
     async def stop(self) -> None:
-        self._link.close()
-        self.engine.leave("the service is stopped")
+        self._connection.close()
+        self._leave("the service is stopped")
 
     def check(self) -> None:
-        """What must be looked at now and then."""
-        self._link.check()
-        self.engine.expire()
+        """Notice a silent engine and missed deadlines; call this regularly."""
+        self._connection.check()
+        self._requests.expire()
 
     def health(self) -> EngineHealth:
-        """This process lives as long as it answers; the engine's is healed by the supervisor."""
+        """Always live: this process answers, and the supervisor replaces a dead engine."""
         health = self.engine.health()
         ready, reason = health.ready, health.reason
-        if ready and not self._link.fresh:
-            ready, reason = False, _SILENT
+        if ready and not self._connection.fresh:
+            ready, reason = False, _NO_HEARTBEAT
         details = {**health.details, "worker": self._worker}
         return EngineHealth(live=True, ready=ready, reason=reason, details=details)
 
     def refuse_unless_ready(self) -> None:
-        if not (self.engine.welcomed and self._link.fresh):
-            reason = self.health().reason or _SILENT
+        if self._requests.unavailable is not None or not self._connection.fresh:
+            reason = self.health().reason or _NO_HEARTBEAT
             raise (EngineUnavailable if self._welcomed.is_set() else NotReady)(reason)
 
     def _receive(self, message: FromEngine) -> None:
         match message:
-            case Answered() | Done():
-                self.engine.settle(message)
-            case Failed():
-                self.engine.fail(message)
-            case Changed():
-                self.catalog.put(message.adapter)
-                self._link.put(Applied(message.change))
-            case Removed():
-                self.catalog.remove(message.name)
-                self._link.put(Applied(message.change))
-            case Beat():
-                self.engine.beat = message
+            case Predicted() | ChangeDone():
+                self._requests.answer(message)
+            case RequestFailed():
+                self._requests.fail(message)
+            case CatalogUpdate():
+                self.catalog.update(message.name, message.adapter)
+                self._connection.send(Applied(message.update))
+            case Heartbeat():
+                self.engine.heartbeat = message
             case Welcome():
-                self.catalog.reset(message.adapters)
-                self.engine.join(info_of(message))
+                self.catalog.replace_all(message.adapters)
+                self.engine.set_info(info_of(message))
+                self._requests.unavailable = None
                 self._welcomed.set()
                 logger.info("welcomed by the engine adapters=%d", len(self.catalog))
 
     def _lost(self, reason: str) -> None:
         logger.warning("connection to the engine lost: %s", reason)
-        self.engine.leave(reason)
+        self._leave(reason)
 
-
-class RemoteEngine:
-    """`service.engine.interface.Predictor`, and the changes that a `Replica` asks for.
-
-    Attributes:
-        welcomed: whether the engine knows this worker, and so whether anything may be asked.
-        beat: the last one of this connection.
-    """
-
-    def __init__(self, link: Link, observer: FailureObserver) -> None:
-        self.welcomed = False
-        self.beat: Beat | None = None
-        self._link = link
-        self._observer = observer
-        self._info: EngineInfo | None = None
-        self._reason = _STARTING
-        self._numbers = count(1)
-        self._pending: dict[int, _Waiting] = {}
-
-    @property
-    def info(self) -> EngineInfo:
-        if self._info is None:
-            raise NotReady(self._reason)
-        return self._info
-
-    async def predict(
-        self, entries: Sequence[Entry], *, deadline: float | None = None
-    ) -> Completion:
-        if not entries:
-            return Completion((), 0.0, 0.0)
-        number = self._number()
-        self._link.put(predict_of(number, entries, deadline))
-        reply = await self._reply(number, rows=len(entries), deadline=deadline)
-        assert isinstance(reply, Answered)
-        return completion_of(reply, entries)
-
-    async def drain(self) -> None:
-        while self._pending:
-            await asyncio.wait([waiting.reply for waiting in self._pending.values()])
-
-    def health(self) -> EngineHealth:
-        beat = self.beat
-        if beat is None:
-            return EngineHealth(live=True, ready=False, reason=self._reason)
-        if beat.ready and not self.welcomed:
-            reason = "reading the adapters"
-            return EngineHealth(live=True, ready=False, reason=reason, details=beat.details)
-        return EngineHealth(beat.live, beat.ready, beat.reason, beat.details)
-
-    async def publish(self, name: str, data: bytes, condition: Condition) -> Published:
-        number = self._number()
-        self._link.put_with(Publish(number, name, conditions_of(condition)), data)
-        done = await self._done(number)
-        return Published(done.revision, done.created, done.changed)
-
-    async def rollback(self, name: str, prefix: str | None, condition: Condition) -> str:
-        number = self._number()
-        self._link.put(Rollback(number, name, prefix, conditions_of(condition)))
-        return (await self._done(number)).revision
-
-    async def delete(self, name: str, condition: Condition) -> None:
-        number = self._number()
-        self._link.put(Delete(number, name, conditions_of(condition)))
-        await self._done(number)
-
-    async def unload(self, name: str) -> None:
-        number = self._number()
-        self._link.put(Unload(number, name))
-        await self._done(number)
-
-    async def reload(self, name: str) -> str:
-        number = self._number()
-        self._link.put(Reload(number, name))
-        return (await self._done(number)).revision
-
-    async def settled(self, name: str) -> None:
-        number = self._number()
-        self._link.put(Settle(number, name))
-        await self._done(number)
-
-    def join(self, info: EngineInfo) -> None:
-        """The engine takes requests from now on."""
-        self._info = info
-        self.welcomed = True
-
-    def leave(self, reason: str) -> None:
-        """It takes none any more; whoever waits fails with EngineUnavailable."""
-        self.welcomed, self.beat, self._reason = False, None, reason
-        pending, self._pending = self._pending, {}
-        if rows := sum(waiting.rows for waiting in pending.values()):
-            self._observer.failed("unavailable", rows)
-        for waiting in pending.values():
-            waiting.fail(EngineUnavailable(reason))
-
-    def expire(self) -> None:
-        """Fail who should have had an answer by now: the engine, which keeps deadlines, hangs."""
-        until = monotonic() - _LATE_SECONDS
-        late = [
-            number
-            for number, waiting in self._pending.items()
-            if waiting.deadline is not None and waiting.deadline < until
-        ]
-        for number in late:
-            waiting = self._pending.pop(number)
-            self._observer.failed("deadline", waiting.rows)
-            waiting.fail(DeadlineExceeded("the deadline passed before the engine said anything"))
-            self._link.put(Cancel(number))
-
-    def settle(self, reply: _Reply) -> None:
-        """Hand an answer to who waits for it, if still somebody does."""
-        waiting = self._pending.pop(reply.id, None)
-        if waiting is not None and not waiting.reply.done():
-            waiting.reply.set_result(reply)
-
-    def fail(self, failed: Failed) -> None:
-        waiting = self._pending.pop(failed.id, None)
-        if waiting is not None:
-            waiting.fail(error_of(failed.fault))
-
-    def _number(self) -> int:
-        """
-        Raises:
-            EngineUnavailable: there is nobody to ask.
-        """
-        if not self.welcomed:
-            raise EngineUnavailable(self._reason)
-        return next(self._numbers)
-
-    async def _done(self, number: int) -> Done:
-        reply = await self._reply(number, rows=0, deadline=None)
-        assert isinstance(reply, Done)
-        return reply
-
-    async def _reply(self, number: int, *, rows: int, deadline: float | None) -> _Reply:
-        waiting = _Waiting(asyncio.get_running_loop().create_future(), rows, deadline)
-        self._pending[number] = waiting
-        try:
-            return await waiting.reply
-        except asyncio.CancelledError:
-            if self._pending.pop(number, None) is not None:
-                self._link.put(Cancel(number))
-            raise
+    def _leave(self, reason: str) -> None:
+        self.engine.heartbeat = None
+        self._requests.fail_all(reason)

@@ -1,7 +1,8 @@
-"""The workers as the engine's process sees them: who is there, what they ask, what they know.
+"""The engine's side of the socket: it welcomes workers and answers their requests.
 
-A change is answered when every worker has applied it. One that says nothing for `GIVE_UP_SECONDS`
-is given up: its requests are cancelled, it is not waited for, and it must say hello again.
+A change is answered when every worker has applied it. A worker that sends nothing for
+`GIVE_UP_SECONDS` is given up: its requests are cancelled, changes do not wait for it, and it must
+say hello again.
 """
 
 import asyncio
@@ -17,55 +18,49 @@ import zmq
 from adapters.errors import AdapterError
 from adapters.format.spec import AdapterSpec
 from service.backend import Backend
-from service.catalog.entry import CatalogEntry
+from service.catalog.entry import CatalogEntry, Change
 from service.errors import ServiceError
-from service.ipc.channel import Channel, Complaints, Outbox
+from service.ipc.channel import Channel, Outbox, RateLimitedWarnings
 from service.ipc.child import BEAT_SECONDS
 from service.ipc.protocol import (
-    Alive,
     Applied,
-    Beat,
     Cancel,
-    Change,
-    Changed,
+    CatalogUpdate,
+    ChangeDone,
+    ChangeRequest,
     Codec,
-    Delete,
-    Done,
-    Failed,
     FromWorker,
     Goodbye,
+    Heartbeat,
+    HeartbeatReply,
     Hello,
     Malformed,
-    Message,
     Predict,
-    Publish,
-    Reload,
-    Removed,
-    Rollback,
-    Settle,
-    Stranger,
+    RequestFailed,
     Undecodable,
-    Unload,
+    UnknownWorker,
     adapter_of,
-    answered_of,
-    condition_of,
     encode,
     entries_of,
     fault_of,
+    predicted_of,
     welcome_of,
 )
 from service.ipc.remote import LEASE_SECONDS
 
 logger = logging.getLogger(__name__)
 
+# Once the engine stops waiting for a worker, that worker's lease has expired: it cannot serve stale
+# revisions.
 GIVE_UP_SECONDS = LEASE_SECONDS
 
-_STRANGER = encode([Stranger()])
+_UNKNOWN_WORKER = encode([UnknownWorker()])
 
 
 @dataclass(slots=True, eq=False)
-class _Peer:
-    """A worker that said hello. heard: when it spoke last. applied: the last change it has."""
+class _Worker:
+    """A worker that said hello. heard: when it last sent anything. applied: the last catalog update
+    that it has. tasks: its requests, by number."""
 
     number: int
     outbox: Outbox
@@ -74,12 +69,12 @@ class _Peer:
     tasks: dict[int, "asyncio.Task[None]"] = field(default_factory=dict)
 
 
-class Hub:
-    """Binds when made; welcomes workers from `open` on.
+class EngineServer:
+    """Binds when created; welcomes workers after `open`.
 
     Args:
-        backend: asked by the workers; may be starting still.
-        max_bytes: of a frame; whoever sends a larger one is disconnected.
+        backend: answers the workers' requests; may still be starting.
+        max_bytes: of a frame; a peer that sends a larger one is disconnected.
     """
 
     def __init__(
@@ -99,178 +94,155 @@ class Hub:
         self._backend = backend
         self._max_bytes = max_bytes
         self._codec: Codec[FromWorker] = Codec(FromWorker)
-        self._complaints = Complaints(logger)
-        self._peers: dict[bytes, _Peer] = {}
+        self._warnings = RateLimitedWarnings(logger)
+        self._workers: dict[bytes, _Worker] = {}
         self._open = False
-        self._change = 0
-        # By name: what every welcomed worker has been told of its revisions.
-        self._told: dict[str, Mapping[str, AdapterSpec]] = {}
+        self._update = 0
+        # By name: the specs that every welcomed worker has.
+        self._known_specs: dict[str, Mapping[str, AdapterSpec]] = {}
         self._progress = asyncio.Event()
-        self._beaten = monotonic()
+        self._last_beat = monotonic()
         self._loop = asyncio.get_running_loop()
-        self._channel = Channel(socket, self._take)
+        self._channel = Channel(socket, self._receive)
 
     def open(self) -> None:
-        """The backend is ready: welcome who waits. Its catalog must tell this hub of changes."""
+        """The backend is ready: welcome the workers. The catalog must report to `update` by now."""
         self._open = True
-        self._told = {entry.name: entry.specs for entry in self._backend.catalog.entries()}
-        for peer in self._peers.values():
-            self._welcome(peer)
+        self._known_specs = {entry.name: entry.specs for entry in self._backend.catalog.entries()}
+        for worker in self._workers.values():
+            self._welcome(worker)
         self.beat()
 
     def close(self) -> None:
-        for identity in list(self._peers):
+        for identity in list(self._workers):
             self._give_up(identity)
         self._channel.close()
 
     def beat(self) -> None:
-        """Tell the workers that the engine lives, and give up those that do not say so."""
+        """Send every worker a heartbeat, and give up those that have gone silent."""
         now = monotonic()
-        late, self._beaten = now - self._beaten > 2 * BEAT_SECONDS, now
-        for identity, peer in list(self._peers.items()):
-            # After a pause of this process what they said meanwhile has not been read yet.
-            if now - peer.heard > GIVE_UP_SECONDS and not late:
-                self._complaints.warn(f"worker {peer.number} is silent and given up")
+        late, self._last_beat = now - self._last_beat > 2 * BEAT_SECONDS, now
+        for identity, worker in list(self._workers.items()):
+            # After a pause of this process, what they sent meanwhile has not been read yet.
+            if now - worker.heard > GIVE_UP_SECONDS and not late:
+                self._warnings.warn(f"worker {worker.number} is silent and given up")
                 self._give_up(identity)
             else:
-                peer.outbox.put(self._health(now))
+                worker.outbox.send(self._heartbeat(now))
 
-    # The catalog's follower.
+    def update(self, name: str, entry: CatalogEntry | None) -> None:
+        """Send a name's new entry to every worker: `service.catalog.catalog.Catalog.on_update`."""
+        self._update += 1
+        adapter = None
+        if entry is None:
+            self._known_specs.pop(name, None)
+        else:
+            adapter = adapter_of(entry, self._known_specs.get(name, {}))
+            self._known_specs[name] = entry.specs
+        for worker in self._workers.values():
+            worker.outbox.send(CatalogUpdate(self._update, name, adapter))
 
-    def changed(self, entry: CatalogEntry) -> None:
-        self._change += 1
-        adapter = adapter_of(entry, self._told.get(entry.name, {}))
-        self._told[entry.name] = entry.specs
-        self._tell(Changed(self._change, adapter))
-
-    def removed(self, name: str) -> None:
-        self._change += 1
-        self._told.pop(name, None)
-        self._tell(Removed(self._change, name))
-
-    def _tell(self, message: Message) -> None:
-        for peer in self._peers.values():
-            peer.outbox.put(message)
-
-    async def _everywhere(self) -> None:
-        """Return when every worker has what has changed until now."""
-        change = self._change
-        while any(peer.applied < change for peer in self._peers.values()):
+    async def _updated_everywhere(self) -> None:
+        """Return when every worker has every update up to now."""
+        update = self._update
+        while any(worker.applied < update for worker in self._workers.values()):
             self._progress.clear()
             await self._progress.wait()
 
-    # What workers say.
-
-    def _take(self, frames: list[bytes]) -> None:
+    def _receive(self, frames: list[bytes]) -> None:
         identity, *parts = frames
         try:
             if not 1 <= len(parts) <= 2:
                 raise Undecodable(f"{len(parts)} parts")
             messages = self._codec.decode(parts[0])
         except Undecodable as error:
-            self._complaints.warn(f"refused a message: {error}")
+            self._warnings.warn(f"refused a message: {error}")
             self._give_up(identity)
             return
         for message in messages:
             if isinstance(message, Hello):
                 self._meet(identity, message)
-            elif (peer := self._peers.get(identity)) is None:
-                self._channel.send([identity, _STRANGER])
+            elif (worker := self._workers.get(identity)) is None:
+                self._channel.send([identity, _UNKNOWN_WORKER])
                 return
             else:
-                peer.heard = monotonic()
-                self._hear(identity, peer, message, parts[1:])
+                worker.heard = monotonic()
+                self._handle(identity, worker, message, parts[1:])
 
     def _meet(self, identity: bytes, hello: Hello) -> None:
-        for known, peer in list(self._peers.items()):
-            # Its predecessor is dead, or it comes back on another connection.
-            if known == identity or peer.number == hello.worker:
+        for known, worker in list(self._workers.items()):
+            # The worker of this number is dead and replaced, or is back on another connection.
+            if known == identity or worker.number == hello.worker:
                 self._give_up(known)
-        send = partial(self._send, identity)
-        outbox = Outbox(send, max_bytes=self._max_bytes)
-        peer = self._peers[identity] = _Peer(hello.worker, outbox, monotonic())
-        peer.outbox.put(self._health(monotonic()))
+        outbox = Outbox(partial(self._send, identity), max_bytes=self._max_bytes)
+        worker = self._workers[identity] = _Worker(hello.worker, outbox, monotonic())
+        worker.outbox.send(self._heartbeat(monotonic()))
         if self._open:
-            self._welcome(peer)
+            self._welcome(worker)
 
-    def _welcome(self, peer: _Peer) -> None:
-        peer.applied = self._change
+    def _welcome(self, worker: _Worker) -> None:
+        worker.applied = self._update
         entries = self._backend.catalog.entries()
-        peer.outbox.put(welcome_of(self._backend.engine.info, entries))
+        worker.outbox.send(welcome_of(self._backend.engine.info, entries))
 
-    def _hear(
-        self, identity: bytes, peer: _Peer, message: FromWorker, attached: list[bytes]
+    def _handle(
+        self, identity: bytes, worker: _Worker, message: FromWorker, attachments: list[bytes]
     ) -> None:
         match message:
             case Predict():
-                self._begin(peer, message.id, self._answer(peer, message))
+                self._begin(worker, message.id, self._predict(worker, message))
+            case ChangeRequest():
+                self._begin(worker, message.id, self._change(worker, message, attachments))
             case Cancel():
-                if (task := peer.tasks.get(message.id)) is not None:
+                if (task := worker.tasks.get(message.id)) is not None:
                     task.cancel()
             case Applied():
-                peer.applied = max(peer.applied, message.change)
+                worker.applied = max(worker.applied, message.update)
                 self._progress.set()
-            case Publish() | Rollback() | Delete() | Unload() | Reload() | Settle():
-                self._begin(peer, message.id, self._apply(peer, message, attached))
             case Goodbye():
                 self._give_up(identity)
-            case Alive() | Hello():
+            case HeartbeatReply() | Hello():
                 pass
 
-    def _begin(self, peer: _Peer, number: int, work: Coroutine[Any, Any, None]) -> None:
-        peer.tasks[number] = task = self._loop.create_task(work)
-        task.add_done_callback(lambda _: peer.tasks.pop(number, None))
+    def _begin(self, worker: _Worker, number: int, work: Coroutine[Any, Any, None]) -> None:
+        worker.tasks[number] = task = self._loop.create_task(work)
+        task.add_done_callback(lambda _: worker.tasks.pop(number, None))
 
-    async def _answer(self, peer: _Peer, asked: Predict) -> None:
+    async def _predict(self, worker: _Worker, request: Predict) -> None:
         try:
-            entries = entries_of(asked)
-            completion = await self._backend.engine.predict(entries, deadline=asked.deadline)
-            peer.outbox.put(answered_of(asked.id, completion))
+            entries = entries_of(request)
+            completion = await self._backend.engine.predict(entries, deadline=request.deadline)
+            worker.outbox.send(predicted_of(request.id, completion))
         except Exception as error:
-            self._fail(peer, asked.id, error)
+            self._fail(worker, request.id, error)
 
-    async def _apply(self, peer: _Peer, asked: Change, attached: list[bytes]) -> None:
+    async def _change(
+        self, worker: _Worker, request: ChangeRequest, attachments: list[bytes]
+    ) -> None:
         try:
-            done = await self._done(asked, attached)
+            self._backend.refuse_unless_ready()
+            if len(attachments) != (request.operation == "publish"):
+                raise Malformed("an upload without its file, or a file without an upload")
+            change = Change(
+                request.operation, request.name, request.condition, request.revision, *attachments
+            )
+            result = await self._backend.catalog.apply(change)
         except Exception as error:
-            # A failure may be news as well: what was found damaged is served nowhere any more.
-            await self._everywhere()
-            self._fail(peer, asked.id, error)
+            # A failure may have updates as well: damage that was found is served nowhere any more.
+            await self._updated_everywhere()
+            self._fail(worker, request.id, error)
             return
-        await self._everywhere()
-        peer.outbox.put(done)
+        await self._updated_everywhere()
+        worker.outbox.send(ChangeDone(request.id, result))
 
-    async def _done(self, asked: Change, attached: list[bytes]) -> Done:
-        self._backend.refuse_unless_ready()
-        catalog = self._backend.catalog
-        match asked:
-            case Publish():
-                if len(attached) != 1:
-                    raise Malformed("an upload without its file")
-                made = await catalog.publish(asked.name, attached[0], condition_of(asked.condition))
-                return Done(asked.id, made.revision, made.created, made.changed)
-            case Rollback():
-                condition = condition_of(asked.condition)
-                revision = await catalog.rollback(asked.name, asked.prefix, condition)
-                return Done(asked.id, revision, False, True)
-            case Delete():
-                await catalog.delete(asked.name, condition_of(asked.condition))
-            case Unload():
-                await catalog.unload(asked.name)
-            case Reload():
-                return Done(asked.id, await catalog.reload(asked.name), False, True)
-            case Settle():
-                await catalog.settled(asked.name)
-        return Done(asked.id, "", False, False)
-
-    def _fail(self, peer: _Peer, number: int, error: Exception) -> None:
+    def _fail(self, worker: _Worker, number: int, error: Exception) -> None:
         if not isinstance(error, (AdapterError, ServiceError)):
-            logger.error("a request of worker %d failed", peer.number, exc_info=error)
-        peer.outbox.put(Failed(number, fault_of(error)))
+            logger.error("a request of worker %d failed", worker.number, exc_info=error)
+        worker.outbox.send(RequestFailed(number, fault_of(error)))
 
-    def _health(self, now: float) -> Beat:
+    def _heartbeat(self, now: float) -> Heartbeat:
         health = self._backend.health()
-        return Beat(now, health.live, health.ready, health.reason, dict(health.details))
+        return Heartbeat(now, health.live, health.ready, health.reason, dict(health.details))
 
     def _send(self, identity: bytes, frames: Any) -> bool:
         if self._channel.send([identity, *frames]):
@@ -279,10 +251,10 @@ class Hub:
         return False
 
     def _give_up(self, identity: bytes) -> None:
-        peer = self._peers.pop(identity, None)
-        if peer is not None:
-            for task in list(peer.tasks.values()):
+        worker = self._workers.pop(identity, None)
+        if worker is not None:
+            for task in list(worker.tasks.values()):
                 task.cancel()
             self._progress.set()
-            # If it is there after all, it learns at once that it must come back.
-            self._channel.send([identity, _STRANGER])
+            # If it is alive after all, it learns at once that it must say hello again.
+            self._channel.send([identity, _UNKNOWN_WORKER])

@@ -1,6 +1,6 @@
-"""The parent of one engine process and N HTTP workers: starts them, replaces them, ends them.
+"""The parent of one engine process and N HTTP workers: it starts, replaces and ends them.
 
-It holds the address where the workers listen, each on a socket of its own, and all that is counted.
+It reserves the address on which the workers listen, and keeps the metrics of all processes.
 """
 
 import asyncio
@@ -24,8 +24,8 @@ from prometheus_client import CollectorRegistry
 from service.http.app import route_paths
 from service.http.errors import error_types
 from service.http.server import reserve, url_of
-from service.ipc.child import Child, Kind, NeverReady, Part, Usage, Watcher, usage_of
-from service.ipc.metrics_forwarding import Counting
+from service.ipc.child import Callbacks, Child, ChildContext, Kind, NeverReady, Usage, usage_of
+from service.ipc.metrics_forwarding import MetricsReceiver
 from service.observability.logs import configure_logging
 from service.observability.metrics import Metrics
 from service.settings import Settings
@@ -33,7 +33,7 @@ from service.start import StartFailed
 
 logger = logging.getLogger(__name__)
 
-# Beyond the seconds for draining, for what a worker closes then; and for an engine without work.
+# For a worker to close after it has drained, and for the engine to end after its workers.
 _CLOSING_SECONDS = 5.0
 _ENGINE_SECONDS = 10.0
 
@@ -42,7 +42,7 @@ def supervise(settings: Settings, listener: socket.socket) -> None:
     """Serve until SIGTERM or SIGINT has drained all workers.
 
     Raises:
-        StartFailed: a part ended before it was ready for the first time.
+        StartFailed: a process ended before it was ready for the first time.
     """
     configure_logging(settings.log_level, settings.log_format, process="supervisor")
     try:
@@ -57,11 +57,11 @@ def supervise(settings: Settings, listener: socket.socket) -> None:
 
 
 class Supervisor:
-    """Made before its event loop.
+    """Created before its event loop.
 
     Args:
-        reserved: the address where the workers listen.
-        folder: for sockets, private to this user and empty.
+        reserved: bound to the address on which the workers listen.
+        folder: for sockets; private to this user, and empty.
     """
 
     def __init__(
@@ -76,25 +76,25 @@ class Supervisor:
         self._metrics = Metrics(
             CollectorRegistry(), routes=route_paths(), error_types=error_types()
         )
-        # Every child that was ever begun, with its last process.
+        # Every child that was ever started, with its last process.
         self._used: dict[Child, tuple[int, Usage]] = {}
         self._own = (os.getpid(), Usage(0, 0.0))
         self._running: set[Child] = set()
         self._announced = False
         self._line = ""
         self._stopping = asyncio.Event()
-        watcher = Watcher(self._begun, self._ready, self._ended)
-        part = Part("engine", str(folder), os.getpid(), report=-1, url=url_of(reserved))
-        self._endpoint = part.supervisor_endpoint
-        self._engine = Child("engine", part, watcher)
+        callbacks = Callbacks(self._begun, self._ready, self._ended)
+        engine = ChildContext("engine", str(folder), os.getpid(), report=-1, url=url_of(reserved))
+        self._endpoint = engine.supervisor_endpoint
+        self._engine = Child("engine", engine, callbacks)
         host, port = reserved.getsockname()[:2]
         self._workers = [
             Child(
                 "worker",
                 msgspec.structs.replace(
-                    part, name=f"worker-{number}", number=number, host=host, port=port
+                    engine, name=f"worker-{number}", number=number, host=host, port=port
                 ),
-                watcher,
+                callbacks,
             )
             for number in range(settings.workers)
         ]
@@ -102,23 +102,23 @@ class Supervisor:
     async def run(self) -> None:
         """
         Raises:
-            NeverReady: a part ended before it was ready for the first time; all others are ended.
+            NeverReady: a process ended before it was ready for the first time; so do all others.
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled)
-        self._counting = Counting(
+        self._receiver = MetricsReceiver(
             self._context, self._endpoint, self._metrics, refresh=self._measure
         )
         for kind in get_args(Kind):
-            # The series is there before the first restart.
+            # The series exists before the first restart.
             self._metrics.restarted(kind, 0)
         self._show_alive()
         engine = asyncio.create_task(self._engine.keep())
         workers = [asyncio.create_task(worker.keep()) for worker in self._workers]
         stopping = asyncio.create_task(self._stopping.wait())
         try:
-            # None of them ends without a reason.
+            # Until a signal comes, a child's task ends only by an error.
             done, _ = await asyncio.wait(
                 [engine, *workers, stopping], return_when=asyncio.FIRST_COMPLETED
             )
@@ -131,7 +131,7 @@ class Supervisor:
     async def _end(
         self, engine: "asyncio.Task[None]", workers: "Sequence[asyncio.Task[None]]"
     ) -> None:
-        """Workers drain first: until then their requests need the engine."""
+        """End workers first: while they drain, their requests need the engine."""
         for worker in self._workers:
             worker.stop()
         await asyncio.wait(workers, timeout=self._settings.drain_seconds + _CLOSING_SECONDS)
@@ -142,16 +142,14 @@ class Supervisor:
         await asyncio.wait([engine], timeout=_ENGINE_SECONDS)
         self._engine.kill()
         await asyncio.wait([engine])
-        self._counting.close()
+        self._receiver.close()
 
     def _signalled(self) -> None:
-        """A first signal drains, a second one ends at once."""
+        """The first signal drains, the second one ends everything at once."""
         if self._stopping.is_set():
             for child in (*self._workers, self._engine):
                 child.kill()
         self._stopping.set()
-
-    # What becomes of the children.
 
     def _begun(self, child: Child, process: int) -> None:
         if child in self._used:
@@ -159,13 +157,13 @@ class Supervisor:
         self._used[child] = (process, Usage(0, 0.0))
         self._running.add(child)
         if child is self._engine:
-            self._counting.engine_is(process)
+            self._receiver.set_engine(process)
         self._show_alive()
 
     def _ready(self, child: Child, line: str) -> None:
-        logger.info("%s is ready", child.part.name)
-        everybody = (self._engine, *self._workers)
-        if not self._announced and all(item.was_ready for item in everybody):
+        logger.info("%s is ready", child.name)
+        children = (self._engine, *self._workers)
+        if not self._announced and all(child.was_ready for child in children):
             self._announced = True
             sys.stdout.write(f"{self._line or line}\n")
             sys.stdout.flush()
@@ -173,9 +171,9 @@ class Supervisor:
 
     def _ended(self, child: Child) -> None:
         self._running.discard(child)
-        self._metrics.process_used(child.part.name, resident_bytes=0, cpu_seconds=0.0)
+        self._metrics.process_used(child.name, resident_bytes=0, cpu_seconds=0.0)
         if child is self._engine:
-            self._counting.engine_is(None)
+            self._receiver.set_engine(None)
         self._show_alive()
 
     def _show_alive(self) -> None:
@@ -186,7 +184,7 @@ class Supervisor:
 
     def _measure(self) -> None:
         for child in self._running:
-            self._used[child] = self._measured(child.part.name, *self._used[child])
+            self._used[child] = self._measured(child.name, *self._used[child])
         self._own = self._measured("supervisor", *self._own)
 
     def _measured(self, name: str, process: int, before: Usage) -> tuple[int, Usage]:
@@ -203,7 +201,7 @@ class Supervisor:
 def _private_folder() -> Iterator[Path]:
     """
     Raises:
-        StartFailed: sockets cannot be made there.
+        StartFailed: sockets cannot be created there.
     """
     try:
         folder = Path(tempfile.mkdtemp(prefix="idspam-"))

@@ -1,6 +1,7 @@
-"""A worker's process: HTTP, authorisation, tokenisation, serialisation. Imports no torch.
+"""A worker's process: HTTP, authorisation, tokenisation, serialisation.
 
-The same app as in a service of one process, over a remote engine; what it measures is relayed.
+It runs the same app as a service of one process, over a remote engine and with forwarded metrics.
+It never imports torch, which an import rule and a test check.
 """
 
 import asyncio
@@ -10,8 +11,8 @@ import zmq
 
 from service.http.app import create_app
 from service.http.server import Server, ignore_repeated_signals, listen_beside
-from service.ipc.child import Part, begin
-from service.ipc.metrics_forwarding import Relay
+from service.ipc.child import ChildContext, begin
+from service.ipc.metrics_forwarding import MetricsForwarder
 from service.ipc.remote import RemoteBackend
 from service.settings import Settings
 
@@ -19,56 +20,56 @@ _LINGER_MILLISECONDS = 500
 
 
 class WorkerBackend(RemoteBackend):
-    """A remote backend, and what else begins and ends with a worker's event loop."""
+    """A remote backend, and whatever else starts and stops with a worker's event loop."""
 
     def __init__(
         self,
-        part: Part,
+        child: ChildContext,
         settings: Settings,
-        relay: Relay,
+        metrics: MetricsForwarder,
         context: "zmq.Context[zmq.Socket[bytes]]",
     ) -> None:
         super().__init__(
             context,
-            part.engine_endpoint,
-            part.number,
+            child.engine_endpoint,
+            child.number,
             store=settings.adapter_dir,
-            observer=relay,
+            observer=metrics,
             max_bytes=settings.max_message_bytes,
         )
-        self._part = part
-        self._relay = relay
+        self._child = child
+        self._metrics = metrics
         self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        self._relay.open()
-        self._watching = asyncio.create_task(self._part.watch(self.check))
+        self._metrics.open()
+        self._watching = asyncio.create_task(self._child.watch(self.check))
         await super().start()
 
     async def stop(self) -> None:
         await super().stop()
-        # Stopped a second time when the last connection is closed: what was counted until then.
-        self._relay.flush()
+        # Called again after the last connection is closed, when the last requests are counted.
+        self._metrics.flush()
 
 
 def main() -> int:
     """The exit status: 0 after a drain."""
-    part, settings = begin()
+    child, settings = begin()
     try:
-        listener = listen_beside(part.host, part.port)
+        listener = listen_beside(child.host, child.port)
     except OSError as error:
-        part.failed(f"cannot listen on {part.host}:{part.port}: {error.strerror or error}")
+        child.failed(f"cannot listen on {child.host}:{child.port}: {error.strerror or error}")
         return 2
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    relay = Relay(context, part.supervisor_endpoint)
-    app = create_app(settings, WorkerBackend(part, settings, relay, context), relay)
-    server = Server(app, app.state.service, url=part.url, announce=part.ready)
+    metrics = MetricsForwarder(context, child.supervisor_endpoint)
+    app = create_app(settings, WorkerBackend(child, settings, metrics, context), metrics)
+    server = Server(app, app.state.service, url=child.url, announce=child.ready)
     ignore_repeated_signals()
     server.run(sockets=[listener])
     context.destroy(linger=_LINGER_MILLISECONDS)
-    part.tidy()
+    child.tidy()
     if server.failure is not None:
-        part.failed(server.failure)
+        child.failed(server.failure)
         return 2
     return 0
 

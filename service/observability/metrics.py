@@ -6,14 +6,19 @@ only take the names of registered adapters and their labels, and go when the ada
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from service.engine.interface import AdapterKey
-from service.engine.observer import BatchReport, FailureReason, Tier
-
-# --- merged from service.measures
+from service.engine.observer import (
+    BatchReport,
+    FailureReason,
+    Observer,
+    Outcome,
+    Tier,
+    UploadOutcome,
+)
 
 SECONDS = (
     0.00025,
@@ -175,57 +180,13 @@ def metrics_table() -> str:
     return "\n".join(lines) + "\n"
 
 
-# --- merged from service.reporting
-
-Outcome = Literal[
-    "success",
-    "client_error",
-    "overloaded",
-    "deadline",
-    "unavailable",
-    "server_error",
-    "disconnected",
-]
-UploadOutcome = Literal["created", "replaced", "unchanged", "refused", "failed"]
-
-
-class Reporter(Protocol):
-    """Told by the routes, on the way of every request: takes microseconds and never raises."""
-
-    def request_done(
-        self, route: str, outcome: Outcome, *, seconds: float, error: str | None = None
-    ) -> None:
-        """A request was answered or given up; called exactly once for each."""
-
-    def tokenized(self, seconds: float, *, truncated: int) -> None:
-        """A request's texts were turned into tokens; so many of them had to be cut."""
-
-    def predicted(self, adapter: str, label: str, count: int = 1) -> None:
-        """Texts were answered; not counted if their adapter was deleted meanwhile."""
-
-    def adapter_failed(self, adapter: str, count: int) -> None:
-        """Texts of an adapter got an error that is not the caller's; as `predicted` otherwise."""
-
-    def uploaded(self, outcome: UploadOutcome) -> None:
-        """An upload came to an end."""
-
-    async def scrape(self) -> bytes:
-        """Everything counted anywhere in the service, in Prometheus' text format.
-
-        Raises:
-            Unavailable: who counts does not answer.
-        """
-
-
-# --- merged from service.metrics
-
 # Beyond this many labels an adapter's predictions are counted together: a series each would swamp a
 # scrape.
 MAX_LABELS = 512
 ALL_LABELS = "(all)"
 
 
-class Metrics:
+class Metrics(Observer):
     """The service's collectors in one registry. Every method may be called from any thread."""
 
     def __init__(
@@ -331,7 +292,7 @@ class Metrics:
         """How many tokens may wait."""
         self._by_name["idspam_waiting_tokens_limit"].set(tokens)
 
-    # Reported by the engine: `service.engine.observer.EngineObserver`.
+    # Reported by the engine: `service.engine.observer.Observer`.
 
     def batch_done(self, report: BatchReport) -> None:
         of = self._by_name

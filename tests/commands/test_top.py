@@ -27,7 +27,7 @@ from service.commands.top import (
 )
 from tests.commands.test_commands import command, environment, typed
 from tests.support.http_service import Live, save_backbone, serve, until
-from tests.support.service_process import TREE, supervised
+from tests.support.service_process import TREE, ready_service
 from tests.support.tiny_models import make_adapter, make_backbone
 
 HEADINGS = {"traffic", "latency, ms", "batches", "tiers", "busiest adapters", "processes"}
@@ -181,7 +181,7 @@ def test_a_terminal_is_redrawn_until_ctrl_c(live: Live) -> None:
 def test_several_processes_are_shown_by_name(tmp_path: Path) -> None:
     folder = save_backbone(tmp_path / "backbone")
     data = serialize(make_adapter(load_backbone(str(folder), device="cpu")))
-    with supervised(folder, tmp_path, workers=2) as service, Client(service.url) as client:
+    with ready_service(folder, tmp_path, workers=2) as service, Client(service.url) as client:
         client.upload("a", data)
         before = parse(client.metrics(), seconds=0.0)
         assert len(list(client.classify(["free win"] * 40, "a", per_request=4))) == 40

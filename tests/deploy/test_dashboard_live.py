@@ -11,10 +11,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.ipc.test_process import process
 from tests.support.prometheus import binary, prometheus, wait_for
 from tests.support.promql import DASHBOARD, panel_expressions
-from tests.support.service_process import TREE, environ
+from tests.support.service_process import TREE, environ, service_process
 
 SECONDS = 60.0
 
@@ -48,7 +47,7 @@ def test_every_expression_returns_data_under_the_demos_load(workers: str, tmp_pa
     assert len(variables) == 2
     # Nobody reads the pipe that it logs to: it would fill up.
     environment["IDSPAM_LOG_LEVEL"] = "warning"
-    with process(environment) as service:
+    with service_process(environment) as service:
         assert service.stdout is not None
         url = service.stdout.readline().split()[1]
         with prometheus(tmp_path, url.removeprefix("http://")) as server, demo(url) as load:

@@ -11,8 +11,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from tests.ipc.test_process import process
-from tests.support.service_process import TREE, environ
+from tests.support.service_process import TREE, environ, service_process
 
 PAGE = (TREE / "docs" / "protocols.md").read_text()
 EXAMPLES = re.findall(r"```sh\n(curl .*?)```\n\n```json\n(.*?)```", PAGE, re.DOTALL)
@@ -21,7 +20,7 @@ EXAMPLES = re.findall(r"```sh\n(curl .*?)```\n\n```json\n(.*?)```", PAGE, re.DOT
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("adapters")
-    with process(environ(Path("all-MiniLM-L6-v2"), folder, ZOO_DIR="tree")) as running:
+    with service_process(environ(Path("all-MiniLM-L6-v2"), folder, ZOO_DIR="tree")) as running:
         assert running.stdout is not None
         yield running.stdout.readline().split()[1]
 

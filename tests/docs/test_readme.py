@@ -9,8 +9,7 @@ import pytest
 
 from adapters.backbone.loading import load_backbone
 from adapters.format.files import load_adapter
-from tests.ipc.test_process import process
-from tests.support.service_process import environ
+from tests.support.service_process import environ, service_process
 
 TREE = Path(__file__).resolve().parents[2]
 ZOO = TREE / "adapters" / "zoo"
@@ -29,7 +28,7 @@ def test_the_first_request_is_answered_as_shown(tmp_path: Path) -> None:
     assert found
     shown = json.loads(next(block for block in _blocks("json") if '"results"' in block))
     environment = environ(Path("all-MiniLM-L6-v2"), tmp_path, ZOO_DIR="tree")
-    with process(environment) as running:
+    with service_process(environment) as running:
         assert running.stdout is not None
         url = running.stdout.readline().split()[1]
         answer = httpx.post(f"{url}/v1/predict", json=json.loads(found[1]), timeout=60).json()

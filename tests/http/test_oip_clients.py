@@ -13,8 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.ipc.test_process import process
-from tests.support.service_process import TREE, environ
+from tests.support.service_process import TREE, environ, service_process
 from tests.support.third_party.environment import python, run_client
 
 ZOO = TREE / "adapters" / "zoo"
@@ -29,7 +28,7 @@ Found = dict[str, Any]
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("adapters")
-    with process(environ(Path("all-MiniLM-L6-v2"), folder, ZOO_DIR="tree")) as running:
+    with service_process(environ(Path("all-MiniLM-L6-v2"), folder, ZOO_DIR="tree")) as running:
         assert running.stdout is not None
         yield running.stdout.readline().split()[1]
 

@@ -15,7 +15,7 @@ from adapters.format.files import serialize
 from adapters.format.store import AdapterStore
 from tests.support.engine_harness import run
 from tests.support.http_service import Brake, Live, error_of, serve, until
-from tests.support.ipc_harness import ANY, data, wired
+from tests.support.ipc_harness import ANY, data, engine_with_workers
 from tests.support.tiny_models import make_adapter, make_backbone
 
 UNLOADED = "adapter 'a' is unloaded: load it, or publish it again"
@@ -197,12 +197,12 @@ def test_unload_and_load_hold_in_every_worker_when_they_return(
     tmp_path: Path, backbone: Backbone
 ) -> None:
     async def test() -> None:
-        async with wired(backbone, tmp_path) as house:
-            workers = [await house.worker() for _ in range(3)]
+        async with engine_with_workers(backbone, tmp_path) as engine:
+            workers = [await engine.worker() for _ in range(3)]
             first = await workers[0].catalog.publish("a", data(backbone, 1), ANY)
             for turn in range(6):
                 await workers[turn % 3].catalog.unload("a")
-                late = await house.worker() if turn == 0 else workers[0]
+                late = await engine.worker() if turn == 0 else workers[0]
                 for worker in (*workers, late):
                     assert worker.catalog.entry("a").state == "unloaded"
                     with pytest.raises(UnloadedAdapter, match="unloaded"):

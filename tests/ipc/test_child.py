@@ -1,4 +1,4 @@
-"""What every child watches: its event loop, and whether it still has a supervisor."""
+"""What every child process watches: its event loop, and whether its supervisor is alive."""
 
 import os
 import select
@@ -9,18 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from service.ipc.child import Part
+from service.ipc.child import ChildContext
 from tests.support.service_process import TREE
 
 WATCHING = """
 import asyncio, os, time
-from service.ipc import part
+from service.ipc import child
 
-part.BEAT_SECONDS, part.STALL_SECONDS = 0.1, 0.6
+child.BEAT_SECONDS, child.STALL_SECONDS = 0.1, 0.6
 
 async def main():
-    mine = part.Part("x", {folder!r}, {supervisor}, 1)
-    watching = asyncio.create_task(mine.watch(lambda: None))
+    context = child.ChildContext("x", {folder!r}, {supervisor}, 1)
+    watching = asyncio.create_task(context.watch(lambda: None))
     await asyncio.sleep(1.0)
     print("alive", flush=True)
     time.sleep(20)
@@ -38,7 +38,7 @@ def watched(folder: Path, supervisor: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=TREE, capture_output=True, text=True, timeout=15)
 
 
-def test_a_loop_that_stands_still_ends_its_process_and_shows_where(tmp_path: Path) -> None:
+def test_a_stuck_event_loop_ends_its_process_and_shows_where(tmp_path: Path) -> None:
     ended = watched(tmp_path, "os.getppid()")
     assert ended.returncode == 1
     assert ended.stdout == "alive\n"
@@ -55,17 +55,17 @@ def test_a_child_without_its_supervisor_ends_itself(tmp_path: Path) -> None:
 def test_an_orphan_removes_the_folder_and_nobody_else_does(tmp_path: Path) -> None:
     folder = tmp_path / "sockets"
     folder.mkdir()
-    Part("x", str(folder), os.getppid(), -1).tidy()
+    ChildContext("x", str(folder), os.getppid(), -1).tidy()
     assert folder.is_dir()
-    Part("x", str(folder), os.getpid(), -1).tidy()
+    ChildContext("x", str(folder), os.getpid(), -1).tidy()
     assert not folder.exists()
 
 
 @pytest.mark.parametrize("reason", ["short", "two\nlines", "long " * 10_000, "\udcff"])
-def test_whatever_a_part_reports_is_one_line_that_fits_into_a_pipe(reason: str) -> None:
+def test_whatever_a_child_reports_is_one_line_that_fits_into_a_pipe(reason: str) -> None:
     reading, writing = os.pipe()
     try:
-        Part("x", "", 0, writing).failed(reason)
+        ChildContext("x", "", 0, writing).failed(reason)
         line = os.read(reading, 2**20)
     finally:
         os.close(reading)

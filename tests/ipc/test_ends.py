@@ -12,7 +12,7 @@ from adapters.backbone.loading import load_backbone
 from adapters.backbone.model import Backbone
 from adapters.format.files import serialize
 from tests.support.http_service import save_backbone
-from tests.support.service_process import supervised, until
+from tests.support.service_process import ready_service, until
 from tests.support.tiny_models import make_adapter
 
 
@@ -29,7 +29,7 @@ def saved(folder: Path) -> Backbone:
 def test_sigterm_drains_the_workers_before_the_engine(
     folder: Path, saved: Backbone, tmp_path: Path
 ) -> None:
-    with supervised(folder, tmp_path, MAX_WAITING_TOKENS="1000000") as running:
+    with ready_service(folder, tmp_path, MAX_WAITING_TOKENS="1000000") as running:
         httpx.put(
             f"{running.url}/v1/adapters/a",
             content=serialize(make_adapter(saved, seed=1, max_length=64)),
@@ -61,7 +61,7 @@ def test_sigterm_drains_the_workers_before_the_engine(
 
 
 def test_a_supervisor_that_vanishes_takes_its_children_along(folder: Path, tmp_path: Path) -> None:
-    with supervised(folder, tmp_path) as running:
+    with ready_service(folder, tmp_path) as running:
         assert len(running.children()) == 3
         os.kill(running.process.pid, signal.SIGKILL)
         until(lambda: running.children() == {})

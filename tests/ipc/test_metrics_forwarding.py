@@ -1,71 +1,79 @@
-"""What parts measure arrives at the one place that counts: once, in bounds, and no dead gauges."""
+"""What several processes report is counted once in the supervisor, in bounds, without dead gauges."""
 
 import asyncio
+import inspect
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import get_args
 
+import msgspec
 import pytest
 import zmq
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.engine.interface import AdapterKey
-from service.engine.observer import BatchReport, EngineObserver
+from service.engine.observer import BatchReport, Observer
 from service.errors import Unavailable
-from service.ipc import metrics_forwarding as relaying
+from service.ipc import metrics_forwarding
 from service.ipc.child import usage_of
-from service.ipc.metrics_forwarding import AnyEvent, Counted, Counting, Event, Predicted, Relay
-from service.ipc.protocol import encode
-from service.local import LocalObserver
-from service.observability.metrics import Metrics, Reporter
-from tests.support.engine_harness import run
+from service.ipc.metrics_forwarding import (
+    COUNTED,
+    STATES,
+    Event,
+    Events,
+    MetricsForwarder,
+    MetricsReceiver,
+    call_of,
+    event,
+)
+from service.ipc.protocol import Undecodable, encode
+from service.observability.metrics import Metrics
 
 KEY = AdapterKey("a", "0" * 64)
 ENGINE = os.getpid()
 
 
 @dataclass
-class Place:
-    """A counting supervisor's part, and relays to it."""
+class Supervisor:
+    """The receiving end of a supervisor, and forwarders to it."""
 
     context: "zmq.Context[zmq.Socket[bytes]]"
     endpoint: str
     metrics: Metrics
-    counting: Counting
+    receiver: MetricsReceiver
     refreshed: list[float]
-    relays: list[Relay] = field(default_factory=list)
+    forwarders: list[MetricsForwarder] = field(default_factory=list)
 
-    def relay(self) -> Relay:
-        made = Relay(self.context, self.endpoint)
-        made.open()
-        self.relays.append(made)
-        return made
+    def forwarder(self) -> MetricsForwarder:
+        """Open another one."""
+        forwarder = MetricsForwarder(self.context, self.endpoint)
+        forwarder.open()
+        self.forwarders.append(forwarder)
+        return forwarder
 
 
-@asynccontextmanager
-async def place() -> AsyncIterator[Place]:
+@pytest.fixture
+async def supervisor() -> AsyncIterator[Supervisor]:
     metrics = Metrics(CollectorRegistry(), routes=["/r"], error_types=["overloaded"])
     refreshed: list[float] = []
-    with tempfile.TemporaryDirectory(prefix="counting-") as folder, zmq.Context() as context:
+    with tempfile.TemporaryDirectory(prefix="metrics-") as folder, zmq.Context() as context:
         endpoint = f"ipc://{folder}/supervisor"
-        counting = Counting(
+        receiver = MetricsReceiver(
             context, endpoint, metrics, refresh=lambda: refreshed.append(monotonic())
         )
-        found = Place(context, endpoint, metrics, counting, refreshed)
+        supervisor = Supervisor(context, endpoint, metrics, receiver, refreshed)
         try:
-            yield found
+            yield supervisor
         finally:
-            for relay in found.relays:
-                relay.close(0)
-            counting.close()
+            for forwarder in supervisor.forwarders:
+                forwarder.close(0)
+            receiver.close()
 
 
 def values(text: bytes) -> dict[str, float]:
@@ -89,166 +97,190 @@ def report(rows: int) -> BatchReport:
     )
 
 
-def everything(observer: Relay | Metrics) -> None:
-    """One call or more of everything that can be reported."""
-    reporter: Reporter = observer
-    engine: EngineObserver = observer
-    local: LocalObserver = observer
-    local.started(version="1", backbone="b", device="cpu", dtype="float32")
-    local.adapter_published("a", ["x", "y"])
-    local.adapter_published("gone", ["x"])
-    local.stored(2, 99)
-    reporter.request_done("/r", "success", seconds=0.25)
-    reporter.request_done("/nowhere", "overloaded", seconds=0.5, error="overloaded")
-    reporter.tokenized(0.125, truncated=2)
+def report_everything(observer: Observer) -> None:
+    """Call every method that reports anything, except `dropped`."""
+    observer.started(version="1", backbone="b", device="cpu", dtype="float32")
+    observer.waiting_limit(4096)
+    observer.adapter_published("a", ["x", "y"])
+    observer.adapter_published("gone", ["x"])
+    observer.stored(2, 99)
+    observer.request_done("/r", "success", seconds=0.25)
+    observer.request_done("/nowhere", "overloaded", seconds=0.5, error="overloaded")
+    observer.tokenized(0.125, truncated=2)
     for _ in range(3):
-        reporter.predicted("a", "x")
-    reporter.predicted("a", "y", 4)
-    reporter.predicted("unknown", "x")
-    reporter.uploaded("created")
-    engine.batch_done(report(3))
-    engine.waiting_tokens(10)
-    engine.waiting_tokens(7)
-    engine.tier_size("active", 2, 1000)
-    engine.tier_size("registered", 3, 2000)
-    engine.adapter_loaded(KEY, "active", 0.5)
-    engine.adapter_evicted(KEY, "registered", 30.0)
-    engine.failed("deadline", 6)
-    local.adapter_removed("gone")
+        observer.predicted("a", "x")
+    observer.predicted("a", "y", 4)
+    observer.predicted("unknown", "x")
+    observer.adapter_failed("a", 2)
+    observer.uploaded("created")
+    observer.batch_done(report(3))
+    observer.waiting_tokens(10)
+    observer.waiting_tokens(7)
+    observer.tier_size("active", 2, 1000)
+    observer.tier_size("registered", 3, 2000)
+    observer.adapter_loaded(KEY, "active", 0.5)
+    observer.adapter_evicted(KEY, "registered", 30.0)
+    observer.failed("deadline", 6)
+    observer.adapter_removed("gone")
 
 
-def test_what_is_relayed_counts_as_if_it_were_counted_here() -> None:
-    async def test() -> None:
-        here = Metrics(CollectorRegistry(), routes=["/r"], error_types=["overloaded"])
-        everything(here)
-        async with place() as found:
-            found.counting.engine_is(ENGINE)
-            relay = found.relay()
-            everything(relay)
-            assert values(await relay.scrape()) == values(here.exposition())
-            assert found.refreshed
-
-    run(test())
+async def test_what_is_forwarded_counts_as_if_it_were_counted_here(supervisor: Supervisor) -> None:
+    here = Metrics(CollectorRegistry(), routes=["/r"], error_types=["overloaded"])
+    report_everything(here)
+    supervisor.receiver.set_engine(ENGINE)
+    forwarder = supervisor.forwarder()
+    report_everything(forwarder)
+    assert values(await forwarder.scrape()) == values(here.exposition())
+    assert supervisor.refreshed
 
 
-def test_every_event_there_is_can_be_sent() -> None:
-    def leaves(kind: type) -> set[type]:
-        below: list[type] = kind.__subclasses__()
-        return {kind} if not below else set().union(*(leaves(item) for item in below))
-
-    assert leaves(Event) == set(get_args(AnyEvent))
-
-
-def test_a_scrape_holds_all_that_was_reported_before_it_and_the_rest_comes_by_itself() -> None:
-    async def test() -> None:
-        async with place() as found:
-            relays = [found.relay() for _ in range(3)]
-            for count, relay in enumerate(relays):
-                for _ in range(100 * (count + 1)):
-                    relay.request_done("/r", "success", seconds=0.0)
-            shown = values(await relays[0].scrape())["idspam_requests_total success /r"]
-            assert shown >= 100
-            await asyncio.sleep(3 * relaying.FLUSH_SECONDS)
-            for relay in relays:
-                shown = values(await relay.scrape())["idspam_requests_total success /r"]
-                assert shown == 600
-
-    run(test())
+def test_every_report_that_there_is_can_be_sent() -> None:
+    reports = {name for name, _ in inspect.getmembers(Observer, inspect.isfunction)} - {"scrape"}
+    assert reports == {*COUNTED, *STATES}
+    assert not set(COUNTED) & set(STATES)
+    assert all(getattr(Metrics, name) is not getattr(Observer, name) for name in reports)
 
 
-def test_a_dead_engines_gauges_end_with_it_and_its_counters_stay() -> None:
-    async def test() -> None:
-        async with place() as found:
-            found.counting.engine_is(ENGINE)
-            relay = found.relay()
-            everything(relay)
-            before = values(await relay.scrape())
-            assert before["idspam_waiting_tokens"] == 7
-            found.counting.engine_is(None)
-            # What the dead had sent before comes late.
-            everything(relay)
-            after = values(await relay.scrape())
-            assert after["idspam_waiting_tokens"] == 0
-            for tier in ("active", "registered"):
-                assert after[f"idspam_tier_adapters {tier}"] == 0
-                assert after[f"idspam_tier_bytes {tier}"] == 0
-            assert not [name for name in after if name.startswith("idspam_build_info")]
-            for name in ("idspam_batch_rows_sum", "idspam_predictions_total a x"):
-                assert after[name] == 2 * before[name]
-            found.counting.engine_is(ENGINE)
-            relay.waiting_tokens(3)
-            assert values(await relay.scrape())["idspam_waiting_tokens"] == 3
-
-    run(test())
+HOSTILE = {
+    "a method that reports nothing": Event("scrape", event("dropped", 1).arguments),
+    "an attribute": Event("__init__", event("dropped", 1).arguments),
+    "a method of Metrics alone": Event("engine_gone", msgspec.Raw(b"\x80")),
+    "no method": Event("", msgspec.Raw(b"\x80")),
+    "no map": Event("dropped", msgspec.Raw(b"\x91\x01")),
+    "a missing argument": Event("dropped", msgspec.Raw(b"\x80")),
+    "an unknown argument": event("dropped", events=1, more=2),
+    "a wrong type": event("dropped", "many"),
+    "a wrong type within": event("adapter_published", "a", ["x", 1]),
+    "an unknown outcome": event("uploaded", "lost"),
+    "an unknown tier": event("tier_size", "disk", 1, 1),
+    "an incomplete batch": event("batch_done", {"rows": 1}),
+    "nesting": Event("dropped", msgspec.Raw(b"\x81\xa6events" + b"\x91" * 100_000)),
+    "junk": Event("dropped", msgspec.Raw(b"\xc1")),
+}
 
 
-def test_series_of_an_adapter_are_there_before_a_worker_counts_in_them() -> None:
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_event_is_refused(name: str) -> None:
+    metrics = Metrics(CollectorRegistry(), routes=["/r"], error_types=[])
+    call_of(event("dropped", 1), metrics)
+    with pytest.raises(Undecodable):
+        call_of(HOSTILE[name], metrics)
+
+
+async def test_a_frame_with_a_hostile_event_counts_nothing_and_the_next_one_counts(
+    supervisor: Supervisor, caplog: pytest.LogCaptureFixture
+) -> None:
+    socket = supervisor.context.socket(zmq.DEALER)
+    socket.connect(supervisor.endpoint)
+    sound = event("uploaded", "created")
+    for hostile in HOSTILE.values():
+        socket.send(encode([Events(1, [sound, hostile])]))
+    socket.send(encode([Events(1, [sound])]))
+    forwarder = supervisor.forwarder()
+    await _until(lambda: "idspam_uploads_total" in supervisor.metrics.exposition().decode())
+    await asyncio.sleep(2 * metrics_forwarding.FLUSH_SECONDS)
+    assert values(await forwarder.scrape())["idspam_uploads_total created"] == 1
+    assert [message for message in caplog.messages if "refused a message" in message]
+    socket.close(0)
+
+
+async def test_a_scrape_holds_all_that_was_reported_before_it_and_the_rest_comes_by_itself(
+    supervisor: Supervisor,
+) -> None:
+    forwarders = [supervisor.forwarder() for _ in range(3)]
+    for count, forwarder in enumerate(forwarders):
+        for _ in range(100 * (count + 1)):
+            forwarder.request_done("/r", "success", seconds=0.0)
+    shown = values(await forwarders[0].scrape())["idspam_requests_total success /r"]
+    assert shown >= 100
+    await asyncio.sleep(3 * metrics_forwarding.FLUSH_SECONDS)
+    for forwarder in forwarders:
+        shown = values(await forwarder.scrape())["idspam_requests_total success /r"]
+        assert shown == 600
+
+
+async def test_a_dead_engines_gauges_end_with_it_and_its_counters_stay(
+    supervisor: Supervisor,
+) -> None:
+    supervisor.receiver.set_engine(ENGINE)
+    forwarder = supervisor.forwarder()
+    report_everything(forwarder)
+    before = values(await forwarder.scrape())
+    assert before["idspam_waiting_tokens"] == 7
+    supervisor.receiver.set_engine(None)
+    # What the dead process had sent before arrives late.
+    report_everything(forwarder)
+    after = values(await forwarder.scrape())
+    assert after["idspam_waiting_tokens"] == 0
+    for tier in ("active", "registered"):
+        assert after[f"idspam_tier_adapters {tier}"] == 0
+        assert after[f"idspam_tier_bytes {tier}"] == 0
+    assert not [name for name in after if name.startswith("idspam_build_info")]
+    for name in ("idspam_batch_rows_sum", "idspam_predictions_total a x"):
+        assert after[name] == 2 * before[name]
+    supervisor.receiver.set_engine(ENGINE)
+    forwarder.waiting_tokens(3)
+    assert values(await forwarder.scrape())["idspam_waiting_tokens"] == 3
+
+
+async def test_series_of_an_adapter_are_there_before_a_worker_counts_in_them(
+    supervisor: Supervisor,
+) -> None:
     """The worker's message may be read first; the engine's is applied first."""
-
-    async def test() -> None:
-        async with place() as found:
-            found.counting.engine_is(ENGINE)
-            worker = found.context.socket(zmq.DEALER)
-            worker.connect(found.endpoint)
-            worker.send(encode([Counted(1, [Predicted("late", "x", 5)])]))
-            # This loop reads nothing until both have spoken.
-            time.sleep(0.2)  # noqa: ASYNC251
-            relay = found.relay()
-            relay.adapter_published("late", ["x"])
-            time.sleep(0.2)  # noqa: ASYNC251
-            shown = values(await relay.scrape())
-            assert shown["idspam_predictions_total late x"] == 5
-            worker.close()
-
-    run(test())
+    supervisor.receiver.set_engine(ENGINE)
+    worker = supervisor.context.socket(zmq.DEALER)
+    worker.connect(supervisor.endpoint)
+    worker.send(encode([Events(1, [event("predicted", "late", "x", 5)])]))
+    # This loop reads nothing until both have sent.
+    time.sleep(0.2)  # noqa: ASYNC251
+    forwarder = supervisor.forwarder()
+    forwarder.adapter_published("late", ["x"])
+    time.sleep(0.2)  # noqa: ASYNC251
+    shown = values(await forwarder.scrape())
+    assert shown["idspam_predictions_total late x"] == 5
+    worker.close()
 
 
-def test_a_flood_is_kept_in_bounds_and_what_is_dropped_is_counted(
+async def test_a_flood_is_kept_in_bounds_and_what_is_dropped_is_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(relaying, "MAX_EVENTS", 1000)
-
-    async def test() -> None:
-        with tempfile.TemporaryDirectory(prefix="flood-") as folder, zmq.Context() as context:
-            endpoint = f"ipc://{folder}/supervisor"
-            relay = Relay(context, endpoint)
-            relay.open()
-            began, sent = monotonic(), 0
-            # Nobody is there: frames fill the socket, then events the relay.
-            for _ in range(200):
-                for _ in range(50):
-                    relay.request_done("/r", "success", seconds=0.0)
-                sent += 50
-                relay.flush()
-            assert monotonic() - began < 5
-            assert len(relay._events) <= 1000
-            metrics = Metrics(CollectorRegistry(), routes=["/r"], error_types=[])
-            counting = Counting(context, endpoint, metrics, refresh=lambda: None)
-            await _until(lambda: not relay._events)
-            shown = values(await relay.scrape())
-            dropped = shown["idspam_events_dropped_total"]
-            assert dropped > 0
-            assert shown["idspam_requests_total success /r"] + dropped == sent
-            relay.close(0)
-            counting.close()
-
-    run(test())
+    monkeypatch.setattr(metrics_forwarding, "MAX_EVENTS", 1000)
+    with tempfile.TemporaryDirectory(prefix="flood-") as folder, zmq.Context() as context:
+        endpoint = f"ipc://{folder}/supervisor"
+        forwarder = MetricsForwarder(context, endpoint)
+        forwarder.open()
+        began, sent = monotonic(), 0
+        # Nothing is bound there: frames fill the socket, then events the forwarder.
+        for _ in range(200):
+            for _ in range(50):
+                forwarder.request_done("/r", "success", seconds=0.0)
+            sent += 50
+            forwarder.flush()
+        assert monotonic() - began < 5
+        assert len(forwarder._events) <= 1000
+        metrics = Metrics(CollectorRegistry(), routes=["/r"], error_types=[])
+        receiver = MetricsReceiver(context, endpoint, metrics, refresh=lambda: None)
+        await _until(lambda: not forwarder._events)
+        shown = values(await forwarder.scrape())
+        dropped = shown["idspam_events_dropped_total"]
+        assert dropped > 0
+        assert shown["idspam_requests_total success /r"] + dropped == sent
+        forwarder.close(0)
+        receiver.close()
 
 
-def test_a_scrape_that_nobody_answers_is_refused_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relaying, "SCRAPE_SECONDS", 0.2)
-
-    async def test() -> None:
-        with tempfile.TemporaryDirectory(prefix="nobody-") as folder, zmq.Context() as context:
-            relay = Relay(context, f"ipc://{folder}/supervisor")
-            with pytest.raises(Unavailable):
-                await relay.scrape()
-            relay.open()
-            with pytest.raises(Unavailable, match="does not answer"):
-                await relay.scrape()
-            relay.close(0)
-
-    run(test())
+async def test_a_scrape_that_nothing_answers_is_refused_in_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(metrics_forwarding, "SCRAPE_SECONDS", 0.2)
+    with tempfile.TemporaryDirectory(prefix="nothing-") as folder, zmq.Context() as context:
+        forwarder = MetricsForwarder(context, f"ipc://{folder}/supervisor")
+        with pytest.raises(Unavailable):
+            await forwarder.scrape()
+        forwarder.open()
+        with pytest.raises(Unavailable, match="does not answer"):
+            await forwarder.scrape()
+        forwarder.close(0)
 
 
 def test_usage_is_that_of_the_process() -> None:

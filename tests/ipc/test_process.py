@@ -2,12 +2,8 @@
 
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -16,7 +12,7 @@ import pytest
 from adapters.backbone.loading import load_backbone
 from adapters.format.files import serialize
 from tests.support.http_service import error_of, save_backbone, until
-from tests.support.service_process import TREE, environ
+from tests.support.service_process import environ, service_process
 from tests.support.tiny_models import make_adapter
 
 
@@ -25,26 +21,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_backbone(tmp_path_factory.mktemp("backbone"))
 
 
-@contextmanager
-def process(environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen(
-        [sys.executable, "-m", "service"],
-        cwd=TREE,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as running:
-        try:
-            yield running
-        finally:
-            running.kill()
-
-
 def test_sigterm_flips_ready_then_answers_what_is_in_flight_then_exits_0(
     tmp_path: Path, folder: Path
 ) -> None:
-    with process(environ(folder, tmp_path)) as running:
+    with service_process(environ(folder, tmp_path)) as running:
         assert running.stdout is not None
         line = running.stdout.readline()
         assert line.startswith("serving http://127.0.0.1:")
@@ -77,7 +57,7 @@ def test_sigterm_flips_ready_then_answers_what_is_in_flight_then_exits_0(
 
 
 def test_sigterm_while_idle_exits_0_at_once(tmp_path: Path, folder: Path) -> None:
-    with process(environ(folder, tmp_path)) as running:
+    with service_process(environ(folder, tmp_path)) as running:
         assert running.stdout is not None
         running.stdout.readline()
         started = time.monotonic()
@@ -121,7 +101,7 @@ def test_what_cannot_start_says_so_in_one_line_with_status_2(
     tmp_path: Path, folder: Path, case: str
 ) -> None:
     environment, words = refusals(tmp_path, folder)[case]
-    with process(environment) as running:
+    with service_process(environment) as running:
         output, errors = running.communicate(timeout=60)
     assert running.returncode == 2
     assert output == ""
@@ -134,7 +114,7 @@ def test_what_cannot_start_says_so_in_one_line_with_status_2(
 def test_an_occupied_port_is_told_in_one_line_with_status_2(tmp_path: Path, folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with process(environ(folder, tmp_path, PORT=str(port))) as running:
+        with service_process(environ(folder, tmp_path, PORT=str(port))) as running:
             _, errors = running.communicate(timeout=60)
     assert running.returncode == 2
     assert errors.splitlines()[-1].startswith(f"service: cannot listen on 127.0.0.1:{port}: ")

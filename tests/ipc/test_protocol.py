@@ -1,6 +1,7 @@
-"""What crosses between the processes arrives as it was sent, and nothing else is taken for it."""
+"""Messages between the processes arrive as they were sent; anything else is refused."""
 
 from datetime import UTC, datetime
+from typing import get_args
 
 import msgspec
 import numpy as np
@@ -23,23 +24,24 @@ from adapters.errors import (
 )
 from adapters.format.store import Revision
 from service import errors
-from service.catalog.entry import CatalogEntry
+from service.catalog.entry import CatalogEntry, ChangeResult, Condition, Operation
 from service.engine.interface import AdapterKey, Completion, Entry, RowResult
 from service.errors import ServiceError
 from service.ipc.protocol import (
     VERSION,
-    Beat,
     Cancel,
+    ChangeDone,
+    ChangeRequest,
     Codec,
     EngineDefect,
     Fault,
     FromEngine,
     FromWorker,
+    Heartbeat,
     Malformed,
     Predict,
     Undecodable,
     adapter_of,
-    answered_of,
     completion_of,
     encode,
     entries_of,
@@ -47,6 +49,7 @@ from service.ipc.protocol import (
     error_of,
     fault_of,
     predict_of,
+    predicted_of,
 )
 from tests.support.tiny_models import make_spec
 
@@ -103,7 +106,7 @@ def test_scores_arrive_to_the_bit_and_weights_if_there_are_any(
         )
         for item in entries
     )
-    (message,) = FROM_ENGINE.decode(encode([answered_of(3, Completion(results, 0.25, 0.5))]))
+    (message,) = FROM_ENGINE.decode(encode([predicted_of(3, Completion(results, 0.25, 0.5))]))
     arrived = completion_of(message, entries)  # type: ignore[arg-type]  # the union's one member
     assert (arrived.queue_seconds, arrived.inference_seconds) == (0.25, 0.5)
     for before, after in zip(results, arrived.rows, strict=True):
@@ -132,7 +135,7 @@ def test_scores_arrive_to_the_bit_and_weights_if_there_are_any(
         {"adapters": []},
     ],
 )
-def test_a_request_whose_parts_do_not_belong_together_is_refused(change: dict[str, object]) -> None:
+def test_a_request_whose_parts_contradict_each_other_is_refused(change: dict[str, object]) -> None:
     sound = predict_of(1, [entry(0, [(5, 0), (6, 0)], False, 4)], None)
     entries_of(sound)
     with pytest.raises(Malformed):
@@ -142,11 +145,11 @@ def test_a_request_whose_parts_do_not_belong_together_is_refused(change: dict[st
 def test_an_answer_to_another_request_is_refused() -> None:
     one = [entry(0, [(5, 0)], False, 4)]
     scores = np.ones(2, dtype=np.float32)
-    answered = answered_of(1, Completion((RowResult(scores, np.ones(1, np.float32)),), 0.0, 0.0))
-    completion_of(answered, one)
+    predicted = predicted_of(1, Completion((RowResult(scores, np.ones(1, np.float32)),), 0.0, 0.0))
+    completion_of(predicted, one)
     for change in ({"labels": [2, 2]}, {"labels": [3]}, {"scores": b""}, {"weights": b"\0" * 8}):
         with pytest.raises(Malformed):
-            completion_of(msgspec.structs.replace(answered, **change), one)
+            completion_of(msgspec.structs.replace(predicted, **change), one)
 
 
 ERRORS: list[AdapterError | ServiceError] = [
@@ -179,7 +182,7 @@ def test_errors_arrive_with_their_class_their_words_and_their_attributes(
     assert vars(arrived) == vars(error)
 
 
-def test_a_defect_is_told_by_its_name_alone_and_no_other_class_can_be_made() -> None:
+def test_a_defect_crosses_by_its_name_alone_and_no_other_class_can_be_created() -> None:
     fault = fault_of(OSError(28, "secret path"))
     assert "secret" not in str(fault)
     assert isinstance(error_of(fault), EngineDefect)
@@ -211,12 +214,27 @@ def test_an_entry_of_the_catalog_arrives_as_it_was(backbone: Backbone) -> None:
     }
     assert type(arrived.refusal) is IncompatibleAdapter
     assert arrived.refusal.faults == refusal.faults
-    # What was told before is not told again.
+    # Specs that were sent before are not sent again.
     short = adapter_of(sent, {REVISIONS[0]: specs[REVISIONS[0]]})
     assert [revision for revision, text in short.specs.items() if text is None] == [REVISIONS[0]]
     assert entry_of(short, arrived.specs).specs == sent.specs
     with pytest.raises(Malformed):
         entry_of(short, {})
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [Condition(), Condition(match=frozenset({"*"})), Condition(none_match=frozenset({"0", "1"}))],
+)
+def test_a_change_arrives_as_it_was_sent(condition: Condition) -> None:
+    for operation in get_args(Operation):
+        request = ChangeRequest(5, operation, "a", condition, None)
+        assert FROM_WORKER.decode(encode([request])) == [request]
+        done = ChangeDone(5, ChangeResult("0", created=True, changed=False))
+        assert FROM_ENGINE.decode(encode([done])) == [done]
+    unknown = msgspec.msgpack.encode([["ChangeRequest", 5, "format_disk", "a", {}, None]])
+    with pytest.raises(Undecodable, match="format_disk"):
+        FROM_WORKER.decode(bytes([VERSION]) + unknown)
 
 
 def test_the_encoder_that_a_worker_makes_is_the_engines(backbone: Backbone) -> None:
@@ -230,7 +248,7 @@ def test_the_encoder_that_a_worker_makes_is_the_engines(backbone: Backbone) -> N
 
 
 @given(st.binary(max_size=64))
-def test_whatever_bytes_come_they_are_messages_or_refused(junk: bytes) -> None:
+def test_any_bytes_are_messages_or_refused(junk: bytes) -> None:
     for frame in (junk, bytes([VERSION]) + junk):
         try:
             messages = FROM_WORKER.decode(frame)
@@ -249,7 +267,7 @@ def test_other_versions_directions_and_kinds_are_refused() -> None:
     with pytest.raises(Undecodable):
         FROM_ENGINE.decode(frame)
     with pytest.raises(Undecodable):
-        FROM_WORKER.decode(encode([Beat(0.0, True, True, None, {})]))
+        FROM_WORKER.decode(encode([Heartbeat(0.0, True, True, None, {})]))
     pickled = b"\x80\x04\x8c\x02os\x8c\x06getpid\x93)R."
     unknown = msgspec.msgpack.encode([["Nothing", 1]])
     longer = msgspec.msgpack.encode([["Cancel", 1, 2]])

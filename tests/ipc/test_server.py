@@ -1,4 +1,4 @@
-"""Workers on the engine's hub: the same answers and refusals, and changes everywhere at once."""
+"""Remote workers get the engine's answers and refusals, and all of them get changes at once."""
 
 import asyncio
 from pathlib import Path
@@ -15,137 +15,127 @@ from adapters.packed.packing import Row
 from service.catalog.entry import Condition
 from service.engine.interface import Predictor
 from service.errors import DeadlineExceeded, InvalidRequest, Overloaded
-from tests.support.engine_harness import run
 from tests.support.http_service import Brake
-from tests.support.ipc_harness import ANY, data, entry, until, wired
+from tests.support.ipc_harness import ANY, data, engine_with_workers, entry, until
 from tests.support.tiny_models import make_adapter
 
 
-def test_workers_answer_what_the_engine_answers(tmp_path: Path, backbone: Backbone) -> None:
-    async def test() -> None:
-        async with wired(backbone, tmp_path) as house:
-            workers = [await house.worker() for _ in range(2)]
-            adapters = [make_adapter(backbone, seed=1), make_adapter(backbone, seed=2)]
-            for name, adapter in zip("ab", adapters, strict=True):
-                await workers[0].catalog.publish(name, serialize(adapter), ANY)
-            texts = [("a", "free win now"), ("b", ""), ("a", "my card is not good"), ("b", "you")]
-            for worker in workers:
-                entries = [entry(worker, name, text, explain=True) for name, text in texts]
-                completion = await worker.engine.predict(entries)
-                for (name, _), asked, row in zip(texts, entries, completion.rows, strict=True):
-                    adapter = adapters["ab".index(name)]
-                    batch = backbone.pack([Row(asked.encoding, adapter.spec, 0)])
-                    (alone,) = classify(backbone, batch, [prepare(adapter, backbone)])
-                    np.testing.assert_allclose(row.scores, alone.scores, atol=1e-5)
-                    assert row.token_weights is not None
-                    np.testing.assert_allclose(row.token_weights, alone.token_weights, atol=1e-5)
-                plain = await worker.engine.predict([entry(worker, "a", "x")])
-                assert plain.rows[0].token_weights is None
-                assert (await worker.engine.predict([])).rows == ()
-            predictor: Predictor = workers[0].engine
-            await predictor.drain()
-
-    run(test())
+async def test_workers_answer_what_the_engine_answers(tmp_path: Path, backbone: Backbone) -> None:
+    async with engine_with_workers(backbone, tmp_path) as engine:
+        workers = [await engine.worker() for _ in range(2)]
+        adapters = [make_adapter(backbone, seed=1), make_adapter(backbone, seed=2)]
+        for name, adapter in zip("ab", adapters, strict=True):
+            await workers[0].catalog.publish(name, serialize(adapter), ANY)
+        texts = [("a", "free win now"), ("b", ""), ("a", "my card is not good"), ("b", "you")]
+        for worker in workers:
+            entries = [entry(worker, name, text, explain=True) for name, text in texts]
+            completion = await worker.engine.predict(entries)
+            for (name, _), asked, row in zip(texts, entries, completion.rows, strict=True):
+                adapter = adapters["ab".index(name)]
+                batch = backbone.pack([Row(asked.encoding, adapter.spec, 0)])
+                (alone,) = classify(backbone, batch, [prepare(adapter, backbone)])
+                np.testing.assert_allclose(row.scores, alone.scores, atol=1e-5)
+                assert row.token_weights is not None
+                np.testing.assert_allclose(row.token_weights, alone.token_weights, atol=1e-5)
+            plain = await worker.engine.predict([entry(worker, "a", "x")])
+            assert plain.rows[0].token_weights is None
+            assert (await worker.engine.predict([])).rows == ()
+        predictor: Predictor = workers[0].engine
+        await predictor.drain()
 
 
-def test_a_change_is_in_every_worker_when_it_returns(tmp_path: Path, backbone: Backbone) -> None:
-    async def test() -> None:
-        async with wired(backbone, tmp_path) as house:
-            workers = [await house.worker() for _ in range(3)]
-            first = await workers[0].catalog.publish("a", data(backbone, 1), ANY)
-            assert (first.created, first.changed) == (True, True)
-            revisions = [first.revision]
-            for turn in range(2, 12):
-                made = await workers[turn % 3].catalog.publish("a", data(backbone, turn), ANY)
-                revisions.append(made.revision)
-                for worker in workers:
-                    found = worker.catalog.entry("a")
-                    assert found == house.local.catalog.entry("a")
-                    assert worker.catalog.resolve("a").key.revision == made.revision
-                    assert worker.catalog.path("a")[1].is_file()
-            back = await workers[1].catalog.rollback("a", revisions[0][:12], ANY)
-            assert back == revisions[0]
-            assert {worker.catalog.resolve("a").key.revision for worker in workers} == {back}
-            late = await house.worker()
-            assert late.catalog.entries() == workers[0].catalog.entries()
-            await workers[2].catalog.settled("a")
-            await workers[2].catalog.delete("a", ANY)
-            assert [len(worker.catalog) for worker in (*workers, late)] == [0, 0, 0, 0]
-
-    run(test())
-
-
-def test_refusals_arrive_as_what_they_are(tmp_path: Path, backbone: Backbone) -> None:
-    async def test() -> None:
-        async with wired(backbone, tmp_path, max_waiting_tokens=64, max_active_adapters=1) as house:
-            worker = await house.worker()
-            catalog = worker.catalog
-            for name in "ab":
-                await catalog.publish(name, data(backbone, 1), ANY)
-            with pytest.raises(InvalidAdapter, match="pickle"):
-                await catalog.publish("a", b"\x80\x04 a pickle", ANY)
-            with pytest.raises(InvalidAdapter):
-                await catalog.publish("a", b"", ANY)
-            with pytest.raises(RevisionConflict):
-                await catalog.publish("a", data(backbone, 2), Condition(match=frozenset({"0"})))
-            with pytest.raises(RevisionConflict):
-                await catalog.delete("a", Condition(none_match=frozenset({"*"})))
-            with pytest.raises(UnknownAdapter) as caught:
-                await catalog.rollback("c", None, ANY)
-            assert caught.value.known == ("a", "b")
-            many = [entry(worker, name, "x") for name in "ab"]
-            with pytest.raises(InvalidRequest, match="can be active"):
-                await worker.engine.predict(many)
-            with pytest.raises(DeadlineExceeded):
-                await worker.engine.predict(many[:1], deadline=monotonic() - 1)
-            results = await asyncio.gather(
-                *(worker.engine.predict(many[:1]) for _ in range(40)), return_exceptions=True
-            )
-            refused = [item for item in results if isinstance(item, BaseException)]
-            assert refused
-            assert len(refused) < 40
-            assert all(isinstance(item, Overloaded) and item.retry_after > 0 for item in refused)
-
-    run(test())
-
-
-def test_a_cancelled_request_leaves_the_engines_queue(tmp_path: Path, backbone: Backbone) -> None:
-    async def test() -> None:
-        brake = Brake()
-        async with wired(backbone, tmp_path, load=brake.load) as house:
-            worker = await house.worker()
-            await worker.catalog.publish("a", data(backbone, 1), ANY)
-            asked = [entry(worker, "a", "hello you")]
-            brake.on()
-            try:
-                running = asyncio.create_task(worker.engine.predict(asked))
-                await until(lambda: house.local.health().details["batch_seconds"] != 0)
-                waiting = asyncio.create_task(worker.engine.predict(asked))
-                await until(lambda: house.local.health().details["waiting_entries"] == 1)
-                waiting.cancel()
-                await until(lambda: house.local.health().details["waiting_entries"] == 0)
-            finally:
-                brake.off()
-            await running
-            assert waiting.cancelled()
-
-    run(test())
-
-
-def test_an_upload_that_nobody_waits_for_any_more_is_done_whole(
+async def test_a_change_is_in_every_worker_when_it_returns(
     tmp_path: Path, backbone: Backbone
 ) -> None:
-    async def test() -> None:
-        async with wired(backbone, tmp_path) as house:
-            worker, other = await house.worker(), await house.worker()
-            await worker.catalog.publish("a", data(backbone, 1), ANY)
-            for delay in (0.0, 0.001, 0.005, 0.02):
-                task = asyncio.create_task(worker.catalog.publish("a", data(backbone, 2), ANY))
-                await asyncio.sleep(delay)
-                task.cancel()
-            await other.catalog.settled("a")
-            stored = house.local.catalog.entry("a").current
-            await until(lambda: other.catalog.entry("a").current == stored)
-            await until(lambda: worker.catalog.entry("a").current == stored)
+    async with engine_with_workers(backbone, tmp_path) as engine:
+        workers = [await engine.worker() for _ in range(3)]
+        first = await workers[0].catalog.publish("a", data(backbone, 1), ANY)
+        assert (first.created, first.changed) == (True, True)
+        revisions = [first.revision]
+        for turn in range(2, 12):
+            made = await workers[turn % 3].catalog.publish("a", data(backbone, turn), ANY)
+            revisions.append(made.revision)
+            for worker in workers:
+                found = worker.catalog.entry("a")
+                assert found == engine.local.catalog.entry("a")
+                assert worker.catalog.resolve("a").key.revision == made.revision
+                assert worker.catalog.path("a")[1].is_file()
+        back = await workers[1].catalog.rollback("a", revisions[0][:12], ANY)
+        assert back == revisions[0]
+        assert {worker.catalog.resolve("a").key.revision for worker in workers} == {back}
+        late = await engine.worker()
+        assert late.catalog.entries() == workers[0].catalog.entries()
+        await workers[2].catalog.settled("a")
+        await workers[2].catalog.delete("a", ANY)
+        assert [len(worker.catalog) for worker in (*workers, late)] == [0, 0, 0, 0]
 
-    run(test())
+
+async def test_refusals_arrive_as_what_they_are(tmp_path: Path, backbone: Backbone) -> None:
+    async with engine_with_workers(
+        backbone, tmp_path, max_waiting_tokens=64, max_active_adapters=1
+    ) as engine:
+        worker = await engine.worker()
+        catalog = worker.catalog
+        for name in "ab":
+            await catalog.publish(name, data(backbone, 1), ANY)
+        with pytest.raises(InvalidAdapter, match="pickle"):
+            await catalog.publish("a", b"\x80\x04 a pickle", ANY)
+        with pytest.raises(InvalidAdapter):
+            await catalog.publish("a", b"", ANY)
+        with pytest.raises(RevisionConflict):
+            await catalog.publish("a", data(backbone, 2), Condition(match=frozenset({"0"})))
+        with pytest.raises(RevisionConflict):
+            await catalog.delete("a", Condition(none_match=frozenset({"*"})))
+        with pytest.raises(UnknownAdapter) as caught:
+            await catalog.rollback("c", None, ANY)
+        assert caught.value.known == ("a", "b")
+        many = [entry(worker, name, "x") for name in "ab"]
+        with pytest.raises(InvalidRequest, match="can be active"):
+            await worker.engine.predict(many)
+        with pytest.raises(DeadlineExceeded):
+            await worker.engine.predict(many[:1], deadline=monotonic() - 1)
+        results = await asyncio.gather(
+            *(worker.engine.predict(many[:1]) for _ in range(40)), return_exceptions=True
+        )
+        refused = [item for item in results if isinstance(item, BaseException)]
+        assert refused
+        assert len(refused) < 40
+        assert all(isinstance(item, Overloaded) and item.retry_after > 0 for item in refused)
+
+
+async def test_a_cancelled_request_leaves_the_engines_queue(
+    tmp_path: Path, backbone: Backbone
+) -> None:
+    brake = Brake()
+    async with engine_with_workers(backbone, tmp_path, load=brake.load) as engine:
+        worker = await engine.worker()
+        await worker.catalog.publish("a", data(backbone, 1), ANY)
+        asked = [entry(worker, "a", "hello you")]
+        brake.on()
+        try:
+            running = asyncio.create_task(worker.engine.predict(asked))
+            await until(lambda: engine.local.health().details["batch_seconds"] != 0)
+            waiting = asyncio.create_task(worker.engine.predict(asked))
+            await until(lambda: engine.local.health().details["waiting_entries"] == 1)
+            waiting.cancel()
+            await until(lambda: engine.local.health().details["waiting_entries"] == 0)
+        finally:
+            brake.off()
+        await running
+        assert waiting.cancelled()
+
+
+async def test_an_upload_that_nobody_waits_for_any_more_is_done_whole(
+    tmp_path: Path, backbone: Backbone
+) -> None:
+    async with engine_with_workers(backbone, tmp_path) as engine:
+        worker, other = await engine.worker(), await engine.worker()
+        await worker.catalog.publish("a", data(backbone, 1), ANY)
+        for delay in (0.0, 0.001, 0.005, 0.02):
+            task = asyncio.create_task(worker.catalog.publish("a", data(backbone, 2), ANY))
+            await asyncio.sleep(delay)
+            task.cancel()
+        await other.catalog.settled("a")
+        stored = engine.local.catalog.entry("a").current
+        await until(lambda: other.catalog.entry("a").current == stored)
+        await until(lambda: worker.catalog.entry("a").current == stored)

@@ -1,4 +1,4 @@
-"""Two HTTP workers and an engine process: same answers, and what happens when a part dies."""
+"""Two HTTP workers and an engine process: same answers, and what happens when one dies."""
 
 import subprocess
 import sys
@@ -19,11 +19,11 @@ from tests.support.service_process import (
     TEXTS,
     TREE,
     Load,
-    Supervised,
+    ReadyService,
     alone,
     body_of,
     environ,
-    supervised,
+    ready_service,
     until,
 )
 from tests.support.tiny_models import make_adapter
@@ -40,14 +40,14 @@ def saved(folder: Path) -> Backbone:
 
 
 @pytest.fixture(scope="module")
-def service(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervised]:
+def service(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReadyService]:
     """Shared: every test leaves it ready, whatever it killed."""
-    with supervised(folder, tmp_path_factory.mktemp("s")) as running:
+    with ready_service(folder, tmp_path_factory.mktemp("s")) as running:
         yield running
 
 
 def test_every_worker_answers_what_the_texts_alone_get(
-    service: Supervised, saved: Backbone
+    service: ReadyService, saved: Backbone
 ) -> None:
     adapters = {
         "a": make_adapter(saved, seed=1),
@@ -78,7 +78,7 @@ def test_every_worker_answers_what_the_texts_alone_get(
 
 
 def test_a_put_through_one_worker_is_answered_by_all_at_once_under_load(
-    service: Supervised, saved: Backbone
+    service: ReadyService, saved: Backbone
 ) -> None:
     made = [
         make_adapter(saved, seed=1, labels=("ham", "spam")),
@@ -113,7 +113,9 @@ def test_a_put_through_one_worker_is_answered_by_all_at_once_under_load(
     assert len(load.answers) > 100
 
 
-def test_metrics_are_the_exact_sums_over_all_workers(service: Supervised, saved: Backbone) -> None:
+def test_metrics_are_the_exact_sums_over_all_workers(
+    service: ReadyService, saved: Backbone
+) -> None:
     def counted() -> dict[str, float]:
         series = service.series()
         route = frozenset({("route", "/v1/predict")})
@@ -170,12 +172,12 @@ def test_metrics_are_the_exact_sums_over_all_workers(service: Supervised, saved:
         assert not [labels for _, labels in series if ("adapter", "m") in labels]
 
 
-def test_workers_and_supervisor_hold_no_torch(service: Supervised) -> None:
+def test_workers_and_supervisor_hold_no_torch(service: ReadyService) -> None:
     children = service.children()
     for name, pid in {**children, "supervisor": service.process.pid}.items():
         loaded = "libtorch" in Path(f"/proc/{pid}/maps").read_text()
         assert loaded == (name == "engine")
-    for module in ("worker", "supervisor"):
+    for module in ("worker_process", "supervisor"):
         code = (
             f"import sys, service.ipc.{module}\n"
             "print({'torch', 'transformers'} & set(sys.modules))"
@@ -188,7 +190,7 @@ def test_workers_and_supervisor_hold_no_torch(service: Supervised) -> None:
 
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_the_workers_port_is_taken_for_everybody_else(
-    service: Supervised, folder: Path, tmp_path: Path, workers: str
+    service: ReadyService, folder: Path, tmp_path: Path, workers: str
 ) -> None:
     port = service.url.rpartition(":")[2]
     ended = subprocess.run(
@@ -203,7 +205,7 @@ def test_the_workers_port_is_taken_for_everybody_else(
     assert ended.stderr.startswith(f"service: cannot listen on 127.0.0.1:{port}: ")
 
 
-def test_junk_on_the_engines_socket_does_no_harm(service: Supervised, saved: Backbone) -> None:
+def test_junk_on_the_engines_socket_does_no_harm(service: ReadyService, saved: Backbone) -> None:
     folder = service.folder()
     assert folder.stat().st_mode & 0o777 == 0o700
     before = service.children()
@@ -228,7 +230,7 @@ def test_junk_on_the_engines_socket_does_no_harm(service: Supervised, saved: Bac
 
 
 def test_a_killed_engine_fails_waiters_at_once_and_comes_back_with_everything(
-    service: Supervised, saved: Backbone
+    service: ReadyService, saved: Backbone
 ) -> None:
     success = {"route": "/v1/predict", "outcome": "success"}
     with service.clients(2) as clients:
@@ -269,7 +271,7 @@ def test_a_killed_engine_fails_waiters_at_once_and_comes_back_with_everything(
 
 
 def test_a_killed_worker_is_replaced_and_the_other_goes_on(
-    service: Supervised, saved: Backbone
+    service: ReadyService, saved: Backbone
 ) -> None:
     restarts = service.metric("idspam_process_restarts_total", kind="worker")
     with service.clients(2) as clients:

@@ -19,7 +19,7 @@ from adapters.packed.packing import PackedBatch
 from adapters.packed.prompt import GeneratorWeights
 from service.engine.engine import LocalEngine
 from service.engine.interface import AdapterKey, Completion, Entry, cost_of
-from service.engine.observer import BatchReport, FailureReason, SilentObserver
+from service.engine.observer import BatchReport, FailureReason, Observer
 from service.engine.settings import EngineSettings
 from tests.support.tiny_models import make_adapter
 
@@ -27,7 +27,7 @@ from tests.support.tiny_models import make_adapter
 SAME = 1e-5
 
 
-class RecordingObserver(SilentObserver):
+class RecordingObserver(Observer):
     """Keeps the engine's events."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""An engine's hub and workers' backends in one process, over real sockets, for tests."""
+"""An engine server and workers' remote backends in one process, over real sockets."""
 
 import asyncio
 import tempfile
@@ -17,10 +17,10 @@ from adapters.format.files import serialize
 from adapters.format.store import AdapterStore
 from service.catalog.entry import Condition
 from service.engine.interface import Entry, cost_of
-from service.engine.observer import FailureReason
+from service.engine.observer import FailureReason, Observer
 from service.ipc.protocol import Codec, FromEngine
 from service.ipc.remote import RemoteBackend
-from service.ipc.server import Hub
+from service.ipc.server import EngineServer
 from service.local import LocalBackend
 from service.observability.metrics import Metrics
 from service.settings import Settings
@@ -31,31 +31,31 @@ ANY = Condition()
 CODEC: Codec[FromEngine] = Codec(FromEngine)
 
 
-@dataclass
-class Failures:
-    """Keeps what it is told."""
+class Failures(Observer):
+    """Records failed rows."""
 
-    rows: list[tuple[FailureReason, int]] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.rows: list[tuple[FailureReason, int]] = []
 
     def failed(self, reason: FailureReason, rows: int) -> None:
         self.rows.append((reason, rows))
 
 
 @dataclass
-class Wired:
-    """The engine's side, started, and what connects to it."""
+class EngineWithWorkers:
+    """A started engine with its server, and the workers connected to it."""
 
     context: "zmq.Context[zmq.Socket[bytes]]"
     endpoint: str
     store: Path
     local: LocalBackend
-    hub: Hub
+    server: EngineServer
     failures: Failures = field(default_factory=Failures)
     workers: list[RemoteBackend] = field(default_factory=list)
 
     async def worker(self) -> RemoteBackend:
-        """One more, welcomed."""
-        made = RemoteBackend(
+        """Start another worker; returns when it is welcomed."""
+        worker = RemoteBackend(
             self.context,
             self.endpoint,
             len(self.workers),
@@ -63,12 +63,12 @@ class Wired:
             observer=self.failures,
             max_bytes=MAX_BYTES,
         )
-        self.workers.append(made)
-        await made.start()
-        return made
+        self.workers.append(worker)
+        await worker.start()
+        return worker
 
-    def stranger(self) -> "zmq.Socket[bytes]":
-        """A socket of the workers' kind that speaks for itself."""
+    def raw_worker(self) -> "zmq.Socket[bytes]":
+        """A worker's socket, on which the test sends and receives frames itself."""
         socket = self.context.socket(zmq.DEALER)
         socket.linger = 0
         socket.connect(self.endpoint)
@@ -76,41 +76,44 @@ class Wired:
 
 
 @asynccontextmanager
-async def wired(
+async def engine_with_workers(
     backbone: Backbone, store: Path, *, load: Callable[[], Backbone] | None = None, **limits: Any
-) -> AsyncIterator[Wired]:
-    """A hub over a started engine; all ends with the block."""
+) -> AsyncIterator[EngineWithWorkers]:
+    """An engine that workers can connect to; everything ends with the block."""
     settings = Settings(device="cpu", zoo_dir=None, adapter_dir=store, cpu_lanes=1, **limits)
     metrics = Metrics(CollectorRegistry(), routes=[], error_types=[])
     local = LocalBackend(
         settings, AdapterStore(store), load=load or (lambda: backbone), observer=metrics
     )
-    with tempfile.TemporaryDirectory(prefix="wired-") as folder, zmq.Context() as context:
+    with (
+        tempfile.TemporaryDirectory(prefix="engine-") as folder,
+        zmq.Context() as context,
+    ):
         endpoint = f"ipc://{folder}/engine"
-        hub = Hub(context, endpoint, local, max_bytes=MAX_BYTES)
-        house = Wired(context, endpoint, store, local, hub)
-        beating = asyncio.create_task(_beat(hub))
+        server = EngineServer(context, endpoint, local, max_bytes=MAX_BYTES)
+        engine = EngineWithWorkers(context, endpoint, store, local, server)
+        beating = asyncio.create_task(_beat(server))
         try:
             await local.start()
-            local.catalog.follower = hub
-            hub.open()
-            yield house
+            local.catalog.on_update = server.update
+            server.open()
+            yield engine
         finally:
-            for worker in house.workers:
+            for worker in engine.workers:
                 await worker.stop()
             beating.cancel()
-            hub.close()
+            server.close()
             await local.stop()
 
 
-async def _beat(hub: Hub) -> None:
+async def _beat(server: EngineServer) -> None:
     while True:
-        hub.beat()
+        server.beat()
         await asyncio.sleep(0.1)
 
 
 def entry(worker: RemoteBackend, name: str, text: str, *, explain: bool = False) -> Entry:
-    """As the route makes it: from the replica and the worker's own tokenizer."""
+    """An entry as a route creates it: from the worker's copy of the catalog and its tokenizer."""
     key, spec = worker.catalog.resolve(name)
     encoding = worker.engine.info.encoder.encode(text, max_length=spec.max_length)
     return Entry(key, encoding, cost_of(encoding, spec), explain)
@@ -127,8 +130,8 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.01)
 
 
-async def heard(socket: "zmq.Socket[bytes]", kind: type) -> bool:
-    """Whether a message of this kind comes, soon."""
+async def receives(socket: "zmq.Socket[bytes]", kind: type) -> bool:
+    """Whether a message of this kind arrives within ten seconds."""
     deadline = monotonic() + 10
     while monotonic() < deadline:
         while socket.poll(0):

@@ -13,13 +13,13 @@ from adapters.format.store import AdapterStore
 from service.engine.device_loader import DeviceLoader
 from service.engine.host_cache import HostCache
 from service.engine.interface import AdapterKey
-from service.engine.observer import SilentObserver, Tier
+from service.engine.observer import Observer, Tier
 from service.engine.residency import Residency
 from service.engine.runners.packed import PackedRunner
 from tests.support.tiny_models import make_adapter
 
 
-class RecordingObserver(SilentObserver):
+class RecordingObserver(Observer):
     """Keeps the tiers' events."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""`python -m service` with workers, for tests: real processes, which can be found and killed."""
+"""`python -m service` as real processes: started, found, loaded with requests and killed."""
 
 import json
 import os
@@ -28,7 +28,7 @@ CLIENTS = 4
 
 
 def environ(backbone: Path, adapter_dir: Path, **settings: str) -> dict[str, str]:
-    """For a service on a free port; settings without their prefix."""
+    """The environment of a service on a free port; settings without their prefix."""
     mine = {"BACKBONE": str(backbone), "ADAPTER_DIR": str(adapter_dir), "PORT": "0"}
     mine |= {"ZOO_DIR": "off", "DEVICE": "cpu", "DTYPE": "float32"} | settings
     kept = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
@@ -36,9 +36,26 @@ def environ(backbone: Path, adapter_dir: Path, **settings: str) -> dict[str, str
     return kept | offline | {f"IDSPAM_{key}": value for key, value in mine.items()}
 
 
+@contextmanager
+def service_process(environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    """`python -m service`, just started; killed when the block ends."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "service"],
+        cwd=TREE,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as running:
+        try:
+            yield running
+        finally:
+            running.kill()
+
+
 @dataclass(frozen=True)
-class Supervised:
-    """A supervisor whose service is ready, and its children as the system shows them."""
+class ReadyService:
+    """A ready service with workers, and its processes as the system shows them."""
 
     process: subprocess.Popen[str]
     url: str
@@ -47,24 +64,23 @@ class Supervised:
 
     def children(self) -> dict[str, int]:
         """Process ids by name: engine, worker-0, ..."""
-        found = {}
+        pids = {}
         for pid, arguments in _processes():
             if "-m service.ipc." in " ".join(arguments[:3]) and len(arguments) > 3:
-                part = json.loads(arguments[3])
-                if part["supervisor"] == self.process.pid:
-                    kind = arguments[2].rpartition(".")[2]
-                    found[kind if kind == "engine" else f"worker-{part['number']}"] = pid
-        return found
+                context = json.loads(arguments[3])
+                if context["supervisor"] == self.process.pid:
+                    pids[context["name"]] = pid
+        return pids
 
     def folder(self) -> Path:
-        """Where its sockets are."""
+        """The folder of its sockets."""
         for pid, arguments in _processes():
             if pid == self.children()["engine"]:
                 return Path(json.loads(arguments[3])["folder"])
         raise AssertionError("there is no engine")
 
     def kill(self, name: str) -> int:
-        """SIGKILL; the id that it had."""
+        """Kill a child with SIGKILL; returns its process id."""
         pid = self.children()[name]
         os.kill(pid, signal.SIGKILL)
         return pid
@@ -73,15 +89,15 @@ class Supervised:
     def clients(self, workers: int) -> Iterator[list[httpx.Client]]:
         """One keep-alive connection to each worker, by its number."""
         with ExitStack() as stack:
-            found: dict[int, httpx.Client] = {}
+            by_worker: dict[int, httpx.Client] = {}
 
             def connected() -> bool:
                 client = stack.enter_context(httpx.Client(base_url=self.url, timeout=30))
-                found[int(client.get("/readyz").json()["details"]["worker"])] = client
-                return len(found) == workers
+                by_worker[int(client.get("/readyz").json()["details"]["worker"])] = client
+                return len(by_worker) == workers
 
             until(connected)
-            yield [found[number] for number in range(workers)]
+            yield [by_worker[number] for number in range(workers)]
 
     def series(self) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
         """Everything that /metrics shows."""
@@ -97,10 +113,10 @@ class Supervised:
 
 
 @contextmanager
-def supervised(
+def ready_service(
     backbone: Path, folder: Path, *, workers: int = 2, **settings: str
-) -> Iterator[Supervised]:
-    """A service that is ready; whatever becomes of it, nothing of it is left afterwards."""
+) -> Iterator[ReadyService]:
+    """A ready service with workers; afterwards no process and no folder of it is left."""
     adapter_dir, log = folder / "adapters", folder / "log"
     temporary = folder / "t"
     temporary.mkdir(exist_ok=True)
@@ -117,12 +133,12 @@ def supervised(
             text=True,
         ) as process,
     ):
-        running = Supervised(process, "", log, adapter_dir)
+        running = ReadyService(process, "", log, adapter_dir)
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
             assert line.startswith("serving http://127.0.0.1:"), log.read_text()
-            running = Supervised(process, line.split()[1], log, adapter_dir)
+            running = ReadyService(process, line.split()[1], log, adapter_dir)
             yield running
             if process.poll() is None:
                 process.terminate()
@@ -134,7 +150,7 @@ def supervised(
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """Return when it holds; it must, soon."""
+    """Return when the condition holds; fails if it does not within `PATIENCE_SECONDS`."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
@@ -159,13 +175,13 @@ def alone(backbone: Backbone, adapter: Adapter, text: str) -> list[float]:
     """The scores of a text in a batch of its own, best first."""
     encoding = backbone.encoder.encode(text, max_length=adapter.spec.max_length)
     batch = backbone.pack([Row(encoding, adapter.spec, 0)])
-    found = classify(backbone, batch, [prepare(adapter, backbone)])[0]
-    return sorted(found.scores.tolist(), reverse=True)
+    (row,) = classify(backbone, batch, [prepare(adapter, backbone)])
+    return sorted(row.scores.tolist(), reverse=True)
 
 
 @dataclass
 class Load:
-    """Clients that ask without pause, on connections of their own, until the block ends."""
+    """Clients that send requests without pause, each on its own connection, until the block ends."""
 
     url: str
     name: str
@@ -200,7 +216,7 @@ class Load:
                 response = client.post("/v1/predict", json=body_of(self.name, TEXTS[index]))
                 self.answers.append((index, response.status_code, response.json()))
             except httpx.HTTPError as error:
-                # Its worker died: the next connection is another's.
+                # The worker died; the next connection goes to another one.
                 self.errors.append(repr(error))
                 client.close()
                 client = httpx.Client(base_url=self.url, timeout=30)

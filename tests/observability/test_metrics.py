@@ -9,15 +9,8 @@ from prometheus_client import CollectorRegistry
 
 from adapters import __version__
 from service.engine.interface import AdapterKey
-from service.engine.observer import BatchReport, EngineObserver, FailureReason
-from service.observability.metrics import (
-    ALL_LABELS,
-    MAX_LABELS,
-    METRICS,
-    Metrics,
-    Outcome,
-    metrics_table,
-)
+from service.engine.observer import BatchReport, FailureReason, Observer, Outcome
+from service.observability.metrics import ALL_LABELS, MAX_LABELS, METRICS, Metrics, metrics_table
 from tests.support.http_service import Live, serve
 from tests.support.tiny_models import make_adapter, make_backbone
 
@@ -41,7 +34,7 @@ def lines(metrics: Metrics, start: str) -> list[str]:
 
 
 def test_metrics_are_what_the_engine_reports_to(metrics: Metrics) -> None:
-    observer: EngineObserver = metrics
+    observer: Observer = metrics
     observer.batch_done(
         BatchReport(
             rows=3,

@@ -15,7 +15,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from service.settings import InvalidSettings, read_settings
 from tests.support.http_service import save_backbone, serve
-from tests.support.service_process import supervised
+from tests.support.service_process import ready_service
 from tests.support.tiny_models import make_adapter, make_backbone
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -123,7 +123,7 @@ def test_a_request_is_a_span_under_its_callers_with_its_stages_below(tmp_path: P
 def test_workers_send_spans_and_json_lines_with_the_same_ids(tmp_path: Path) -> None:
     folder = save_backbone(tmp_path / "backbone")
     with collector() as found:
-        with supervised(
+        with ready_service(
             folder,
             tmp_path,
             workers=1,
