@@ -24,7 +24,7 @@ from service.engine.observer import Observer
 from service.engine.settings import EngineSettings
 from service.local import engine_settings
 from service.settings import read_settings
-from service.start import settle
+from service.start import freeze_loaded_objects
 
 T = TypeVar("T")
 
@@ -71,7 +71,7 @@ async def started(
     engine = LocalEngine(lambda: backbone, AdapterStore(store), settings, observer)
     try:
         await engine.start()
-        settle()
+        freeze_loaded_objects()
         yield engine
     finally:
         await engine.stop()

@@ -1,4 +1,4 @@
-"""`python -m service` serves; with a command it is `service.commands.main`, which lists them."""
+"""`python -m service` serves; with a command it runs `service.commands.main`, which lists them."""
 
 import os
 import socket
@@ -30,10 +30,10 @@ def main(arguments: list[str]) -> int:
 
 
 def _serve(settings: Settings) -> None:
-    # Told at once, not seconds later when torch is imported.
-    with _told(f"IDSPAM_ADAPTER_DIR: cannot use {settings.adapter_dir}"):
+    # Checked at once, not seconds later when torch has been imported.
+    with _start_errors(f"IDSPAM_ADAPTER_DIR: cannot use {settings.adapter_dir}"):
         _require_writable(settings.adapter_dir)
-    with _told(f"cannot listen on {settings.host}:{settings.port}"):
+    with _start_errors(f"cannot listen on {settings.host}:{settings.port}"):
         listener = listen(settings.host, settings.port)
 
     if settings.workers:
@@ -41,10 +41,10 @@ def _serve(settings: Settings) -> None:
 
         supervise(settings, listener)
     else:
-        _serve_here(settings, listener)
+        _serve_in_this_process(settings, listener)
 
 
-def _serve_here(settings: Settings, listener: socket.socket) -> None:
+def _serve_in_this_process(settings: Settings, listener: socket.socket) -> None:
     from prometheus_client import CollectorRegistry, ProcessCollector
 
     from service.http.app import create_app, route_paths
@@ -59,30 +59,30 @@ def _serve_here(settings: Settings, listener: socket.socket) -> None:
     ProcessCollector(registry=registry)
     metrics = Metrics(registry, routes=route_paths(), error_types=error_types())
     app = create_app(settings, local_backend(settings, metrics), metrics)
-    server = Server(app, app.state.service, url=url_of(listener), announce=_say)
+    server = Server(app, app.state.service, url=url_of(listener), announce=_print_line)
     ignore_repeated_signals()
     server.run(sockets=[listener])
     if server.failure is not None:
         raise StartFailed(server.failure)
 
 
-def _say(line: str) -> None:
+def _print_line(line: str) -> None:
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
+def _start_errors(message: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StartFailed(f"{what}: {error.strerror or error}") from None
+        raise StartFailed(f"{message}: {error.strerror or error}") from None
 
 
 def _require_writable(folder: Path) -> None:
     """
     Raises:
-        OSError: no file can be made in the folder, or the folder itself cannot be.
+        OSError: the folder cannot be created, or no file in it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-"):

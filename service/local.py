@@ -23,7 +23,7 @@ from service.engine.observer import Observer
 from service.engine.settings import EngineSettings
 from service.errors import EngineUnavailable, NotReady
 from service.settings import Settings
-from service.start import StartFailed, why
+from service.start import StartFailed, start_error
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ def local_backend(settings: Settings, observer: Observer) -> LocalBackend:
         store = AdapterStore(settings.adapter_dir)
         return LocalBackend(settings, store, load=load, observer=observer)
     except (AdapterError, OSError) as error:
-        raise StartFailed(why(error)) from None
+        raise StartFailed(start_error(error)) from None
 
 
 def engine_settings(settings: Settings) -> EngineSettings:

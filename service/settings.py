@@ -1,7 +1,7 @@
-"""The settings: one frozen table, read once from the environment. Knows neither torch nor HTTP.
+"""The settings of the service: one frozen table, read once from the environment.
 
-Every field of `Settings` is one setting; its environment variable is `IDSPAM_` and the field's name
-in capitals.
+Each field of `Settings` is a setting; its environment variable is `IDSPAM_` and the field's name in
+capitals.
 """
 
 import difflib
@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 PREFIX = "IDSPAM_"
+# Likely in a shell that also runs clients, so the refusal says where the key belongs.
+CLIENT_KEY_MISTAKE = "IDSPAM_API_KEY"
+_SECRET = ("api_keys", "admin_keys")
 CPU_BATCH_TOKENS = 2048
 GPU_BATCH_TOKENS = 16384
 TREE = Path(__file__).resolve().parent.parent
 
 
 class InvalidSettings(Exception):
-    """Values of the environment that cannot be used; `faults` names each variable and its range."""
+    """Variables of the environment that cannot be used; `faults` has a sentence for each."""
 
     def __init__(self, faults: Sequence[str]) -> None:
         self.faults = tuple(faults)
@@ -47,7 +50,7 @@ def _one_of(*allowed: str) -> Callable[[str], str]:
 def _whole(low: int, high: int) -> Callable[[str], int]:
     def parse(value: str) -> int:
         digits = value.strip().replace("_", "")
-        # int() takes signs, spaces and other scripts' digits too; a setting is plain digits.
+        # int() accepts signs, spaces and the digits of other scripts too.
         if not (digits.isascii() and digits.isdigit()) or not low <= int(digits[:20]) <= high:
             raise ValueError(f"must be a whole number from {low} to {high}")
         return int(digits)
@@ -84,147 +87,147 @@ def _zoo(value: str) -> Path | None:
 
 
 def _url(value: str) -> str | None:
-    found = value.strip()
-    if found and not re.fullmatch(r"https?://[^\s/]+\S*", found):
+    url = value.strip()
+    if url and not re.fullmatch(r"https?://[^\s/]+\S*", url):
         raise ValueError("must be a URL: http://host:4318")
-    return found or None
+    return url or None
 
 
 def _keys(value: str) -> tuple[str, ...]:
-    found = tuple(key.strip() for key in value.split(",") if key.strip())
-    if not all(key.isascii() and key.isprintable() and " " not in key for key in found):
+    keys = tuple(key.strip() for key in value.split(",") if key.strip())
+    if not all(key.isascii() and key.isprintable() and " " not in key for key in keys):
         raise ValueError("keys are printable ASCII without spaces, separated by commas")
-    return found
+    return keys
 
 
-def _entry(parse: Callable[[str], object], default: str, unit: str, *, help: str) -> Any:
-    """One row of the table. The default is text, parsed like a value of the environment."""
+def _setting(parse: Callable[[str], object], default: str, unit: str, *, help: str) -> Any:
+    """A row of the table. The default is text and parsed like a value of the environment."""
     metadata = {"parse": parse, "default": default, "unit": unit, "help": help}
     return field(default_factory=lambda: parse(default), metadata=metadata)
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the service can be told. Defaults serve the zoo on whatever machine this is."""
+    """All settings of the service. The defaults serve the zoo on any machine."""
 
-    backbone: str = _entry(
+    backbone: str = _setting(
         _text,
         "all-MiniLM-L6-v2",
         "name or path",
         help="The frozen encoder: a folder, a hub name (`name@revision` pins it) or the "
         "default's name",
     )
-    device: str = _entry(
+    device: str = _setting(
         _text, "auto", "device", help="`auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, ..."
     )
-    dtype: str = _entry(
+    dtype: str = _setting(
         _one_of("auto", "float32", "bfloat16"),
         "auto",
         "type",
         help="`auto` is bfloat16 where the device computes it natively and the parity check "
         "passes, else float32",
     )
-    host: str = _entry(
+    host: str = _setting(
         _text,
         "127.0.0.1",
         "address",
         help="Where to listen; `0.0.0.0` is every interface, and then API keys are advised",
     )
-    port: int = _entry(
+    port: int = _setting(
         _whole(0, 65535), "8000", "TCP port", help="0 takes a free port and prints it"
     )
-    workers: int = _entry(
+    workers: int = _setting(
         _whole(0, 256),
         "0",
         "processes",
         help="HTTP processes in front of one engine process; 0 is everything in one process",
     )
-    # ruff takes a call in the default of a Path for shared state; each makes a dataclass field.
-    adapter_dir: Path = _entry(  # noqa: RUF009
+    # ruff mistakes the call in a Path's default for shared state; it makes a dataclass field.
+    adapter_dir: Path = _setting(  # noqa: RUF009
         _folder,
         "data/adapters",
         "folder",
         help="Where uploaded adapters are kept; created if missing",
     )
-    zoo_dir: Path | None = _entry(  # noqa: RUF009
+    zoo_dir: Path | None = _setting(  # noqa: RUF009
         _zoo,
         "tree",
         "folder",
         help="Adapters registered at the start, as far as they fit the backbone: "
         "`tree` is this tree's `adapters/zoo`, `off` is none",
     )
-    default_adapter: str | None = _entry(
+    default_adapter: str | None = _setting(
         _optional,
         "",
         "name",
         help="The adapter of `/predict` and `/info`, where protocols name none: `name` or "
         "`name@revision`",
     )
-    max_batch_tokens: int | None = _entry(
+    max_batch_tokens: int | None = _setting(
         _auto_or(_whole(16, 2**22)),
         "auto",
         "tokens",
         help="What one forward pass may hold, prompts included; `auto` is 2048 on a CPU, 16384 "
         "on a GPU",
     )
-    max_waiting_tokens: int = _entry(
+    max_waiting_tokens: int = _setting(
         _whole(16, 2**30), "262144", "tokens", help="What may wait; requests beyond it get 429"
     )
-    max_active_adapters: int = _entry(
+    max_active_adapters: int = _setting(
         _whole(1, 65536), "256", "adapters", help="Adapters resident on the device at once"
     )
-    max_registered_adapters: int | None = _entry(
+    max_registered_adapters: int | None = _setting(
         _auto_or(_whole(1, 2**20)),
         "auto",
         "adapters",
         help="Adapters kept in host memory, ready for the device; `auto` is four times as many as "
         "are resident",
     )
-    cpu_lanes: int | None = _entry(
+    cpu_lanes: int | None = _setting(
         _auto_or(_whole(1, 256)),
         "auto",
         "batches",
         help="Batches that run side by side on a CPU, each on its share of the cores; `auto` is "
         "one a core, at most 4",
     )
-    max_upload_bytes: int = _entry(
+    max_upload_bytes: int = _setting(
         _whole(1024, 2**34), str(256 * 2**20), "bytes", help="Largest adapter file that is taken"
     )
-    max_body_bytes: int = _entry(
+    max_body_bytes: int = _setting(
         _whole(1024, 2**31), str(8 * 2**20), "bytes", help="Largest body of every other request"
     )
-    max_inputs: int = _entry(_whole(1, 2**20), "1024", "texts", help="Most texts in one request")
-    default_timeout_ms: int = _entry(
+    max_inputs: int = _setting(_whole(1, 2**20), "1024", "texts", help="Most texts in one request")
+    default_timeout_ms: int = _setting(
         _whole(1, 3_600_000),
         "30000",
         "milliseconds",
         help="Deadline of a request that sets no `timeout_ms`",
     )
-    drain_seconds: float = _entry(
+    drain_seconds: float = _setting(
         _seconds,
         "30",
         "seconds",
         help="How long requests in flight may take to finish after SIGTERM",
     )
-    api_keys: tuple[str, ...] = _entry(
+    api_keys: tuple[str, ...] = _setting(
         _keys, "", "keys, comma-separated", help="If set, every `/v1` route asks for one of them"
     )
-    admin_keys: tuple[str, ...] = _entry(
+    admin_keys: tuple[str, ...] = _setting(
         _keys,
         "",
         "keys, comma-separated",
         help="If set, changing adapters asks for one of them; they open everything else too",
     )
-    log_level: str = _entry(
+    log_level: str = _setting(
         _one_of("debug", "info", "warning", "error"),
         "info",
         "level",
         help="What is logged, to stderr",
     )
-    log_format: Literal["text", "json"] = _entry(
+    log_format: Literal["text", "json"] = _setting(
         _one_of("text", "json"), "text", "format", help="Lines of text, or an object of JSON a line"
     )
-    otlp_endpoint: str | None = _entry(
+    otlp_endpoint: str | None = _setting(
         _url,
         "",
         "URL",
@@ -233,43 +236,41 @@ class Settings:
     )
 
     def batch_tokens(self, device: str) -> int:
-        """What one forward pass may hold on a device."""
+        """The tokens of one forward pass on a device, at most."""
         default = GPU_BATCH_TOKENS if device.startswith("cuda") else CPU_BATCH_TOKENS
         return self.max_batch_tokens or default
 
     @property
     def max_message_bytes(self) -> int:
-        """What processes may send each other at once: an upload, or the most that a body of short
-        texts becomes as tokens."""
+        """The largest message between processes: an upload, or a body of short texts as tokens."""
         return max(self.max_upload_bytes, 16 * self.max_body_bytes) + 2**20
 
     def __repr__(self) -> str:
         """Without the keys: settings end up in logs and in failing tests."""
-        hidden = {"api_keys", "admin_keys"}
-        shown = (
-            f"{item.name}={'...' if item.name in hidden else getattr(self, item.name)!r}"
-            for item in fields(self)
+        values = (
+            f"{setting.name}={'...' if setting.name in _SECRET else getattr(self, setting.name)!r}"
+            for setting in fields(self)
         )
-        return f"Settings({', '.join(shown)})"
+        return f"Settings({', '.join(values)})"
 
 
 def read_settings(environ: Mapping[str, str]) -> Settings:
-    """The settings that an environment asks for; what it does not name has its default.
+    """The settings of an environment; a variable that is not set has its default.
 
     Raises:
         InvalidSettings: bad values and unknown `IDSPAM_*` variables, all of them named.
     """
-    known = {variable(item.name): item for item in fields(Settings)}
+    known = {variable(setting.name): setting for setting in fields(Settings)}
     values: dict[str, Any] = {}
     faults = []
     for key in sorted(key for key in environ if key.startswith(PREFIX)):
         if key not in known:
-            faults.append(f"{key}: no such setting{_nearest(key, list(known))}")
+            faults.append(f"{key}: no such setting{_advice(key, list(known))}")
             continue
         try:
             values[known[key].name] = known[key].metadata["parse"](environ[key])
         except ValueError as error:
-            shown = "" if key.endswith("_KEYS") else f"{environ[key]!r}: "
+            shown = "" if known[key].name in _SECRET else f"{environ[key]!r}: "
             faults.append(f"{key}: {shown}{error}")
     if faults:
         raise InvalidSettings(faults)
@@ -284,13 +285,15 @@ def variable(name: str) -> str:
 def settings_table() -> str:
     """README's table, as Markdown."""
     lines = ["| Variable | Unit | Default | What it does |", "|---|---|---|---|"]
-    for item in fields(Settings):
-        default = f"`{item.metadata['default']}`" if item.metadata["default"] else "none"
-        unit, meaning = item.metadata["unit"], item.metadata["help"]
-        lines.append(f"| `{variable(item.name)}` | {unit} | {default} | {meaning} |")
+    for setting in fields(Settings):
+        row = setting.metadata
+        default = f"`{row['default']}`" if row["default"] else "none"
+        lines.append(f"| `{variable(setting.name)}` | {row['unit']} | {default} | {row['help']} |")
     return "\n".join(lines) + "\n"
 
 
-def _nearest(key: str, known: list[str]) -> str:
+def _advice(key: str, known: list[str]) -> str:
+    if key == CLIENT_KEY_MISTAKE:
+        return "; the service reads IDSPAM_API_KEYS, its clients read ID_SPAM_API_KEY"
     close = difflib.get_close_matches(key, known, n=1)
     return f"; did you mean {close[0]}?" if close else ""

@@ -1,7 +1,4 @@
-"""What every start ends in: why it failed, in one line, or what is loaded, for good.
-
-Knows nothing of what is started.
-"""
+"""The end of a start: the error that stopped it, or freezing what was loaded."""
 
 import gc
 
@@ -9,20 +6,20 @@ from adapters.errors import AdapterError
 
 
 class StartFailed(Exception):
-    """The service cannot run like this; the message is the one line that says why."""
+    """The service cannot start; the message is one line that says why."""
 
 
-def why(error: BaseException) -> str:
-    """What is wrong with the machine or the settings says it itself; a defect keeps its name."""
+def start_error(error: BaseException) -> str:
+    """Why a start failed, in one line. Errors that are not expected keep their class name."""
     expected = isinstance(error, (AdapterError, OSError))
     return str(error) if expected else f"{type(error).__name__}: {error}"
 
 
-def settle() -> None:
-    """What is loaded stays: the garbage collector need not look at it again.
+def freeze_loaded_objects() -> None:
+    """Exempt everything loaded so far from garbage collection.
 
-    Without this every full collection looks through all of torch and transformers while all
-    requests wait: 250 ms, twice a second under load.
+    Otherwise every full collection walks through torch and transformers while all requests wait:
+    250 ms, twice a second under load.
     """
     gc.collect()
     gc.freeze()

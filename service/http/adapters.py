@@ -1,10 +1,9 @@
-"""/v1/adapters: put, list, show, download, roll back, delete. Knows no tensor and no device."""
+"""/v1/adapters: publish, list, show, download, roll back, delete."""
 
 import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
-from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -15,13 +14,19 @@ from adapters.errors import AdapterError, DamagedFile
 from service.catalog.entry import CatalogEntry, ChangeResult, Condition
 from service.engine.observer import UploadOutcome
 from service.errors import InvalidRequest, MalformedRequest, RequestError, TooLarge
-from service.http.bodies import JsonResponse, limited_stream, read_body, read_json
-from service.http.errors import faults_of
+from service.http.bodies import (
+    JsonResponse,
+    content_type,
+    limited_stream,
+    read_body,
+    read_json,
+)
+from service.http.errors import validated
 from service.http.lifecycle import Service, service_of
 from service.http.openapi.documentation import DELETE, DOWNLOAD, LIST, POST, PUT, ROLLBACK, SHOW
 from service.http.openapi.schemas import RollbackRequest
 
-# What a multipart form may take beside its file.
+# Beside the file, a multipart form may have this much.
 _FORM_BYTES = 64 * 1024
 
 router = APIRouter()
@@ -31,13 +36,13 @@ router = APIRouter()
 async def put_adapter(request: Request, name: str) -> Response:
     """Publish an adapter file under a name.
 
-    When this returns, no later request is answered by the older revision.
+    Once this has returned, the old revision answers no further requests.
     """
     service = service_of(request)
     condition = _condition(request)
     service.catalog.check(name, condition)
     data = await read_body(request, service.settings.max_upload_bytes)
-    return _answer(name, await publish(service, name, data, condition))
+    return _published(name, await publish(service, name, data, condition))
 
 
 @router.post("/v1/adapters", **POST)
@@ -45,7 +50,7 @@ async def post_adapter(request: Request) -> Response:
     """The same as a form, for browsers and `curl -F`."""
     service = service_of(request)
     name, data = await _form(request, service.settings.max_upload_bytes)
-    return _answer(name, await publish(service, name, data, _condition(request)))
+    return _published(name, await publish(service, name, data, _condition(request)))
 
 
 @router.get("/v1/adapters", **LIST)
@@ -56,7 +61,7 @@ async def list_adapters(
 ) -> Response:
     """All adapters by name, a page at a time.
 
-    Names that appear or go meanwhile make no other name be left out or repeated.
+    If names appear or go between two pages, no other name is left out or repeated.
     """
     entries = [
         entry
@@ -73,7 +78,7 @@ async def show_adapter(request: Request, name: str) -> Response:
     """One adapter: its spec, its revisions, and whether it can be served."""
     entry = service_of(request).catalog.entry(name)
     detail = _summary(entry) | {
-        "revisions": [item.revision for item in entry.revisions],
+        "revisions": [stored.revision for stored in entry.revisions],
         "spec": entry.spec.model_dump(mode="json") if entry.spec else None,
     }
     return JsonResponse(detail, headers=_etag(entry.current))
@@ -84,19 +89,19 @@ async def download_adapter(
     request: Request, name: str, revision: Annotated[str | None, Query(max_length=64)] = None
 ) -> Response:
     """The adapter's file as it was uploaded: its sha256 is its revision."""
-    found, path = service_of(request).catalog.path(name, revision)
-    headers = _etag(found)
-    if found in _tags(request, "if-none-match"):
+    revision, path = service_of(request).catalog.path(name, revision)
+    headers = _etag(revision)
+    if revision in _tags(request, "if-none-match"):
         return Response(status_code=304, headers=headers)
     try:
         status = await asyncio.to_thread(path.stat)
     except OSError as error:
-        raise DamagedFile(f"the file of adapter {name!r}, revision {found}: {error}") from None
+        raise DamagedFile(f"the file of adapter {name!r}, revision {revision}: {error}") from None
     return FileResponse(
         path,
         headers=headers,
         media_type="application/octet-stream",
-        filename=f"{name}-{found[:12]}.safetensors",
+        filename=f"{name}-{revision[:12]}.safetensors",
         stat_result=status,
     )
 
@@ -106,13 +111,10 @@ async def roll_back_adapter(request: Request, name: str) -> Response:
     """Serve an earlier revision again. Done twice without naming one, it undoes itself."""
     service = service_of(request)
     content = await read_json(request, service.settings.max_body_bytes)
-    try:
-        asked = RollbackRequest.model_validate(content)
-    except ValidationError as error:
-        raise InvalidRequest(faults_of(error.errors())) from None
+    prefix = validated(RollbackRequest, content).revision
     before = service.catalog.entry(name).current
-    revision = await service.catalog.rollback(name, asked.revision, _condition(request))
-    return _published(name, revision, created=False, changed=revision != before)
+    revision = await service.catalog.rollback(name, prefix, _condition(request))
+    return _published(name, ChangeResult(revision, created=False, changed=revision != before))
 
 
 @router.delete("/v1/adapters/{name}", **DELETE)
@@ -123,37 +125,43 @@ async def delete_adapter(request: Request, name: str) -> Response:
 
 
 async def publish(service: Service, name: str, data: bytes, condition: Condition) -> ChangeResult:
-    """Publish and count an upload, whatever becomes of it; raises as `CatalogView.publish`."""
+    """Publish an adapter file and count the upload's outcome; raises as `CatalogView.publish`."""
     outcome: UploadOutcome = "failed"
     try:
-        made = await service.catalog.publish(name, data, condition)
-        outcome = "created" if made.created else "replaced" if made.changed else "unchanged"
+        published = await service.catalog.publish(name, data, condition)
+        if published.created:
+            outcome = "created"
+        else:
+            outcome = "replaced" if published.changed else "unchanged"
     except (AdapterError, RequestError) as error:
         outcome = "failed" if isinstance(error, DamagedFile) else "refused"
         raise
     finally:
         service.metrics.uploaded(outcome)
-    return made
+    return published
 
 
-def _answer(name: str, made: ChangeResult) -> Response:
-    return _published(name, made.revision, created=made.created, changed=made.changed)
-
-
-def _published(name: str, revision: str, *, created: bool, changed: bool) -> Response:
-    content = {"name": name, "revision": revision, "created": created, "changed": changed}
-    return JsonResponse(content, status_code=201 if created else 200, headers=_etag(revision))
+def _published(name: str, published: ChangeResult) -> Response:
+    content = {
+        "name": name,
+        "revision": published.revision,
+        "created": published.created,
+        "changed": published.changed,
+    }
+    status = 201 if published.created else 200
+    return JsonResponse(content, status_code=status, headers=_etag(published.revision))
 
 
 async def _form(request: Request, limit: int) -> tuple[str, bytes]:
-    """
+    """The name and the file of a form.
+
     Raises:
         HTTPException: 415, not a form.
         MalformedRequest: a form that cannot be parsed.
         InvalidRequest: other fields than one `name` and one `file`.
         TooLarge: over `limit`.
     """
-    kind = request.headers.get("content-type", "none").partition(";")[0].strip().lower()
+    kind = content_type(request) or "none"
     if kind != "multipart/form-data":
         raise HTTPException(415, f"Content-Type is {kind}, expected multipart/form-data")
     stream = limited_stream(request, limit + _FORM_BYTES)

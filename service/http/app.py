@@ -1,4 +1,4 @@
-"""The application: routes, gate and service put together. Knows no socket and no process."""
+"""The application: every route, the gate around them, and the service that they use."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,13 +14,19 @@ from adapters.errors import AdapterError
 from service.backend import Backend
 from service.engine.observer import Observer
 from service.errors import ServiceError
+from service.http import adapters, operations, predict
 from service.http.lifecycle import Service
 from service.http.middleware import Gate, handle_error
 from service.http.openapi.documentation import describe
-from service.http.surfaces import SURFACES
+from service.http.protocols import tei, vllm
+from service.http.protocols.oip import repository as oip_repository
+from service.http.protocols.oip import routes as oip
 from service.settings import Settings
 
 DESCRIPTION = "Text classification by many small adapters on one frozen encoder, in mixed batches."
+_ROUTERS = tuple(
+    module.router for module in (predict, adapters, operations, tei, oip, oip_repository, vllm)
+)
 
 
 def create_app(settings: Settings, backend: Backend, metrics: Observer) -> FastAPI:
@@ -39,20 +45,19 @@ def create_app(settings: Settings, backend: Backend, metrics: Observer) -> FastA
         description=DESCRIPTION,
         lifespan=lifespan,
         redoc_url=None,
-        # A redirected upload would be sent twice; a wrong path is simply not found.
+        # A redirect would make clients send an upload twice; a wrong path is simply not found.
         redirect_slashes=False,
     )
-    for surface in SURFACES:
-        app.include_router(surface.router)
+    for router in _ROUTERS:
+        app.include_router(router)
     app.state.service = service
-    handled = (
+    for error in (
         HTTPException,
         RequestValidationError,
         ClientDisconnect,
         AdapterError,
         ServiceError,
-    )
-    for error in handled:
+    ):
         app.add_exception_handler(error, handle_error)
     app.add_middleware(Gate, service=service)
     describe(app)
@@ -60,9 +65,9 @@ def create_app(settings: Settings, backend: Backend, metrics: Observer) -> FastA
 
 
 def route_paths() -> list[str]:
-    """The path of every route, as a template: what requests are counted by."""
+    """The path template of every route; metrics count requests by it."""
     app = FastAPI(redoc_url=None)
-    for surface in SURFACES:
-        app.include_router(surface.router)
-    found = (context.path for context in iter_route_contexts(app.routes))
-    return sorted({path for path in found if path is not None})
+    for router in _ROUTERS:
+        app.include_router(router)
+    paths = (context.path for context in iter_route_contexts(app.routes))
+    return sorted({path for path in paths if path is not None})

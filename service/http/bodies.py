@@ -1,4 +1,4 @@
-"""Bytes in and out: bounded bodies, JSON both ways. Knows no route and no adapter."""
+"""Request and response bodies: reading with a size limit, JSON both ways."""
 
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -12,9 +12,9 @@ from service.errors import MalformedRequest, TooLarge
 
 
 class JsonResponse(Response):
-    """JSON by orjson, several times faster than the standard library's on answers full of floats.
+    """JSON by orjson, several times faster than the standard library on answers full of floats.
 
-    Always UTF-8, and a NaN could only become null, never the bare word that breaks clients.
+    Always UTF-8. A NaN would become null, never the bare word that breaks clients.
     """
 
     media_type = "application/json"
@@ -23,11 +23,44 @@ class JsonResponse(Response):
         return orjson.dumps(content)
 
 
+async def read_json(request: Request, limit: int) -> Any:
+    """The body of a request, which must be announced as JSON.
+
+    Raises:
+        HTTPException: 415, another content type.
+        TooLarge: over `limit` bytes.
+        MalformedRequest: as `parse_json`, or the body is empty.
+        ClientDisconnect: the client went away while sending.
+    """
+    kind = content_type(request) or "none"
+    # A web page cannot send this type to another origin unless the browser asks that origin first.
+    if kind != "application/json" and not (
+        kind.startswith("application/") and kind.endswith("+json")
+    ):
+        raise HTTPException(415, f"Content-Type is {kind}, expected application/json")
+    return parse_json(await read_body(request, limit))
+
+
+def parse_json(body: bytes) -> Any:
+    """The last one of repeated keys counts.
+
+    Raises:
+        MalformedRequest: empty or not JSON (so are NaN, lone surrogates and bad UTF-8), or nested
+        more than a thousand levels deep.
+    """
+    if not body:
+        raise MalformedRequest("the body is empty, expected JSON")
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise MalformedRequest(f"the body is not JSON: {error}") from None
+
+
 async def read_body(request: Request, limit: int) -> bytes:
     """The whole body, if it is small enough.
 
-    The announced length is looked at before a byte is read; a chunked body is given up at the
-    limit. What the client still sends is discarded by the server as it comes.
+    The announced length is checked before any byte is read; reading a chunked body stops at the
+    limit. The server discards what the client sends after that.
 
     Raises:
         TooLarge: over `limit` bytes.
@@ -38,7 +71,7 @@ async def read_body(request: Request, limit: int) -> bytes:
 
 
 async def limited_stream(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
-    """The body as it comes, for parsers that need not have it whole; raises as `read_body` does."""
+    """The body chunk by chunk, for streaming parsers; raises as `read_body`."""
     announced = request.headers.get("content-length", "0")
     if announced.isdecimal() and int(announced[:20]) > limit:
         raise _too_large(limit)
@@ -56,29 +89,9 @@ async def limited_stream(request: Request, limit: int) -> AsyncGenerator[bytes, 
             yield chunk
 
 
-async def read_json(request: Request, limit: int) -> Any:
-    """The body parsed as JSON. Repeated keys: the last one counts. NaN, lone surrogates and bad
-    UTF-8 are no JSON.
-
-    Raises:
-        HTTPException: 415, the body is not announced as JSON.
-        TooLarge: over `limit` bytes.
-        MalformedRequest: not JSON, or nested deeper than a thousand levels.
-    """
-    kind = request.headers.get("content-type", "none").partition(";")[0].strip().lower()
-    # Asked for strictly: a web page cannot send this type to another origin without the browser
-    # asking first.
-    if kind != "application/json" and not (
-        kind.startswith("application/") and kind.endswith("+json")
-    ):
-        raise HTTPException(415, f"Content-Type is {kind}, expected application/json")
-    body = await read_body(request, limit)
-    if not body:
-        raise MalformedRequest("the body is empty, expected JSON")
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise MalformedRequest(f"the body is not JSON: {error}") from None
+def content_type(request: Request) -> str:
+    """The media type of the body in lower case, without parameters; empty if there is none."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def _too_large(limit: int) -> TooLarge:

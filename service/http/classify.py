@@ -1,11 +1,8 @@
-"""Texts to answers, whatever protocol they came in. Knows no protocol's JSON and no device.
-
-Text -> tokens -> engine -> Answers
-"""
+"""From texts to answers, whatever protocol they came in: tokenise, submit, answer."""
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Literal
@@ -15,21 +12,20 @@ from starlette.requests import Request
 from adapters.backbone.tokenizer import Encoding, End, TextEncoder
 from adapters.format.spec import AdapterSpec
 from service.engine.interface import AdapterKey, Completion, Entry, RowResult, cost_of
-from service.engine.observer import Observer
 from service.errors import AdapterLoadFailed, InferenceFailed, InvalidRequest
 from service.http.connection import while_connected
 from service.http.errors import MAX_DETAILS
 from service.http.lifecycle import Service, service_of
 
-# Below this many characters tokenizing takes less time than handing it to a thread and back.
+# Tokenising fewer characters than this takes less time than the way to a thread and back.
 INLINE_CHARACTERS = 2000
-_UNCUT = 2**31 - 1
+_NO_LIMIT = 2**31 - 1
 
 
-# Not frozen, as everything that is made for every text: a frozen one takes four times as long.
+# Not frozen: one is made for every text, and a frozen one takes four times as long.
 @dataclass(slots=True, eq=False)
 class Text:
-    """One input, its adapter found. place: where it stands in the caller's request, for faults."""
+    """One input and its adapter. place: where it is in the client's request, for faults."""
 
     text: str
     text_pair: str | None
@@ -40,17 +36,23 @@ class Text:
 
 @dataclass(slots=True, eq=False)
 class Answers:
-    """What came of a request's texts, in their order. best: each text's best label."""
+    """The answers to a request's texts, in their order. Seconds are those of the slowest text.
+
+    labels: each text's best label.
+    """
 
     texts: Sequence[Text]
     encodings: Sequence[Encoding]
-    completion: Completion
-    best: Sequence[str]
+    rows: Sequence[RowResult]
+    labels: Sequence[str]
     tokenize_seconds: float
+    queue_seconds: float
+    inference_seconds: float
 
     @property
-    def rows(self) -> Sequence[RowResult]:
-        return self.completion.rows
+    def tokens(self) -> int:
+        """Tokens that were read, special tokens included."""
+        return sum(map(len, self.encodings))
 
     @property
     def truncated(self) -> int:
@@ -69,135 +71,134 @@ async def classify(
     """Classify texts, each by its own adapter; all of them or none.
 
     Args:
-        request: given up when its client goes away; its body must have been read.
+        request: the work is cancelled when its client disconnects; its body must have been read.
         deadline: on the clock of `time.monotonic`.
-        cut: the end of too long a text that is not read; `nothing` refuses such a text.
-        explain: rows get their token weights.
+        cut: which end of a too long text is left out; `nothing` refuses such a text.
+        explain: return token weights too.
 
     Raises:
-        InvalidRequest: texts that are too long while nothing may be cut.
+        InvalidRequest: a text is too long and `cut` is `nothing`.
         ServiceError: as `Predictor.predict`.
-        UnknownAdapter, UnknownRevision: deleted since it was resolved.
-        ClientDisconnect: nobody waits for the answer any more.
+        UnknownAdapter, UnknownRevision: deleted since its name was resolved.
+        ClientDisconnect: the client has gone.
     """
     service = service_of(request)
-    end: End = "tail" if cut == "nothing" else cut
-    encodings, seconds = await _encode(service.encoder, texts, end, service.metrics)
-    if cut == "nothing":
-        await _refuse_truncated(service.encoder, texts, encodings)
+    encoder = service.engine.info.encoder
+
+    started = perf_counter()
+    encodings = await _encode(encoder, texts, "tail" if cut == "nothing" else cut)
+    tokenize_seconds = perf_counter() - started
+    truncated = sum(encoding.truncated for encoding in encodings)
+    service.metrics.tokenized(tokenize_seconds, truncated=truncated)
+    if truncated and cut == "nothing":
+        raise await _too_long(encoder, texts, encodings)
+
     entries = [
         Entry(text.key, encoding, cost_of(encoding, text.spec), explain)
         for text, encoding in zip(texts, encodings, strict=True)
     ]
     try:
-        answering = _answer(service, entries, deadline=deadline)
-        completion = await while_connected(request, answering)
+        completion = await while_connected(request, _submit(service, entries, deadline))
     except (AdapterLoadFailed, InferenceFailed) as error:
-        _count_failed(error, entries, service.metrics)
+        _count_failures(service, entries, error)
         raise
-    service.tracing.classified(
-        tokenize=seconds,
-        queue=completion.queue_seconds,
-        inference=completion.inference_seconds,
-        texts=len(texts),
-        tokens=sum(map(len, encodings)),
-        adapters=len({text.key for text in texts}),
-    )
-    best = [
+
+    labels = [
         text.spec.labels[row.scores.argmax()]
         for text, row in zip(texts, completion.rows, strict=True)
     ]
-    counts = Counter(zip((text.key.name for text in texts), best, strict=True))
-    for (name, label), count in counts.items():
-        service.metrics.predicted(name, label, count)
-    return Answers(texts, encodings, completion, best, seconds)
+    answers = Answers(
+        texts,
+        encodings,
+        completion.rows,
+        labels,
+        tokenize_seconds,
+        completion.queue_seconds,
+        completion.inference_seconds,
+    )
+    _count_answers(service, answers)
+    return answers
 
 
 def ranked(scores: Sequence[float]) -> list[int]:
-    """Indices of labels, the best first; of equal scores the earlier label, as its spec has it."""
-    # Stable, as its reverse is.
+    """Indices of the labels, the best first; of equal scores the label that its spec has first."""
+    # The sort is stable in reverse as well.
     return sorted(range(len(scores)), key=scores.__getitem__, reverse=True)
 
 
-async def _encode(
-    encoder: TextEncoder, texts: Sequence[Text], cut: End, metrics: Observer
-) -> tuple[list[Encoding], float]:
-    """Encodings in the texts' order, and the seconds that it took."""
-    started = perf_counter()
+async def _encode(encoder: TextEncoder, texts: Sequence[Text], cut: End) -> list[Encoding]:
     characters = sum(len(item.text) + len(item.text_pair or "") for item in texts)
-    if characters < INLINE_CHARACTERS:
-        encodings = [
-            encoder.encode(item.text, item.text_pair, max_length=item.spec.max_length, cut=cut)
-            for item in texts
-        ]
-    else:
-        encodings = await asyncio.to_thread(_encode_many, encoder, texts, cut)
-    seconds = perf_counter() - started
-    metrics.tokenized(seconds, truncated=sum(encoding.truncated for encoding in encodings))
-    return encodings, seconds
+    if characters >= INLINE_CHARACTERS:
+        return await asyncio.to_thread(_encode_many, encoder, texts, cut)
+    return [
+        encoder.encode(item.text, item.text_pair, max_length=item.spec.max_length, cut=cut)
+        for item in texts
+    ]
 
 
 def _encode_many(encoder: TextEncoder, texts: Sequence[Text], cut: End) -> list[Encoding]:
-    lengths = [item.spec.max_length for item in texts]
-    found: dict[int, Encoding] = {}
-    for length in set(lengths):
-        mine = [index for index, item in enumerate(lengths) if item == length]
-        pairs = [(texts[index].text, texts[index].text_pair) for index in mine]
-        encodings = encoder.encode_batch(pairs, max_length=length, cut=cut)
-        found.update(zip(mine, encodings, strict=True))
-    return [found[index] for index in range(len(texts))]
+    """One batch for each maximum length."""
+    by_length: dict[int, list[int]] = {}
+    for index, item in enumerate(texts):
+        by_length.setdefault(item.spec.max_length, []).append(index)
+    encodings: dict[int, Encoding] = {}
+    for max_length, indices in by_length.items():
+        pairs = [(texts[index].text, texts[index].text_pair) for index in indices]
+        batch = encoder.encode_batch(pairs, max_length=max_length, cut=cut)
+        encodings.update(zip(indices, batch, strict=True))
+    return [encodings[index] for index in range(len(texts))]
 
 
-async def _refuse_truncated(
+async def _too_long(
     encoder: TextEncoder, texts: Sequence[Text], encodings: Sequence[Encoding]
-) -> None:
-    """
-    Raises:
-        InvalidRequest: naming each input that is too long, with its number of tokens and its
-        adapter's limit.
-    """
-    cut = [index for index, encoding in enumerate(encodings) if encoding.truncated][:MAX_DETAILS]
-    if not cut:
-        return
-    pairs = [(texts[index].text, texts[index].text_pair) for index in cut]
-    whole = await asyncio.to_thread(encoder.encode_batch, pairs, max_length=_UNCUT)
-    raise InvalidRequest(
+) -> InvalidRequest:
+    """Names each text that is too long, its number of tokens and its adapter's limit."""
+    long = [text for text, encoding in zip(texts, encodings, strict=True) if encoding.truncated]
+    long = long[:MAX_DETAILS]
+    pairs = [(text.text, text.text_pair) for text in long]
+    whole = await asyncio.to_thread(encoder.encode_batch, pairs, max_length=_NO_LIMIT)
+    return InvalidRequest(
         [
-            f"{texts[index].place}: {len(encoding)} tokens, adapter {texts[index].key.name!r} "
-            f"reads {texts[index].spec.max_length} and truncate is false"
-            for index, encoding in zip(cut, whole, strict=True)
+            f"{text.place}: {len(encoding)} tokens, adapter {text.key.name!r} "
+            f"reads {text.spec.max_length} and truncate is false"
+            for text, encoding in zip(long, whole, strict=True)
         ]
     )
 
 
-async def _answer(service: Service, entries: Sequence[Entry], *, deadline: float) -> Completion:
+async def _submit(service: Service, entries: Sequence[Entry], deadline: float) -> Completion:
     try:
         return await service.engine.predict(entries, deadline=deadline)
     except AdapterLoadFailed as error:
-        # Deleted since its name was resolved? That is the answer then, once the deletion is done.
-        # Put back meanwhile? It will load now; a file that is really lost fails again.
+        # Deleted since its name was resolved? Then `resolve` says so, once the deletion is done.
+        # Published again meanwhile? Then it loads now. A file that is really lost fails again.
         await service.catalog.settled(error.name)
         service.catalog.resolve(f"{error.name}@{error.revision}")
     return await service.engine.predict(entries, deadline=deadline)
 
 
-def _count_failed(
-    error: AdapterLoadFailed | InferenceFailed, entries: Sequence[Entry], metrics: Observer
+def _count_answers(service: Service, answers: Answers) -> None:
+    service.tracing.classified(
+        tokenize=answers.tokenize_seconds,
+        queue=answers.queue_seconds,
+        inference=answers.inference_seconds,
+        texts=len(answers.texts),
+        tokens=answers.tokens,
+        adapters=len({text.key for text in answers.texts}),
+    )
+    names = (text.key.name for text in answers.texts)
+    for (name, label), count in Counter(zip(names, answers.labels, strict=True)).items():
+        service.metrics.predicted(name, label, count)
+
+
+def _count_failures(
+    service: Service, entries: Sequence[Entry], error: AdapterLoadFailed | InferenceFailed
 ) -> None:
-    # One adapter that cannot be loaded says nothing of the others in its request.
-    counts = Counter(
+    # If one adapter cannot be loaded, the others of its request have not failed.
+    names = Counter(
         entry.adapter.name
         for entry in entries
         if isinstance(error, InferenceFailed) or entry.adapter.name == error.name
     )
-    for name, count in counts.items():
-        metrics.adapter_failed(name, count)
-
-
-def timings_ms(answers: Answers) -> Mapping[str, float]:
-    """Milliseconds of each stage; of queue and inference those of the slowest text."""
-    return {
-        "tokenize": round(answers.tokenize_seconds * 1000, 3),
-        "queue": round(answers.completion.queue_seconds * 1000, 3),
-        "inference": round(answers.completion.inference_seconds * 1000, 3),
-    }
+    for name, count in names.items():
+        service.metrics.adapter_failed(name, count)

@@ -1,4 +1,4 @@
-"""Whether the client is still there. Knows no route."""
+"""Giving up work for a client that has closed its connection."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -8,28 +8,26 @@ from starlette.requests import ClientDisconnect, Request
 
 T = TypeVar("T")
 
-# Most answers are there before; only what waits longer pays for a task that listens to the
-# connection.
+# Most answers come sooner. Only a longer wait pays for a task that listens to the connection.
 LISTEN_AFTER_SECONDS = 0.01
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Do the work unless the client goes away first: then it is cancelled. The body must have been
-    read.
+    """Await the work; cancel it if the client disconnects first. The body must have been read.
 
     Raises:
-        ClientDisconnect: nobody waits for the result any more.
+        ClientDisconnect: the client has gone.
     """
     task = asyncio.current_task()
     assert task is not None
     listeners: list[asyncio.Task[None]] = []
-    gone = False
+    disconnected = False
 
     async def listen() -> None:
-        nonlocal gone
+        nonlocal disconnected
         while (await request.receive())["type"] != "http.disconnect":
             pass
-        gone = True
+        disconnected = True
         task.cancel()
 
     loop = asyncio.get_running_loop()
@@ -39,7 +37,7 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
     try:
         return await work
     except asyncio.CancelledError:
-        if gone and task.uncancel() == 0:
+        if disconnected and task.uncancel() == 0:
             raise ClientDisconnect from None
         raise
     finally:

@@ -1,9 +1,9 @@
-"""The service's life: loading, ready, draining, stopped. Knows no route; routes hold a `Service`.
+"""The service's life: loading, ready, draining, stopped. Routes reach everything through `Service`.
 
-Everything slow happens in the background, so that probes are answered meanwhile:
+Slow work happens in the background, so that probes are answered meanwhile:
 
-    start   the backend starts -> ready
-    drain   not ready -> what is in flight is answered -> stopped
+    start   the backend loads -> ready
+    drain   new requests are refused -> those in flight are answered -> stopped
 """
 
 import asyncio
@@ -14,10 +14,9 @@ from time import monotonic
 
 from starlette.requests import Request
 
-from adapters.backbone.tokenizer import TextEncoder
 from service.backend import Backend
 from service.catalog.view import CatalogView
-from service.engine.interface import EngineHealth, Predictor
+from service.engine.interface import EngineHealth
 from service.engine.observer import Observer
 from service.errors import EngineUnavailable
 from service.observability.tracing import Tracing
@@ -27,41 +26,41 @@ logger = logging.getLogger(__name__)
 
 
 class Service:
-    """Everything that routes need, and when it may be used.
+    """What routes use, and whether they may use it now.
 
     Args:
         backend: started and stopped with the service.
+
+    Attributes:
+        starting: the task that loads; its exception says why the service could not start.
     """
+
+    starting: "asyncio.Task[None]"
 
     def __init__(self, settings: Settings, backend: Backend, metrics: Observer) -> None:
         self.settings = settings
         self.metrics = metrics
-        self.starting: asyncio.Task[None] | None = None
         self.tracing = Tracing(settings.otlp_endpoint)
+        self.engine = backend.engine
         self._backend = backend
         self._draining = False
         self._in_flight = 0
-        self._quiet = asyncio.Event()
-        self._quiet.set()
-
-    @property
-    def engine(self) -> Predictor:
-        return self._backend.engine
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     @property
     def catalog(self) -> CatalogView:
+        """Which adapters there are; requests that are admitted may use it."""
         return self._backend.catalog
 
-    @property
-    def encoder(self) -> TextEncoder:
-        return self.engine.info.encoder
-
     def start(self) -> None:
-        """Begin to load; `starting` is the task that does, and it holds what went wrong."""
+        """Begin to load."""
         self.starting = asyncio.create_task(self._backend.start())
 
-    def refuse_unless_ready(self) -> None:
-        """
+    @contextmanager
+    def admitted(self) -> Iterator[None]:
+        """The one check of readiness that a request passes; draining waits for the block to end.
+
         Raises:
             NotReady: loading or warming up.
             EngineUnavailable: draining, stopped or dead.
@@ -69,34 +68,30 @@ class Service:
         if self._draining:
             raise EngineUnavailable("the service is draining")
         self._backend.refuse_unless_ready()
-
-    def health(self) -> EngineHealth:
-        """The backend's health, and whether the service drains."""
-        health = self._backend.health()
-        if health.ready and self._draining:
-            return EngineHealth(health.live, ready=False, reason="draining", details=health.details)
-        return health
-
-    @contextmanager
-    def in_flight(self) -> Iterator[None]:
-        """A request that draining waits for."""
         self._in_flight += 1
-        self._quiet.clear()
+        self._idle.clear()
         try:
             yield
         finally:
             self._in_flight -= 1
             if self._in_flight == 0:
-                self._quiet.set()
+                self._idle.set()
+
+    def health(self) -> EngineHealth:
+        """The backend's health; not ready while the service drains."""
+        health = self._backend.health()
+        if health.ready and self._draining:
+            return EngineHealth(health.live, ready=False, reason="draining", details=health.details)
+        return health
 
     async def drain(self) -> None:
-        """Refuse new requests and wait for those in flight, at most `drain_seconds`; then stop."""
+        """Refuse new requests, wait at most `drain_seconds` for those in flight, then stop."""
         self._draining = True
         logger.info("draining requests=%d", self._in_flight)
         until = monotonic() + self.settings.drain_seconds
         try:
             async with asyncio.timeout(self.settings.drain_seconds):
-                await self._quiet.wait()
+                await self._idle.wait()
                 await self.engine.drain()
         except TimeoutError:
             logger.warning("not drained in time requests=%d", self._in_flight)
@@ -104,10 +99,9 @@ class Service:
         logger.info("drained seconds_left=%.1f", until - monotonic())
 
     async def stop(self) -> None:
-        """End the backend; requests still in flight fail."""
+        """Stop the backend; requests still in flight fail."""
         self._draining = True
-        if self.starting is not None:
-            self.starting.cancel()
+        self.starting.cancel()
         await self._backend.stop()
         await asyncio.to_thread(self.tracing.close)
 

@@ -1,4 +1,8 @@
-"""What every request passes: an id, a key, readiness, and being counted. Knows no route's work."""
+"""What every request passes: an id, a key, readiness, and being counted.
+
+This is also where a path decides what it needs: a key, a service that is ready, and which
+protocol's shape its errors have.
+"""
 
 import hashlib
 import hmac
@@ -6,7 +10,6 @@ import logging
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from enum import Enum, auto
 from time import perf_counter
 from types import MappingProxyType
 
@@ -18,117 +21,42 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.engine.observer import Outcome
 from service.errors import Forbidden, Unauthorized
-from service.http.errors import DISCONNECTED, INTERNAL, refusal_of
+from service.http.errors import DISCONNECTED, INTERNAL, Refusal, own_shape, refusal_of
 from service.http.lifecycle import Service
 from service.http.predict import PATH, predict
-from service.http.surfaces import needs_service, shape_of
+from service.http.protocols import tei, vllm
+from service.http.protocols.oip import routes as oip
 from service.observability.logs import request_id
 from service.observability.tracing import answered
 from service.settings import Settings
 
-# --- merged from service.routes.auth
-
-OPEN_PATHS = frozenset(
-    {
-        "/healthz",
-        "/readyz",
-        "/metrics",
-        "/docs",
-        "/docs/oauth2-redirect",
-        "/openapi.json",
-        # The probes of other protocols.
-        "/health",
-        "/ping",
-        "/v2/health/live",
-        "/v2/health/ready",
-    }
-)
-READING_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-CHANGING_PATHS = ("/v1/adapters", "/v2/repository/models/")
-
-
-class _Role(Enum):
-    ADMIN = auto()
-    USER = auto()
-
-
-class Keyring:
-    """The keys, as hashes: comparison takes the same time whatever was sent, of whatever length."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._admin = _hashes(settings.admin_keys)
-        self._user = _hashes(settings.api_keys)
-
-    def admit(self, *, method: str, path: str, headers: Mapping[str, str]) -> None:
-        """Let a request pass or refuse it; a path that is not named open is closed.
-
-        Raises:
-            Unauthorized: no key, or an unknown one.
-            Forbidden: an API key where an admin key is asked for.
-        """
-        if path in OPEN_PATHS:
-            return
-        changes_adapters = method not in READING_METHODS and path.startswith(CHANGING_PATHS)
-        needs_admin = bool(self._admin) and changes_adapters
-        if not (self._user or needs_admin):
-            return
-        role = self._role(_presented(headers))
-        if role is None:
-            raise Unauthorized("send a key as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
-        if needs_admin and role is not _Role.ADMIN:
-            raise Forbidden("changing adapters asks for an admin key")
-
-    def _role(self, key: str | None) -> _Role | None:
-        digest = _hash(key or "")
-        # Every hash is compared, without stopping at the first that matches.
-        admin = sum(hmac.compare_digest(digest, known) for known in self._admin)
-        user = sum(hmac.compare_digest(digest, known) for known in self._user)
-        if key is None or not (admin or user):
-            return None
-        return _Role.ADMIN if admin else _Role.USER
-
-
-def _presented(headers: Mapping[str, str]) -> str | None:
-    scheme, _, credentials = headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and credentials.strip():
-        return credentials.strip()
-    return headers.get("x-api-key") or None
-
-
-def _hashes(keys: Iterable[str]) -> tuple[bytes, ...]:
-    return tuple(_hash(key) for key in keys)
-
-
-def _hash(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()
-
-
-# --- merged from service.routes.gate
-
 logger = logging.getLogger(__name__)
 
+# Answered while the service loads, drains or fails; Triton's clients ask `/v2` too, with a key.
+_PROBES = frozenset({"/health", "/ping", "/v2/health/live", "/v2/health/ready"})
+# Answered without a key; every other path is closed.
+OPEN_PATHS = _PROBES | {
+    "/healthz",
+    "/readyz",
+    "/metrics",
+    "/docs",
+    "/docs/oauth2-redirect",
+    "/openapi.json",
+}
+_TEI_PATHS = frozenset({"/", "/predict", "/invocations", "/info", "/health", "/ping"})
+_ADMIN_PATHS = ("/v1/adapters", "/v2/repository/models/")
+_READING_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-# Called from here. The framework's way to an endpoint (routing, dependencies, exit stacks) takes as
-# long as all the rest of a one-text request but its tokens; these endpoints use nothing of it. They
-# are routes as well, for the documentation and for other methods.
+# Endpoints that the gate calls itself. Routing, dependencies and exit stacks of the framework take
+# as long as everything else in a one-text request except its tokens, and these endpoints use none
+# of it. They are registered as routes too, for the documentation and for other methods.
 _DIRECT: Mapping[tuple[str, str], Callable[[Request], Awaitable[Response]]] = MappingProxyType(
     {("POST", PATH): predict}
 )
 
 
-async def handle_error(request: Request, error: Exception) -> Response:
-    """The one exception handler of the app: any error, in the shape of the path's protocol."""
-    refusal = refusal_of(error)
-    request.scope["idspam.error"] = refusal.kind.type
-    if refusal.kind is INTERNAL:
-        logger.error("request failed with an unexpected error", exc_info=error)
-    elif refusal.kind.status == 500:
-        logger.error("request failed: %s: %s", refusal.kind.type, error)
-    return shape_of(request.scope["path"])(refusal)
-
-
 class Gate:
-    """ASGI middleware around the whole app; it answers every error that nobody else has."""
+    """ASGI middleware around the whole app. It answers the errors that nothing else has handled."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
@@ -141,36 +69,35 @@ class Gate:
             return
         started, status = perf_counter(), 0
         headers = Headers(scope=scope)
-        mark = _id_of(headers)
-        token = request_id.set(mark)
+        id_ = _id_of(headers)
+        token = request_id.set(id_)
 
-        async def send_marked(message: Message) -> None:
+        async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", mark.encode())]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", id_.encode())]
             await send(message)
 
         with self._service.tracing.request(scope["method"], scope["path"], headers) as span:
             try:
-                await self._pass(scope, headers, receive, send_marked)
+                await self._answer(scope, headers, receive, send_with_id)
             except Exception as error:
                 if status:
                     raise
                 response = await handle_error(Request(scope), error)
-                await response(scope, receive, send_marked)
+                await response(scope, receive, send_with_id)
             finally:
                 self._count(scope, span, status, perf_counter() - started)
                 request_id.reset(token)
 
-    async def _pass(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
+    async def _answer(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
         method, path = scope["method"], scope["path"]
-        self._keyring.admit(method=method, path=path, headers=headers)
-        if not needs_service(path):
+        self._keyring.check(method=method, path=path, headers=headers)
+        if not _needs_service(path):
             await self._app(scope, receive, send)
             return
-        self._service.refuse_unless_ready()
-        with self._service.in_flight():
+        with self._service.admitted():
             if (endpoint := _DIRECT.get((method, path))) is None:
                 await self._app(scope, receive, send)
                 return
@@ -194,10 +121,68 @@ class Gate:
         )
 
 
+class Keyring:
+    """The accepted keys, as hashes: a comparison takes equally long whatever key was sent."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._admin_keys = _hashes(settings.admin_keys)
+        self._api_keys = _hashes(settings.api_keys)
+
+    def check(self, *, method: str, path: str, headers: Mapping[str, str]) -> None:
+        """
+        Raises:
+            Unauthorized: no key, or an unknown one.
+            Forbidden: an API key where an admin key is needed.
+        """
+        if path in OPEN_PATHS:
+            return
+        changes_adapters = method not in _READING_METHODS and path.startswith(_ADMIN_PATHS)
+        needs_admin = bool(self._admin_keys) and changes_adapters
+        if not (self._api_keys or needs_admin):
+            return
+        key = _key_of(headers)
+        digest = _hash(key or "")
+        is_admin = _is_among(digest, self._admin_keys)
+        is_known = _is_among(digest, self._api_keys) or is_admin
+        if key is None or not is_known:
+            raise Unauthorized("send a key as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
+        if needs_admin and not is_admin:
+            raise Forbidden("changing adapters asks for an admin key")
+
+
+async def handle_error(request: Request, error: Exception) -> Response:
+    """The app's one exception handler: any error, in the shape of the path's protocol."""
+    refusal = refusal_of(error)
+    request.scope["idspam.error"] = refusal.kind.type
+    if refusal.kind is INTERNAL:
+        logger.error("request failed with an unexpected error", exc_info=error)
+    elif refusal.kind.status == 500:
+        logger.error("request failed: %s: %s", refusal.kind.type, error)
+    return _error_shape(request.scope["path"])(refusal)
+
+
+def _error_shape(path: str) -> Callable[[Refusal], Response]:
+    """How errors on a path look, also where there is no such route."""
+    if path in _TEI_PATHS or path.startswith("/adapters/"):
+        return tei.error_shape
+    if path == "/v2" or path.startswith("/v2/"):
+        return oip.error_shape
+    if path == "/classify":
+        return vllm.error_shape
+    return own_shape
+
+
+def _needs_service(path: str) -> bool:
+    """Whether a path needs a service that is ready; a drain then waits for its answer."""
+    if path.startswith("/v1/"):
+        return True
+    return path != "/v2" and path not in _PROBES and _error_shape(path) is not own_shape
+
+
 def _id_of(headers: Headers) -> str:
-    """The caller's own id if it is a plain one, so that it can be found in both logs."""
-    given = headers.get("x-request-id", "")
-    return given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+    """The client's own id if it is a plain one, so that both logs have it; else a new one."""
+    id_ = headers.get("x-request-id", "")
+    return id_ if _REQUEST_ID.fullmatch(id_) else secrets.token_hex(8)
 
 
 def _outcome(status: int, error: str | None) -> Outcome:
@@ -216,3 +201,23 @@ def _outcome(status: int, error: str | None) -> Outcome:
             return "client_error"
         case _:
             return "server_error"
+
+
+def _key_of(headers: Mapping[str, str]) -> str | None:
+    scheme, _, credentials = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and credentials.strip():
+        return credentials.strip()
+    return headers.get("x-api-key") or None
+
+
+def _is_among(digest: bytes, hashes: Iterable[bytes]) -> bool:
+    # A sum compares with every hash; `any` would stop at the first match.
+    return bool(sum(hmac.compare_digest(digest, known) for known in hashes))
+
+
+def _hashes(keys: Iterable[str]) -> tuple[bytes, ...]:
+    return tuple(_hash(key) for key in keys)
+
+
+def _hash(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()

@@ -1,7 +1,4 @@
-"""Probes and metrics: what keeps answering while the service loads, drains or fails.
-
-Knows no adapter.
-"""
+"""Probes and metrics: they answer also while the service loads, drains or fails."""
 
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -11,23 +8,23 @@ from starlette.responses import Response
 from service.engine.interface import EngineHealth
 from service.http.bodies import JsonResponse
 from service.http.lifecycle import service_of
-from service.http.openapi.documentation import HEALTHZ, METRICS, READYZ
+from service.http.openapi.documentation import METRICS, PROBE
 
 router = APIRouter()
 
 
-@router.get("/healthz", **HEALTHZ)
+@router.get("/healthz", **PROBE)
 async def healthz(request: Request) -> Response:
     """Whether the process can do its work. When not, restarting it is the remedy."""
     health = service_of(request).health()
-    return _answer(health, well=health.live)
+    return _answer(health, ok=health.live)
 
 
-@router.get("/readyz", **READYZ)
+@router.get("/readyz", **PROBE)
 async def readyz(request: Request) -> Response:
     """Whether requests should be sent here now; the reason says why not."""
     health = service_of(request).health()
-    return _answer(health, well=health.ready)
+    return _answer(health, ok=health.ready)
 
 
 @router.get("/metrics", **METRICS)
@@ -37,10 +34,10 @@ async def metrics(request: Request) -> Response:
     return Response(content, media_type=CONTENT_TYPE_LATEST)
 
 
-def _answer(health: EngineHealth, *, well: bool) -> Response:
+def _answer(health: EngineHealth, *, ok: bool) -> Response:
     content = {
-        "status": "ok" if well else "unavailable",
+        "status": "ok" if ok else "unavailable",
         "reason": health.reason,
         "details": dict(health.details),
     }
-    return JsonResponse(content, status_code=200 if well else 503)
+    return JsonResponse(content, status_code=200 if ok else 503)

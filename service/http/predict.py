@@ -1,11 +1,10 @@
-"""POST /v1/predict: texts in, labels out. Knows no device, and no file of an adapter."""
+"""POST /v1/predict: texts in, labels out."""
 
 from collections.abc import Iterable, Sequence
 from time import monotonic
 from typing import Any
 
 from fastapi import APIRouter
-from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -14,14 +13,13 @@ from service.catalog.view import CatalogView
 from service.engine.interface import RowResult
 from service.errors import InvalidRequest, TooLarge
 from service.http.bodies import JsonResponse, read_json
-from service.http.classify import Text, classify, ranked, timings_ms
-from service.http.errors import MAX_DETAILS, faults_of
+from service.http.classify import Text, classify, ranked
+from service.http.errors import MAX_DETAILS, validated
 from service.http.lifecycle import service_of
 from service.http.openapi.documentation import PREDICT
 from service.http.openapi.schemas import PredictInput, PredictRequest
-from service.settings import Settings
 
-# A request of valid inputs has at most this many fields beside and in each of them.
+# A valid request has at most this many fields beside its inputs and in each of them.
 _REQUEST_FIELDS = len(PredictRequest.model_fields)
 _INPUT_FIELDS = len(PredictInput.model_fields)
 
@@ -37,54 +35,53 @@ async def predict(request: Request) -> Response:
     any other.
     """
     service, started = service_of(request), monotonic()
-    asked = parse_request(
-        await read_json(request, service.settings.max_body_bytes), service.settings
-    )
-    inputs = asked.inputs if isinstance(asked.inputs, list) else [asked.inputs]
-    timeout_ms = asked.timeout_ms or service.settings.default_timeout_ms
+    content = await read_json(request, service.settings.max_body_bytes)
+    body = _validate(content, max_inputs=service.settings.max_inputs)
+    inputs = body.inputs if isinstance(body.inputs, list) else [body.inputs]
+    timeout_ms = body.timeout_ms or service.settings.default_timeout_ms
     answers = await classify(
         request,
-        _texts(inputs, asked.adapter, service.catalog),
+        _texts(inputs, body.adapter, service.catalog),
         deadline=started + timeout_ms / 1000,
-        cut="tail" if asked.truncate else "nothing",
-        explain=asked.explain,
+        cut="tail" if body.truncate else "nothing",
+        explain=body.explain,
     )
     results = [
-        _result(item, text, encoding, row, asked.top_k)
+        _result(item, text, encoding, row, body.top_k)
         for item, text, encoding, row in zip(
             inputs, answers.texts, answers.encodings, answers.rows, strict=True
         )
     ]
-    if asked.explain:
+    if body.explain:
+        encoder = service.engine.info.encoder
         for result, encoding, row in zip(results, answers.encodings, answers.rows, strict=True):
-            result["explanation"] = _explanation(service.encoder.tokens(encoding), row)
-    return JsonResponse({"results": results, "timings_ms": timings_ms(answers)})
+            result["explanation"] = _explanation(encoder.tokens(encoding), row)
+    timings_ms = {
+        "tokenize": round(answers.tokenize_seconds * 1000, 3),
+        "queue": round(answers.queue_seconds * 1000, 3),
+        "inference": round(answers.inference_seconds * 1000, 3),
+    }
+    return JsonResponse({"results": results, "timings_ms": timings_ms})
 
 
-def parse_request(content: Any, settings: Settings) -> PredictRequest:
-    """Validate a body.
-
+def _validate(content: Any, *, max_inputs: int) -> PredictRequest:
+    """
     Raises:
-        TooLarge: more inputs than allowed; looked at before any of them is.
+        TooLarge: more inputs than allowed; none of them has been looked at.
         InvalidRequest: with every fault and its place.
     """
     if isinstance(content, dict):
         inputs = content.get("inputs")
-        count = len(inputs) if isinstance(inputs, list) else 1
-        if count > settings.max_inputs:
-            raise TooLarge(
-                f"{count} inputs in one request, at most {settings.max_inputs} are allowed"
-            )
-        # A fault is far larger than the field that it is about: a body of junk fields must not
-        # become a list of them.
         items: Iterable[Any] = inputs if isinstance(inputs, list) else (inputs,)
+        count = len(inputs) if isinstance(inputs, list) else 1
+        if count > max_inputs:
+            raise TooLarge(f"{count} inputs in one request, at most {max_inputs} are allowed")
+        # A fault is far larger than the field that it names: count the fields first, so that a body
+        # of junk fields cannot become a long list of faults.
         fields = len(content) + sum(len(item) for item in items if isinstance(item, dict))
         if fields > 10 * (_REQUEST_FIELDS + count * _INPUT_FIELDS):
             raise InvalidRequest([f"body: {fields} fields, far more than there are"])
-    try:
-        return PredictRequest.model_validate(content)
-    except ValidationError as error:
-        raise InvalidRequest(faults_of(error.errors())) from None
+    return validated(PredictRequest, content)
 
 
 def _texts(
@@ -92,23 +89,20 @@ def _texts(
 ) -> list[Text]:
     """
     Raises:
-        InvalidRequest: inputs that name no adapter while the request has no default either.
-        UnknownAdapter, UnknownRevision, IncompatibleAdapter, DamagedFile: of the first input that
-        meets one.
+        InvalidRequest: inputs that name no adapter while the request names none either.
+        UnknownAdapter, UnknownRevision, IncompatibleAdapter, DamagedFile, UnloadedAdapter: the
+        adapter of an input, the first such one.
     """
     texts, faults = [], []
     for index, item in enumerate(inputs):
-        named = None if isinstance(item, str) else item.adapter
-        reference = named or default
+        own = None if isinstance(item, str) else item.adapter
+        reference = own or default
         if reference is None:
             faults.append(f"inputs.{index}.adapter: missing, and the request names none")
             continue
         key, spec = catalog.resolve(reference)
-        place = f"inputs.{index}"
-        if isinstance(item, str):
-            texts.append(Text(item, None, key, spec, place))
-        else:
-            texts.append(Text(item.text, item.text_pair, key, spec, place))
+        text, pair = (item, None) if isinstance(item, str) else (item.text, item.text_pair)
+        texts.append(Text(text, pair, key, spec, f"inputs.{index}"))
     if faults:
         raise InvalidRequest(faults[:MAX_DETAILS])
     return texts
@@ -117,7 +111,7 @@ def _texts(
 def _result(
     item: str | PredictInput, text: Text, encoding: Encoding, row: RowResult, top_k: int | None
 ) -> dict[str, Any]:
-    """The shape of `schemas.Result`, without the detour over its model."""
+    """The shape of `schemas.Result`, built as a dict because making the model costs time."""
     labels, scores = text.spec.labels, row.scores.tolist()
     order = ranked(scores)[:top_k]
     return {

@@ -1,4 +1,4 @@
-"""uvicorn, told when to begin and when to end. Knows signals, and no request."""
+"""uvicorn: when it starts and stops, which signals do what, and which sockets it listens on."""
 
 import asyncio
 import signal
@@ -10,13 +10,12 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.http.lifecycle import Service
-from service.start import settle, why
+from service.start import freeze_loaded_objects, start_error
 
-# --- merged from service.server
-
-# All answers are out when uvicorn is told to exit; this is for connections that do not close.
+BACKLOG = 2048
+# Every request is answered before uvicorn is asked to exit; this is for connections that stay open.
 CLOSING_SECONDS = 2
-# Longer than clients keep idle connections in their pools, so that it is they who close them.
+# Longer than client pools keep idle connections, so that it is the client that closes them.
 KEEP_ALIVE_SECONDS = 75
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -25,7 +24,7 @@ class Server(uvicorn.Server):
     """Serves while the service loads, and on SIGTERM drains it before any socket is closed.
 
     Args:
-        announce: called with one line once the service is ready for the first time.
+        announce: called with one line as soon as the service is ready.
 
     `failure` says, once `run` has returned, why the service could not start.
     """
@@ -33,7 +32,20 @@ class Server(uvicorn.Server):
     def __init__(
         self, app: FastAPI, service: Service, *, url: str, announce: Callable[[str], None]
     ) -> None:
-        super().__init__(_config(app))
+        super().__init__(
+            uvicorn.Config(
+                app,
+                loop="uvloop",
+                http="httptools",
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=CLOSING_SECONDS,
+            )
+        )
         self._service = service
         self._url = url
         self._announce = announce
@@ -45,11 +57,25 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         self._loop = asyncio.get_running_loop()
-        assert self._service.starting is not None, "the app's lifespan starts the service"
+        # The lifespan of the app has begun to start the service.
         self._service.starting.add_done_callback(self._started)
 
+    def _started(self, starting: "asyncio.Task[None]") -> None:
+        if starting.cancelled():
+            return
+        if (error := starting.exception()) is not None:
+            self.failure = start_error(error)
+            self.should_exit = True
+            return
+        freeze_loaded_objects()
+        info = self._service.engine.info
+        self._announce(
+            f"serving {self._url} backbone={info.identity.name} device={info.device} "
+            f"dtype={info.dtype} adapters={len(self._service.catalog)}"
+        )
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A first signal drains; a second one ends at once. Runs between any two bytecodes."""
+        """Drain on the first signal, end at once on the second. Runs between any two bytecodes."""
         if self._loop is None or self._draining is not None:
             super().handle_exit(sig, frame)
             self.force_exit = True
@@ -66,54 +92,15 @@ class Server(uvicorn.Server):
         if not draining.cancelled() and (error := draining.exception()) is not None:
             self.failure = f"draining failed: {error}"
 
-    def _started(self, starting: "asyncio.Task[None]") -> None:
-        if starting.cancelled():
-            return
-        error = starting.exception()
-        if error is None:
-            settle()
-            info = self._service.engine.info
-            self._announce(
-                f"serving {self._url} backbone={info.identity.name} device={info.device} "
-                f"dtype={info.dtype} adapters={len(self._service.catalog)}"
-            )
-            return
-        self.failure = why(error)
-        self.should_exit = True
-
 
 def ignore_repeated_signals() -> None:
-    """uvicorn raises the signals that it got again when it is done: by then they mean nothing.
+    """Ignore the signals that uvicorn raises again when it is done: they were handled already.
 
-    One that comes before it listens to them waits until it does.
+    A signal that comes before uvicorn listens to it waits until then.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     for number in _SIGNALS:
-        signal.signal(number, _nothing)
-
-
-def _nothing(number: int, frame: FrameType | None) -> None:
-    del number, frame
-
-
-def _config(app: FastAPI) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        loop="uvloop",
-        http="httptools",
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=CLOSING_SECONDS,
-    )
-
-
-# --- merged from service.sockets
-
-BACKLOG = 2048
+        signal.signal(number, lambda *_: None)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -129,10 +116,10 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def reserve(listener: socket.socket) -> socket.socket:
-    """The address of a listener, which is closed, for sockets that share it; takes no connection.
+    """Close a listener and hold its address for sockets that share it; accepts no connection.
 
     Raises:
-        OSError: somebody else was faster.
+        OSError: another process took the address in between.
     """
     address = listener.getsockname()
     listener.close()
@@ -140,20 +127,20 @@ def reserve(listener: socket.socket) -> socket.socket:
     reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     if listener.family == socket.AF_INET6:
-        # As `socket.create_server` has it.
+        # As `socket.create_server` sets it.
         reserved.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     reserved.bind(address)
     return reserved
 
 
-def listen_beside(host: str, port: int) -> socket.socket:
-    """A listening socket that shares a reserved address with others.
+def listen_shared(host: str, port: int) -> socket.socket:
+    """One of several sockets that listen on a reserved address.
 
-    The kernel spreads new connections over them evenly. Of several processes that accept from one
-    socket, those that wake first take them: up to two and a half times their share.
+    The kernel spreads new connections over them evenly. If several processes accept from one
+    socket, those that wake first take up to two and a half times their share.
 
     Raises:
-        OSError: the address is not reserved, but taken.
+        OSError: the address is taken and not reserved.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=True)
@@ -162,6 +149,6 @@ def listen_beside(host: str, port: int) -> socket.socket:
 
 
 def url_of(listener: socket.socket) -> str:
-    """Where a listening socket is reached."""
+    """The URL of a listening socket."""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -18,7 +18,7 @@ from service.ipc.metrics_forwarding import MetricsForwarder
 from service.ipc.server import EngineServer
 from service.local import LocalBackend, local_backend
 from service.settings import Settings
-from service.start import StartFailed, settle, why
+from service.start import StartFailed, freeze_loaded_objects, start_error
 
 logger = logging.getLogger("service.ipc.engine_process")
 
@@ -69,7 +69,7 @@ class EngineProcess:
         await self._backend.start()
         self._backend.catalog.on_update = self._server.update
         self._server.open()
-        settle()
+        freeze_loaded_objects()
         self._started = True
         self._child.ready("")
 
@@ -103,7 +103,7 @@ async def _run(
     except StartFailed as error:
         return str(error)
     except Exception as error:
-        return why(error)
+        return start_error(error)
     finally:
         metrics.close(_LINGER_MILLISECONDS)
     return None

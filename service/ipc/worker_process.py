@@ -10,7 +10,7 @@ import sys
 import zmq
 
 from service.http.app import create_app
-from service.http.server import Server, ignore_repeated_signals, listen_beside
+from service.http.server import Server, ignore_repeated_signals, listen_shared
 from service.ipc.child import ChildContext, begin
 from service.ipc.metrics_forwarding import MetricsForwarder
 from service.ipc.remote import RemoteBackend
@@ -56,7 +56,7 @@ def main() -> int:
     """The exit status: 0 after a drain."""
     child, settings = begin()
     try:
-        listener = listen_beside(child.host, child.port)
+        listener = listen_shared(child.host, child.port)
     except OSError as error:
         child.failed(f"cannot listen on {child.host}:{child.port}: {error.strerror or error}")
         return 2

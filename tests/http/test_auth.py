@@ -102,25 +102,25 @@ def test_changing_adapters_is_403_with_a_plain_key(live: Live) -> None:
 
 
 def test_admin_keys_alone_leave_reading_open() -> None:
-    ring = Keyring(read_settings({"IDSPAM_ADMIN_KEYS": ADMIN}))
-    ring.admit(method="POST", path="/v1/predict", headers={})
-    ring.admit(method="GET", path="/v1/adapters", headers={})
-    ring.admit(method="DELETE", path="/v1/adapters/a", headers={"x-api-key": ADMIN})
+    keyring = Keyring(read_settings({"IDSPAM_ADMIN_KEYS": ADMIN}))
+    keyring.check(method="POST", path="/v1/predict", headers={})
+    keyring.check(method="GET", path="/v1/adapters", headers={})
+    keyring.check(method="DELETE", path="/v1/adapters/a", headers={"x-api-key": ADMIN})
     for method, path in (
         ("PUT", "/v1/adapters/a"),
         ("POST", "/v1/adapters"),
         ("DELETE", "/v1/adapters/a"),
     ):
         with pytest.raises(Unauthorized):
-            ring.admit(method=method, path=path, headers={})
+            keyring.check(method=method, path=path, headers={})
 
 
 def test_plain_keys_alone_may_change_adapters() -> None:
-    ring = Keyring(read_settings({"IDSPAM_API_KEYS": USER}))
-    ring.admit(method="PUT", path="/v1/adapters/a", headers={"x-api-key": USER})
+    keyring = Keyring(read_settings({"IDSPAM_API_KEYS": USER}))
+    keyring.check(method="PUT", path="/v1/adapters/a", headers={"x-api-key": USER})
     with pytest.raises(Unauthorized):
-        ring.admit(method="PUT", path="/v1/adapters/a", headers={})
+        keyring.check(method="PUT", path="/v1/adapters/a", headers={})
 
 
 def test_without_keys_everything_is_open() -> None:
-    Keyring(read_settings({})).admit(method="DELETE", path="/v1/adapters/a", headers={})
+    Keyring(read_settings({})).check(method="DELETE", path="/v1/adapters/a", headers={})

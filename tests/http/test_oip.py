@@ -10,8 +10,8 @@ import orjson
 import pytest
 
 from adapters import __version__
-from service.http.protocols.oip.openapi import INFER, MODEL, SERVER
-from service.http.protocols.oip.tensors import InferRequest, texts_of
+from service.http.openapi.compatible import OIP_INFER, OIP_MODEL, OIP_SERVER
+from service.http.protocols.oip.tensors import InferRequest, read_texts
 from tests.support.http_service import Brake, Live, serve, until
 from tests.support.tiny_models import make_adapter, make_backbone
 
@@ -223,14 +223,14 @@ def test_requests_are_counted_by_the_template_of_their_route(live: Live) -> None
 
 
 def test_the_documentations_examples_are_such_bodies(live: Live) -> None:
-    content = INFER["openapi_extra"]["requestBody"]["content"]["application/json"]
+    content = OIP_INFER["openapi_extra"]["requestBody"]["content"]["application/json"]
     for example in content["examples"].values():
         asked = InferRequest.model_validate(example["value"])
-        assert texts_of(asked.inputs, b"", limit=8)
+        assert read_texts(asked.inputs, b"", limit=8)
         answer = live.client.post(INFER_PATH, json=example["value"])
         assert answer.status_code == 200
-    shown = INFER["responses"][200]["content"]["application/json"]["example"]
+    shown = OIP_INFER["responses"][200]["content"]["application/json"]["example"]
     assert list(shown) == list(ask(live, texts("x"), id="42").json())
-    for entry, path in ((SERVER, "/v2"), (MODEL, "/v2/models/a")):
+    for entry, path in ((OIP_SERVER, "/v2"), (OIP_MODEL, "/v2/models/a")):
         example = entry["responses"][200]["content"]["application/json"]["example"]
         assert list(example) == list(live.client.get(path).json())

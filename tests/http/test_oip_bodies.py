@@ -9,7 +9,7 @@ import httpx
 import orjson
 import pytest
 
-from service.http.protocols.oip.tensors import packed
+from service.http.protocols.oip.tensors import pack_strings
 from tests.http.test_oip import INFER_PATH, TEXTS, ask, outputs, refusal, texts
 from tests.support.http_service import Live, serve
 from tests.support.tiny_models import make_adapter, make_backbone
@@ -29,7 +29,7 @@ def raw(live: Live, content: bytes, **headers: str) -> httpx.Response:
 
 
 def test_binary_tensors_travel_behind_the_json_both_ways(live: Live) -> None:
-    data = packed(TEXTS)
+    data = pack_strings(TEXTS)
     tensor = {"name": "text", "shape": [3], "datatype": "BYTES"}
     head = json.dumps(
         {
@@ -54,12 +54,12 @@ def test_binary_tensors_travel_behind_the_json_both_ways(live: Live) -> None:
             for item in orjson.loads(answer.content[:length])["outputs"]
         ]
         behind = answer.content[length:]
-        assert behind[: sizes[0]] == packed(expected["label"])
+        assert behind[: sizes[0]] == pack_strings(expected["label"])
         assert len(behind) == sum(sizes)
         assert sizes[1] == 4 * len(expected["probs"])
     for content, headers, fault in (
         (head + data[:-1], mark, "body has"),
-        (head + data + b"x", mark, "1 bytes behind the JSON belong to no input"),
+        (head + data + b"x", mark, "1 bytes after the JSON belong to no input"),
         (head + data, {}, "not JSON"),
         (head, {}, "body has 0 bytes left"),
         (head + data, {HEADER: "99999"}, "Inference-Header-Content-Length is '99999'"),
@@ -69,7 +69,7 @@ def test_binary_tensors_travel_behind_the_json_both_ways(live: Live) -> None:
         (b"", {}, "the body is empty"),
         (b"x" + head, {"Content-Encoding": "gzip"}, "the body is not gzip"),
         (gzip.compress(head)[:-5], {"Content-Encoding": "gzip"}, "is cut off"),
-        (gzip.compress(head) * 2, {"Content-Encoding": "gzip"}, "bytes behind its end"),
+        (gzip.compress(head) * 2, {"Content-Encoding": "gzip"}, "bytes after its end"),
     ):
         assert fault in refusal(raw(live, content, **headers)), fault
 

@@ -1,4 +1,4 @@
-"""The codec of the Open Inference Protocol: what is encoded decodes to itself, junk is refused."""
+"""The tensors of the Open Inference Protocol: encoding and decoding are inverse, junk is refused."""
 
 import struct
 from typing import Any
@@ -14,14 +14,14 @@ from service.errors import InvalidRequest
 from service.http.protocols.oip.tensors import (
     InferRequest,
     InputTensor,
-    Output,
-    Wanted,
-    classes_of,
-    encoded,
-    packed,
-    texts_of,
-    unpacked,
-    wanted_of,
+    OutputTensor,
+    SelectedOutput,
+    encode_answer,
+    pack_strings,
+    read_texts,
+    selected_outputs,
+    top_classes,
+    unpack_strings,
 )
 
 # Strings as they are in JSON: without lone surrogates.
@@ -47,21 +47,21 @@ def sized(name: str, shape: list[int], data: bytes) -> InputTensor:
 def refused(*tensors: InputTensor, attached: bytes = b"") -> str:
     """The one fault of these tensors."""
     with pytest.raises(InvalidRequest) as caught:
-        texts_of(tensors, attached, limit=LIMIT)
+        read_texts(tensors, attached, limit=LIMIT)
     (fault,) = caught.value.details
     return fault
 
 
 @given(BATCHES)
 def test_packed_strings_unpack_to_themselves(texts: list[str]) -> None:
-    data = packed(texts)
-    assert list(unpacked(data, len(texts))) == texts
+    data = pack_strings(texts)
+    assert list(unpack_strings(data, len(texts))) == texts
     assert data == b"".join(struct.pack("<I", len(t.encode())) + t.encode() for t in texts)
 
 
 @given(BATCHES)
 def test_texts_are_the_same_in_every_form_that_they_can_travel_in(texts: list[str]) -> None:
-    count, data = len(texts), packed(texts)
+    count, data = len(texts), pack_strings(texts)
     expected = [(text, None) for text in texts]
     for tensors, attached in (
         ([tensor(shape=[count], data=texts)], b""),
@@ -70,7 +70,7 @@ def test_texts_are_the_same_in_every_form_that_they_can_travel_in(texts: list[st
         ([sized("text", [count], data)], data),
         ([sized("text", [count, 1], data)], data),
     ):
-        assert texts_of(tensors, attached, limit=LIMIT) == expected
+        assert read_texts(tensors, attached, limit=LIMIT) == expected
 
 
 @given(PAIRS)
@@ -78,7 +78,7 @@ def test_pairs_are_the_same_in_one_tensor_and_in_two(pairs: list[tuple[str, str]
     count = len(pairs)
     one, two = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     flat = [text for pair in pairs for text in pair]
-    first, second, both = packed(one), packed(two), packed(flat)
+    first, second, both = pack_strings(one), pack_strings(two), pack_strings(flat)
     for tensors, attached in (
         ([tensor(shape=[count], data=one), tensor("text_pair", shape=[count], data=two)], b""),
         # In the order of the tensors, and not of their names.
@@ -88,24 +88,24 @@ def test_pairs_are_the_same_in_one_tensor_and_in_two(pairs: list[tuple[str, str]
         ([tensor(shape=[count, 2], data=[list(pair) for pair in pairs])], b""),
         ([sized("text", [count, 2], both)], both),
     ):
-        assert texts_of(tensors, attached, limit=LIMIT) == pairs
+        assert read_texts(tensors, attached, limit=LIMIT) == pairs
 
 
 @given(st.binary(max_size=60), st.integers(0, 6))
 def test_junk_bytes_are_refused_or_are_what_they_would_pack_to(data: bytes, count: int) -> None:
     try:
-        found = list(unpacked(data, count))
+        found = list(unpack_strings(data, count))
     except InvalidRequest:
         return
-    assert (packed(found), len(found)) == (data, count)
+    assert (pack_strings(found), len(found)) == (data, count)
 
 
 @given(st.dictionaries(st.sampled_from(list(InferRequest.model_fields)), JUNK), st.binary())
 def test_junk_requests_raise_nothing_but_refusals(content: dict[str, Any], data: bytes) -> None:
     try:
         asked = InferRequest.model_validate(orjson.loads(orjson.dumps(content)))
-        wanted_of(asked)
-        texts_of(asked.inputs, data, limit=LIMIT)
+        selected_outputs(asked)
+        read_texts(asked.inputs, data, limit=LIMIT)
     except (ValidationError, InvalidRequest):
         pass
 
@@ -124,7 +124,7 @@ def test_tensors_whose_parts_disagree_raise_nothing_but_refusals(
     parameters = {"binary_data_size": size}
     made = tensor(name, datatype=datatype, shape=shape, data=data, parameters=parameters)
     try:
-        found = texts_of([made], attached, limit=LIMIT)
+        found = read_texts([made], attached, limit=LIMIT)
     except InvalidRequest:
         return
     assert len(found) == shape[0]
@@ -169,13 +169,13 @@ def test_what_is_wrong_with_a_tensor_is_named(fields: dict[str, Any], fault: str
     [
         (b"", 1, "ends before element 0 of 1"),
         (b"\1\0\0", 1, "ends before element 0 of 1"),
-        (packed(["a"]), 2, "ends before element 1 of 2"),
+        (pack_strings(["a"]), 2, "ends before element 1 of 2"),
         (b"\2\0\0\0a", 1, "ends within element 0 of 1"),
         (b"\xff\xff\xff\xffa", 1, "ends within element 0 of 1"),
         (b"\1\0\0\0\xff", 1, "element 0 is not UTF-8"),
         # A surrogate, as some encoders write it.
         (b"\3\0\0\0\xed\xa0\x80", 1, "element 0 is not UTF-8"),
-        (packed(["a", "b"]), 1, "5 bytes are left behind its 1 elements"),
+        (pack_strings(["a", "b"]), 1, "5 bytes are left after its 1 elements"),
     ],
 )
 def test_what_is_wrong_with_bytes_is_named(data: bytes, count: int, fault: str) -> None:
@@ -188,7 +188,7 @@ def test_what_is_wrong_among_tensors_is_named() -> None:
     assert refused(tensor("text_pair", data=["a"])) == "input 'text': missing"
     assert refused(one, one) == "input 'text': given twice"
     assert refused(tensor("x" * 5000, data=["a"])).startswith(f"input '{'x' * 64}': no such input;")
-    assert refused(one, attached=b"abc") == "3 bytes behind the JSON belong to no input"
+    assert refused(one, attached=b"abc") == "3 bytes after the JSON belong to no input"
     two = tensor("text_pair", shape=[2], data=["a", "b"])
     assert refused(one, two) == "input 'text_pair': 2 texts, but 'text' has 1"
     wide = tensor(shape=[1, 2], data=["a", "b"])
@@ -197,19 +197,21 @@ def test_what_is_wrong_among_tensors_is_named() -> None:
 
 
 def test_outputs_are_those_named_each_in_its_form() -> None:
-    def wanted(outputs: Any = None, **parameters: Any) -> list[Wanted]:
+    def wanted(outputs: Any = None, **parameters: Any) -> list[SelectedOutput]:
         content = {"inputs": [], "outputs": outputs, "parameters": parameters}
-        return wanted_of(InferRequest.model_validate(content))
+        return selected_outputs(InferRequest.model_validate(content))
 
-    assert wanted() == wanted([]) == [Wanted("label", False), Wanted("probs", False)]
+    assert (
+        wanted() == wanted([]) == [SelectedOutput("label", False), SelectedOutput("probs", False)]
+    )
     every = wanted(binary_data_output=True)
-    assert every == [Wanted("label", True), Wanted("probs", True)]
+    assert every == [SelectedOutput("label", True), SelectedOutput("probs", True)]
     named = [
         {"name": "tokens"},
         {"name": "probs", "parameters": {"binary_data": False, "classification": 2}},
     ]
     chosen = wanted(named, binary_data_output=True)
-    assert chosen == [Wanted("tokens", True), Wanted("probs", False, 2)]
+    assert chosen == [SelectedOutput("tokens", True), SelectedOutput("probs", False, 2)]
     for outputs, fault in (
         ([{"name": "logits"}], "output 'logits': no such output; there are label, probs, trunc"),
         ([{"name": "label"}] * 2, "output 'label': named twice"),
@@ -234,10 +236,10 @@ def test_answers_decode_to_the_arrays_that_they_were_made_of(
         "tokens": np.arange(count, dtype=np.int32),
     }
     outputs = [
-        Output(name, array, flag)
+        OutputTensor(name, array, flag)
         for (name, array), flag in zip(arrays.items(), binary, strict=True)
     ]
-    body, length = encoded({"model_name": "m"}, outputs)
+    body, length = encode_answer({"model_name": "m"}, outputs)
     assert (length is None) == (not any(binary))
     head = orjson.loads(body[:length])
     assert list(head) == ["model_name", "outputs"]
@@ -252,7 +254,7 @@ def test_answers_decode_to_the_arrays_that_they_were_made_of(
         size = shown["parameters"]["binary_data_size"]
         data, place = body[place : place + size], place + size
         if shown["datatype"] == "BYTES":
-            assert list(unpacked(data, count)) == texts
+            assert list(unpack_strings(data, count)) == texts
         else:
             assert np.array_equal(np.frombuffer(data, types[shown["datatype"]]), array.ravel())
     assert place == len(body)
@@ -260,6 +262,6 @@ def test_answers_decode_to_the_arrays_that_they_were_made_of(
 
 def test_classes_are_the_best_labels_the_earlier_one_first_of_equals() -> None:
     scores = np.array([[0.25, 0.5, 0.25], [0.1, 0.2, 0.7]], dtype=np.float32)
-    best = classes_of(scores, ["a", "b:c", "d"], 2)
+    best = top_classes(scores, ["a", "b:c", "d"], 2)
     assert best.tolist() == [["0.500000:1:b:c", "0.250000:0:a"], ["0.700000:2:d", "0.200000:1:b:c"]]
-    assert classes_of(scores, ["a", "b", "d"], 99).shape == (2, 3)
+    assert top_classes(scores, ["a", "b", "d"], 99).shape == (2, 3)

@@ -81,6 +81,21 @@ def test_every_bad_value_and_unknown_name_is_told_at_once() -> None:
     assert "did you mean IDSPAM_BACKBONE?" in caught.value.faults[0]
 
 
+def test_a_clients_key_under_the_services_prefix_is_refused_naming_both_variables() -> None:
+    with pytest.raises(InvalidSettings) as caught:
+        read_settings({"IDSPAM_API_KEY": "hush"})
+    (fault,) = caught.value.faults
+    assert fault.startswith("IDSPAM_API_KEY: no such setting")
+    assert "service reads IDSPAM_API_KEYS" in fault
+    assert "clients read ID_SPAM_API_KEY" in fault
+    assert "hush" not in fault
+
+
+def test_the_variables_of_clients_are_ignored() -> None:
+    environ = {"ID_SPAM_API_KEY": "hush", "ID_SPAM_URL": "http://elsewhere:8000"}
+    assert read_settings(environ) == Settings()
+
+
 def test_keys_are_neither_shown_in_errors_nor_in_logs() -> None:
     settings = read_settings({"IDSPAM_API_KEYS": "a1,b2 ,, ", "IDSPAM_ADMIN_KEYS": "c3"})
     assert (settings.api_keys, settings.admin_keys) == (("a1", "b2"), ("c3",))

@@ -1,10 +1,11 @@
-"""The OpenAPI page: what each route takes and answers, with real examples. Knows no request.
+"""The OpenAPI document: what each route takes and answers, with examples of both.
 
-Bodies are read and answers are built by hand on the way through; here the models that tests hold
-them against become the documentation.
+Request bodies are read and answers are built by hand; here the models that tests check them against
+become the documentation. `entry` describes one route; below it are the entries of this project's
+own routes, and `compatible` has those of other protocols.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -12,21 +13,31 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from adapters import errors as adapter_errors
-from service import errors
-from service.http.errors import ERRORS
-from service.http.openapi.examples import (
-    DETAIL,
-    HEALTHY,
-    LIST_PAGE,
-    NOT_READY,
-    PREDICT_REQUESTS,
-    PREDICT_RESPONSE,
-    PUBLISHED,
-    RAISED,
-    ROLLBACKS,
-    error_body,
+from adapters.errors import (
+    DamagedFile,
+    IncompatibleAdapter,
+    InvalidAdapter,
+    InvalidName,
+    RevisionConflict,
+    UnknownAdapter,
+    UnknownRevision,
+    UnloadedAdapter,
 )
+from service.errors import (
+    AdapterLoadFailed,
+    DeadlineExceeded,
+    EngineUnavailable,
+    Forbidden,
+    InferenceFailed,
+    InvalidRequest,
+    MalformedRequest,
+    NotReady,
+    Overloaded,
+    TooLarge,
+    Unauthorized,
+)
+from service.http.errors import ERRORS
+from service.http.openapi import examples
 from service.http.openapi.schemas import (
     AdapterDetail,
     AdapterList,
@@ -38,215 +49,52 @@ from service.http.openapi.schemas import (
     RollbackRequest,
 )
 
-_MODELS: tuple[type[BaseModel], ...] = (PredictRequest, RollbackRequest)
-_FILE = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
-_FORM = {
-    "multipart/form-data": {
-        "schema": {
-            "type": "object",
-            "required": ["name", "file"],
-            "properties": {
-                "name": {"type": "string"},
-                "file": {"type": "string", "format": "binary"},
-            },
-        }
-    }
-}
-_CONDITIONS = [
-    {
-        "name": name,
-        "in": "header",
-        "required": False,
-        "schema": {"type": "string"},
-        "description": meaning,
-    }
-    for name, meaning in (
-        (
-            "If-Match",
-            "Only if this revision, in quotes, is the current one; `*`: only if there is one.",
-        ),
-        ("If-None-Match", "`*`: only if the name is new."),
-    )
-]
-_ANYWHERE = (errors.Unauthorized, errors.NotReady, errors.EngineUnavailable)
-_RESOLVING = (adapter_errors.UnknownAdapter, adapter_errors.UnknownRevision)
-_CHANGING = (*_ANYWHERE, errors.Forbidden, adapter_errors.RevisionConflict)
-_UPLOADING = (
-    *_CHANGING,
-    adapter_errors.IncompatibleAdapter,
-    adapter_errors.InvalidAdapter,
-    adapter_errors.InvalidName,
-    errors.TooLarge,
-    errors.Overloaded,
-)
+# By status, as FastAPI takes them.
+Responses = dict[int | str, dict[str, Any]]
 
 
-def _answers(
-    model: type[BaseModel] | None,
-    example: Mapping[str, Any] | None,
-    *refused: type[Exception],
+def entry(
+    tag: str,
+    *,
+    request: Mapping[str, Any] | None = None,
+    parameters: Sequence[Mapping[str, Any]] = (),
     status: int = 200,
     description: str = "As asked",
-) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route: its success, and every error that it names."""
+    answer: Any = None,
+    model: type[BaseModel] | None = None,
+    errors: Responses | None = None,
+) -> dict[str, Any]:
+    """Keyword arguments of a route's decorator.
+
+    Args:
+        request: the body by content type, see `json_body`; None for a route without a body.
+        answer: an example of the successful answer; None for an empty body.
+    """
     success: dict[str, Any] = {"description": description}
+    if answer is not None:
+        success["content"] = {"application/json": {"example": answer}}
     if model is not None:
-        success |= {"model": model, "content": {"application/json": {"example": example}}}
-    found: dict[int | str, dict[str, Any]] = {status: success}
-    for error in RAISED:
-        if type(error) not in refused:
-            continue
-        kind = ERRORS[type(error)]
-        entry = found.setdefault(
-            kind.status,
-            {
-                "model": ErrorResponse,
-                "description": "",
-                "content": {"application/json": {"examples": {}}},
-            },
-        )
-        entry["description"] = f"{entry['description']} `{kind.type}`: {kind.meaning}".strip()
-        examples = entry["content"]["application/json"]["examples"]
-        examples[kind.type] = {"summary": kind.meaning, "value": error_body(error)}
-    return found
+        success["model"] = model
+    route: dict[str, Any] = {"tags": [tag], "responses": {status: success, **(errors or {})}}
+    if status != 200:
+        route["status_code"] = status
+    extra: dict[str, Any] = {"parameters": list(parameters)} if parameters else {}
+    if request is not None:
+        extra["requestBody"] = {"required": True, "content": request}
+    return route | ({"openapi_extra": extra} if extra else {})
 
 
-def _json_body(model: type[BaseModel], examples: Mapping[str, Any]) -> dict[str, Any]:
-    content = {
-        "schema": {"$ref": f"#/components/schemas/{model.__name__}"},
-        "examples": {name: {"value": value} for name, value in examples.items()},
-    }
-    return {"requestBody": {"required": True, "content": {"application/json": content}}}
-
-
-def _upload_answers() -> dict[int | str, dict[str, Any]]:
-    found = _answers(
-        PublishedAdapter, PUBLISHED, *_UPLOADING, description="The same bytes, or replaced"
-    )
-    created = {"model": PublishedAdapter, "description": "The name is new"}
-    example = PUBLISHED | {"created": True}
-    return {201: created | {"content": {"application/json": {"example": example}}}, **found}
-
-
-def _body(content: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "requestBody": {"required": True, "content": content},
-        "parameters": _CONDITIONS,
-    }
-
-
-# Keyword arguments of the routes' decorators.
-PREDICT: dict[str, Any] = {
-    "tags": ["predict"],
-    "openapi_extra": _json_body(PredictRequest, PREDICT_REQUESTS),
-    "responses": _answers(
-        PredictResponse,
-        PREDICT_RESPONSE,
-        *_ANYWHERE,
-        *_RESOLVING,
-        errors.MalformedRequest,
-        errors.TooLarge,
-        errors.InvalidRequest,
-        errors.Overloaded,
-        errors.InferenceFailed,
-        errors.AdapterLoadFailed,
-        errors.DeadlineExceeded,
-        adapter_errors.IncompatibleAdapter,
-        adapter_errors.UnloadedAdapter,
-        adapter_errors.DamagedFile,
-    ),
-}
-PUT: dict[str, Any] = {
-    "tags": ["adapters"],
-    "openapi_extra": _body(_FILE),
-    "responses": _upload_answers(),
-}
-POST: dict[str, Any] = {
-    "tags": ["adapters"],
-    "openapi_extra": _body(_FORM),
-    "responses": _upload_answers(),
-}
-LIST: dict[str, Any] = {
-    "tags": ["adapters"],
-    "responses": _answers(
-        AdapterList,
-        LIST_PAGE,
-        *_ANYWHERE,
-        errors.InvalidRequest,
-    ),
-}
-SHOW: dict[str, Any] = {
-    "tags": ["adapters"],
-    "responses": _answers(
-        AdapterDetail,
-        DETAIL,
-        *_ANYWHERE,
-        adapter_errors.UnknownAdapter,
-    ),
-}
-DOWNLOAD: dict[str, Any] = {
-    "tags": ["adapters"],
-    "responses": {
-        **_answers(None, None, *_ANYWHERE, *_RESOLVING, adapter_errors.DamagedFile),
-        200: {"description": "The file", "content": _FILE},
-        304: {"description": "`If-None-Match` names this revision"},
-    },
-}
-ROLLBACK: dict[str, Any] = {
-    "tags": ["adapters"],
-    "openapi_extra": {
-        **_json_body(RollbackRequest, ROLLBACKS),
-        "parameters": _CONDITIONS[:1],
-    },
-    "responses": _answers(
-        PublishedAdapter,
-        PUBLISHED,
-        *_CHANGING,
-        *_RESOLVING,
-        errors.InvalidRequest,
-        adapter_errors.IncompatibleAdapter,
-        adapter_errors.UnloadedAdapter,
-        adapter_errors.DamagedFile,
-    ),
-}
-DELETE: dict[str, Any] = {
-    "tags": ["adapters"],
-    "status_code": 204,
-    "openapi_extra": {"parameters": _CONDITIONS[:1]},
-    "responses": _answers(
-        None,
-        None,
-        *_CHANGING,
-        adapter_errors.UnknownAdapter,
-        status=204,
-        description="Gone",
-    ),
-}
-_PROBE: dict[int | str, dict[str, Any]] = {
-    503: {
-        "model": Health,
-        "description": "Not so, and why",
-        "content": {"application/json": {"example": NOT_READY}},
-    }
-}
-HEALTHZ: dict[str, Any] = {"tags": ["operations"], "responses": _answers(Health, HEALTHY) | _PROBE}
-READYZ = HEALTHZ
-METRICS: dict[str, Any] = {
-    "tags": ["operations"],
-    "responses": {200: {"description": "Prometheus' text format", "content": {"text/plain": {}}}},
-}
-
-
-def error_table() -> str:
-    """Every error of the API, as Markdown."""
-    lines = ["| Status | Type | Meaning |", "|---|---|---|"]
-    rows = {(kind.status, kind.type): kind.meaning for kind in ERRORS.values()}
-    lines += [f"| {status} | `{name}` | {meaning} |" for (status, name), meaning in rows.items()]
-    return "\n".join(lines) + "\n"
+def json_body(
+    by_name: Mapping[str, Any], *, model: type[BaseModel] | None = None
+) -> dict[str, Any]:
+    """A JSON body with its examples by name."""
+    schema = {"$ref": f"#/components/schemas/{model.__name__}"} if model else {"type": "object"}
+    values = {name: {"value": value} for name, value in by_name.items()}
+    return {"application/json": {"schema": schema, "examples": values}}
 
 
 def describe(app: FastAPI) -> None:
-    """Make the app's OpenAPI document hold the models of bodies that are read by hand."""
+    """Add the models of bodies that are read by hand to the app's OpenAPI document."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -257,7 +105,7 @@ def describe(app: FastAPI) -> None:
                 routes=app.routes,
             )
             _, definitions = models_json_schema(
-                [(model, "validation") for model in _MODELS],
+                [(PredictRequest, "validation"), (RollbackRequest, "validation")],
                 ref_template="#/components/schemas/{model}",
             )
             schema["components"]["schemas"].update(definitions["$defs"])
@@ -265,3 +113,152 @@ def describe(app: FastAPI) -> None:
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # how FastAPI documents extending it
+
+
+def error_table() -> str:
+    """Every error of the API, as Markdown."""
+    lines = ["| Status | Type | Meaning |", "|---|---|---|"]
+    rows = {(kind.status, kind.type): kind.meaning for kind in ERRORS.values()}
+    lines += [f"| {status} | `{name}` | {meaning} |" for (status, name), meaning in rows.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _refusals(*classes: type[Exception]) -> Responses:
+    """The errors that a route documents, one example of each."""
+    responses: Responses = {}
+    for error in examples.ERRORS:
+        if type(error) not in classes:
+            continue
+        kind = ERRORS[type(error)]
+        response = responses.setdefault(
+            kind.status,
+            {
+                "model": ErrorResponse,
+                "description": "",
+                "content": {"application/json": {"examples": {}}},
+            },
+        )
+        response["description"] = f"{response['description']} `{kind.type}`: {kind.meaning}".strip()
+        example = {"summary": kind.meaning, "value": examples.error_body(error)}
+        response["content"]["application/json"]["examples"][kind.type] = example
+    return responses
+
+
+def _condition(name: str, meaning: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "in": "header",
+        "required": False,
+        "schema": {"type": "string"},
+        "description": meaning,
+    }
+
+
+_FILE = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+_FORM_FIELDS = {"name": {"type": "string"}, "file": {"type": "string", "format": "binary"}}
+_FORM = {
+    "multipart/form-data": {
+        "schema": {"type": "object", "required": list(_FORM_FIELDS), "properties": _FORM_FIELDS}
+    }
+}
+_IF_MATCH = _condition(
+    "If-Match", "Only if this revision, in quotes, is the current one; `*`: only if there is one."
+)
+_IF_NONE_MATCH = _condition("If-None-Match", "`*`: only if the name is new.")
+
+_ANYWHERE = (Unauthorized, NotReady, EngineUnavailable)
+_CHANGING = (*_ANYWHERE, Forbidden, RevisionConflict)
+_RESOLVING = (UnknownAdapter, UnknownRevision)
+_SERVING = (*_RESOLVING, IncompatibleAdapter, UnloadedAdapter, DamagedFile)
+
+
+def _upload(request: Mapping[str, Any]) -> dict[str, Any]:
+    created = {
+        "model": PublishedAdapter,
+        "description": "The name is new",
+        "content": {"application/json": {"example": examples.PUBLISHED | {"created": True}}},
+    }
+    refusals = _refusals(
+        *_CHANGING, IncompatibleAdapter, InvalidAdapter, InvalidName, TooLarge, Overloaded
+    )
+    return entry(
+        "adapters",
+        request=request,
+        parameters=(_IF_MATCH, _IF_NONE_MATCH),
+        description="The same bytes, or replaced",
+        answer=examples.PUBLISHED,
+        model=PublishedAdapter,
+        errors={201: created, **refusals},
+    )
+
+
+PREDICT = entry(
+    "predict",
+    request=json_body(examples.PREDICT_REQUESTS, model=PredictRequest),
+    answer=examples.PREDICT_RESPONSE,
+    model=PredictResponse,
+    errors=_refusals(
+        *_ANYWHERE,
+        *_SERVING,
+        MalformedRequest,
+        TooLarge,
+        InvalidRequest,
+        Overloaded,
+        InferenceFailed,
+        AdapterLoadFailed,
+        DeadlineExceeded,
+    ),
+)
+PUT = _upload(_FILE)
+POST = _upload(_FORM)
+LIST = entry(
+    "adapters",
+    answer=examples.LIST_PAGE,
+    model=AdapterList,
+    errors=_refusals(*_ANYWHERE, InvalidRequest),
+)
+SHOW = entry(
+    "adapters",
+    answer=examples.DETAIL,
+    model=AdapterDetail,
+    errors=_refusals(*_ANYWHERE, UnknownAdapter),
+)
+DOWNLOAD = entry(
+    "adapters",
+    errors={
+        **_refusals(*_ANYWHERE, *_RESOLVING, DamagedFile),
+        200: {"description": "The file", "content": _FILE},
+        304: {"description": "`If-None-Match` names this revision"},
+    },
+)
+ROLLBACK = entry(
+    "adapters",
+    request=json_body(examples.ROLLBACKS, model=RollbackRequest),
+    parameters=(_IF_MATCH,),
+    answer=examples.PUBLISHED,
+    model=PublishedAdapter,
+    errors=_refusals(*_CHANGING, *_SERVING, InvalidRequest),
+)
+DELETE = entry(
+    "adapters",
+    parameters=(_IF_MATCH,),
+    status=204,
+    description="Gone",
+    errors=_refusals(*_CHANGING, UnknownAdapter),
+)
+PROBE = entry(
+    "operations",
+    answer=examples.HEALTHY,
+    model=Health,
+    errors={
+        503: {
+            "model": Health,
+            "description": "Not so, and why",
+            "content": {"application/json": {"example": examples.NOT_READY}},
+        }
+    },
+)
+METRICS = entry(
+    "operations",
+    errors={200: {"description": "Prometheus' text format", "content": {"text/plain": {}}}},
+)

@@ -1,6 +1,6 @@
-"""Examples of everything that crosses the HTTP boundary, each held against its model by a test.
+"""Examples of this project's own requests, answers and errors; a test validates each of them.
 
-Errors are examples too: one of each, made by the code that makes them. Knows no route.
+Error bodies are made by the code that makes them for clients.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from service.http.openapi.schemas import (
 REVISION = "5f2c8a0e4d3b1f6a7c9e8d0b2a4f6c8e1d3b5a7f9c0e2d4b6a8f1c3e5d7b9a0f"
 OLDER = "0c9d1e2f3a4b5c6d7e8f90a1b2c3d4e5f60718293a4b5c6d7e8f90a1b2c3d4e5"
 
-RAISED: tuple[Exception, ...] = (
+ERRORS: tuple[Exception, ...] = (
     errors.MalformedRequest("the body is not JSON: unexpected end of data: line 1 column 12"),
     errors.Unauthorized("send a key as `Authorization: Bearer KEY` or `X-API-Key: KEY`"),
     errors.Forbidden("changing adapters asks for an admin key"),
@@ -108,12 +108,12 @@ ROLLBACKS: dict[str, Any] = {
 
 
 def error_body(error: Exception) -> Any:
-    """What a caller would get."""
+    """What a client gets."""
     return orjson.loads(bytes(own_shape(refusal_of(error)).body))
 
 
 def examples() -> Sequence[tuple[type[BaseModel], Any]]:
-    """Every example with the model that it is one of."""
+    """Every example with its model."""
     return (
         *((PredictRequest, example) for example in PREDICT_REQUESTS.values()),
         *((RollbackRequest, example) for example in ROLLBACKS.values()),
@@ -123,5 +123,5 @@ def examples() -> Sequence[tuple[type[BaseModel], Any]]:
         (AdapterDetail, DETAIL),
         (Health, HEALTHY),
         (Health, NOT_READY),
-        *((ErrorResponse, error_body(error)) for error in RAISED),
+        *((ErrorResponse, error_body(error)) for error in ERRORS),
     )

@@ -1,17 +1,17 @@
-"""The routes of Text Embeddings Inference, for its clients: an adapter is a model. Knows no device.
+"""The routes of Text Embeddings Inference (TEI), for its clients: an adapter is a model.
 
-`/adapters/{name}` is the base address of a server with that adapter; without a name it is the
-service's `default_adapter`. Bodies that carry `parameters` are of the Hugging Face Inference API's
-convention, which `huggingface_hub.InferenceClient` speaks: they are answered in a list of lists.
+`/adapters/{name}` is the base URL of a TEI server for that adapter; routes without a name use the
+service's `default_adapter`. A body with `parameters` comes from a client of the Hugging Face
+Inference API, such as `huggingface_hub.InferenceClient`: its answer is a list of lists.
 """
 
 import math
 from collections.abc import Mapping
 from time import monotonic
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -23,30 +23,27 @@ from service.catalog.entry import Resolved
 from service.errors import InvalidRequest, NoInputs, TooLarge
 from service.http.bodies import JsonResponse, read_json
 from service.http.classify import Answers, Text, classify, ranked
-from service.http.errors import ERRORS, Refusal, faults_of
+from service.http.errors import ERRORS, Refusal, validated
 from service.http.lifecycle import Service, service_of
 from service.http.openapi.compatible import TEI_HEALTH, TEI_INFO, TEI_PREDICT
 
 router = APIRouter()
 
-# A score of zero has no logarithm; this is the least that float32 holds.
-_LEAST_SCORE = 1e-45
+# The smallest float32: a score of zero has no logarithm.
+_SMALLEST_SCORE = 1e-45
 _EXPECTED = "expected a string, a pair [string, string], or a list of [string] and [string, string]"
 
-
-class _Pair(NamedTuple):
-    text: str
-    text_pair: str | None
+_Pair = tuple[str, str | None]
 
 
 class _Lenient(BaseModel):
-    """Fields that are not named are ignored, as that server ignores them."""
+    """Unknown fields are ignored, as TEI ignores them."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
 
 class PipelineParameters(_Lenient):
-    """Of the Inference API."""
+    """The parameters of the Inference API."""
 
     top_k: int | None = Field(default=None, ge=1)
     function_to_apply: Literal["sigmoid", "softmax", "none"] | None = None
@@ -65,18 +62,19 @@ class TeiPredictRequest(_Lenient):
     parameters: PipelineParameters | None = None
 
 
-def shape(refusal: Refusal) -> Response:
-    """That server's errors: a sentence and one of its types, each with its status."""
+def error_shape(refusal: Refusal) -> Response:
+    """TEI's error body: a sentence and one of its types, each with its status."""
     match refusal.kind.status:
         case 503:
             kind, status = "Unhealthy", 503
         case 429:
             kind, status = "Overloaded", 429
-        case given if given >= 500:
+        case code if code >= 500:
             kind, status = "Backend", 424
-        case given:
-            empty = refusal.kind is ERRORS[NoInputs]
-            kind, status = ("Empty", 400) if empty else ("Validation", given)
+        case _ if refusal.kind is ERRORS[NoInputs]:
+            kind, status = "Empty", 400
+        case code:
+            kind, status = "Validation", code
     return refusal.response({"error": refusal.message, "error_type": kind}, status=status)
 
 
@@ -97,14 +95,14 @@ async def predict_by_name(request: Request, name: str) -> Response:
 
 @router.get("/info", **TEI_INFO)
 async def info_of_default(request: Request) -> Response:
-    """What the default adapter answers, and the service's limits."""
+    """The labels of the default adapter, and the service's limits."""
     service = service_of(request)
     return JsonResponse(_info(service, default_adapter(service)))
 
 
 @router.get("/adapters/{name}/info", **TEI_INFO)
 async def info_of_adapter(request: Request, name: str) -> Response:
-    """What an adapter answers, and the service's limits."""
+    """The labels of an adapter, and the service's limits."""
     service = service_of(request)
     return JsonResponse(_info(service, service.catalog.resolve(name)))
 
@@ -128,8 +126,9 @@ async def health_of_adapter(request: Request, name: str) -> Response:
 def default_adapter(service: Service) -> Resolved:
     """
     Raises:
-        HTTPException: 404, there is none.
-        UnknownAdapter, UnknownRevision, IncompatibleAdapter, DamagedFile: it cannot be asked.
+        HTTPException: 404, no default adapter is set.
+        UnknownAdapter, UnknownRevision, IncompatibleAdapter, DamagedFile, UnloadedAdapter: it is
+        set, but cannot be served.
     """
     reference = service.settings.default_adapter
     if reference is None:
@@ -141,34 +140,30 @@ def default_adapter(service: Service) -> Resolved:
 
 async def _predict(request: Request, adapter: Resolved) -> Response:
     started, service = monotonic(), service_of(request)
-    content = await read_json(request, service.settings.max_body_bytes)
-    try:
-        asked = TeiPredictRequest.model_validate(content)
-    except ValidationError as error:
-        raise InvalidRequest(faults_of(error.errors())) from None
-    pairs, many = _pairs(asked.inputs, service.settings.max_inputs)
+    body = validated(TeiPredictRequest, await read_json(request, service.settings.max_body_bytes))
+    pairs, is_batch = _pairs(body.inputs, service.settings.max_inputs)
     texts = [
-        Text(text, pair, adapter.key, adapter.spec, f"inputs.{index}" if many else "inputs")
+        Text(text, pair, adapter.key, adapter.spec, f"inputs.{index}" if is_batch else "inputs")
         for index, (text, pair) in enumerate(pairs)
     ]
-    end: End = "tail" if asked.truncation_direction == "right" else "head"
+    end: End = "tail" if body.truncation_direction == "right" else "head"
     answers = await classify(
         request,
         texts,
         deadline=started + service.settings.default_timeout_ms / 1000,
-        cut="nothing" if asked.truncate is False else end,
+        cut="nothing" if body.truncate is False else end,
     )
-    found = _ranked_by(asked, adapter.spec, answers)
-    # The Inference API always answers with a list of lists; that server only to a batch.
-    nested = many or asked.parameters is not None
+    content = _ranked_scores(body, adapter.spec, answers)
     headers = _headers(service, answers, seconds=monotonic() - started)
-    return JsonResponse(found if nested else found[0], headers=headers)
+    # TEI answers a batch alone with a list of lists, the Inference API every request.
+    nested = is_batch or body.parameters is not None
+    return JsonResponse(content if nested else content[0], headers=headers)
 
 
 def _pairs(inputs: Any, limit: int) -> tuple[list[_Pair], bool]:
     """The texts, and whether they are a batch.
 
-    `[a, b]` is one pair, not two texts, and `[a]` one text: that server's convention.
+    TEI's convention: `[a, b]` is one pair and not two texts, `[a]` is one text.
 
     Raises:
         NoInputs, InvalidRequest, TooLarge.
@@ -193,56 +188,52 @@ def _pair(item: Any, place: str) -> _Pair:
         raise InvalidRequest([f"{place}: {len(item)} strings, expected one or a pair"])
     if not any(item):
         raise InvalidRequest([f"{place}: cannot be empty"])
-    return _Pair(item[0], item[1] if len(item) == 2 else None)
+    return item[0], item[1] if len(item) == 2 else None
 
 
-def _ranked_by(
-    asked: TeiPredictRequest, spec: AdapterSpec, answers: Answers
+def _ranked_scores(
+    body: TeiPredictRequest, spec: AdapterSpec, answers: Answers
 ) -> list[list[dict[str, Any]]]:
     """
     Raises:
-        InvalidRequest: another function than the one that the adapter was trained with.
+        InvalidRequest: the adapter was not trained with the activation that the request names.
     """
-    parameters = asked.parameters or PipelineParameters()
-    wanted = parameters.function_to_apply
-    if wanted not in (None, "none", spec.activation):
+    parameters = body.parameters or PipelineParameters()
+    activation = parameters.function_to_apply
+    if activation not in (None, "none", spec.activation):
         raise InvalidRequest(
             [f"parameters.function_to_apply: the adapter answers by {spec.activation}"]
         )
-    raw = asked.raw_scores or wanted == "none"
-    found = []
+    rows = []
     for row in answers.rows:
-        scores = row.scores.tolist()
-        shown = [_raw(score, spec) for score in scores] if raw else scores
-        found.append(
-            [
-                {"score": shown[index], "label": spec.labels[index]}
-                for index in ranked(scores)[: parameters.top_k]
-            ]
-        )
-    return found
+        scores = shown = row.scores.tolist()
+        if body.raw_scores or activation == "none":
+            shown = [_raw(score, spec) for score in scores]
+        order = ranked(scores)[: parameters.top_k]
+        rows.append([{"score": shown[index], "label": spec.labels[index]} for index in order])
+    return rows
 
 
 def _raw(score: float, spec: AdapterSpec) -> float:
-    """A logit of this score. Of a softmax they are known up to a constant only: here the one that
-    makes their exponentials sum to one."""
-    log = math.log(max(score, _LEAST_SCORE))
-    return log if spec.activation == "softmax" else log - math.log(max(1 - score, _LEAST_SCORE))
+    """A logit of this score. A softmax determines its logits up to a constant only; these are the
+    ones whose exponentials sum to one."""
+    log = math.log(max(score, _SMALLEST_SCORE))
+    return log if spec.activation == "softmax" else log - math.log(max(1 - score, _SMALLEST_SCORE))
 
 
 def _headers(service: Service, answers: Answers, *, seconds: float) -> Mapping[str, str]:
-    """That server's timings, whole milliseconds, and what its body has no place for."""
+    """TEI's timings in whole milliseconds, and what its body has no place for."""
     total = str(round(seconds * 1000))
     characters = sum(len(item.text) + len(item.text_pair or "") for item in answers.texts)
     return {
         "x-compute-type": service.engine.info.device,
         "x-compute-time": total,
         "x-compute-characters": str(characters),
-        "x-compute-tokens": str(sum(map(len, answers.encodings))),
+        "x-compute-tokens": str(answers.tokens),
         "x-total-time": total,
         "x-tokenization-time": str(round(answers.tokenize_seconds * 1000)),
-        "x-queue-time": str(round(answers.completion.queue_seconds * 1000)),
-        "x-inference-time": str(round(answers.completion.inference_seconds * 1000)),
+        "x-queue-time": str(round(answers.queue_seconds * 1000)),
+        "x-inference-time": str(round(answers.inference_seconds * 1000)),
         "x-truncated-inputs": str(answers.truncated),
         "x-adapter-revision": answers.texts[0].key.revision,
     }
@@ -260,7 +251,7 @@ def _info(service: Service, adapter: Resolved) -> dict[str, Any]:
         "model_dtype": info.dtype,
         "served_model_name": adapter.key.name,
         "model_type": {"classifier": classifier},
-        # Admission counts tokens here: so many texts of the greatest length may wait.
+        # Admission counts tokens: this many texts of the maximum length may wait.
         "max_concurrent_requests": settings.max_waiting_tokens // spec.max_length,
         "max_input_length": spec.max_length,
         "max_batch_tokens": settings.batch_tokens(info.device),

@@ -1,4 +1,4 @@
-"""Open Inference Protocol V2: which models there are, load and unload. Knows no tensor.
+"""Open Inference Protocol V2: the model repository, load and unload.
 
 KServe's and Triton's clients send different bodies here, or none.
 """
@@ -16,36 +16,37 @@ from service.errors import InvalidRequest, TooLarge
 from service.http.adapters import publish
 from service.http.bodies import JsonResponse
 from service.http.lifecycle import service_of
-from service.http.protocols.oip.openapi import INDEX, LOAD, UNLOAD
-from service.http.protocols.oip.tensors import IndexRequest, LoadRequest, parsed, read_parts
+from service.http.openapi.compatible import OIP_INDEX, OIP_LOAD, OIP_UNLOAD
+from service.http.protocols.oip.tensors import IndexRequest, LoadRequest, parse, read_parts
 
 router = APIRouter()
 
-# What the JSON may take around a file.
+# The JSON around a file may have this much.
 _AROUND_BYTES = 64 * 1024
 _FILE = "file:"
-# Of a load request's JSON. Base64 has none of these; a file's length of them would become objects.
-_MARKS = (b",", b"[", b"{")
-_MOST_MARKS = 10_000
+# JSON delimiters are counted before parsing: base64 has none of them, and a body as large as a file
+# could otherwise allocate millions of objects.
+_DELIMITERS = (b",", b"[", b"{")
+_MAX_DELIMITERS = 10_000
 
 
-@router.post("/v2/repository/index", **INDEX)
+@router.post("/v2/repository/index", **OIP_INDEX)
 async def index(request: Request) -> Response:
-    """Every adapter, and why it cannot be asked if so."""
+    """Every adapter; the reason if it cannot be served."""
     service = service_of(request)
     text, _ = await read_parts(request, service.settings.max_body_bytes)
-    asked = parsed(IndexRequest, text) if text else IndexRequest()
+    ready_only = bool(text) and parse(IndexRequest, text).ready
     entries = service.catalog.entries()
     return JsonResponse(
-        [_line(item) for item in entries if item.refusal is None or not asked.ready]
+        [_line(entry) for entry in entries if entry.refusal is None or not ready_only]
     )
 
 
-@router.post("/v2/repository/models/{name}/load", **LOAD)
+@router.post("/v2/repository/models/{name}/load", **OIP_LOAD)
 async def load(request: Request, name: str) -> Response:
-    """Serve an adapter, read anew from the store; or the file that comes along, published."""
+    """Serve an adapter: read from the store again, or published from a file in the request."""
     service = service_of(request)
-    # In base64 four bytes carry three.
+    # Base64 takes four bytes for three.
     limit = service.settings.max_upload_bytes * 4 // 3 + _AROUND_BYTES
     text, _ = await read_parts(request, limit)
     data = await asyncio.to_thread(_file_of, text, service.settings.max_upload_bytes)
@@ -56,16 +57,16 @@ async def load(request: Request, name: str) -> Response:
     return JsonResponse({"name": name, "load": True})
 
 
-@router.post("/v2/repository/models/{name}/unload", **UNLOAD)
+@router.post("/v2/repository/models/{name}/unload", **OIP_UNLOAD)
 async def unload(request: Request, name: str) -> Response:
-    """Serve an adapter no longer; the store keeps it. Requests in flight are answered.
+    """Stop serving an adapter; the store keeps it. Requests in flight are answered.
 
-    When this returns, no later request is answered by it.
+    Once this has returned, the adapter answers no further requests.
     """
     service = service_of(request)
     text, _ = await read_parts(request, service.settings.max_body_bytes)
     if text:
-        parsed(LoadRequest, text)
+        parse(LoadRequest, text)
     await service.catalog.unload(name)
     return JsonResponse({"name": name, "unload": True})
 
@@ -83,12 +84,12 @@ def _file_of(text: bytes, limit: int) -> bytes | None:
     """The file of a load request, if it has one.
 
     Raises:
-        MalformedRequest, InvalidRequest: not such a request.
+        MalformedRequest, InvalidRequest: not a valid load request.
         TooLarge: a file over `limit` bytes.
     """
-    if sum(map(text.count, _MARKS)) > _MOST_MARKS:
+    if sum(map(text.count, _DELIMITERS)) > _MAX_DELIMITERS:
         raise InvalidRequest(["body: far more fields than a load request has"])
-    parameters = (parsed(LoadRequest, text) if text else LoadRequest()).parameters or {}
+    parameters = (parse(LoadRequest, text) if text else LoadRequest()).parameters or {}
     paths = [path for path in parameters if path.startswith(_FILE)]
     if not paths:
         if "config" in parameters:

@@ -1,11 +1,10 @@
-"""Open Inference Protocol V2: server, metadata, ready, infer. Knows no tensor's bytes.
+"""Open Inference Protocol V2: server, metadata, ready, infer.
 
-An adapter is a model, its revisions are the model's versions: the first characters of one pin it.
+An adapter is a model; its revisions are the model's versions, named by their first characters.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from time import monotonic
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,34 +15,33 @@ from starlette.responses import Response
 
 from adapters import __version__
 from adapters.errors import AdapterError, UnknownAdapter, UnknownRevision
-from service.catalog.entry import Resolved
 from service.errors import MalformedRequest
 from service.http.bodies import JsonResponse
 from service.http.classify import Answers, Text, classify
 from service.http.errors import Refusal
 from service.http.lifecycle import Service, service_of
-from service.http.protocols.oip.openapi import (
-    INFER,
-    LIVE,
-    MODEL,
-    MODEL_READY,
-    MODELS,
-    READY,
-    SERVER,
+from service.http.openapi.compatible import (
+    OIP_INFER,
+    OIP_LIVE,
+    OIP_MODEL,
+    OIP_MODEL_READY,
+    OIP_MODELS,
+    OIP_READY,
+    OIP_SERVER,
 )
 from service.http.protocols.oip.tensors import (
     INPUTS,
     LENGTH_HEADER,
     InferRequest,
-    Output,
+    OutputTensor,
     RequestParameters,
-    Wanted,
-    classes_of,
-    encoded,
-    parsed,
+    SelectedOutput,
+    encode_answer,
+    parse,
     read_parts,
-    texts_of,
-    wanted_of,
+    read_texts,
+    selected_outputs,
+    top_classes,
 )
 
 router = APIRouter()
@@ -52,71 +50,71 @@ NAME, PLATFORM = "id-spam-service", "idspam_safetensors"
 EXTENSIONS = ("binary_tensor_data", "classification", "model_repository", "parameters")
 
 
-def shape(refusal: Refusal) -> Response:
-    """The protocol's errors are one sentence; what the details list is part of it."""
-    # Neither server knows a 422.
+def error_shape(refusal: Refusal) -> Response:
+    """The protocol's error body: one sentence, which has the details already."""
+    # Neither Triton nor KServe answers 422.
     status = 400 if refusal.kind.status == 422 else refusal.kind.status
     return refusal.response({"error": refusal.message}, status=status)
 
 
-@router.get("/v2", **SERVER)
+@router.get("/v2", **OIP_SERVER)
 async def server() -> Response:
-    """What this is; answered before it is ready, too."""
+    """The server's name and version; answered also before it is ready."""
     return JsonResponse({"name": NAME, "version": __version__, "extensions": EXTENSIONS})
 
 
-@router.get("/v2/health/live", **LIVE)
+@router.get("/v2/health/live", **OIP_LIVE)
 async def live(request: Request) -> Response:
     """Whether the process can do its work."""
     health = service_of(request).health()
-    return _told({"live": health.live}, health.reason, well=health.live, otherwise=503)
+    return _yes_or_no({"live": health.live}, health.reason, yes=health.live, no_status=503)
 
 
-@router.get("/v2/health/ready", **READY)
+@router.get("/v2/health/ready", **OIP_READY)
 async def ready(request: Request) -> Response:
     """Whether requests should be sent here now."""
     health = service_of(request).health()
-    return _told({"ready": health.ready}, health.reason, well=health.ready, otherwise=503)
+    return _yes_or_no({"ready": health.ready}, health.reason, yes=health.ready, no_status=503)
 
 
-@router.get("/v2/models", **MODELS)
+@router.get("/v2/models", **OIP_MODELS)
 async def models(request: Request) -> Response:
-    """The adapters that can be asked now."""
+    """The adapters that can be served now."""
     entries = service_of(request).catalog.entries()
-    return JsonResponse({"models": [item.name for item in entries if item.refusal is None]})
+    return JsonResponse({"models": [entry.name for entry in entries if entry.refusal is None]})
 
 
-@router.get("/v2/models/{name}", **MODEL)
+@router.get("/v2/models/{name}", **OIP_MODEL)
 async def model(request: Request, name: str) -> Response:
     """An adapter's inputs and outputs."""
     return _metadata(service_of(request), name)
 
 
-@router.get("/v2/models/{name}/versions/{version}", **MODEL)
+@router.get("/v2/models/{name}/versions/{version}", **OIP_MODEL)
 async def model_version(request: Request, name: str, version: str) -> Response:
     """The same of one of its revisions."""
     return _metadata(service_of(request), _reference(name, version))
 
 
-@router.get("/v2/models/{name}/ready", **MODEL_READY)
+@router.get("/v2/models/{name}/ready", **OIP_MODEL_READY)
 async def model_ready(request: Request, name: str) -> Response:
-    """Whether an adapter can be asked now."""
+    """Whether an adapter can be served now."""
     return _readiness(service_of(request), name)
 
 
-@router.get("/v2/models/{name}/versions/{version}/ready", **MODEL_READY)
+@router.get("/v2/models/{name}/versions/{version}/ready", **OIP_MODEL_READY)
 async def model_version_ready(request: Request, name: str, version: str) -> Response:
     """The same of one of its revisions."""
     return _readiness(service_of(request), _reference(name, version))
 
 
-@router.post("/v2/models/{name}/infer", **INFER)
+@router.post("/v2/models/{name}/infer", **OIP_INFER)
 async def infer(request: Request, name: str) -> Response:
     """Classify texts or pairs by an adapter."""
     return await _infer(request, name)
 
 
-@router.post("/v2/models/{name}/versions/{version}/infer", **INFER)
+@router.post("/v2/models/{name}/versions/{version}/infer", **OIP_INFER)
 async def infer_version(request: Request, name: str, version: str) -> Response:
     """The same by one of its revisions."""
     return await _infer(request, _reference(name, version))
@@ -126,30 +124,30 @@ def _reference(name: str, version: str) -> str:
     return f"{name}@{version}"
 
 
-def _told(
-    content: Mapping[str, Any], reason: str | None, *, well: bool, otherwise: int
+def _yes_or_no(
+    content: Mapping[str, Any], reason: str | None, *, yes: bool, no_status: int
 ) -> Response:
-    """A yes, or a no that says why. Triton's client looks at the status, KServe's at both."""
-    if well:
+    """Triton's client reads only the status of such an answer, KServe's also its body."""
+    if yes:
         return JsonResponse(content)
-    return JsonResponse({**content, "error": reason}, status_code=otherwise)
+    return JsonResponse({**content, "error": reason}, status_code=no_status)
 
 
 def _metadata(service: Service, reference: str) -> Response:
     (name, _), spec = service.catalog.resolve(reference)
     entry = service.catalog.entry(name)
-    versions = dict.fromkeys([entry.current, *(item.revision for item in entry.revisions)])
+    versions = dict.fromkeys([entry.current, *(stored.revision for stored in entry.revisions)])
     outputs = {"label": ("BYTES", [-1]), "probs": ("FP32", [-1, len(spec.labels)])}
     outputs |= {"truncated": ("BOOL", [-1]), "tokens": ("INT32", [-1])}
     return JsonResponse(
         {
             "name": name,
-            "versions": [item for item in versions if item not in entry.unusable],
+            "versions": [version for version in versions if version not in entry.unusable],
             "platform": PLATFORM,
-            "inputs": [{"name": item, "datatype": "BYTES", "shape": [-1]} for item in INPUTS],
+            "inputs": [{"name": name, "datatype": "BYTES", "shape": [-1]} for name in INPUTS],
             "outputs": [
-                {"name": item, "datatype": datatype, "shape": dimensions}
-                for item, (datatype, dimensions) in outputs.items()
+                {"name": output, "datatype": datatype, "shape": shape}
+                for output, (datatype, shape) in outputs.items()
             ],
         }
     )
@@ -163,8 +161,9 @@ def _readiness(service: Service, reference: str) -> Response:
         raise
     except AdapterError as error:
         reason = str(error)
-    # A client's error by the protocol, whoever is to blame: this answer says no and is no failure.
-    return _told({"name": name, "ready": not reason}, reason, well=not reason, otherwise=400)
+    # The protocol answers 400 here, whatever the reason is; metrics count no error for it.
+    content = {"name": name, "ready": not reason}
+    return _yes_or_no(content, reason, yes=not reason, no_status=400)
 
 
 async def _infer(request: Request, reference: str) -> Response:
@@ -173,65 +172,42 @@ async def _infer(request: Request, reference: str) -> Response:
     if not text:
         raise MalformedRequest("the body is empty, expected JSON")
     adapter = service.catalog.resolve(reference)
-    asked = parsed(InferRequest, text)
-    parameters = asked.parameters or RequestParameters()
-    wanted = wanted_of(asked)
-    pairs = texts_of(asked.inputs, attached, limit=service.settings.max_inputs)
+    body = parse(InferRequest, text)
+    parameters = body.parameters or RequestParameters()
+    outputs = selected_outputs(body)
+    pairs = read_texts(body.inputs, attached, limit=service.settings.max_inputs)
     seconds = parameters.timeout / 1e6 or service.settings.default_timeout_ms / 1e3
     answers = await classify(
         request,
         [
-            Text(item, pair, adapter.key, adapter.spec, f"input 'text': element {index}")
-            for index, (item, pair) in enumerate(pairs)
+            Text(text, pair, adapter.key, adapter.spec, f"input 'text': element {index}")
+            for index, (text, pair) in enumerate(pairs)
         ],
         deadline=started + seconds,
         cut="tail" if parameters.truncate else "nothing",
     )
-    return _answer(asked.id, adapter, [_output(item, adapter, answers) for item in wanted], answers)
-
-
-def _answer(
-    mark: str | None, adapter: Resolved, outputs: list[Output], answers: Answers
-) -> Response:
-    head: dict[str, Any] = {
-        "model_name": adapter.key.name,
-        "model_version": adapter.key.revision,
-    }
-    if mark is not None:
-        head["id"] = mark
+    head: dict[str, Any] = {"model_name": adapter.key.name, "model_version": adapter.key.revision}
+    if body.id is not None:
+        head["id"] = body.id
     if answers.truncated:
         head["parameters"] = {"truncated": answers.truncated}
-    body, length = encoded(head, outputs)
-    if length is None:
-        return Response(body, media_type="application/json")
-    headers = {LENGTH_HEADER: str(length)}
-    return Response(body, media_type="application/octet-stream", headers=headers)
+    tensors = [OutputTensor(out.name, _values(out, answers), out.binary) for out in outputs]
+    content, json_length = encode_answer(head, tensors)
+    if json_length is None:
+        return Response(content, media_type="application/json")
+    headers = {LENGTH_HEADER: str(json_length)}
+    return Response(content, media_type="application/octet-stream", headers=headers)
 
 
-def _output(wanted: Wanted, adapter: Resolved, answers: Answers) -> Output:
-    if wanted.classes:
-        values = classes_of(_probs(adapter, answers), adapter.spec.labels, wanted.classes)
-    else:
-        values = _VALUES[wanted.name](adapter, answers)
-    return Output(wanted.name, values, wanted.binary)
-
-
-def _label(_: Resolved, answers: Answers) -> npt.NDArray[np.object_]:
-    return np.array(answers.best, dtype=object)
-
-
-def _probs(_: Resolved, answers: Answers) -> npt.NDArray[np.float32]:
-    return np.stack([row.scores for row in answers.rows])
-
-
-def _truncated(_: Resolved, answers: Answers) -> npt.NDArray[np.bool_]:
-    return np.array([item.truncated for item in answers.encodings], dtype=np.bool_)
-
-
-def _tokens(_: Resolved, answers: Answers) -> npt.NDArray[np.int32]:
-    return np.array([len(item) for item in answers.encodings], dtype=np.int32)
-
-
-_VALUES: Mapping[str, Callable[[Resolved, Answers], npt.NDArray[Any]]] = MappingProxyType(
-    {"label": _label, "probs": _probs, "truncated": _truncated, "tokens": _tokens}
-)
+def _values(output: SelectedOutput, answers: Answers) -> npt.NDArray[Any]:
+    match output.name:
+        case "label":
+            return np.array(answers.labels, dtype=object)
+        case "truncated":
+            return np.array([item.truncated for item in answers.encodings], dtype=np.bool_)
+        case "tokens":
+            return np.array([len(item) for item in answers.encodings], dtype=np.int32)
+    scores = np.stack([row.scores for row in answers.rows])
+    # All texts of a request have the same adapter.
+    labels = answers.texts[0].spec.labels
+    return top_classes(scores, labels, output.classes) if output.classes else scores
