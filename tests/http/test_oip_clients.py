@@ -17,6 +17,7 @@ from tests.support.service_process import TREE, environ, service_process
 from tests.support.third_party.environment import python, run_client
 
 ZOO = TREE / "adapters" / "zoo"
+CLIENTS = TREE / "tests" / "support" / "third_party"
 SPAM, HAM = "WINNER!! Call now to claim your free prize", "see you at eight"
 PAIRS = [{"text": SPAM, "text_pair": HAM}, {"text": HAM, "text_pair": ""}]
 KNOWN = "banking77, clinc150, sentiment, sms-spam"
