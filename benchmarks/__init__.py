@@ -1,10 +1,14 @@
-"""Where README's figures come from: `python -m benchmarks --help` and docs/benchmarks.md.
+"""Where the README's figures come from: `python -m benchmarks --help` and docs/benchmarks.md.
 
-What is compared is measured in one run, in turns; a table ends with its machine and conditions.
+Nothing imports this package but its tests. Start with `engine`, the shortest complete benchmark.
+What is compared is measured in one run, in turns, and each table ends with its conditions.
 
-engine latency adapters     the engine alone, without HTTP       http swap peers   real servers
-packed padded lora rivals   what it is compared with             litserve_app
-subject shapes texts stock  what it is run on                    servers
-loop turns ceilings memory  how it is measured                   load client caller
-training exactness          not about speed of serving           report sets
+engine latency adapters           benchmarks of the engine alone, without HTTP
+http swap peers shell             benchmarks of real servers (servers, litserve_app)
+training                          packed_training beside padded_training, memory
+exactness                         scores, not speed
+padded rivals ceilings            what the engine is compared with
+subject shapes texts stock work   what is run: backbones, texts, adapters, training rows
+loop load client turns memory     how it is measured
+arguments report sets             commands, tables, lists of commands
 """

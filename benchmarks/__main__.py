@@ -18,17 +18,17 @@ COMMANDS = {
     "latency": "round trip of small requests on an idle engine",
     "adapters": "thousands of stored adapters, few slots, Zipf traffic",
     "http": "the service over HTTP, on one machine with its clients",
-    "peers": "the service beside Infinity and LitServe, CPU",
+    "peers": "the service beside Infinity and LitServe, on a CPU",
     "swap": "uploads of alternating adapters while clients predict",
     "training": "an epoch beside PEFT's prompt tuning and LoRA, and its memory",
     "shell": "`python -m service predict` on a file, beside the engine alone",
-    "exactness": "what batching and bfloat16 change in the zoo's answers",
-    "sets": "all commands of a machine, one after the other: `sets cpu`, `sets gpu`",
+    "exactness": "how batching and bfloat16 change the scores of the zoo",
+    "sets": "all commands for a machine, one after the other: `sets cpu`, `sets gpu`",
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one benchmark; 2 and one line where it cannot be run."""
+    """Run one benchmark. If it cannot be run: one line on stderr, and 2."""
     listing = "\n".join(f"  {name:<10} {summary}" for name, summary in COMMANDS.items())
     top = argparse.ArgumentParser(
         prog="python -m benchmarks",
@@ -39,30 +39,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     top.add_argument("arguments", nargs=argparse.REMAINDER, help="of the command")
     chosen = top.parse_args(arguments)
     options = parse(chosen.command, chosen.arguments)
-    path = options.pop("json")
     try:
-        report = _module(chosen.command).run(**options)
+        report = _module(chosen.command).run(options)
     except (BenchmarkFailed, AdapterError, ServiceError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     show(report)
-    write(path, report)
+    if options.json is not None:
+        write(options.json, report)
     return 0
 
 
-def parse(command: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """The options of a command, by name."""
+def parse(command: str, arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of a command."""
     module = _module(command)
     parser = argparse.ArgumentParser(
         prog=f"python -m benchmarks {command}", description=module.__doc__
     )
-    parser.add_argument("--json", type=Path, help="write figures and conditions here")
+    parser.add_argument("--json", type=Path, help="write figures and conditions to this file")
     module.add_arguments(parser)
-    return vars(parser.parse_args(arguments))
+    return parser.parse_args(arguments)
 
 
 def _module(command: str) -> Any:
-    """Imported only now: a machine needs nothing but what the command that runs there imports."""
+    """Imported late: a machine needs only the packages of the command that it runs."""
     return import_module(f"benchmarks.{command}")
 
 
@@ -71,6 +71,6 @@ def _exit(number: int, _: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    # The servers that a benchmark started must end with it.
+    # Ends the servers that a benchmark has started, too.
     signal.signal(signal.SIGTERM, _exit)
     sys.exit(main())

@@ -1,22 +1,25 @@
-"""Types of command-line arguments: what is out of range is refused before anything is measured."""
+"""Arguments that several benchmarks share; values out of range are refused before measuring."""
 
-from argparse import ArgumentTypeError
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable
+
+from adapters.backbone.loading import DEFAULT_BACKBONE
+from benchmarks.shapes import SHAPES
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """A whole number from `least` on."""
+    """The type of a whole number that must not be smaller."""
 
     def parse(value: str) -> int:
         if not value.isdecimal() or int(value) < least:
-            raise ArgumentTypeError(f"{value!r}: expected a whole number from {least} on")
+            raise ArgumentTypeError(f"{value!r}: expected a whole number, at least {least}")
         return int(value)
 
     return parse
 
 
 def duration(value: str) -> float:
-    """A positive number of them, at most an hour."""
+    """Seconds: more than 0, at most an hour."""
     try:
         number = float(value)
     except ValueError:
@@ -27,5 +30,25 @@ def duration(value: str) -> float:
 
 
 def counts(value: str) -> list[int]:
-    """Whole numbers from 1 on, separated by commas."""
-    return [at_least(1)(item) for item in value.split(",")]
+    """Positive whole numbers, separated by commas."""
+    return [at_least(1)(number) for number in value.split(",")]
+
+
+def add_device_arguments(parser: ArgumentParser, *, dtype: str = "auto") -> None:
+    """`--device` and `--dtype`."""
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default=dtype)
+
+
+def add_backbone_argument(parser: ArgumentParser) -> None:
+    """`--backbone`."""
+    parser.add_argument(
+        "--backbone",
+        default=DEFAULT_BACKBONE,
+        help=f"a folder, a name, or a shape with random weights: {', '.join(SHAPES)}",
+    )
+
+
+def add_workers_argument(parser: ArgumentParser) -> None:
+    """`--workers`."""
+    parser.add_argument("--workers", type=at_least(0), default=0, help="IDSPAM_WORKERS")

@@ -1,8 +1,8 @@
-"""One process of HTTP clients: `python -m benchmarks.client`, driven by `benchmarks.load`.
+"""One process of HTTP clients: `python -m benchmarks.client`, started by `benchmarks.load`.
 
-Requests are bytes that were made beforehand, connections stay open, and of a response only status
-and length are read: some ten microseconds a request, so that the figures are the server's.
-Knows no server; imports nothing that takes long.
+The bytes of all requests are made beforehand, connections stay open, and only the status and the
+length of a response are read. A request costs about ten microseconds here, so the figures are the
+server's. Imports only what loads quickly.
 """
 
 import asyncio
@@ -18,12 +18,12 @@ import uvloop
 
 _HEAD_END = b"\r\n\r\n"
 _LENGTH = b"content-length:"
-# Of a response that was not a 200: what is kept to be shown.
+# Bytes of a failed response that the error message shows.
 _SHOWN = 300
 
 
 class Traffic:
-    """What all connections share: the next request, the window, and what came back in it."""
+    """Shared by all connections: the next request, the measured window, and the results in it."""
 
     def __init__(self, requests: Iterator[bytes]) -> None:
         self.requests = requests
@@ -41,8 +41,8 @@ class Traffic:
         now = perf_counter()
         inside = min(now, self.closes) - max(sent, self.opens)
         if inside > 0:
-            # By the share of its time inside: where few requests take long, whole ones would count
-            # in lumps. Leaving out the latencies of those that end later would favour short ones.
+            # Counted by the share of its time inside the window, or a few long requests would make
+            # the rate jump. All latencies count: leaving out late ones would favour short ones.
             self.requests_done += inside / (now - sent)
             self.latencies.append(now - sent)
 
@@ -52,7 +52,7 @@ class Traffic:
 
 
 class Connection(asyncio.Protocol):
-    """Sends the next request when the last one is answered, until the window closes."""
+    """Sends the next request when the previous one is answered, until the window closes."""
 
     def __init__(self, traffic: Traffic) -> None:
         self._traffic = traffic
@@ -111,7 +111,7 @@ class Connection(asyncio.Protocol):
 
 
 async def run(order: dict[str, Any], bodies: Sequence[bytes]) -> dict[str, Any]:
-    """Connect, wait for a line on stdin, send; the order's fields are those that `load` writes."""
+    """Connect, wait for a line on stdin, send. `benchmarks.load` writes the order's fields."""
     head = (
         f"POST {order['path']} HTTP/1.1\r\nHost: {order['host']}:{order['port']}\r\n"
         "Content-Type: application/json\r\nContent-Length: "
@@ -149,7 +149,7 @@ def main() -> None:
     order = json.loads(sys.stdin.readline())
     bodies = Path(order["bodies"]).read_bytes().splitlines()
     result = uvloop.run(run(order, bodies))
-    # Not to stdout: what is written to a pipe behind uvloop.run (0.23) ends after 64 KiB.
+    # Not to stdout: after uvloop.run (0.23), a write to a pipe ends after 64 KiB.
     Path(order["result"]).write_text(json.dumps(result))
 
 

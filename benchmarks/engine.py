@@ -1,38 +1,43 @@
-"""Texts/s of the engine over the number of adapters, beside what one would do without it.
+"""Texts/s of the engine over the number of adapters, beside the alternatives to it.
 
 Everything is measured in turns in one run: the engine through `LocalEngine.predict`, its backbone's
 packed forward pass without adapters, padded `transformers` with one batch per adapter, and PEFT
-LoRA with `adapter_names`. Rivals are given as many texts at a time as are in flight in the engine.
+LoRA with `adapter_names`. Rivals get as many texts at a time as are in flight in the engine.
 """
 
 import random
-from argparse import ArgumentParser
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import cycle
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import uvloop
+
 from adapters.backbone.tokenizer import Encoding
-from benchmarks.arguments import at_least, counts, duration
-from benchmarks.ceilings import Ceilings, flops_of, measure_ceilings
+from benchmarks.arguments import (
+    add_backbone_argument,
+    add_device_arguments,
+    at_least,
+    counts,
+    duration,
+)
+from benchmarks.ceilings import Ceilings, PackedForward, flops_of, measure_ceilings
 from benchmarks.loop import (
     closed_loop,
     entries_of,
     in_flight_for,
     preload,
     requests_of,
-    run_async,
     settings_for,
     started,
 )
-from benchmarks.packed import PackedForward
-from benchmarks.report import Report, spread
+from benchmarks.report import Report, rate_cells, spread
 from benchmarks.rivals import LORA, PADDED, PADDED_PLAIN, Rivals
 from benchmarks.stock import stocked
-from benchmarks.subject import MEAN_TOKENS, Subject, add_backbone_arguments, subject
+from benchmarks.subject import MEAN_TOKENS, Subject, loaded_subject
 from benchmarks.texts import make_encodings
 from benchmarks.turns import Measure, ratio, take_turns
 from service.engine.engine import LocalEngine
@@ -43,185 +48,157 @@ PACKED = "packed forward, no adapter"
 _WARM_UP_SECONDS = 30.0
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """adapters: the numbers of them to measure. rivals: how many those get; 0 leaves them out."""
-
-    adapters: Sequence[int]
-    rivals: int
-    texts: int
-    per_request: int
-    distinct: int
-    seconds: float
-    rounds: int
-
-    @property
-    def counts(self) -> list[int]:
-        """What the engine is measured with: also what the rivals are compared at."""
-        return sorted({*self.adapters, self.rivals} - {0})
-
-
 def add_arguments(parser: ArgumentParser) -> None:
-    add_backbone_arguments(parser)
-    parser.add_argument("--adapters", type=counts, default=[1, 64, 256, 1024], help="1,64,256")
+    add_backbone_argument(parser)
+    add_device_arguments(parser)
     parser.add_argument(
-        "--rivals", type=at_least(0), default=64, help="adapters that the rivals get; 0: no rivals"
-    )
-    parser.add_argument("--texts", type=at_least(32), default=4096, help="different ones")
-    parser.add_argument(
-        "--per-request", type=at_least(1), default=32, help="texts of one predict call"
+        "--adapters", type=counts, default=[1, 64, 256, 1024], help="numbers of them, as 1,64,256"
     )
     parser.add_argument(
-        "--distinct", type=at_least(1), default=256, help="adapter files that differ"
+        "--rivals", type=at_least(0), default=64, help="adapters of the rivals; 0: no rivals"
     )
+    parser.add_argument("--texts", type=at_least(32), default=4096, help="different texts")
+    parser.add_argument("--per-request", type=at_least(1), default=32, help="texts of a request")
+    parser.add_argument("--distinct", type=at_least(1), default=256, help="different files")
     parser.add_argument("--seconds", type=duration, default=3.0, help="of every figure and round")
     parser.add_argument("--rounds", type=at_least(1), default=3)
 
 
-def run(*, backbone: str, device: str, dtype: str, **plan: Any) -> Report:
-    chosen = Plan(**plan)
+def run(options: Namespace) -> Report:
+    names = max(*options.adapters, options.rivals)
     with (
-        subject(backbone=backbone, device=device, dtype=dtype) as found,
-        stocked(found.backbone, names=max(chosen.counts), distinct=chosen.distinct) as (
-            store,
-            keys,
-        ),
+        loaded_subject(options) as subject,
+        stocked(subject.backbone, names=names, distinct=options.distinct) as (store, keys),
     ):
-        return run_async(_run(found, chosen, store, keys))
+        return uvloop.run(_run(subject, options, store, keys))
 
 
-async def _run(found: Subject, plan: Plan, store: Path, keys: Sequence[AdapterKey]) -> Report:
+async def _run(
+    subject: Subject, options: Namespace, store: Path, keys: Sequence[AdapterKey]
+) -> Report:
     encodings = make_encodings(
-        found.backbone.encoder, found.words, count=plan.texts, mean_tokens=MEAN_TOKENS
+        subject.backbone.encoder, subject.words, count=options.texts, mean_tokens=MEAN_TOKENS
     )
-    settings = settings_for(str(found.backbone.device), MAX_ACTIVE_ADAPTERS=str(max(plan.counts)))
-    measure = partial(
+    settings = settings_for(str(subject.backbone.device), MAX_ACTIVE_ADAPTERS=str(len(keys)))
+    ceilings_now = partial(
         measure_ceilings,
-        found.backbone,
+        subject.backbone,
         tokens=settings.max_batch_tokens,
-        seconds=min(0.5, plan.seconds / 4),
+        seconds=min(0.5, options.seconds / 4),
     )
-    ceilings = measure()
-    traffic = {count: _traffic(found, encodings, keys[:count]) for count in plan.counts}
-    in_flight = in_flight_for(settings, traffic[plan.counts[0]])
-    packed = PackedForward(found.backbone, encodings, max_tokens=settings.max_batch_tokens)
-    checked: Mapping[str, float] = {}
-    missing: Mapping[str, str] = {}
-    async with started(found.backbone, store, settings) as engine:
+    ceilings = ceilings_now()
+    # The engine is also measured with as many adapters as the rivals have.
+    numbers = sorted({*options.adapters, options.rivals} - {0})
+    traffic = {number: _traffic(subject, encodings, keys[:number]) for number in numbers}
+    in_flight = in_flight_for(settings, traffic[numbers[0]])
+    packed = PackedForward(subject.backbone, encodings, max_tokens=settings.max_batch_tokens)
+    differences: Mapping[str, float] = {}
+    left_out: Mapping[str, str] = {}
+    async with started(subject.backbone, store, settings) as engine:
         await preload(engine, keys)
         measures = {
-            _ours(count): _measure(engine, entries, plan, in_flight)
-            for count, entries in traffic.items()
+            _ours(number): _measure(engine, entries, options, in_flight)
+            for number, entries in traffic.items()
         }
-        measures[PACKED] = _measure_packed(packed, plan.seconds)
-        if plan.rivals:
-            chosen = traffic[plan.rivals]
-            numbers = {key: number for number, key in enumerate(keys)}
+        measures[PACKED] = packed.measure(options.seconds)
+        if options.rivals:
+            entries = traffic[options.rivals]
+            index = {key: number for number, key in enumerate(keys)}
             rivals = Rivals(
-                found,
+                subject,
                 store,
-                keys[: plan.rivals],
-                [(numbers[entry.adapter], entry.encoding) for entry in chosen],
+                keys[: options.rivals],
+                [(index[entry.adapter], entry.encoding) for entry in entries],
                 at_once=in_flight,
                 max_tokens=settings.max_batch_tokens,
             )
-            checked = await rivals.check(engine, [entry.cost for entry in chosen])
+            differences = await rivals.check(engine, [entry.cost for entry in entries])
             rivals.warm_up(_WARM_UP_SECONDS)
-            measures |= rivals.measures(plan.seconds, checked)
-            missing = rivals.left_out(checked)
-        measured = await take_turns(measures, rounds=plan.rounds)
-    ceilings = ceilings.best(measure())
-    conditions = found.conditions | _conditions(plan, settings, ceilings, encodings, in_flight)
-    conditions |= missing
-    flops = flops_of(found.backbone, encodings) / len(encodings) / ceilings.flops
-    return _report(found, plan, measured, conditions, checked, flops_share=flops)
+            measures |= rivals.measures(options.seconds, differences)
+            left_out = rivals.left_out(differences)
+        rates = await take_turns(measures, rounds=options.rounds)
+    ceilings = ceilings.best(ceilings_now())
+    conditions = subject.conditions | _conditions(options, settings, ceilings, encodings, in_flight)
+    per_text = flops_of(subject.backbone, encodings) / len(encodings)
+    figures = [
+        _figure(name, rates, options.rivals, numbers[0], per_text / ceilings.flops)
+        | ({"checked_difference": differences[name]} if name in differences else {})
+        for name in rates
+    ]
+    columns = ("", "texts/s", "range", "x packed", "x fewest adapters", "MFU", "engine is x faster")
+    return Report(
+        f"engine: {subject.conditions['backbone']}",
+        columns,
+        [_row(figure) for figure in figures],
+        figures,
+        {**conditions, **left_out},
+    )
 
 
 def _traffic(
-    found: Subject, encodings: Sequence[Encoding], keys: Sequence[AdapterKey]
+    subject: Subject, encodings: Sequence[Encoding], keys: Sequence[AdapterKey]
 ) -> list[Entry]:
     rng = random.Random(0)
-    return entries_of(encodings, [rng.choice(keys) for _ in encodings], found.spec)
+    return entries_of(encodings, [rng.choice(keys) for _ in encodings], subject.spec)
 
 
-def _measure(engine: LocalEngine, entries: Sequence[Entry], plan: Plan, in_flight: int) -> Measure:
-    requests: Iterator[list[Entry]] = cycle(requests_of(entries, plan.per_request))
-    clients = max(1, round(in_flight / plan.per_request))
-
-    async def measure() -> float:
-        load = await closed_loop(
-            engine, requests, clients=clients, seconds=plan.seconds, warm_up=plan.seconds / 5
-        )
-        return load.texts_per_second
-
-    return measure
-
-
-def _measure_packed(packed: PackedForward, seconds: float) -> Measure:
-    async def measure() -> float:
-        return packed.texts_per_second(seconds)
-
-    return measure
+def _measure(
+    engine: LocalEngine, entries: Sequence[Entry], options: Namespace, in_flight: int
+) -> Measure:
+    return partial(
+        closed_loop,
+        engine,
+        cycle(requests_of(entries, options.per_request)),
+        clients=max(1, round(in_flight / options.per_request)),
+        seconds=options.seconds,
+        warm_up=options.seconds / 5,
+    )
 
 
 def _conditions(
-    plan: Plan,
+    options: Namespace,
     settings: EngineSettings,
     ceilings: Ceilings,
     encodings: Sequence[Encoding],
     in_flight: int,
 ) -> dict[str, Any]:
-    lengths = [len(item) for item in encodings]
+    lengths = [len(encoding) for encoding in encodings]
     return {
         "texts": f"{len(lengths)}, mean {mean(lengths):.1f} tokens, longest {max(lengths)}",
-        "traffic": f"{in_flight} texts in flight, {plan.per_request} a request, each text under an "
-        "adapter at random; rivals get as many at a time",
-        "adapters": f"t=10, m=L/2, at most {plan.distinct} different files, all active",
+        "traffic": f"{in_flight} texts in flight, {options.per_request} a request, each text under "
+        "an adapter at random; rivals get as many at a time",
+        "adapters": f"t=10, m=L/2, at most {options.distinct} different files, all active",
         "batches": f"at most {settings.max_batch_tokens} tokens",
-        "rounds": f"{plan.rounds} of {plan.seconds:g} s, medians",
+        "rounds": f"{options.rounds} of {options.seconds:g} s, medians",
         "ceiling, matmul TFLOP/s": {name: round(rate, 2) for name, rate in ceilings.matmul.items()},
         "ceiling, copy GB/s": round(ceilings.copy, 1),
     }
 
 
-def _report(
-    found: Subject,
-    plan: Plan,
-    measured: Mapping[str, list[float]],
-    conditions: Mapping[str, Any],
-    checked: Mapping[str, float],
-    *,
-    flops_share: float,
-) -> Report:
-    one = measured[_ours(plan.counts[0])]
-    figures, rows = [], []
-    for name, rates in measured.items():
-        figure: dict[str, Any] = {
-            "name": name,
-            "texts_per_second": spread(rates),
-            "over_packed_forward": ratio(rates, measured[PACKED]),
-            "over_fewest_adapters": ratio(rates, one),
-        }
-        if name != LORA:  # which does other work
-            figure["flops_utilisation"] = spread(rates)["median"] * flops_share
-        if name in (PADDED, PADDED_PLAIN, LORA):
-            figure["engine_is_times_faster"] = ratio(measured[_ours(plan.rivals)], rates)
-            figure["adapters"] = plan.rivals
-        if name in checked:
-            figure["checked_difference"] = checked[name]
-        figures.append(figure)
-        rows.append(_row(figure))
-    columns = ("", "texts/s", "range", "x packed", "x fewest adapters", "MFU", "engine is x faster")
-    return Report(f"engine: {found.conditions['backbone']}", columns, rows, figures, conditions)
+def _figure(
+    name: str, rates: Mapping[str, list[float]], rivals: int, fewest: int, flops_share: float
+) -> dict[str, Any]:
+    """flops_share: share of the ceiling that one text/s makes up."""
+    rate = spread(rates[name])
+    figure: dict[str, Any] = {
+        "name": name,
+        "texts_per_second": rate,
+        "over_packed_forward": ratio(rates[name], rates[PACKED]),
+        "over_fewest_adapters": ratio(rates[name], rates[_ours(fewest)]),
+    }
+    if name != LORA:  # its work is another
+        figure["flops_utilisation"] = rate["median"] * flops_share
+    if name in (PADDED, PADDED_PLAIN, LORA):
+        figure["engine_is_times_faster"] = ratio(rates[_ours(rivals)], rates[name])
+        figure["adapters"] = rivals
+    return figure
 
 
 def _row(figure: Mapping[str, Any]) -> list[str]:
-    rate = figure["texts_per_second"]
     faster, utilisation = figure.get("engine_is_times_faster"), figure.get("flops_utilisation")
     return [
         figure["name"],
-        f"{rate['median']:,.0f}",
-        f"{rate['least']:,.0f}..{rate['most']:,.0f}",
+        *rate_cells(figure["texts_per_second"]),
         f"{figure['over_packed_forward']:.3f}",
         f"{figure['over_fewest_adapters']:.3f}",
         "" if utilisation is None else f"{utilisation:.3f}",
@@ -229,5 +206,5 @@ def _row(figure: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _ours(count: int) -> str:
-    return f"engine, {count} adapter{'s' if count > 1 else ''}"
+def _ours(number: int) -> str:
+    return f"engine, {number} adapter{'s' if number > 1 else ''}"

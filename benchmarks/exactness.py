@@ -1,9 +1,9 @@
-"""What batching and bfloat16 change in the zoo's answers, on texts of the tasks' test splits.
+"""How batching and bfloat16 change the scores of the zoo, on texts of the tasks' test splits.
 
-Without `--data-root` the texts are random words: then agreement is the only thing to look at.
+Without `--data-root` the texts are random words: then only the agreement means something.
 """
 
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,25 +28,24 @@ BATCH = 64
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--data-root", type=Path, help="holds <task>/test.jsonl.gz")
-    parser.add_argument("--texts", type=at_least(1), default=1000, help="an adapter")
+    parser.add_argument("--data-root", type=Path, help="folder of <task>/test.jsonl.gz")
+    parser.add_argument("--texts", type=at_least(1), default=1000, help="for each adapter")
 
 
-def run(*, data_root: Path | None, device: str, texts: int) -> Report:
-    """Mixed batches against every text alone, and bfloat16 against float32: largest and mean change
-    of a score."""
+def run(options: Namespace) -> Report:
+    """Compare mixed batches with each text alone, and bfloat16 with float32."""
     names = list(ZOO)
-    chosen = {name: _texts(name, data_root, texts) for name in names}
+    texts = {name: _texts(name, options.data_root, options.texts) for name in names}
     answers = {}
     for dtype in ("float32", "bfloat16"):
-        backbone = load_backbone(device=device, dtype=dtype)
+        backbone = load_backbone(device=options.device, dtype=dtype)
         adapters = [
             prepare(load_adapter(ZOO_FOLDER / f"{name}.safetensors"), backbone) for name in names
         ]
         inputs = [
             (index, backbone.encoder.encode(text, max_length=adapters[index].spec.max_length))
             for index, name in enumerate(names)
-            for text in chosen[name]
+            for text in texts[name]
         ]
         order = np.random.default_rng(0).permutation(len(inputs))
         mixed = _run(backbone, adapters, [inputs[i] for i in order], BATCH)
@@ -58,24 +57,24 @@ def run(*, data_root: Path | None, device: str, texts: int) -> Report:
         "bfloat16, float32: mixed batches": (("bfloat16", "mixed"), ("float32", "mixed")),
     }
     figures = {
-        title: _compare(answers[some], answers[others]) for title, (some, others) in pairs.items()
+        title: _compare(answers[one], answers[other]) for title, (one, other) in pairs.items()
     }
     rows = [
         [
             title,
-            f"{item['largest']:.1e}",
-            f"{item['mean']:.1e}",
-            f"{item['labels_changed']:.0f}",
-            f"{item['largest_margin_lost']:.4f}",
+            f"{change['largest']:.1e}",
+            f"{change['mean']:.1e}",
+            f"{change['labels_changed']:.0f}",
+            f"{change['largest_margin_lost']:.4f}",
         ]
-        for title, item in figures.items()
+        for title, change in figures.items()
     ]
     columns = ("compared", "largest change", "mean change", "labels changed", "largest margin lost")
     conditions = {
         "backbone": described(DEFAULT_BACKBONE),
-        "device": device,
+        "device": options.device,
         "texts": f"{len(inputs)} over {len(names)} adapters, "
-        + ("random words" if data_root is None else "of the tasks' test splits"),
+        + ("random words" if options.data_root is None else "of the tasks' test splits"),
         "batches": f"{BATCH} texts",
     }
     return Report("exactness of scores", columns, rows, figures, conditions)
@@ -83,8 +82,8 @@ def run(*, data_root: Path | None, device: str, texts: int) -> Report:
 
 def _texts(name: str, data_root: Path | None, count: int) -> list[str]:
     if data_root is not None:
-        found = read_examples(str(data_root / ZOO[name].folder / "test.jsonl.gz"))
-        return [example.text for example in found.examples[:count]]
+        split = read_examples(str(data_root / ZOO[name].folder / "test.jsonl.gz"))
+        return [example.text for example in split.examples[:count]]
     return make_texts(
         words_of(DEFAULT_BACKBONE), count=count, mean_tokens=26, seed=list(ZOO).index(name)
     )
@@ -96,19 +95,19 @@ def _run(
     inputs: Sequence[tuple[int, Encoding]],
     size: int,
 ) -> list[npt.NDArray[np.float32]]:
-    found = []
+    scores = []
     for start in range(0, len(inputs), size):
         batch = backbone.pack(rows_of(adapters, inputs[start : start + size]))
-        found += [answer.scores for answer in classify(backbone, batch, adapters)]
-    return found
+        scores += [answer.scores for answer in classify(backbone, batch, adapters)]
+    return scores
 
 
 def _compare(
-    some: Sequence[npt.NDArray[np.float32]], others: Sequence[npt.NDArray[np.float32]]
+    scores: Sequence[npt.NDArray[np.float32]], reference: Sequence[npt.NDArray[np.float32]]
 ) -> dict[str, float]:
-    changes = [float(np.abs(one - other).max()) for one, other in zip(some, others, strict=True)]
-    lost = [0.0]
-    for one, other in zip(some, others, strict=True):
+    changes, lost = [], [0.0]
+    for one, other in zip(scores, reference, strict=True):
+        changes.append(float(np.abs(one - other).max()))
         if one.argmax() != other.argmax():
             second, best = np.sort(other)[-2:]
             lost.append(float(best - second))

@@ -1,31 +1,33 @@
-"""Round trip of small requests through an idle engine, one at a time, and where its time goes."""
+"""Round trip of small requests through an idle engine, one at a time, and where the time goes."""
 
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import cycle
+from itertools import cycle, islice
 from statistics import median
 from time import perf_counter
 from typing import Any
 
-from benchmarks.arguments import at_least
-from benchmarks.loop import entries_of, percentiles_ms, preload, run_async, settings_for, started
+import uvloop
+
+from benchmarks.arguments import add_backbone_argument, add_device_arguments, at_least
+from benchmarks.loop import entries_of, percentiles_ms, preload, settings_for, started
 from benchmarks.report import Report, progress
 from benchmarks.stock import stocked
-from benchmarks.subject import Subject, add_backbone_arguments, subject
+from benchmarks.subject import Subject, loaded_subject
 from benchmarks.texts import encodings_of_length
 from service.engine.engine import LocalEngine
 from service.engine.interface import Entry
 from service.engine.observer import BatchReport, Observer
 
 ADAPTERS = 64
-_DIFFERENT_TEXTS = 256
+_TEXTS = 256
 _WARM_UP_CALLS = 50
 
 
 @dataclass(slots=True)
 class Stages(Observer):
-    """What the engine reports of its batches, in seconds."""
+    """Keeps the engine's report of every batch."""
 
     batches: list[BatchReport] = field(default_factory=list)
 
@@ -34,9 +36,10 @@ class Stages(Observer):
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    add_backbone_arguments(parser)
+    add_backbone_argument(parser)
+    add_device_arguments(parser)
     parser.add_argument(
-        "--tokens", type=at_least(1), default=32, help="of every text, special ones too"
+        "--tokens", type=at_least(1), default=32, help="of every text, special ones included"
     )
     parser.add_argument(
         "--sizes", type=at_least(1), nargs="+", default=[1, 8, 32], help="texts of a request"
@@ -44,28 +47,27 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--calls", type=at_least(1), default=500)
 
 
-def run(
-    *, backbone: str, device: str, dtype: str, tokens: int, sizes: Sequence[int], calls: int
-) -> Report:
+def run(options: Namespace) -> Report:
     with (
-        subject(backbone=backbone, device=device, dtype=dtype) as found,
-        stocked(found.backbone, names=ADAPTERS, distinct=ADAPTERS) as (store, keys),
+        loaded_subject(options) as subject,
+        stocked(subject.backbone, names=ADAPTERS, distinct=ADAPTERS) as (store, keys),
     ):
         encodings = encodings_of_length(
-            found.backbone.encoder, found.words, count=_DIFFERENT_TEXTS, tokens=tokens
+            subject.backbone.encoder, subject.words, count=_TEXTS, tokens=options.tokens
         )
-        turns = cycle(keys)
-        entries = entries_of(encodings, [next(turns) for _ in encodings], found.spec)
+        entries = entries_of(encodings, list(islice(cycle(keys), _TEXTS)), subject.spec)
 
         async def measure() -> list[dict[str, Any]]:
             stages = Stages()
-            settings = settings_for(str(found.backbone.device), MAX_ACTIVE_ADAPTERS=str(ADAPTERS))
-            async with started(found.backbone, store, settings, stages) as engine:
+            settings = settings_for(str(subject.backbone.device), MAX_ACTIVE_ADAPTERS=str(ADAPTERS))
+            async with started(subject.backbone, store, settings, stages) as engine:
                 await preload(engine, keys)
-                return [await _calls(engine, stages, entries, size, calls) for size in sizes]
+                return [
+                    await _calls(engine, stages, entries, size, options.calls)
+                    for size in options.sizes
+                ]
 
-        figures = run_async(measure())
-    return _report(found, figures, tokens=tokens, calls=calls)
+        return _report(subject, uvloop.run(measure()), options)
 
 
 async def _calls(
@@ -73,54 +75,50 @@ async def _calls(
 ) -> dict[str, Any]:
     progress(f"{calls} calls of {size} texts")
     turns = cycle(entries)
-    rounds, queue, inference = [], [], []
+    round_trips, queue, inference = [], [], []
     for number in range(_WARM_UP_CALLS + calls):
         if number == _WARM_UP_CALLS:
             stages.batches.clear()
         request = [next(turns) for _ in range(size)]
         sent = perf_counter()
         completion = await engine.predict(request)
-        took = perf_counter() - sent
+        seconds = perf_counter() - sent
         if number >= _WARM_UP_CALLS:
-            rounds.append(took)
+            round_trips.append(seconds)
             queue.append(completion.queue_seconds)
             inference.append(completion.inference_seconds)
-    return (
-        {"texts": size}
-        | percentiles_ms(rounds)
-        | {
-            "queue_ms": median(queue) * 1e3,
-            "inference_ms": median(inference) * 1e3,
-            "generator_ms": _median_ms([batch.generator_seconds for batch in stages.batches]),
-            "backbone_ms": _median_ms([batch.backbone_seconds for batch in stages.batches]),
-        }
-    )
+    return {
+        "texts": size,
+        **percentiles_ms(round_trips),
+        "queue_ms": median(queue) * 1e3,
+        "inference_ms": median(inference) * 1e3,
+        "generator_ms": _median_ms([batch.generator_seconds for batch in stages.batches]),
+        "backbone_ms": _median_ms([batch.backbone_seconds for batch in stages.batches]),
+    }
 
 
 def _median_ms(seconds: Sequence[float | None]) -> float | None:
-    """None where the engine does not tell its stages apart."""
-    told = [item for item in seconds if item is not None]
-    return median(told) * 1e3 if told else None
+    """None if the engine does not report the stage."""
+    reported = [value for value in seconds if value is not None]
+    return median(reported) * 1e3 if reported else None
 
 
-def _report(
-    found: Subject, figures: Sequence[dict[str, Any]], *, tokens: int, calls: int
-) -> Report:
+def _report(subject: Subject, figures: Sequence[dict[str, Any]], options: Namespace) -> Report:
     names = ("p50", "p90", "p99", "queue", "inference", "generator", "backbone")
-    conditions = found.conditions | {
-        "requests": f"{calls} calls one after the other, texts of {tokens} tokens under {ADAPTERS} "
-        "adapters in turns",
-        "stages": "medians; inference is all that the device thread spends on a batch, generator "
-        "and backbone as the engine reports them (on CUDA: launch time)",
+    conditions = subject.conditions | {
+        "requests": f"{options.calls} calls one after the other, texts of {options.tokens} tokens "
+        f"under {ADAPTERS} adapters in turns",
+        "stages": "medians; inference is all the time that the device thread spends on a batch, "
+        "generator and backbone as the engine reports them (on CUDA: launch time)",
     }
     rows = [
-        [str(figure["texts"]), *(_shown(figure[f"{name}_ms"]) for name in names)]
+        [str(figure["texts"]), *(_cell(figure[f"{name}_ms"]) for name in names)]
         for figure in figures
     ]
     columns = ("texts", *(f"{name} ms" for name in names))
-    title = f"latency of an idle engine: {found.conditions['backbone']}"
+    title = f"latency of an idle engine: {subject.conditions['backbone']}"
     return Report(title, columns, rows, figures, conditions)
 
 
-def _shown(milliseconds: float | None) -> str:
+def _cell(milliseconds: float | None) -> str:
     return "-" if milliseconds is None else f"{milliseconds:.2f}"

@@ -1,7 +1,7 @@
 """A plain LitServe server around a text classifier: `litserve_app.py MODEL DTYPE PORT`.
 
-Runs in LitServe's own environment, so it imports nothing of this tree. One request is a list of
-texts; LitServe batches requests that come within its time-out.
+Runs in LitServe's own environment, so it imports nothing from this tree. A request is a list of
+texts; LitServe batches the requests that arrive within its time-out.
 """
 
 import sys
@@ -11,13 +11,13 @@ import torch
 from litserve import LitAPI, LitServer  # type: ignore[import-not-found]  # not installed here
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-# As many requests of one text as there are connections; the wait that LitServe's own guide uses.
+# As many requests as there are connections; LitServe's own guide uses this time-out.
 MAX_BATCH_SIZE = 32
 BATCH_SECONDS = 0.01
 
 
 class Classifier(LitAPI):  # type: ignore[misc]  # untyped where LitServe is not installed
-    """Texts in, the labels' probabilities out."""
+    """Takes texts, returns the probability of each label."""
 
     def __init__(self, model: str, dtype: str) -> None:
         super().__init__(max_batch_size=MAX_BATCH_SIZE, batch_timeout=BATCH_SECONDS)

@@ -1,6 +1,6 @@
-"""Load over HTTP: so many connections, each sending its next request when one is answered.
+"""A closed loop over HTTP: every connection sends its next request when one is answered.
 
-The clients are processes of their own (`benchmarks.client`). Knows no server.
+The clients are processes of their own (`benchmarks.client`).
 """
 
 import json
@@ -17,15 +17,16 @@ from urllib.parse import urlsplit
 from benchmarks.loop import percentiles_ms
 from benchmarks.report import BenchmarkFailed
 
-# What a client may take beyond its window: to connect, and for the last answers.
+# A client may take this long beyond its window, to connect and for the last answers.
 _PATIENCE_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """One load. Latencies are milliseconds; client_cpu: the clients' share of one core.
+    """The figures of one load.
 
-    requests: that were under way in the window, and whose latencies these are.
+    requests: how many were under way in the window; the latencies are theirs. client_cpu: the
+    clients' share of one core.
     """
 
     requests_per_second: float
@@ -38,7 +39,7 @@ class Figures:
 
 
 def write_bodies(path: Path, bodies: Sequence[Any]) -> Path:
-    """One request a line."""
+    """Write one request per line."""
     path.write_text("".join(json.dumps(body) + "\n" for body in bodies))
     return path
 
@@ -53,39 +54,40 @@ def load(
     warm_up: float = 0.0,
     processes: int = 1,
 ) -> Figures:
-    """Send `bodies` over and over; only what is done in the `seconds` behind the warm-up counts.
+    """Send `bodies` over and over; only the `seconds` after the warm-up count.
 
     Args:
-        processes: what the connections are spread over.
+        processes: the connections are spread over this many client processes.
 
     Raises:
-        BenchmarkFailed: a request was not answered with 200: figures with failures in them are
-            none.
+        BenchmarkFailed: a request was not answered with 200. There are no figures with failures.
     """
-    shares = [
-        connections // processes + (index < connections % processes) for index in range(processes)
-    ]
+    parts = urlsplit(url)
+    order = {
+        "host": parts.hostname,
+        "port": parts.port,
+        "path": parts.path,
+        "bodies": str(bodies),
+        "warm_up": warm_up,
+        "seconds": seconds,
+        "patience": warm_up + seconds + _PATIENCE_SECONDS / 2,
+    }
     with TemporaryDirectory(prefix="idspam-load-") as folder, ExitStack() as stack:
-        clients = [
-            stack.enter_context(
-                _client(
-                    url,
-                    bodies,
-                    Path(folder) / str(index),
-                    connections=share,
-                    first=index / processes,
-                )
-            )
-            for index, share in enumerate(shares)
-            if share
-        ]
+        clients = []
+        for index in range(min(processes, connections)):
+            own = {
+                "result": str(Path(folder) / str(index)),
+                "connections": connections // processes + (index < connections % processes),
+                "first": index / processes,
+            }
+            clients.append(stack.enter_context(_client(order | own)))
         for client in clients:
-            client.connect(warm_up=warm_up, seconds=seconds)
+            client.connect()
         for client in clients:
             client.go()
         results = [client.result(warm_up + seconds + _PATIENCE_SECONDS) for client in clients]
     failed = sum(result["failed"] for result in results)
-    latencies = [item for result in results for item in result["latencies"]]
+    latencies = [latency for result in results for latency in result["latencies"]]
     if failed or not latencies:
         reason = next((result["failure"] for result in results if result["failure"]), "too slow")
         raise BenchmarkFailed(
@@ -102,18 +104,13 @@ def load(
 
 
 class _Client:
-    """A client process: it connects, waits for the word to go, and tells what it saw."""
+    """A client process: it connects, waits for the start, and writes its result to a file."""
 
     def __init__(self, process: subprocess.Popen[str], order: dict[str, Any]) -> None:
         self._process, self._order = process, order
 
-    def connect(self, *, warm_up: float, seconds: float) -> None:
-        order = self._order | {
-            "warm_up": warm_up,
-            "seconds": seconds,
-            "patience": warm_up + seconds + _PATIENCE_SECONDS / 2,
-        }
-        self._write(json.dumps(order))
+    def connect(self) -> None:
+        self._write(json.dumps(self._order))
         assert self._process.stdout is not None
         if self._process.stdout.readline() != "connected\n":
             raise BenchmarkFailed(f"cannot connect to port {self._order['port']}")
@@ -125,11 +122,11 @@ class _Client:
         try:
             self._process.wait(timeout)
         except subprocess.TimeoutExpired:
-            raise BenchmarkFailed("the clients hang") from None
+            raise BenchmarkFailed("the clients do not end") from None
         if self._process.returncode:
             raise BenchmarkFailed(f"a client ended with {self._process.returncode}")
-        found: dict[str, Any] = json.loads(Path(self._order["result"]).read_text())
-        return found
+        result: dict[str, Any] = json.loads(Path(self._order["result"]).read_text())
+        return result
 
     def _write(self, line: str) -> None:
         assert self._process.stdin is not None
@@ -138,20 +135,8 @@ class _Client:
 
 
 @contextmanager
-def _client(
-    url: str, bodies: Path, result: Path, *, connections: int, first: float
-) -> Iterator[_Client]:
-    """Ended with the block, whatever it is at."""
-    parts = urlsplit(url)
-    order = {
-        "host": parts.hostname,
-        "port": parts.port,
-        "path": parts.path,
-        "bodies": str(bodies),
-        "result": str(result),
-        "connections": connections,
-        "first": first,
-    }
+def _client(order: dict[str, Any]) -> Iterator[_Client]:
+    """Killed at the end of the block, whatever it is doing."""
     with subprocess.Popen(
         [sys.executable, "-m", "benchmarks.client"],
         stdin=subprocess.PIPE,

@@ -1,17 +1,13 @@
-"""A real engine under a bounded closed loop: so many requests are in flight, always.
+"""A real engine in a closed loop: a fixed number of clients, each with one request in flight.
 
-Knows no HTTP: entries are tokenised before the clock starts.
+Without HTTP; texts are tokenised before the clock starts.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any, TypeVar
-
-import uvloop
 
 from adapters.backbone.model import Backbone
 from adapters.backbone.tokenizer import Encoding
@@ -26,38 +22,14 @@ from service.local import engine_settings
 from service.settings import read_settings
 from service.start import freeze_loaded_objects
 
-T = TypeVar("T")
-
-# What loads at once before a benchmark starts.
+# Adapters that are loaded at a time before a benchmark starts.
 _LOADS = 8
 
 
-@dataclass(slots=True)
-class Load:
-    """What a closed loop did within its window of so many seconds.
-
-    texts: those of a request that is only partly inside count by the share of its time that is.
-    """
-
-    seconds: float
-    texts: float = 0.0
-
-    @property
-    def texts_per_second(self) -> float:
-        return self.texts / self.seconds
-
-
-def run_async(work: Coroutine[Any, Any, T]) -> T:
-    """On the event loop that the service has."""
-    return uvloop.run(work)
-
-
 def settings_for(device: str, **overrides: str) -> EngineSettings:
-    """The limits that the service would give its engine on this device; overrides by setting."""
-    environ = {"DEVICE": device} | overrides
-    return engine_settings(
-        read_settings({f"IDSPAM_{key}": value for key, value in environ.items()})
-    )
+    """The engine's settings that the service has on this device; overrides without prefix."""
+    environ = {f"IDSPAM_{key}": value for key, value in {"DEVICE": device, **overrides}.items()}
+    return engine_settings(read_settings(environ))
 
 
 @asynccontextmanager
@@ -67,7 +39,7 @@ async def started(
     settings: EngineSettings,
     observer: Observer | None = None,
 ) -> AsyncIterator[LocalEngine]:
-    """A warm engine, stopped in the end."""
+    """A warm engine; stopped after the block."""
     engine = LocalEngine(lambda: backbone, AdapterStore(store), settings, observer)
     try:
         await engine.start()
@@ -78,7 +50,7 @@ async def started(
 
 
 async def preload(engine: LocalEngine, keys: Sequence[AdapterKey]) -> None:
-    """Activate adapters, as far as there is room."""
+    """Activate as many of these adapters as fit."""
     limit = asyncio.Semaphore(_LOADS)
 
     async def one(key: AdapterKey) -> None:
@@ -91,7 +63,7 @@ async def preload(engine: LocalEngine, keys: Sequence[AdapterKey]) -> None:
 def entries_of(
     encodings: Sequence[Encoding], keys: Sequence[AdapterKey], spec: AdapterSpec
 ) -> list[Entry]:
-    """Each text under its adapter; both are given one a text. spec: what the adapters share."""
+    """An entry for each text, with the adapter at its index. spec: the adapters' common one."""
     return [
         Entry(key, encoding, cost_of(encoding, spec))
         for key, encoding in zip(keys, encodings, strict=True)
@@ -99,7 +71,7 @@ def entries_of(
 
 
 def requests_of(entries: Sequence[Entry], size: int) -> list[list[Entry]]:
-    """Cut into requests of `size` texts; a rest that is smaller is left out."""
+    """Requests of `size` texts each; a smaller rest is left out."""
     return [
         list(entries[start : start + size]) for start in range(0, len(entries) - size + 1, size)
     ]
@@ -112,26 +84,28 @@ async def closed_loop(
     clients: int,
     seconds: float,
     warm_up: float = 0.0,
-) -> Load:
-    """Send the next request as soon as one is answered, for so many clients at once.
+) -> float:
+    """Texts/s of so many clients, of which each sends its next request when one is answered.
 
-    Only what is done in the `seconds` behind the warm-up counts.
+    Only the `seconds` after the warm-up count; a request that lies partly inside them counts by the
+    share of its time inside.
 
     Raises:
-        BenchmarkFailed: a request did: figures with failures in them are none.
+        BenchmarkFailed: a request failed. There are no figures with failures.
     """
-    load = Load(seconds)
     opens = perf_counter() + warm_up
     closes = opens + seconds
+    texts = 0.0
 
     async def client() -> None:
+        nonlocal texts
         while (sent := perf_counter()) < closes:
             entries = next(requests)
             await engine.predict(entries)
             done = perf_counter()
             inside = min(done, closes) - max(sent, opens)
             if inside > 0:
-                load.texts += len(entries) * inside / (done - sent)
+                texts += len(entries) * inside / (done - sent)
 
     try:
         async with asyncio.TaskGroup() as group:
@@ -139,11 +113,11 @@ async def closed_loop(
                 group.create_task(client())
     except ExceptionGroup as group:
         raise BenchmarkFailed(f"a request failed: {group.exceptions[0]!r}") from group
-    return load
+    return texts / seconds
 
 
 def in_flight_for(settings: EngineSettings, entries: Sequence[Entry]) -> int:
-    """Texts of three full batches: one runs, one waits behind it, one is being answered."""
+    """Texts of three full batches: one runs, one waits, one is being answered."""
     mean = sum(entry.cost for entry in entries) / len(entries)
     return max(1, round(3 * settings.max_batch_tokens / mean))
 
@@ -152,11 +126,13 @@ def percentiles_ms(seconds: Sequence[float]) -> dict[str, float]:
     """p50, p90 and p99 in milliseconds, by nearest rank.
 
     Raises:
-        BenchmarkFailed: there is nothing to rank.
+        BenchmarkFailed: there are no values.
     """
     ranked = sorted(seconds)
     if not ranked:
-        raise BenchmarkFailed("nothing was answered within the time")
+        raise BenchmarkFailed("nothing was answered in time")
     last = len(ranked) - 1
-    places = {share: min(last, len(ranked) * share // 100) for share in (50, 90, 99)}
-    return {f"p{share}_ms": ranked[place] * 1e3 for share, place in places.items()}
+    return {
+        f"p{share}_ms": ranked[min(last, len(ranked) * share // 100)] * 1e3
+        for share in (50, 90, 99)
+    }

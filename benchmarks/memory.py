@@ -1,4 +1,4 @@
-"""Memory of processes and of the device, and whether it grows. Linux: reads /proc."""
+"""Memory of processes and of the device, and whether it grows. Reads /proc (Linux)."""
 
 import os
 import threading
@@ -16,7 +16,7 @@ MIB = 2.0**20
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """MiB. progress: of whatever the samples are taken over."""
+    """MiB at one moment. progress: how far the measured work was."""
 
     progress: float
     host: float
@@ -25,36 +25,33 @@ class Sample:
 
 @dataclass(slots=True)
 class Samples:
-    """What was seen, in order."""
+    """All samples, in order."""
 
     taken: list[Sample] = field(default_factory=list)
 
     def growth(self, first: float) -> dict[str, float]:
-        """MiB on the host and the device: at `first` and in the end, and what a line through all
-        samples from `first` on gains over a hundred steps of progress."""
-        chosen = [sample for sample in self.taken if sample.progress >= first]
-        if len(chosen) < 2:
+        """MiB of host and device from progress `first` on: first, last, and the slope of a line
+        through all samples, for a hundred steps of progress."""
+        samples = [sample for sample in self.taken if sample.progress >= first]
+        if len(samples) < 2:
             return {}
-        progress = [sample.progress for sample in chosen]
-        host = [sample.host for sample in chosen]
-        device = [sample.device for sample in chosen]
-        return {
-            "host_mib_first": host[0],
-            "host_mib_last": host[-1],
-            "host_mib_per_100": _slope(progress, host) * 100,
-            "device_mib_first": device[0],
-            "device_mib_last": device[-1],
-            "device_mib_per_100": _slope(progress, device) * 100,
-        }
+        progress = [sample.progress for sample in samples]
+        growth = {}
+        for place in ("host", "device"):
+            mib = [getattr(sample, place) for sample in samples]
+            growth[f"{place}_mib_first"] = mib[0]
+            growth[f"{place}_mib_last"] = mib[-1]
+            growth[f"{place}_mib_per_100"] = _slope(progress, mib) * 100
+        return growth
 
 
 def resident_mib(root: int) -> float:
-    """Resident memory of a process and all that it started; shared pages count in each."""
+    """Resident memory of a process and its descendants; shared pages count in each."""
     return sum(_resident(process) for process in family(root)) / MIB
 
 
 def device_mib() -> float:
-    """What is taken on the GPU, by whomever; 0 without one."""
+    """Memory in use on the GPU, by any process; 0 without a GPU."""
     if not torch.cuda.is_available():
         return 0.0
     free, total = torch.cuda.mem_get_info()
@@ -64,17 +61,17 @@ def device_mib() -> float:
 def family(root: int) -> list[int]:
     """A process and its descendants."""
     children: dict[int, list[int]] = {}
-    for item in Path("/proc").iterdir():
-        if item.name.isdigit() and (parent := _parent(item)) is not None:
-            children.setdefault(parent, []).append(int(item.name))
-    found = [root]
-    for process in found:
-        found += children.get(process, [])
-    return found
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and (parent := _parent(folder)) is not None:
+            children.setdefault(parent, []).append(int(folder.name))
+    processes = [root]
+    for process in processes:
+        processes += children.get(process, [])
+    return processes
 
 
 class Progress:
-    """A count that one thread moves on and another reads."""
+    """A count that one thread advances and another reads."""
 
     def __init__(self) -> None:
         self.value = 0
@@ -82,7 +79,7 @@ class Progress:
 
 @contextmanager
 def sampled(root: int, progress: Progress, *, every: float) -> Iterator[Samples]:
-    """Sample a process's family, and the device, every so many seconds until the block ends."""
+    """Sample a process's family and the device every so many seconds, until the block ends."""
     samples, over = Samples(), threading.Event()
 
     def watch() -> None:
@@ -113,7 +110,7 @@ def _resident(process: int) -> int:
 
 def _parent(folder: Path) -> int | None:
     try:
-        # Behind the name, which is in brackets and may hold anything: state, parent.
+        # After the name, which is in brackets and may hold anything: state, parent.
         return int((folder / "stat").read_text().rpartition(")")[2].split()[1])
     except (OSError, IndexError):
         return None

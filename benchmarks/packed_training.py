@@ -1,4 +1,4 @@
-"""An epoch of this project's own training: `train.loop.loop` over packed batches, as `fit` runs it."""
+"""An epoch of this project's training: `train.loop.loop` over packed batches, as in `fit`."""
 
 import tempfile
 from dataclasses import dataclass, replace
@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from adapters.backbone.model import Backbone
 from adapters.format.spec import GeneratorInput, Pooling
-from benchmarks.epochs import MAX_TOKENS, PROMPT_LENGTH, SEED, Epoch, Work
 from benchmarks.padded import PaddedAdapters, plain_model
+from benchmarks.work import MAX_TOKENS, PROMPT_LENGTH, SEED, Epoch, Work
 from train.config.settings import CacheMode, FitSettings
 from train.fit.training import Training, set_up
 from train.loop.encoded_splits import Split, encode
@@ -23,13 +23,13 @@ from train.metrics import Metric
 
 _SHORT = {"idspam": "ID-SPAM", "prompt-tuning": "prompt tuning", "lora": "LoRA"}
 _KEPT = {CacheMode.MEMORY: "kept in memory", CacheMode.DISK: "kept on disk"}
-# Enough for logits that are not all zero any more.
+# Enough that the logits are no longer all zero.
 _CHECKED_EPOCHS, _CHECKED_BATCH, _CHECKED_RATE = 8, 4, 1e-2
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A method of `train.methods`, and where it keeps the layers that no parameter reaches."""
+    """A method of `train.methods`, and where it caches the frozen layers' output."""
 
     method: str
     cache: CacheMode = CacheMode.OFF
@@ -47,7 +47,7 @@ class Packed:
 
 
 class PackedTrainee:
-    """Set up as `fit` does it; `seconds` is what tokenising and filling its cache took, once."""
+    """A training set up as in `fit`. seconds: tokenising and filling the cache, once."""
 
     def __init__(self, work: Work, system: Packed, backbone: Backbone) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="idspam-training-")
@@ -59,11 +59,11 @@ class PackedTrainee:
 
     @property
     def split(self) -> Split:
-        """The rows as the loop takes them."""
+        """The rows that the loop trains on."""
         return self._training.splits["train"]
 
     def epoch(self) -> Epoch:
-        """A run of one epoch that goes on with the weights of the last."""
+        """One epoch more, from the weights of the previous one."""
         training = self._training
         loop = Loop(
             training.method,
@@ -73,7 +73,7 @@ class PackedTrainee:
             state_file=self._state,
             run="benchmark",
         )
-        # Before its first step it saves, which waits for the device as reading the losses does.
+        # It saves before the first step and reads the losses at the end: both wait for the device.
         loop.fit(Progress())
         (report,) = loop.state.history
         return Epoch(report.seconds, report.loss)
@@ -84,7 +84,7 @@ class PackedTrainee:
 
 
 def _settings(work: Work, cache: CacheMode) -> FitSettings:
-    """The defaults of `fit`, but for what is the same for everybody."""
+    """The defaults of `fit`, except what all systems share."""
     return FitSettings(
         epochs=1,
         batch_size=work.batch_size,
@@ -99,11 +99,11 @@ def _settings(work: Work, cache: CacheMode) -> FitSettings:
 
 
 def losses_beside_plain(work: Work, backbone: Backbone) -> tuple[float, float]:
-    """What these rows' loss is after some steps of ID-SPAM on them: by this project's packed
-    batches, and by the unmodified model on padded ones, given the trained weights.
+    """The loss of these rows after some steps of ID-SPAM on them, computed twice with the trained
+    weights: by this project's packed batches, and by the unmodified model on padded batches.
 
-    Of the variant whose prompts come from hidden states and whose head reads [BOS]: the one that
-    `benchmarks.padded` knows.
+    The variant is the one that `benchmarks.padded` has: prompts from hidden states, and a head that
+    reads [BOS].
     """
     settings = replace(
         _settings(work, CacheMode.MEMORY),
@@ -116,15 +116,15 @@ def losses_beside_plain(work: Work, backbone: Backbone) -> tuple[float, float]:
     with tempfile.TemporaryDirectory(prefix="idspam-training-") as folder:
         training = _set_up(work, settings, "idspam", backbone, Path(folder) / "state")
         training.loop.fit(Progress())
-        made = training.loop.logits(training.splits["train"])
+        logits = training.loop.logits(training.splits["train"])
         training.close()
     method, classes = training.method, training.classes["train"]
     assert isinstance(method, Idspam)
     plain = plain_model(work.source, device=backbone.device, dtype=backbone.dtype)
     padded = PaddedAdapters(plain, [method.adapter(method.spec)])
     encodings = encode(backbone, work.dataset(), MAX_TOKENS)
-    scores = torch.from_numpy(np.stack(padded.classify([(0, item) for item in encodings])))
-    return float(functional.cross_entropy(made, classes)), float(
+    scores = torch.from_numpy(np.stack(padded.classify([(0, encoding) for encoding in encodings])))
+    return float(functional.cross_entropy(logits, classes)), float(
         functional.nll_loss(scores.log(), classes)
     )
 

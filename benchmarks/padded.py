@@ -1,13 +1,13 @@
-"""What serving many adapters costs with plain `transformers`: one padded batch per adapter.
+"""Serving many adapters with plain `transformers`: one padded batch per adapter.
 
-The unmodified model with PyTorch's attention, the texts of an adapter sorted by length, its prompt
-put in front of the hidden states at its insertion layer: the same answer as the engine's, which
+The unmodified model with PyTorch's attention. The texts of an adapter are sorted by length; its
+prompt is put before the hidden states at its insertion layer. The answers are the engine's, which
 `benchmarks.engine` checks before it times anything. All adapters stay on the device, so switching
-costs nothing but the smaller batches.
+costs only the smaller batches.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,19 +24,19 @@ from adapters.format.spec import GeneratorInput
 from adapters.packed.head import HeadWeights, logits, scores
 from adapters.packed.prompt import GeneratorWeights, soft_prompt
 
-# Rows of one batch at most: of sorted texts, more rows are more padding and little more speed.
+# Rows of a batch at most: with sorted texts, more rows mean more padding and little more speed.
 MAX_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Padded:
-    """Texts side by side. input_ids: int64 [B, S]. real: bool [B, S], or None if none is padded."""
+    """A padded batch. input_ids: int64 [B, S]. real: bool [B, S], or None without padding."""
 
     input_ids: Tensor
     real: Tensor | None
 
     def attention_mask(self) -> Tensor | None:
-        """[B, 1, S, S], as scaled_dot_product_attention takes it."""
+        """[B, 1, S, S], for scaled_dot_product_attention."""
         if self.real is None:
             return None
         rows, length = self.real.shape
@@ -44,15 +44,15 @@ class Padded:
 
 
 def plain_model(source: str, *, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """The backbone as `transformers` loads it, with PyTorch's attention and nothing of ours."""
-    # Padded batches hardly ever have the shape of another, and cuDNN's attention plans each new one
-    # for tens of milliseconds; PyTorch's memory-efficient one takes masks too.
+    """The backbone as `transformers` loads it, with PyTorch's attention and none of our code."""
+    # Nearly every padded batch has a new shape. cuDNN's attention plans a new shape for tens of
+    # milliseconds; PyTorch's memory-efficient attention does not, and takes masks, too.
     torch.backends.cuda.enable_cudnn_sdp(False)
     place, revision = (source, None) if source != DEFAULT_BACKBONE else locate_default()
     model: Any = AutoModel.from_pretrained(
         place, revision=revision, dtype=dtype, attn_implementation="sdpa"
     )
-    # As for the engine's backbone: nobody reads what it makes.
+    # Its output is not used, as in the engine's backbone.
     model.pooler = None
     moved: nn.Module = model.eval().requires_grad_(False).to(device)
     return moved
@@ -62,22 +62,26 @@ def pad(encodings: Sequence[Encoding], model: nn.Module) -> Padded:
     """One batch, on the model's device."""
     config: Any = model.config
     device = next(model.parameters()).device
-    lengths = np.array([len(item) for item in encodings])
+    lengths = np.array([len(encoding) for encoding in encodings])
     ids = np.full((len(encodings), lengths.max()), config.pad_token_id, dtype=np.int64)
-    for row, item in enumerate(encodings):
-        ids[row, : len(item)] = item.input_ids
+    for row, encoding in enumerate(encodings):
+        ids[row, : len(encoding)] = encoding.input_ids
     if (lengths == lengths.max()).all():
         return Padded(torch.from_numpy(ids).to(device), None)
     real = np.arange(lengths.max()) < lengths[:, None]
     return Padded(torch.from_numpy(ids).to(device), torch.from_numpy(real).to(device))
 
 
-def by_length(encodings: Sequence[Encoding]) -> list[int]:
-    return sorted(range(len(encodings)), key=lambda index: len(encodings[index]))
+def first_states(model: Any, padded: Padded, **options: Any) -> Tensor:
+    """The model's states at the first token of every row, [B, n]."""
+    mask = None if padded.real is None else padded.real.long()
+    output = model(input_ids=padded.input_ids, attention_mask=mask, **options)
+    states: Tensor = output.last_hidden_state[:, 0]
+    return states
 
 
 class PaddedAdapters:
-    """Adapters that insert at one layer of a plain BERT or RoBERTa, and their heads."""
+    """A plain BERT or RoBERTa with adapters: prompts inserted at a layer, and heads."""
 
     def __init__(self, model: nn.Module, adapters: Sequence[Adapter]) -> None:
         self._model: Any = model
@@ -88,7 +92,7 @@ class PaddedAdapters:
             {name: tensor.to(parameter.device) for name, tensor in adapter.tensors.items()}
             for adapter in adapters
         ]
-        # Folded like the engine's: the comparison is about batches, not about this product.
+        # Folded as in the engine: batches are compared, not this product.
         self._generators = [
             GeneratorWeights.of(spec, tensors).folded().cast(parameter.dtype)
             for spec, tensors in zip(self._specs, moved, strict=True)
@@ -97,17 +101,16 @@ class PaddedAdapters:
 
     def classify(self, texts: Sequence[tuple[int, Encoding]]) -> list[npt.NDArray[np.float32]]:
         """Scores of texts, each (index of its adapter, encoding), in their order."""
-        made = []
-        for adapter, rows in _by_adapter(texts).items():
-            for chosen in _batches(rows, texts):
-                padded = pad([texts[row][1] for row in chosen], self._model)
-                made.append((chosen, self._batch(adapter, padded)))
-        # Only now: waiting for each batch would keep the device waiting for the next.
-        found: list[npt.NDArray[np.float32]] = [np.empty(0, np.float32)] * len(texts)
-        for chosen, batch in made:
-            for row, values in zip(chosen, batch.cpu().numpy(), strict=True):
-                found[row] = values
-        return found
+        batches = [
+            (rows, self._batch(adapter, pad([texts[row][1] for row in rows], self._model)))
+            for adapter, rows in _batches(texts)
+        ]
+        # Copied only now: waiting for each batch would keep the device waiting for the next.
+        answers: list[npt.NDArray[np.float32]] = [np.empty(0, np.float32)] * len(texts)
+        for rows, batch in batches:
+            for row, values in zip(rows, batch.cpu().numpy(), strict=True):
+                answers[row] = values
+        return answers
 
     @torch.inference_mode()
     def _batch(self, adapter: int, padded: Padded) -> Tensor:
@@ -124,43 +127,39 @@ class PaddedAdapters:
             mask = Padded(padded.input_ids, real).attention_mask()
         for layer in layers[spec.insertion_layer :]:
             hidden = layer(hidden, mask)
-        read = logits(hidden[:, spec.prompt_length], self._heads[adapter])
-        return scores(read, spec.activation, spec.calibration.temperature)
+        outputs = logits(hidden[:, spec.prompt_length], self._heads[adapter])
+        return scores(outputs, spec.activation, spec.calibration.temperature)
 
 
 class PaddedPlain:
-    """The same batches without prompts and heads: no way to run one batch an adapter is faster."""
+    """The same batches without prompts and heads: an upper bound of one batch per adapter."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
 
     @torch.inference_mode()
     def classify(self, texts: Sequence[tuple[int, Encoding]]) -> list[Tensor]:
-        """The first token's states, batch by batch, on the host."""
-        found = []
-        for rows in _by_adapter(texts).values():
-            for chosen in _batches(rows, texts):
-                padded = pad([texts[row][1] for row in chosen], self._model)
-                mask = None if padded.real is None else padded.real.long()
-                states = self._model(input_ids=padded.input_ids, attention_mask=mask)
-                found.append(states.last_hidden_state[:, 0])
-        return [states.cpu() for states in found]
+        """The states of the first tokens, batch by batch, on the host."""
+        batches = [
+            first_states(self._model, pad([texts[row][1] for row in rows], self._model))
+            for _, rows in _batches(texts)
+        ]
+        return [states.cpu() for states in batches]
 
 
-def _by_adapter(texts: Sequence[tuple[int, Encoding]]) -> dict[int, list[int]]:
-    found: dict[int, list[int]] = defaultdict(list)
+def _batches(texts: Sequence[tuple[int, Encoding]]) -> Iterator[tuple[int, list[int]]]:
+    """(adapter, rows) of batches that hold one adapter each, sorted by length."""
+    by_adapter: dict[int, list[int]] = defaultdict(list)
     for row, (adapter, _) in enumerate(texts):
-        found[adapter].append(row)
-    return found
-
-
-def _batches(rows: Sequence[int], texts: Sequence[tuple[int, Encoding]]) -> list[list[int]]:
-    ordered = sorted(rows, key=lambda row: len(texts[row][1]))
-    return [ordered[start : start + MAX_ROWS] for start in range(0, len(ordered), MAX_ROWS)]
+        by_adapter[adapter].append(row)
+    for adapter, rows in by_adapter.items():
+        rows.sort(key=lambda row: len(texts[row][1]))
+        for start in range(0, len(rows), MAX_ROWS):
+            yield adapter, rows[start : start + MAX_ROWS]
 
 
 def _prompts(hidden: Tensor, real: Tensor | None, generator: GeneratorWeights) -> Tensor:
-    """`adapters.packed.prompt`, of padded texts: [B, S, n] -> [B, t, n]."""
+    """`adapters.packed.prompt` for padded texts: [B, S, n] -> [B, t, n]."""
     rows, length, n = hidden.shape
     if real is None:
         real = torch.ones(rows, length, dtype=torch.bool, device=hidden.device)

@@ -1,8 +1,8 @@
 """An epoch of PEFT's prompt tuning and of PEFT's LoRA, as their users run them.
 
-`AutoModelForSequenceClassification` with PyTorch's attention and its own dropout, batches padded
-to their longest text. The loop is plain PyTorch: `transformers.Trainer` would add to it and take
-nothing away.
+`AutoModelForSequenceClassification` with PyTorch's attention and its own dropout, and batches
+padded to their longest text. The loop is plain PyTorch: `transformers.Trainer` would only add
+to it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,26 +22,27 @@ from transformers.utils import logging
 from adapters.backbone.loading import DEFAULT_BACKBONE, locate_default
 from adapters.backbone.tokenizer import TextEncoder
 from benchmarks.ceilings import synchronize
-from benchmarks.epochs import LABELS, MAX_TOKENS, PROMPT_LENGTH, SEED, Epoch, Work
 from benchmarks.padded import pad
+from benchmarks.work import LABELS, MAX_TOKENS, PROMPT_LENGTH, SEED, Epoch, Work
 from train.config.settings import ComputeType
 
-# Small enough for the class head of RoBERTa, which has a hidden layer; it decides no speed.
+# Small enough for RoBERTa's class head, which has a hidden layer. It does not change the speed.
 _LEARNING_RATE = 1e-4
 _CLIP_NORM = 1.0
 _CHECKED_ROWS, _CHECKED_STEPS = 8, 16
 
 
 class Kind(StrEnum):
-    """Which of PEFT's methods."""
+    """The methods of PEFT."""
 
     PROMPT_TUNING = "PEFT prompt tuning"
     LORA = "PEFT LoRA"
 
 
 class Precision(StrEnum):
-    """The two ways to train in bfloat16: the frozen weights in it, what PEFT trains in float32; or
-    all weights in float32 under autocast, which is `bf16=True` of the Trainer."""
+    """The types of weights and computation. There are two ways to train in bfloat16: frozen weights
+    in bfloat16 and PEFT's own in float32; or all weights in float32 under autocast, which is
+    `bf16=True` of the Trainer."""
 
     FLOAT32 = "float32"
     WEIGHTS = "bfloat16 weights"
@@ -63,7 +64,7 @@ class Padded:
 
 
 class PaddedTrainee:
-    """PEFT's method around a model that `load_classifier` gave."""
+    """One of PEFT's methods around a model of `load_classifier`."""
 
     def __init__(self, work: Work, system: Padded, model: nn.Module) -> None:
         self._work = work
@@ -76,79 +77,79 @@ class PaddedTrainee:
         with _seeded():
             peft: Any = import_module("peft")
             self.model = peft.get_peft_model(model, _config(peft, system.kind)).to(self._device)
-        self._trained = [item for item in self.model.parameters() if item.requires_grad]
+        self._trained = [weight for weight in self.model.parameters() if weight.requires_grad]
         self._optimizer = torch.optim.AdamW(self._trained, lr=_LEARNING_RATE, fused=True)
 
     def epoch(self) -> Epoch:
-        """One more, with the weights and the optimizer of the last."""
+        """One epoch more, with the weights and the optimizer of the previous one."""
         self.model.train()
         synchronize(self._device)
         started = perf_counter()
         total = torch.zeros((), device=self._device)
-        for chosen in self._work.batches():
-            # Read in the end only: nobody waits for a step.
-            total += self._step(chosen) * len(chosen)
+        for rows in self._work.batches():
+            # Not read before the end: reading would wait for every step.
+            total += self._step(rows) * len(rows)
         synchronize(self._device)
         seconds = perf_counter() - started
         return Epoch(seconds, float(total) / len(self._encodings))
 
     def learned(self) -> tuple[float, float]:
-        """The loss of a few rows, without dropout, before some steps on them and at its lowest
-        within these: the first ones may overshoot."""
-        chosen = next(self._work.batches())[:_CHECKED_ROWS]
-        before = self._loss_without_dropout(chosen)
-        found = []
+        """The loss of a few rows before some steps on them, and the lowest loss during these steps,
+        both without dropout. Not the last loss: the first steps may overshoot."""
+        rows = next(self._work.batches())[:_CHECKED_ROWS]
+        before = self._loss_without_dropout(rows)
+        losses = []
         for _ in range(_CHECKED_STEPS):
             self.model.train()
-            self._step(chosen)
-            found.append(self._loss_without_dropout(chosen))
-        return before, min(found)
+            self._step(rows)
+            losses.append(self._loss_without_dropout(rows))
+        return before, min(losses)
 
     def set_learning_rate(self, rate: float) -> None:
-        """Of all steps from now on."""
+        """For all further steps."""
         for group in self._optimizer.param_groups:
             group["lr"] = rate
 
     def close(self) -> None:
         pass
 
-    def _step(self, chosen: Sequence[int]) -> Tensor:
-        loss: Tensor = self._made(chosen).loss
+    def _step(self, rows: Sequence[int]) -> Tensor:
+        loss: Tensor = self._forward(rows).loss
         loss.backward()
         nn.utils.clip_grad_norm_(self._trained, _CLIP_NORM)
         self._optimizer.step()
         self._optimizer.zero_grad()
         return loss.detach()
 
-    def _made(self, chosen: Sequence[int]) -> Any:
-        padded = pad([self._encodings[row] for row in chosen], self.model)
+    def _forward(self, rows: Sequence[int]) -> Any:
+        padded = pad([self._encodings[row] for row in rows], self.model)
         real = torch.ones_like(padded.input_ids) if padded.real is None else padded.real.long()
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
             return self.model(
-                input_ids=padded.input_ids, attention_mask=real, labels=self._true(chosen)
+                input_ids=padded.input_ids, attention_mask=real, labels=self._targets(rows)
             )
 
-    def _true(self, chosen: Sequence[int]) -> Tensor:
-        return self._classes[chosen].to(self._device, non_blocking=True)
+    def _targets(self, rows: Sequence[int]) -> Tensor:
+        return self._classes[rows].to(self._device, non_blocking=True)
 
     @torch.no_grad()
-    def _loss_without_dropout(self, chosen: Sequence[int]) -> float:
+    def _loss_without_dropout(self, rows: Sequence[int]) -> float:
         self.model.eval()
-        # Not the model's own loss: in bfloat16 that has two digits.
-        logits = self._made(chosen).logits.float()
-        return float(functional.cross_entropy(logits, self._true(chosen)))
+        # Not the model's own loss, which has only two digits in bfloat16.
+        logits = self._forward(rows).logits.float()
+        return float(functional.cross_entropy(logits, self._targets(rows)))
 
 
 def precisions(dtype: ComputeType) -> tuple[Precision, ...]:
-    """All ways to train in this type."""
+    """The ways to train in this type."""
     if dtype is ComputeType.FLOAT32:
         return (Precision.FLOAT32,)
     return (Precision.WEIGHTS, Precision.AUTOCAST)
 
 
 def load_classifier(work: Work, system: Padded) -> nn.Module:
-    """The model as `transformers` gives it, on its device; its class head is new and random."""
-    # As for every padded batch (`benchmarks.padded`): cuDNN's attention plans each new shape anew.
+    """The model as `transformers` loads it, on its device, with a new random class head."""
+    # As in `benchmarks.padded`: cuDNN's attention plans every new shape.
     torch.backends.cuda.enable_cudnn_sdp(False)
     place, revision = _located(work.source)
     with _seeded(), _without_warnings():
@@ -159,7 +160,7 @@ def load_classifier(work: Work, system: Padded) -> nn.Module:
             dtype=torch.bfloat16 if system.precision is Precision.WEIGHTS else torch.float32,
             attn_implementation="sdpa",
         )
-    # Its file is mapped: read now, or whoever uses a weight first would seem to take memory for it.
+    # The file is memory-mapped. Read it now, so that its memory does not count as training's.
     for parameter in model.parameters():
         parameter.sum()
     return model.to(torch.device(work.device))
@@ -196,7 +197,7 @@ def _seeded() -> Iterator[None]:
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """That the head is new is no news."""
+    """`transformers` warns that the class head is new."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:

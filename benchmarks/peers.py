@@ -1,12 +1,11 @@
-"""This service beside Infinity and LitServe: same weights, texts and load, in turns, on the CPU.
+"""The service beside Infinity and LitServe: same weights, texts and load, in turns, on a CPU.
 
-They serve the default backbone under a two-label classifier; this service serves it under one
-adapter, or under many that the requests name at random. Ours carries prompt tokens that their
-classifier does not have.
+They serve the default backbone with a classifier of two labels; this service serves it with one
+adapter, or with many that requests name at random. Our texts have prompt tokens; theirs do not.
 """
 
 import random
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from adapters.backbone.loading import DEFAULT_BACKBONE, load_backbone
 from benchmarks.arguments import at_least, duration
 from benchmarks.http import body_of
 from benchmarks.load import Figures, load, write_bodies
-from benchmarks.report import BenchmarkFailed, Report, progress, spread
+from benchmarks.report import BenchmarkFailed, Report, progress, rate_cells, spread
 from benchmarks.servers import infinity, litserve, service, write_classifier
 from benchmarks.stock import stock
 from benchmarks.texts import make_texts, words_of
@@ -38,7 +37,7 @@ Measured: TypeAlias = dict[tuple[str, int], list[Figures]]
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """One server under one load: where to post, and the bodies by texts a request."""
+    """One server under one load: where to post, and the file of bodies for each request size."""
 
     name: str
     url: str
@@ -59,23 +58,23 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--rounds", type=at_least(1), default=3)
 
 
-def run(*, python: Path, counts: Sequence[int], seconds: float, rounds: int) -> Report:
-    if not python.exists():
-        raise BenchmarkFailed(f"there is no {python}: `make bench-peers` makes that environment")
+def run(options: Namespace) -> Report:
+    if not options.python.exists():
+        raise BenchmarkFailed(f"there is no {options.python}: run `make bench-peers`")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="idspam-peers-")))
         texts = make_texts(words_of(DEFAULT_BACKBONE), count=TEXTS, mean_tokens=MEAN_TOKENS)
         contenders = [
-            *_theirs(stack, folder, python, texts),
-            *_ours(stack, folder, texts, counts),
+            *_theirs(stack, folder, options.python, texts),
+            *_ours(stack, folder, texts, options.counts),
         ]
-        measured = _rounds(contenders, seconds=seconds, rounds=rounds)
+        measured = _rounds(contenders, seconds=options.seconds, rounds=options.rounds)
     conditions = {
         "backbone": f"{DEFAULT_BACKBONE}: its own weights",
         "device": "cpu",
         "texts": f"{TEXTS}, mean {MEAN_TOKENS} tokens",
         "clients": "benchmarks.client, one process on the same cores",
-        "rounds": f"{rounds} of {seconds:g} s in turns, medians",
+        "rounds": f"{options.rounds} of {options.seconds:g} s in turns, medians",
     }
     return _report(measured, conditions)
 
@@ -85,18 +84,13 @@ def _theirs(
 ) -> Iterator[Contender]:
     classifier = folder / "classifier"
     write_classifier(classifier)
-    bodies = _bodies(
-        folder, "classifier", texts, lambda chosen: {"input": chosen, "model": "classifier"}
-    )
+    bodies = _bodies(folder, "classifier", texts, lambda few: {"input": few, "model": "classifier"})
+    servers = (("infinity", infinity, "classify"), ("litserve", litserve, "predict"))
     for dtype in DTYPES:
-        for name, start, path in (
-            ("infinity", infinity, "classify"),
-            ("litserve", litserve, "predict"),
-        ):
+        for name, start, path in servers:
             progress(f"starting {name} {dtype}")
-            server = stack.enter_context(
-                start(python, classifier, dtype=dtype, log=folder / f"{name}-{dtype}.log")
-            )
+            log = folder / f"{name}-{dtype}.log"
+            server = stack.enter_context(start(python, classifier, dtype=dtype, log=log))
             yield Contender(f"{name} {dtype}", f"{server.url}/{path}", bodies)
 
 
@@ -106,13 +100,9 @@ def _ours(
     backbone = load_backbone(device="cpu")
     for dtype in DTYPES.values():
         progress(f"starting ours {dtype}")
-        store = folder / dtype
-        names = [
-            key.name for key in stock(store, backbone, names=max(counts), distinct=max(counts))
-        ]
-        server = stack.enter_context(
-            service(store, log=folder / f"{dtype}.log", DEVICE="cpu", DTYPE=dtype)
-        )
+        store, log, most = folder / dtype, folder / f"{dtype}.log", max(counts)
+        names = [key.name for key in stock(store, backbone, names=most, distinct=most)]
+        server = stack.enter_context(service(store, log=log, DEVICE="cpu", DTYPE=dtype))
         for count in counts:
             noun = "adapter" if count == 1 else "adapters"
             body = partial(body_of, names=names[:count], rng=random.Random(0))
@@ -133,7 +123,7 @@ def _bodies(
 
 
 def _rounds(contenders: Sequence[Contender], *, seconds: float, rounds: int) -> Measured:
-    """Everyone once a round, so that a slow minute of the machine hits all alike."""
+    """Every server once a round (`benchmarks.turns`)."""
     measured: Measured = {}
     for number in range(rounds + 1):
         for contender in contenders:
@@ -154,24 +144,13 @@ def _rounds(contenders: Sequence[Contender], *, seconds: float, rounds: int) -> 
 
 def _report(measured: Measured, conditions: Mapping[str, Any]) -> Report:
     rows, figures = [], []
-    for (name, size), found in measured.items():
-        rates = [item.texts_per_second for item in found]
+    for (name, size), loads in measured.items():
+        rates = [load.texts_per_second for load in loads]
         rate = spread(rates)
-        times = ratio(rates, [item.texts_per_second for item in measured[BASELINE, size]])
-        p50, p99 = (
-            spread([getattr(item, share) for item in found]) for share in ("p50_ms", "p99_ms")
-        )
-        rows.append(
-            [
-                name,
-                str(size),
-                f"{rate['median']:,.0f}",
-                f"{rate['least']:,.0f}..{rate['most']:,.0f}",
-                f"{times:.2f}",
-                f"{p50['median']:.1f}",
-                f"{p99['median']:.1f}",
-            ]
-        )
+        times = ratio(rates, [load.texts_per_second for load in measured[BASELINE, size]])
+        p50, p99 = spread([load.p50_ms for load in loads]), spread([load.p99_ms for load in loads])
+        cells = [f"{times:.2f}", f"{p50['median']:.1f}", f"{p99['median']:.1f}"]
+        rows.append([name, str(size), *rate_cells(rate), *cells])
         figures.append(
             {
                 "server": name,

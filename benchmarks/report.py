@@ -1,4 +1,4 @@
-"""What every benchmark prints and writes: figures, with the conditions that they need."""
+"""What every benchmark prints and writes: a table, its figures and their conditions."""
 
 import json
 import os
@@ -18,14 +18,14 @@ _PACKAGES = ("torch", "transformers", "tokenizers", "peft", "fastapi", "uvicorn"
 
 
 class BenchmarkFailed(Exception):
-    """There are no figures: something is missing, or what ran did not do what it must."""
+    """There are no figures: something is missing, or what was measured did not work correctly."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """One benchmark's table, and everything that is written beside it.
+    """One benchmark's table, and what is written to its JSON file.
 
-    conditions: what was run on what, by name. figures: every number of the table and more.
+    conditions: what was run, by name. figures: every number of the table, and more.
     """
 
     title: str
@@ -36,8 +36,8 @@ class Report:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    # Some builds of torch do not tell.
+    """The machine of the figures."""
+    # Some builds of torch do not have it.
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return {
         "cpu": capabilities.get("cpu_name") or _cpu_name(),
@@ -50,18 +50,18 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Python's and the packages', of those that are installed."""
-    found = {"python": platform.python_version()}
+    """Versions of Python and of the packages that are installed."""
+    installed = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def show(report: Report) -> None:
-    """A small table on stdout, and below it where and how it was measured."""
+    """Print the table, and below it the conditions, the machine and the versions."""
     sys.stdout.write(f"\n{report.title}\n{_table(report.columns, report.rows)}\n")
     for name, value in report.conditions.items():
         sys.stdout.write(f"  {name}: {value}\n")
@@ -70,42 +70,46 @@ def show(report: Report) -> None:
     sys.stdout.flush()
 
 
-def write(path: Path | None, report: Report) -> None:
-    """The report as one JSON object, where a path is given."""
-    if path is not None:
-        content = {
-            "title": report.title,
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": sys.argv,
-            "machine": machine(),
-            "versions": versions(),
-            "conditions": dict(report.conditions),
-            "figures": report.figures,
-        }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=2) + "\n")
+def write(path: Path, report: Report) -> None:
+    """Write the report as one JSON object."""
+    content = {
+        "title": report.title,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "machine": machine(),
+        "versions": versions(),
+        "conditions": dict(report.conditions),
+        "figures": report.figures,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def progress(line: str) -> None:
-    """One line on stderr: a benchmark of minutes must be seen to move."""
+    """Print a line on stderr, so that a benchmark of minutes is seen to move."""
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, and the range that shows how noisy the machine was."""
+    """Median and range; the range shows how noisy the machine was."""
     return {"median": median(values), "least": min(values), "most": max(values)}
+
+
+def rate_cells(rate: Mapping[str, float]) -> tuple[str, str]:
+    """Two cells of a table, the median and the range of a `spread`."""
+    return f"{rate['median']:,.0f}", f"{rate['least']:,.0f}..{rate['most']:,.0f}"
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [columns, *rows]
-    widths = [max(len(line[index]) for line in lines) for index in range(len(columns))]
-    shown = []
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    aligned = []
     for line in lines:
         cells = [line[0].ljust(widths[0])]
         cells += [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
-        shown.append("  ".join(cells))
-    return "\n".join([shown[0], "-" * len(shown[0]), *shown[1:]])
+        aligned.append("  ".join(cells))
+    return "\n".join([aligned[0], "-" * len(aligned[0]), *aligned[1:]])
 
 
 def _cpu_name() -> str:

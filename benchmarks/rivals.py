@@ -1,42 +1,104 @@
-"""The engine's rivals on one device, as measures: each is given the same texts and adapters."""
+"""The engine's rivals on the same texts and adapters: padded `transformers`, and PEFT's LoRA.
+
+PEFT runs many adapters in one batch with `adapter_names`: r = 8 on query and value, as LoRA's
+authors use it on RoBERTa. Its adapters have no class heads here; PEFT would have to run those one
+by one as well.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from importlib.util import find_spec
 from itertools import cycle
 from pathlib import Path
 from time import perf_counter
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from adapters.backbone.tokenizer import Encoding
 from adapters.format.files import load_adapter
 from benchmarks.ceilings import synchronize
-from benchmarks.lora import MixedLora, installed
-from benchmarks.padded import PaddedAdapters, PaddedPlain, plain_model
+from benchmarks.padded import PaddedAdapters, PaddedPlain, first_states, pad, plain_model
 from benchmarks.subject import Subject
 from benchmarks.turns import Measure
 from service.engine.engine import LocalEngine
 from service.engine.interface import AdapterKey, Entry
 
+# (index of the adapter, encoding)
 Texts: TypeAlias = Sequence[tuple[int, Encoding]]
 
 PADDED = "padded transformers, one batch per adapter"
 PADDED_PLAIN = "the same without prompts and heads"
 LORA = "PEFT LoRA, adapter_names"
 
-# By how much two orders of the same sums may move a score, or the share of a state's length.
+# How far another order of the same sums may move a score, or a state as a share of its length.
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.1}
 _CHECKED = 8
 
 
-class Rivals:
-    """Padded `transformers` and PEFT LoRA beside an engine.
+class MixedLora:
+    """A plain model under several random LoRA adapters.
 
     Args:
-        store: where the keys' files are; a text's adapter is an index into `keys`.
-        at_once: texts that a rival is given at a time: as many as are in flight in the engine.
-        max_tokens: of a batch of PEFT's.
+        max_tokens: padded tokens of a batch. In every layer PEFT runs the adapters of a batch one
+            after the other, so it is at its best in large batches.
+    """
+
+    def __init__(self, model: nn.Module, adapters: int, *, max_tokens: int) -> None:
+        peft: Any = import_module("peft")
+        # Not initialised to zero, and in the model's own type: PEFT's float32 would be slower.
+        config = peft.LoraConfig(
+            r=8, lora_alpha=16, target_modules=["query", "value"], init_lora_weights=False
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self._model = peft.get_peft_model(
+                model, config, adapter_name=_name(0), autocast_adapter_dtype=False
+            )
+            for index in range(1, adapters):
+                self._model.add_adapter(_name(index), config, autocast_adapter_dtype=False)
+        self._model.eval().requires_grad_(False)
+        self._max_tokens = max_tokens
+
+    @torch.inference_mode()
+    def classify(self, texts: Texts) -> list[Tensor]:
+        """The state of each text's first token, on the host."""
+        batches = []
+        for rows in self._batches([encoding for _, encoding in texts]):
+            padded = pad([texts[row][1] for row in rows], self._model)
+            names = [_name(texts[row][0]) for row in rows]
+            batches.append((rows, first_states(self._model, padded, adapter_names=names)))
+        states = [torch.empty(0)] * len(texts)
+        for rows, batch in batches:
+            for row, state in zip(rows, batch.cpu(), strict=True):
+                states[row] = state
+        return states
+
+    @torch.inference_mode()
+    def alone(self, text: tuple[int, Encoding]) -> Tensor:
+        """The state for one text with only its adapter active: a mixed batch must agree with it."""
+        self._model.set_adapter(_name(text[0]))
+        return first_states(self._model, pad([text[1]], self._model))[0].cpu()
+
+    def _batches(self, encodings: Sequence[Encoding]) -> list[list[int]]:
+        batches: list[list[int]] = [[]]
+        for row in sorted(range(len(encodings)), key=lambda index: len(encodings[index])):
+            # Sorted by length: the new row is the longest.
+            if (len(batches[-1]) + 1) * len(encodings[row]) > self._max_tokens and batches[-1]:
+                batches.append([])
+            batches[-1].append(row)
+        return batches
+
+
+class Rivals:
+    """Padded `transformers` and PEFT LoRA as measures beside an engine.
+
+    Args:
+        store: the folder of the keys' files. The adapter of a text is an index into `keys`.
+        at_once: texts that a rival gets at a time: as many as are in flight in the engine.
+        max_tokens: padded tokens of a batch of PEFT's.
     """
 
     def __init__(
@@ -51,92 +113,92 @@ class Rivals:
     ) -> None:
         device, dtype = subject.backbone.device, subject.backbone.dtype
         self._device, self._tolerance = device, TOLERANCES[dtype]
-        self._keys, self._texts, self._at_once = keys, texts, at_once
+        self._keys, self._texts = keys, texts
+        size = min(at_once, len(texts))
+        self._turns = [texts[n : n + size] for n in range(0, len(texts) - size + 1, size)]
         adapters = [load_adapter(store / key.name / f"{key.revision}.safetensors") for key in keys]
         plain = plain_model(subject.source, device=device, dtype=dtype)
         self._padded = PaddedAdapters(plain, adapters)
-        self._padded_plain = PaddedPlain(plain)
+        self._classify: dict[str, Callable[[Texts], object]] = {
+            PADDED: self._padded.classify,
+            PADDED_PLAIN: PaddedPlain(plain).classify,
+        }
         self._lora: MixedLora | None = None
-        if installed():
-            # A model of its own: PEFT puts its layers into it.
+        if find_spec("peft") is not None:
+            # PEFT puts its layers into the model, so it gets one of its own.
             model = plain_model(subject.source, device=device, dtype=dtype)
             self._lora = MixedLora(model, len(keys), max_tokens=max_tokens)
+            self._classify[LORA] = self._lora.classify
 
-    def measures(self, seconds: float, checked: Mapping[str, float]) -> dict[str, Measure]:
+    def measures(self, seconds: float, differences: Mapping[str, float]) -> dict[str, Measure]:
         """Texts/s by name; each takes about `seconds`, or one turn of `at_once` texts if longer.
 
-        Whoever failed the check is left out: timing them would say nothing.
+        A rival that differs by too much is left out: its time would mean nothing.
         """
-        found = {PADDED_PLAIN: self._measure(self._padded_plain.classify, seconds)}
-        if checked[PADDED] <= self._tolerance:
-            found = {PADDED: self._measure(self._padded.classify, seconds), **found}
-        if self._lora is not None and checked[LORA] <= self._tolerance:
-            found[LORA] = self._measure(self._lora.classify, seconds)
-        return found
+        return {
+            name: self._measure(classify, seconds)
+            for name, classify in self._classify.items()
+            if differences.get(name, 0.0) <= self._tolerance
+        }
 
     def warm_up(self, seconds: float) -> None:
-        """Give every rival all that it will be timed on, for so long at most: new shapes cost more
-        than known ones."""
-        rivals = [self._padded.classify, self._padded_plain.classify]
-        if self._lora is not None:
-            rivals.append(self._lora.classify)
-        for classify in rivals:
-            until = perf_counter() + seconds / len(rivals)
-            for texts in self._all_turns():
+        """Run everything that will be timed, for this long at most: new shapes cost extra."""
+        for classify in self._classify.values():
+            until = perf_counter() + seconds / len(self._classify)
+            for texts in self._turns:
                 if perf_counter() < until:
                     classify(texts)
         synchronize(self._device)
 
-    def left_out(self, checked: Mapping[str, float]) -> dict[str, str]:
+    def left_out(self, differences: Mapping[str, float]) -> dict[str, str]:
         """Why a rival has no row, by its name."""
-        found = {
-            name: f"left out: differs by {difference:.2g} from what it must be"
-            for name, difference in checked.items()
+        reasons = {
+            name: f"left out: differs by {difference:.2g} from the correct result"
+            for name, difference in differences.items()
             if not difference <= self._tolerance
         }
-        return found if self._lora is not None else found | {LORA: "left out: not installed"}
+        return reasons if self._lora is not None else reasons | {LORA: "left out: not installed"}
 
     async def check(self, engine: LocalEngine, costs: Sequence[int]) -> dict[str, float]:
-        """How far rivals are from what they must compute, at most, by name.
+        """The largest difference of each rival from the correct result.
 
-        The padded one: from the engine's scores. A mixed LoRA batch: from what each row does alone,
-        as a share of its state's length.
+        Padded batches are compared with the engine's scores; a mixed LoRA batch with each of its
+        rows alone, as a share of the state's length.
         """
         texts = self._texts[:_CHECKED]
         entries = [
             Entry(self._keys[adapter], encoding, cost)
             for (adapter, encoding), cost in zip(texts, costs, strict=False)
         ]
-        completion = await engine.predict(entries)
-        found = {
+        answers = (await engine.predict(entries)).rows
+        differences = {
             PADDED: max(
-                float(np.abs(row.scores - scores).max())
-                for row, scores in zip(completion.rows, self._padded.classify(texts), strict=True)
+                float(np.abs(answer.scores - scores).max())
+                for answer, scores in zip(answers, self._padded.classify(texts), strict=True)
             )
         }
         if self._lora is not None:
             mixed, alone = self._lora.classify(texts), map(self._lora.alone, texts)
-            found[LORA] = max(
-                float((some - other).norm() / other.norm())
-                for some, other in zip(mixed, alone, strict=True)
+            differences[LORA] = max(
+                float((state - other).norm() / other.norm())
+                for state, other in zip(mixed, alone, strict=True)
             )
-        return found
+        return differences
 
     def _measure(self, classify: Callable[[Texts], object], seconds: float) -> Measure:
-        turns = cycle(self._all_turns())
+        turns = cycle(self._turns)
 
         async def measure() -> float:
-            done, begun = 0, perf_counter()
-            while done == 0 or perf_counter() - begun < seconds:
+            done, began = 0, perf_counter()
+            while done == 0 or perf_counter() - began < seconds:
                 texts = next(turns)
                 classify(texts)
                 done += len(texts)
             synchronize(self._device)
-            return done / (perf_counter() - begun)
+            return done / (perf_counter() - began)
 
         return measure
 
-    def _all_turns(self) -> list[Texts]:
-        size = min(self._at_once, len(self._texts))
-        last = len(self._texts) - size
-        return [self._texts[start : start + size] for start in range(0, last + 1, size)]
+
+def _name(index: int) -> str:
+    return f"task-{index}"

@@ -1,4 +1,4 @@
-"""The servers that are measured, each in processes of its own on a free port of loopback."""
+"""Starts the servers that are measured, each in its own processes on a free port of loopback."""
 
 import os
 import signal
@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,8 +21,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, BertForSequenceCl
 from adapters.backbone.loading import locate_default
 from benchmarks.report import BenchmarkFailed
 
-# A backbone of a billion bytes is read, hashed and warmed up in this time, and thousands of
-# adapters are found.
+# Enough to read, hash and warm up a backbone of a gigabyte, and to list thousands of adapters.
 START_SECONDS = 240.0
 _STOP_SECONDS = 45.0
 _TREE = Path(__file__).parent.parent
@@ -29,7 +29,7 @@ _TREE = Path(__file__).parent.parent
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Where it answers, and the process that everything of it descends from."""
+    """Its address, and the process that started all its others."""
 
     url: str
     pid: int
@@ -37,18 +37,29 @@ class Server:
 
 @contextmanager
 def service(store: Path, *, log: Path, **settings: str) -> Iterator[Server]:
-    """This project's service over a store; settings as in the environment, without the prefix."""
+    """This project's service over a store; settings are named without their prefix."""
     port = _free_port()
-    given = {
+    defaults = {
         "PORT": str(port),
         "ADAPTER_DIR": str(store),
         "ZOO_DIR": "off",
         "LOG_LEVEL": "warning",
     }
-    environment = {f"IDSPAM_{key}": value for key, value in (given | settings).items()}
+    environment = {f"IDSPAM_{key}": value for key, value in (defaults | settings).items()}
     url = f"http://127.0.0.1:{port}"
     with _process([sys.executable, "-m", "service"], environment, f"{url}/readyz", log) as pid:
         yield Server(url, pid)
+
+
+def settings_of(options: Namespace) -> dict[str, str]:
+    """The settings for `--device`, `--dtype` and `--workers`."""
+    settings = {"DEVICE": options.device, "DTYPE": options.dtype}
+    return settings | ({"WORKERS": str(options.workers)} if options.workers else {})
+
+
+def processes_of(options: Namespace) -> str:
+    """How a table describes `--workers`."""
+    return f"{options.workers} HTTP workers" if options.workers else "one process"
 
 
 @contextmanager
@@ -69,7 +80,7 @@ def infinity(python: Path, model: Path, *, dtype: str, log: Path) -> Iterator[Se
 
 @contextmanager
 def litserve(python: Path, model: Path, *, dtype: str, log: Path) -> Iterator[Server]:
-    """LitServe around the same classifier, with its own dynamic batching."""
+    """LitServe with the same classifier, and with its own dynamic batching."""
     port = _free_port()
     command = [str(python), "-m", "benchmarks.litserve_app", str(model), dtype, str(port)]
     url = f"http://127.0.0.1:{port}"
@@ -78,12 +89,11 @@ def litserve(python: Path, model: Path, *, dtype: str, log: Path) -> Iterator[Se
 
 
 def write_classifier(folder: Path) -> None:
-    """The default backbone's weights under a random two-label head, as `transformers` saves a
-    classifier."""
+    """Save a classifier: the default backbone's weights and a random head of two labels."""
     source, revision = locate_default()
     torch.manual_seed(0)
     config = AutoConfig.from_pretrained(source, revision=revision)
-    # Named labels: Infinity takes a configuration without any for a re-ranker.
+    # With label names: without them Infinity takes the model for a re-ranker.
     config.id2label, config.label2id = {0: "no", 1: "yes"}, {"no": 0, "yes": 1}
     model = BertForSequenceClassification(config)
     model.bert = AutoModel.from_pretrained(source, revision=revision)
@@ -105,7 +115,7 @@ def _process(
             cwd=_TREE,
             stdout=output,
             stderr=subprocess.STDOUT,
-            # A group of its own, so that nothing of it can be left behind.
+            # A process group of its own, so that all of it can be killed.
             start_new_session=True,
         )
     try:

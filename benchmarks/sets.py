@@ -1,13 +1,13 @@
-"""All commands of a machine, one after the other: `sets cpu` on two cores, `sets gpu` on one H100.
+"""All commands for a machine, in a row: `sets cpu` on two cores, `sets gpu` on one H100.
 
-Every step is a command of its own, with a limit; one that fails leaves the others to run. Each
-writes FOLDER/<step>.json and prints its table.
+Every step is a command with a time limit; if one fails, the others still run. Each prints its table
+and writes FOLDER/<cpu or gpu>/<step>.json.
 """
 
 import shlex
 import subprocess
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter
@@ -18,7 +18,7 @@ from benchmarks.report import Report, progress
 _BASE = "--backbone roberta-base --device cuda --dtype bfloat16"
 _LARGE = "--backbone roberta-large --device cuda --dtype bfloat16"
 
-# By step: the command, without its --json.
+# The command of each step, without its --json.
 SETS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         "cpu": {
@@ -44,31 +44,31 @@ SETS: Mapping[str, Mapping[str, str]] = MappingProxyType(
         },
     }
 )
-# Of one step: what makes `sets gpu` end in bounded time even if something hangs.
+# Limit of one step, so that a set ends even if something hangs.
 STEP_SECONDS = 400.0
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("which", choices=list(SETS))
-    parser.add_argument("--only", nargs="+", metavar="STEP", help="these steps of it")
+    parser.add_argument("--only", nargs="+", metavar="STEP", help="only these steps")
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmarks"))
     parser.add_argument(
         "--list", dest="listed", action="store_true", help="print the commands, run nothing"
     )
 
 
-def run(*, which: str, only: list[str] | None, folder: Path, listed: bool) -> Report:
+def run(options: Namespace) -> Report:
     steps = {
-        name: f"{command} --json {folder / which / name}.json"
-        for name, command in SETS[which].items()
-        if only is None or name in only
+        name: f"{command} --json {options.folder / options.which / name}.json"
+        for name, command in SETS[options.which].items()
+        if options.only is None or name in options.only
     }
     rows, figures = [], {}
     for name, command in steps.items():
-        outcome, seconds = (command, 0.0) if listed else _step(name, command)
+        outcome, seconds = (command, 0.0) if options.listed else _step(name, command)
         rows.append([f"{name}:", f"{seconds:.0f} s", outcome])
         figures[name] = {"outcome": outcome, "seconds": seconds, "command": command}
-    return Report(f"set {which}", ("step", "took", "outcome"), rows, figures)
+    return Report(f"set {options.which}", ("step", "took", "outcome"), rows, figures)
 
 
 def _step(name: str, command: str) -> tuple[str, float]:
@@ -81,7 +81,7 @@ def _step(name: str, command: str) -> tuple[str, float]:
     except subprocess.TimeoutExpired:
         outcome = "too slow"
     finally:
-        # It ends its servers itself when it is asked to.
+        # On SIGTERM it ends its servers itself.
         process.terminate()
         try:
             process.wait(timeout=60)

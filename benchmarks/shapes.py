@@ -1,7 +1,7 @@
-"""Backbones in a true shape with seeded random weights: for speed where the real ones are not.
+"""Backbones of a real model's shape with seeded random weights, for machines without the model.
 
 A shape is written as a Hugging Face folder and then loaded like any other backbone. Its answers
-mean nothing; its matrices, its tokenizer's work and its memory are those of the real one.
+mean nothing; its speed, its memory and the work of its tokenizer are those of the real model.
 """
 
 import random
@@ -23,13 +23,13 @@ _ONSETS = (*"bcdfghjklmnprstvw", "br", "cr", "dr", "fl", "gr", "pl", "st", "tr",
 _VOWELS = ("a", "e", "i", "o", "u", "ai", "ea", "ou")
 _CODAS = ("", "", "", "n", "r", "s", "t", "l", "m", "nd", "st", "ck", "ng")
 _SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
-# Of RoBERTa's own vocabulary size; what the tokenizer does not use of it stays a row of weights.
+# RoBERTa's. The tokenizer uses fewer tokens; the others remain as rows of weights.
 _VOCABULARY = 50265
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """RoBERTa's sizes. words: how many different ones its texts are made of."""
+    """A RoBERTa's sizes. words: how many different ones its tokenizer knows."""
 
     layers: int
     hidden_size: int
@@ -49,10 +49,7 @@ SHAPES: Mapping[str, Shape] = MappingProxyType(
 
 
 def located(name: str, folder: Path) -> str:
-    """What `load_backbone` and `IDSPAM_BACKBONE` take for a shape, a path or a name.
-
-    A shape's folder is made inside `folder`.
-    """
+    """A path or name for `load_backbone` and `IDSPAM_BACKBONE`; shapes are written to `folder`."""
     shape = SHAPES.get(name)
     if shape is None:
         return name
@@ -63,14 +60,14 @@ def located(name: str, folder: Path) -> str:
 
 
 def described(name: str) -> str:
-    """The backbone as a table must name it."""
+    """The backbone as tables describe it."""
     if name in SHAPES:
         return f"{name}: random weights in the true shape, made-up words"
     return f"{name}: its own weights" if name == DEFAULT_BACKBONE else name
 
 
 def write_shape(shape: Shape, folder: Path) -> None:
-    """A RoBERTa of this shape and its tokenizer, as `transformers` saves them. Always the same."""
+    """Save a RoBERTa of this shape and its tokenizer; always the same."""
     tokenizer = make_tokenizer(shape.words, shape.vocabulary)
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -98,7 +95,7 @@ def write_shape(shape: Shape, folder: Path) -> None:
 
 
 def make_tokenizer(words: int, vocabulary: int) -> Tokenizer:
-    """A byte-level BPE, as RoBERTa's is, trained on so many made-up words: each becomes one token.
+    """A byte-level BPE like RoBERTa's, trained on made-up words: each becomes one token.
 
     Takes two seconds for 8,000 words.
     """
@@ -121,11 +118,11 @@ def make_tokenizer(words: int, vocabulary: int) -> Tokenizer:
 
 def _words(count: int) -> list[str]:
     rng = random.Random(0)
-    found: dict[str, None] = {}
-    while len(found) < count:
+    words: dict[str, None] = {}
+    while len(words) < count:
         syllables = rng.choice((1, 2, 2, 3))
         pieces = (
             rng.choice(choices) for _ in range(syllables) for choices in (_ONSETS, _VOWELS, _CODAS)
         )
-        found["".join(pieces)] = None
-    return list(found)
+        words["".join(pieces)] = None
+    return list(words)

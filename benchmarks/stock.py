@@ -1,7 +1,7 @@
-"""Adapter stores for benchmarks, filled quickly: the layout of `adapters.format.store` without its syncs.
+"""Fills adapter stores quickly: the layout of `adapters.format.store` without its syncs.
 
-Names may share files by hard links. An adapter is its name and revision, so to the engine they are
-different adapters: each is read, prepared and given a slot of its own.
+Names may share files by hard links. To the engine an adapter is a name and a revision, so each is
+read, prepared and given its own slot.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from adapters.backbone.model import Backbone
 from adapters.format.files import serialize
 from service.engine.interface import AdapterKey
 
-# What making adapters of different seeds is spread over: drawing random numbers lets go of the GIL.
+# For making random adapters: drawing random numbers releases the GIL.
 _THREADS = 8
 
 
@@ -27,7 +27,7 @@ def stock(root: Path, backbone: Backbone, *, names: int, distinct: int) -> list[
     """Store `names` adapters of the shape that `train fit` gives by default.
 
     Args:
-        distinct: files of different content; the names take turns on them.
+        distinct: how many different files there are; the names use them in turns.
     """
     root.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(_THREADS) as pool, _one_thread_each():
@@ -50,7 +50,7 @@ def stock(root: Path, backbone: Backbone, *, names: int, distinct: int) -> list[
 def stocked(
     backbone: Backbone, *, names: int, distinct: int
 ) -> Iterator[tuple[Path, list[AdapterKey]]]:
-    """A temporary store."""
+    """A filled store, removed after the block."""
     with TemporaryDirectory(prefix="idspam-store-") as folder:
         yield Path(folder), stock(Path(folder), backbone, names=names, distinct=distinct)
 

@@ -1,4 +1,4 @@
-"""Random texts whose lengths are those of short messages. Knows no server and no engine."""
+"""Random texts with the lengths of short messages."""
 
 import random
 from collections.abc import Iterable, Sequence
@@ -9,30 +9,30 @@ from adapters.backbone.loading import DEFAULT_BACKBONE, locate_default
 from adapters.backbone.tokenizer import Encoding, TextEncoder
 
 MAX_TOKENS = 250
-# Of the logarithm of the lengths.
+# Standard deviation of the logarithm of the lengths.
 _SPREAD = 0.7
 
 
 def words_of(source: str) -> list[str]:
-    """The plain words that the tokenizer of a backbone (path or name) knows as one token each."""
+    """The plain words that a backbone's tokenizer has one token for. source: a path or a name."""
     place, revision = (source, None) if source != DEFAULT_BACKBONE else locate_default()
     return plain_words(AutoTokenizer.from_pretrained(place, revision=revision).get_vocab())
 
 
 def plain_words(vocabulary: Iterable[str]) -> list[str]:
-    """A vocabulary's plain words, sorted."""
+    """The plain words of a vocabulary, sorted."""
     pieces = list(vocabulary)
-    # Byte-level vocabularies mark what starts a word, WordPiece's what does not.
+    # Byte-level vocabularies mark what starts a word, WordPiece what continues one.
     marked = [piece[1:] for piece in pieces if piece.startswith("Ġ")]
     words = marked or [piece for piece in pieces if not piece.startswith("##")]
     return sorted(word for word in words if word.isascii() and word.isalpha() and len(word) > 2)
 
 
 def make_texts(words: Sequence[str], *, count: int, mean_tokens: float, seed: int = 0) -> list[str]:
-    """Random words; a word is a token.
+    """Texts of random words; a word is a token.
 
-    Lengths are log-normal: mean `mean_tokens`, special tokens included, and none over MAX_TOKENS.
-    Of 500 texts of mean 39 the longest has some 220.
+    Lengths are log-normal with mean `mean_tokens`, special tokens included, and at most MAX_TOKENS.
+    The longest of 500 texts with mean 39 has about 220.
     """
     rng = random.Random(seed)
     middle = (mean_tokens - 2) / 2.718281828 ** (_SPREAD**2 / 2)
@@ -54,7 +54,7 @@ def make_encodings(
 def encodings_of_length(
     encoder: TextEncoder, words: Sequence[str], *, count: int, tokens: int
 ) -> list[Encoding]:
-    """Different texts of exactly so many tokens, special ones included."""
+    """Different texts of exactly this many tokens, special ones included."""
     rng = random.Random(0)
     texts = [" ".join(rng.choices(words, k=tokens)) for _ in range(count)]
     return encoder.encode_batch([(text, None) for text in texts], max_length=tokens)

@@ -1,4 +1,4 @@
-"""What each system of `training` holds at most, each measured in a process of its own."""
+"""Peak memory of each system of `training`, measured in a process of its own."""
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -11,10 +11,10 @@ from typing import TypeAlias
 import torch
 
 from adapters.backbone.loading import load_backbone
-from benchmarks.epochs import Trainee, Work
 from benchmarks.packed_training import Packed, PackedTrainee
 from benchmarks.padded_training import Padded, PaddedTrainee, load_classifier
 from benchmarks.report import BenchmarkFailed, progress
+from benchmarks.work import Trainee, Work
 from train.loop.memory import peak_memory, reset_peak
 
 System: TypeAlias = Packed | Padded
@@ -24,42 +24,45 @@ _GPU_PROCESSES = 5
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes, as `train.loop.memory` counts them. loaded: with the model on its device and nothing else.
-    peak: the most from then on, over set-up, cache and one epoch."""
+    """Bytes, as `train.loop.memory` counts them.
+
+    loaded: with only the model on its device. peak: the most after that, over set-up, cache and one
+    epoch.
+    """
 
     loaded: int
     peak: int
 
     @property
     def above(self) -> int:
-        """What training took beside the model and, on a CPU, beside the libraries."""
+        """Memory of training without the model and, on a CPU, without the libraries."""
         return self.peak - self.loaded
 
 
 def memory_of(systems: Sequence[System], work: Work) -> Mapping[str, Memory]:
-    """By name.
+    """The memory of each system, by name.
 
     Raises:
         BenchmarkFailed: a process was killed, most likely for its memory.
     """
     gpu = torch.device(work.device).type == "cuda"
-    # Side by side where a process counts its own tensors alone and cores are plenty. A CPU's start
-    # from one that has imported everything; with a GPU nothing may be forked.
+    # On a GPU a process counts only its own tensors, so several run at once. On a CPU they are
+    # forked from a process that has imported everything; CUDA does not survive a fork.
     context = get_context("spawn" if gpu else "forkserver")
     if not gpu:
         context.set_forkserver_preload([__name__])
-    found = {}
+    memory_by_name = {}
     with ProcessPoolExecutor(
         _GPU_PROCESSES if gpu else 1, mp_context=context, max_tasks_per_child=1
     ) as pool:
-        made = pool.map(partial(_memory, work=work), systems)
+        results = pool.map(partial(_memory, work=work), systems)
         try:
-            for system, memory in zip(systems, made, strict=True):
+            for system, memory in zip(systems, results, strict=True):
                 progress(f"memory: {system.name}: {memory.peak >> 20:,} MiB")
-                found[system.name] = memory
+                memory_by_name[system.name] = memory
         except BrokenProcessPool:
             raise BenchmarkFailed("a process that measured memory was killed") from None
-    return found
+    return memory_by_name
 
 
 def _memory(system: System, work: Work) -> Memory:
@@ -75,7 +78,7 @@ def _memory(system: System, work: Work) -> Memory:
 
 
 def _loaded(system: System, work: Work) -> Callable[[], Trainee]:
-    """What sets the system up, its model already on the device."""
+    """Sets the system up when called; its model is on the device already."""
     if isinstance(system, Packed):
         return partial(
             PackedTrainee,

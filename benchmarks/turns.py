@@ -1,7 +1,4 @@
-"""Everyone once a round: a slow minute of the machine hits all alike, and ratios are within rounds.
-
-Knows not what is measured.
-"""
+"""Takes measurements in turns: a slow minute of the machine hits all alike."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from statistics import median
@@ -13,18 +10,18 @@ Measure: TypeAlias = Callable[[], Awaitable[float]]
 
 
 async def take_turns(measures: Mapping[str, Measure], *, rounds: int) -> dict[str, list[float]]:
-    """Every measure, in texts/s, once a round. The first of all warms up and is not kept."""
-    found: dict[str, list[float]] = {name: [] for name in measures}
+    """Texts/s of every measure in every round. A first round warms up and is thrown away."""
+    rates: dict[str, list[float]] = {name: [] for name in measures}
     for number in range(rounds + 1):
         for name, measure in measures.items():
-            value = await measure()
+            rate = await measure()
             if number:
-                found[name].append(value)
+                rates[name].append(rate)
             when = f"round {number}/{rounds}" if number else "warm-up"
-            progress(f"{when}: {name}: {value:,.0f} texts/s")
-    return found
+            progress(f"{when}: {name}: {rate:,.0f} texts/s")
+    return rates
 
 
-def ratio(some: Sequence[float], others: Sequence[float]) -> float:
-    """The median of the rounds' ratios."""
-    return median(one / other for one, other in zip(some, others, strict=True))
+def ratio(rates: Sequence[float], others: Sequence[float]) -> float:
+    """The median of the ratios within each round."""
+    return median(one / other for one, other in zip(rates, others, strict=True))

@@ -1,6 +1,6 @@
-"""Every benchmark that needs no other project's server, in short form on a tiny backbone.
+"""Every benchmark that needs no other project's server, in a short form on a tiny backbone.
 
-What is looked at is that they measure what they say, not how much it is.
+The tests check that a benchmark measures what it says, not how large the figure is.
 """
 
 import asyncio
@@ -22,27 +22,26 @@ from adapters.backbone.loading import load_backbone
 from adapters.backbone.model import Backbone
 from adapters.format.store import AdapterStore
 from benchmarks.__main__ import COMMANDS, main, parse
-from benchmarks.ceilings import flops_of, measure_ceilings
+from benchmarks.ceilings import PackedForward, flops_of, measure_ceilings
 from benchmarks.load import load, write_bodies
-from benchmarks.lora import MixedLora
 from benchmarks.memory import Sample, Samples
-from benchmarks.packed import PackedForward
 from benchmarks.padded import PaddedAdapters, plain_model
 from benchmarks.report import BenchmarkFailed
+from benchmarks.rivals import MixedLora
 from benchmarks.sets import SETS
 from benchmarks.shapes import SHAPES, Shape, located
 from benchmarks.stock import stock
 from benchmarks.texts import make_encodings, make_texts, words_of
 
-# Sums in another order: see docs/exactness.md.
+# Sums in another order: docs/exactness.md.
 SAME = 1e-5
-# PEFT asks transformers for an attribute by the name that it had.
+# PEFT asks transformers for an attribute by its former name.
 peft_is_behind = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The tiny shape's folder."""
+    """The folder of the tiny shape."""
     return located("tiny", tmp_path_factory.mktemp("shapes"))
 
 
@@ -52,7 +51,7 @@ def tiny(source: str) -> Backbone:
 
 
 def run(command: str, folder: Path, *arguments: str) -> Any:
-    """A command's JSON."""
+    """The figures in the JSON file of a command."""
     path = folder / "figures.json"
     assert main([command, *arguments, "--json", str(path)]) == 0
     content = json.loads(path.read_text())
@@ -65,6 +64,7 @@ def run(command: str, folder: Path, *arguments: str) -> Any:
 TINY = ("--backbone", "tiny", "--device", "cpu", "--dtype", "float32")
 
 
+@pytest.mark.slow
 @peft_is_behind
 def test_engine_is_compared_with_the_packed_forward_and_with_rivals_that_agree(
     tmp_path: Path,
@@ -81,7 +81,7 @@ def test_engine_is_compared_with_the_packed_forward_and_with_rivals_that_agree(
         assert by_name[name]["checked_difference"] < 1e-4
 
 
-def test_latency_is_told_by_percentile_and_stage(tmp_path: Path) -> None:
+def test_latency_is_reported_by_percentile_and_stage(tmp_path: Path) -> None:
     figures = run("latency", tmp_path, *TINY, "--calls", "20", "--sizes", "1", "4")
     assert [figure["texts"] for figure in figures] == [1, 4]
     for figure in figures:
@@ -89,6 +89,7 @@ def test_latency_is_told_by_percentile_and_stage(tmp_path: Path) -> None:
         assert 0 < figure["inference_ms"] < figure["p50_ms"]
 
 
+@pytest.mark.slow
 def test_stored_adapters_are_loaded_and_evicted(tmp_path: Path) -> None:
     short = ("--stored", "60", "--slots", "6", "--distinct", "4", "--cold", "5", "--rounds", "1")
     figures = run("adapters", tmp_path, *TINY, *short, "--seconds", "0.4", "--per-request", "4")
@@ -99,6 +100,7 @@ def test_stored_adapters_are_loaded_and_evicted(tmp_path: Path) -> None:
     assert figures["memory_mib"]["in the end"]["host"] > 0
 
 
+@pytest.mark.slow
 def test_http_is_measured_with_a_real_service(tmp_path: Path) -> None:
     short = ("--adapters", "2", "--texts", "64", "--seconds", "0.5", "--connections", "4")
     figures = run("http", tmp_path, *TINY, *short)
@@ -108,6 +110,7 @@ def test_http_is_measured_with_a_real_service(tmp_path: Path) -> None:
         assert 0 < figure["p50_ms"] <= figure["p99_ms"]
 
 
+@pytest.mark.slow
 def test_swap_counts_answers_and_samples_memory(tmp_path: Path) -> None:
     short = ("--uploads", "12", "--clients", "2", "--quiet", "0.3")
     figures = run("swap", tmp_path, *TINY, *short)
@@ -136,6 +139,7 @@ def test_padded_rival_answers_what_the_packed_batch_does(
         np.testing.assert_allclose(scores, answer.scores, rtol=0, atol=SAME)
 
 
+@pytest.mark.slow
 @peft_is_behind
 def test_mixed_lora_batch_is_each_row_under_its_own_adapter(tiny: Backbone, source: str) -> None:
     texts = make_encodings(tiny.encoder, words_of(source), count=6, mean_tokens=20)
@@ -188,7 +192,7 @@ def test_true_shapes_are_those_of_roberta() -> None:
     assert SHAPES["roberta-large"] == Shape(24, 1024, 16, 4096, vocabulary=50265)
 
 
-def test_memory_growth_is_the_slope_behind_the_start() -> None:
+def test_memory_growth_is_the_slope_after_the_start() -> None:
     taken = [Sample(0, 10, 0), *(Sample(step, 50 + step / 10, 7) for step in range(100, 1100, 100))]
     growth = Samples(taken).growth(100)
     assert growth["host_mib_per_100"] == pytest.approx(10)
@@ -197,7 +201,7 @@ def test_memory_growth_is_the_slope_behind_the_start() -> None:
 
 
 @pytest.mark.parametrize(
-    ("response", "told"),
+    ("response", "reason"),
     [
         (b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 4\r\n\r\nbusy", "503"),
         (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", "Content-Length"),
@@ -205,9 +209,11 @@ def test_memory_growth_is_the_slope_behind_the_start() -> None:
     ],
     ids=["refused", "of unknown length", "cut off"],
 )
-def test_a_load_with_failures_is_no_figure(tmp_path: Path, response: bytes, told: str) -> None:
+def test_a_load_with_failures_gives_no_figures(
+    tmp_path: Path, response: bytes, reason: str
+) -> None:
     bodies = write_bodies(tmp_path / "bodies", [{"inputs": "a"}])
-    with answering(response) as url, pytest.raises(BenchmarkFailed, match=told):
+    with answering(response) as url, pytest.raises(BenchmarkFailed, match=reason):
         load(url, bodies, texts_per_request=1, connections=2, seconds=0.2)
 
 
@@ -215,11 +221,11 @@ def test_every_answered_request_is_counted_once(tmp_path: Path) -> None:
     ok = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
     bodies = write_bodies(tmp_path / "bodies", [{"inputs": "a"}, {"inputs": "b"}])
     with answering(ok) as url:
-        found = load(
+        figures = load(
             url, bodies, texts_per_request=2, connections=3, seconds=0.5, warm_up=0.1, processes=2
         )
-    assert found.requests_per_second * 0.5 == pytest.approx(found.requests, rel=0.05)
-    assert found.texts_per_second == 2 * found.requests_per_second
+    assert figures.requests_per_second * 0.5 == pytest.approx(figures.requests, rel=0.05)
+    assert figures.texts_per_second == 2 * figures.requests_per_second
 
 
 def test_peers_without_their_environment_say_how_to_make_it(
@@ -248,7 +254,7 @@ def test_every_step_of_a_set_is_a_command_that_exists(command: str) -> None:
     ],
     ids=" ".join,
 )
-def test_what_cannot_be_measured_is_refused_before_it_starts(arguments: tuple[str, ...]) -> None:
+def test_arguments_out_of_range_are_refused_before_measuring(arguments: tuple[str, ...]) -> None:
     with pytest.raises(SystemExit):
         parse(arguments[0], arguments[1:])
 
@@ -270,7 +276,7 @@ def test_a_set_lists_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
 
 @contextmanager
 def answering(response: bytes) -> Iterator[str]:
-    """A server that answers everything alike; an empty answer closes the connection."""
+    """A server that gives every request this response; if it is empty, it closes the connection."""
     ready, over = Event(), asyncio.Event()
     loop = asyncio.new_event_loop()
     ports: list[int] = []

@@ -1,6 +1,6 @@
-"""`python -m benchmarks training`: everybody trains on the same, and the figures are what they say.
+"""`python -m benchmarks training`: all systems train on the same rows, and do what they claim.
 
-What is looked at is that it measures what it says, not how much it is.
+The tests check that it measures what it says, not how large the figures are.
 """
 
 import json
@@ -16,18 +16,17 @@ from adapters.backbone.loading import load_backbone
 from adapters.backbone.model import Backbone
 from adapters.packed.packing import PackedBatch
 from benchmarks.__main__ import main
-from benchmarks.epochs import PROMPT_LENGTH, Work, make_work
 from benchmarks.packed_training import Packed, PackedTrainee, losses_beside_plain
 from benchmarks.padded_training import Kind, Padded, PaddedTrainee, Precision, load_classifier
 from benchmarks.report import BenchmarkFailed
 from benchmarks.shapes import located
-from benchmarks.training import OURS, TOLERANCES, check_learned
-from benchmarks.training_figures import Contest, Figures
+from benchmarks.training import OURS, TOLERANCES, Contest, Figures, check_learned
 from benchmarks.training_memory import Memory
+from benchmarks.work import PROMPT_LENGTH, Work, make_work
 from train.config.settings import CacheMode, ComputeType
 from train.loop.trunk_cache import TrunkCache
 
-# PEFT asks transformers for an attribute by the name that it had.
+# PEFT asks transformers for an attribute by its former name.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 
 
@@ -50,7 +49,8 @@ def tiny(work: Work) -> Backbone:
     return load_backbone(work.source, device="cpu")
 
 
-def test_everybody_is_timed_checked_and_weighed(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_every_system_is_timed_checked_and_its_memory_measured(tmp_path: Path) -> None:
     path = tmp_path / "figures.json"
     short = ("--rows", "16", "--batch-size", "8", "--rounds", "1", "--mean-tokens", "8")
     command = ["training", "--backbone", "tiny", "--device", "cpu", *short, "--json", str(path)]
@@ -83,7 +83,7 @@ class _Watched(TrunkCache):
         return super().pack(indices)
 
 
-def test_rivals_are_given_the_batches_that_our_loop_takes(work: Work, tiny: Backbone) -> None:
+def test_rivals_get_the_batches_that_our_loop_takes(work: Work, tiny: Backbone) -> None:
     trainee = PackedTrainee(work, Packed("idspam"), tiny)
     cache = trainee.split.cache
     cache.__class__ = _Watched
@@ -97,6 +97,7 @@ def test_rivals_are_given_the_batches_that_our_loop_takes(work: Work, tiny: Back
 
 
 # Observed: 6e-8 and 3e-4, after steps that moved the loss by 0.02 and more.
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-5), ("bfloat16", 3e-3)])
 def test_packed_training_has_the_loss_of_the_plain_model(
     work: Work, dtype: str, bound: float
@@ -109,6 +110,7 @@ def test_packed_training_has_the_loss_of_the_plain_model(
     assert ours < math.log(2) - 3 * bound
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", list(Kind))
 @pytest.mark.parametrize("precision", list(Precision))
 def test_rivals_learn_in_every_precision(work: Work, kind: Kind, precision: Precision) -> None:
@@ -130,7 +132,7 @@ def test_rivals_learn_in_every_precision(work: Work, kind: Kind, precision: Prec
         assert len(method) == 2 * 2 * 4
 
 
-def test_rival_that_does_not_learn_is_no_rival(work: Work) -> None:
+def test_a_rival_that_does_not_learn_is_refused(work: Work) -> None:
     system = Padded(Kind.LORA, Precision.FLOAT32)
     rival = PaddedTrainee(work, system, load_classifier(work, system))
     rival.set_learning_rate(0.0)
@@ -138,7 +140,7 @@ def test_rival_that_does_not_learn_is_no_rival(work: Work) -> None:
         check_learned(system.name, rival)
 
 
-def test_comparison_is_with_the_fastest_and_the_leanest_precision() -> None:
+def test_rivals_are_compared_in_their_fastest_and_in_their_smallest_precision() -> None:
     slow, fast = (Padded(Kind.LORA, item) for item in (Precision.WEIGHTS, Precision.AUTOCAST))
     prompts = Padded(Kind.PROMPT_TUNING, Precision.WEIGHTS)
     cached, uncached = Packed("idspam", CacheMode.MEMORY), Packed("idspam")

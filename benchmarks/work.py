@@ -1,4 +1,4 @@
-"""What every system of `training` is given: texts, labels, batches, a device. Knows no system."""
+"""What every system of `training` gets: texts, labels, batches, a device."""
 
 import random
 from collections.abc import Iterator
@@ -20,9 +20,9 @@ LABELS = ("no", "yes")
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """The same for all of them. source: a backbone's name or folder. dtype: what is computed in.
+    """One training set, the same for all systems.
 
-    texts, labels: row by row.
+    source: a backbone's name or folder. dtype: the type of computation. texts, labels: by row.
     """
 
     source: str
@@ -33,13 +33,13 @@ class Work:
     labels: tuple[str, ...]
 
     def dataset(self) -> Dataset:
-        """The rows as training reads them."""
+        """The rows as `train` reads them."""
         rows = zip(self.texts, self.labels, strict=True)
         examples = tuple(Example(text, None, label) for text, label in rows)
         return Dataset("random words", "0" * 64, examples)
 
     def batches(self) -> Iterator[list[int]]:
-        """Which rows make a step, in the order of `train.loop.loop`'s first epoch."""
+        """The rows of each step, in the order of the first epoch of `train.loop.loop`."""
         order = np.random.default_rng([SEED, 0]).permutation(len(self.texts))
         for first in range(0, len(order), self.batch_size):
             yield order[first : first + self.batch_size].tolist()
@@ -47,20 +47,20 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """Forward, backward, clip and step over all batches. loss: the mean over rows."""
+    """Forward, backward, clipping and step over all batches. loss: the mean over rows."""
 
     seconds: float
     loss: float
 
 
 class Trainee(Protocol):
-    """One system with its model on its device, ready to train."""
+    """One system, with its model on the device, ready to train."""
 
     def epoch(self) -> Epoch:
-        """Train one; the device has nothing left to do in the end."""
+        """Train one epoch and wait until the device is done."""
 
     def close(self) -> None:
-        """Free what it kept beside the model."""
+        """Free everything but the model."""
 
 
 def make_work(
@@ -72,7 +72,7 @@ def make_work(
     mean_tokens: float,
     batch_size: int,
 ) -> Work:
-    """Random words under random labels, of which both occur."""
+    """Random words with random labels; both labels occur."""
     texts = make_texts(words_of(source), count=rows, mean_tokens=mean_tokens)
     rng = random.Random(0)
     labels = [*LABELS, *rng.choices(LABELS, k=rows - len(LABELS))]
