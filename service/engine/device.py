@@ -150,12 +150,12 @@ class Device:
         while True:
             if (selection := self._scheduler.take_full(patience)) is not None:
                 return self._launch(lane, selection)
-            if not patience or self._runner.is_done(launched.running):
+            if not patience or launched.running.is_done():
                 return None
 
     def _wait_for(self, lane: _Lane, launched: _Launched) -> FinishedBatch:
         batch = launched.selection.batch
-        result = self._runner.finish(launched.running) if batch else BatchResult([])
+        result = launched.running.wait()
         now = monotonic()
         if batch:
             # The device has worked on a batch that was launched ahead only since the one before it

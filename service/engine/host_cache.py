@@ -7,7 +7,6 @@ All calls come from one event loop; files are read in threads.
 import asyncio
 from collections import OrderedDict
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from functools import partial
 from time import monotonic, perf_counter
 
@@ -16,12 +15,6 @@ from adapters.format.store import AdapterStore
 from service.engine.interface import AdapterKey
 from service.engine.observer import Observer
 from service.engine.runners.base import HostAdapter, Runner
-
-
-@dataclass(slots=True, eq=False)
-class _Registered:
-    adapter: HostAdapter
-    last_used: float
 
 
 class HostCache:
@@ -46,19 +39,18 @@ class HostCache:
         self._reading = reading
         self._observer = observer
         self._capacity = capacity
-        # Least recently used first.
-        self._registered: OrderedDict[AdapterKey, _Registered] = OrderedDict()
+        # Adapters and when they were last used; the least recently used first.
+        self._registered: OrderedDict[AdapterKey, tuple[HostAdapter, float]] = OrderedDict()
         self._nbytes = 0
         self._loading: dict[AdapterKey, asyncio.Future[HostAdapter]] = {}
 
     def get(self, key: AdapterKey) -> HostAdapter | None:
         """A registered adapter, now the most recently used; None if it must be loaded."""
-        registered = self._registered.get(key)
-        if registered is None:
+        if key not in self._registered:
             return None
-        registered.last_used = monotonic()
-        self._registered.move_to_end(key)
-        return registered.adapter
+        adapter, _ = self._registered.pop(key)
+        self._registered[key] = adapter, monotonic()
+        return adapter
 
     def load(self, key: AdapterKey) -> asyncio.Future[HostAdapter]:
         """Read an adapter that is not registered. Calls made meanwhile share one read."""
@@ -84,11 +76,10 @@ class HostCache:
             return
         adapter = loading.result()
         self._observer.adapter_loaded(key, "registered", perf_counter() - started)
-        self._registered[key] = _Registered(adapter, monotonic())
+        self._registered[key] = adapter, monotonic()
         self._nbytes += adapter.nbytes
         if len(self._registered) > self._capacity:
-            evicted_key, evicted = self._registered.popitem(last=False)
-            self._nbytes -= evicted.adapter.nbytes
-            age = monotonic() - evicted.last_used
-            self._observer.adapter_evicted(evicted_key, "registered", age)
+            evicted, (dropped, last_used) = self._registered.popitem(last=False)
+            self._nbytes -= dropped.nbytes
+            self._observer.adapter_evicted(evicted, "registered", monotonic() - last_used)
         self._observer.tier_size("registered", len(self._registered), self._nbytes)

@@ -1,7 +1,7 @@
-"""What crosses between the HTTP side and the engine: values that fit through a socket.
+"""What the HTTP side and the engine exchange.
 
-Routes hold a `Predictor` and nothing else of this package: the engine behind it may be in another
-process (`service.ipc`).
+Routes hold a `Predictor` and use nothing else of this package, because the engine may run in
+another process (`service.ipc`). So all values here can be sent through a socket.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,23 +16,22 @@ from adapters.format.spec import AdapterSpec, BackboneIdentity
 
 
 class AdapterKey(NamedTuple):
-    """One immutable adapter: `revision` is the sha256 of its file, `name` where it is stored.
+    """One immutable adapter: its name in the store, and the sha256 of its file.
 
-    A tuple, because it is looked up several times for every text.
+    A tuple, because it is looked up several times for every text and tuples hash fast.
     """
 
     name: str
     revision: str
 
 
-# Not frozen, as `RowResult` and `Encoding`: one is made for every text, and a frozen one takes four
-# times as long to make.
+# Not frozen, like `RowResult` and `Encoding`: every text has one, and creating a frozen one takes
+# four times as long.
 @dataclass(slots=True, eq=False)
 class Entry:
     """One text to classify.
 
-    cost: its tokens and its adapter's prompt slots, see `cost_of`. explain: its token weights are
-    asked for.
+    cost: as computed by `cost_of`. explain: whether its token weights are wanted.
     """
 
     adapter: AdapterKey
@@ -42,15 +41,16 @@ class Entry:
 
 
 def cost_of(encoding: Encoding, spec: AdapterSpec) -> int:
-    """What a text takes of a batch's token budget."""
+    """What a text takes of the token budget: its tokens and its adapter's prompt positions."""
     return len(encoding) + spec.prompt_length
 
 
 @dataclass(slots=True, eq=False)
 class RowResult:
-    """Scores float32 [labels] as the spec orders them.
+    """The answer to one entry.
 
-    token_weights: float32 [tokens], what share of the prompt came from each, if the entry asked.
+    scores: float32 [labels], in the spec's order. token_weights: float32 [tokens], each token's
+    share of the soft prompt; None unless the entry wanted them.
     """
 
     scores: npt.NDArray[np.float32]
@@ -59,7 +59,7 @@ class RowResult:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """The answers to one request, in its entries' order. Seconds are those of the slowest entry."""
+    """The answers to one request, in the order of its entries. Seconds: of the slowest entry."""
 
     rows: tuple[RowResult, ...]
     queue_seconds: float
@@ -68,9 +68,9 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class EngineHealth:
-    """live: the engine's thread runs and has moved lately. ready: it is warm and takes entries.
+    """live: the engine has not ended and no batch hangs. ready: it is warm and takes requests.
 
-    reason: one sentence whenever it is not ready. details: figures for people.
+    reason: why it is not ready, in one sentence. details: figures for people.
     """
 
     live: bool
@@ -81,7 +81,7 @@ class EngineHealth:
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What the HTTP side, which encodes texts itself, must know. max_tokens: of one text."""
+    """What the HTTP side needs to encode texts. max_tokens: of one text."""
 
     encoder: TextEncoder
     identity: BackboneIdentity
@@ -93,7 +93,7 @@ class EngineInfo:
 
 
 class Predictor(Protocol):
-    """What routes ask, wherever the engine is. All methods are called from one event loop."""
+    """An engine as the routes see it. All methods are called from one event loop."""
 
     @property
     def info(self) -> EngineInfo:
@@ -111,52 +111,52 @@ class Predictor(Protocol):
         Cancelling the call drops the entries that no batch has taken yet.
 
         Args:
-            entries: none is answered at once by an empty completion.
+            entries: without any, the completion is empty and comes at once.
             deadline: on the clock of `time.monotonic`.
 
         Raises:
-            Overloaded: not admitted: waiting tokens are at their limit. Nothing was queued.
+            Overloaded: it does not fit beside the tokens that wait. Nothing was queued.
             TooLarge: more tokens than may ever wait.
             InvalidRequest: more distinct adapters than can be active at once.
             DeadlineExceeded: the request was not answered by its deadline.
-            AdapterLoadFailed: an adapter's file vanished or rotted since it was registered.
+            AdapterLoadFailed: an adapter's file is missing or damaged.
             InferenceFailed: the batch of an entry failed, or its scores are not finite.
-            NotReady: not started.
-            EngineUnavailable: draining, stopped or dead.
+            NotReady: the engine has not started yet.
+            EngineUnavailable: it is draining, stopped or dead.
         """
 
     async def drain(self) -> None:
-        """Take no more entries; return when those taken are answered."""
+        """Refuse new requests from now on; return when all others are answered."""
 
     def health(self) -> EngineHealth:
         """Cheap enough for every probe."""
 
 
 class Engine(Predictor, Protocol):
-    """Runs entries of any mixture of adapters on a device of this process."""
+    """An engine whose device is in this process."""
 
     async def start(self) -> EngineInfo:
-        """Load the backbone and warm up. Returns when entries are taken.
+        """Load the backbone and warm up; returns when the engine is ready.
 
         Raises:
-            adapters.errors.AdapterError: the backbone is not supported or not usable.
+            adapters.errors.AdapterError: the backbone is not supported or cannot be used.
             RuntimeError: the device cannot run it.
         """
 
     async def check(self, data: bytes) -> AdapterSpec:
-        """Validate an adapter's bytes against the backbone and run it once, publishing nothing.
+        """Validate an adapter file against the backbone and run it once; nothing is published.
 
         Raises:
-            adapters.errors.InvalidAdapter, adapters.errors.IncompatibleAdapter: with every fault.
+            adapters.errors.InvalidAdapter, adapters.errors.IncompatibleAdapter: naming every fault.
             Overloaded, InferenceFailed, NotReady, EngineUnavailable: as `predict`.
         """
 
     async def preload(self, key: AdapterKey) -> None:
-        """Activate an adapter if that evicts no other; returns when it is active or cannot be.
+        """Activate an adapter if that evicts no other.
 
         Raises:
             AdapterLoadFailed, NotReady, EngineUnavailable: as `predict`.
         """
 
     async def stop(self) -> None:
-        """End the thread; whoever waits fails with EngineUnavailable. Stopping twice is fine."""
+        """End the threads; open requests fail with EngineUnavailable. May be called twice."""

@@ -1,18 +1,18 @@
-"""The engine's limits. Knows no environment variables: `service.settings` makes this from them."""
+"""The engine's limits. `service.settings` reads them from environment variables."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """Tokens count text and prompt positions alike.
+    """Tokens include the positions of soft prompts.
 
-    max_batch_tokens: budget of one forward pass; a longer text still runs, alone.
+    max_batch_tokens: budget of one batch; a longer text still runs, alone.
     max_waiting_tokens: what may wait at once; a request that does not fit is refused as a whole.
-    max_active_adapters: held on the device, and so at most in one batch or request.
-    max_registered_adapters: held in host memory besides, validated and ready to be activated.
+    max_active_adapters: adapters on the device, and so the most in one batch or request.
+    max_registered_adapters: adapters in host memory, validated and ready to be activated.
     lanes: batches that a CPU runs side by side, each on its share of the cores.
-    stall_seconds: a batch that runs longer makes the engine count as not live.
+    stall_seconds: when a batch runs longer than this, the engine is not live.
     """
 
     max_batch_tokens: int = 16384

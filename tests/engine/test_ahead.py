@@ -26,6 +26,22 @@ from tests.support.engine_harness import EngineHarness, open_engine
 BUDGET = 100
 
 
+class BatchInThread:
+    """A `RunningBatch` of an `AheadRunner`."""
+
+    def __init__(self, result: Future[RunningBatch], runner: "AheadRunner") -> None:
+        self._result = result
+        self._runner = runner
+
+    def is_done(self) -> bool:
+        return self._result.done()
+
+    def wait(self) -> BatchResult:
+        result = self._result.result().wait()
+        self._runner.finished += 1
+        return result
+
+
 class AheadRunner:
     """A `Runner` that launches ahead: its batches run one after another in a thread."""
 
@@ -53,18 +69,7 @@ class AheadRunner:
 
     def launch(self, rows: Sequence[BatchRow]) -> RunningBatch:
         self.launched.append(len(rows))
-        return self._thread.submit(self._packed.launch, rows)
-
-    def is_done(self, running: RunningBatch) -> bool:
-        assert isinstance(running, Future)
-        return running.done()
-
-    def finish(self, running: RunningBatch) -> BatchResult:
-        assert isinstance(running, Future)
-        result = running.result()
-        self.finished += 1
-        assert isinstance(result, BatchResult)
-        return result
+        return BatchInThread(self._thread.submit(self._packed.launch, rows), self)
 
 
 @pytest.fixture

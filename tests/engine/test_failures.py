@@ -158,7 +158,7 @@ def test_a_real_lack_of_memory_splits_the_batch() -> None:
         used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
         # The generator's scores of one row are 512 * 512 floats, a megabyte, twice over.
         resource.setrlimit(resource.RLIMIT_AS, (used + 48 * 2**20, -1))
-        result = runner.launch([BatchRow(text, adapter)] * 32)
+        result = runner.launch([BatchRow(text, adapter)] * 32).wait()
         assert result.passes > 1, result.passes
         assert not any(isinstance(item, RowFailure) for item in result.outcomes), result.outcomes
         assert len(result.outcomes) == 32

@@ -1,12 +1,12 @@
 """The contract of a runner, and what both runners share.
 
-Two devices, one interface: `packed` runs on any device, adapter by adapter where it must; `slotted`
-runs on CUDA, where the cost is in launching. Every failure becomes an outcome of its row; `launch`
-and `finish` raise nothing but `DeviceLost`.
+`packed` runs on any device, adapter by adapter where it must; `slotted` runs on CUDA, where the
+cost is in launching. Every failure becomes an outcome of its row: `Runner.launch` and
+`RunningBatch.wait` raise nothing but `DeviceLost`.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -45,13 +45,8 @@ class HostAdapter(Protocol):
     def nbytes(self) -> int: ...
 
 
-class DeviceAdapter(Protocol):
+class DeviceAdapter(HostAdapter, Protocol):
     """An adapter in a slot of the device."""
-
-    @property
-    def spec(self) -> AdapterSpec: ...
-    @property
-    def nbytes(self) -> int: ...
 
 
 class BatchRow(NamedTuple):
@@ -73,9 +68,19 @@ class RowFailure:
 NOT_FINITE = RowFailure("not_finite", "the scores are not finite")
 
 
+class RunningBatch(Protocol):
+    """A batch that was launched."""
+
+    def is_done(self) -> bool:
+        """Whether `wait` would return at once."""
+
+    def wait(self) -> "BatchResult":
+        """Wait for the result. Batches are awaited in the order in which they were launched."""
+
+
 @dataclass(frozen=True, slots=True)
 class BatchResult:
-    """The result of a batch.
+    """The result of a batch; also a `RunningBatch` that is done.
 
     outcomes: one per row, in order. generator_seconds, backbone_seconds: as in `BatchReport`.
     passes: forward passes that it took. graphs: how many of them were a single graph launch.
@@ -87,9 +92,11 @@ class BatchResult:
     passes: int = 1
     graphs: int = 0
 
+    def is_done(self) -> bool:
+        return True
 
-class RunningBatch(Protocol):
-    """A batch that was launched; each runner has its own kind."""
+    def wait(self) -> "BatchResult":
+        return self
 
 
 class Runner(Protocol):
@@ -107,7 +114,7 @@ class Runner(Protocol):
 
     @property
     def lanes(self) -> int:
-        """Threads that may launch and finish batches of their own, side by side."""
+        """Threads that may each launch and await batches of their own, side by side."""
 
     def enter_lane(self) -> None:
         """Called once by each of these threads before anything else."""
@@ -135,12 +142,6 @@ class Runner(Protocol):
         A batch that does not fit into memory is halved until it does; a single row that does not
         fit fails alone, and so does a row whose scores are not finite. Other errors fail all rows.
         """
-
-    def is_done(self, running: RunningBatch) -> bool:
-        """Whether `finish` would return at once."""
-
-    def finish(self, running: RunningBatch) -> BatchResult:
-        """Wait for a batch. Batches are finished in the order in which they were launched."""
 
 
 def warm_up_batches(
@@ -170,26 +171,52 @@ def require_answers(result: BatchResult, max_tokens: int) -> None:
         )
 
 
-def failed_batch(rows: Sequence[BatchRow], error: Exception) -> BatchResult | None:
-    """The result of a batch that raised; None if it lacked memory and can be halved."""
+def launch_or_halve(
+    rows: Sequence[BatchRow],
+    launch: Callable[[Sequence[BatchRow]], RunningBatch],
+    device: torch.device,
+) -> RunningBatch:
+    """Launch a batch. If there is no memory for it, run its halves one after the other.
+
+    Raises:
+        DeviceLost: after this error every later call to the device fails.
+    """
+    try:
+        return launch(rows)
+    except torch.AcceleratorError as error:
+        raise DeviceLost(str(error).splitlines()[0]) from error
+    except Exception as error:
+        failure = _failure_of(rows, error)
+    # Not inside the handler: the traceback would keep the failed pass's tensors alive.
+    if failure is not None:
+        return BatchResult([failure] * len(rows))
+    if device.type == "cuda":
+        torch.cuda.current_stream().synchronize()
+        torch.cuda.empty_cache()
+    middle = len(rows) // 2
+    first = launch_or_halve(rows[:middle], launch, device).wait()
+    return _joined(first, launch_or_halve(rows[middle:], launch, device).wait())
+
+
+def _failure_of(rows: Sequence[BatchRow], error: Exception) -> RowFailure | None:
+    """Why every row of a batch fails; None if the batch lacked memory and can be halved."""
     if not _is_out_of_memory(error):
         logger.error("a batch of %d rows failed", len(rows), exc_info=error)
-        message = f"the batch failed: {type(error).__name__}"
-        return BatchResult([RowFailure("batch_error", message)] * len(rows))
+        return RowFailure("batch_error", f"the batch failed: {type(error).__name__}")
     if len(rows) == 1:
         logger.error("the device has no memory for a text of %d tokens", len(rows[0].encoding))
-        failure = RowFailure("out_of_memory", "the device has no memory for this text")
-        return BatchResult([failure])
+        return RowFailure("out_of_memory", "the device has no memory for this text")
     return None
 
 
-def joined(first: BatchResult, second: BatchResult) -> BatchResult:
+def _joined(first: BatchResult, second: BatchResult) -> BatchResult:
     """The results of two halves of a batch as one."""
+    seconds = None
+    if first.generator_seconds is not None and second.generator_seconds is not None:
+        seconds = first.generator_seconds + second.generator_seconds
     return BatchResult(
         first.outcomes + second.outcomes,
-        None
-        if first.generator_seconds is None or second.generator_seconds is None
-        else first.generator_seconds + second.generator_seconds,
+        seconds,
         first.backbone_seconds + second.backbone_seconds,
         first.passes + second.passes,
         first.graphs + second.graphs,

@@ -25,8 +25,8 @@ from service.engine.runners.base import (
     DeviceAdapter,
     HostAdapter,
     RowFailure,
-    failed_batch,
-    joined,
+    RunningBatch,
+    launch_or_halve,
     require_answers,
     warm_up_batches,
 )
@@ -60,27 +60,10 @@ class PackedRunner:
     def warm_up(self, max_tokens: int) -> None:
         adapter = self.prepare(random_adapter(self.backbone))
         for rows in warm_up_batches(self.backbone, adapter, max_tokens):
-            require_answers(self.launch(rows), max_tokens)
+            require_answers(self.launch(rows).wait(), max_tokens)
 
-    def launch(self, rows: Sequence[BatchRow]) -> BatchResult:
-        try:
-            return self._run(rows)
-        except Exception as error:
-            result = failed_batch(rows, error)
-        # Not inside the handler: the traceback would keep the failed pass's tensors alive.
-        if result is not None:
-            return result
-        if self.backbone.device.type == "cuda":
-            torch.cuda.empty_cache()
-        half = len(rows) // 2
-        return joined(self.launch(rows[:half]), self.launch(rows[half:]))
-
-    def is_done(self, running: object) -> bool:
-        return isinstance(running, BatchResult)
-
-    def finish(self, running: object) -> BatchResult:
-        assert isinstance(running, BatchResult)
-        return running
+    def launch(self, rows: Sequence[BatchRow]) -> RunningBatch:
+        return launch_or_halve(rows, self._run, self.backbone.device)
 
     def _run(self, rows: Sequence[BatchRow]) -> BatchResult:
         # Keyed by identity: comparing two adapters would compare their tensors.

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -34,8 +33,7 @@ from service.engine.runners.base import (
     HostAdapter,
     RowFailure,
     RunningBatch,
-    failed_batch,
-    joined,
+    launch_or_halve,
     require_answers,
     warm_up_batches,
 )
@@ -72,6 +70,44 @@ class _Launched:
     started: float
     graphs: int
     array: Tensor
+
+    def is_done(self) -> bool:
+        try:
+            return bool(self.done.query())
+        except RuntimeError:
+            # `wait` raises the error.
+            return True
+
+    def wait(self) -> BatchResult:
+        try:
+            self.done.synchronize()
+        except RuntimeError as error:
+            # An error that CUDA raises here it raises again for every later call.
+            raise DeviceLost(str(error).splitlines()[0]) from error
+        return BatchResult(
+            self._outcomes(), backbone_seconds=perf_counter() - self.started, graphs=self.graphs
+        )
+
+    def _outcomes(self) -> list[RowResult | RowFailure]:
+        """One per row, in the order of `rows`."""
+        plan, scores = self.plan, self.scores.numpy()
+        order, labels = plan.order.tolist(), plan.facts[:, Fact.LABELS].tolist()
+        outcomes: list[RowResult | RowFailure] = [NOT_FINITE] * len(order)
+        # One check for the whole batch; rows are checked one by one only if it fails.
+        finite = [True] * len(order)
+        if not np.isfinite(scores).all():
+            finite = np.isfinite(scores).all(axis=1).tolist()
+        for index, row, width, is_finite in zip(order, scores, labels, finite, strict=True):
+            if is_finite:
+                outcomes[index] = RowResult(row[:width])
+        if self.weights is not None:
+            # One array for all rows, each as long as its text.
+            pieces = np.split(self.weights.numpy(), np.cumsum(plan.lengths[0])[:-1])
+            for index, piece in zip(order, pieces, strict=True):
+                outcome = outcomes[index]
+                if self.rows[index].explain and isinstance(outcome, RowResult):
+                    outcome.token_weights = piece
+        return outcomes
 
 
 class SlottedRunner:
@@ -130,7 +166,7 @@ class SlottedRunner:
         texts = [self.backbone.encoder.encode(text, max_length=limit) for text in _PROBES]
         # Outside a lane, so the stream context also sets the device for the kernels.
         with torch.cuda.stream(self._computing):
-            result = self.finish(self.launch([BatchRow(text, loaded) for text in texts]))
+            result = self.launch([BatchRow(text, loaded) for text in texts]).wait()
         prepared = [prepare(adapter, self.backbone)]
         batch = self.backbone.pack(rows_of(prepared, [(0, text) for text in texts]))
         expected = classify(self.backbone, batch, prepared)
@@ -146,48 +182,10 @@ class SlottedRunner:
         if self._graphs is not None:
             self._capture(self._graphs, adapter.spec)
         for rows in warm_up_batches(self.backbone, adapter, max_tokens):
-            require_answers(self.finish(self.launch(rows)), max_tokens)
+            require_answers(self.launch(rows).wait(), max_tokens)
 
     def launch(self, rows: Sequence[BatchRow]) -> RunningBatch:
-        try:
-            with torch.inference_mode():
-                return self._launch(rows)
-        except Exception as error:
-            _raise_if_lost(error)
-            result = failed_batch(rows, error)
-        # Not inside the handler: the traceback would keep the failed pass's tensors alive.
-        if result is not None:
-            return result
-        torch.cuda.current_stream().synchronize()
-        torch.cuda.empty_cache()
-        half = len(rows) // 2
-        first = self.finish(self.launch(rows[:half]))
-        return joined(first, self.finish(self.launch(rows[half:])))
-
-    def is_done(self, running: RunningBatch) -> bool:
-        if isinstance(running, BatchResult):
-            return True
-        assert isinstance(running, _Launched)
-        try:
-            return bool(running.done.query())
-        except RuntimeError:
-            # `finish` raises the error.
-            return True
-
-    def finish(self, running: RunningBatch) -> BatchResult:
-        if isinstance(running, BatchResult):
-            return running
-        assert isinstance(running, _Launched)
-        try:
-            running.done.synchronize()
-        except RuntimeError as error:
-            # An error that CUDA raises here it raises again for every later call.
-            raise DeviceLost(str(error).splitlines()[0]) from error
-        return BatchResult(
-            _outcomes(running),
-            backbone_seconds=perf_counter() - running.started,
-            graphs=running.graphs,
-        )
+        return launch_or_halve(rows, self._launch, self.backbone.device)
 
     def _capture(self, graphs: Graphs, spec: AdapterSpec) -> None:
         started = perf_counter()
@@ -195,13 +193,15 @@ class SlottedRunner:
         try:
             with torch.inference_mode():
                 graphs.capture_all(Signature((stop,), mean=False))
-        except Exception as error:
-            _raise_if_lost(error)
+        except torch.AcceleratorError as error:
+            raise DeviceLost(str(error).splitlines()[0]) from error
+        except Exception:
             logger.exception("no CUDA graphs here: batches are launched kernel by kernel")
             self._graphs = None
             return
         logger.info("captured graphs=%d seconds=%.1f", len(graphs), perf_counter() - started)
 
+    @torch.inference_mode()
     def _launch(self, rows: Sequence[BatchRow]) -> _Launched:
         started = perf_counter()
         slots = np.array([_resident(row.adapter).slot for row in rows])
@@ -238,46 +238,10 @@ class SlottedRunner:
         return run(self.backbone, self._bank, inputs, widest)
 
 
-def _outcomes(launched: _Launched) -> list[RowResult | RowFailure]:
-    """One per row, in the order of `launched.rows`."""
-    plan, scores = launched.plan, launched.scores.numpy()
-    order, labels = plan.order.tolist(), plan.facts[:, Fact.LABELS].tolist()
-    outcomes: list[RowResult | RowFailure] = [NOT_FINITE] * len(order)
-    # One check for the whole batch; rows are checked one by one only if it fails.
-    finite = [True] * len(order)
-    if not np.isfinite(scores).all():
-        finite = np.isfinite(scores).all(axis=1).tolist()
-    for index, row, width, is_finite in zip(order, scores, labels, finite, strict=True):
-        if is_finite:
-            outcomes[index] = RowResult(row[:width])
-    if launched.weights is not None:
-        _add_weights(outcomes, launched, launched.weights.numpy())
-    return outcomes
-
-
-def _add_weights(
-    outcomes: Sequence[RowResult | RowFailure],
-    launched: _Launched,
-    weights: npt.NDArray[np.float32],
-) -> None:
-    lengths = launched.plan.lengths[0]
-    pieces = np.split(weights, np.cumsum(lengths)[:-1])
-    for index, piece in zip(launched.plan.order.tolist(), pieces, strict=True):
-        outcome = outcomes[index]
-        if launched.rows[index].explain and isinstance(outcome, RowResult):
-            outcome.token_weights = piece
-
-
 def _to_host(tensor: Tensor) -> Tensor:
     """Copy into pinned memory, which PyTorch's host allocator reuses once the copy is done."""
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     return host.copy_(tensor, non_blocking=True)
-
-
-def _raise_if_lost(error: Exception) -> None:
-    """After such an error every later CUDA call fails, so the engine has to end."""
-    if isinstance(error, torch.AcceleratorError):
-        raise DeviceLost(str(error).splitlines()[0]) from error
 
 
 def _image(adapter: HostAdapter) -> Image:
