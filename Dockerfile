@@ -28,6 +28,7 @@ COPY constraints.txt ./
 RUN python -m pip install -qq --disable-pip-version-check --constraint constraints.txt httpx msgspec rich \
  && useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin idspam
 COPY adapters adapters
+COPY cli cli
 COPY service service
 USER idspam
 ENTRYPOINT ["python", "-m", "service"]
@@ -47,10 +48,11 @@ COPY --from=packages /opt/venv /opt/venv
 WORKDIR /app
 COPY LICENSE pyproject.toml ./
 COPY adapters adapters
+COPY cli cli
 COPY service service
 COPY deploy/alive.py deploy/alive.py
 # The root file system may be read-only: what Python compiles must lie there already.
-RUN /opt/venv/bin/python -m compileall -q adapters service deploy
+RUN /opt/venv/bin/python -m compileall -q adapters cli service deploy
 ENV PATH=/opt/venv/bin:$PATH \
     IDSPAM_HOST=0.0.0.0 \
     IDSPAM_ADAPTER_DIR=/var/lib/idspam/adapters \

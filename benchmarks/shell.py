@@ -36,7 +36,7 @@ from benchmarks.report import BenchmarkFailed, Report, rate_cells, spread
 from benchmarks.servers import processes_of, service, settings_of
 from benchmarks.texts import make_texts, words_of
 from benchmarks.turns import Measure, ratio, take_turns
-from service.client.batching import IN_FLIGHT, PER_REQUEST
+from service.client.batch import IN_FLIGHT, PER_REQUEST
 from service.engine.engine import LocalEngine
 from service.engine.interface import AdapterKey, Entry
 from service.settings import TREE

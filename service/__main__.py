@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from service.http.server import listen, url_of
 from service.settings import InvalidSettings, Settings, read_settings
 from service.start import StartFailed
 
@@ -30,6 +29,9 @@ def main(arguments: list[str]) -> int:
 
 
 def _serve(settings: Settings) -> None:
+    # Imported only to serve: commands also run where no web framework is installed.
+    from service.http.server import listen
+
     # Checked at once, not seconds later when torch has been imported.
     with _start_errors(f"IDSPAM_ADAPTER_DIR: cannot use {settings.adapter_dir}"):
         _require_writable(settings.adapter_dir)
@@ -49,7 +51,7 @@ def _serve_in_this_process(settings: Settings, listener: socket.socket) -> None:
 
     from service.http.app import create_app, route_paths
     from service.http.errors import error_types
-    from service.http.server import Server, ignore_repeated_signals
+    from service.http.server import Server, ignore_repeated_signals, url_of
     from service.local import local_backend
     from service.observability.logs import configure_logging
     from service.observability.metrics import Metrics

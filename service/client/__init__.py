@@ -1,12 +1,11 @@
-"""A typed client of the service: blocking and awaited. Needs neither torch nor fastapi.
+"""A typed client of the service, `Client`, and its awaitable twin, `AsyncClient`.
 
-shapes      what crosses                        errors    what a call can fail with
-calls       what each method sends              retries   whether and when it is sent again
-exchange    one call, without input or output   portions  any number of inputs -> requests
-wire        exchanges over httpx                blocking, awaited   Client, AsyncClient
+Imports nothing else of the service, so `train` and the commands can use it without a server's
+packages. Start with `operations` (what each method sends), then `retry` (when it is sent again).
 """
 
-from service.client.aio import AsyncClient
+from typing import TYPE_CHECKING
+
 from service.client.errors import (
     Busy,
     ClientError,
@@ -21,8 +20,7 @@ from service.client.errors import (
     UnexpectedAnswer,
     Unreachable,
 )
-from service.client.retrying import Retries
-from service.client.sync import Client
+from service.client.retry import Retries
 from service.client.types import (
     AdapterDetail,
     AdapterFile,
@@ -36,6 +34,21 @@ from service.client.types import (
     Timings,
     TokenWeight,
 )
+
+if TYPE_CHECKING:
+    from service.client.aio import AsyncClient
+    from service.client.sync import Client
+else:
+
+    def __getattr__(name: str) -> object:
+        """Import the clients, and httpx with them, on first use: types and errors do without."""
+        modules = {"AsyncClient": "aio", "Client": "sync"}
+        if name not in modules:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        return getattr(import_module(f"{__name__}.{modules[name]}"), name)
+
 
 __all__ = [
     "AdapterDetail",

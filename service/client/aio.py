@@ -1,34 +1,26 @@
-"""The client that is awaited: the methods of `service.client.sync`, which has their words."""
+"""The awaitable client. `service.client.sync` has the same methods and documents them."""
 
 import asyncio
 from collections import deque
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterable,
-    AsyncIterator,
-    Iterable,
-    Mapping,
-    Sequence,
-)
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
 import httpx
 
-from service.client import operations as calls
-from service.client.batching import (
+from service.client import operations
+from service.client.batch import (
     IN_FLIGHT,
     PER_REQUEST,
     TIMEOUT_MS,
-    Portion,
-    aportions_of,
+    Chunk,
+    achunks_of,
     check_sizes,
-    counted_on,
+    renumbered,
 )
 from service.client.errors import Refused
-from service.client.retrying import Call, Exchange, Exchanger, Retries
-from service.client.transport import Address, AwaitedWire, Hooks, adrive
+from service.client.retry import ONCE, Call, Exchanger, Retries
+from service.client.transport import Address, AsyncTransport, Hooks
 from service.client.types import (
     AdapterDetail,
     AdapterFile,
@@ -45,7 +37,7 @@ T = TypeVar("T")
 
 
 class AsyncClient:
-    """As `Client`, by any number of tasks of one event loop. Close it with `aclose`."""
+    """As `Client`, for any number of tasks of one event loop. Close it with `aclose`."""
 
     def __init__(
         self,
@@ -61,23 +53,18 @@ class AsyncClient:
     ) -> None:
         address = Address(url, api_key, headers or {}, seconds, connections)
         self._connections = connections
-        self._wire = AwaitedWire(address, event_hooks=event_hooks, transport=transport)
+        self._transport = AsyncTransport(address, event_hooks, transport)
         self._exchanger = Exchanger(url, retries or Retries())
 
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:
         """As `Client.close`."""
-        await self._wire.close()
+        await self._transport.close()
 
     async def predict(
         self,
@@ -85,8 +72,8 @@ class AsyncClient:
         adapter: str | None = None,
         **options: Unpack[Options],
     ) -> Answer:
-        """As `Client.predict`. Cancelled, the service drops what it has not begun."""
-        return await self._call(calls.predict(inputs, adapter, options))
+        """As `Client.predict`. If it is cancelled, the service drops what it has not begun."""
+        return await self._call(operations.predict(inputs, adapter, options))
 
     def classify(
         self,
@@ -97,27 +84,23 @@ class AsyncClient:
         in_flight: int = IN_FLIGHT,
         **options: Unpack[Options],
     ) -> AsyncGenerator[Result, None]:
-        """As `Client.classify`, of either kind of iterable.
+        """As `Client.classify`, for either kind of iterable.
 
-        Whoever stops before the end closes it (`contextlib.aclosing`): requests are then cancelled.
+        A caller that stops early must close the generator (`contextlib.aclosing`), which cancels
+        the requests in flight.
         """
         check_sizes(
-            inputs,
-            per_request=per_request,
-            in_flight=in_flight,
-            connections=self._connections,
+            inputs, per_request=per_request, in_flight=in_flight, connections=self._connections
         )
-        return self._classified(
-            aportions_of(inputs, per_request=per_request), adapter, options, in_flight=in_flight
-        )
+        return self._classified(inputs, adapter, options, per_request, in_flight)
 
     async def adapters(self) -> list[AdapterSummary]:
         """As `Client.adapters`."""
-        return await self._run(calls.adapters(self._exchanger))
+        return await self._transport.run(operations.adapters(self._exchanger))
 
     async def adapter(self, name: str) -> AdapterDetail:
         """As `Client.adapter`."""
-        return await self._call(calls.show(name))
+        return await self._call(operations.show(name))
 
     async def upload(
         self,
@@ -129,69 +112,70 @@ class AsyncClient:
     ) -> Published:
         """As `Client.upload`."""
         call = await asyncio.to_thread(
-            calls.upload, name, file, if_match=if_match, if_none_match=if_none_match
+            operations.upload, name, file, if_match=if_match, if_none_match=if_none_match
         )
         return await self._call(call)
 
     async def download(self, name: str, revision: str | None = None) -> AdapterFile:
         """As `Client.download`."""
-        return await self._call(calls.download(name, revision))
+        return await self._call(operations.download(name, revision))
 
     async def rollback(
         self, name: str, revision: str | None = None, *, if_match: str | None = None
     ) -> Published:
         """As `Client.rollback`."""
-        return await self._call(calls.rollback(name, revision, if_match=if_match))
+        return await self._call(operations.rollback(name, revision, if_match=if_match))
 
     async def delete(self, name: str, *, if_match: str | None = None) -> None:
         """As `Client.delete`."""
-        await self._call(calls.delete(name, if_match=if_match))
+        await self._call(operations.delete(name, if_match=if_match))
 
     async def health(self) -> Health:
         """As `Client.health`."""
-        return await self._run(self._exchanger.once()(calls.health()))
+        return await self._probe("/healthz")
 
     async def ready(self) -> Health:
         """As `Client.ready`."""
-        return await self._run(self._exchanger.once()(calls.ready()))
+        return await self._probe("/readyz")
 
     async def metrics(self) -> str:
         """As `Client.metrics`."""
-        return await self._call(calls.metrics())
+        return await self._call(operations.metrics())
 
     async def _call(self, call: Call[T]) -> T:
-        return await self._run(self._exchanger(call))
+        return await self._transport.run(self._exchanger(call))
 
-    async def _run(self, exchange: Exchange[T]) -> T:
-        return await adrive(exchange, self._wire)
+    async def _probe(self, path: str) -> Health:
+        exchange = Exchanger(self._exchanger.url, ONCE)(operations.probe(path))
+        return await self._transport.run(exchange)
 
     async def _classified(
         self,
-        portions: AsyncIterator[Portion],
+        inputs: Iterable[Text] | AsyncIterable[Text],
         adapter: str | None,
         options: Options,
-        *,
+        per_request: int,
         in_flight: int,
     ) -> AsyncGenerator[Result, None]:
         patient: Options = {"timeout_ms": TIMEOUT_MS, **options}
 
-        async def ask(portion: Portion) -> Answer:
+        async def predict(chunk: Chunk) -> Answer:
             try:
-                return await self._call(calls.predict(portion.inputs, adapter, patient))
+                return await self._call(operations.predict(chunk.inputs, adapter, patient))
             except Refused as error:
-                raise counted_on(error, portion.first) from None
+                raise renumbered(error, chunk.first) from None
 
-        waiting: deque[asyncio.Task[Answer]] = deque()
+        pending: deque[asyncio.Task[Answer]] = deque()
         try:
-            async for portion in portions:
-                waiting.append(asyncio.create_task(ask(portion)))
-                while waiting and (len(waiting) == in_flight or waiting[0].done()):
-                    for result in await waiting.popleft():
+            async for chunk in achunks_of(inputs, per_request=per_request):
+                pending.append(asyncio.create_task(predict(chunk)))
+                while pending and (len(pending) == in_flight or pending[0].done()):
+                    for result in await pending.popleft():
                         yield result
-            while waiting:
-                for result in await waiting.popleft():
+            while pending:
+                for result in await pending.popleft():
                     yield result
         finally:
-            for task in waiting:
+            for task in pending:
                 task.cancel()
-            await asyncio.gather(*waiting, return_exceptions=True)
+            await asyncio.gather(*pending, return_exceptions=True)

@@ -1,32 +1,37 @@
-"""What a call can fail with. Knows no HTTP library.
+"""The errors of a call.
 
 ClientError
-|-- InvalidCall             cannot be sent: an address, key, name or number that is none
+|-- InvalidCall             nothing was sent: an unusable address, key, name or number
 |-- Closed                  the client was closed
 |-- Unreachable             no connection, or it broke, or no answer came in time
-|-- UnexpectedAnswer        an answer, but not as this service gives them
+|-- UnexpectedAnswer        not an answer of this service, or not a complete one
 `-- Refused                 the service's own error: status, type, message, details, request_id
     |-- Rejected            4xx: the same call would be refused again
-    |   |-- NotAllowed      401, 403: no key, an unknown one, or one that may not do this
+    |   |-- NotAllowed      401, 403: no key, an unknown one, or one without this permission
     |   |-- NotFound        404: no such adapter or revision; `details` names those that exist
     |   `-- Conflict        412: a condition does not hold
     |-- Busy                429, 503: not now; `retry_after` says when, if the service did
-    `-- Failed              5xx: the service could not do it, or (504) not in time
+    `-- Failed              5xx: the service failed, or (504) was not in time
 """
 
 from collections.abc import Sequence
 
+_HINTS = {401: "give --api-key", 403: "give an --api-key that may change adapters"}
+# A 404 of the service's own has another type.
+_ELSEWHERE = ("", "not_found", "method_not_allowed")
+_SHOWN_DETAILS = 20
+
 
 class ClientError(Exception):
-    """Base of everything that a call fails with."""
+    """Base of every error of a call."""
 
 
 class InvalidCall(ClientError, ValueError):
-    """Nothing was sent: what was asked for cannot be."""
+    """Nothing was sent: an argument cannot be used."""
 
 
 class Closed(ClientError):
-    """The client was closed; make another."""
+    """The client was closed and cannot be used again."""
 
 
 class Unreachable(ClientError):
@@ -34,14 +39,14 @@ class Unreachable(ClientError):
 
 
 class UnexpectedAnswer(ClientError):
-    """Something answered that is not this service, or not whole."""
+    """The answer is not one of this service's, or not complete."""
 
 
 class Refused(ClientError):
     """The service answered with an error.
 
-    type: for programs; "" when whatever answered has none. request_id: what the service's log has
-    it under.
+    type: for programs; "" if it came from another server, such as a proxy. request_id: finds the
+    request in the service's log.
     """
 
     def __init__(
@@ -72,7 +77,7 @@ class Rejected(Refused):
 
 
 class NotAllowed(Rejected):
-    """No key was given, an unknown one, or one that may not do this."""
+    """No key was given, or an unknown one, or one without this permission."""
 
 
 class NotFound(Rejected):
@@ -88,11 +93,11 @@ class Busy(Refused):
 
 
 class Failed(Refused):
-    """The service could not do it, or not within `timeout_ms`."""
+    """The service failed, or did not answer within `timeout_ms`."""
 
 
 def refusal_of(status: int) -> type[Refused]:
-    """The class of an answer with this status."""
+    """The class of the error with this status."""
     match status:
         case 401 | 403:
             return NotAllowed
@@ -104,3 +109,16 @@ def refusal_of(status: int) -> type[Refused]:
             return Busy
         case _:
             return Rejected if status < 500 else Failed
+
+
+def describe(error: ClientError) -> str:
+    """An error as one line for the user of a command: message, further details, and a hint."""
+    if not isinstance(error, Refused):
+        return str(error)
+    details = [detail for detail in error.details if detail not in error.message]
+    parts = [str(error), *details[:_SHOWN_DETAILS]]
+    if hint := _HINTS.get(error.status):
+        parts.append(hint)
+    elif error.status < 500 and error.type in _ELSEWHERE:
+        parts.append("is this the service's address?")
+    return "; ".join(parts)

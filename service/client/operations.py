@@ -1,18 +1,18 @@
-"""What each method of the clients sends, and how its answer is read. Does no input or output.
+"""What each method of the clients sends, and how its answer is read.
 
-Names and numbers that cannot be sent are refused here, before anything is.
+Names and numbers that the service cannot accept are refused here, before anything is sent.
 """
 
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from service.client.errors import InvalidCall, UnexpectedAnswer
-from service.client.retrying import Call, Exchange, Exchanger, Reply, Request
+from service.client.retry import Call, Exchange, Exchanger, Reply, Request
 from service.client.types import (
     AdapterDetail,
     AdapterFile,
@@ -38,54 +38,49 @@ _JSON = {"content-type": "application/json"}
 
 
 def predict(inputs: Text | Sequence[Text], adapter: str | None, options: Options) -> Call[Answer]:
-    """One request of one input or several."""
-    listed = [inputs] if isinstance(inputs, (str, Input)) else list(inputs)
-    for index, item in enumerate(listed):
-        if not isinstance(item, (str, Input)):
-            raise InvalidCall(f"inputs.{index}: {type(item).__name__}, expected str or Input")
-    body = PredictBody(
-        inputs if isinstance(inputs, (str, Input)) else listed,
-        adapter,
-        top_k=options.get("top_k"),
-        truncate=options.get("truncate"),
-        explain=options.get("explain"),
-        timeout_ms=options.get("timeout_ms"),
-    )
+    """One request with one input or several."""
+    single = isinstance(inputs, (str, Input))
+    texts = [inputs] if isinstance(inputs, (str, Input)) else list(inputs)
+    for index, text in enumerate(texts):
+        if not isinstance(text, (str, Input)):
+            raise InvalidCall(f"inputs.{index}: {type(text).__name__}, expected str or Input")
+    settings: dict[str, Any] = {**options}
+    headers = _JSON | _request_id(settings.pop("request_id", None))
+    body = PredictBody(texts[0] if single else texts, adapter, **settings)
     request = Request(
         "POST",
         "/v1/predict",
-        headers=_JSON | _request_id(options.get("request_id")),
+        headers=headers,
         body=_json(body),
         seconds=(body.timeout_ms or 0) / 1000,
     )
 
     def decode(reply: Reply) -> Answer:
         answer = msgspec.json.decode(reply.body, type=Answer)
-        if len(answer) != len(listed):
-            raise UnexpectedAnswer(f"{len(answer)} results for {len(listed)} inputs")
+        if len(answer) != len(texts):
+            raise UnexpectedAnswer(f"{len(answer)} results for {len(texts)} inputs")
         return answer
 
     return Call(request, decode)
 
 
 def adapters(exchanger: Exchanger) -> Exchange[list[AdapterSummary]]:
-    """Every page of the list."""
-    found: list[AdapterSummary] = []
+    """All pages of the list."""
+    adapters: list[AdapterSummary] = []
     cursor: str | None = None
     while True:
         params = {"limit": str(PAGE)} | ({} if cursor is None else {"cursor": cursor})
         page = yield from exchanger(_get("/v1/adapters", AdapterPage, params))
-        found += page.adapters
-        following = page.next_cursor
-        if following is None:
-            return found
-        if cursor is not None and following <= cursor:
+        adapters += page.adapters
+        if page.next_cursor is None:
+            return adapters
+        if cursor is not None and page.next_cursor <= cursor:
             raise UnexpectedAnswer(f"{exchanger.url}: the list goes back from {cursor}")
-        cursor = following
+        cursor = page.next_cursor
 
 
 def show(name: str) -> Call[AdapterDetail]:
-    return _get(_place(name), AdapterDetail)
+    return _get(_path(name), AdapterDetail)
 
 
 def upload(
@@ -100,14 +95,16 @@ def upload(
     headers = {"content-type": "application/octet-stream"} | conditions
 
     def decode(reply: Reply) -> Published:
-        made = msgspec.json.decode(reply.body, type=Published)
-        if made.revision != hashlib.sha256(data).hexdigest():
-            raise UnexpectedAnswer(f"published is revision {made.revision}, not this file's")
-        return made
+        published = msgspec.json.decode(reply.body, type=Published)
+        if published.revision != hashlib.sha256(data).hexdigest():
+            raise UnexpectedAnswer(
+                f"the service published revision {published.revision}, not this file's"
+            )
+        return published
 
-    # A revision is its content's hash: sent twice it is the same. But the second time a condition
-    # would meet what the first left behind.
-    request = Request("PUT", _place(name), headers=headers, body=data)
+    # A revision is the hash of its content, so a second upload changes nothing. With a condition it
+    # would fail: the first upload has changed what the condition is about.
+    request = Request("PUT", _path(name), headers=headers, body=data)
     return Call(request, decode, repeatable=not conditions)
 
 
@@ -115,38 +112,34 @@ def download(name: str, revision: str | None) -> Call[AdapterFile]:
     params = {} if revision is None else {"revision": _revision(revision)}
 
     def decode(reply: Reply) -> AdapterFile:
-        found = hashlib.sha256(reply.body).hexdigest()
-        if reply.headers.get("etag", "").strip('"') != found:
+        sha256 = hashlib.sha256(reply.body).hexdigest()
+        if reply.headers.get("etag", "").strip('"') != sha256:
             raise UnexpectedAnswer(f"the file of adapter {name} did not arrive as it was sent")
-        return AdapterFile(found, reply.body)
+        return AdapterFile(sha256, reply.body)
 
-    return Call(Request("GET", f"{_place(name)}/file", params), decode)
+    return Call(Request("GET", f"{_path(name)}/file", params), decode)
 
 
 def rollback(name: str, revision: str | None, *, if_match: str | None) -> Call[Published]:
     conditions = _conditions(if_match, None)
     request = Request(
         "POST",
-        f"{_place(name)}/rollback",
+        f"{_path(name)}/rollback",
         headers=_JSON | conditions,
         body=_json(RollbackBody(None if revision is None else _revision(revision))),
     )
-    # "The previous one" is another one the second time.
-    return Call(request, _reader(Published), repeatable=revision is not None and not conditions)
+    # The second time, "the previous revision" is another one.
+    return Call(request, _decoder(Published), repeatable=revision is not None and not conditions)
 
 
 def delete(name: str, *, if_match: str | None) -> Call[None]:
-    request = Request("DELETE", _place(name), headers=_conditions(if_match, None))
-    # A second time it could meet what somebody has published since.
+    request = Request("DELETE", _path(name), headers=_conditions(if_match, None))
+    # A second request could delete what someone has published since.
     return Call(request, lambda _: None, repeatable=False)
 
 
-def health() -> Call[Health]:
-    return Call(Request("GET", "/healthz"), _reader(Health), accepted=frozenset({503}))
-
-
-def ready() -> Call[Health]:
-    return Call(Request("GET", "/readyz"), _reader(Health), accepted=frozenset({503}))
+def probe(path: str) -> Call[Health]:
+    return Call(Request("GET", path), _decoder(Health), accepted=frozenset({503}))
 
 
 def metrics() -> Call[str]:
@@ -154,14 +147,14 @@ def metrics() -> Call[str]:
 
 
 def _get(path: str, shape: type[T], params: Mapping[str, str] | None = None) -> Call[T]:
-    return Call(Request("GET", path, params or {}), _reader(shape))
+    return Call(Request("GET", path, params or {}), _decoder(shape))
 
 
-def _reader(shape: type[T]) -> Callable[[Reply], T]:
+def _decoder(shape: type[T]) -> Callable[[Reply], T]:
     return lambda reply: msgspec.json.decode(reply.body, type=shape)
 
 
-def _place(name: str) -> str:
+def _path(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise InvalidCall(
             f"adapter name {name!r}: expected 1 to 64 of a-z 0-9 . _ -, a letter or digit first"
@@ -171,15 +164,15 @@ def _place(name: str) -> str:
 
 def _revision(revision: str) -> str:
     if not _REVISION.fullmatch(revision):
-        raise InvalidCall(f"revision {revision!r}: expected the first of 64 of 0-9 a-f")
+        raise InvalidCall(f"revision {revision!r}: expected 1 to 64 of 0-9 a-f")
     return revision
 
 
 def _conditions(if_match: str | None, if_none_match: str | None) -> dict[str, str]:
-    given = {"if-match": if_match, "if-none-match": if_none_match}
+    conditions = {"if-match": if_match, "if-none-match": if_none_match}
     return {
         header: value if value == "*" else f'"{_revision(value)}"'
-        for header, value in given.items()
+        for header, value in conditions.items()
         if value is not None
     }
 
@@ -196,4 +189,4 @@ def _json(content: msgspec.Struct) -> bytes:
     try:
         return msgspec.json.encode(content)
     except (UnicodeEncodeError, msgspec.MsgspecError, TypeError) as error:
-        raise InvalidCall(f"this is no JSON in UTF-8: {error}") from None
+        raise InvalidCall(f"cannot be sent as JSON: {error}") from None

@@ -1,29 +1,27 @@
-"""The client that blocks. Its awaited twin is `service.client.aio`; both drive exchanges."""
+"""The blocking client. `service.client.aio` has its awaitable twin."""
 
 import threading
-import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from types import TracebackType
 from typing import Self, TypeVar, Unpack
 
 import httpx
 
-from service.client import operations as calls
-from service.client.batching import (
+from service.client import operations
+from service.client.batch import (
     IN_FLIGHT,
     PER_REQUEST,
     TIMEOUT_MS,
-    Portion,
+    Chunk,
     check_sizes,
-    counted_on,
-    portions_of,
+    chunks_of,
+    renumbered,
 )
 from service.client.errors import Closed, Refused
-from service.client.retrying import Call, Exchange, Exchanger, Retries
-from service.client.transport import Address, BlockingWire, Hooks, drive
+from service.client.retry import ONCE, Call, Exchanger, Retries
+from service.client.transport import Address, BlockingTransport, Hooks
 from service.client.types import (
     AdapterDetail,
     AdapterFile,
@@ -40,21 +38,21 @@ T = TypeVar("T")
 
 
 class Client:
-    """One service, by any number of threads. Close it, or use it as a context manager.
+    """A client of one service, for any number of threads. Close it, or use it in a `with` block.
 
     Args:
         url: where the service's paths begin: `http://host:8000`.
         api_key: sent with every request.
-        seconds: until an answer must have begun, beside a prediction's own `timeout_ms`.
-        connections: requests at a time; more wait for one to be answered.
-        retries: what is repeated, and for how long. Of what may have had its effect only that which
-            may have it twice: reading, predicting, uploads without a condition, rollbacks to a
-            named revision.
+        seconds: until an answer must have begun, in addition to a prediction's own `timeout_ms`.
+        connections: requests at a time; others wait.
+        retries: how often and how long failed requests are repeated. A request that may have had
+            its effect is repeated only if doing it twice is harmless: reading, predicting, uploads
+            without a condition, rollbacks to a named revision.
         headers: sent with every request.
-        event_hooks, transport: httpx's own: hooks see every attempt, and may add an X-Request-ID.
+        event_hooks, transport: httpx's own. Hooks see every attempt and may add an X-Request-ID.
 
     Raises:
-        InvalidCall: no such address, key or number can be.
+        InvalidCall: an address, key or number that cannot be used.
     """
 
     def __init__(
@@ -71,23 +69,18 @@ class Client:
     ) -> None:
         address = Address(url, api_key, headers or {}, seconds, connections)
         self._connections = connections
-        self._wire = BlockingWire(address, event_hooks=event_hooks, transport=transport)
+        self._transport = BlockingTransport(address, event_hooks, transport)
         self._exchanger = Exchanger(url, retries or Retries())
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Close all connections; calls raise Closed from now on. Closing twice is fine."""
-        self._wire.close()
+        """Close all connections; calls raise Closed from now on. Closing twice is harmless."""
+        self._transport.close()
 
     def predict(
         self,
@@ -98,9 +91,9 @@ class Client:
         """Classify one text or pair, or a list of them, in one request: all are answered or none.
 
         Raises:
-            ClientError: whichever of its tree.
+            ClientError: any of its tree, as from every method.
         """
-        return self._call(calls.predict(inputs, adapter, options))
+        return self._call(operations.predict(inputs, adapter, options))
 
     def classify(
         self,
@@ -111,32 +104,27 @@ class Client:
         in_flight: int = IN_FLIGHT,
         **options: Unpack[Options],
     ) -> Generator[Result, None, None]:
-        """Classify any number of inputs, several requests at a time; results come in their order.
+        """Classify any number of inputs, several requests at a time; results keep their order.
 
-        No more inputs are held than `in_flight` requests have. Answers that are there are given out
-        before the next input is asked for. In errors, `inputs.N` counts from the first of all.
-        Without `timeout_ms` a request has ten minutes.
+        Holds no more inputs than `in_flight` requests have, and yields the results that have
+        arrived before it reads another input. Without `timeout_ms` a request has ten minutes.
 
         Raises:
-            ClientError: whichever of its tree, when the results before it have been given out.
+            ClientError: after all earlier results have been yielded; its `inputs.N` counts from the
+                first input of the call.
         """
         check_sizes(
-            inputs,
-            per_request=per_request,
-            in_flight=in_flight,
-            connections=self._connections,
+            inputs, per_request=per_request, in_flight=in_flight, connections=self._connections
         )
-        return self._classified(
-            portions_of(inputs, per_request=per_request), adapter, options, in_flight=in_flight
-        )
+        return self._classified(inputs, adapter, options, per_request, in_flight)
 
     def adapters(self) -> list[AdapterSummary]:
         """All adapters by name."""
-        return self._run(calls.adapters(self._exchanger))
+        return self._transport.run(operations.adapters(self._exchanger))
 
     def adapter(self, name: str) -> AdapterDetail:
         """One adapter: its spec, its revisions, and whether it can be served."""
-        return self._call(calls.show(name))
+        return self._call(operations.show(name))
 
     def upload(
         self,
@@ -146,87 +134,94 @@ class Client:
         if_match: str | None = None,
         if_none_match: str | None = None,
     ) -> Published:
-        """Publish an adapter file, its bytes or its path, under a name.
+        """Publish an adapter file, given as bytes or as a path, under a name.
 
         Args:
-            if_match: only over this revision; "*": only if the name exists.
-            if_none_match: only over another revision than this; "*": only if the name is new.
+            if_match: only if this is the current revision; "*": only if the name exists.
+            if_none_match: only if this is not the current revision; "*": only if the name is new.
 
         Raises:
             OSError: the file cannot be read.
             Conflict: a condition does not hold.
-            ClientError: whichever else of its tree.
         """
-        return self._call(calls.upload(name, file, if_match=if_match, if_none_match=if_none_match))
+        return self._call(
+            operations.upload(name, file, if_match=if_match, if_none_match=if_none_match)
+        )
 
     def download(self, name: str, revision: str | None = None) -> AdapterFile:
-        """An adapter's file: the current revision, or the one that begins like this."""
-        return self._call(calls.download(name, revision))
+        """An adapter's file: the current revision, or the one that begins with these characters."""
+        return self._call(operations.download(name, revision))
 
     def rollback(
         self, name: str, revision: str | None = None, *, if_match: str | None = None
     ) -> Published:
-        """Serve the previous revision again, or the one that begins like this."""
-        return self._call(calls.rollback(name, revision, if_match=if_match))
+        """Serve the previous revision again, or the one that begins with these characters."""
+        return self._call(operations.rollback(name, revision, if_match=if_match))
 
     def delete(self, name: str, *, if_match: str | None = None) -> None:
-        """Forget a name and all its revisions."""
-        self._call(calls.delete(name, if_match=if_match))
+        """Delete an adapter and all its revisions."""
+        self._call(operations.delete(name, if_match=if_match))
 
     def health(self) -> Health:
-        """Whether the service can do its work; asked once."""
-        return self._run(self._exchanger.once()(calls.health()))
+        """Whether the service works; sent once."""
+        return self._probe("/healthz")
 
     def ready(self) -> Health:
-        """Whether requests should be sent now, and why not; asked once."""
-        return self._run(self._exchanger.once()(calls.ready()))
+        """Whether the service accepts requests now, and why not; sent once."""
+        return self._probe("/readyz")
 
     def metrics(self) -> str:
-        """Everything measured, in Prometheus' text format."""
-        return self._call(calls.metrics())
+        """All metrics, in Prometheus' text format."""
+        return self._call(operations.metrics())
 
     def _call(self, call: Call[T]) -> T:
-        return self._run(self._exchanger(call))
+        return self._transport.run(self._exchanger(call))
 
-    def _run(self, exchange: Exchange[T], pause: Callable[[float], object] = time.sleep) -> T:
-        return drive(exchange, self._wire, pause)
+    def _probe(self, path: str) -> Health:
+        exchange = Exchanger(self._exchanger.url, ONCE)(operations.probe(path))
+        return self._transport.run(exchange)
 
     def _classified(
-        self, portions: Iterator[Portion], adapter: str | None, options: Options, *, in_flight: int
+        self,
+        inputs: Iterable[Text],
+        adapter: str | None,
+        options: Options,
+        per_request: int,
+        in_flight: int,
     ) -> Generator[Result, None, None]:
         patient: Options = {"timeout_ms": TIMEOUT_MS, **options}
-        left = threading.Event()
+        stopped = threading.Event()
 
         def pause(seconds: float) -> None:
-            if left.wait(seconds):
-                raise Closed("nobody waits for this answer any more")
+            if stopped.wait(seconds):
+                raise Closed("the caller stopped before this answer came")
 
-        def ask(portion: Portion) -> Answer:
+        def predict(chunk: Chunk) -> Answer:
             try:
-                call = calls.predict(portion.inputs, adapter, patient)
-                return self._run(self._exchanger(call), pause)
+                call = operations.predict(chunk.inputs, adapter, patient)
+                return self._transport.run(self._exchanger(call), pause)
             except Refused as error:
-                raise counted_on(error, portion.first) from None
+                raise renumbered(error, chunk.first) from None
 
-        waiting: deque[Future[Answer]] = deque()
+        pending: deque[Future[Answer]] = deque()
         try:
-            for portion in portions:
-                waiting.append(_in_thread(ask, portion))
-                while waiting and (len(waiting) == in_flight or waiting[0].done()):
-                    yield from waiting.popleft().result()
-            while waiting:
-                yield from waiting.popleft().result()
+            for chunk in chunks_of(inputs, per_request=per_request):
+                pending.append(_in_thread(predict, chunk))
+                while pending and (len(pending) == in_flight or pending[0].done()):
+                    yield from pending.popleft().result()
+            while pending:
+                yield from pending.popleft().result()
         finally:
-            left.set()
+            stopped.set()
 
 
-def _in_thread(work: Callable[[Portion], T], portion: Portion) -> "Future[T]":
-    """In a thread of its own, which nobody waits for at the end: a request cannot be broken off."""
+def _in_thread(work: Callable[[Chunk], T], chunk: Chunk) -> "Future[T]":
+    """Start a daemon thread: a request cannot be cancelled, and must not delay the exit."""
     future: Future[T] = Future()
 
     def run() -> None:
         try:
-            future.set_result(work(portion))
+            future.set_result(work(chunk))
         except BaseException as error:
             future.set_exception(error)
 

@@ -1,6 +1,6 @@
-"""What crosses between client and service, typed and frozen. Knows no HTTP.
+"""The types of requests and answers, all frozen.
 
-Answers may gain fields: those that are not known here are left out.
+Answers of a later service may have more fields; they are ignored.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,9 +10,9 @@ import msgspec
 
 
 class Input(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One text or pair of texts. adapter: instead of the request's; `name` or `name@revision`.
+    """One text or pair of texts. id: returned with the answer.
 
-    id: returned with the answer.
+    adapter: replaces the request's; `name` or `name@revision`.
     """
 
     text: str
@@ -25,11 +25,11 @@ Text: TypeAlias = str | Input
 
 
 class Options(TypedDict, total=False):
-    """What may be said of a prediction; what is not said is the service's default.
+    """Options of a prediction; the service has a default for each.
 
     top_k: how many labels `scores` holds. truncate: False refuses a text that is longer than its
-    adapter reads. explain: what share of its prompt came from each token. timeout_ms: answer by
-    then or fail. request_id: for both logs, 1 to 128 of `A-Za-z0-9._:-`.
+    adapter reads. explain: return each token's share of the prompt. timeout_ms: answer within this
+    time or fail. request_id: 1 to 128 of `A-Za-z0-9._:-`, for the logs of both sides.
     """
 
     top_k: int
@@ -45,16 +45,16 @@ class Score(msgspec.Struct, frozen=True):
 
 
 class TokenWeight(msgspec.Struct, frozen=True):
-    """What share of the prompt came from this token; those of a text sum to one."""
+    """A token's share of the prompt; the shares of a text add up to one."""
 
     token: str
     weight: float
 
 
 class Result(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The answer for one input. scores: best first. tokens: that were read.
+    """The answer for one input. scores: best first. tokens: how many were read.
 
-    truncated: the text was cut to what its adapter reads. explanation: only with `explain`.
+    truncated: the text was longer than its adapter reads. explanation: only with `explain`.
     """
 
     id: str | None
@@ -92,12 +92,16 @@ class Answer(msgspec.Struct, frozen=True):
         return iter(self.results)
 
 
+# The service's OpenAPI page is made from this definition as well.
+AdapterState: TypeAlias = Literal["ready", "incompatible", "damaged", "unloaded"]
+
+
 class AdapterSummary(msgspec.Struct, frozen=True):
-    """One adapter as the list has it. reason: why it is not ready. size: bytes of its file."""
+    """One adapter of the list. reason: why it is not ready. size: of its file, in bytes."""
 
     name: str
     revision: str | None
-    state: Literal["ready", "incompatible", "damaged"]
+    state: AdapterState
     reason: str | None
     labels: tuple[str, ...]
     method: str | None
@@ -115,16 +119,16 @@ class AdapterDetail(AdapterSummary, frozen=True):
 
 
 class AdapterPage(msgspec.Struct, frozen=True):
-    """One page of the list; next_cursor: None on the last."""
+    """One page of the list. next_cursor: None on the last page."""
 
     adapters: tuple[AdapterSummary, ...]
     next_cursor: str | None
 
 
 class Published(msgspec.Struct, frozen=True):
-    """What an upload or a rollback left behind.
+    """The result of an upload or a rollback.
 
-    created: the name is new. changed: False: these bytes were served already.
+    created: the name is new. changed: False if this revision was served already.
     """
 
     name: str
@@ -139,14 +143,14 @@ class Published(msgspec.Struct, frozen=True):
 
 
 class AdapterFile(msgspec.Struct, frozen=True):
-    """A downloaded file; revision: its sha256, which was checked."""
+    """A downloaded file. revision: its sha256, which was checked."""
 
     revision: str
     data: bytes
 
 
 class Health(msgspec.Struct, frozen=True):
-    """What a probe is told. reason: one sentence whenever the service is not ready."""
+    """The answer of a probe. reason: one sentence, if the service is not ready."""
 
     status: Literal["ok", "unavailable"]
     reason: str | None

@@ -1,33 +1,5 @@
-"""The commands of `python -m service`, one module each: `HELP`, `add_arguments` and `run`.
+"""The commands of `python -m service`; each is a `cli.shell.Command`. Only `main` imports them.
 
-They are clients of a running service, by `service.client`, or print tables. What takes long to
-import is imported in `run`: serving goes through none of it.
+They are clients of a running service, through `service.client`, or print tables. Start with
+`predict`. What takes long to import is imported inside `run`: flags are checked without it.
 """
-
-from argparse import ArgumentParser, Namespace
-from typing import Protocol
-
-
-class Command(Protocol):
-    """What a module of this package is."""
-
-    @property
-    def HELP(self) -> str:  # noqa: N802  # a module's constant
-        """One line, for the list of commands."""
-
-    def add_arguments(self, parser: ArgumentParser) -> None:
-        """Declare the flags."""
-
-    def run(self, arguments: Namespace) -> int:
-        """
-        Returns:
-            the process's exit code.
-
-        Raises:
-            CommandFailed, ClientError, OSError: what the person at the terminal can put right.
-        """
-
-
-class CommandFailed(Exception):
-    """The command cannot be run like this, or ends here; the message is the one line that says
-    why."""

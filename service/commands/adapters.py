@@ -2,78 +2,84 @@
 
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from service.commands import CommandFailed
+import msgspec
+
+from cli.shell import Command, CommandFailed
+from service.client import AdapterDetail, AdapterSummary, Published
 from service.commands.flags import add_service, client_of
 
 if TYPE_CHECKING:
-    from service.client import AdapterDetail, AdapterSummary, Client, Published
+    from service.client import Client
 
-HELP = "list, show, upload, download, roll back, delete adapters"
 SUFFIX = ".safetensors"
 _SHORT = 12
 _PIPE_WIDTH = 4096
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
 
-    def action(name: str, help: str) -> ArgumentParser:
-        added: ArgumentParser = actions.add_parser(name, help=help, allow_abbrev=False)
-        add_service(added)
-        return added
+    def add(
+        name: str, help: str, work: "Callable[[Client, Namespace], None]", *, json: bool = True
+    ) -> ArgumentParser:
+        action: ArgumentParser = actions.add_parser(name, help=help)
+        add_service(action)
+        action.set_defaults(work=work)
+        if json:
+            action.add_argument("--json", action="store_true", help="print the service's answer")
+        return action
 
-    def answering(name: str, help: str) -> ArgumentParser:
-        added = action(name, help)
-        added.add_argument("--json", action="store_true", help="as the service says it")
-        return added
-
-    answering("list", "all of them")
-    answering("show", "one, with its revisions").add_argument("name")
-    upload = answering("upload", "publish a file")
+    add("list", "all adapters", _list)
+    add("show", "one adapter, with its revisions", _show).add_argument("name")
+    upload = add("upload", "publish a file", _upload)
     upload.add_argument("file", type=Path, metavar="FILE")
     upload.add_argument("--name", help=f"to serve it under; default: FILE's, without {SUFFIX}")
     conditions = upload.add_mutually_exclusive_group()
-    conditions.add_argument("--if-match", metavar="REVISION", help="only over this one; * is any")
+    conditions.add_argument(
+        "--if-match", metavar="REVISION", help="only if this one is served; *: any"
+    )
     conditions.add_argument("--new", action="store_true", help="only if the name is new")
-    download = action("download", "save a file")
+    download = add("download", "save a file", _download, json=False)
     download.add_argument("name")
     download.add_argument("--revision", metavar="R", help="its first characters")
     download.add_argument("--output", type=Path, metavar="F", help=f"default: NAME{SUFFIX}")
-    rollback = answering("rollback", "serve an earlier revision again")
+    rollback = add("rollback", "serve an earlier revision again", _rollback)
     rollback.add_argument("name")
     rollback.add_argument("--revision", metavar="R", help="its first characters; default: previous")
     rollback.add_argument("--if-match", metavar="REVISION", help="only if this one is served")
-    delete = action("delete", "forget a name and all its revisions")
+    delete = add("delete", "delete an adapter and all its revisions", _delete, json=False)
     delete.add_argument("name")
     delete.add_argument("--if-match", metavar="REVISION", help="only if this one is served")
 
 
 def run(arguments: Namespace) -> int:
     with client_of(arguments) as client:
-        _ACTIONS[arguments.action](client, arguments)
+        arguments.work(client, arguments)
     return 0
 
 
+COMMAND = Command("list, show, upload, download, roll back, delete adapters", run, add_arguments)
+
+
 def _list(client: "Client", arguments: Namespace) -> None:
-    found = client.adapters()
+    adapters = client.adapters()
     if arguments.json:
-        _write_json(found)
+        _print_json(adapters)
     else:
-        _show_table(found)
+        _print_table(adapters)
 
 
 def _show(client: "Client", arguments: Namespace) -> None:
-    found = client.adapter(arguments.name)
+    adapter = client.adapter(arguments.name)
     if arguments.json:
-        _write_json(found)
+        _print_json(adapter)
     else:
-        for name, value in _described(found).items():
-            _say(f"{name:<14} {value}")
+        for name, value in _described(adapter).items():
+            _print(f"{name:<14} {value}")
 
 
 def _upload(client: "Client", arguments: Namespace) -> None:
@@ -81,16 +87,12 @@ def _upload(client: "Client", arguments: Namespace) -> None:
     try:
         data = arguments.file.read_bytes()
     except OSError as error:
-        raise CommandFailed(
-            f"{arguments.file}: cannot be read: {error.strerror or error}"
-        ) from None
-    made = client.upload(
-        name,
-        data,
-        if_match=arguments.if_match,
-        if_none_match="*" if arguments.new else None,
+        reason = error.strerror or error
+        raise CommandFailed(f"{arguments.file}: cannot be read: {reason}") from None
+    new = "*" if arguments.new else None
+    _print_published(
+        client.upload(name, data, if_match=arguments.if_match, if_none_match=new), arguments
     )
-    _tell(made, arguments)
 
 
 def _download(client: "Client", arguments: Namespace) -> None:
@@ -98,39 +100,26 @@ def _download(client: "Client", arguments: Namespace) -> None:
 
     path = arguments.output or Path(arguments.name + SUFFIX)
     if arguments.output is None and path.exists():
-        raise CommandFailed(f"{path} exists; --output {path} writes over it")
+        raise CommandFailed(f"{path} exists; --output {path} replaces it")
     file = client.download(arguments.name, arguments.revision)
     try:
         write_atomically(path, file.data)
     except OSError as error:
         raise CommandFailed(f"{path}: cannot be written: {error.strerror or error}") from None
-    _say(f"{path} {file.revision} {len(file.data)} bytes")
+    _print(f"{path} {file.revision} {len(file.data)} bytes")
 
 
 def _rollback(client: "Client", arguments: Namespace) -> None:
-    _tell(
-        client.rollback(arguments.name, arguments.revision, if_match=arguments.if_match), arguments
-    )
+    name, revision = arguments.name, arguments.revision
+    _print_published(client.rollback(name, revision, if_match=arguments.if_match), arguments)
 
 
 def _delete(client: "Client", arguments: Namespace) -> None:
     client.delete(arguments.name, if_match=arguments.if_match)
-    _say(f"{arguments.name} deleted")
+    _print(f"{arguments.name} deleted")
 
 
-_ACTIONS: Mapping[str, Callable[["Client", Namespace], None]] = MappingProxyType(
-    {
-        "list": _list,
-        "show": _show,
-        "upload": _upload,
-        "download": _download,
-        "rollback": _rollback,
-        "delete": _delete,
-    }
-)
-
-
-def _show_table(found: "list[AdapterSummary]") -> None:
+def _print_table(adapters: Sequence[AdapterSummary]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -138,40 +127,41 @@ def _show_table(found: "list[AdapterSummary]") -> None:
     table = Table(box=None, pad_edge=False)
     for heading in ("name", "state", "revision", "labels", "method", "backbone", "created", "size"):
         table.add_column(heading, justify="right" if heading in ("labels", "size") else "left")
-    for item in found:
+    for adapter in adapters:
         row = (
-            item.name,
-            item.state,
-            (item.revision or "-")[:_SHORT],
-            str(len(item.labels)),
-            item.method or "-",
-            item.backbone or "-",
-            (item.created or "-")[:10],
-            _size(item.size),
+            adapter.name,
+            adapter.state,
+            (adapter.revision or "-")[:_SHORT],
+            str(len(adapter.labels)),
+            adapter.method or "-",
+            adapter.backbone or "-",
+            (adapter.created or "-")[:10],
+            _size(adapter.size),
         )
         table.add_row(*(Text(cell, no_wrap=True) for cell in row))
-    # A pipe has no width: nothing may be cut there.
+    # A pipe has no width, and nothing may be cut there.
     width = None if sys.stdout.isatty() else _PIPE_WIDTH
     Console(file=sys.stdout, width=width).print(table)
-    for item in found:
-        if item.reason is not None:
-            _say(f"{item.name}: {item.reason}")
+    for adapter in adapters:
+        if adapter.reason is not None:
+            _print(f"{adapter.name}: {adapter.reason}")
 
 
-def _described(found: "AdapterDetail") -> dict[str, str]:
-    labels = ", ".join(found.labels[:20]) + (", ..." if len(found.labels) > 20 else "")
+def _described(adapter: AdapterDetail) -> dict[str, str]:
+    labels = ", ".join(adapter.labels[:20]) + (", ..." if len(adapter.labels) > 20 else "")
+    earlier = [revision for revision in adapter.revisions if revision != adapter.revision]
     described = {
-        "name": found.name,
-        "state": found.state,
-        "revision": found.revision or "-",
-        "reason": found.reason,
-        "labels": f"{len(found.labels)}: {labels}",
-        "method": found.method,
-        "backbone": found.backbone,
-        "prompt length": found.prompt_length,
-        "created": found.created,
-        "size": _size(found.size),
-        "earlier": ", ".join(item[:_SHORT] for item in found.revisions if item != found.revision),
+        "name": adapter.name,
+        "state": adapter.state,
+        "revision": adapter.revision or "-",
+        "reason": adapter.reason,
+        "labels": f"{len(adapter.labels)}: {labels}",
+        "method": adapter.method,
+        "backbone": adapter.backbone,
+        "prompt length": adapter.prompt_length,
+        "created": adapter.created,
+        "size": _size(adapter.size),
+        "earlier": ", ".join(revision[:_SHORT] for revision in earlier),
     }
     return {name: str(value) for name, value in described.items() if value not in (None, "")}
 
@@ -180,18 +170,16 @@ def _size(size: int | None) -> str:
     return "-" if size is None else f"{size / 2**20:,.1f} MiB"
 
 
-def _tell(made: "Published", arguments: Namespace) -> None:
+def _print_published(published: Published, arguments: Namespace) -> None:
     if arguments.json:
-        _write_json(made)
+        _print_json(published)
     else:
-        _say(f"{made.name} {made.revision} {made.outcome}")
+        _print(f"{published.name} {published.revision} {published.outcome}")
 
 
-def _write_json(content: object) -> None:
-    import msgspec
-
-    _say(msgspec.json.encode(content).decode())
+def _print_json(content: object) -> None:
+    _print(msgspec.json.encode(content).decode())
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     sys.stdout.write(f"{line}\n")

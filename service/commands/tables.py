@@ -1,17 +1,24 @@
-"""`python -m service settings`: README's table."""
+"""`python -m service settings` and `metrics`: the tables of the documentation."""
 
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 
-from service.settings import settings_table
-
-HELP = "print the table of settings"
+from cli.shell import Command
 
 
-def add_arguments(parser: ArgumentParser) -> None:  # it has none
-    pass
+def print_settings(_: Namespace) -> int:
+    from service.settings import settings_table
 
-
-def run(_: Namespace) -> int:
     sys.stdout.write(settings_table())
     return 0
+
+
+def print_metrics(_: Namespace) -> int:
+    from service.observability.metrics import metrics_table
+
+    sys.stdout.write(metrics_table())
+    return 0
+
+
+SETTINGS = Command("print the table of settings", print_settings)
+METRICS = Command("print the table of metrics", print_metrics)

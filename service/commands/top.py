@@ -1,4 +1,7 @@
-"""`python -m service top`: a running service as it works, from its /metrics and /readyz."""
+"""`python -m service top`: a live view of a running service, from its /metrics and /readyz.
+
+Two scrapes make a `Between`, a `Between` makes the panels, and rich draws the panels.
+"""
 
 import math
 import sys
@@ -9,31 +12,38 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
-from prometheus_client.parser import text_string_to_metric_families
-
-from service.commands import CommandFailed
+from cli.shell import Command, CommandFailed
+from service.client import ClientError
+from service.client.retry import ONCE
 from service.commands.flags import add_service, client_of, count, positive_seconds
-from service.http.middleware import OPEN_PATHS
+from service.http.open_paths import OPEN_PATHS
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from service.client import Client
 
-
-# --- merged from service.commands.scrape
-
 Labels: TypeAlias = frozenset[tuple[str, str]]
-_BUCKET = "_bucket"
 
-
-class NoMetrics(Exception):
-    """This is not Prometheus' text format."""
+# Until the first view, which needs two scrapes.
+_FIRST_SECONDS = 1.0
+# Columns of a view that is printed, not drawn on a terminal.
+_PRINTED_WIDTH = 160
+# Columns from which panels are drawn side by side.
+_WIDE = 100
+# Series of probes and pages, which are no part of the latency.
+_NOT_REQUESTS = frozenset(("route", path) for path in OPEN_PATHS)
+STAGES: Mapping[str, str] = {
+    "tokenize": "idspam_tokenize_seconds",
+    "queue": "idspam_queue_seconds",
+    "inference": "idspam_inference_seconds",
+}
+_SHOWN_LABELS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Scrape:
-    """seconds: when, on any clock that only moves on. series: values by name and labels."""
+    """All metrics at one time. seconds: on a monotonic clock. series: values by name and labels."""
 
     seconds: float
     series: Mapping[str, Mapping[Labels, float]]
@@ -46,7 +56,7 @@ class Scrape:
         return sum(self.series.get(name, {}).values())
 
     def labels(self, name: str) -> dict[str, str]:
-        """Those of a metric's first series that is not zero."""
+        """The labels of a metric's first series that is not zero."""
         for labels, value in self.series.get(name, {}).items():
             if value:
                 return dict(labels)
@@ -56,17 +66,19 @@ class Scrape:
 def parse(text: str, *, seconds: float) -> Scrape:
     """
     Raises:
-        NoMetrics: it cannot be read.
+        CommandFailed: these are not metrics of this service.
     """
+    from prometheus_client.parser import text_string_to_metric_families
+
     series: dict[str, dict[Labels, float]] = defaultdict(dict)
     try:
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
                 series[sample.name][frozenset(sample.labels.items())] = sample.value
     except (ValueError, KeyError, IndexError) as error:
-        raise NoMetrics(f"no metrics of this service: {error}") from None
+        raise CommandFailed(f"no metrics of this service: {error}") from None
     if not any(name.startswith("idspam_") for name in series):
-        raise NoMetrics("no metrics of this service")
+        raise CommandFailed("no metrics of this service")
     return Scrape(seconds, series)
 
 
@@ -82,7 +94,7 @@ class Between:
         return max(self.now.seconds - self.before.seconds, 1e-9)
 
     def increases(self, name: str) -> dict[Labels, float]:
-        """Of a counter, by its labels."""
+        """The increase of each series of a counter; one that was reset counts from zero."""
         old = self.before.series.get(name, {})
         return {
             labels: _increase(old.get(labels, 0.0), value)
@@ -90,31 +102,31 @@ class Between:
         }
 
     def rate(self, name: str) -> float:
-        """A second, over all labels."""
+        """Increase per second, over all labels."""
         return sum(self.increases(name).values()) / self.seconds
 
     def rates(self, name: str, label: str) -> dict[str, float]:
-        """A second, by one label."""
-        found = _by(label, self.increases(name).items())
-        return {key: value / self.seconds for key, value in found.items()}
+        """Increase per second, by one label."""
+        increases = _by(label, self.increases(name).items())
+        return {key: value / self.seconds for key, value in increases.items()}
 
     def mean(self, histogram: str) -> float:
-        """Of what was observed; NaN: nothing was."""
+        """The mean of the observations; NaN if there were none."""
         count = self.rate(f"{histogram}_count")
         return self.rate(f"{histogram}_sum") / count if count else math.nan
 
     def quantile(
         self, histogram: str, share: float, *, without: Collection[tuple[str, str]] = ()
     ) -> float:
-        """Of what was observed, between its bucket's bounds as if evenly spread; NaN: nothing was.
+        """A quantile of the observations, as if they were spread evenly within each bucket.
 
-        What is over the last bound counts as that bound.
+        NaN if there were none. Observations above the last finite bound count as that bound.
 
         Args:
-            without: series that have one of these labels are left out.
+            without: series with one of these labels are ignored.
         """
         counts: dict[float, float] = defaultdict(float)
-        for labels, value in self.increases(histogram + _BUCKET).items():
+        for labels, value in self.increases(f"{histogram}_bucket").items():
             if not labels.intersection(without):
                 counts[float(dict(labels)["le"])] += value
         return _quantile(sorted(counts.items()), share)
@@ -140,22 +152,10 @@ def _increase(before: float, now: float) -> float:
 
 
 def _by(label: str, items: Iterable[tuple[Labels, float]]) -> dict[str, float]:
-    found: dict[str, float] = defaultdict(float)
+    sums: dict[str, float] = defaultdict(float)
     for labels, value in items:
-        found[dict(labels).get(label, "")] += value
-    return dict(found)
-
-
-# --- merged from service.commands.panels
-
-# Probes and pages classify nothing.
-_ASIDE = frozenset(("route", path) for path in OPEN_PATHS)
-STAGES: Mapping[str, str] = {
-    "tokenize": "idspam_tokenize_seconds",
-    "queue": "idspam_queue_seconds",
-    "inference": "idspam_inference_seconds",
-}
-_SHOWN_LABELS = 4
+        sums[dict(labels).get(label, "")] += value
+    return dict(sums)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,11 +168,7 @@ class Panel:
 
 
 def panels_of(between: Between, *, adapters: int) -> list[Panel]:
-    """Everything, from traffic to processes.
-
-    Args:
-        adapters: how many of the busiest are shown.
-    """
+    """All panels. adapters: how many of the busiest are shown."""
     return [
         _traffic(between),
         _latency(between),
@@ -184,26 +180,23 @@ def panels_of(between: Between, *, adapters: int) -> list[Panel]:
 
 
 def running(between: Between) -> str:
-    """`0.5.0, all-MiniLM-L6-v2, cpu, bfloat16`, once the engine runs."""
-    found = between.now.labels("idspam_build_info")
-    return ", ".join(
-        found[key] for key in ("version", "backbone", "device", "dtype") if key in found
-    )
+    """`0.5.0, all-MiniLM-L6-v2, cpu, bfloat16`; "" before the engine runs."""
+    info = between.now.labels("idspam_build_info")
+    return ", ".join(info[key] for key in ("version", "backbone", "device", "dtype") if key in info)
 
 
 def _traffic(between: Between) -> Panel:
     outcomes = between.rates("idspam_requests_total", "outcome")
     errors = between.rates("idspam_request_errors_total", "type")
-    shown = {"requests": sum(outcomes.values()), "texts": _texts(between)}
-    shown |= {name: rate for name, rate in outcomes.items() if rate and name != "success"}
-    shown |= {f"error {name}": rate for name, rate in errors.items() if rate}
+    rates = {
+        "requests": sum(outcomes.values()),
+        "texts": between.rate("idspam_predictions_total"),
+    }
+    rates |= {name: rate for name, rate in outcomes.items() if rate and name != "success"}
+    rates |= {f"error {name}": rate for name, rate in errors.items() if rate}
     return Panel(
-        "traffic", ("", "a second"), [[name, number(rate)] for name, rate in shown.items()]
+        "traffic", ("", "a second"), [[name, number(rate)] for name, rate in rates.items()]
     )
-
-
-def _texts(between: Between) -> float:
-    return between.rate("idspam_predictions_total")
 
 
 def _latency(between: Between) -> Panel:
@@ -214,15 +207,16 @@ def _latency(between: Between) -> Panel:
 
 def _quantiles(between: Between, histogram: str) -> list[str]:
     return [
-        number(between.quantile(histogram, share, without=_ASIDE) * 1e3) for share in (0.5, 0.99)
+        number(between.quantile(histogram, share, without=_NOT_REQUESTS) * 1e3)
+        for share in (0.5, 0.99)
     ]
 
 
 def _batches(between: Between) -> Panel:
     rows = [["a second", number(between.rate("idspam_batch_rows_count"))]]
     rows += [
-        [f"{what} a batch", number(between.mean(f"idspam_batch_{what}"))]
-        for what in ("rows", "tokens", "adapters")
+        [f"{unit} a batch", number(between.mean(f"idspam_batch_{unit}"))]
+        for unit in ("rows", "tokens", "adapters")
     ]
     rows.append(["waiting tokens", number(between.now.total("idspam_waiting_tokens"))])
     return Panel("batches", ("", ""), rows)
@@ -230,15 +224,15 @@ def _batches(between: Between) -> Panel:
 
 def _tiers(between: Between) -> Panel:
     now = between.now
-    held, size = (now.values(f"idspam_tier_{what}", "tier") for what in ("adapters", "bytes"))
+    adapters, size = (now.values(f"idspam_tier_{unit}", "tier") for unit in ("adapters", "bytes"))
     loads, evictions = (
-        between.rates(f"idspam_adapter_{what}_total", "tier") for what in ("loads", "evictions")
+        between.rates(f"idspam_adapter_{event}_total", "tier") for event in ("loads", "evictions")
     )
-    # What is stored neither loads nor leaves.
+    # Stored adapters are neither loaded nor evicted.
     rows = [
         [
             tier,
-            number(held.get(tier, 0.0)),
+            number(adapters.get(tier, 0.0)),
             mebibytes(size.get(tier, 0.0)),
             number(loads.get(tier, math.nan)),
             number(evictions.get(tier, math.nan)),
@@ -251,9 +245,9 @@ def _tiers(between: Between) -> Panel:
 def _busiest(between: Between, adapters: int) -> Panel:
     by_adapter: dict[str, dict[str, float]] = defaultdict(dict)
     for labels, texts in between.increases("idspam_predictions_total").items():
-        of = dict(labels)
+        named = dict(labels)
         if texts:
-            by_adapter[of["adapter"]][of["label"]] = texts
+            by_adapter[named["adapter"]][named["label"]] = texts
     sums = {name: sum(labels.values()) for name, labels in by_adapter.items()}
     total = sum(sums.values())
     busiest = sorted(sums, key=lambda name: (-sums[name], name))[:adapters]
@@ -281,16 +275,16 @@ def _shares(labels: Mapping[str, float], total: float) -> str:
 
 
 def _processes(between: Between) -> Panel:
-    """Those behind a supervisor by their names, or the one that there is."""
-    held = between.now.values("idspam_process_resident_bytes", "process")
-    used = between.rates("idspam_process_cpu_seconds_total", "process")
-    if not held:
-        held = {"service": between.now.total("process_resident_memory_bytes")}
-        used = {"service": between.rate("process_cpu_seconds_total")}
+    """The processes of a supervisor by name, or the only one."""
+    resident = between.now.values("idspam_process_resident_bytes", "process")
+    cpu = between.rates("idspam_process_cpu_seconds_total", "process")
+    if not resident:
+        resident = {"service": between.now.total("process_resident_memory_bytes")}
+        cpu = {"service": between.rate("process_cpu_seconds_total")}
     restarts = between.now.values("idspam_process_restarts_total", "kind")
     rows = [
-        [name, mebibytes(size), percent(used.get(name, math.nan)), _restarts(name, restarts)]
-        for name, size in held.items()
+        [name, mebibytes(size), percent(cpu.get(name, math.nan)), _restarts(name, restarts)]
+        for name, size in resident.items()
     ]
     return Panel("processes", ("", "MiB", "of a core", "restarts of its kind"), rows)
 
@@ -317,17 +311,6 @@ def mebibytes(size: float) -> str:
     return f"{size / 2**20:,.1f}"
 
 
-# --- merged from service.commands.top
-
-HELP = "a live view of the service"
-# Until the first view: what is shown are rates, and nobody wants to wait for those.
-_FIRST_SECONDS = 1.0
-# Of a view that is printed where there is no terminal.
-_PRINTED_WIDTH = 160
-# Two panels side by side need so many columns.
-_WIDE = 100
-
-
 def add_arguments(parser: ArgumentParser) -> None:
     add_service(parser)
     parser.add_argument(
@@ -335,29 +318,34 @@ def add_arguments(parser: ArgumentParser) -> None:
         type=positive_seconds,
         default=2.0,
         metavar="S",
-        help="seconds between two looks; %(default)g",
+        help="seconds between two views; %(default)g",
     )
-    parser.add_argument("--once", action="store_true", help="print one view and end")
+    parser.add_argument("--once", action="store_true", help="print one view and exit")
     parser.add_argument(
-        "--adapters", type=count, default=10, metavar="N", help="of the busiest; %(default)s"
+        "--adapters",
+        type=count,
+        default=10,
+        metavar="N",
+        help="how many of the busiest; %(default)s",
     )
 
 
 def run(arguments: Namespace) -> int:
     from rich.console import Console
 
-    from service.client import Retries
-
     width = None if sys.stdout.isatty() else _PRINTED_WIDTH
     console = Console(file=sys.stdout, width=width)
     if not (arguments.once or console.is_terminal):
-        raise CommandFailed("standard output is no terminal: --once prints one view")
-    with client_of(arguments, retries=Retries(attempts=1)) as client:
+        raise CommandFailed("standard output is no terminal; --once prints one view")
+    with client_of(arguments, retries=ONCE) as client:
         if arguments.once:
             _once(client, arguments, console)
         else:
             _live(client, arguments, console)
     return 0
+
+
+COMMAND = Command("a live view of the service", run, add_arguments)
 
 
 def _once(client: "Client", arguments: Namespace, console: "Console") -> None:
@@ -367,14 +355,14 @@ def _once(client: "Client", arguments: Namespace, console: "Console") -> None:
 
 
 def _live(client: "Client", arguments: Namespace, console: "Console") -> None:
-    """Until Ctrl-C; a service that goes away is waited for."""
+    """Redraws until Ctrl-C, even while the service is unreachable."""
     from rich.live import Live
     from rich.text import Text
 
-    from service.client import ClientError
-
     before = _scrape(client)
-    with Live(Text("looking ..."), console=console, screen=True, auto_refresh=False) as live:
+    with Live(
+        Text("waiting for metrics ..."), console=console, screen=True, auto_refresh=False
+    ) as live:
         wait = min(_FIRST_SECONDS, arguments.interval)
         while True:
             live.refresh()
@@ -389,12 +377,7 @@ def _live(client: "Client", arguments: Namespace, console: "Console") -> None:
 
 
 def _scrape(client: "Client") -> "Scrape":
-    from service.commands.top import NoMetrics, parse
-
-    try:
-        return parse(client.metrics(), seconds=time.monotonic())
-    except NoMetrics as error:
-        raise CommandFailed(str(error)) from None
+    return parse(client.metrics(), seconds=time.monotonic())
 
 
 def _view(
@@ -404,20 +387,17 @@ def _view(
     from rich.console import Group
     from rich.text import Text
 
-    from service.commands.top import Between, panels_of, running
-
     between = Between(before, now)
     ready = client.ready()
     state = "ready" if ready.ok else f"not ready: {ready.reason}"
     head = Text(f"{arguments.url}: {state}; {running(between) or 'no engine'}", style="bold")
     panels = panels_of(between, adapters=arguments.adapters)
-    small, wide = panels[:3], panels[3:]
-    shown: list[RenderableType] = [_table(panel) for panel in small]
+    tables: list[RenderableType] = [_table(panel) for panel in panels]
     if width >= _WIDE:
-        shown = [Columns(shown, padding=(0, 4), equal=True)]
+        tables = [Columns(tables[:3], padding=(0, 4), equal=True), *tables[3:]]
     spaced: list[RenderableType] = [head]
-    for item in [*shown, *(_table(panel) for panel in wide)]:
-        spaced += [Text(), item]
+    for table in tables:
+        spaced += [Text(), table]
     return Group(*spaced)
 
 

@@ -23,6 +23,7 @@ from service.engine.observer import Outcome
 from service.errors import Forbidden, Unauthorized
 from service.http.errors import DISCONNECTED, INTERNAL, Refusal, own_shape, refusal_of
 from service.http.lifecycle import Service
+from service.http.open_paths import OPEN_PATHS, PROBES
 from service.http.predict import PATH, predict
 from service.http.protocols import tei, vllm
 from service.http.protocols.oip import routes as oip
@@ -32,20 +33,7 @@ from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-# Answered while the service loads, drains or fails; Triton's clients ask `/v2` too, with a key.
-_PROBES = frozenset({"/health", "/ping", "/v2/health/live", "/v2/health/ready"})
-# Answered without a key; every other path is closed.
-OPEN_PATHS = _PROBES | {
-    "/healthz",
-    "/readyz",
-    "/metrics",
-    "/docs",
-    "/docs/oauth2-redirect",
-    "/openapi.json",
-}
-_TEI_PATHS = frozenset({"/", "/predict", "/invocations", "/info", "/health", "/ping"})
-_ADMIN_PATHS = ("/v1/adapters", "/v2/repository/models/")
-_READING_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+READING_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 # Endpoints that the gate calls itself. Routing, dependencies and exit stacks of the framework take
 # as long as everything else in a one-text request except its tokens, and these endpoints use none
@@ -176,7 +164,7 @@ def _needs_service(path: str) -> bool:
     """Whether a path needs a service that is ready; a drain then waits for its answer."""
     if path.startswith("/v1/"):
         return True
-    return path != "/v2" and path not in _PROBES and _error_shape(path) is not own_shape
+    return path != "/v2" and path not in PROBES and _error_shape(path) is not own_shape
 
 
 def _id_of(headers: Headers) -> str:

@@ -1,11 +1,8 @@
 """Both clients on the real service: they do the same, so most tests are run with each."""
 
-import asyncio
 import hashlib
 import threading
-import typing
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,6 @@ import pytest
 
 from adapters.format.files import Adapter, serialize
 from service.client import (
-    AsyncClient,
     Client,
     Closed,
     Conflict,
@@ -25,36 +21,11 @@ from service.client import (
     NotFound,
     Rejected,
 )
+from tests.support.either_client import either
 from tests.support.http_service import Brake, Live, serve
 from tests.support.tiny_models import make_adapter, make_backbone
 
-TREE = Path(__file__).resolve().parents[2]
 LABELS = ("ham", "spam")
-
-
-class Awaited:
-    """An AsyncClient whose methods can be called like those of a Client."""
-
-    def __init__(self, url: str, **options: Any) -> None:
-        self._runner = asyncio.Runner()
-        self._client = AsyncClient(url, **options)
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self._client, "aclose" if name == "close" else name)
-
-        def call(*arguments: Any, **options: Any) -> Any:
-            return self._runner.run(self._done(method(*arguments, **options)))
-
-        return call
-
-    async def _done(self, made: Any) -> Any:
-        if isinstance(made, AsyncIterator):
-            return [item async for item in made]
-        return await made
-
-    def end(self) -> None:
-        self._runner.run(self._client.aclose())
-        self._runner.close()
 
 
 @pytest.fixture(scope="module")
@@ -65,24 +36,10 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         yield running
 
 
-@contextmanager
-def either(kind: str, url: str) -> Iterator[Client]:
-    """A client of this kind, closed in the end."""
-    if kind == "blocking":
-        with Client(url) as made:
-            yield made
-        return
-    awaited = Awaited(url)
-    try:
-        yield typing.cast(Client, awaited)
-    finally:
-        awaited.end()
-
-
 @pytest.fixture(params=["blocking", "awaited"])
 def client(request: pytest.FixtureRequest, live: Live) -> Iterator[Client]:
-    with either(request.param, live.url) as made:
-        yield made
+    with either(request.param, live.url) as client:
+        yield client
 
 
 @pytest.fixture
@@ -172,6 +129,16 @@ def test_adapters_are_uploaded_listed_shown_rolled_back_and_deleted(
     assert caught.value.details == ("a", "b")
 
 
+def test_an_unloaded_adapter_is_listed_and_shown(
+    live: Live, client: Client, files: tuple[bytes, bytes]
+) -> None:
+    client.upload("idle", files[0])
+    assert live.client.post("/v2/repository/models/idle/unload").status_code == 200
+    assert {item.name: item.state for item in client.adapters()}["idle"] == "unloaded"
+    assert client.adapter("idle").state == "unloaded"
+    client.delete("idle")
+
+
 def test_a_condition_that_does_not_hold_changes_nothing(
     client: Client, files: tuple[bytes, bytes]
 ) -> None:
@@ -190,7 +157,7 @@ def test_a_condition_that_does_not_hold_changes_nothing(
     client.delete("held")
 
 
-def test_what_the_service_refuses_is_an_error_with_its_words(live: Live, client: Client) -> None:
+def test_what_the_service_refuses_is_an_error_with_its_words(client: Client) -> None:
     with pytest.raises(NotFound, match="no adapter is named 'c'") as caught:
         client.predict("x", "c", request_id="my-own.id:7")
     assert caught.value.request_id == "my-own.id:7"
@@ -207,8 +174,7 @@ def test_what_the_service_refuses_is_an_error_with_its_words(live: Live, client:
     with pytest.raises(Rejected) as large:
         client.predict(["x"] * 2000, "a")
     assert (large.value.status, large.value.type) == (413, "too_large")
-    held = live.client.get("/v1/adapters").json()
-    assert [item["name"] for item in held["adapters"]] == ["a", "b"]
+    assert [adapter.name for adapter in client.adapters()] == ["a", "b"]
 
 
 def test_a_deadline_that_passes_is_a_failure(tmp_path: Path, adapter: Adapter) -> None:

@@ -1,12 +1,9 @@
 """Servers that break: connections that are dropped, answers that are cut, other people's pages."""
 
 import asyncio
-import json
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable
 from itertools import chain, repeat
 from typing import Any
 
@@ -22,90 +19,11 @@ from service.client import (
     UnexpectedAnswer,
     Unreachable,
 )
+from tests.support.broken_server import HELD, answer, broken, results
 
-HELD = "never answered"
 QUICK = Retries(attempts=3, first=0.01, longest=0.02)
 HEALTH: dict[str, Any] = {"status": "ok", "reason": None, "details": {}}
 PUBLISHED = {"name": "a", "revision": "0c9d", "created": False, "changed": True}
-RESULT = {
-    "id": None,
-    "adapter": "a",
-    "revision": "0c9d",
-    "label": "ham",
-    "score": 0.75,
-    "scores": [{"label": "ham", "score": 0.75}],
-    "tokens": 3,
-    "truncated": False,
-}
-
-
-def answer(content: object, status: str = "200 OK", *headers: str) -> bytes:
-    """A whole response."""
-    body = content if isinstance(content, bytes) else json.dumps(content).encode()
-    lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers, "", ""]
-    return "\r\n".join(lines).encode() + body
-
-
-def results(number: int) -> bytes:
-    timings = {"tokenize": 0.1, "queue": 0.1, "inference": 0.1}
-    return answer({"results": [RESULT] * number, "timings_ms": timings})
-
-
-class Broken:
-    """A server of raw bytes: the n-th request gets the n-th answer, the last of them from then on.
-
-    None is no answer: the connection is closed. A request that holds HELD gets none either,
-    but its connection stays open. requests: their first lines.
-    """
-
-    def __init__(self, listener: socket.socket, answers: Sequence[bytes | None]) -> None:
-        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        self.requests: list[str] = []
-        self.bodies: list[bytes] = []
-        self._listener = listener
-        self._answers = answers
-        self._turn = threading.Lock()
-
-    def serve(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._talk, args=(connection,), daemon=True).start()
-
-    def _talk(self, connection: socket.socket) -> None:
-        with closing(connection), connection.makefile("rb") as stream:
-            while line := stream.readline():
-                length = 0
-                while (header := stream.readline()) not in (b"\r\n", b""):
-                    if header.lower().startswith(b"content-length:"):
-                        length = int(header.split(b":")[1])
-                body = stream.read(length)
-                with self._turn:
-                    self.requests.append(line.decode().strip())
-                    self.bodies.append(body)
-                    turn = min(len(self.requests), len(self._answers)) - 1
-                found = b"" if HELD.encode() in body else self._answers[turn]
-                if found is None:
-                    return
-                connection.sendall(found)
-                if b"Connection: close" in found:
-                    return
-
-
-@contextmanager
-def broken(*answers: bytes | None) -> Iterator[Broken]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = Broken(listener, answers)
-        thread = threading.Thread(target=server.serve, daemon=True)
-        thread.start()
-        try:
-            yield server
-        finally:
-            # Wakes what waits in accept.
-            listener.shutdown(socket.SHUT_RDWR)
-            thread.join(10)
 
 
 def test_a_prediction_is_asked_for_again_when_the_connection_breaks() -> None:
@@ -238,16 +156,13 @@ def test_whoever_stops_early_is_not_held_up_by_what_is_under_way() -> None:
         assert time.monotonic() - began < 5
 
 
-def test_whoever_stops_early_cancels_what_is_under_way() -> None:
-    async def ask(url: str) -> int:
-        endless = chain(["x"], repeat(HELD))
-        async with AsyncClient(url) as client:
-            found = client.classify(endless, "a", per_request=1, in_flight=4)
-            assert (await anext(found)).label == "ham"
-            await found.aclose()
-            return len(asyncio.all_tasks())
-
+async def test_a_caller_that_stops_early_cancels_the_requests_in_flight() -> None:
+    endless = chain(["x"], repeat(HELD))
     with broken(results(1)) as server:
-        began = time.monotonic()
-        assert asyncio.run(ask(server.url)) == 1
+        began, before = time.monotonic(), len(asyncio.all_tasks())
+        async with AsyncClient(server.url) as client:
+            answers = client.classify(endless, "a", per_request=1, in_flight=4)
+            assert (await anext(answers)).label == "ham"
+            await answers.aclose()
+            assert len(asyncio.all_tasks()) == before
         assert time.monotonic() - began < 5

@@ -11,7 +11,7 @@ import pytest
 
 from adapters.format.files import Adapter
 from service.client import AsyncClient, Busy, Client, Input, InvalidCall, Rejected, Retries
-from tests.client.test_client import either
+from tests.support.either_client import either
 from tests.support.http_service import Brake, Live, serve
 from tests.support.tiny_models import make_adapter, make_backbone
 
@@ -72,17 +72,15 @@ def test_no_more_inputs_are_held_than_the_requests_in_flight_have(live: Live) ->
     assert most <= 50
 
 
-def test_inputs_of_an_async_iterable_are_answered_too(live: Live) -> None:
+async def test_inputs_of_an_async_iterable_are_answered_too(live: Live) -> None:
     async def inputs() -> AsyncIterator[str]:
         for number in range(100):
             await asyncio.sleep(0)
             yield f"free {number}"
 
-    async def ask() -> list[str]:
-        async with AsyncClient(live.url) as client:
-            return [item.label async for item in client.classify(inputs(), "a", per_request=9)]
-
-    assert len(asyncio.run(ask())) == 100
+    async with AsyncClient(live.url) as client:
+        answers = [result async for result in client.classify(inputs(), "a", per_request=9)]
+    assert len(answers) == 100
 
 
 def test_one_text_is_not_taken_for_an_iterable_of_letters(client: Client) -> None:

@@ -56,8 +56,18 @@ def test_both_clients_have_the_same_methods_with_the_same_arguments() -> None:
 def test_everything_public_is_listed_in_order() -> None:
     names = service.client.__all__
     assert names == sorted(names)
-    shown = {name for name, item in vars(service.client).items() if inspect.isclass(item)}
-    assert shown == set(names)
+    assert all(inspect.isclass(getattr(service.client, name)) for name in names)
+    # The clients themselves are imported on first use.
+    imported = {name for name, value in vars(service.client).items() if inspect.isclass(value)}
+    assert imported | {"AsyncClient", "Client"} == set(names)
+
+
+def test_types_and_errors_do_not_import_httpx() -> None:
+    program = "import sys, service.client.types, service.client; print('httpx' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=TREE, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"
 
 
 def test_the_client_needs_no_model_and_no_server() -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from adapters.format.files import save_adapter
-from tests.commands.test_commands import refused, typed
 from tests.support.http_service import Live, serve
 from tests.support.tiny_models import make_adapter, make_backbone
+from tests.support.typed_commands import refused, typed
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +56,8 @@ def test_adapters_are_uploaded_listed_shown_rolled_back_downloaded_and_deleted(
         *("adapters", "upload", "mine.safetensors", "--new", "--url", live.url), folder=tmp_path
     )
     assert "412 revision_conflict" in new
+    assert live.client.post("/v2/repository/models/mine/unload").status_code == 200
+    assert "unloaded" in adapters("list")
     assert adapters("delete", "mine") == "mine deleted\n"
     assert "no adapter is named 'mine'" in refused("adapters", "show", "mine", "--url", live.url)
 

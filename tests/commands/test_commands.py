@@ -1,25 +1,23 @@
 """`python -m service COMMAND` as it is typed: real processes, asking a real service."""
 
 import json
-import os
-import pty
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from termios import tcsetwinsize
-from typing import Any
 
 import pytest
 
+from service.client.environment import API_KEY_VARIABLE
 from service.commands.main import main
-from tests.client.test_faults import broken, results
+from service.settings import InvalidSettings, Settings, read_settings
+from tests.support.broken_server import broken, results
 from tests.support.http_service import Brake, Live, serve, until
 from tests.support.service_process import TREE
 from tests.support.tiny_models import make_adapter, make_backbone
+from tests.support.typed_commands import command, environment, refused, terminal, typed
 
 LINES = ("free win now", "", "the card is not good", "win " * 2000, "hello")
 
@@ -37,40 +35,6 @@ def texts(tmp_path: Path) -> Path:
     path = tmp_path / "texts.txt"
     path.write_text("".join(f"{line}\n" for line in LINES))
     return path
-
-
-def command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "service", *words]
-
-
-def environment(**more: str) -> dict[str, str]:
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("ID")}
-    return kept | {"TERM": "xterm-256color"} | more
-
-
-def typed(
-    *words: str, stdin: str | None = None, folder: Path = TREE, **more: str
-) -> "subprocess.CompletedProcess[str]":
-    """Run a command to its end."""
-    return subprocess.run(
-        command(*words),
-        cwd=folder,
-        env=environment(PYTHONPATH=str(TREE), **more),
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
-def refused(*words: str, **options: Any) -> str:
-    """The one line that a command ends with."""
-    done = typed(*words, **options)
-    assert done.returncode == 2, done.stdout
-    assert done.stderr.startswith("service: ")
-    assert done.stderr.count("\n") == 1
-    return done.stderr
 
 
 def test_a_file_is_answered_line_by_line_in_order(live: Live, texts: Path) -> None:
@@ -240,31 +204,16 @@ def test_there_is_a_bar_on_a_terminal_and_what_stays_is_one_line(
 ) -> None:
     path, output = tmp_path / "x.txt", tmp_path / "out.jsonl"
     path.write_text("free win\n" * 3000)
-    screen, end = pty.openpty()
-    tcsetwinsize(end, (24, 100))
-    shown = bytearray()
-
-    def look() -> None:
-        while True:
-            try:
-                shown.extend(os.read(screen, 65536))
-            except OSError:
-                return
-
-    looking = threading.Thread(target=look)
-    looking.start()
     words = ("predict", str(path), "--adapter", "a", "--url", live.url, "--output", str(output))
-    done = subprocess.run(
-        command(*words), cwd=TREE, env=environment(), stderr=end, timeout=60, check=False
-    )
-    os.close(end)
-    looking.join(10)
-    os.close(screen)
+    with terminal(24, 100) as (end, drawn):
+        done = subprocess.run(
+            command(*words), cwd=TREE, env=environment(), stderr=end, timeout=60, check=False
+        )
     assert done.returncode == 0
-    text = shown.decode()
-    assert "texts/s" in text
-    assert " left" in text
-    assert "3,000 texts in 0:0" in text.split("\x1b")[-1]
+    shown = drawn.decode()
+    assert "texts/s" in shown
+    assert " left" in shown
+    assert "3,000 texts in 0:0" in shown.split("\x1b")[-1]
     assert len(output.read_text().splitlines()) == 3000
 
 
@@ -283,9 +232,39 @@ def test_flags_are_refused_before_anything_long_is_imported() -> None:
     program = (
         "import sys\nfrom service.commands.main import main\n"
         "main(['predict', '--top-k', 'x'])\n"
-        "print([name for name in ('torch', 'httpx', 'rich', 'fastapi') if name in sys.modules])"
+        "print([name for name in ('torch', 'httpx', 'rich', 'starlette') if name in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=TREE, capture_output=True, text=True, check=True
     )
     assert done.stdout == "[]\n"
+
+
+def test_commands_run_with_the_packages_of_the_client_image() -> None:
+    """The image of the demo has httpx, msgspec and rich, and nothing that serves or computes."""
+    absent = [
+        "fastapi",
+        "numpy",
+        "prometheus_client",
+        "pydantic",
+        "starlette",
+        "torch",
+        "transformers",
+        "uvicorn",
+    ]
+    program = (
+        f"import sys\nfor name in {absent}:\n    sys.modules[name] = None\n"
+        "from service.__main__ import main\n"
+        "sys.exit(main(['demo', '--url', 'http://127.0.0.1:1', '--patience', '0.1']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=TREE, capture_output=True, text=True, check=False
+    )
+    assert done.stderr.startswith("service: waited 0.1 s for a service: no service answers")
+    assert done.returncode == 2
+
+
+def test_the_service_ignores_the_key_of_clients() -> None:
+    assert read_settings({API_KEY_VARIABLE: "x"}) == Settings()
+    with pytest.raises(InvalidSettings, match="IDSPAM_API_KEY"):
+        read_settings({"IDSPAM_API_KEY": "x"})

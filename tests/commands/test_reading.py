@@ -7,21 +7,22 @@ from pathlib import Path
 
 import pytest
 
+from cli.shell import CommandFailed
 from service.client import Input
-from service.commands import CommandFailed
 from service.commands.reading import (
     MAX_LINE_BYTES,
     READERS,
-    Columns,
     Record,
+    TextColumns,
     format_of,
-    opened,
+    name_of,
+    open_inputs,
 )
 
 
-def read(path: Path, columns: Columns | None = None) -> list[Record]:
-    with opened(str(path)) as source:
-        return list(READERS[format_of(path.name)](source, columns or Columns()))
+def read(path: Path, columns: TextColumns | None = None) -> list[Record]:
+    with open_inputs(str(path)) as source:
+        return list(READERS[format_of(path.name)](source, columns or TextColumns()))
 
 
 def written(folder: Path, name: str, content: bytes) -> Path:
@@ -30,7 +31,7 @@ def written(folder: Path, name: str, content: bytes) -> Path:
     return path
 
 
-def fault(path: Path, columns: Columns | None = None) -> str:
+def fault(path: Path, columns: TextColumns | None = None) -> str:
     with pytest.raises(CommandFailed) as caught:
         read(path, columns)
     assert "\n" not in str(caught.value)
@@ -41,21 +42,21 @@ def fault(path: Path, columns: Columns | None = None) -> str:
 @pytest.mark.parametrize("name", ["x.txt", "x", "x.log", "x.txt.gz"])
 def test_a_line_of_text_is_a_text_and_an_empty_one_too(tmp_path: Path, name: str) -> None:
     content = "\ufefffirst\r\n\n  spaced \nlöng\x00\nlast".encode()
-    found = read(written(tmp_path, name, content))
-    assert [item.input for item in found] == ["first", "", "  spaced ", "löng\x00", "last"]
-    assert [item.line for item in found] == [1, 2, 3, 4, 5]
+    records = read(written(tmp_path, name, content))
+    assert [item.input for item in records] == ["first", "", "  spaced ", "löng\x00", "last"]
+    assert [item.line for item in records] == [1, 2, 3, 4, 5]
     assert read(written(tmp_path, f"empty-{name}", b"")) == []
     assert len(read(written(tmp_path, f"ended-{name}", b"a\nb\n"))) == 2
 
 
 def test_places_count_the_bytes_that_were_read(tmp_path: Path) -> None:
     path = written(tmp_path, "x.txt", "ä\nbc\n".encode())
-    with opened(str(path)) as source:
+    with open_inputs(str(path)) as source:
         assert source.total == 6
-        assert [item.position for item in READERS["text"](source, Columns())] == [3, 6]
+        assert [item.position for item in READERS["text"](source, TextColumns())] == [3, 6]
     packed = written(tmp_path, "x.txt.gz", b"ab\n" * 1000)
-    with opened(str(packed)) as source:
-        last = list(READERS["text"](source, Columns()))[-1]
+    with open_inputs(str(packed)) as source:
+        last = list(READERS["text"](source, TextColumns()))[-1]
         assert last.position == source.total == packed.stat().st_size
 
 
@@ -65,9 +66,9 @@ def test_json_lines_are_objects_or_strings(tmp_path: Path, name: str) -> None:
         b'{"text": "a", "label": "ignored", "id": null}\n\n'
         b'{"text": "", "text_pair": "b", "adapter": "c@77", "id": "d"}\n"e"\n'
     )
-    found = read(written(tmp_path, name.lower() if name.endswith("gz") else name, content))
-    assert [item.input for item in found] == [Input("a"), Input("", "b", "c@77", "d"), "e"]
-    assert [item.line for item in found] == [1, 3, 4]
+    records = read(written(tmp_path, name.lower() if name.endswith("gz") else name, content))
+    assert [item.input for item in records] == [Input("a"), Input("", "b", "c@77", "d"), "e"]
+    assert [item.line for item in records] == [1, 3, 4]
 
 
 @pytest.mark.parametrize(
@@ -91,15 +92,15 @@ def test_a_bad_line_is_named(tmp_path: Path, line: bytes, words: str) -> None:
 
 def test_tables_have_columns(tmp_path: Path) -> None:
     content = 'id,text,adapter,more\n1,"a, ""b""\nc",,x\n,d,e,y\n'
-    found = read(written(tmp_path, "x.csv", content.encode()))
-    assert [item.input for item in found] == [
+    records = read(written(tmp_path, "x.csv", content.encode()))
+    assert [item.input for item in records] == [
         Input('a, "b"\nc', id="1"),
         Input("d", adapter="e"),
     ]
-    assert [item.line for item in found] == [2, 4]
+    assert [item.line for item in records] == [2, 4]
     pairs = read(written(tmp_path, "x.tsv.gz", b"text\ttext_pair\na\t\nb\tc\n"))
     assert [item.input for item in pairs] == [Input("a", ""), Input("b", "c")]
-    named = Columns("question", "answer")
+    named = TextColumns("question", "answer")
     chosen = read(written(tmp_path, "y.csv", b"question,answer\nq,a\n"), named)
     assert chosen[0].input == Input("q", "a")
 
@@ -121,7 +122,7 @@ def test_a_bad_row_is_named(tmp_path: Path, content: bytes, words: str) -> None:
 
 def test_a_column_that_was_asked_for_must_be_there(tmp_path: Path) -> None:
     path = written(tmp_path, "x.csv", b"text\na\n")
-    assert "no column 'second'" in fault(path, Columns("text", "second"))
+    assert "no column 'second'" in fault(path, TextColumns("text", "second"))
 
 
 def test_what_cannot_be_opened_or_unpacked_is_told(tmp_path: Path) -> None:
@@ -147,9 +148,9 @@ def test_a_line_that_no_service_takes_is_not_held_in_memory(tmp_path: Path) -> N
 def test_reading_goes_no_further_than_it_is_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
     content = io.BytesIO(b"a\nb\nc\n")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(content))
-    with opened("-") as source:
-        assert source.name == "standard input"
+    with open_inputs("-") as source:
+        assert name_of("-") == "standard input"
         assert source.total is None
-        records = READERS["text"](source, Columns())
+        records = READERS["text"](source, TextColumns())
         assert next(records).input == "a"
         assert content.tell() == 2

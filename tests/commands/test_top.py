@@ -1,23 +1,19 @@
 """What `top` makes of two scrapes, by hand and of a real service, in one process and in several."""
 
 import math
-import os
-import pty
 import signal
 import subprocess
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from termios import tcsetwinsize
 
 import pytest
 
 from adapters.backbone.loading import load_backbone
 from adapters.format.files import serialize
+from cli.shell import CommandFailed
 from service.client import Client
 from service.commands.top import (
     Between,
-    NoMetrics,
     Panel,
     Scrape,
     number,
@@ -25,10 +21,10 @@ from service.commands.top import (
     parse,
     running,
 )
-from tests.commands.test_commands import command, environment, typed
 from tests.support.http_service import Live, save_backbone, serve, until
 from tests.support.service_process import TREE, ready_service
 from tests.support.tiny_models import make_adapter, make_backbone
+from tests.support.typed_commands import command, environment, terminal, typed
 
 HEADINGS = {"traffic", "latency, ms", "batches", "tiers", "busiest adapters", "processes"}
 
@@ -111,7 +107,7 @@ def test_the_busiest_adapters_come_first_with_the_shares_of_their_labels() -> No
 
 def test_what_is_no_exposition_of_this_service_is_refused() -> None:
     for text in ("", "<html>", "up 1\n", '{"a": 1}', "idspam_x{ 1\n"):
-        with pytest.raises(NoMetrics):
+        with pytest.raises(CommandFailed):
             parse(text, seconds=0.0)
 
 
@@ -155,27 +151,14 @@ def test_one_view_is_printed_where_there_is_no_terminal(live: Live) -> None:
 
 
 def test_a_terminal_is_redrawn_until_ctrl_c(live: Live) -> None:
-    screen, end = pty.openpty()
-    tcsetwinsize(end, (40, 120))
-    shown = bytearray()
-
-    def look() -> None:
-        while True:
-            try:
-                shown.extend(os.read(screen, 65536))
-            except OSError:
-                return
-
-    looking = threading.Thread(target=look)
-    looking.start()
     words = command("top", "--interval", "0.1", "--url", live.url)
-    with subprocess.Popen(words, cwd=TREE, env=environment(), stdout=end) as top:
-        os.close(end)
-        until(lambda: shown.count(b"busiest adapters") >= 3)
+    with (
+        terminal(40, 120) as (end, drawn),
+        subprocess.Popen(words, cwd=TREE, env=environment(), stdout=end) as top,
+    ):
+        until(lambda: drawn.count(b"busiest adapters") >= 3)
         top.send_signal(signal.SIGINT)
         assert top.wait(10) == 130
-    looking.join(10)
-    os.close(screen)
 
 
 def test_several_processes_are_shown_by_name(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from service.commands.demo import (
     LONG_WORDS,
     WAVE_SECONDS,
     Mixture,
-    times_at,
+    load_factor,
 )
 from tests.support.http_service import serve
 from tests.support.service_process import TREE
@@ -124,8 +124,8 @@ def test_the_mixture_is_zipfs_with_pairs_and_texts_that_are_too_long() -> None:
 
 
 def test_the_rate_is_a_wave_with_bursts() -> None:
-    calm = [times_at(second) for second in range(int(WAVE_SECONDS)) if second % 20 < 17]
+    calm = [load_factor(second) for second in range(int(WAVE_SECONDS)) if second % 20 < 17]
     assert min(calm) == pytest.approx(0.4, abs=0.02)
     assert max(calm) < 1.7
-    before, within = times_at(BURST_EVERY_SECONDS - 3.1), times_at(BURST_EVERY_SECONDS - 2.9)
+    before, within = load_factor(BURST_EVERY_SECONDS - 3.1), load_factor(BURST_EVERY_SECONDS - 2.9)
     assert within / before == pytest.approx(BURST_TIMES, rel=0.05)

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from service.client import ClientError, Retries, errors
+from service.client.environment import API_KEY_VARIABLE
 from service.client.sync import Client
-from service.commands.flags import API_KEY_VARIABLE, URL
-from service.commands.main import _parser
+from service.commands.flags import URL
+from service.commands.main import parser
 from service.commands.reading import MAX_LINE_BYTES
 from tests.support.http_service import Live, serve
 from tests.support.tiny_models import make_adapter, make_backbone
@@ -51,7 +52,7 @@ def test_the_pages_commands_can_be_typed() -> None:
     for line in lines:
         words = shlex.split(line.partition(" > ")[0].rpartition("| ")[2])
         assert words[:3] == ["python", "-m", "service"]
-        assert _parser().parse_args(words[3:]).command == words[3]
+        assert parser().parse_args(words[3:]).command == words[3]
 
 
 def test_the_page_says_what_the_code_says() -> None:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
-@pytest.mark.parametrize("name", ["adapters", "service", "train"])
+@pytest.mark.parametrize("name", ["adapters", "cli", "service", "train"])
 def test_each_package_is_imported_from_this_tree(name: str) -> None:
     module = importlib.import_module(name)
     assert module.__file__ == str(ROOT / name / "__init__.py")
@@ -34,7 +34,7 @@ def test_pyproject_packages_what_runs_and_nothing_else() -> None:
 def test_every_folder_with_code_is_a_package() -> None:
     folders = {
         path.parent
-        for top in ("adapters", "service", "train")
+        for top in ("adapters", "cli", "service", "train")
         for path in (ROOT / top).rglob("*.py")
     }
     assert not [folder for folder in folders if not (folder / "__init__.py").exists()]

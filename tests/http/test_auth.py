@@ -7,7 +7,8 @@ import pytest
 from fastapi.routing import iter_route_contexts
 
 from service.errors import Unauthorized
-from service.http.middleware import OPEN_PATHS, Keyring
+from service.http.middleware import Keyring
+from service.http.open_paths import OPEN_PATHS
 from service.settings import read_settings
 from tests.support.http_service import Live, error_of, serve
 from tests.support.tiny_models import make_adapter, make_backbone

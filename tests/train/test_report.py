@@ -7,12 +7,13 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from cli.progress import duration
 from tests.support.model_cards import BAD, EPOCH_REPORT, FIT_REPORT, GOOD
 from train.config.settings import FitSettings, Range, entries
 from train.errors import DataError, SettingsError, TrainingError
 from train.loop.progress import Progress
 from train.metrics import Metrics
-from train.report.progress import BarProgress, LineProgress, duration, progress_for
+from train.report.progress import BarProgress, LineProgress, progress_for
 from train.report.report import (
     Baseline,
     FitReport,

@@ -1,15 +1,15 @@
 """`python -m train evaluate`: measure an adapter file on labelled texts."""
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
 from pathlib import Path
 
+from cli.shell import Command
 from train.commands.flags import (
     DATA,
     add_columns,
+    add_progress,
     add_report,
     add_settings,
-    add_showing,
     check_output,
     naming_the_local_way,
     progress_of,
@@ -18,8 +18,6 @@ from train.commands.flags import (
     stdout,
 )
 from train.report.report import print_evaluation
-
-HELP = "measure an adapter"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -31,12 +29,12 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--backbone", metavar="S", help="default: the name that the adapter was trained with"
     )
-    add_showing(parser)
+    add_progress(parser)
 
 
-def run(arguments: Namespace, given: Sequence[str]) -> int:
+def run(arguments: Namespace) -> int:
     check_output(arguments.report, "--report", ".json")
-    settings = settings_of(arguments, given)
+    settings = settings_of(arguments)
     with progress_of(arguments) as progress:
         data = read(arguments.data, "test", arguments, progress)
         from adapters.format.durable import write_atomically
@@ -55,3 +53,6 @@ def run(arguments: Namespace, given: Sequence[str]) -> int:
         write_atomically(arguments.report, report.to_json().encode())
     print_evaluation(report, stdout())
     return 0
+
+
+COMMAND = Command("measure an adapter", run, add_arguments)

@@ -1,26 +1,27 @@
-"""What `compare`, `transfer` and `ablate` have in common: flags, a display, a closing table."""
+"""`python -m train compare | transfer | ablate`: three experiments with flags in common."""
 
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from cli.shell import Command
 from train.commands.flags import (
+    add_progress,
     add_settings,
-    add_showing,
     naming_the_local_way,
     settings_of,
     stdout,
 )
-from train.errors import UsageError
 
 if TYPE_CHECKING:
     from train.experiments.session import Findings
 
     Experiment: TypeAlias = Callable[..., Findings]
 
-# What a run of an experiment may be given; the rest is the experiment's own.
+# The settings that a run of an experiment may be given; the experiment chooses all others.
 SETTINGS = (
     "backbone",
     "device",
@@ -36,16 +37,80 @@ SETTINGS = (
     "max_length",
     "cache",
 )
+ALL_METHODS = (
+    "idspam,idspam-paper,head-only,head-only-mean,prompt-tuning,p-tuning,smop,lpt,dept,idpg,lora,"
+    "fine-tuning"
+)
 
 
-def add_common(parser: ArgumentParser, *, tasks: str, settings: Sequence[str] = SETTINGS) -> None:
-    """Flags of all experiments. tasks: what is taken where none are given."""
+def _add_compare(parser: ArgumentParser) -> None:
+    _add_methods(parser, ALL_METHODS)
+    _add_common(parser, tasks="sst2,mrpc,rte,qnli,qqp,cola")
+
+
+def _compare(arguments: Namespace) -> int:
+    from train.experiments.compare import compare
+
+    return _conduct(
+        arguments, partial(compare, arguments.tasks, arguments.methods, arguments.seeds)
+    )
+
+
+def _add_transfer(parser: ArgumentParser) -> None:
+    _add_methods(parser, "idspam,idspam-paper,lpt,lora,fine-tuning")
+    # Every pair of these that shares its labels.
+    _add_common(parser, tasks="sst2,imdb,mrpc,qqp")
+
+
+def _transfer(arguments: Namespace) -> int:
+    from train.experiments.transfer import transfer
+
+    return _conduct(
+        arguments, partial(transfer, arguments.tasks, arguments.methods, arguments.seeds)
+    )
+
+
+def _add_ablate(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--switches", type=_names, metavar="S,S", help="names of settings (default: all switches)"
+    )
+    # An ablation starts from a preset, with its switches.
+    _add_common(parser, tasks="mrpc,rte,cola", settings=(*SETTINGS, "preset"))
+
+
+def _ablate(arguments: Namespace) -> int:
+    from train.experiments.ablate import SWITCHES, ablate
+
+    switches = tuple(SWITCHES) if arguments.switches is None else arguments.switches
+    return _conduct(arguments, partial(ablate, arguments.tasks, arguments.seeds, switches=switches))
+
+
+COMPARE = Command(
+    "every method on every task: is ID-SPAM the right adapter for mine?", _compare, _add_compare
+)
+TRANSFER = Command(
+    "train on one task, measure another: unseen, and after 100 examples", _transfer, _add_transfer
+)
+ABLATE = Command("ID-SPAM with one switch changed at a time", _ablate, _add_ablate)
+
+
+def _add_methods(parser: ArgumentParser, methods: str) -> None:
+    parser.add_argument(
+        "--methods",
+        type=_names,
+        default=_names(methods),
+        metavar="M,M",
+        help=f"default: {methods.replace(',', ', ')}",
+    )
+
+
+def _add_common(parser: ArgumentParser, *, tasks: str, settings: Sequence[str] = SETTINGS) -> None:
     parser.add_argument(
         "--tasks",
-        type=names,
-        default=names(tasks),
+        type=_names,
+        default=_names(tasks),
         metavar="T,T",
-        help="names of the registry, files or folders (default: %(default)s)",
+        help=f"names of the registry, files or folders; default: {tasks.replace(',', ', ')}",
     )
     parser.add_argument(
         "--seeds", type=_numbers, default=(0, 1, 2), metavar="N,N", help="default: 0,1,2"
@@ -61,42 +126,28 @@ def add_common(parser: ArgumentParser, *, tasks: str, settings: Sequence[str] = 
         type=Path,
         required=True,
         metavar="DIR",
-        help="results.csv, report.md, plots; a killed run goes on from it",
+        help="results.csv, report.md, plots; an interrupted experiment continues from it",
     )
     parser.add_argument(
         "--jobs",
         type=int,
         metavar="N",
-        help="runs beside each other; default: half the cores, on GPUs four each",
+        help="runs at the same time; default: half the cores, or four on each GPU",
     )
     add_settings(parser.add_argument_group("settings of every run"), settings)
-    add_showing(parser)
+    add_progress(parser)
 
 
-def add_methods(parser: ArgumentParser, methods: str) -> None:
-    """`--methods`."""
-    parser.add_argument(
-        "--methods",
-        type=names,
-        default=names(methods),
-        metavar="M,M",
-        help=f"default: {methods.replace(',', ', ')}",
-    )
-
-
-def conduct(arguments: Namespace, given: Sequence[str], experiment: "Experiment") -> int:
-    """Run one; the exit code is 1 where a run of it failed."""
+def _conduct(arguments: Namespace, experiment: "Experiment") -> int:
+    """Run an experiment; the exit code is 1 if one of its runs failed."""
     from train.experiments.closing import print_findings
     from train.experiments.display import LineDisplay, SilentDisplay, display_for
 
-    settings = settings_of(arguments, given)
-    display = (
-        SilentDisplay()
-        if arguments.quiet
-        else LineDisplay(sys.stderr)
-        if arguments.no_progress
-        else display_for(sys.stderr)
-    )
+    settings = settings_of(arguments)
+    if arguments.quiet:
+        display = SilentDisplay()
+    else:
+        display = LineDisplay(sys.stderr) if arguments.no_progress else display_for(sys.stderr)
     with display, naming_the_local_way(settings.backbone):
         findings = experiment(
             settings=settings,
@@ -109,13 +160,12 @@ def conduct(arguments: Namespace, given: Sequence[str], experiment: "Experiment"
     return 1 if findings.failed else 0
 
 
-def names(text: str) -> tuple[str, ...]:
-    """What stands between commas."""
+def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _numbers(text: str) -> tuple[int, ...]:
     try:
-        return tuple(int(number) for number in names(text))
+        return tuple(int(number) for number in _names(text))
     except ValueError:
-        raise UsageError(f"not whole numbers separated by commas: {text}") from None
+        raise ArgumentTypeError(f"not whole numbers separated by commas: {text}") from None

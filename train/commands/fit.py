@@ -1,17 +1,18 @@
-"""`python -m train fit`: train an adapter, write it with its card, print what it reaches."""
+"""`python -m train fit`: train an adapter, write it with its model card, print its scores."""
 
 import shlex
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
+from cli.shell import Command
 from train.commands.flags import (
     DATA,
     PROGRAM,
     add_columns,
+    add_progress,
     add_report,
     add_settings,
-    add_showing,
     check_output,
     naming_the_local_way,
     progress_of,
@@ -21,8 +22,6 @@ from train.commands.flags import (
 )
 from train.loop.launch import Launch
 from train.report.report import print_fit
-
-HELP = "train an adapter"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -35,16 +34,16 @@ def add_arguments(parser: ArgumentParser) -> None:
         required=True,
         type=Path,
         metavar="X.safetensors",
-        help="the adapter; its model card, X.md, is written beside it",
+        help="the adapter; its model card is written to X.md",
     )
     add_report(files)
     add_columns(parser)
     add_settings(parser.add_argument_group("settings"))
-    add_showing(parser)
+    add_progress(parser)
 
 
-def run(arguments: Namespace, given: Sequence[str]) -> int:
-    settings = settings_of(arguments, given)
+def run(arguments: Namespace) -> int:
+    settings = settings_of(arguments)
     output = arguments.output
     check_output(output, "--output", ".safetensors")
     check_output(arguments.report, "--report", ".json")
@@ -59,8 +58,8 @@ def run(arguments: Namespace, given: Sequence[str]) -> int:
         from train.fit.search import search_path
         from train.loop.checkpoint import state_path
 
-        kept = (state_path(output), search_path(output))
-        before = [_version(path) for path in kept]
+        states = (state_path(output), search_path(output))
+        before = [_version(path) for path in states]
         try:
             with naming_the_local_way(settings.backbone):
                 report = fit(
@@ -72,10 +71,12 @@ def run(arguments: Namespace, given: Sequence[str]) -> int:
                     progress,
                 )
         except KeyboardInterrupt:
-            after = [_version(path) for path in kept]
-            # What lay there before and was not asked for is another run's.
-            goes_on = any(after) if settings.resume else after != before
-            progress.note(_way_on(given, resume=goes_on, resumed=settings.resume))
+            after = [_version(path) for path in states]
+            # Without --resume, a state that has not changed belongs to an earlier run.
+            resumable = any(after) if settings.resume else after != before
+            progress.note(
+                _how_to_continue(arguments.argv, resume=resumable, resumed=settings.resume)
+            )
             raise
     if not Launch.of_environment().leads:
         return 0
@@ -85,16 +86,19 @@ def run(arguments: Namespace, given: Sequence[str]) -> int:
     return 0
 
 
+COMMAND = Command("train an adapter", run, add_arguments)
+
+
 def _version(path: Path) -> tuple[int, int] | None:
-    """Another one after every write; None where there is no file."""
+    """Changes with every write; None if there is no file."""
     if not path.exists():
         return None
-    found = path.stat()
-    return found.st_ino, found.st_mtime_ns
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns
 
 
-def _way_on(given: Sequence[str], *, resume: bool, resumed: bool) -> str:
+def _how_to_continue(argv: Sequence[str], *, resume: bool, resumed: bool) -> str:
     if not resume:
-        return f"interrupted before the first step; to start again: {PROGRAM} {shlex.join(given)}"
-    command = shlex.join([*given, *([] if resumed else ["--resume"])])
+        return f"interrupted before the first step; to start again: {PROGRAM} {shlex.join(argv)}"
+    command = shlex.join([*argv, *([] if resumed else ["--resume"])])
     return f"interrupted; to go on: {PROGRAM} {command}"

@@ -1,4 +1,4 @@
-"""What commands have in common: flags for data, settings and showing, and what is made of them."""
+"""Flags that several commands have: data, settings, progress; and the values they give."""
 
 import io
 import logging
@@ -6,10 +6,10 @@ import shlex
 import sys
 import tempfile
 from argparse import SUPPRESS, BooleanOptionalAction, Namespace, _ActionsContainer
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from rich.console import Console
 
@@ -27,12 +27,10 @@ from train.data.readers import READERS
 from train.errors import DataError, OutputError
 from train.loop.launch import Launch
 from train.loop.progress import Progress
-from train.report.progress import BarProgress, LineProgress, progress_for
+from train.report.progress import LineProgress, progress_for
 
 PROGRAM = "python -m train"
 DATA = f"a file ({', '.join(READERS)}) or a hub data set, hub:name[:config][@split]"
-
-Shown: TypeAlias = BarProgress | LineProgress | Progress
 
 
 def add_report(parser: _ActionsContainer) -> None:
@@ -41,7 +39,7 @@ def add_report(parser: _ActionsContainer) -> None:
 
 
 def add_columns(parser: _ActionsContainer) -> None:
-    """Which columns are text and label."""
+    """The names of the columns with texts and labels."""
     columns = parser.add_argument_group("columns")
     columns.add_argument("--text-column", default=TEXT_COLUMN, metavar="C", help="%(default)s")
     columns.add_argument(
@@ -50,26 +48,22 @@ def add_columns(parser: _ActionsContainer) -> None:
     columns.add_argument("--label-column", default=LABEL_COLUMN, metavar="C", help="%(default)s")
 
 
-def add_showing(parser: _ActionsContainer) -> None:
-    """How much is shown."""
-    showing = parser.add_mutually_exclusive_group()
-    showing.add_argument("--no-progress", action="store_true", help="lines instead of a bar")
-    showing.add_argument("--quiet", action="store_true", help="the closing table only")
+def add_progress(parser: _ActionsContainer) -> None:
+    """`--no-progress` and `--quiet`."""
+    amount = parser.add_mutually_exclusive_group()
+    amount.add_argument("--no-progress", action="store_true", help="lines instead of a bar")
+    amount.add_argument("--quiet", action="store_true", help="the closing table only")
 
 
 def add_settings(parser: _ActionsContainer, names: Collection[str] | None = None) -> None:
-    """Flags for settings of `FitSettings`.
-
-    Args:
-        names: which ones; None: all.
-    """
+    """Flags for the named settings of `FitSettings`, or for all of them."""
     for entry in entries():
         if names is None or entry.name in names:
             _add_setting(parser, entry)
 
 
-def settings_of(arguments: Namespace, given: Sequence[str]) -> FitSettings:
-    """What the flags of `add_settings` say.
+def settings_of(arguments: Namespace) -> FitSettings:
+    """The settings that the flags of `add_settings` give.
 
     Raises:
         SettingsError: values out of range.
@@ -79,14 +73,16 @@ def settings_of(arguments: Namespace, given: Sequence[str]) -> FitSettings:
         for entry in entries()
         if (value := getattr(arguments, entry.name, None)) is not None
     }
-    return FitSettings(**values, command=f"{PROGRAM} {shlex.join(given)}", given=tuple(values))
+    return FitSettings(
+        **values, command=f"{PROGRAM} {shlex.join(arguments.argv)}", given=tuple(values)
+    )
 
 
-def read(source: str, split: str, arguments: Namespace, progress: Shown) -> Dataset:
-    """Labelled texts, by the columns of `add_columns`; says what was read.
+def read(source: str, split: str, arguments: Namespace, progress: Progress) -> Dataset:
+    """Read labelled texts from the columns of `add_columns`, and report how many there are.
 
     Raises:
-        DataError: they cannot be read, or none of them says anything.
+        DataError: they cannot be read, or all of them are blank.
     """
     if is_hub_name(source):
         progress.note(f"{source}: asking the hub")
@@ -114,10 +110,10 @@ def read(source: str, split: str, arguments: Namespace, progress: Shown) -> Data
 
 
 def check_output(path: Path | None, flag: str, suffix: str) -> None:
-    """Find out before the work what would be found out after it.
+    """Refuse an output file before the work, not after it.
 
     Raises:
-        OutputError: no file can be written there.
+        OutputError: the file could not be written.
     """
     if path is None:
         return
@@ -128,7 +124,7 @@ def check_output(path: Path | None, flag: str, suffix: str) -> None:
     if not path.parent.is_dir():
         raise OutputError(f"{flag} {path}: there is no folder {path.parent}")
     try:
-        # The longest name that is written beside it.
+        # The longest name of a file that a run writes next to the output.
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.search.best."):
             pass
     except OSError as error:
@@ -139,8 +135,8 @@ def check_output(path: Path | None, flag: str, suffix: str) -> None:
 
 @contextmanager
 def naming_the_local_way(backbone: str | None) -> Iterator[None]:
-    """Adds to the error of a backbone that the hub does not give what to do without a hub."""
-    # Its retries are not news: what comes of them is said in one line.
+    """If the hub does not provide the backbone, add to the error that a folder works as well."""
+    # The hub's library logs every retry; the error says how they ended.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         yield
@@ -153,22 +149,22 @@ def naming_the_local_way(backbone: str | None) -> Iterator[None]:
         raise
 
 
-def progress_of(arguments: Namespace) -> Shown:
-    """What `add_showing` asks for; of several processes the first one shows."""
+def progress_of(arguments: Namespace) -> Progress:
+    """The display that `add_progress` asks for; with several processes, the first one shows it."""
     if arguments.quiet or not Launch.of_environment().leads:
         return Progress()
     return LineProgress(sys.stderr) if arguments.no_progress else progress_for(sys.stderr)
 
 
 def stdout() -> Console:
-    """Where results go; a path that its encoding lacks is no reason to fail at the end."""
+    """A console for results. It escapes characters that the terminal's encoding lacks."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     return Console(file=sys.stdout)
 
 
 def _add_setting(parser: _ActionsContainer, entry: Entry) -> None:
-    """Without a default of argparse's: what is not given is not there."""
+    """A flag without a default: `settings_of` must know which flags were given."""
     default = entry.setting.otherwise if entry.default is None else str(entry.default)
     help = f"{entry.setting.help} (default: {default})".replace("%", "%%")
     if entry.kind is bool:
@@ -189,5 +185,5 @@ def _add_setting(parser: _ActionsContainer, entry: Entry) -> None:
 
 
 def _is_blank(text: str) -> bool:
-    """Whether there is nothing that a person would see."""
+    """Whether a person would see nothing."""
     return not any(character.isprintable() and not character.isspace() for character in text)

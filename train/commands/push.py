@@ -1,15 +1,23 @@
 """`python -m train push`: publish an adapter file on a running service."""
 
-import os
 import sys
+import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 
+from cli.shell import Command
+from service.client import Busy, ClientError, Conflict, Published
+from service.client.environment import API_KEY_VARIABLE, api_key
+from service.client.errors import describe
+from service.client.retry import ONCE
+from train.errors import PushError
 from train.report.progress import LineProgress
 
-HELP = "publish on a running service"
-API_KEY_VARIABLE = "IDSPAM_API_KEY"
+# The service checks and runs the adapter before it answers.
+TIMEOUT_SECONDS = 120.0
+ATTEMPTS = 5
+MAX_WAIT_SECONDS = 30.0
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -22,16 +30,75 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
 
 
-def run(arguments: Namespace, _: Sequence[str]) -> int:
-    from train.push import push
-
-    pushed = push(
+def run(arguments: Namespace) -> int:
+    published = push(
         arguments.adapter,
         arguments.name,
         arguments.url,
-        api_key=arguments.api_key or os.environ.get(API_KEY_VARIABLE) or None,
+        key=api_key(arguments.api_key),
         if_match=arguments.if_match,
-        note=lambda message: LineProgress(sys.stderr).note(message),
+        note=LineProgress(sys.stderr).note,
     )
-    sys.stdout.write(f"{pushed.name} {pushed.revision} {pushed.outcome}\n")
+    sys.stdout.write(f"{published.name} {published.revision} {published.outcome}\n")
     return 0
+
+
+COMMAND = Command("publish on a running service", run, add_arguments)
+
+
+def push(
+    path: Path,
+    name: str,
+    url: str,
+    *,
+    key: str | None = None,
+    if_match: str | None = None,
+    note: Callable[[str], None] = lambda _: None,
+) -> Published:
+    """Validate a file here, then publish exactly these bytes under a name.
+
+    A service that is busy or not ready yet is asked again after the time that it names, `ATTEMPTS`
+    times in all. Unlike the client's own retries, a missing service is reported at once.
+
+    Args:
+        url: where the service's paths begin: `http://host:8000`.
+        if_match: publish only over this revision (compare-and-swap).
+        note: called before every wait.
+
+    Raises:
+        InvalidAdapter: the file is not an adapter; nothing was sent.
+        PushError: refused, unreachable, or not this service.
+        OSError: the file cannot be read.
+    """
+    from adapters.format.files import validate
+    from service.client import Client
+
+    data = path.read_bytes()
+    validate(data)
+    revision = None if if_match is None else if_match.strip('"')
+    try:
+        with Client(url, api_key=key, seconds=TIMEOUT_SECONDS, retries=ONCE) as client:
+            attempt = 1
+            while True:
+                try:
+                    return client.upload(name, data, if_match=revision)
+                except Busy as error:
+                    if attempt == ATTEMPTS:
+                        raise
+                    wait = _wait(error, attempt)
+                    note(
+                        f"the service is busy ({error.status}), trying again in {wait:g} s "
+                        f"({attempt} of {ATTEMPTS})"
+                    )
+                    time.sleep(wait)
+                    attempt += 1
+    except Conflict as error:
+        raise PushError(f"{url}: {describe(error)}; someone else has published since") from None
+    except ClientError as error:
+        raise PushError(f"{url}: {describe(error)}") from None
+
+
+def _wait(error: Busy, attempt: int) -> float:
+    """Seconds: what the service says, else doubling; never longer than `MAX_WAIT_SECONDS`."""
+    seconds = 2.0 ** (attempt - 1) if error.retry_after is None else error.retry_after
+    return min(seconds, MAX_WAIT_SECONDS)

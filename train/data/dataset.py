@@ -11,8 +11,9 @@ from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 from adapters.errors import listing
+from cli.text_files import Columns
 from train.data.hf_datasets import PREFIX, HubName, read_hub
-from train.data.readers import Columns, reader_of
+from train.data.readers import reader_of
 from train.errors import DataError
 
 # --- merged from train.examples

@@ -4,9 +4,11 @@ import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from train.data.readers import Columns, Row
+from cli.text_files import Columns
+from train.data.readers import Row
 from train.errors import DataError
 
 PREFIX = "hub:"
@@ -47,7 +49,7 @@ def read_hub(hub: HubName, columns: Columns, *, source: str) -> Iterator[Row]:
         DataError: no library, no hub, or no such data set, split or column.
     """
     dataset = _load(hub, source)
-    columns.check(dataset.column_names, source=source)
+    columns.check(dataset.column_names, partial(DataError, source=source))
     chosen = dataset.select_columns(columns.of(dataset.column_names))
     names = {
         column: feature.names

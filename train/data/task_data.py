@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from adapters.errors import listing
+from cli.text_files import Columns
 from train.data.dataset import (
     Dataset,
     Example,
@@ -22,7 +23,7 @@ from train.data.dataset import (
     split_validation,
 )
 from train.data.hf_datasets import PREFIX, HubName, read_hub
-from train.data.readers import READERS, Columns
+from train.data.readers import READERS
 from train.data.tasks import TASKS, Task
 from train.errors import DataError
 from train.metrics import Metric

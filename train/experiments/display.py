@@ -14,9 +14,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from cli.progress import duration
 from train.experiments.cells import Cell, Outcome
 from train.loop.progress import EpochReport
-from train.report.progress import Clock, duration
+from train.report.progress import Clock
 
 
 class Display(Protocol):

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as RichProgress
 
+from cli.progress import bar_console, duration
 from train.loop.progress import EpochReport, Progress
 
 LINE_INTERVAL = 10.0
@@ -62,13 +63,6 @@ def describe_epoch(report: EpochReport) -> str:
         parts.append(f"validation accuracy {report.accuracy:.4f}, macro-F1 {report.macro_f1:.4f}")
     parts.append(f"{report.texts_per_second:,.0f} texts/s, {report.seconds:.1f} s")
     return ", ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """`0:42`, `12:05`, `3:07:00`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class LineProgress(Progress):
@@ -158,7 +152,5 @@ class BarProgress(Progress):
 
 def progress_for(stream: TextIO) -> BarProgress | LineProgress:
     """A bar where the stream is a terminal that can draw one, else lines."""
-    console = Console(file=stream)
-    if console.is_terminal and not console.is_dumb_terminal:
-        return BarProgress(console)
-    return LineProgress(stream)
+    console = bar_console(stream)
+    return LineProgress(stream) if console is None else BarProgress(console)

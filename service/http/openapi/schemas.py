@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
+from service.client.types import AdapterState
+
 MAX_ID_LENGTH = 256
 # A name of at most 64 characters, "@", a revision of at most 64.
 MAX_REFERENCE_LENGTH = 129
@@ -149,9 +151,6 @@ class Timings(_Answer):
 class PredictResponse(_Answer):
     results: list[Result]
     timings_ms: Timings
-
-
-AdapterState = Literal["ready", "incompatible", "damaged", "unloaded"]
 
 
 class AdapterSummary(_Answer):

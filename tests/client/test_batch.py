@@ -7,24 +7,24 @@ import pytest
 
 from service.client import InvalidCall, Rejected, Retries
 from service.client import operations as calls
-from service.client.batching import MAX_CHARACTERS, counted_on, portions_of
-from service.client.retrying import seconds_of
+from service.client.batch import MAX_CHARACTERS, chunks_of, renumbered
+from service.client.retry import parse_retry_after
 
 
 def test_retry_after_is_seconds_or_a_date_or_nothing() -> None:
     now = datetime(2026, 10, 21, 7, 28, tzinfo=UTC)
-    assert seconds_of("Wed, 21 Oct 2026 07:28:09 GMT", now=now) == 9
-    assert seconds_of("Wed, 21 Oct 2020 07:28:00 GMT", now=now) == 0
-    assert seconds_of("12") == 12
+    assert parse_retry_after("Wed, 21 Oct 2026 07:28:09 GMT", now=now) == 9
+    assert parse_retry_after("Wed, 21 Oct 2020 07:28:00 GMT", now=now) == 0
+    assert parse_retry_after("12") == 12
     for nothing in (None, "", "soon", "-3", "1.5", "nan", "٣"):
-        assert seconds_of(nothing) is None
+        assert parse_retry_after(nothing) is None
 
 
 def test_waits_double_up_to_the_longest_and_half_is_left_to_chance() -> None:
     retries = Retries(attempts=10**6, seconds=1e9, first=1.0, longest=8.0)
     for chance in (0.0, 0.999):
         found = [
-            retries.wait(attempt=attempt, elapsed=0.0, said=None, chance=chance)
+            retries.wait(attempt=attempt, elapsed=0.0, retry_after=None, chance=chance)
             for attempt in (1, 2, 3, 4, 5, 100_000)
         ]
         whole = [1, 2, 4, 8, 8, 8]
@@ -40,13 +40,13 @@ def test_retries_that_could_not_be_made_are_refused(numbers: dict[str, float]) -
 
 
 def test_inputs_are_cut_by_number_and_by_length() -> None:
-    portions = list(portions_of((f"{number}" for number in range(7)), per_request=3))
-    assert [len(item.inputs) for item in portions] == [3, 3, 1]
-    assert [item.first for item in portions] == [0, 3, 6]
+    chunks = list(chunks_of((f"{number}" for number in range(7)), per_request=3))
+    assert [len(item.inputs) for item in chunks] == [3, 3, 1]
+    assert [item.first for item in chunks] == [0, 3, 6]
     long = "x" * (MAX_CHARACTERS // 2 + 1)
-    found = list(portions_of(["a", long, long, "b", long * 3, "c"], per_request=100))
+    found = list(chunks_of(["a", long, long, "b", long * 3, "c"], per_request=100))
     assert [len(item.inputs) for item in found] == [2, 2, 1, 1]
-    assert list(portions_of([], per_request=3)) == []
+    assert list(chunks_of([], per_request=3)) == []
 
 
 def test_no_more_inputs_are_looked_at_than_a_request_needs() -> None:
@@ -57,7 +57,7 @@ def test_no_more_inputs_are_looked_at_than_a_request_needs() -> None:
             seen.append(number)
             yield "x"
 
-    next(portions_of(inputs(), per_request=5))
+    next(chunks_of(inputs(), per_request=5))
     assert len(seen) == 5
 
 
@@ -65,7 +65,7 @@ def test_places_in_an_error_count_from_the_first_input_of_all() -> None:
     error = Rejected(
         422, type="t", message="inputs.3.text: no; inputs.12: no", details=["inputs.3.text: no"]
     )
-    moved = counted_on(error, 100)
+    moved = renumbered(error, 100)
     assert type(moved) is Rejected
     assert moved.message == "inputs.103.text: no; inputs.112: no"
     assert moved.details == ("inputs.103.text: no",)

@@ -21,13 +21,13 @@ from service.client import (
 )
 from service.client import operations as calls
 from service.client.errors import refusal_of
-from service.client.retrying import Broken, Call, Exchange, Exchanger, Outcome, Reply, Request, Wait
+from service.client.retry import Attempt, Call, Exchange, Exchanger, NoReply, Outcome, Reply
 
 T = TypeVar("T")
 
 URL = "http://here:8000"
-LOST = Broken("reset by peer", sent=True)
-UNHEARD = Broken("connection refused", sent=False)
+LOST = NoReply("reset by peer", sent=True)
+UNHEARD = NoReply("connection refused", sent=False)
 DATA = b"an adapter's bytes"
 REVISION = hashlib.sha256(DATA).hexdigest()
 PUBLISHED = {"name": "a", "revision": REVISION, "created": True, "changed": True}
@@ -61,28 +61,20 @@ def exchanger(clock: Clock, **retries: float) -> Exchanger:
 
 def run(
     exchange: Exchange[T], outcomes: Sequence[Outcome], clock: Clock, *, takes: float = 0.0
-) -> tuple[T, list[Request | Wait]]:
-    """Its answer to these outcomes, and all steps that it asked for."""
-    steps: list[Request | Wait] = []
+) -> tuple[T, list[Attempt]]:
+    """The answer after these outcomes, and all attempts that were made."""
+    attempts: list[Attempt] = []
     left = iter(outcomes)
-    sent: Outcome = None
-    while True:
-        try:
-            step = exchange.send(sent)
-        except StopIteration as done:
-            assert not list(left)
-            return done.value, steps
-        steps.append(step)
-        if isinstance(step, Wait):
-            clock.now += step.seconds
-            sent = None
-        else:
-            clock.now += takes
-            sent = next(left)
-
-
-def waits(steps: Sequence[Request | Wait]) -> list[float]:
-    return [step.seconds for step in steps if isinstance(step, Wait)]
+    try:
+        attempts.append(next(exchange))
+        while True:
+            clock.now += attempts[-1].delay + takes
+            outcome = next(left, None)
+            assert outcome is not None, "one attempt too many"
+            attempts.append(exchange.send(outcome))
+    except StopIteration as done:
+        assert not list(left)
+        return done.value, attempts
 
 
 READING: dict[str, Callable[[], Call[Any]]] = {
@@ -129,15 +121,18 @@ def test_what_may_not_happen_twice_is_not_repeated_once_it_may_have_been_heard(n
 def test_what_may_not_happen_twice_is_repeated_where_nobody_heard_it(name: str) -> None:
     for outcome in (UNHEARD, refusal(503, "not_ready"), refusal(429, "overloaded")):
         clock = Clock()
-        _, steps = run(exchanger(clock)(ONCE_ONLY[name]()), [outcome, reply(200, PUBLISHED)], clock)
-        assert steps[0] == steps[2]
+        _, attempts = run(
+            exchanger(clock)(ONCE_ONLY[name]()), [outcome, reply(200, PUBLISHED)], clock
+        )
+        assert attempts[0].request == attempts[1].request
+        assert len(attempts) == 2
 
 
 def test_a_wait_is_what_the_service_asks_for() -> None:
     clock = Clock()
     outcomes = [refusal(503, "unavailable", retry_after=text) for text in ("7", "0", " 2 ")]
-    _, steps = run(exchanger(clock)(calls.show("a")), [*outcomes, detail()], clock)
-    assert waits(steps) == [7, 0, 2]
+    _, attempts = run(exchanger(clock)(calls.show("a")), [*outcomes, detail()], clock)
+    assert [attempt.delay for attempt in attempts] == [0, 7, 0, 2]
 
 
 def test_a_wait_that_is_longer_than_the_patience_is_not_begun() -> None:
@@ -233,9 +228,9 @@ def test_every_page_is_asked_for_and_each_may_be_repeated() -> None:
         LOST,
         reply(200, {"adapters": [summary("c")], "next_cursor": None}),
     ]
-    found, steps = run(calls.adapters(exchanger(clock)), pages, clock)
+    found, attempts = run(calls.adapters(exchanger(clock)), pages, clock)
     assert [item.name for item in found] == ["a", "b", "c"]
-    asked = [step.params for step in steps if isinstance(step, Request)]
+    asked = [attempt.request.params for attempt in attempts]
     assert asked == [{"limit": "1000"}, *[{"limit": "1000", "cursor": "b"}] * 2]
 
 

@@ -1,0 +1,129 @@
+"""Splits any number of inputs into requests of limited size.
+
+The service counts `inputs.N` in an error from the first input of the request; `renumbered` counts
+from the first input of all.
+"""
+
+import re
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from dataclasses import dataclass
+
+from service.client.errors import InvalidCall, Refused
+from service.client.types import Input, Text
+
+# Texts of one request, and requests in flight. They fill the service's batches: one runs while the
+# next waits. With 256 tokens a text, they stay below what a service lets wait by default.
+PER_REQUEST = 128
+IN_FLIGHT = 6
+# The default deadline of a request: it may have to wait for other requests of the same file.
+TIMEOUT_MS = 600_000
+# JSON takes at most six bytes a character, and a service accepts bodies of 8 MiB by default.
+MAX_CHARACTERS = 2**20
+_PLACE = re.compile(r"\binputs\.(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The inputs of one request. first: how many inputs came before them."""
+
+    first: int
+    inputs: tuple[Text, ...]
+
+
+class _Chunker:
+    """Collects inputs until they fill a request."""
+
+    def __init__(self, per_request: int) -> None:
+        self._per_request = per_request
+        self._first = self._characters = 0
+        self._inputs: list[Text] = []
+
+    def add(self, text: Text) -> Iterator[Chunk]:
+        """Take an input; yields the chunks that it completes."""
+        size = _characters(text)
+        if self._inputs and self._characters + size > MAX_CHARACTERS:
+            yield from self.rest()
+        self._inputs.append(text)
+        self._characters += size
+        if len(self._inputs) == self._per_request:
+            yield from self.rest()
+
+    def rest(self) -> Iterator[Chunk]:
+        """Yields a chunk of the inputs that are left, if any are."""
+        if self._inputs:
+            chunk = Chunk(self._first, tuple(self._inputs))
+            self._first += len(self._inputs)
+            self._characters, self._inputs = 0, []
+            yield chunk
+
+
+def chunks_of(inputs: Iterable[Text], *, per_request: int) -> Iterator[Chunk]:
+    """Reads no more inputs than the next chunk needs."""
+    chunker = _Chunker(per_request)
+    for text in inputs:
+        yield from chunker.add(text)
+    yield from chunker.rest()
+
+
+async def achunks_of(
+    inputs: Iterable[Text] | AsyncIterable[Text], *, per_request: int
+) -> AsyncIterator[Chunk]:
+    """As `chunks_of`, for either kind of iterable."""
+    chunker = _Chunker(per_request)
+    async for text in inputs if isinstance(inputs, AsyncIterable) else _iterate(inputs):
+        for chunk in chunker.add(text):
+            yield chunk
+    for chunk in chunker.rest():
+        yield chunk
+
+
+async def _iterate(inputs: Iterable[Text]) -> AsyncIterator[Text]:
+    for text in inputs:
+        yield text
+
+
+def check_sizes(
+    inputs: Iterable[Text] | AsyncIterable[Text],
+    *,
+    per_request: int,
+    in_flight: int,
+    connections: int,
+) -> None:
+    """
+    Raises:
+        InvalidCall: a single text, or numbers that are out of range.
+    """
+    if isinstance(inputs, (str, Input)):
+        raise InvalidCall("inputs: one text; classify takes many, predict takes one")
+    if per_request < 1:
+        raise InvalidCall(f"per_request is {per_request}, expected 1 or more")
+    if not 1 <= in_flight <= connections:
+        raise InvalidCall(
+            f"in_flight is {in_flight}, expected 1 to {connections}, the client's connections"
+        )
+
+
+def renumbered(error: Refused, first: int) -> Refused:
+    """The same error, with its inputs counted from the first of all."""
+
+    def shift(text: str) -> str:
+        return _PLACE.sub(lambda place: f"inputs.{first + int(place[1])}", text)
+
+    return type(error)(
+        error.status,
+        type=error.type,
+        message=shift(error.message),
+        details=[shift(detail) for detail in error.details],
+        request_id=error.request_id,
+        retry_after=error.retry_after,
+    )
+
+
+def _characters(text: Text) -> int:
+    match text:
+        case str():
+            return len(text)
+        case Input():
+            return len(text.text) + len(text.text_pair or "")
+        case _:
+            raise InvalidCall(f"{type(text).__name__} among the inputs, expected str or Input")

@@ -1,0 +1,215 @@
+"""One call from its first attempt to its answer, without input or output.
+
+An exchange is a generator. It yields attempts, is sent the outcome of each, a `Reply` or a
+`NoReply`, and returns the decoded answer. A blocking client, an async one or a test can drive it.
+"""
+
+import random
+import time
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from typing import Generic, TypeAlias, TypeVar
+
+import msgspec
+
+from service.client.errors import InvalidCall, Refused, UnexpectedAnswer, Unreachable, refusal_of
+from service.client.types import ErrorBody, ErrorContent
+
+T = TypeVar("T")
+
+_BUSY = frozenset({429, 503})
+# The only 503 that says that nothing was begun: an `unavailable` engine may have stopped halfway.
+_NOT_READY = "not_ready"
+# How much of another server's page an error quotes.
+_QUOTED_BYTES = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """path: below the service's address, quoted. seconds: added to the client's time limit."""
+
+    method: str
+    path: str
+    params: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """Wait for `delay` seconds, then send the request."""
+
+    request: Request
+    delay: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """headers: with names in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class NoReply:
+    """sent: the service may have received the request, and acted on it."""
+
+    reason: str
+    sent: bool
+
+
+Outcome: TypeAlias = Reply | NoReply
+Exchange: TypeAlias = Generator[Attempt, Outcome, T]
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """A request, how to read its answer, and whether it may be sent again.
+
+    repeatable: doing it twice is harmless. accepted: statuses besides 2xx that are answers.
+    """
+
+    request: Request
+    decode: Callable[[Reply], T]
+    repeatable: bool = True
+    accepted: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """How often a call is attempted, and for how many seconds in all, waits included.
+
+    first, longest: seconds of a wait if the service names none. Waits double from the first to the
+    longest; half of each is random.
+
+    Raises:
+        InvalidCall: numbers that are not positive.
+    """
+
+    attempts: int = 8
+    seconds: float = 60.0
+    first: float = 0.2
+    longest: float = 8.0
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1 or not (self.seconds > 0 and 0 < self.first <= self.longest):
+            raise InvalidCall(f"{self}: expected at least one attempt, and positive seconds")
+
+    def wait(
+        self, *, attempt: int, elapsed: float, retry_after: float | None, chance: float
+    ) -> float | None:
+        """Seconds until the next attempt; None if there is none.
+
+        Args:
+            attempt: the one that just failed, counted from 1.
+            elapsed: seconds since the first attempt began.
+            retry_after: seconds that the service asked for. They are kept, never shortened.
+            chance: a random number from 0 up to 1.
+        """
+        if attempt >= self.attempts:
+            return None
+        # A float overflows beyond 2.0 ** 1023.
+        doubled = min(self.longest, self.first * 2.0 ** min(attempt - 1, 60))
+        seconds = doubled * (0.5 + chance / 2) if retry_after is None else retry_after
+        return None if elapsed + seconds > self.seconds else seconds
+
+
+ONCE = Retries(attempts=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Exchanger:
+    """Turns calls into exchanges. url: the service's address, for errors."""
+
+    url: str
+    retries: Retries = field(default_factory=Retries)
+    clock: Callable[[], float] = time.monotonic
+    chance: Callable[[], float] = random.random
+
+    def __call__(self, call: Call[T]) -> Exchange[T]:
+        """
+        Raises:
+            Refused, Unreachable: from the last attempt.
+            UnexpectedAnswer: the reply is not one of this service's.
+        """
+        began, attempt, delay = self.clock(), 0, 0.0
+        while True:
+            attempt += 1
+            outcome = yield Attempt(call.request, delay)
+            retry_after = None
+            if isinstance(outcome, NoReply):
+                reason = "the connection broke" if outcome.sent else "no service answers"
+                error: Unreachable | Refused = Unreachable(
+                    f"{reason}: {self.url}: {outcome.reason}"
+                )
+                again = call.repeatable or not outcome.sent
+            elif 200 <= outcome.status < 300 or outcome.status in call.accepted:
+                return self._decoded(call, outcome)
+            else:
+                error = _refused(outcome)
+                retry_after = error.retry_after
+                again = error.status in _BUSY and (
+                    call.repeatable or error.status == 429 or error.type == _NOT_READY
+                )
+            wait = self.retries.wait(
+                attempt=attempt,
+                elapsed=self.clock() - began,
+                retry_after=retry_after,
+                chance=self.chance(),
+            )
+            if not again or wait is None:
+                raise error
+            delay = wait
+
+    def _decoded(self, call: Call[T], reply: Reply) -> T:
+        try:
+            return call.decode(reply)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise UnexpectedAnswer(
+                f"{self.url} answered {reply.status}, but not as this service does: {error}"
+            ) from None
+
+
+def _refused(reply: Reply) -> Refused:
+    try:
+        content = msgspec.json.decode(reply.body, type=ErrorBody).error
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        # A proxy's page, or another server.
+        text = " ".join(reply.body[:_QUOTED_BYTES].decode("utf-8", "replace").split())
+        content = ErrorContent(type="", message=text or _reason_phrase(reply.status))
+    return refusal_of(reply.status)(
+        reply.status,
+        type=content.type,
+        message=content.message,
+        details=content.details,
+        request_id=reply.headers.get("x-request-id"),
+        retry_after=parse_retry_after(reply.headers.get("retry-after")),
+    )
+
+
+def _reason_phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "no message"
+
+
+def parse_retry_after(header: str | None, *, now: datetime | None = None) -> float | None:
+    """Seconds from a `Retry-After` header, which holds seconds or a date; None if it is neither."""
+    if header is None:
+        return None
+    header = header.strip()
+    if header.isascii() and header.isdecimal():
+        return float(header[:9])
+    try:
+        date = parsedate_to_datetime(header)
+    except ValueError:
+        return None
+    aware = date if date.tzinfo else date.replace(tzinfo=UTC)
+    return max(0.0, (aware - (now or datetime.now(UTC))).total_seconds())
