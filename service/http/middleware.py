@@ -33,7 +33,9 @@ from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-READING_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_TEI_PATHS = frozenset({"/", "/predict", "/invocations", "/info", "/health", "/ping"})
+_ADMIN_PATHS = ("/v1/adapters", "/v2/repository/models/")
+_READING_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 # Endpoints that the gate calls itself. Routing, dependencies and exit stacks of the framework take
 # as long as everything else in a one-text request except its tokens, and these endpoints use none
