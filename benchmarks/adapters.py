@@ -17,7 +17,7 @@ from time import perf_counter
 import numpy as np
 import uvloop
 
-from adapters.backbone.tokenizer import Encoding
+from adapters.tokenizer import Encoding
 from benchmarks.arguments import add_backbone_argument, add_device_arguments, at_least, duration
 from benchmarks.loop import (
     closed_loop,

@@ -12,10 +12,9 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from adapters.adapter import random_adapter
-from adapters.backbone.model import Backbone
-from adapters.backbone.tokenizer import Encoding
+from adapters.backbone.model import Backbone, random_adapter
 from adapters.packed.packing import PackedBatch, Row
+from adapters.tokenizer import Encoding
 from benchmarks.turns import Measure
 
 _COPY_BYTES = {"cuda": 2**30, "cpu": 2**28}
@@ -85,7 +84,7 @@ def forward_without_adapters(backbone: Backbone, batch: PackedBatch) -> Tensor:
     states = backbone.family.read(
         backbone._layers[-1], trunk.hidden.unsqueeze(0), positions, batch.layout
     )
-    return backbone.finish(states)
+    return backbone.final_norm(states)
 
 
 class PackedForward:

@@ -16,7 +16,7 @@ from typing import Any
 
 import uvloop
 
-from adapters.backbone.tokenizer import Encoding
+from adapters.tokenizer import Encoding
 from benchmarks.arguments import (
     add_backbone_argument,
     add_device_arguments,

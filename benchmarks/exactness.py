@@ -13,8 +13,8 @@ import numpy.typing as npt
 from adapters.adapter import PreparedAdapter, classify, prepare, rows_of
 from adapters.backbone.loading import DEFAULT_BACKBONE, load_backbone
 from adapters.backbone.model import Backbone
-from adapters.backbone.tokenizer import Encoding
 from adapters.format.files import load_adapter
+from adapters.tokenizer import Encoding
 from benchmarks.arguments import at_least
 from benchmarks.report import Report
 from benchmarks.shapes import described

@@ -10,9 +10,9 @@ from pathlib import Path
 from time import perf_counter
 
 from adapters.backbone.model import Backbone
-from adapters.backbone.tokenizer import Encoding
 from adapters.format.spec import AdapterSpec
 from adapters.format.store import AdapterStore
+from adapters.tokenizer import Encoding
 from benchmarks.report import BenchmarkFailed
 from service.engine.engine import LocalEngine
 from service.engine.interface import AdapterKey, Entry, cost_of

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from adapters.backbone.loading import DEFAULT_BACKBONE, locate_default
-from adapters.backbone.tokenizer import Encoding
 from adapters.format.files import Adapter
 from adapters.format.spec import GeneratorInput
 from adapters.packed.head import HeadWeights, logits, scores
 from adapters.packed.prompt import GeneratorWeights, soft_prompt
+from adapters.tokenizer import Encoding
 
 # Rows of a batch at most: with sorted texts, more rows mean more padding and little more speed.
 MAX_ROWS = 64

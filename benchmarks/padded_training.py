@@ -20,7 +20,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging
 
 from adapters.backbone.loading import DEFAULT_BACKBONE, locate_default
-from adapters.backbone.tokenizer import TextEncoder
+from adapters.tokenizer import TextEncoder
 from benchmarks.ceilings import synchronize
 from benchmarks.padded import pad
 from benchmarks.work import LABELS, MAX_TOKENS, PROMPT_LENGTH, SEED, Epoch, Work

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adapters.backbone.tokenizer import Encoding
 from adapters.format.files import load_adapter
+from adapters.tokenizer import Encoding
 from benchmarks.ceilings import synchronize
 from benchmarks.padded import PaddedAdapters, PaddedPlain, first_states, pad, plain_model
 from benchmarks.subject import Subject

@@ -27,9 +27,9 @@ import uvloop
 
 from adapters.backbone.loading import DEFAULT_BACKBONE, load_backbone
 from adapters.backbone.model import Backbone
-from adapters.backbone.tokenizer import Encoding
 from adapters.format.files import Adapter, load_adapter, serialize
 from adapters.format.store import AdapterStore
+from adapters.tokenizer import Encoding
 from benchmarks.arguments import add_device_arguments, add_workers_argument, at_least
 from benchmarks.loop import entries_of, preload, settings_for, started
 from benchmarks.report import BenchmarkFailed, Report, rate_cells, spread

@@ -14,8 +14,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from adapters.adapter import random_adapter
-from adapters.backbone.model import Backbone
+from adapters.backbone.model import Backbone, random_adapter
 from adapters.format.files import serialize
 from service.engine.interface import AdapterKey
 

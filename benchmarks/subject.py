@@ -8,9 +8,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from adapters.adapter import random_adapter
 from adapters.backbone.loading import load_backbone
-from adapters.backbone.model import Backbone
+from adapters.backbone.model import Backbone, random_adapter
 from adapters.format.spec import AdapterSpec
 from benchmarks.report import progress
 from benchmarks.shapes import described, located

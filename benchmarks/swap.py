@@ -22,8 +22,8 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from adapters.adapter import random_adapter
 from adapters.backbone.loading import load_backbone
+from adapters.backbone.model import random_adapter
 from adapters.format.files import serialize
 from benchmarks.arguments import (
     add_backbone_argument,

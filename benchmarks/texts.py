@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from transformers import AutoTokenizer
 
 from adapters.backbone.loading import DEFAULT_BACKBONE, locate_default
-from adapters.backbone.tokenizer import Encoding, TextEncoder
+from adapters.tokenizer import Encoding, TextEncoder
 
 MAX_TOKENS = 250
 # Standard deviation of the logarithm of the lengths.

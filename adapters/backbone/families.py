@@ -1,11 +1,9 @@
-"""The supported model families: where their parts are and how their last layer is read.
+"""The supported model families: where their parts are and how to run their last layer.
 
-Knows no prompts.
-
-Every entry drives the unmodified modules of `transformers`; nothing of them is patched. Weights of
-BERT-like layers are run by code of our own where there is some (`adapters.layers.bert`). The last layer is
-run only for the positions that are read: its attention sees all tokens, while what follows it
-(output projection, norms, feed-forward) works on the few rows whose answer is asked for.
+Every family runs the unmodified modules of `transformers`. `adapters.layers.bert` runs the weights
+of BERT-like layers by faster code. The last layer runs only for the positions that are read: its
+attention sees all tokens, but the output projection, norms and feed-forward work on the few
+positions whose states are needed.
 """
 
 from collections.abc import Callable
@@ -17,23 +15,24 @@ from torch import Tensor, nn
 
 from adapters.errors import UnsupportedBackbone
 from adapters.layers.bert import BertLayer
-from adapters.packed.layout import Layout
+from adapters.packed.layout import Extents
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
     """How to run one `model_type`.
 
-    embed: (model, input_ids [T], token_type_ids [T], offsets [T]) -> [1, T, n]; `offsets` counts
+    embed: (model, input_ids [T], token_type_ids [T], offsets [T]) -> [1, T, n]; `offsets` count
     from a row's start. layers: the transformer layers, each called with [1, T, n]. read: (last
-    layer, [1, T, n], positions [R], layout) -> [R, n]. max_tokens: positions that a text may take.
+    layer, [1, T, n], positions [R], layout) -> [R, n]. max_tokens: of a text. final_norm: (model,
+    [T, n]) -> [T, n], after the last layer.
     """
 
     embed: Callable[[Any, Tensor, Tensor, Tensor], Tensor]
     layers: Callable[[Any], nn.ModuleList]
-    read: Callable[[Any, Tensor, Tensor, Any], Tensor]
+    read: Callable[[Any, Tensor, Tensor, Extents], Tensor]
     max_tokens: Callable[[Any], int]
-    finish: Callable[[Any, Tensor], Tensor] = lambda _, states: states
+    final_norm: Callable[[Any, Tensor], Tensor] = lambda _, states: states
     causal: bool = False
 
 
@@ -55,8 +54,8 @@ def _embed_electra(
 def _embed_roberta(
     model: Any, input_ids: Tensor, token_type_ids: Tensor, offsets: Tensor
 ) -> Tensor:
-    # RoBERTa numbers the tokens that are not padding from padding_idx + 1 on, and a text may spell
-    # "<pad>".
+    # RoBERTa counts positions from padding_idx + 1 on and does not count padding tokens. A text may
+    # spell "<pad>", so padding occurs within texts.
     padding = model.embeddings.padding_idx
     real = (input_ids != padding).long()
     counted = real.cumsum(0)
@@ -76,14 +75,14 @@ def _embed_gpt2(model: Any, input_ids: Tensor, _: Tensor, offsets: Tensor) -> Te
     return embedded
 
 
-def _read_distilbert(layer: Any, states: Tensor, positions: Tensor, layout: Layout) -> Tensor:
+def _read_distilbert(layer: Any, states: Tensor, positions: Tensor, layout: Extents) -> Tensor:
     attended, _ = layer.attention(states, None, layout=layout)
     answers = layer.sa_layer_norm(attended[:, positions] + states[:, positions])
     read: Tensor = layer.output_layer_norm(layer.ffn(answers) + answers)[0]
     return read
 
 
-def _read_gpt2(layer: Any, states: Tensor, positions: Tensor, layout: Layout) -> Tensor:
+def _read_gpt2(layer: Any, states: Tensor, positions: Tensor, layout: Extents) -> Tensor:
     attended, _ = layer.attn(layer.ln_1(states), attention_mask=None, layout=layout)
     answers = attended[:, positions] + states[:, positions]
     read: Tensor = (answers + layer.mlp(layer.ln_2(answers)))[0]
@@ -119,7 +118,7 @@ FAMILIES: dict[str, Family] = {
         layers=lambda model: model.h,
         read=_read_gpt2,
         max_tokens=lambda config: int(config.n_positions),
-        finish=lambda model, states: model.ln_f(states),
+        final_norm=lambda model, states: model.ln_f(states),
         causal=True,
     ),
 }
@@ -129,14 +128,14 @@ def family_of(config: Any) -> Family:
     """The family of a Hugging Face config.
 
     Raises:
-        UnsupportedBackbone: naming the model type, the supported ones, and why it cannot be run.
+        UnsupportedBackbone: with the model type, the supported ones, and the reason.
     """
     kind = str(config.model_type)
     if kind not in FAMILIES:
         raise UnsupportedBackbone(
-            f"model type {kind!r} cannot be run as a packed batch: only families whose attention "
-            f"goes through transformers' attention interface and whose positions are absolute "
-            f"embeddings can; supported: {', '.join(sorted(FAMILIES))}"
+            f"model type {kind!r} cannot run packed batches, which need absolute position "
+            "embeddings and attention through transformers' attention interface; "
+            f"supported: {', '.join(sorted(FAMILIES))}"
         )
     positions = getattr(config, "position_embedding_type", None) or "absolute"
     if (
@@ -145,7 +144,7 @@ def family_of(config: Any) -> Family:
         or getattr(config, "add_cross_attention", False)
     ):
         raise UnsupportedBackbone(
-            f"this {kind} uses {positions!r} positions or is set up as a decoder: only encoders "
-            "(and GPT-2) with absolute positions can be run as a packed batch"
+            f"this {kind} has {positions!r} positions or is configured as a decoder: only encoders "
+            "(and GPT-2) with absolute positions can run packed batches"
         )
     return FAMILIES[kind]

@@ -1,8 +1,8 @@
-"""From a name to a `Backbone`: where weights come from, what they must be, in which type they run.
+"""Load a `Backbone` by name: find its files, check them, and choose the type that it runs in.
 
 A name is the default backbone's, a folder, or a hub name (`name@revision` pins one). The default
-backbone is taken from the installed package that ships it, else from the hub; either way its
-weights must have the published hash.
+backbone comes from the installed package that ships it, whose weights must have the published hash,
+or else from the hub at a pinned revision.
 """
 
 import hashlib
@@ -18,55 +18,18 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from adapters.adapter import prepare, random_adapter, rows_of
-from adapters.backbone.attention import PACKED_ATTENTION
 from adapters.backbone.families import family_of
-from adapters.backbone.model import Backbone
-from adapters.backbone.tokenizer import TextEncoder
+from adapters.backbone.model import Backbone, random_adapter
 from adapters.errors import UnusableBackbone
 from adapters.format.spec import BackboneIdentity
-
-# --- merged from adapters.parity
-
-_TEXTS = (
-    "",
-    "ok",
-    "Free entry in a weekly competition to win tickets, text WIN to 87121 now!",
-    "I was charged twice for the same transfer and would like to know how to get my money back.",
-    "The plot is thin, but the two leads are so good together that one hardly minds. " * 6,
-)
-
-
-def answer_error(backbone: Backbone, dtype: torch.dtype) -> float:
-    """Largest ||narrow - exact|| / ||exact|| of the answers to a few texts with a seeded adapter.
-
-    The backbone's weights come back as they were: the cast is tried on each, then undone from a
-    copy.
-    """
-    exact = _answers(backbone)
-    kept = {key: tensor.clone() for key, tensor in backbone.state_dict().items()}
-    backbone.to(dtype=dtype)
-    narrow = _answers(backbone)
-    backbone.to(dtype=torch.float32)
-    backbone.load_state_dict(kept)
-    return float(((narrow - exact).norm(dim=-1) / exact.norm(dim=-1)).max())
-
-
-@torch.inference_mode()
-def _answers(backbone: Backbone) -> torch.Tensor:
-    adapter = prepare(random_adapter(backbone), backbone)
-    length = min(128, backbone.max_tokens)
-    rows = rows_of(
-        [adapter], [(0, backbone.encoder.encode(text, max_length=length)) for text in _TEXTS]
-    )
-    return backbone.forward(backbone.pack(rows), {0: adapter.generator}).states.float()
-
-
-# --- merged from adapters.loading
+from adapters.layers.attention import PACKED_ATTENTION
+from adapters.packed.packing import Row
+from adapters.packed.prompt import GeneratorWeights
+from adapters.tokenizer import TextEncoder
 
 logger = logging.getLogger(__name__)
 transformers_logging.disable_progress_bar()
-# Its lines are logged as everybody else's.
+# The lines of transformers go through the root logger, like all others.
 transformers_logging.disable_default_handler()
 transformers_logging.enable_propagation()
 
@@ -78,13 +41,20 @@ _DEFAULT_HUB = (
 )
 _DEFAULT_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
-# `auto` keeps float32 where bfloat16 moves an answer further than this share of its length.
-# Measured on the default backbone: 0.009 (docs/exactness.md); a backbone that breaks in bfloat16 is
-# off by its whole length.
+# `auto` keeps float32 if bfloat16 changes an answer by more than this share of its norm. Measured on
+# the default backbone: 0.009 (docs/exactness.md). A backbone that breaks in bfloat16 has an error
+# near one.
 MAX_ANSWER_ERROR = 0.05
+_PROBES = (
+    "",
+    "ok",
+    "Free entry in a weekly competition to win tickets, text WIN to 87121 now!",
+    "I was charged twice for the same transfer and would like to know how to get my money back.",
+    "The plot is thin, but the two leads are so good together that one hardly minds. " * 6,
+)
 
-# What a forward pass depends on besides the weights. Fields of the second kind count where a family
-# has them.
+# The fields of a config that change a forward pass. Those of the second kind count only in families
+# that have them.
 _COMMON_FIELDS = (
     "model_type",
     "num_hidden_layers",
@@ -111,12 +81,12 @@ def load_backbone(
     Args:
         name: the default backbone's name, a folder, or a hub name, optionally `name@revision`.
         device: `auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, ...
-        dtype: `float32`, `bfloat16`, or `auto`: bfloat16 where the device computes it natively and
-            the parity check passes, else float32.
+        dtype: `float32`, `bfloat16`, or `auto`: bfloat16 if the device computes it natively and
+            answers stay within `MAX_ANSWER_ERROR`, else float32.
 
     Raises:
-        UnsupportedBackbone: the family cannot be run as a packed batch.
-        UnusableBackbone: missing, incomplete or unexpected files, an unknown device or dtype.
+        UnsupportedBackbone: the family cannot run packed batches.
+        UnusableBackbone: missing, incomplete or unexpected files; an unknown device or dtype.
     """
     if dtype not in (*DTYPES, "auto"):
         raise UnusableBackbone(f"dtype {dtype!r}: expected auto, float32 or bfloat16")
@@ -137,29 +107,29 @@ def load_backbone(
 
 
 def resolve_device(device: str) -> torch.device:
-    """`auto` is the GPU if there is one.
+    """`auto` is the GPU if there is one, else the CPU.
 
     Raises:
-        UnusableBackbone: no such device on this machine.
+        UnusableBackbone: this machine has no such device.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        found = torch.device(device)
+        resolved = torch.device(device)
     except RuntimeError:
         raise UnusableBackbone(f"device {device!r}: expected auto, cpu, cuda or cuda:N") from None
-    if found.type not in ("cpu", "cuda"):
+    if resolved.type not in ("cpu", "cuda"):
         raise UnusableBackbone(f"device {device!r}: only cpu and cuda are supported")
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
         raise UnusableBackbone(
             f"device {device!r}: this machine or build of torch has "
             f"{torch.cuda.device_count()} CUDA devices"
         )
-    return found
+    return resolved
 
 
 def computes_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 products have units of their own here and are not emulated in float32."""
+    """Whether the device multiplies bfloat16 natively instead of emulating it in float32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()
@@ -167,7 +137,7 @@ def computes_bfloat16(device: torch.device) -> bool:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """sha256 over what the model computes with: architecture fields, every weight as float32."""
+    """sha256 of the architecture fields and of every weight as float32."""
     config: Any = model.config
     described = {field: getattr(config, field, None) for field in _COMMON_FIELDS}
     described |= {
@@ -190,21 +160,44 @@ def _in_bfloat16(backbone: Backbone, *, checked: bool) -> Backbone:
     error = answer_error(backbone, torch.bfloat16)
     if error <= MAX_ANSWER_ERROR:
         logger.info(
-            "bfloat16 moves answers by %.4f of their length (bound %.2f): using it",
+            "bfloat16 changes answers by %.4f of their norm (bound %.2f): using bfloat16",
             error,
             MAX_ANSWER_ERROR,
         )
         return backbone.to(dtype=torch.bfloat16)
     logger.warning(
-        "bfloat16 moves answers by %.4f of their length (bound %.2f): staying with float32",
+        "bfloat16 changes answers by %.4f of their norm (bound %.2f): using float32",
         error,
         MAX_ANSWER_ERROR,
     )
     return backbone
 
 
+def answer_error(backbone: Backbone, dtype: torch.dtype) -> float:
+    """Largest ||cast - exact|| / ||exact|| of the states that a head reads, over a few texts.
+
+    The backbone is float32, and its weights are restored from a copy.
+    """
+    exact = _probe_states(backbone)
+    weights = {key: tensor.clone() for key, tensor in backbone.state_dict().items()}
+    cast = _probe_states(backbone.to(dtype=dtype))
+    backbone.to(dtype=torch.float32).load_state_dict(weights)
+    return float(((cast - exact).norm(dim=-1) / exact.norm(dim=-1)).max())
+
+
+@torch.inference_mode()
+def _probe_states(backbone: Backbone) -> Tensor:
+    adapter = random_adapter(backbone)
+    tensors = {name: tensor.to(backbone.device) for name, tensor in adapter.tensors.items()}
+    generator = GeneratorWeights.of(adapter.spec, tensors).folded().cast(backbone.dtype)
+    length = min(128, backbone.max_tokens)
+    texts = [backbone.encoder.encode(text, max_length=length) for text in _PROBES]
+    batch = backbone.pack([Row(text, adapter.spec, 0) for text in texts])
+    return backbone.forward(batch, {0: generator}).states.float()
+
+
 def _locate(name: str) -> tuple[str, str | None]:
-    """A folder or hub name, and the pinned revision if any."""
+    """Folder or hub name, and the pinned revision if there is one."""
     if name == DEFAULT_BACKBONE:
         return locate_default()
     if Path(name).is_dir():
@@ -214,21 +207,21 @@ def _locate(name: str) -> tuple[str, str | None]:
 
 
 def locate_default() -> tuple[str, str | None]:
-    """Folder or hub name of the default backbone, and the revision to ask the hub for.
+    """Folder or hub name of the default backbone, and the revision to fetch from the hub.
 
     Raises:
         UnusableBackbone: the installed weights are not the published ones.
     """
-    found = importlib.util.find_spec(_DEFAULT_PACKAGE)
-    if found is None or found.origin is None:
+    package = importlib.util.find_spec(_DEFAULT_PACKAGE)
+    if package is None or package.origin is None:
         return _DEFAULT_HUB
-    folder = Path(found.origin).parent / "model"
+    folder = Path(package.origin).parent / "model"
     with (folder / "model.safetensors").open("rb") as file:
         actual = hashlib.file_digest(file, "sha256").hexdigest()
     if actual != _DEFAULT_WEIGHTS_SHA256:
         raise UnusableBackbone(
             f"the installed weights of {DEFAULT_BACKBONE} have sha256 {actual}, "
-            f"published is {_DEFAULT_WEIGHTS_SHA256}"
+            f"but the published ones have {_DEFAULT_WEIGHTS_SHA256}"
         )
     return str(folder), None
 
@@ -255,12 +248,11 @@ def _load_model(source: str, revision: str | None) -> nn.Module:
         raise UnusableBackbone(
             f"cannot load the backbone {source!r}: {_first_line(error)}"
         ) from error
-    # The pooler is never run: an adapter brings its own head, and many checkpoints have no weights
-    # for it.
+    # The pooler never runs: an adapter has its own head, and many checkpoints lack its weights.
     missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
     if missing:
         raise UnusableBackbone(
-            f"the weights of {source!r} lack {len(missing)} tensors, first {missing[0]!r}"
+            f"the weights of {source!r} lack {len(missing)} tensors; the first is {missing[0]!r}"
         )
     if getattr(model, "pooler", None) is not None:
         model.pooler = None
@@ -276,14 +268,14 @@ def _load_tokenizer(source: str, revision: str | None, vocabulary: int) -> Any:
         ) from error
     if not getattr(tokenizer, "is_fast", False):
         raise UnusableBackbone(f"{source!r} has no fast tokenizer (tokenizer.json)")
-    # Where its files are missing, transformers makes one that knows the special tokens only.
+    # If its files are missing, transformers makes a tokenizer that has only the special tokens.
     tokens = tokenizer.backend_tokenizer.get_vocab()
     if len(tokens) <= len(tokenizer.all_special_ids):
         raise UnusableBackbone(f"the tokenizer of {source!r} has no vocabulary")
     if max(tokens.values()) >= vocabulary:
         raise UnusableBackbone(
             f"the tokenizer of {source!r} has token {max(tokens.values())}, "
-            f"the model has {vocabulary}"
+            f"but the model has {vocabulary} tokens"
         )
     return tokenizer
 

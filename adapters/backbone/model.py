@@ -1,13 +1,12 @@
-"""The frozen transformer, and the forward pass that takes any mixture of adapters without padding.
+"""The frozen transformer, and a forward pass over any mixture of adapters without padding.
 
 Data flow of `Backbone.forward`:
 
-    rows -> PackedBatch -> embeddings [T, n] -> layer 0 .. m-1 -> generate prompts, expand -> layer
-        m .. L-2 -> last layer, read positions only -> answers [rows, n]
-
-Knows no labels: what the answers mean is the head's business.
+    rows -> PackedBatch -> embeddings [T, n] -> layers 0 .. m-1 -> generate prompts, expand ->
+        layers m .. L-2 -> last layer, only for positions that are read -> states [rows, n]
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -16,23 +15,24 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from adapters.backbone.attention import PACKED_ATTENTION
 from adapters.backbone.families import Family, family_of
-from adapters.backbone.tokenizer import TextEncoder
 from adapters.errors import IncompatibleAdapter
-from adapters.format.spec import AdapterSpec, BackboneIdentity, GeneratorInput
+from adapters.format.files import Adapter
+from adapters.format.spec import AdapterSpec, BackboneIdentity, FinalActivation, GeneratorInput
+from adapters.layers.attention import PACKED_ATTENTION
 from adapters.layers.bert import BertLayer
-from adapters.packed.layout import Layout, row_means
+from adapters.packed.layout import Extents, pool_rows
 from adapters.packed.packing import Generation, Insertion, PackedBatch, Row
 from adapters.packed.prompt import GeneratorWeights, generate
+from adapters.tokenizer import TextEncoder
 
 
 @dataclass(frozen=True, slots=True)
 class Trunk:
-    """States of a batch's tokens below every insertion, in its order: no adapter has touched them.
+    """States of a batch's tokens below every insertion layer: the same for every adapter.
 
-    layer: how many layers have been run. hidden: [T, n], what enters that layer. embeddings: [T,
-    n], or None where no row of the batch generates its prompt from them.
+    layer: number of layers that have been run. hidden: [T, n], the input of the next one.
+    embeddings: [T, n], or None if no row of the batch makes its prompt from them.
     """
 
     layer: int
@@ -41,11 +41,11 @@ class Trunk:
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
+class ForwardOutput:
     """States [rows, n] and the generators' token weights, in the batch's order.
 
-    generator_seconds: spent on making prompts. On CUDA that is the time to launch their kernels,
-    not to run them.
+    generator_seconds: time spent on prompts. On CUDA it is the time to launch their kernels, not to
+    run them.
     """
 
     states: Tensor
@@ -53,18 +53,8 @@ class Answers:
     generator_seconds: float
 
 
-class Extents(Protocol):
-    """The rows of a sequence, as attention asks for them: `adapters.packed.packing.Layout` or the like."""
-
-    @property
-    def cumulative(self) -> Tensor: ...
-    @property
-    def longest(self) -> int: ...
-    def by_run(self, states: Tensor) -> list[Tensor]: ...
-
-
 class Host(Protocol):
-    """What decides whether an adapter fits: a backbone, or what somebody elsewhere knows of one."""
+    """What decides whether an adapter fits: a backbone, or a description of one elsewhere."""
 
     @property
     def identity(self) -> BackboneIdentity: ...
@@ -79,16 +69,16 @@ class Host(Protocol):
 
 
 class Backbone:
-    """A frozen Hugging Face model run as a packed batch with prompt slots.
+    """A frozen Hugging Face model that runs packed batches with soft prompts.
 
     Args:
-        model: a base model (no task head) of a supported family. Its attention is set to the packed
-            one, for this object's own configuration only.
+        model: a base model (no task head) of a supported family. Its attention is set to
+            `adapters.layers.attention`, in this object's configuration only.
         encoder: its tokenizer.
-        identity: name, revision and fingerprint, compared with the adapters'.
+        identity: name, revision and fingerprint, which adapters are compared with.
 
     Raises:
-        UnsupportedBackbone: the family cannot take this road.
+        UnsupportedBackbone: this family cannot run packed batches.
     """
 
     def __init__(self, model: nn.Module, encoder: TextEncoder, identity: BackboneIdentity) -> None:
@@ -118,19 +108,19 @@ class Backbone:
         self._model.to(device=device, dtype=dtype)
         return self
 
-    def changed(self) -> nn.Module:
-        """The Hugging Face model itself, for who replaces its modules or trains its weights.
+    def editable_model(self) -> nn.Module:
+        """The Hugging Face model, for callers that replace its modules or train its weights.
 
-        From then on no faster code stands in for its layers.
+        From now on its layers run as `transformers` has them, never by faster code.
         """
         for layer in self._layers:
             if isinstance(layer, BertLayer):
-                layer.will_change()
+                layer.use_transformers()
         return self._model
 
     @property
     def model_type(self) -> str:
-        """Its family, as `transformers` names it."""
+        """The family's name in `transformers`."""
         config: Any = self._model.config
         return str(config.model_type)
 
@@ -146,7 +136,7 @@ class Backbone:
         return self._model.state_dict()
 
     def load_state_dict(self, weights: Mapping[str, Tensor]) -> None:
-        """Put back weights that `state_dict` gave."""
+        """Restore weights from `state_dict`."""
         self._model.load_state_dict(weights)
 
     def check(self, spec: AdapterSpec) -> None:
@@ -162,32 +152,36 @@ class Backbone:
         return PackedBatch(rows, causal=self.family.causal, device=self.device)
 
     def embed(self, input_ids: Tensor, token_type_ids: Tensor, offsets: Tensor) -> Tensor:
-        """What enters the first layer, [T, n]; `offsets` count from a row's start."""
+        """The input of the first layer, [T, n]; `offsets` count from a row's start."""
         return self.family.embed(self._model, input_ids, token_type_ids, offsets)[0]
 
-    def through(self, hidden: Tensor, first: int, behind: int, layout: Extents) -> Tensor:
-        """Run layers `first` to `behind` - 1: [T, n] -> [T, n]."""
+    def run_layers(self, hidden: Tensor, first: int, end: int, layout: Extents) -> Tensor:
+        """Run layers `first` to `end` - 1: [T, n] -> [T, n]."""
         states = hidden.unsqueeze(0)
-        for index in range(first, behind):
+        for index in range(first, end):
             states = self._layers[index](states, attention_mask=None, layout=layout)
         return states[0]
 
     def read(self, hidden: Tensor, positions: Tensor, layout: Extents) -> Tensor:
-        """Run the last layer for the positions that are read: [T, n] -> [positions, n]."""
+        """Run the last layer, only for some positions: [T, n] -> [positions, n]."""
         states = self.family.read(self._layers[-1], hidden.unsqueeze(0), positions, layout)
-        return self.finish(states)
+        return self.final_norm(states)
 
-    def trunk(self, batch: PackedBatch, layer: int, *, above: Trunk | None = None) -> Trunk:
-        """Run the layers below `layer`, at most the lowest insertion layer; from `above` on."""
-        if above is None:
+    def trunk(self, batch: PackedBatch, layer: int, *, start: Trunk | None = None) -> Trunk:
+        """Run the layers below `layer`, which is at most the lowest insertion layer.
+
+        Args:
+            start: layers that have been run already.
+        """
+        if start is None:
             embedded = self.embed(batch.input_ids, batch.token_type_ids, batch.offsets)
-            above = Trunk(0, embedded, embedded)
-        hidden = self.through(above.hidden, above.layer, layer, batch.layout)
-        return Trunk(layer, hidden, above.embeddings)
+            start = Trunk(0, embedded, embedded)
+        hidden = self.run_layers(start.hidden, start.layer, layer, batch.layout)
+        return Trunk(layer, hidden, start.embeddings)
 
-    def finish(self, states: Tensor) -> Tensor:
-        """What the family does behind its last layer (GPT-2's final norm): [T, n] -> [T, n]."""
-        return self.family.finish(self._model, states)
+    def final_norm(self, states: Tensor) -> Tensor:
+        """The norm after the last layer, in families that have one (GPT-2): [T, n] -> [T, n]."""
+        return self.family.final_norm(self._model, states)
 
     def forward(
         self,
@@ -195,38 +189,38 @@ class Backbone:
         generators: Mapping[int, GeneratorWeights],
         *,
         trunk: Trunk | None = None,
-    ) -> Answers:
-        """Answer states of every row.
+    ) -> ForwardOutput:
+        """Run a batch up to the states that its heads read.
 
         Args:
             generators: by the batch's adapter index.
-            trunk: the state below the lowest insertion layer, when the caller has kept it.
+            trunk: the states below the lowest insertion layer, if the caller has kept them.
 
         Returns:
-            states [rows, n] in the batch's order: `batch.order` leads back to the caller's.
+            States [rows, n] in the batch's order; `batch.order` says where the caller has each row.
         """
         lowest = batch.insertions[0].layer
-        trunk = self.trunk(batch, lowest, above=trunk)
+        trunk = self.trunk(batch, lowest, start=trunk)
         insertions = {insertion.layer: insertion for insertion in batch.insertions}
         hidden, layout = trunk.hidden, batch.layout
-        weights: list[tuple[Generation, Tensor]] = []
+        token_weights: list[tuple[Generation, Tensor]] = []
         generator_seconds = 0.0
         for index in range(lowest, self.layers):
             if (insertion := insertions.get(index)) is not None:
                 started = perf_counter()
-                prompts, made = _prompts(insertion, hidden, trunk.embeddings, generators)
+                prompts, weights = _prompts(insertion, hidden, trunk.embeddings, generators)
                 generator_seconds += perf_counter() - started
                 hidden = torch.cat([hidden, *prompts]).index_select(0, insertion.expand)
                 layout = insertion.layout
-                weights += made
+                token_weights += weights
             if index < self.layers - 1:
-                hidden = self.through(hidden, index, index + 1, layout)
-        states = mean_of_rows(self.read(hidden, batch.reads, layout), batch.read_layout)
-        return Answers(states, tuple(weights), generator_seconds)
+                hidden = self.run_layers(hidden, index, index + 1, layout)
+        states = pool_rows(self.read(hidden, batch.reads, layout), batch.read_layout)
+        return ForwardOutput(states, tuple(token_weights), generator_seconds)
 
 
 def check_fits(spec: AdapterSpec, host: Host) -> None:
-    """Refuse a spec that was not made for this host.
+    """Refuse a spec that was made for another backbone.
 
     Raises:
         IncompatibleAdapter: with every difference.
@@ -253,6 +247,30 @@ def check_fits(spec: AdapterSpec, host: Host) -> None:
         raise IncompatibleAdapter(faults)
 
 
+def random_adapter(backbone: Backbone, *, seed: int = 0) -> Adapter:
+    """A seeded adapter of the size that `fit` makes by default, to warm up, probe and measure."""
+    n = backbone.hidden_size
+    spec = AdapterSpec(
+        backbone=backbone.identity,
+        tokenizer_sha256=backbone.encoder.sha256,
+        hidden_size=n,
+        prompt_length=10,
+        bottleneck=34,
+        attention_size=n,
+        insertion_layer=backbone.layers // 2,
+        generator_input=GeneratorInput.HIDDEN,
+        final_activation=FinalActivation.NONE,
+        labels=("no", "yes"),
+        max_length=min(256, backbone.max_tokens),
+    )
+    random = torch.Generator().manual_seed(seed)
+    tensors = {
+        name: torch.randn(shape, generator=random) / math.sqrt(shape[0])
+        for name, shape in spec.shapes().items()
+    }
+    return Adapter(spec, tensors)
+
+
 def _prompts(
     insertion: Insertion,
     hidden: Tensor,
@@ -262,16 +280,8 @@ def _prompts(
     prompts, weights = [], []
     for generation in insertion.generations:
         source = embeddings if generation.source is GeneratorInput.EMBEDDINGS else hidden
-        assert source is not None, "a trunk that was kept for prompts from embeddings holds them"
+        assert source is not None, "a kept trunk lacks the embeddings that its batch needs"
         prompt, w = generate(source, generation, generators)
         prompts.append(prompt)
         weights.append((generation, w))
     return prompts, weights
-
-
-def mean_of_rows(states: Tensor, layout: Layout) -> Tensor:
-    """What was read, one vector a row: [positions read, n] -> [rows, n].
-
-    One position a row stays as it is.
-    """
-    return states if layout.longest == 1 else row_means(states, layout).to(states.dtype)

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from adapters.backbone.attention import VARLEN_DTYPES
 from adapters.layers import frozen, onednn
+from adapters.layers.attention import VARLEN_DTYPES
 
 
 class FastLayer(Protocol):
@@ -70,12 +70,12 @@ class BertLayer(nn.Module):
         self._frozen: _Chosen | None = None
         self._changes = False
 
-    def will_change(self) -> None:
+    def use_transformers(self) -> None:
         """From now on `transformers` runs it: its modules are replaced, or its weights trained."""
         self._changes = True
 
     def forward(self, states: Tensor, *, attention_mask: None, layout: Any) -> Tensor:
-        """[1, T, n] -> [1, T, n]; `layout` as `adapters.backbone.attention` takes it."""
+        """[1, T, n] -> [1, T, n]; `layout` as `adapters.layers.attention` takes it."""
         if (fast := self._fast(states)) is not None:
             return fast.forward(states[0], layout).unsqueeze(0)
         through: Tensor = self.layer(states, attention_mask=attention_mask, layout=layout)

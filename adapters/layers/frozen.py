@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from adapters.backbone.attention import VARLEN_DTYPES, packed_attention
 from adapters.layers import onednn
+from adapters.layers.attention import VARLEN_DTYPES, packed_attention
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class FrozenLayer:
         self.projection = Product.of(own.query, own.key, own.value)
 
     def forward(self, states: Tensor, layout: Any) -> Tensor:
-        """[T, n] -> [T, n]; `layout` as `adapters.backbone.attention` takes it."""
+        """[T, n] -> [T, n]; `layout` as `adapters.layers.attention` takes it."""
         return self._behind(self._attended(states, layout), states)
 
     def read(self, states: Tensor, positions: Tensor, layout: Any) -> Tensor:

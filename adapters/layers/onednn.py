@@ -84,7 +84,7 @@ class OneDnnLayer:
         self._exact_gelu = own.config.hidden_act == "gelu"
 
     def forward(self, states: Tensor, layout: Any) -> Tensor:
-        """[T, n] -> [T, n]; `layout` as `adapters.backbone.attention` takes it."""
+        """[T, n] -> [T, n]; `layout` as `adapters.layers.attention` takes it."""
         entering = _padded(states)
         attended = self._attended(entering, len(states), layout)
         return self._finish(attended, entering)[: len(states)]

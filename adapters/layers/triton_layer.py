@@ -1,6 +1,6 @@
-"""What runs on the device for a transformer layer: see `adapters.layers.fused`, which launches it.
+"""Triton kernels for a transformer layer; `adapters.layers.fused` launches them.
 
-Triton's language, compiled when a CUDA device first runs it. Knows no weights but those of a norm.
+Compiled when a CUDA device first runs them.
 """
 
 import triton
@@ -8,29 +8,20 @@ import triton.language as tl
 
 
 @triton.jit
-def add_norm(
-    states,
-    residual,
-    weight,
-    bias,
-    made,
-    eps,
-    N: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    """LayerNorm of a sum, one program a token: nothing is rounded before the end."""
+def add_norm(states, residual, weight, bias, out, eps, N: tl.constexpr, COLUMNS: tl.constexpr):
+    """LayerNorm of a sum, one program for each token; only the result is rounded."""
     token = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, COLUMNS)
     here = columns < N
     total = tl.load(states + token * N + columns, mask=here, other=0.0).to(tl.float32)
     total += tl.load(residual + token * N + columns, mask=here, other=0.0).to(tl.float32)
-    # Centred before it is squared: a difference of two large sums would lose what matters.
+    # Centred before it is squared: the difference of two large sums would lose its digits.
     centred = tl.where(here, total - tl.sum(total, 0) / N, 0.0)
     normal = centred * tl.rsqrt(tl.sum(centred * centred, 0) / N + eps)
     scale = tl.load(weight + columns, mask=here, other=0.0).to(tl.float32)
     shift = tl.load(bias + columns, mask=here, other=0.0).to(tl.float32)
     value = normal * scale + shift
-    tl.store(made + token * N + columns, value.to(made.dtype.element_ty), mask=here)
+    tl.store(out + token * N + columns, value.to(out.dtype.element_ty), mask=here)
 
 
 @triton.jit
@@ -40,15 +31,17 @@ def attend(
     values,
     stride,
     cumulative,
-    made,
+    out,
     scale,
     SIZE: tl.constexpr,
     DEPTH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One head of one row, every so many blocks of queries: blocks are counted from the row's own
-    start, so that what a row gets does not depend on what stands beside it. `scale` is for powers
-    of two."""
+    """One head of one row; the programs of a row share its blocks of queries.
+
+    Blocks are counted from the row's own start, so that a row's result does not depend on its
+    neighbours. `scale` is for powers of two.
+    """
     head = tl.program_id(0)
     row = tl.program_id(1)
     start = tl.load(cumulative + row)
@@ -57,7 +50,7 @@ def attend(
     deep = depth < SIZE
     column = head * SIZE + depth
     first = tl.program_id(2) * BLOCK
-    # A row that is empty or shorter ends here: most programs of a graph for long rows do.
+    # Rows that are empty or shorter end here, as most programs of a graph for long rows do.
     while first < length:
         within = first + tl.arange(0, BLOCK)
         token = (start + within).to(tl.int64)
@@ -70,7 +63,7 @@ def attend(
         while other < length:
             across = other + tl.arange(0, BLOCK)
             known = across < length
-            # Other rows' values, or the tail's, must not be read: zero times NaN is NaN.
+            # Never read other rows or the padding: zero times NaN is NaN.
             place = (start + across).to(tl.int64)[:, None] * stride + column[None, :]
             found = known[:, None] & deep[None, :]
             key = tl.load(keys + place, mask=found, other=0.0)
@@ -89,5 +82,5 @@ def attend(
         # [T, heads, SIZE], without gaps.
         place = token[:, None] * (tl.num_programs(0) * SIZE) + column[None, :]
         mixed = mixed / total[:, None]
-        tl.store(made + place, mixed.to(made.dtype.element_ty), mask=asked)
+        tl.store(out + place, mixed.to(out.dtype.element_ty), mask=asked)
         first += tl.num_programs(2) * BLOCK

@@ -1,4 +1,4 @@
-"""The class head and what turns logits into scores. Knows no backbone."""
+"""The class head, and scores from its logits."""
 
 from dataclasses import dataclass
 from typing import Literal, Self
@@ -9,9 +9,9 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class HeadWeights:
-    """out: [n, labels]. dense: [n, n] for the two-layer head, None for the linear one.
+    """The tensors of one head, all float32.
 
-    All float32.
+    out: [n, labels]. dense: [n, n] in a head of two layers, else None.
     """
 
     dense: Tensor | None
@@ -21,7 +21,7 @@ class HeadWeights:
 
     @classmethod
     def of(cls, tensors: dict[str, Tensor]) -> Self:
-        """Pick a head's tensors out of an adapter's, by the names of `AdapterSpec.shapes`."""
+        """Of an adapter's tensors, named as in `AdapterSpec.shapes`."""
         return cls(
             dense=tensors.get("head.dense.weight"),
             dense_bias=tensors.get("head.dense.bias"),
@@ -30,9 +30,9 @@ class HeadWeights:
         )
 
 
-def logits(answers: Tensor, head: HeadWeights) -> Tensor:
-    """Answers to logits, in the head's type: [rows, n] -> [rows, labels]."""
-    states = answers.to(head.out.dtype)
+def logits(states: Tensor, head: HeadWeights) -> Tensor:
+    """In the head's type: [rows, n] -> [rows, labels]."""
+    states = states.to(head.out.dtype)
     if head.dense is not None and head.dense_bias is not None:
         states = torch.tanh(states @ head.dense + head.dense_bias)
     return states @ head.out + head.out_bias
@@ -41,6 +41,6 @@ def logits(answers: Tensor, head: HeadWeights) -> Tensor:
 def scores(
     logits: Tensor, activation: Literal["softmax", "sigmoid"], temperature: float = 1.0
 ) -> Tensor:
-    """`activation(logits / temperature)` in float32; [rows, labels] -> [rows, labels]."""
+    """`activation(logits / temperature)` in float32: [rows, labels] -> [rows, labels]."""
     scaled = logits.float() / temperature
     return scaled.softmax(dim=-1) if activation == "softmax" else scaled.sigmoid()

@@ -1,9 +1,9 @@
-"""The rows' extents in a flat sequence, and what follows from them. Knows no prompt."""
+"""Where rows begin and end in a flat sequence without padding, and means over rows."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,24 @@ import torch
 from torch import Tensor
 
 Indices: TypeAlias = npt.NDArray[np.int64]
+
+
+class Extents(Protocol):
+    """What attention must know of the rows in a sequence of T positions."""
+
+    @property
+    def cumulative(self) -> Tensor:
+        """int32 [rows + 1] on the device: `cu_seqlens` of the varlen attention kernels."""
+        ...
+
+    @property
+    def longest(self) -> int:
+        """No row has more positions."""
+        ...
+
+    def by_run(self, states: Tensor) -> list[Tensor]:
+        """[T, ...] -> views [rows, length, ...] of neighbours of equal length."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,27 +41,44 @@ class Run:
 
 @dataclass(frozen=True)
 class Layout:
-    """The rows' extents in one flat sequence of `tokens` positions.
-
-    Attention sees nothing else of a batch.
-    """
+    """`Extents` whose lengths are known on the host."""
 
     lengths: Indices  # [rows]
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @cached_property
+    def ends(self) -> Indices:
+        """[rows]"""
+        return self.lengths.cumsum()
+
+    @cached_property
     def starts(self) -> Indices:
         """[rows]"""
-        return np.cumsum(self.lengths) - self.lengths
+        return self.ends - self.lengths
 
     @property
     def tokens(self) -> int:
-        return int(self.lengths.sum())
+        return int(self.ends[-1])
+
+    @cached_property
+    def edges(self) -> npt.NDArray[np.int32]:
+        """[rows + 1]: the start of every row and the end of the last one."""
+        edges = np.zeros(len(self.lengths) + 1, dtype=np.int32)
+        edges[1:] = self.ends
+        return edges
+
+    @cached_property
+    def cumulative(self) -> Tensor:
+        return torch.from_numpy(self.edges).to(self.device, non_blocking=True)
+
+    @cached_property
+    def longest(self) -> int:
+        return int(self.lengths.max())
 
     @cached_property
     def runs(self) -> tuple[Run, ...]:
-        edges = np.flatnonzero(np.diff(self.lengths)) + 1
-        bounds = [0, *edges.tolist(), len(self.lengths)]
+        changes = np.flatnonzero(np.diff(self.lengths)) + 1
+        bounds = [0, *changes.tolist(), len(self.lengths)]
         return tuple(
             Run(last - first, int(self.lengths[first]))
             for first, last in pairwise(bounds)
@@ -51,10 +86,7 @@ class Layout:
         )
 
     def by_run(self, states: Tensor) -> list[Tensor]:
-        """[T, ...] -> one view [rows, length, ...] a run.
-
-        One split, so that its gradient is one concatenation.
-        """
+        # One split, so that its gradient is one concatenation.
         pieces = states.split([run.rows * run.length for run in self.runs])
         return [
             piece.view(run.rows, run.length, *piece.shape[1:])
@@ -62,50 +94,47 @@ class Layout:
         ]
 
     @cached_property
-    def cumulative(self) -> Tensor:
-        """int32 [rows + 1] on the device: `cu_seqlens` of the varlen attention kernels."""
-        edges = np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int32)
-        return torch.from_numpy(edges).to(self.device, non_blocking=True)
-
-    @cached_property
-    def longest(self) -> int:
-        return int(self.lengths.max())
-
-    @cached_property
     def grid(self) -> "Grid":
-        """The rows as a rectangle, for what a GPU would rather do at once than by runs."""
-        within = np.arange(self.longest)
-        real = within < self.lengths[:, None]
-        taken = self.starts[:, None] + np.minimum(within, self.lengths[:, None] - 1)
-        places = np.flatnonzero(real)
-        arrays = (taken.ravel(), places, real, self.lengths.astype(np.float32))
-        return Grid(*(torch.from_numpy(item).to(self.device, non_blocking=True) for item in arrays))
+        """The rows as a padded rectangle: on a GPU that is faster than run by run."""
+        columns = np.arange(self.longest)
+        real = columns < self.lengths[:, None]
+        source = self.starts[:, None] + np.minimum(columns, self.lengths[:, None] - 1)
+        cells = np.flatnonzero(real)
+        arrays = (source.ravel(), cells, real, self.lengths.astype(np.float32))
+        return Grid(*(torch.from_numpy(each).to(self.device, non_blocking=True) for each in arrays))
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Rows padded to the longest. taken: int64 [rows * longest], the token at every place, a row's
-    last one behind its end. places: int64 [T], where each token is. real: bool [rows, longest].
-    lengths: float32 [rows]."""
+    """Rows padded to the longest one.
 
-    taken: Tensor
-    places: Tensor
+    source: int64 [rows * longest], the token in each cell; padding repeats a row's last token.
+    cells: int64 [T], the cell of each token. real: bool [rows, longest]. lengths: float32 [rows].
+    """
+
+    source: Tensor
+    cells: Tensor
     real: Tensor
     lengths: Tensor
 
-    def of(self, states: Tensor) -> Tensor:
+    def pad(self, states: Tensor) -> Tensor:
         """[T, d] -> [rows, longest, d]"""
-        return states.index_select(0, self.taken).view(*self.real.shape, -1)
+        return states.index_select(0, self.source).view(*self.real.shape, -1)
 
-    def back(self, states: Tensor) -> Tensor:
+    def unpad(self, values: Tensor) -> Tensor:
         """[rows, longest] -> [T]"""
-        return states.flatten().index_select(0, self.places)
+        return values.flatten().index_select(0, self.cells)
 
 
 def row_means(states: Tensor, layout: Layout) -> Tensor:
     """The mean of every row's tokens, float32: [T, n] -> [rows, n]."""
     if states.is_cuda:
         grid = layout.grid
-        sums = (grid.of(states).float() * grid.real.unsqueeze(2)).sum(dim=1)
+        sums = (grid.pad(states).float() * grid.real.unsqueeze(2)).sum(dim=1)
         return sums / grid.lengths.unsqueeze(1)
     return torch.cat([rows.float().mean(dim=1) for rows in layout.by_run(states)])
+
+
+def pool_rows(states: Tensor, layout: Layout) -> Tensor:
+    """The mean of every row, in the states' type; a single state stays as it is: [rows, n]."""
+    return states if layout.longest == 1 else row_means(states, layout).to(states.dtype)

@@ -1,12 +1,9 @@
-"""Where every token and every prompt slot of a batch stands.
+"""The position of every token and every prompt slot in a packed batch.
 
-Integers only: knows no weights and runs no model.
-
-Rows of a batch stand one behind the other in one flat sequence, without padding. A row has its n
-tokens up to its insertion layer m and t prompt slots in front of them from there on, so the
-sequence grows at every layer at which some row inserts; between two such layers it has one
-`Layout`. Rows are ordered by length so that rows of equal length are neighbours: attention takes
-each such run at once, as a view, and copies nothing.
+Integers only. The rows of a batch form one flat sequence without padding. Below its insertion layer
+m a row consists of its tokens; from there on, t prompt slots precede them. So the sequence grows at
+every layer where rows insert, and between two such layers it has one `Layout`. Rows are ordered by
+length, so that rows of equal length are neighbours: attention takes each such run as one view.
 """
 
 from collections.abc import Sequence
@@ -19,15 +16,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from adapters.backbone.tokenizer import Encoding
 from adapters.format.spec import GeneratorInput, Pooling
 from adapters.packed.layout import Indices, Layout
+from adapters.tokenizer import Encoding
 
 
 class RowShape(Protocol):
-    """What of an adapter's spec decides where a row's tokens and slots stand.
+    """The fields of an adapter's spec that decide the positions of a row's tokens and slots.
 
-    A prompt length of 0 is a row without a prompt: it passes every layer as its text alone.
+    A row with prompt length 0 has no prompt: its text passes every layer alone.
     """
 
     @property
@@ -42,7 +39,7 @@ class RowShape(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One text to classify: its tokens, its adapter's spec, which adapter of the batch that is."""
+    """One text to classify: its tokens, its adapter's spec, and the adapter's index in the batch."""
 
     encoding: Encoding
     spec: RowShape
@@ -51,7 +48,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """How many rows and tokens of those that insert together are one adapter's."""
+    """Among rows that insert together: how many rows and tokens belong to one adapter."""
 
     adapter: int
     rows: int
@@ -59,30 +56,30 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
-class ByAdapter:
-    """The way from the rows' order to the groups' (adapter by adapter) and back, all int64."""
+class Grouping:
+    """Indices between the rows' order and the groups' (adapter by adapter), all int64."""
 
-    rows: Tensor  # [rows] take these, and the groups stand one behind the other
-    tokens: Tensor  # [tokens] the same for tokens
-    tokens_back: Tensor  # [tokens] takes what stands by adapter back to the rows' order
-    slots_back: Tensor  # [slots] the same for prompt slots
+    rows: Tensor  # [rows], into the rows' order
+    tokens: Tensor  # [tokens], into the rows' order
+    tokens_back: Tensor  # [tokens], into the groups' order
+    slots_back: Tensor  # [slots], prompt slots into the groups' order
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """The prompts to make from one source: the embeddings, or the hidden states as they stand."""
+    """Prompts that are made from one source: the embeddings, or the current hidden states."""
 
     source: GeneratorInput
     rows: Indices  # among the batch's rows
-    tokens: Tensor | None  # int64, the rows' tokens in the source; None: all of it
+    tokens: Tensor | None  # int64, the rows' tokens in the source; None: all of them
     layout: Layout  # of those tokens
     groups: tuple[Group, ...]
-    by_adapter: ByAdapter | None  # None: there is one group only
+    grouping: Grouping | None  # None: there is only one group
 
 
 @dataclass(frozen=True, slots=True)
 class Insertion:
-    """What happens in front of layer `layer`: some rows get their prompt."""
+    """Some rows get their prompt, in front of layer `layer`."""
 
     layer: int
     generations: tuple[Generation, ...]
@@ -93,12 +90,14 @@ class Insertion:
 class PackedBatch:
     """Index arrays of one forward pass over any mixture of adapters, layers and prompt lengths.
 
-    `order` is the rows' order inside: row `order[i]` of the caller stands i-th.
+    Attributes:
+        order: row i of the batch is row `order[i]` of the caller.
+        reads: int64, the positions of the last layer that are read, row by row (`read_layout`).
 
     Args:
         rows: at least one; every encoding holds at least one token.
         causal: the answer is read at the last token instead of at index t.
-        device: where the index tensors go.
+        device: of the index tensors.
     """
 
     def __init__(
@@ -120,8 +119,8 @@ class PackedBatch:
         self.insertions = self._insertions()
         self._read(causal=causal)
 
-    # What the embeddings are made of comes when it is asked for: training mostly keeps what they
-    # lead to, and every array is a copy to the device.
+    # The inputs of the embeddings are made on demand: training mostly keeps the trunk's states, and
+    # every array is a copy to the device.
     @cached_property
     def input_ids(self) -> Tensor:
         """int64 [T]"""
@@ -134,18 +133,17 @@ class PackedBatch:
 
     @cached_property
     def offsets(self) -> Tensor:
-        """Places within the rows: int64 [T]."""
+        """Of every token, from its row's start: int64 [T]."""
         return self._put(
             np.arange(self.layout.tokens) - np.repeat(self.layout.starts, self._lengths)
         )
 
     @property
     def slots(self) -> int:
-        """Prompt positions that the rows carry in the end."""
+        """Prompt positions after the last insertion."""
         return int(self._prompts.sum())
 
     def _read(self, *, causal: bool) -> None:
-        """Which positions of the last layer are read, and the row that each one is read for."""
         last = self.insertions[-1].layout
         mean = np.array([row.spec.pooling is Pooling.MEAN for row in self.rows])
         counts = np.where(mean, self._lengths, 1)
@@ -161,42 +159,49 @@ class PackedBatch:
         for layer in np.unique(self._layers):
             here = self._layers == layer
             done = done | here
-            following = Layout(self._lengths + np.where(done, self._prompts, 0), self.device)
-            generations, made = [], np.zeros(len(self.rows), dtype=np.int64)
+            expanded = Layout(self._lengths + np.where(done, self._prompts, 0), self.device)
+            generations, prompt_starts = [], np.zeros(len(self.rows), dtype=np.int64)
             offset = 0
             for source in GeneratorInput:
                 chosen = here & np.array([row.spec.generator_input is source for row in self.rows])
                 if not chosen.any():
                     continue
-                stands = self.layout if source is GeneratorInput.EMBEDDINGS else current
-                generations.append(self._generation(source, np.flatnonzero(chosen), stands))
+                layout = self.layout if source is GeneratorInput.EMBEDDINGS else current
+                generations.append(self._generation(source, np.flatnonzero(chosen), layout))
                 sizes = self._prompts[chosen]
-                made[chosen] = offset + np.cumsum(sizes) - sizes
+                prompt_starts[chosen] = offset + np.cumsum(sizes) - sizes
                 offset += int(sizes.sum())
-            expand = self._expansion(current, following, here, made)
+            expand = self._expansion(current, expanded, here, prompt_starts)
             insertions.append(
-                Insertion(int(layer), tuple(generations), self._put(expand), following)
+                Insertion(int(layer), tuple(generations), self._put(expand), expanded)
             )
-            current = following
+            current = expanded
         return tuple(insertions)
 
     def _expansion(
-        self, current: Layout, following: Layout, here: npt.NDArray[np.bool_], made: Indices
+        self,
+        current: Layout,
+        expanded: Layout,
+        here: npt.NDArray[np.bool_],
+        prompt_starts: Indices,
     ) -> Indices:
-        """For every position of `following`: its place in concat(current, prompts made now)."""
-        row = np.repeat(np.arange(len(self.rows)), following.lengths)
-        within = np.arange(following.tokens) - following.starts[row]
+        """For every position of `expanded`: its index in concat(current, new prompts)."""
+        row = np.repeat(np.arange(len(self.rows)), expanded.lengths)
+        within = np.arange(expanded.tokens) - expanded.starts[row]
         slots = np.where(here, self._prompts, 0)[row]
         return np.where(
             within < slots,
-            current.tokens + made[row] + within,
+            current.tokens + prompt_starts[row] + within,
             current.starts[row] + within - slots,
         )
 
-    def _generation(self, source: GeneratorInput, rows: Indices, stands: Layout) -> Generation:
+    def _generation(
+        self, source: GeneratorInput, rows: Indices, source_layout: Layout
+    ) -> Generation:
         layout = Layout(self._lengths[rows], self.device)
-        everything = layout.tokens == stands.tokens
-        tokens = None if everything else self._put(_spans(stands.starts[rows], layout.lengths))
+        tokens = None
+        if layout.tokens != source_layout.tokens:
+            tokens = self._put(_spans(source_layout.starts[rows], layout.lengths))
         owners = np.array([self.rows[i].adapter for i in rows])
         adapters, counts = np.unique(owners, return_counts=True)
         lengths = np.bincount(np.searchsorted(adapters, owners), layout.lengths).astype(np.int64)
@@ -204,15 +209,15 @@ class PackedBatch:
             Group(int(adapter), int(count), int(length))
             for adapter, count, length in zip(adapters, counts, lengths, strict=True)
         )
-        return Generation(source, rows, tokens, layout, groups, self._by_adapter(rows, owners))
+        return Generation(source, rows, tokens, layout, groups, self._grouping(rows, owners))
 
-    def _by_adapter(self, rows: Indices, owners: Indices) -> ByAdapter | None:
+    def _grouping(self, rows: Indices, owners: Indices) -> Grouping | None:
         order = np.argsort(owners, kind="stable")
         if owners[order[0]] == owners[order[-1]]:
             return None
-        tokens = _moved(self._lengths[rows], order)
-        slots = _moved(self._prompts[rows], order)
-        return ByAdapter(
+        tokens = _reordered(self._lengths[rows], order)
+        slots = _reordered(self._prompts[rows], order)
+        return Grouping(
             rows=self._put(order),
             tokens=self._put(tokens),
             tokens_back=self._put(np.argsort(tokens)),
@@ -220,16 +225,16 @@ class PackedBatch:
         )
 
     def _put(self, array: Indices) -> Tensor:
-        # The driver takes pageable memory over before the call returns: nothing to wait for.
+        # The driver copies pageable memory before the call returns, so the array may go.
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
 
 
 def _spans(starts: Indices, lengths: Indices) -> Indices:
-    """[sum(lengths)]: start, start + 1, ... of every span, one behind the other."""
+    """start, start + 1, ... of every span: [sum(lengths)]."""
     return np.repeat(starts - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
 
 
-def _moved(lengths: Indices, order: Indices) -> Indices:
-    """What stands in spans of `lengths`, span by span in another order: indices to take."""
+def _reordered(lengths: Indices, order: Indices) -> Indices:
+    """Indices of the entries of spans of `lengths`, with the spans in another order."""
     starts = np.cumsum(lengths) - lengths
     return _spans(starts[order], lengths[order])

@@ -1,11 +1,11 @@
-"""Adapters on a device, each in a slot that kernels find by its number. Knows no batch.
+"""Active adapters on a device: each is in a slot, and kernels find it by the slot's number.
 
-    Adapter --image_of--> Image (host memory, as the device wants it) --write--> slot
+    Adapter --image_of--> AdapterImage (host memory, as the device wants it) --write--> slot
 
-Whatever can be computed ahead is in the image, so that filling a slot is two copies: the folded
-query matrix into a bank with one place a slot, everything else as one run of float32. They go
-through a few pinned buffers: images themselves are not pinned, because pinning takes a millisecond
-a megabyte, while everyone else waits for the driver.
+All that can be computed ahead is in the image, so filling a slot is two copies: the folded query
+matrix into a bank with one place for each slot, and everything else as one run of float32. The
+copies go through a few pinned buffers. Images are not pinned: pinning takes a millisecond for each
+megabyte, during which every other thread waits for the driver.
 """
 
 from collections.abc import Sequence
@@ -22,15 +22,16 @@ from adapters.format.files import Adapter
 from adapters.format.spec import AdapterSpec, FinalActivation
 from adapters.slots.batch import Fact, facts_of
 
-# Every matrix starts at a multiple of so many float32: 16 bytes.
-_ALIGNED = 4
+# Every matrix starts at a multiple of this many float32: 16 bytes.
+_ALIGNMENT = 4
 
 
 class Column(IntEnum):
-    """What a slot's row of the table says, int64 each.
+    """The columns of the slot table, int64 [slots, Column].
 
-    Of each matrix, which has its bias behind it: its address, and its width (0: there is none).
-    final, sigmoid: which activation prompt and scores get. temperature: the bits of a float32.
+    First the addresses of four matrices, each followed by its bias in memory. Then their widths, 0
+    if there is no such matrix. final, sigmoid: the activations of prompt and scores. temperature:
+    the bits of a float32.
     """
 
     DOWN = 0
@@ -50,12 +51,12 @@ _FINAL_CODES = {FinalActivation.NONE: 0, FinalActivation.RELU: 1, FinalActivatio
 
 
 @dataclass(frozen=True, slots=True)
-class Image:
+class AdapterImage:
     """An adapter in host memory, ready to be copied.
 
-    query: [n, n] in the backbone's type; zeros score every token alike, which is pooling by the
-    mean. rest: float32, the table's matrices with their biases. offsets: where each starts in
-    `rest`. widths: of each, 0 where there is none.
+    query: [n, n] in the backbone's type; zeros give every token the same weight, which is pooling
+    by the mean. rest: float32, the table's matrices with their biases. offsets: the start of each
+    in `rest`. widths: of each, 0 if there is none.
     """
 
     spec: AdapterSpec
@@ -70,16 +71,16 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True)
-class Resident:
-    """An adapter that is in a slot. nbytes: device memory that it takes there."""
+class ActiveAdapter:
+    """An adapter in a slot. nbytes: device memory that it takes there."""
 
     spec: AdapterSpec
     slot: int
     nbytes: int
 
 
-def image_of(adapter: Adapter, backbone: Backbone) -> Image:
-    """Fold and cast an adapter on the backbone's device; returns when it is in host memory.
+def image_of(adapter: Adapter, backbone: Backbone) -> AdapterImage:
+    """Fold and cast an adapter on the backbone's device and copy it to host memory.
 
     Raises:
         IncompatibleAdapter, InvalidAdapter: as `prepare`.
@@ -104,27 +105,22 @@ def image_of(adapter: Adapter, backbone: Backbone) -> Image:
         if matrix is None or bias is None:
             continue
         size = matrix.numel() + len(bias)
-        padding = -size % _ALIGNED
+        padding = -size % _ALIGNMENT
         pieces += [matrix.flatten(), bias, bias.new_zeros(padding)]
         total += size + padding
-    return Image(
-        spec=adapter.spec,
-        query=query.cpu(),
-        rest=torch.cat(pieces).cpu(),
-        offsets=tuple(offsets),
-        widths=tuple(widths),
-    )
+    rest = torch.cat(pieces).cpu()
+    return AdapterImage(adapter.spec, query.cpu(), rest, tuple(offsets), tuple(widths))
 
 
 class SlotBank:
     """The slots of one device.
 
     Attributes:
-        query: [slots, n, n]. table: int64 [slots, Column], see there.
-        facts: int64 [slots, Fact], in host memory: what a batch over these slots is planned with.
+        query: [slots, n, n]. table: int64 [slots, Column].
+        facts: int64 [slots, Fact] in host memory, from which batches are built.
 
     Args:
-        slots: so many adapters at once.
+        slots: adapters that can be active at once.
         hidden_size: n.
     """
 
@@ -135,7 +131,7 @@ class SlotBank:
         self.query = torch.zeros(slots, n, n, device=device, dtype=dtype)
         self.table = torch.zeros(slots, len(Column), dtype=torch.int64, device=device)
         self.facts = np.zeros((slots, len(Fact)), dtype=np.int64)
-        # Kernels know these by their addresses alone: here they are kept alive.
+        # Kernels know these tensors only by address: this list keeps them alive.
         self._rests: list[Tensor | None] = [None] * slots
         # Pinned memory for as many images as were ever written in one call.
         self._staging: list[tuple[Tensor, Tensor]] = []
@@ -145,18 +141,18 @@ class SlotBank:
 
     @property
     def nbytes(self) -> int:
-        """Device memory of the bank and of what is in its slots."""
+        """Device memory of the bank and of the adapters in its slots."""
         rests = sum(rest.nbytes for rest in self._rests if rest is not None)
         return self.query.nbytes + rests
 
-    def write(self, placed: Sequence[tuple[int, Image]]) -> None:
-        """Fill slots that no running batch uses, on the current stream.
+    def write(self, images: Sequence[tuple[int, AdapterImage]]) -> None:
+        """Fill slots that no running batch uses, on the current stream; (slot, image) each.
 
-        Asynchronous on CUDA: the stream must be through before the next call.
+        Asynchronous on CUDA: the stream must have finished before the next call.
         """
         device = self.query.device
-        rows = np.zeros((len(placed), len(Column)), dtype=np.int64)
-        for index, (row, (slot, image)) in enumerate(zip(rows, placed, strict=True)):
+        rows = np.zeros((len(images), len(Column)), dtype=np.int64)
+        for index, (row, (slot, image)) in enumerate(zip(rows, images, strict=True)):
             query, rest = self._staged(index, image)
             self.query[slot].copy_(query, non_blocking=True)
             rest = rest.to(device, non_blocking=True)
@@ -170,11 +166,11 @@ class SlotBank:
             row[Column.SIGMOID] = image.spec.activation == "sigmoid"
             temperature = np.float32(image.spec.calibration.temperature)
             row[Column.TEMPERATURE] = temperature.view(np.int32)
-        slots = torch.tensor([slot for slot, _ in placed], device=device)
+        slots = torch.tensor([slot for slot, _ in images], device=device)
         self.table.index_copy_(0, slots, torch.from_numpy(rows).to(device))
 
-    def _staged(self, index: int, image: Image) -> tuple[Tensor, Tensor]:
-        """Query and rest of the index-th image of a call, from where copies run by themselves."""
+    def _staged(self, index: int, image: AdapterImage) -> tuple[Tensor, Tensor]:
+        """Query and rest of a call's index-th image, in pinned memory on CUDA."""
         if not self.query.is_cuda:
             return image.query, image.rest
         if index == len(self._staging):

@@ -1,35 +1,37 @@
-"""One forward pass over slots as one array of int32: what is copied to a device for every batch.
+"""A batch over slots as one int32 array: all that a device must know of it, in one copy.
 
-Knows no weights and runs no model. `adapters.packed.packing` is the same for a CPU, where rows stand by
-length; here they stand by slot, so that tokens of one adapter are neighbours.
+Integers only. On a CPU `adapters.packed.packing` does the same. There rows are ordered by length;
+here they are ordered by slot, so that the tokens of one adapter are neighbours.
 
-How the array is laid out: `adapters.slots.batch`.
+`section_sizes` defines the array: name, size and order of its sections. `SlottedBatch.write` fills
+them and `adapters.slots.forward` reads them, both by name.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from itertools import accumulate, groupby
+from itertools import groupby
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from adapters.backbone.tokenizer import Encoding
 from adapters.format.spec import AdapterSpec, GeneratorInput, HeadKind, Pooling
-
-# --- merged from adapters.caps
+from adapters.packed.layout import Indices, Layout
+from adapters.tokenizer import Encoding
 
 Int32: TypeAlias = npt.NDArray[np.int32]
 
-# Tokens of one tile of the grouped product; a tile never crosses from one slot to another.
+# Tokens of one tile of the grouped product; all tokens of a tile belong to one slot.
 TILE = 64
-# Sections start at multiples of so many int32: 16 bytes.
-_ALIGNED = 4
+# Sections start at multiples of this many int32: 16 bytes.
+_ALIGNMENT = 4
+# Kernels skip a row whose slot is this one.
+_NO_SLOT = -1
 
 
 @dataclass(frozen=True, slots=True)
-class Stop:
+class InsertionPoint:
     """A layer in front of which some rows get their prompt, and what those are made from."""
 
     layer: int
@@ -38,17 +40,22 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """What must be the same for two batches to run the same kernels. mean: some row is read as the
-    mean of its tokens."""
+    """Two batches run the same kernels if their signatures are equal.
 
-    stops: tuple[Stop, ...]
+    mean: at least one row is read as the mean of its tokens.
+    """
+
+    insertions: tuple[InsertionPoint, ...]
     mean: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Caps:
-    """How much of everything there may be. tokens: of text. expanded: positions behind each stop.
-    longest: positions of one row in the end. tiles: of the grouped product."""
+class BatchShape:
+    """The sizes of a batch, or of a bucket that batches are padded to.
+
+    tokens: of the texts. expanded: positions after each insertion. reads: positions that are read.
+    longest: positions of the longest row, its prompt included. tiles: of the grouped product.
+    """
 
     rows: int
     tokens: int
@@ -57,82 +64,83 @@ class Caps:
     longest: int
     tiles: int
 
-    def hold(self, need: "Caps") -> bool:
-        """Whether a batch of this need can be written with these caps."""
+    def holds(self, other: "BatchShape") -> bool:
+        """Whether a batch of the other shape can be written with this one."""
         return (
-            need.rows <= self.rows
-            and need.tokens <= self.tokens
-            and len(need.expanded) == len(self.expanded)
-            and all(some <= most for some, most in zip(need.expanded, self.expanded, strict=True))
-            and need.reads <= self.reads
-            and need.longest <= self.longest
-            and need.tiles <= self.tiles
+            other.rows <= self.rows
+            and other.tokens <= self.tokens
+            and len(other.expanded) == len(self.expanded)
+            and all(small <= big for small, big in zip(other.expanded, self.expanded, strict=True))
+            and other.reads <= self.reads
+            and other.longest <= self.longest
+            and other.tiles <= self.tiles
         )
 
 
-def section_sizes(caps: Caps, signature: Signature) -> list[int]:
-    """How long the sections of such a batch are, in order.
+def section_sizes(shape: BatchShape, signature: Signature) -> dict[str, int]:
+    """The sections of the array, in order: name and number of int32.
 
-    input_ids, token_type_ids, offsets [tokens]; cumulative lengths [rows + 1]; for every stop and
-    each of its sources: slots [rows], tiles [3 * tiles]; then the cumulative lengths behind it
-    [rows + 1]; positions that are read [reads]; where some row is read as a mean: their cumulative
-    counts [rows + 1]; slots [rows].
+    Every `cumulative` holds the starts of the rows and the end of the last one. `slots` is -1 for a
+    row that takes no part. A tile is a slot, its first token and the end of its tokens.
     """
-    sizes = [caps.tokens] * 3 + [caps.rows + 1]
-    for stop in signature.stops:
-        sizes += [caps.rows, 3 * caps.tiles] * len(stop.sources) + [caps.rows + 1]
-    sizes.append(caps.reads)
+    sizes = {
+        "input_ids": shape.tokens,
+        "token_type_ids": shape.tokens,
+        "offsets": shape.tokens,  # of each token, within its text
+        "text.cumulative": shape.rows + 1,
+    }
+    for point in signature.insertions:
+        for source in point.sources:
+            sizes[at_layer(point.layer, "slots", source)] = shape.rows
+            sizes[at_layer(point.layer, "tiles", source)] = 3 * shape.tiles
+        sizes[at_layer(point.layer, "cumulative")] = shape.rows + 1  # prompts included
+    sizes["reads"] = shape.reads
     if signature.mean:
-        sizes.append(caps.rows + 1)
-    return [*sizes, caps.rows]
+        sizes["reads.cumulative"] = shape.rows + 1
+    sizes["slots"] = shape.rows
+    return sizes
 
 
-def section_offsets(caps: Caps, signature: Signature) -> list[tuple[int, int]]:
-    """Where every section starts, and its size."""
-    sizes = section_sizes(caps, signature)
-    starts = accumulate((aligned(size) for size in sizes), initial=0)
-    return list(zip(starts, sizes, strict=False))
+def at_layer(layer: int, name: str, source: GeneratorInput | None = None) -> str:
+    """Name of a section that belongs to an insertion: `layer3.hidden.slots`."""
+    return f"layer{layer}.{name}" if source is None else f"layer{layer}.{source.value}.{name}"
 
 
-def blank(caps: Caps, signature: Signature) -> Int32:
-    """A batch without rows: what a graph is captured with."""
-    array = np.zeros(size_of(caps, signature), dtype=np.int32)
-    offsets = iter(section_offsets(caps, signature)[4:])
-    for stop in signature.stops:
-        for _ in stop.sources:
-            _skip_all(array, next(offsets))
-            next(offsets)  # tiles
-        next(offsets)  # cumulative lengths
-    _skip_all(array, section_offsets(caps, signature)[-1])
+def section_slices(shape: BatchShape, signature: Signature) -> dict[str, slice]:
+    """Where each section is in the array."""
+    slices, start = {}, 0
+    for name, size in section_sizes(shape, signature).items():
+        slices[name] = slice(start, start + size)
+        start += _aligned(size)
+    return slices
+
+
+def array_size(shape: BatchShape, signature: Signature) -> int:
+    """Number of int32 in the array."""
+    return sum(map(_aligned, section_sizes(shape, signature).values()))
+
+
+def blank_array(shape: BatchShape, signature: Signature) -> Int32:
+    """A batch without rows, to capture a graph with."""
+    array = np.zeros(array_size(shape, signature), dtype=np.int32)
+    for name, place in section_slices(shape, signature).items():
+        if name.endswith("slots"):
+            array[place] = _NO_SLOT
     return array
 
 
-def size_of(caps: Caps, signature: Signature) -> int:
-    """int32 that such a batch takes."""
-    return sum(map(aligned, section_sizes(caps, signature)))
-
-
-def _skip_all(array: Int32, slots: tuple[int, int]) -> None:
-    start, size = slots
-    array[start : start + size] = -1
-
-
-def aligned(size: int) -> int:
-    """What a section of this size takes."""
-    return size + -size % _ALIGNED
-
-
-# --- merged from adapters.plan
-
-Int64: TypeAlias = npt.NDArray[np.int64]
+def _aligned(size: int) -> int:
+    return size + -size % _ALIGNMENT
 
 
 class Fact(IntEnum):
-    """What a batch must know of an adapter, as the columns of an int64 array: a batch's facts are
-    then one look-up, where asking every row's spec takes longer than all the rest.
+    """What a batch must know of an adapter, as columns of an int64 array.
 
-    embedded: 1 where the prompt is made from the embeddings. mean: 1 where tokens are read as their
-    mean. dense: 1 where the head has two layers.
+    A batch looks up the facts of all its rows at once. To ask the spec of every row would take
+    longer than all the rest.
+
+    embedded: 1 if the prompt is made from the embeddings. mean: 1 if tokens are read as their mean.
+    dense: 1 if the head has two layers.
     """
 
     PROMPT = 0
@@ -158,58 +166,32 @@ def facts_of(spec: AdapterSpec) -> tuple[int, ...]:
 
 
 class _Section(NamedTuple):
-    """fill: what the tail holds, up to the cap."""
+    """tail: what fills the rest of a section that is larger than its values."""
 
     values: Int32
-    fill: int
+    tail: int
 
 
-class _Layout(NamedTuple):
-    """Rows one behind the other: int64 [rows] each."""
-
-    lengths: Int64
-    ends: Int64
-
-    @classmethod
-    def of(cls, lengths: Int64) -> "_Layout":
-        return cls(lengths, lengths.cumsum())
-
-    @property
-    def total(self) -> int:
-        return int(self.ends[-1])
-
-    @property
-    def starts(self) -> Int64:
-        return self.ends - self.lengths
-
-    def cumulative(self) -> _Section:
-        """[rows + 1]; rows of the tail are empty."""
-        made = np.zeros(len(self.ends) + 1, dtype=np.int32)
-        made[1:] = self.ends
-        return _Section(made, self.total)
-
-
-class Plan:
-    """Index arrays of a batch.
-
-    `order` is the rows' order inside: row `order[i]` of the caller stands i-th.
+class SlottedBatch:
+    """Index arrays of a batch over slots.
 
     Args:
         encodings: at least one; each holds at least one token.
-        slots: int64 [rows], of their adapters.
+        slots: int64 [rows], of the rows' adapters.
         facts: int64 [rows, Fact], of the same.
         causal: the answer is read at the last token instead of at index t.
 
     Attributes:
-        facts: in the plan's order.
-        need: the smallest caps.
+        order: row i of the batch is row `order[i]` of the caller.
+        facts: in the batch's order.
+        signature, shape: the smallest shape that holds the batch.
     """
 
     def __init__(
         self,
         encodings: Sequence[Encoding],
-        slots: Int64,
-        facts: Int64,
+        slots: Indices,
+        facts: Indices,
         *,
         causal: bool = False,
     ) -> None:
@@ -218,103 +200,111 @@ class Plan:
         self._slots, self.facts = slots[self.order], facts[self.order]
         self._prompts = self.facts[:, Fact.PROMPT]
         ids = [row.input_ids for row in rows]
-        text = _Layout.of(np.fromiter(map(len, ids), dtype=np.int64, count=len(ids)))
+        text = Layout(np.fromiter(map(len, ids), dtype=np.int64, count=len(ids)))
+        # Of the text alone, then after each insertion.
         self._layouts = [text]
-        offsets = np.arange(text.total, dtype=np.int32) - _int32(text.starts).repeat(text.lengths)
-        self._sections = [
-            _Section(_joined(ids), 0),
-            _Section(_joined([row.token_type_ids for row in rows]), 0),
-            _Section(offsets, 0),
-            text.cumulative(),
-        ]
-        stops, tiles = self._stop_sections()
+        offsets = np.arange(text.tokens, dtype=np.int32) - _int32(text.starts).repeat(text.lengths)
+        self._sections = {
+            "input_ids": _Section(_joined(ids), 0),
+            "token_type_ids": _Section(_joined([row.token_type_ids for row in rows]), 0),
+            "offsets": _Section(offsets, 0),
+            "text.cumulative": _cumulative(text),
+            "slots": _Section(_int32(self._slots), _NO_SLOT),
+        }
+        insertions, tiles = self._insert()
         mean = self.facts[:, Fact.MEAN]
-        self.signature = Signature(stops, bool(mean.any()))
-        reads = self._read_sections(mean != 0, causal=causal)
-        self._sections.append(_Section(_int32(self._slots), -1))
-        self.need = Caps(
+        self.signature = Signature(insertions, bool(mean.any()))
+        reads = self._read(mean != 0, causal=causal)
+        self.shape = BatchShape(
             rows=len(rows),
-            tokens=text.total,
-            expanded=tuple([layout.total for layout in self._layouts[1:]]),
+            tokens=text.tokens,
+            expanded=tuple([layout.tokens for layout in self._layouts[1:]]),
             reads=reads,
-            longest=int(self._layouts[-1].lengths.max()),
+            longest=self._layouts[-1].longest,
             tiles=tiles,
         )
 
     @property
-    def lengths(self) -> list[Int64]:
-        """Of every layout (text alone, behind each stop), int64 [rows]."""
+    def lengths(self) -> list[Indices]:
+        """Row lengths of the text alone, then after each insertion: int64 [rows] each."""
         return [layout.lengths for layout in self._layouts]
 
-    def write(self, out: Int32, caps: Caps) -> None:
-        """Fill `out`, `size_of(caps, signature)` long.
+    def write(self, out: Int32, shape: BatchShape) -> None:
+        """Fill `out`, which has `array_size(shape, signature)` entries.
 
         Args:
-            caps: hold `need`.
+            shape: holds `self.shape`.
         """
-        at = 0
-        sizes = section_sizes(caps, self.signature)
-        for section, size in zip(self._sections, sizes, strict=True):
-            used = len(section.values)
-            out[at : at + used] = section.values
-            out[at + used : at + size] = section.fill
-            at += aligned(size)
+        for name, place in section_slices(shape, self.signature).items():
+            values, tail = self._sections[name]
+            end = place.start + len(values)
+            out[place.start : end] = values
+            out[end : place.stop] = tail
 
-    def _stop_sections(self) -> tuple[tuple[Stop, ...], int]:
+    def _insert(self) -> tuple[tuple[InsertionPoint, ...], int]:
+        """Add the sections of all insertions; these, and the most tiles that one of them needs."""
         layers, text = self.facts[:, Fact.LAYER], self._layouts[0]
-        # Rows of one kind get their prompts together; kinds of one layer are neighbours.
+        # Rows with the same layer and source get their prompts together.
         kinds = layers * 2 + self.facts[:, Fact.EMBEDDED]
-        distinct = sorted(set(kinds.tolist()))
-        stops, most_tiles = [], 0
-        for layer, here in groupby(distinct, lambda kind: kind // 2):
+        insertions, most_tiles = [], 0
+        for layer, kinds_here in groupby(sorted(set(kinds.tolist())), lambda kind: kind // 2):
             sources = []
-            for kind in here:
+            for kind in kinds_here:
                 embedded = kind % 2 == 1
-                sources.append(GeneratorInput.EMBEDDINGS if embedded else GeneratorInput.HIDDEN)
-                slots = np.where(kinds == kind, self._slots, -1)
+                source = GeneratorInput.EMBEDDINGS if embedded else GeneratorInput.HIDDEN
+                slots = np.where(kinds == kind, self._slots, _NO_SLOT)
                 tiles = _tiles(slots, text if embedded else self._layouts[-1])
                 most_tiles = max(most_tiles, len(tiles) // 3)
-                self._sections += [_Section(_int32(slots), -1), _Section(tiles, 0)]
-            following = _Layout.of(text.lengths + np.where(layers <= layer, self._prompts, 0))
-            self._layouts.append(following)
-            self._sections.append(following.cumulative())
-            stops.append(Stop(layer, tuple(sources)))
-        return tuple(stops), most_tiles
+                self._sections[at_layer(layer, "slots", source)] = _Section(_int32(slots), _NO_SLOT)
+                self._sections[at_layer(layer, "tiles", source)] = _Section(tiles, 0)
+                sources.append(source)
+            expanded = Layout(text.lengths + np.where(layers <= layer, self._prompts, 0))
+            self._layouts.append(expanded)
+            self._sections[at_layer(layer, "cumulative")] = _cumulative(expanded)
+            insertions.append(InsertionPoint(layer, tuple(sources)))
+        return tuple(insertions), most_tiles
 
-    def _read_sections(self, mean: npt.NDArray[np.bool_], *, causal: bool) -> int:
+    def _read(self, mean: npt.NDArray[np.bool_], *, causal: bool) -> int:
+        """Add the sections of the positions that are read; the number of these positions."""
         last = self._layouts[-1]
         first = last.ends - 1 if causal else last.starts + self._prompts
         if not self.signature.mean:
-            self._sections.append(_Section(_int32(first), 0))
+            self._sections["reads"] = _Section(_int32(first), 0)
             return len(first)
-        counts = _Layout.of(np.where(mean, self._layouts[0].lengths, 1))
+        counts = Layout(np.where(mean, self._layouts[0].lengths, 1))
         first = np.where(mean, last.starts + self._prompts, first)
-        within = np.arange(counts.total) - counts.starts.repeat(counts.lengths)
+        within = np.arange(counts.tokens) - counts.starts.repeat(counts.lengths)
         reads = _int32(first.repeat(counts.lengths) + within)
-        self._sections += [_Section(reads, 0), counts.cumulative()]
-        return counts.total
+        self._sections["reads"] = _Section(reads, 0)
+        self._sections["reads.cumulative"] = _cumulative(counts)
+        return counts.tokens
 
 
-def _tiles(slots: Int64, layout: _Layout) -> Int32:
-    """[3 * tiles]: slot, first token, behind the last one, of neighbours that share a slot."""
-    edges = (slots[1:] != slots[:-1]).nonzero()[0] + 1
-    firsts = np.concatenate(([0], edges))
-    owners, start = slots[firsts], layout.starts[firsts]
-    behind = np.concatenate((start[1:], layout.ends[-1:]))
-    # What is skipped gets no tile.
-    counts = np.where(owners < 0, 0, -(-(behind - start) // TILE))
+def _cumulative(layout: Layout) -> _Section:
+    """[rows + 1]; rows of the tail are empty."""
+    return _Section(layout.edges, layout.tokens)
+
+
+def _tiles(slots: Indices, layout: Layout) -> Int32:
+    """[3 * tiles]: slot, first token, end, for neighbours that share a slot."""
+    changes = (slots[1:] != slots[:-1]).nonzero()[0] + 1
+    firsts = np.concatenate(([0], changes))
+    owners, starts = slots[firsts], layout.starts[firsts]
+    ends = np.concatenate((starts[1:], layout.ends[-1:]))
+    # Skipped rows get no tile.
+    counts = np.where(owners < 0, 0, -(-(ends - starts) // TILE))
     group = np.arange(len(counts)).repeat(counts)
     within = np.arange(len(group)) - (counts.cumsum() - counts)[group]
     tiles = np.empty((len(group), 3), dtype=np.int32)
     tiles[:, 0] = owners[group]
-    tiles[:, 1] = start[group] + TILE * within
-    np.minimum(tiles[:, 1] + TILE, behind[group], out=tiles[:, 2], casting="unsafe")
+    tiles[:, 1] = starts[group] + TILE * within
+    np.minimum(tiles[:, 1] + TILE, ends[group], out=tiles[:, 2], casting="unsafe")
     return tiles.ravel()
 
 
-def _joined(arrays: Sequence[Int64]) -> Int32:
+def _joined(arrays: Sequence[Indices]) -> Int32:
     return np.concatenate(arrays, dtype=np.int32, casting="unsafe")
 
 
-def _int32(array: Int64) -> Int32:
+def _int32(array: Indices) -> Int32:
     return array.astype(np.int32)

@@ -1,15 +1,13 @@
-"""The forward pass over slots: any mixture of adapters, every size known before it starts.
+"""The forward pass over slots: any mixture of adapters, and every size is known before it starts.
 
-Data flow, all on the device and without a look back at the host, so that it can be captured as a
-CUDA graph:
+It never waits for the device, so it can be captured as a CUDA graph:
 
     ids -> embeddings [T, n] -> layers 0 .. m-1 -> expand, write prompts -> layers m .. L-2 ->
-        last layer, read positions only -> heads -> scores [rows, labels]
+        last layer, only for positions that are read -> heads -> scores [rows, labels]
 
-The same method as `Backbone.forward`, whose order of things suits a CPU.
+`Backbone.forward` computes the same in the order that suits a CPU.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,36 +18,37 @@ from torch import Tensor
 
 from adapters.backbone.model import Backbone
 from adapters.format.spec import GeneratorInput
+from adapters.packed.layout import Indices
 from adapters.slots import kernels
 from adapters.slots.bank import SlotBank
-from adapters.slots.batch import Caps, Fact, Signature, section_offsets
+from adapters.slots.batch import BatchShape, Fact, Signature, at_layer, section_slices
 
 
 @dataclass(frozen=True)
 class SlottedExtents:
-    """The rows of a sequence that may have a tail which is nobody's.
+    """`adapters.packed.layout.Extents` of rows that may be followed by padding.
 
-    cumulative: int32 [rows + 1], on the device. lengths: the same on the host, for devices without
-    a kernel for packed rows; None where the sizes alone must do (a graph). longest: no row has more
-    positions.
+    lengths: int64 [rows] on the host, for devices without an attention kernel for packed rows. None
+    in a graph, which has only sizes.
     """
 
     cumulative: Tensor
     longest: int
-    lengths: npt.NDArray[np.int64] | None = None
+    lengths: Indices | None = None
 
     def by_run(self, states: Tensor) -> list[Tensor]:
-        """[T, ...] -> [1, length, ...] for every row, and for the tail."""
-        assert self.lengths is not None, "a graph is captured only where rows have their own kernel"
+        """[T, ...] -> [1, length, ...] for every row, and for the padding."""
+        assert self.lengths is not None, (
+            "graphs are captured only with an attention kernel for rows"
+        )
         sizes = self.lengths.tolist()
         sizes += [len(states) - sum(sizes)]
         return [piece.unsqueeze(0) for piece in states.split([size for size in sizes if size])]
 
 
 @dataclass(frozen=True, slots=True)
-class Widest:
-    """The largest of its kind among a batch's adapters. prompt: t * n. dense: some head has two
-    layers."""
+class Widths:
+    """The largest widths among some adapters. prompt: t * n. dense: a head has two layers."""
 
     bottleneck: int
     prompt: int
@@ -57,17 +56,17 @@ class Widest:
     dense: bool
 
     @classmethod
-    def of(cls, facts: npt.NDArray[np.int64], *, hidden_size: int) -> "Widest":
-        """Of adapters whose facts [rows, Fact] these are."""
-        most = facts.max(axis=0).tolist()
+    def of(cls, facts: npt.NDArray[np.int64], *, hidden_size: int) -> "Widths":
+        """Of adapters with these facts [rows, Fact]."""
+        largest = facts.max(axis=0).tolist()
         return cls(
-            bottleneck=most[Fact.BOTTLENECK],
-            prompt=most[Fact.PROMPT] * hidden_size,
-            labels=most[Fact.LABELS],
-            dense=bool(most[Fact.DENSE]),
+            bottleneck=largest[Fact.BOTTLENECK],
+            prompt=largest[Fact.PROMPT] * hidden_size,
+            labels=largest[Fact.LABELS],
+            dense=bool(largest[Fact.DENSE]),
         )
 
-    def holds(self, other: "Widest") -> bool:
+    def holds(self, other: "Widths") -> bool:
         return (
             other.bottleneck <= self.bottleneck
             and other.prompt <= self.prompt
@@ -81,81 +80,76 @@ class Inputs:
     """A batch on its device.
 
     Args:
-        array: int32, as `Plan.write` filled it.
-        lengths: `Plan.lengths`, see `SlottedExtents`.
+        array: int32, filled by `SlottedBatch.write` for this shape.
+        lengths: `SlottedBatch.lengths`, see `SlottedExtents`.
     """
 
     array: Tensor
-    caps: Caps
+    shape: BatchShape
     signature: Signature
-    lengths: list[npt.NDArray[np.int64]] | None = None
+    lengths: list[Indices] | None = None
 
     @cached_property
-    def sections(self) -> list[Tensor]:
-        """Views, in the order of `section_sizes`."""
-        return [
-            self.array[start : start + size]
-            for start, size in section_offsets(self.caps, self.signature)
-        ]
+    def sections(self) -> dict[str, Tensor]:
+        """Views of the array, named as in `section_sizes`."""
+        slices = section_slices(self.shape, self.signature)
+        return {name: self.array[place] for name, place in slices.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """scores: float32 [rows, labels]. weights: float32 [tokens], the generators' token weights, by
-    the rows' text tokens. Both in the plan's order."""
+    """Results in the batch's order. scores: float32 [rows, labels]. weights: float32 [tokens], the
+    generators' token weights of the rows' texts."""
 
     scores: Tensor
     weights: Tensor
 
 
 @torch.inference_mode()
-def run(backbone: Backbone, bank: SlotBank, inputs: Inputs, widest: Widest) -> Outputs:
-    """Classify a batch."""
-    sections: Iterator[Tensor] = iter(inputs.sections)
-    lengths, positions = iter(inputs.lengths or ()), iter(inputs.caps.expanded)
-    longest = inputs.caps.longest
-    input_ids, token_type_ids, offsets = next(sections), next(sections), next(sections)
-    text = next(sections)
-    extents = SlottedExtents(text, longest, next(lengths, None))
-    embeddings = backbone.embed(input_ids, token_type_ids, offsets)
+def run(backbone: Backbone, bank: SlotBank, inputs: Inputs, widths: Widths) -> Outputs:
+    """Classify a batch whose adapters are not wider than `widths`."""
+    sections, shape, insertions = inputs.sections, inputs.shape, inputs.signature.insertions
+    lengths = iter(inputs.lengths or ())
+    text = sections["text.cumulative"]
+    extents = SlottedExtents(text, shape.longest, next(lengths, None))
+    embeddings = backbone.embed(
+        sections["input_ids"], sections["token_type_ids"], sections["offsets"]
+    )
     hidden, layer = embeddings, 0
-    weights = torch.empty(inputs.caps.tokens, dtype=torch.float32, device=hidden.device)
-    for stop in inputs.signature.stops:
-        hidden = backbone.through(hidden, layer, stop.layer, extents)
-        layer = stop.layer
-        made = []
-        for source in stop.sources:
-            slots, tiles = next(sections), next(sections)
+    weights = torch.empty(shape.tokens, dtype=torch.float32, device=hidden.device)
+    for point, positions in zip(insertions, shape.expanded, strict=True):
+        hidden = backbone.run_layers(hidden, layer, point.layer, extents)
+        layer = point.layer
+        bottlenecks = []
+        for source in point.sources:
+            slots = sections[at_layer(layer, "slots", source)]
             embedded = source is GeneratorInput.EMBEDDINGS
-            made.append(
-                _bottlenecks(
-                    embeddings if embedded else hidden,
-                    bank,
-                    _Texts(slots, text if embedded else extents.cumulative, text, longest),
-                    tiles,
-                    weights,
-                    widest,
-                )
+            bottleneck = _bottlenecks(
+                embeddings if embedded else hidden,
+                bank,
+                _Texts(slots, text if embedded else extents.cumulative, text, shape.longest),
+                sections[at_layer(layer, "tiles", source)],
+                weights,
+                width=widths.bottleneck,
             )
-        before, behind = extents.cumulative, next(sections)
-        hidden = kernels.expand(hidden, before, behind, positions=next(positions))
-        extents = SlottedExtents(behind, longest, next(lengths, None))
-        for bottleneck, slots in made:
-            kernels.write_prompts(
-                bottleneck, slots, bank.table, hidden, extents.cumulative, widest=widest.prompt
-            )
-    hidden = backbone.through(hidden, layer, backbone.layers - 1, extents)
-    states = backbone.read(hidden, next(sections).long(), extents)
+            bottlenecks.append((bottleneck, slots))
+        before, after = extents.cumulative, sections[at_layer(layer, "cumulative")]
+        hidden = kernels.expand(hidden, before, after, positions=positions)
+        extents = SlottedExtents(after, shape.longest, next(lengths, None))
+        for bottleneck, slots in bottlenecks:
+            kernels.write_prompts(bottleneck, slots, bank.table, hidden, after, width=widths.prompt)
+    hidden = backbone.run_layers(hidden, layer, backbone.layers - 1, extents)
+    states = backbone.read(hidden, sections["reads"].long(), extents)
     if inputs.signature.mean:
-        states = _means(states, next(sections))
-    slots = next(sections)
-    logits = kernels.logits(states, slots, bank.table, widest=widest.labels, dense=widest.dense)
+        states = _means(states, sections["reads.cumulative"])
+    slots = sections["slots"]
+    logits = kernels.logits(states, slots, bank.table, width=widths.labels, dense=widths.dense)
     return Outputs(kernels.scores(logits, slots, bank.table), weights)
 
 
 @dataclass(frozen=True, slots=True)
 class _Texts:
-    """The rows whose prompts are made, where they start in their source, and their lengths."""
+    """Rows to make prompts for: their starts in the source, and those of their texts."""
 
     slots: Tensor
     starts: Tensor
@@ -164,13 +158,8 @@ class _Texts:
 
 
 def _bottlenecks(
-    source: Tensor,
-    bank: SlotBank,
-    texts: _Texts,
-    tiles: Tensor,
-    weights: Tensor,
-    widest: Widest,
-) -> tuple[Tensor, Tensor]:
+    source: Tensor, bank: SlotBank, texts: _Texts, tiles: Tensor, weights: Tensor, *, width: int
+) -> Tensor:
     """The generators up to their bottleneck [rows, c]; writes the token weights."""
     slots, starts, cumulative = texts.slots, texts.starts, texts.cumulative
     queries = kernels.grouped_project(source, bank.query, tiles)
@@ -178,7 +167,7 @@ def _bottlenecks(
         queries, source, slots, starts, cumulative, weights, longest=texts.longest
     )
     pooled = kernels.weighted_sums(weights, source, slots, starts, cumulative)
-    return kernels.bottlenecks(pooled, slots, bank.table, widest=widest.bottleneck), slots
+    return kernels.bottlenecks(pooled, slots, bank.table, width=width)
 
 
 def _means(states: Tensor, cumulative: Tensor) -> Tensor:
@@ -186,7 +175,6 @@ def _means(states: Tensor, cumulative: Tensor) -> Tensor:
     counts = cumulative.diff()
     positions = torch.arange(len(states), device=states.device)
     owners = torch.searchsorted(cumulative[1:], positions, right=True).clamp(max=len(counts) - 1)
-    each = counts.reciprocal()[owners]
-    # Every row takes part, whatever its slot.
-    everyone = torch.zeros_like(counts)
-    return kernels.weighted_sums(each, states, everyone, cumulative, cumulative)
+    shares = counts.reciprocal()[owners]
+    # Slot 0 for every row: none is skipped.
+    return kernels.weighted_sums(shares, states, torch.zeros_like(counts), cumulative, cumulative)

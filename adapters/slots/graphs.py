@@ -1,8 +1,8 @@
-"""Forward passes over slots, replayed as CUDA graphs where a batch fits one. Knows no request.
+"""Forward passes over slots, captured as CUDA graphs and replayed.
 
-A graph costs one launch where the same pass costs hundreds, which is most of a small batch's time
-and keeps Python off the device's back in a large one. All graphs share one memory pool: they run
-one after the other on one stream, and what one leaves behind the next one may overwrite.
+A graph costs one launch where the same pass costs hundreds. Launches take most of a small batch's
+time, and in a large one they would keep the device waiting for Python. All graphs share one memory
+pool: they run one after another on one stream, so each may overwrite what the last one left.
 """
 
 import logging
@@ -14,15 +14,15 @@ from torch import Tensor
 
 from adapters.backbone.model import Backbone
 from adapters.slots.bank import SlotBank
-from adapters.slots.batch import Caps, Plan, Signature, blank
-from adapters.slots.buckets import Ladder
-from adapters.slots.forward import Inputs, Outputs, Widest, run
+from adapters.slots.batch import BatchShape, Signature, SlottedBatch, blank_array
+from adapters.slots.buckets import Buckets
+from adapters.slots.forward import Inputs, Outputs, Widths, run
 
 logger = logging.getLogger(__name__)
 
-# A rung of a signature that was not captured at the start is, once it was wanted so often.
-_WANTED = 16
-# Ladders of so many signatures at most: each keeps device memory for its graphs.
+# A bucket that was not captured at the start is captured once so many batches wanted it.
+_CAPTURE_AFTER = 16
+# Signatures that may have graphs: each keeps device memory for them.
 _MAX_SIGNATURES = 8
 
 
@@ -33,11 +33,11 @@ class _Graph:
     graph: torch.cuda.CUDAGraph
 
 
-class Graphs:
-    """The captured rungs of one backbone and bank. Used from one thread, on one stream.
+class CudaGraphs:
+    """The captured buckets of one backbone and bank. Used from one thread, on one stream.
 
     Args:
-        widest: adapters beyond it run eagerly.
+        widths: a batch with wider adapters has no graph.
         max_positions: of a batch, prompts included.
         longest: positions of the longest row that any adapter takes.
     """
@@ -47,67 +47,67 @@ class Graphs:
         backbone: Backbone,
         bank: SlotBank,
         *,
-        widest: Widest,
+        widths: Widths,
         max_positions: int,
         longest: int,
     ) -> None:
         self._backbone = backbone
         self._bank = bank
-        self._widest = widest
+        self._widths = widths
         self._max_positions = max_positions
         self._longest = longest
         self._pool = torch.cuda.graph_pool_handle()
-        self._ladders: dict[Signature, Ladder] = {}
-        self._graphs: dict[tuple[Signature, Caps], _Graph] = {}
-        self._wanted: Counter[tuple[Signature, Caps]] = Counter()
+        self._buckets: dict[Signature, Buckets] = {}
+        self._graphs: dict[tuple[Signature, BatchShape], _Graph] = {}
+        self._wanted: Counter[tuple[Signature, BatchShape]] = Counter()
 
     def __len__(self) -> int:
         return len(self._graphs)
 
     def capture_all(self, signature: Signature) -> None:
-        """Capture every rung of a signature, largest first: the small ones reuse its memory."""
-        for caps in reversed(self._ladder(signature).rungs):
-            self._capture(signature, caps)
+        """Capture every bucket of a signature, largest first: the small ones reuse its memory."""
+        for shape in reversed(self._buckets_of(signature).shapes):
+            self._capture(signature, shape)
 
-    def caps_for(self, plan: Plan, widest: Widest) -> Caps | None:
-        """The caps of the graph that `replay` would run; None: there is none for this batch.
+    def bucket_for(self, batch: SlottedBatch, widths: Widths) -> BatchShape | None:
+        """The bucket whose graph can run this batch; None if there is none.
 
-        What is asked for often enough is captured here: some tens of milliseconds, once.
+        A bucket that is wanted often enough is captured here: some tens of milliseconds, once.
         """
-        signature = plan.signature
-        if not self._widest.holds(widest):
+        signature = batch.signature
+        if not self._widths.holds(widths):
             return None
-        if signature not in self._ladders and len(self._ladders) == _MAX_SIGNATURES:
+        if signature not in self._buckets and len(self._buckets) == _MAX_SIGNATURES:
             return None
-        caps = self._ladder(signature).cheapest(plan.need)
-        if caps is None:
+        bucket = self._buckets_of(signature).cheapest(batch.shape)
+        if bucket is None:
             return None
-        if (signature, caps) not in self._graphs:
-            self._wanted[signature, caps] += 1
-            if self._wanted[signature, caps] < _WANTED:
+        if (signature, bucket) not in self._graphs:
+            self._wanted[signature, bucket] += 1
+            if self._wanted[signature, bucket] < _CAPTURE_AFTER:
                 return None
-            self._capture(signature, caps)
-        return caps
+            self._capture(signature, bucket)
+        return bucket
 
-    def replay(self, signature: Signature, caps: Caps, array: Tensor) -> Outputs:
-        """Run a batch that was written with these caps; the outputs last until the next replay."""
-        found = self._graphs[signature, caps]
-        found.inputs.array.copy_(array, non_blocking=True)
-        found.graph.replay()
-        return found.outputs
+    def replay(self, signature: Signature, bucket: BatchShape, array: Tensor) -> Outputs:
+        """Run a batch that was written for this bucket; the next replay overwrites the outputs."""
+        captured = self._graphs[signature, bucket]
+        captured.inputs.array.copy_(array, non_blocking=True)
+        captured.graph.replay()
+        return captured.outputs
 
-    def _ladder(self, signature: Signature) -> Ladder:
-        if signature not in self._ladders:
-            self._ladders[signature] = Ladder(
+    def _buckets_of(self, signature: Signature) -> Buckets:
+        if signature not in self._buckets:
+            self._buckets[signature] = Buckets(
                 signature, max_positions=self._max_positions, longest=self._longest
             )
-        return self._ladders[signature]
+        return self._buckets[signature]
 
-    def _capture(self, signature: Signature, caps: Caps) -> None:
-        array = torch.from_numpy(blank(caps, signature)).to(self._backbone.device)
-        inputs = Inputs(array, caps, signature)
-        # The first run compiles kernels and makes libraries allocate, which no capture may.
-        run(self._backbone, self._bank, inputs, self._widest)
+    def _capture(self, signature: Signature, shape: BatchShape) -> None:
+        array = torch.from_numpy(blank_array(shape, signature)).to(self._backbone.device)
+        inputs = Inputs(array, shape, signature)
+        # The first run compiles kernels and makes libraries allocate, which a capture may not.
+        run(self._backbone, self._bank, inputs, self._widths)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(
             graph,
@@ -116,6 +116,6 @@ class Graphs:
             # Other threads load adapters meanwhile.
             capture_error_mode="thread_local",
         ):
-            outputs = run(self._backbone, self._bank, inputs, self._widest)
-        self._graphs[signature, caps] = _Graph(inputs, outputs, graph)
-        logger.debug("captured signature=%s caps=%s", signature, caps)
+            outputs = run(self._backbone, self._bank, inputs, self._widths)
+        self._graphs[signature, shape] = _Graph(inputs, outputs, graph)
+        logger.debug("captured signature=%s shape=%s", signature, shape)

@@ -1,14 +1,14 @@
-"""The prompt generators and heads of a whole batch as a handful of kernels. Knows no adapter.
+"""The prompt generators and heads of a whole batch, as a handful of kernels.
 
-Every row of a batch names a slot; the table of `adapters.slots.bank` says where that slot's weights are
-and how large. So one launch serves any mixture of adapters, prompt lengths, bottlenecks and label
-counts, nothing is padded, nothing loops over adapters, and all launches of a batch have sizes that
-follow from its caps alone: they can be captured as a CUDA graph. A row whose slot is negative is
-skipped.
+Every row of a batch names a slot, and the slot table (`adapters.slots.bank.Column`) says where that
+slot's weights are and how large. One launch therefore serves any mixture of adapters, prompt
+lengths, bottlenecks and label counts, without padding and without a loop over adapters. The sizes
+of all launches follow from the batch's shape alone, so they can be captured as a CUDA graph. A row
+whose slot is negative is skipped.
 
-Sequences are flat; `starts` [rows + 1] are their rows' starts in the sequence that a kernel reads,
-and `cumulative` [rows + 1] those of the text tokens alone, so a row's n tokens are the difference
-of two neighbours there. Formulas: `adapters.packed.prompt`.
+Sequences are flat. `starts` [rows + 1] says where rows begin in the sequence that a kernel reads,
+and `cumulative` [rows + 1] where their texts begin among the text tokens alone: a row's number of
+tokens is the difference of two neighbours there. Formulas: `adapters.packed.prompt`.
 """
 
 from typing import Any
@@ -17,15 +17,15 @@ import torch
 import triton
 from torch import Tensor
 
-from adapters.slots import triton_rows as row_code
-from adapters.slots import triton_tokens as token_code
+from adapters.slots import triton_rows, triton_tokens
 from adapters.slots.bank import Column
 from adapters.slots.batch import TILE
 
 _NONE, _RELU, _TANH = 0, 1, 2
+_ADAPTERS_OWN = -1  # the activation that the slot table says
 _WIDTHS = Column.DOWN_WIDTH - Column.DOWN
-# Of `_launch`, by matrix: outputs of a program at most, and weights that it holds at a time.
-# Narrow matrices are cut up so that one row alone still keeps several multiprocessors reading.
+# By matrix: the most outputs of a program, and the weights that it holds at a time. Narrow matrices
+# are split, so that even one row keeps several multiprocessors reading.
 _BLOCKS = {
     Column.DOWN: (16, 4096),
     Column.UP: (128, 2048),
@@ -40,27 +40,27 @@ def grouped_project(source: Tensor, query: Tensor, tiles: Tensor) -> Tensor:
     Args:
         source: [T, n]
         query: [slots, n, n]
-        tiles: int32 [3 * tiles]: slot, first token, behind the last token; equal ends: nothing.
+        tiles: int32 [3 * tiles]: slot, first token, end; an empty tile does nothing.
 
     Returns:
-        [T, n]; undefined where no tile is.
+        [T, n]; undefined for tokens without a tile.
     """
     n = source.shape[1]
-    made = torch.empty_like(source)
+    projected = torch.empty_like(source)
     columns = min(128, triton.next_power_of_2(n))
     grid = (len(tiles) // 3, triton.cdiv(n, columns))
-    token_code.grouped_project[grid](
+    triton_tokens.grouped_project[grid](
         source,
         query,
         tiles,
-        made,
+        projected,
         query.stride(0),
         N=n,
         TILE_ROWS=TILE,
         COLUMNS=columns,
         DEPTH=min(64, columns),
     )
-    return made
+    return projected
 
 
 def write_token_weights(
@@ -82,16 +82,12 @@ def write_token_weights(
     """
     n = keys.shape[1]
     normalizers = torch.empty_like(weights)
-    blocks: dict[str, Any] = {
-        "N": n,
-        "BLOCK": 64 if longest > 32 else 32,
-        "DEPTH": min(64, triton.next_power_of_2(n)),
-    }
-    grid = (len(slots), triton.cdiv(longest, blocks["BLOCK"]))
-    token_code.normalizers[grid](queries, keys, slots, starts, cumulative, normalizers, **blocks)
-    token_code.column_means[grid](
-        queries, keys, slots, starts, cumulative, normalizers, weights, **blocks
-    )
+    block = 64 if longest > 32 else 32
+    sizes: dict[str, Any] = {"N": n, "BLOCK": block, "DEPTH": min(64, triton.next_power_of_2(n))}
+    grid = (len(slots), triton.cdiv(longest, block))
+    rows = (queries, keys, slots, starts, cumulative)
+    triton_tokens.normalizers[grid](*rows, normalizers, **sizes)
+    triton_tokens.column_means[grid](*rows, normalizers, weights, **sizes)
 
 
 def weighted_sums(
@@ -99,38 +95,38 @@ def weighted_sums(
 ) -> Tensor:
     """w^T E of every text: float32 [rows, n]; undefined for skipped rows."""
     n = source.shape[1]
-    made = torch.empty(len(slots), n, dtype=torch.float32, device=source.device)
+    sums = torch.empty(len(slots), n, dtype=torch.float32, device=source.device)
     columns = min(128, triton.next_power_of_2(n))
-    token_code.weighted_sums[(len(slots), triton.cdiv(n, columns))](
-        weights, source, slots, starts, cumulative, made, N=n, ROWS=32, COLUMNS=columns
+    triton_tokens.weighted_sums[(len(slots), triton.cdiv(n, columns))](
+        weights, source, slots, starts, cumulative, sums, N=n, ROWS=32, COLUMNS=columns
     )
-    return made
+    return sums
 
 
-def expand(source: Tensor, before: Tensor, behind: Tensor, *, positions: int) -> Tensor:
-    """Room for new slots in front of every row that gets some.
+def expand(source: Tensor, before: Tensor, after: Tensor, *, positions: int) -> Tensor:
+    """Copy rows apart, so that those that get a prompt have room in front.
 
     Args:
         source: [T, n], laid out by `before`.
-        before, behind: int32 [rows + 1]: where rows start in `source` and in what is made.
+        before, after: int32 [rows + 1]: where rows start in `source` and in the result.
 
     Returns:
-        [positions, n]; undefined in new slots and behind the last row.
+        [positions, n]; undefined in the new room and after the last row.
     """
     n = source.shape[1]
-    made = torch.empty(positions, n, dtype=source.dtype, device=source.device)
+    expanded = torch.empty(positions, n, dtype=source.dtype, device=source.device)
     columns = min(256, triton.next_power_of_2(n))
-    token_code.expand[(len(before) - 1, triton.cdiv(n, columns))](
-        source, before, behind, made, N=n, ROWS=16, COLUMNS=columns
+    triton_tokens.expand[(len(before) - 1, triton.cdiv(n, columns))](
+        source, before, after, expanded, N=n, ROWS=16, COLUMNS=columns
     )
-    return made
+    return expanded
 
 
-def bottlenecks(pooled: Tensor, slots: Tensor, table: Tensor, *, widest: int) -> Tensor:
-    """relu(x W_down + b_down): float32 [rows, widest], of which a slot's own width is defined."""
-    made = torch.empty(len(slots), widest, dtype=torch.float32, device=pooled.device)
-    _launch(pooled, slots, table, made, Column.DOWN, widest=widest, activation=_RELU)
-    return made
+def bottlenecks(pooled: Tensor, slots: Tensor, table: Tensor, *, width: int) -> Tensor:
+    """relu(x W_down + b_down): float32 [rows, width], defined up to each slot's own width."""
+    out = torch.empty(len(slots), width, dtype=torch.float32, device=pooled.device)
+    _rowwise_linear(pooled, slots, table, out, Column.DOWN, width=width, activation=_RELU)
+    return out
 
 
 def write_prompts(
@@ -140,45 +136,44 @@ def write_prompts(
     sequence: Tensor,
     starts: Tensor,
     *,
-    widest: int,
+    width: int,
 ) -> None:
-    """act(z W_up + b_up) of every row, written from the row's start in `sequence` [T, n] on.
+    """act(z W_up + b_up) of every row, written to `sequence` [T, n] from the row's start on.
 
     Args:
-        widest: t * n at most.
+        width: the largest t * n.
     """
-    _launch(
-        bottleneck, slots, table, sequence, Column.UP, widest=widest, activation=None, at=starts
+    _rowwise_linear(
+        bottleneck,
+        slots,
+        table,
+        sequence,
+        Column.UP,
+        width=width,
+        activation=_ADAPTERS_OWN,
+        starts=starts,
     )
 
 
-def logits(states: Tensor, slots: Tensor, table: Tensor, *, widest: int, dense: bool) -> Tensor:
-    """Every row's head: float32 [rows, widest].
+def logits(states: Tensor, slots: Tensor, table: Tensor, *, width: int, dense: bool) -> Tensor:
+    """Every row's head: float32 [rows, width].
 
     Args:
         states: [rows, n]
-        dense: some row's head has two layers.
+        dense: at least one row's head has two layers.
     """
     if dense:
-        hidden = states.float()
-        _launch(
-            states,
-            slots,
-            table,
-            hidden,
-            Column.DENSE,
-            widest=states.shape[1],
-            activation=_TANH,
-        )
+        n, hidden = states.shape[1], states.float()
+        _rowwise_linear(states, slots, table, hidden, Column.DENSE, width=n, activation=_TANH)
         states = hidden
-    made = torch.empty(len(slots), widest, dtype=torch.float32, device=states.device)
-    _launch(states, slots, table, made, Column.OUT, widest=widest, activation=_NONE)
-    return made
+    out = torch.empty(len(slots), width, dtype=torch.float32, device=states.device)
+    _rowwise_linear(states, slots, table, out, Column.OUT, width=width, activation=_NONE)
+    return out
 
 
 def scores(logits: Tensor, slots: Tensor, table: Tensor) -> Tensor:
-    """softmax or sigmoid of logits / temperature, in place; columns a slot lacks become 0."""
-    row_code.scores[(len(slots),)](
+    """softmax or sigmoid of logits / temperature, in place; columns that a slot lacks become 0."""
+    triton_rows.scores[(len(slots),)](
         logits,
         slots,
         table,
@@ -193,37 +188,37 @@ def scores(logits: Tensor, slots: Tensor, table: Tensor) -> Tensor:
     return logits
 
 
-def _launch(
+def _rowwise_linear(
     states: Tensor,
     slots: Tensor,
     table: Tensor,
-    made: Tensor,
+    out: Tensor,
     column: Column,
     *,
-    widest: int,
-    activation: int | None,
-    at: Tensor | None = None,
+    width: int,
+    activation: int,
+    starts: Tensor | None = None,
 ) -> None:
-    """One `_rowwise_linear` over all rows."""
+    """Every row times its slot's matrix, into row i of `out`, or from row `starts[i]` on."""
     most, block = _BLOCKS[column]
-    columns = min(most, max(16, triton.next_power_of_2(widest)))
-    row_code.rowwise_linear[(len(slots), triton.cdiv(widest, columns))](
+    columns = min(most, max(16, triton.next_power_of_2(width)))
+    triton_rows.rowwise_linear[(len(slots), triton.cdiv(width, columns))](
         states,
         states.stride(0),
         slots,
         table,
         table.stride(0),
-        made,
-        made.stride(0),
-        slots if at is None else at,
+        out,
+        out.stride(0),
+        slots if starts is None else starts,
         states.shape[1],
         MATRIX=int(column),
         WIDTH=int(column) + _WIDTHS,
-        # As wide as a slot's bottleneck is, so deep is its way up.
-        DEEPEST=int(Column.DOWN_WIDTH) if column is Column.UP else -1,
+        # W_up has as many rows as the slot's bottleneck is wide.
+        INPUTS=int(Column.DOWN_WIDTH) if column is Column.UP else -1,
         FINAL=int(Column.FINAL),
-        ACTIVATION=-1 if activation is None else activation,
-        PLACED=at is not None,
+        ACTIVATION=activation,
+        PLACED=starts is not None,
         DEPTH=min(256, block // columns),
         COLUMNS=columns,
     )

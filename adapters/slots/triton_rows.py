@@ -1,7 +1,7 @@
-"""What runs on the device for one row's vector, whatever its slot: see `adapters.slots.kernels`.
+"""Triton kernels for one vector a row; `adapters.slots.kernels` launches them.
 
-Triton's language, compiled when a CUDA device first runs it. Weights are found by their address in
-the slots' table (`adapters.slots.bank.Column`); products and sums are float32.
+Compiled when a CUDA device first runs them. Weights are found by their address in the slot table
+(`adapters.slots.bank.Column`); products and sums are float32.
 """
 
 import triton
@@ -10,7 +10,7 @@ import triton.language as tl
 
 @triton.jit
 def _tanh(x):
-    # exp of a negative number only: it cannot overflow.
+    # exp of a negative number cannot overflow.
     small = tl.exp(-2.0 * tl.abs(x))
     size = (1.0 - small) / (1.0 + small)
     return tl.where(x < 0, -size, size)
@@ -23,20 +23,20 @@ def rowwise_linear(
     slots,
     table,
     table_stride,
-    made,
-    made_stride,
+    out,
+    out_stride,
     places,
-    depth_all,
+    inputs,
     MATRIX: tl.constexpr,
     WIDTH: tl.constexpr,
-    DEEPEST: tl.constexpr,
+    INPUTS: tl.constexpr,
     FINAL: tl.constexpr,
     ACTIVATION: tl.constexpr,
     PLACED: tl.constexpr,
     DEPTH: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """A row times its slot's matrix [depth, width], plus its bias: products and sums in float32."""
+    """A row times its slot's matrix [inputs, width], plus its bias."""
     row = tl.program_id(0)
     slot = tl.load(slots + row).to(tl.int64)
     if slot < 0:
@@ -45,17 +45,16 @@ def rowwise_linear(
     first = tl.program_id(1) * COLUMNS
     if first >= width:
         return
-    deepest = depth_all
-    if DEEPEST >= 0:
-        deepest = tl.load(table + slot * table_stride + DEEPEST).to(tl.int32)
+    if INPUTS >= 0:
+        inputs = tl.load(table + slot * table_stride + INPUTS).to(tl.int32)
     matrix = tl.load(table + slot * table_stride + MATRIX).to(tl.pointer_type(tl.float32))
     columns = first + tl.arange(0, COLUMNS)
     wide = columns < width
     total = tl.zeros([COLUMNS], tl.float32)
     start = 0
-    while start < deepest:
+    while start < inputs:
         k = start + tl.arange(0, DEPTH)
-        deep = k < deepest
+        deep = k < inputs
         state = tl.load(states + row * states_stride + k, mask=deep, other=0.0).to(tl.float32)
         block = tl.load(
             matrix + k[:, None] * width + columns[None, :],
@@ -64,8 +63,8 @@ def rowwise_linear(
         )
         total += tl.sum(state[:, None] * block, 0)
         start += DEPTH
-    # The bias stands behind its matrix.
-    total += tl.load(matrix + deepest * width + columns, mask=wide, other=0.0)
+    # The bias follows its matrix.
+    total += tl.load(matrix + inputs * width + columns, mask=wide, other=0.0)
     if ACTIVATION == 1:
         total = tl.maximum(total, 0.0)
     elif ACTIVATION == 2:
@@ -79,7 +78,7 @@ def rowwise_linear(
     place = row.to(tl.int64)
     if PLACED:
         place = tl.load(places + row).to(tl.int64)
-    tl.store(made + place * made_stride + columns, total.to(made.dtype.element_ty), mask=wide)
+    tl.store(out + place * out_stride + columns, total.to(out.dtype.element_ty), mask=wide)
 
 
 @triton.jit
@@ -95,6 +94,7 @@ def scores(
     TEMPERATURE: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
+    """softmax or sigmoid of logits / temperature, in place."""
     row = tl.program_id(0)
     slot = tl.load(slots + row).to(tl.int64)
     if slot < 0:
@@ -111,7 +111,7 @@ def scores(
         value = tl.load(logits + row * stride + columns, mask=columns < labels, other=float("-inf"))
         value = value / temperature
         higher = tl.maximum(highest, value)
-        # What has seen nothing yet adds exp(-inf), not exp(-inf + inf).
+        # A column that has seen no label adds exp(-inf), not exp(-inf + inf).
         known = tl.where(higher > float("-inf"), higher, 0.0)
         total = total * tl.exp(highest - known) + tl.exp(value - known)
         highest = higher

@@ -1,7 +1,7 @@
-"""What runs on the device for the tokens of every row: see `adapters.slots.kernels`, which launches it.
+"""Triton kernels for the tokens of every row; `adapters.slots.kernels` launches them.
 
-Triton's language, compiled when a CUDA device first runs it. A `while` goes over what only a row
-knows (its tokens); products over the hidden size have their trip count compiled in.
+Compiled when a CUDA device first runs them. A `while` loops over a row's tokens, whose number only
+the row knows; loops over the hidden size have their trip count compiled in.
 """
 
 import triton
@@ -13,7 +13,7 @@ def grouped_project(
     source,
     query,
     tiles,
-    made,
+    out,
     query_stride,
     N: tl.constexpr,
     TILE_ROWS: tl.constexpr,
@@ -23,13 +23,13 @@ def grouped_project(
     tile = tl.program_id(0)
     slot = tl.load(tiles + tile * 3).to(tl.int64)
     first = tl.load(tiles + tile * 3 + 1).to(tl.int64)
-    behind = tl.load(tiles + tile * 3 + 2).to(tl.int64)
-    if first >= behind:
+    end = tl.load(tiles + tile * 3 + 2).to(tl.int64)
+    if first >= end:
         return
     rows = first + tl.arange(0, TILE_ROWS)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     depth = tl.arange(0, DEPTH)
-    here, wide = rows < behind, columns < N
+    here, wide = rows < end, columns < N
     matrix = query + slot * query_stride
     total = tl.zeros([TILE_ROWS, COLUMNS], tl.float32)
     for start in range(0, N, DEPTH):
@@ -45,8 +45,8 @@ def grouped_project(
         )
         total = tl.dot(a, b, total, input_precision="ieee")
     tl.store(
-        made + rows[:, None] * N + columns[None, :],
-        total.to(made.dtype.element_ty),
+        out + rows[:, None] * N + columns[None, :],
+        total.to(out.dtype.element_ty),
         mask=here[:, None] & wide[None, :],
     )
 
@@ -63,7 +63,7 @@ def _block_scores(
     BLOCK: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    """[BLOCK, BLOCK] of Q K^T at tokens `some` and `others`."""
+    """[BLOCK, BLOCK] of Q K^T: queries of tokens `some`, keys of tokens `others`."""
     depth = tl.arange(0, DEPTH)
     total = tl.zeros([BLOCK, BLOCK], tl.float32)
     for start in range(0, N, DEPTH):
@@ -95,7 +95,7 @@ def normalizers(
     BLOCK: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    """log sum exp of every query's scores, by the text tokens' places."""
+    """log sum exp of every query's scores, laid out as the text tokens."""
     row = tl.program_id(0)
     if tl.load(slots + row) < 0:
         return
@@ -111,20 +111,12 @@ def normalizers(
     other = 0
     while other < length:
         across = other + tl.arange(0, BLOCK)
-        found = _block_scores(
-            queries,
-            keys,
-            start + within,
-            start + across,
-            here,
-            across < length,
-            N,
-            BLOCK,
-            DEPTH,
+        block = _block_scores(
+            queries, keys, start + within, start + across, here, across < length, N, BLOCK, DEPTH
         )
-        found = tl.where((across < length)[None, :], found, float("-inf"))
-        higher = tl.maximum(highest, tl.max(found, 1))
-        total = total * tl.exp(highest - higher) + tl.sum(tl.exp(found - higher[:, None]), 1)
+        block = tl.where((across < length)[None, :], block, float("-inf"))
+        higher = tl.maximum(highest, tl.max(block, 1))
+        total = total * tl.exp(highest - higher) + tl.sum(tl.exp(block - higher[:, None]), 1)
         highest = higher
         other += BLOCK
     tl.store(normalizers + text + within, highest + tl.log(total), mask=here)
@@ -143,8 +135,10 @@ def column_means(
     BLOCK: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    """The mean over queries of exp(score - normalizer): one program a block of keys, no atomics, so
-    that a text's weights are the same in every run."""
+    """The mean over queries of exp(score - normalizer).
+
+    One program for each block of keys and no atomics: a text's weights are the same in every run.
+    """
     row = tl.program_id(0)
     if tl.load(slots + row) < 0:
         return
@@ -159,19 +153,11 @@ def column_means(
     other = 0
     while other < length:
         across = other + tl.arange(0, BLOCK)
-        found = _block_scores(
-            queries,
-            keys,
-            start + across,
-            start + within,
-            across < length,
-            here,
-            N,
-            BLOCK,
-            DEPTH,
+        block = _block_scores(
+            queries, keys, start + across, start + within, across < length, here, N, BLOCK, DEPTH
         )
         normalizer = tl.load(normalizers + text + across, mask=across < length, other=float("inf"))
-        total += tl.sum(tl.exp(found - normalizer[:, None]), 0)
+        total += tl.sum(tl.exp(block - normalizer[:, None]), 0)
         other += BLOCK
     tl.store(weights + text + within, total / length, mask=here)
 
@@ -183,7 +169,7 @@ def weighted_sums(
     slots,
     starts,
     cumulative,
-    made,
+    out,
     N: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -209,24 +195,16 @@ def weighted_sums(
         )
         total += tl.sum(share[:, None] * states.to(tl.float32), 0)
         token += ROWS
-    tl.store(made + row * N + columns, total, mask=wide)
+    tl.store(out + row * N + columns, total, mask=wide)
 
 
 @triton.jit
-def expand(
-    source,
-    before,
-    behind,
-    made,
-    N: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
+def expand(source, before, after, out, N: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     row = tl.program_id(0)
     start = tl.load(before + row).to(tl.int64)
     length = tl.load(before + row + 1) - start
-    # What a row is longer by now is in front of it.
-    target = tl.load(behind + row + 1).to(tl.int64) - length
+    # New room is in front of the row.
+    target = tl.load(after + row + 1).to(tl.int64) - length
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     wide = columns < N
     token = 0
@@ -234,5 +212,5 @@ def expand(
         within = token + tl.arange(0, ROWS)
         mask = (within < length)[:, None] & wide[None, :]
         states = tl.load(source + (start + within)[:, None] * N + columns[None, :], mask=mask)
-        tl.store(made + (target + within)[:, None] * N + columns[None, :], states, mask=mask)
+        tl.store(out + (target + within)[:, None] * N + columns[None, :], states, mask=mask)
         token += ROWS

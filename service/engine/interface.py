@@ -11,8 +11,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from adapters.backbone.tokenizer import Encoding, TextEncoder
 from adapters.format.spec import AdapterSpec, BackboneIdentity
+from adapters.tokenizer import Encoding, TextEncoder
 
 
 class AdapterKey(NamedTuple):

@@ -9,8 +9,8 @@ from typing import Literal
 
 from starlette.requests import Request
 
-from adapters.backbone.tokenizer import Encoding, End, TextEncoder
 from adapters.format.spec import AdapterSpec
+from adapters.tokenizer import Encoding, End, TextEncoder
 from service.engine.interface import AdapterKey, Completion, Entry, RowResult, cost_of
 from service.errors import AdapterLoadFailed, InferenceFailed, InvalidRequest
 from service.http.connection import while_connected

@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from adapters.backbone.tokenizer import Encoding
+from adapters.tokenizer import Encoding
 from service.catalog.view import CatalogView
 from service.engine.interface import RowResult
 from service.errors import InvalidRequest, TooLarge

@@ -12,10 +12,10 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from adapters import errors as adapter_errors
-from adapters.backbone.tokenizer import Encoding, TextEncoder
 from adapters.errors import AdapterError
 from adapters.format.spec import AdapterSpec, BackboneIdentity
 from adapters.format.store import Revision
+from adapters.tokenizer import Encoding, TextEncoder
 from service import errors as service_errors
 from service.catalog.entry import CatalogEntry, ChangeResult, Condition, Operation
 from service.engine.interface import AdapterKey, Completion, EngineInfo, Entry, RowResult

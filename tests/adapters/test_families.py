@@ -86,7 +86,7 @@ def test_the_trunk_is_the_plain_models_hidden_states(family: str) -> None:
         expected = plain(input_ids=batch.input_ids[None], output_hidden_states=True).hidden_states
     kept = None
     for layer in range(LAYERS):
-        kept = backbone.trunk(batch, layer, above=kept)
+        kept = backbone.trunk(batch, layer, start=kept)
         assert torch.allclose(kept.hidden, expected[layer][0], rtol=0, atol=1e-5)
 
 

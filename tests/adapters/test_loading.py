@@ -136,7 +136,7 @@ def test_a_tokenizer_with_tokens_that_the_model_does_not_know_is_refused(saved: 
     description = json.loads(path.read_text())
     description["model"]["vocab"]["stranger"] = 10_000
     path.write_text(json.dumps(description))
-    with pytest.raises(UnusableBackbone, match="token 10000, the model has"):
+    with pytest.raises(UnusableBackbone, match="token 10000, but the model has"):
         load_backbone(str(saved), device="cpu")
 
 
@@ -247,5 +247,5 @@ def test_changed_weights_of_the_default_backbone_are_refused(
         file.write(bytes([last ^ 1]))
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, PACKAGE, raising=False)
-    with pytest.raises(UnusableBackbone, match="published is 53aa51172d142c89"):
+    with pytest.raises(UnusableBackbone, match="published ones have 53aa51172d142c89"):
         load_backbone(device="cpu")

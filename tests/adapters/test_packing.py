@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 
-from adapters.backbone.tokenizer import Encoding
 from adapters.format.spec import AdapterSpec, BackboneIdentity, GeneratorInput, Pooling
 from adapters.packed.layout import Layout
 from adapters.packed.packing import Generation, PackedBatch, Row
+from adapters.tokenizer import Encoding
 
 LAYERS = 5
 
@@ -104,8 +104,8 @@ def prompts_of(batch: PackedBatch, generation: Generation, source: list[Item]) -
     texts = [seen[start : start + length] for start, length in extents]
     owners = [batch.rows[row] for row in generation.rows]
     assert [owner.encoding.input_ids.tolist() for owner in owners] == texts
-    way = generation.by_adapter
-    order = list(range(len(texts))) if way is None else way.rows.tolist()
+    grouping = generation.grouping
+    order = list(range(len(texts))) if grouping is None else grouping.rows.tolist()
     grouped = [token for row in order for token in texts[row]]
     assert [owners[row].adapter for row in order] == [
         group.adapter for group in generation.groups for _ in range(group.rows)
@@ -116,11 +116,11 @@ def prompts_of(batch: PackedBatch, generation: Generation, source: list[Item]) -
         for row in order
         for place in range(owners[row].spec.prompt_length)
     ]
-    if way is None:
+    if grouping is None:
         return made
-    assert [seen[i] for i in way.tokens.tolist()] == grouped
-    assert [grouped[i] for i in way.tokens_back.tolist()] == seen
-    return [made[i] for i in way.slots_back.tolist()]
+    assert [seen[i] for i in grouping.tokens.tolist()] == grouped
+    assert [grouped[i] for i in grouping.tokens_back.tolist()] == seen
+    return [made[i] for i in grouping.slots_back.tolist()]
 
 
 @settings(max_examples=150, derandomize=True, deadline=None, database=None)
@@ -195,4 +195,4 @@ def test_one_adapter_in_a_batch_needs_no_index_arrays() -> None:
     (group,) = generation.groups
     assert generation.tokens is None
     assert (group.adapter, group.rows, group.tokens) == (7, 4, 12)
-    assert generation.by_adapter is None
+    assert generation.grouping is None

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from adapters.adapter import classify, prepare, rows_of
 from adapters.backbone.model import Backbone
-from adapters.backbone.tokenizer import Encoding
 from adapters.format.files import Adapter
 from adapters.format.spec import (
     Calibration,
@@ -27,9 +26,10 @@ from adapters.format.spec import (
     Pooling,
 )
 from adapters.slots import kernels
-from adapters.slots.bank import Column, Image, SlotBank, image_of
-from adapters.slots.batch import Caps, Plan, facts_of, size_of
-from adapters.slots.forward import Inputs, Outputs, Widest, run
+from adapters.slots.bank import AdapterImage, Column, SlotBank, image_of
+from adapters.slots.batch import BatchShape, SlottedBatch, array_size, facts_of
+from adapters.slots.forward import Inputs, Outputs, Widths, run
+from adapters.tokenizer import Encoding
 from tests.support.families import FAMILY_NAMES, backbone_of
 from tests.support.tiny_models import make_adapter, make_backbone
 
@@ -53,9 +53,9 @@ def bank_of(backbone: Backbone, adapters: Sequence[Adapter], slots: Sequence[int
     return bank
 
 
-def plan_of(backbone: Backbone, rows: Sequence[tuple[Encoding, Adapter, int]]) -> Plan:
+def plan_of(backbone: Backbone, rows: Sequence[tuple[Encoding, Adapter, int]]) -> SlottedBatch:
     """Of (text, adapter, its slot)."""
-    return Plan(
+    return SlottedBatch(
         [encoding for encoding, _, _ in rows],
         np.array([slot for _, _, slot in rows]),
         np.array([facts_of(adapter.spec) for _, adapter, _ in rows]),
@@ -89,9 +89,9 @@ def check(
         np.testing.assert_allclose(weights, wanted.token_weights, rtol=0, atol=SAME)
 
 
-def answers_of(backbone: Backbone, bank: SlotBank, plan: Plan, *, tail: int) -> Outputs:
-    need = plan.need
-    caps = Caps(
+def answers_of(backbone: Backbone, bank: SlotBank, plan: SlottedBatch, *, tail: int) -> Outputs:
+    need = plan.shape
+    caps = BatchShape(
         rows=need.rows + tail,
         tokens=need.tokens + 3 * tail,
         expanded=tuple(item + 5 * tail for item in need.expanded),
@@ -100,11 +100,11 @@ def answers_of(backbone: Backbone, bank: SlotBank, plan: Plan, *, tail: int) -> 
         tiles=need.tiles + tail,
     )
     # What is in the memory before must not matter.
-    array = np.full(size_of(caps, plan.signature), 7, dtype=np.int32)
+    array = np.full(array_size(caps, plan.signature), 7, dtype=np.int32)
     plan.write(array, caps)
     inputs = Inputs(torch.from_numpy(array).to(backbone.device), caps, plan.signature, plan.lengths)
-    widest = Widest.of(plan.facts, hidden_size=backbone.hidden_size)
-    outputs = run(backbone, bank, inputs, widest)
+    widths = Widths.of(plan.facts, hidden_size=backbone.hidden_size)
+    outputs = run(backbone, bank, inputs, widths)
     return Outputs(outputs.scores.cpu(), outputs.weights.cpu())
 
 
@@ -216,7 +216,7 @@ def test_more_labels_than_one_block_takes() -> None:
 
 def test_an_image_says_where_each_matrix_is(backbone: Backbone) -> None:
     adapter = make_adapter(backbone, head=HeadKind.MLP, bottleneck=5)
-    image: Image = image_of(adapter, backbone)
+    image: AdapterImage = image_of(adapter, backbone)
     n, t = backbone.hidden_size, adapter.spec.prompt_length
     assert image.widths == (5, t * n, n, 2)
     assert all(offset % 4 == 0 for offset in image.offsets)
@@ -236,9 +236,7 @@ def test_a_skipped_row_writes_nothing(backbone: Backbone) -> None:
     slots = torch.tensor([-1, 0], dtype=torch.int32, device=backbone.device)
     sequence = torch.zeros(8, backbone.hidden_size, device=backbone.device)
     starts = torch.tensor([0, 4], dtype=torch.int32, device=backbone.device)
-    made = kernels.bottlenecks(states, slots, bank.table, widest=8)
-    kernels.write_prompts(
-        made, slots, bank.table, sequence, starts, widest=3 * backbone.hidden_size
-    )
+    made = kernels.bottlenecks(states, slots, bank.table, width=8)
+    kernels.write_prompts(made, slots, bank.table, sequence, starts, width=3 * backbone.hidden_size)
     written = sequence.abs().sum(1) > 0
     assert written.tolist() == [False] * 4 + [True] * 3 + [False]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from adapters.backbone.tokenizer import End, TextEncoder
+from adapters.tokenizer import End, TextEncoder
 from tests.support.families import FAMILY_NAMES, backbone_of, gpt2_bytes, tokenizer_of
 
 WORDS = ("good", "bad", "Café", "東京", "42", "!", "<pad>", "[SEP]", "<|endoftext|>", "\n", "🙂")

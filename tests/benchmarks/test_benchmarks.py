@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 import torch
 
-from adapters.adapter import classify, prepare, random_adapter, rows_of
+from adapters.adapter import classify, prepare, rows_of
 from adapters.backbone.loading import load_backbone
-from adapters.backbone.model import Backbone
+from adapters.backbone.model import Backbone, random_adapter
 from adapters.format.store import AdapterStore
 from benchmarks.__main__ import COMMANDS, main, parse
 from benchmarks.ceilings import PackedForward, flops_of, measure_ceilings

@@ -23,7 +23,7 @@ def _through(
     backbone: Backbone, states: Tensor, wanted: Tensor, layout: Layout
 ) -> tuple[Tensor, Tensor]:
     entering = states.clone().requires_grad_()
-    hidden = backbone.through(entering, 0, 2, layout)
+    hidden = backbone.run_layers(entering, 0, 2, layout)
     starts = torch.from_numpy(layout.starts).to(states.device)
     left = backbone.read(hidden, starts, layout)
     left.backward(wanted)

@@ -13,7 +13,7 @@ import pytest
 import zmq
 
 from adapters.backbone.model import Backbone
-from adapters.backbone.tokenizer import Encoding
+from adapters.tokenizer import Encoding
 from service.engine.interface import AdapterKey, Entry
 from service.engine.observer import Observer
 from service.errors import DeadlineExceeded, EngineUnavailable

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from adapters.backbone.model import Backbone
-from adapters.backbone.tokenizer import Encoding, TextEncoder
 from adapters.errors import (
     AdapterError,
     DamagedFile,
@@ -23,6 +22,7 @@ from adapters.errors import (
     UnknownRevision,
 )
 from adapters.format.store import Revision
+from adapters.tokenizer import Encoding, TextEncoder
 from service import errors
 from service.catalog.entry import CatalogEntry, ChangeResult, Condition, Operation
 from service.engine.interface import AdapterKey, Completion, Entry, RowResult

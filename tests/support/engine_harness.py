@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from adapters.adapter import classify, prepare, rows_of
-from adapters.backbone.model import Answers, Backbone, Trunk
+from adapters.backbone.model import Backbone, ForwardOutput, Trunk
 from adapters.format.files import Adapter, serialize
 from adapters.format.store import AdapterStore
 from adapters.packed.packing import PackedBatch
@@ -96,7 +96,7 @@ class ControlledBackbone(Backbone):
         generators: Mapping[int, GeneratorWeights],
         *,
         trunk: Trunk | None = None,
-    ) -> Answers:
+    ) -> ForwardOutput:
         self.control.before_forward(batch)
         return super().forward(batch, generators, trunk=trunk)
 

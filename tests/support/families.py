@@ -17,8 +17,8 @@ from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
 from adapters.backbone.loading import fingerprint
 from adapters.backbone.model import Backbone
-from adapters.backbone.tokenizer import TextEncoder
 from adapters.format.spec import BackboneIdentity
+from adapters.tokenizer import TextEncoder
 from tests.support.tiny_models import make_tokenizer
 
 LAYERS = 4

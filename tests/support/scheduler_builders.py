@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from adapters.backbone.tokenizer import Encoding
+from adapters.tokenizer import Encoding
 from service.engine.interface import AdapterKey, Entry
 from service.engine.scheduler import QueuedEntry, Scheduler
 from service.engine.settings import EngineSettings

@@ -11,9 +11,9 @@ from transformers import BertConfig, BertModel
 
 from adapters.backbone.loading import fingerprint
 from adapters.backbone.model import Backbone
-from adapters.backbone.tokenizer import TextEncoder
 from adapters.format.files import Adapter
 from adapters.format.spec import AdapterSpec, BackboneIdentity
+from adapters.tokenizer import TextEncoder
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WORDS = (

@@ -13,7 +13,6 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
 from adapters.backbone.model import Backbone
-from adapters.backbone.tokenizer import TextEncoder
 from adapters.format.spec import (
     BackboneIdentity,
     FinalActivation,
@@ -22,6 +21,7 @@ from adapters.format.spec import (
     HeadKind,
     Pooling,
 )
+from adapters.tokenizer import TextEncoder
 from tests.support.families import backbone_of, tokenizer_of
 from tests.support.padded_methods import good_or_bad
 from tests.support.tiny_models import make_backbone
@@ -280,7 +280,7 @@ def test_every_method_learns_and_every_tensor_of_it_takes_part(name: str, tmp_pa
     assert [key for key in start if torch.equal(start[key], end[key])] == []
     if name in FROZEN:
         assert same(dict(backbone.state_dict()), weights)
-        assert not any(item.requires_grad for item in backbone.changed().parameters())
+        assert not any(item.requires_grad for item in backbone.editable_model().parameters())
 
 
 @pytest.mark.parametrize("name", CHANGING)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from adapters.backbone.model import Backbone
-from adapters.backbone.tokenizer import Encoding
+from adapters.tokenizer import Encoding
 from train.data.dataset import Dataset
 from train.loop.progress import Progress
 from train.loop.trunk_cache import Place, TrunkCache

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from adapters.backbone.model import Backbone, Trunk
-from adapters.backbone.tokenizer import Encoding
 from adapters.format.spec import GeneratorInput
 from adapters.packed.packing import PackedBatch, Row, RowShape
+from adapters.tokenizer import Encoding
 
 # How much of the cache may live in the host's memory before `auto` moves it to disk.
 MEMORY_BYTES = 4 * 2**30

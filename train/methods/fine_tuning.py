@@ -21,7 +21,7 @@ class FineTuning(Baseline):
     ) -> None:
         super().__init__(backbone, design, labels, random)
         self._computes = backbone.dtype
-        self.model = backbone.to(dtype=torch.float32).changed().requires_grad_(True)
+        self.model = backbone.to(dtype=torch.float32).editable_model().requires_grad_(True)
 
     def states(self, batch: PackedBatch, trunk: Trunk) -> Tensor:
         narrow = self._computes != torch.float32

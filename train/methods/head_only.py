@@ -2,8 +2,9 @@
 
 from torch import Tensor
 
-from adapters.backbone.model import Trunk, mean_of_rows
+from adapters.backbone.model import Trunk
 from adapters.format.spec import Pooling
+from adapters.packed.layout import pool_rows
 from adapters.packed.packing import PackedBatch
 from train.methods.method import Baseline, Shape
 
@@ -18,8 +19,8 @@ class HeadOnly(Baseline):
         return self.backbone.layers
 
     def states(self, batch: PackedBatch, trunk: Trunk) -> Tensor:
-        read = self.backbone.finish(trunk.hidden.index_select(0, batch.reads))
-        return mean_of_rows(read, batch.read_layout)
+        read = self.backbone.final_norm(trunk.hidden.index_select(0, batch.reads))
+        return pool_rows(read, batch.read_layout)
 
 
 class MeanHeadOnly(HeadOnly):

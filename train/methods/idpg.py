@@ -41,15 +41,15 @@ class Idpg(Baseline):
         hidden, layout = inserted(trunk.hidden, prompts[0], batch)
         slots = _slots(batch)
         for layer in range(1, self.backbone.layers):
-            hidden = self.backbone.through(hidden, layer - 1, layer, layout)
+            hidden = self.backbone.run_layers(hidden, layer - 1, layer, layout)
             hidden = hidden.index_copy(0, slots, prompts[layer].to(hidden.dtype))
         return read(self.backbone, hidden, batch)
 
     def _generated(self, batch: PackedBatch, trunk: Trunk) -> Tensor:
         """What all layers' prompts have in common, float32 [rows, 5 n]."""
         with torch.no_grad():
-            last = self.backbone.trunk(batch, self.backbone.layers, above=trunk).hidden
-            states = self.backbone.finish(first_tokens(last, batch)).float()
+            last = self.backbone.trunk(batch, self.backbone.layers, start=trunk).hidden
+            states = self.backbone.final_norm(first_tokens(last, batch)).float()
         rate = self.design.dropout
         states = functional.dropout(states, rate, self.training)
         states = functional.dropout(functional.gelu(states @ self.down), rate, self.training)

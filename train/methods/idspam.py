@@ -59,7 +59,7 @@ class Idspam(Method):
         prompts, _ = generate(source, batch.insertions[0].generations[0], weights)
         hidden, layout = inserted(trunk.hidden, prompts, batch)
         first, last = self.spec.insertion_layer, self.backbone.layers - 1
-        return read(self.backbone, self.backbone.through(hidden, first, last, layout), batch)
+        return read(self.backbone, self.backbone.run_layers(hidden, first, last, layout), batch)
 
     def adapter(self, spec: AdapterSpec, *, dtype: torch.dtype = torch.float32) -> Adapter:
         """These weights as an adapter of `spec`, which may add provenance and calibration to this

@@ -53,7 +53,7 @@ class Lora(Baseline):
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**31, (1,), generator=random)))
-            self.model = peft.inject_adapter_in_model(config, backbone.changed())
+            self.model = peft.inject_adapter_in_model(config, backbone.editable_model())
         for parameter in self.model.parameters():
             if parameter.requires_grad:
                 # PEFT makes them in the backbone's type; in bfloat16 small steps would be lost.
@@ -66,4 +66,4 @@ class Lora(Baseline):
 def unfrozen_states(backbone: Backbone, batch: PackedBatch) -> Tensor:
     """What the head reads where gradients reach every layer: [rows, n]."""
     hidden = backbone.embed(batch.input_ids, batch.token_type_ids, batch.offsets)
-    return read(backbone, backbone.through(hidden, 0, backbone.layers - 1, batch.layout), batch)
+    return read(backbone, backbone.run_layers(hidden, 0, backbone.layers - 1, batch.layout), batch)

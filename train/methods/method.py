@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from adapters.backbone.model import Backbone, Trunk, mean_of_rows
+from adapters.backbone.model import Backbone, Trunk
 from adapters.format.spec import (
     AdapterSpec,
     FinalActivation,
@@ -24,7 +24,7 @@ from adapters.format.spec import (
     Pooling,
 )
 from adapters.packed.head import HeadWeights, logits
-from adapters.packed.layout import Layout
+from adapters.packed.layout import Layout, pool_rows
 from adapters.packed.packing import PackedBatch
 
 
@@ -208,7 +208,7 @@ class PromptBaseline(Baseline):
     def states(self, batch: PackedBatch, trunk: Trunk) -> Tensor:
         hidden, layout = inserted(trunk.hidden, self.prompts(trunk, batch), batch)
         first, last = self.shape.insertion_layer, self.backbone.layers - 1
-        return read(self.backbone, self.backbone.through(hidden, first, last, layout), batch)
+        return read(self.backbone, self.backbone.run_layers(hidden, first, last, layout), batch)
 
 
 def inserted(hidden: Tensor, prompts: Tensor, batch: PackedBatch) -> tuple[Tensor, Layout]:
@@ -221,7 +221,7 @@ def inserted(hidden: Tensor, prompts: Tensor, batch: PackedBatch) -> tuple[Tenso
 def read(backbone: Backbone, hidden: Tensor, batch: PackedBatch) -> Tensor:
     """The last layer, for what the head reads: what enters it -> [rows, n]."""
     states = backbone.read(hidden, batch.reads, batch.insertions[-1].layout)
-    return mean_of_rows(states, batch.read_layout)
+    return pool_rows(states, batch.read_layout)
 
 
 def first_tokens(hidden: Tensor, batch: PackedBatch) -> Tensor:

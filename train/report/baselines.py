@@ -57,8 +57,8 @@ def _features(backbone: Backbone, cache: TrunkCache) -> dict[Pooling, Tensor]:
     found = {pooling: torch.empty(len(cache), backbone.hidden_size) for pooling in Pooling}
     for chosen in cache.chunks(CHUNK_TOKENS):
         batch = cache.pack(chosen)
-        trunk = backbone.trunk(batch, backbone.layers, above=cache.trunk(chosen, batch))
-        states = backbone.finish(trunk.hidden).float().cpu()
+        trunk = backbone.trunk(batch, backbone.layers, start=cache.trunk(chosen, batch))
+        states = backbone.final_norm(trunk.hidden).float().cpu()
         starts, lengths = (
             torch.from_numpy(batch.layout.starts),
             torch.from_numpy(batch.layout.lengths),

@@ -13,9 +13,9 @@ from typing import NamedTuple, Protocol
 import torch
 
 from adapters.backbone.model import Backbone
-from adapters.backbone.tokenizer import Encoding
 from adapters.format.files import Adapter
 from adapters.format.spec import AdapterSpec
+from adapters.tokenizer import Encoding
 from service.engine.interface import RowResult
 from service.errors import InferenceFailure
 

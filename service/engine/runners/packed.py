@@ -6,15 +6,8 @@ from time import perf_counter
 import numpy as np
 import torch
 
-from adapters.adapter import (
-    Classification,
-    PreparedAdapter,
-    answer,
-    classifications,
-    prepare,
-    random_adapter,
-)
-from adapters.backbone.model import Backbone
+from adapters.adapter import Classification, PreparedAdapter, classify_timed, prepare
+from adapters.backbone.model import Backbone, random_adapter
 from adapters.format.files import Adapter
 from adapters.packed.packing import Row
 from service.engine.interface import RowResult
@@ -77,11 +70,10 @@ class PackedRunner:
             [Row(encoding, adapter.spec, indices[id(adapter)]) for encoding, adapter, _ in rows]
         )
         started = perf_counter()
-        answers = answer(self.backbone, batch, adapters)
-        classified = classifications(answers, batch, adapters)
+        classified, generator_seconds = classify_timed(self.backbone, batch, adapters)
         seconds = perf_counter() - started
         outcomes = [_outcome(row, one) for row, one in zip(rows, classified, strict=True)]
-        return BatchResult(outcomes, answers.generator_seconds, seconds - answers.generator_seconds)
+        return BatchResult(outcomes, generator_seconds, seconds - generator_seconds)
 
 
 def _outcome(row: BatchRow, classification: Classification) -> RowResult | RowFailure:

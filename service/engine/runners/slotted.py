@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapters.adapter import classify, prepare, random_adapter, rows_of
-from adapters.backbone.attention import VARLEN_DTYPES
-from adapters.backbone.model import Backbone
+from adapters.adapter import classify, prepare, rows_of
+from adapters.backbone.model import Backbone, random_adapter
 from adapters.format.files import Adapter
 from adapters.format.spec import AdapterSpec
-from adapters.slots.bank import Image, Resident, SlotBank, image_of
-from adapters.slots.batch import Fact, Plan, Signature, Stop, size_of
-from adapters.slots.forward import Inputs, Outputs, Widest, run
-from adapters.slots.graphs import Graphs
+from adapters.layers.attention import VARLEN_DTYPES
+from adapters.slots.bank import ActiveAdapter, AdapterImage, SlotBank, image_of
+from adapters.slots.batch import Fact, InsertionPoint, Signature, SlottedBatch, array_size
+from adapters.slots.forward import Inputs, Outputs, Widths, run
+from adapters.slots.graphs import CudaGraphs
 from service.engine.interface import RowResult
 from service.engine.runners.base import (
     NOT_FINITE,
@@ -62,7 +62,7 @@ class _Launched:
     array: kept alive, because a copy to the device may still be reading it.
     """
 
-    plan: Plan
+    batch: SlottedBatch
     rows: Sequence[BatchRow]
     scores: Tensor
     weights: Tensor | None
@@ -90,8 +90,8 @@ class _Launched:
 
     def _outcomes(self) -> list[RowResult | RowFailure]:
         """One per row, in the order of `rows`."""
-        plan, scores = self.plan, self.scores.numpy()
-        order, labels = plan.order.tolist(), plan.facts[:, Fact.LABELS].tolist()
+        batch, scores = self.batch, self.scores.numpy()
+        order, labels = batch.order.tolist(), batch.facts[:, Fact.LABELS].tolist()
         outcomes: list[RowResult | RowFailure] = [NOT_FINITE] * len(order)
         # One check for the whole batch; rows are checked one by one only if it fails.
         finite = [True] * len(order)
@@ -102,7 +102,7 @@ class _Launched:
                 outcomes[index] = RowResult(row[:width])
         if self.weights is not None:
             # One array for all rows, each as long as its text.
-            pieces = np.split(self.weights.numpy(), np.cumsum(plan.lengths[0])[:-1])
+            pieces = np.split(self.weights.numpy(), np.cumsum(batch.lengths[0])[:-1])
             for index, piece in zip(order, pieces, strict=True):
                 outcome = outcomes[index]
                 if self.rows[index].explain and isinstance(outcome, RowResult):
@@ -128,12 +128,12 @@ class SlottedRunner:
         self._computing = torch.cuda.Stream(device)
         # High priority: its copies take microseconds, and a request waits for them.
         self._loading = torch.cuda.Stream(device, priority=-1)
-        self._graphs: Graphs | None = None
+        self._graphs: CudaGraphs | None = None
         if backbone.dtype in VARLEN_DTYPES:
-            self._graphs = Graphs(
+            self._graphs = CudaGraphs(
                 backbone,
                 self._bank,
-                widest=Widest(_COMMON_BOTTLENECK, _COMMON_PROMPT * n, _COMMON_LABELS, dense=False),
+                widths=Widths(_COMMON_BOTTLENECK, _COMMON_PROMPT * n, _COMMON_LABELS, dense=False),
                 max_positions=max_tokens,
                 longest=min(max_tokens, backbone.max_tokens + _COMMON_PROMPT),
             )
@@ -143,7 +143,7 @@ class SlottedRunner:
         # For this thread and once: entering a stream context for every batch takes longer.
         torch.cuda.set_stream(self._computing)
 
-    def prepare(self, adapter: Adapter) -> Image:
+    def prepare(self, adapter: Adapter) -> AdapterImage:
         with torch.inference_mode(), torch.cuda.stream(self._loading):
             return image_of(adapter, self.backbone)
 
@@ -152,7 +152,7 @@ class SlottedRunner:
         with torch.inference_mode(), torch.cuda.stream(self._loading):
             self._bank.write(images)
             self._loading.synchronize()
-        return [Resident(image.spec, slot, image.nbytes) for slot, image in images]
+        return [ActiveAdapter(image.spec, slot, image.nbytes) for slot, image in images]
 
     def check(self) -> None:
         """Compare a few texts' scores with those of the packed forward pass.
@@ -187,12 +187,12 @@ class SlottedRunner:
     def launch(self, rows: Sequence[BatchRow]) -> RunningBatch:
         return launch_or_halve(rows, self._launch, self.backbone.device)
 
-    def _capture(self, graphs: Graphs, spec: AdapterSpec) -> None:
+    def _capture(self, graphs: CudaGraphs, spec: AdapterSpec) -> None:
         started = perf_counter()
-        stop = Stop(spec.insertion_layer, (spec.generator_input,))
+        point = InsertionPoint(spec.insertion_layer, (spec.generator_input,))
         try:
             with torch.inference_mode():
-                graphs.capture_all(Signature((stop,), mean=False))
+                graphs.capture_all(Signature((point,), mean=False))
         except torch.AcceleratorError as error:
             raise DeviceLost(str(error).splitlines()[0]) from error
         except Exception:
@@ -205,37 +205,39 @@ class SlottedRunner:
     def _launch(self, rows: Sequence[BatchRow]) -> _Launched:
         started = perf_counter()
         slots = np.array([_resident(row.adapter).slot for row in rows])
-        plan = Plan(
+        batch = SlottedBatch(
             [row.encoding for row in rows],
             slots,
             self._bank.facts[slots],
             causal=self.backbone.family.causal,
         )
-        widest = Widest.of(plan.facts, hidden_size=self.backbone.hidden_size)
-        caps = None if self._graphs is None else self._graphs.caps_for(plan, widest)
+        widths = Widths.of(batch.facts, hidden_size=self.backbone.hidden_size)
+        bucket = None if self._graphs is None else self._graphs.bucket_for(batch, widths)
         array = torch.empty(
-            size_of(caps or plan.need, plan.signature), dtype=torch.int32, pin_memory=True
+            array_size(bucket or batch.shape, batch.signature), dtype=torch.int32, pin_memory=True
         )
-        plan.write(array.numpy(), caps or plan.need)
-        if caps is not None and self._graphs is not None:
-            outputs = self._graphs.replay(plan.signature, caps, array)
+        batch.write(array.numpy(), bucket or batch.shape)
+        if bucket is not None and self._graphs is not None:
+            outputs = self._graphs.replay(batch.signature, bucket, array)
         else:
-            outputs = self._run_eagerly(plan, array, widest)
+            outputs = self._run_eagerly(batch, array, widths)
         explained = any(row.explain for row in rows)
         done = torch.cuda.Event()
-        scores = _to_host(outputs.scores[: plan.need.rows, : widest.labels])
-        weights = _to_host(outputs.weights[: plan.need.tokens]) if explained else None
+        scores = _to_host(outputs.scores[: batch.shape.rows, : widths.labels])
+        weights = _to_host(outputs.weights[: batch.shape.tokens]) if explained else None
         done.record()
-        return _Launched(plan, rows, scores, weights, done, started, int(caps is not None), array)
+        return _Launched(
+            batch, rows, scores, weights, done, started, int(bucket is not None), array
+        )
 
-    def _run_eagerly(self, plan: Plan, array: Tensor, widest: Widest) -> Outputs:
+    def _run_eagerly(self, batch: SlottedBatch, array: Tensor, widths: Widths) -> Outputs:
         inputs = Inputs(
             array.to(self.backbone.device, non_blocking=True),
-            plan.need,
-            plan.signature,
-            plan.lengths,
+            batch.shape,
+            batch.signature,
+            batch.lengths,
         )
-        return run(self.backbone, self._bank, inputs, widest)
+        return run(self.backbone, self._bank, inputs, widths)
 
 
 def _to_host(tensor: Tensor) -> Tensor:
@@ -244,11 +246,11 @@ def _to_host(tensor: Tensor) -> Tensor:
     return host.copy_(tensor, non_blocking=True)
 
 
-def _image(adapter: HostAdapter) -> Image:
-    assert isinstance(adapter, Image)
+def _image(adapter: HostAdapter) -> AdapterImage:
+    assert isinstance(adapter, AdapterImage)
     return adapter
 
 
-def _resident(adapter: DeviceAdapter) -> Resident:
-    assert isinstance(adapter, Resident)
+def _resident(adapter: DeviceAdapter) -> ActiveAdapter:
+    assert isinstance(adapter, ActiveAdapter)
     return adapter

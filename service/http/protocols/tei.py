@@ -17,8 +17,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from adapters import __version__
-from adapters.backbone.tokenizer import End
 from adapters.format.spec import AdapterSpec
+from adapters.tokenizer import End
 from service.catalog.entry import Resolved
 from service.errors import InvalidRequest, NoInputs, TooLarge
 from service.http.bodies import JsonResponse, read_json

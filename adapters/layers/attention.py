@@ -1,10 +1,8 @@
-"""Attention over a packed batch: every row sees itself and nothing else.
+"""Attention over a packed batch: every row sees only itself.
 
-Knows no prompts: extents are enough.
-
-Registered with `transformers.AttentionInterface` under `PACKED_ATTENTION`. The `Layout` of the
-batch travels to it as a keyword argument of the layer call, which Hugging Face layers hand down
-untouched, so no state lives here.
+Registered with `transformers.AttentionInterface` as `PACKED_ATTENTION`. The batch's layout is a
+keyword argument of the layer call. Hugging Face layers pass it on unchanged, so modules hold no
+state of a batch.
 """
 
 from typing import Any
@@ -14,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface
 
-from adapters.packed.layout import Layout
+from adapters.packed.layout import Extents
 
 PACKED_ATTENTION = "idspam_packed"
 
-# The flash kernels behind varlen_attn take these types and nothing wider.
+# The types that the flash kernels of varlen_attn take.
 VARLEN_DTYPES = (torch.float16, torch.bfloat16)
 
 
@@ -29,7 +27,7 @@ def packed_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    layout: Layout,
+    layout: Extents,
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
@@ -37,7 +35,7 @@ def packed_attention(
 
     Args:
         query, key, value: [1, heads, T, d]
-        attention_mask: None: rows are told apart by `layout`, not by a mask.
+        attention_mask: None: `layout` separates the rows, not a mask.
         layout: extents of the rows, T tokens in all.
 
     Returns:
@@ -57,15 +55,15 @@ def packed_attention(
     return torch.cat(outputs).unsqueeze(0), None
 
 
-def _rows(states: Tensor, layout: Layout) -> list[Tensor]:
+def _rows(states: Tensor, layout: Extents) -> list[Tensor]:
     """[1, heads, T, d] -> a view [rows, heads, length, d] for every run."""
     return [rows.transpose(1, 2) for rows in layout.by_run(states[0].transpose(0, 1))]
 
 
 def _varlen(
-    query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float | None, causal: bool
+    query: Tensor, key: Tensor, value: Tensor, layout: Extents, scaling: float | None, causal: bool
 ) -> Tensor:
-    # Imported here: the module exists from torch 2.10 on and only a CUDA device needs it.
+    # Imported here, because only a CUDA device needs it.
     from torch.nn.attention.varlen import varlen_attn
 
     attended = varlen_attn(
