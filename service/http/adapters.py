@@ -20,8 +20,8 @@ from service.http.bodies import (
     limited_stream,
     read_body,
     read_json,
+    validated,
 )
-from service.http.errors import validated
 from service.http.lifecycle import Service, service_of
 from service.http.openapi.documentation import DELETE, DOWNLOAD, LIST, POST, PUT, ROLLBACK, SHOW
 from service.http.openapi.schemas import RollbackRequest

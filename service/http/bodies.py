@@ -1,14 +1,21 @@
-"""Request and response bodies: reading with a size limit, JSON both ways."""
+"""Request and response bodies: reading with a size limit, JSON both ways, validation."""
 
-from collections.abc import AsyncGenerator
-from typing import Any
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import orjson
+from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from service.errors import MalformedRequest, TooLarge
+from service.errors import InvalidRequest, MalformedRequest, TooLarge
+from service.http.openapi.schemas import BRANCHES
+
+M = TypeVar("M", bound=BaseModel)
+
+MAX_DETAILS = 100
+MAX_SHOWN_CHARACTERS = 64
 
 
 class JsonResponse(Response):
@@ -56,6 +63,26 @@ def parse_json(body: bytes) -> Any:
         raise MalformedRequest(f"the body is not JSON: {error}") from None
 
 
+def validated(model: type[M], content: Any) -> M:
+    """JSON content as a model.
+
+    Raises:
+        InvalidRequest: with every fault and its place.
+    """
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise InvalidRequest(faults_of(error.errors())) from None
+
+
+def faults_of(errors: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Pydantic's errors as one sentence each, with the place in the client's JSON."""
+    faults = [f"{_place(error['loc'])}: {error['msg']}" for error in errors[:MAX_DETAILS]]
+    if len(errors) > MAX_DETAILS:
+        faults.append(f"and {len(errors) - MAX_DETAILS} more")
+    return faults
+
+
 async def read_body(request: Request, limit: int) -> bytes:
     """The whole body, if it is small enough.
 
@@ -92,6 +119,21 @@ async def limited_stream(request: Request, limit: int) -> AsyncGenerator[bytes, 
 def content_type(request: Request) -> str:
     """The media type of the body in lower case, without parameters; empty if there is none."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _place(location: tuple[int | str, ...]) -> str:
+    """A fault's place as the client wrote it: Pydantic adds the branch of a union after the field
+    or index that holds it."""
+    parts: list[str] = []
+    for index, part in enumerate(location):
+        branch = (
+            part in BRANCHES
+            and index > 0
+            and (location[index - 1] == "inputs" or isinstance(location[index - 1], int))
+        )
+        if not branch:
+            parts.append(str(part)[:MAX_SHOWN_CHARACTERS])
+    return ".".join(parts) or "body"
 
 
 def _too_large(limit: int) -> TooLarge:

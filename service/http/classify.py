@@ -13,8 +13,8 @@ from adapters.format.spec import AdapterSpec
 from adapters.tokenizer import Encoding, End, TextEncoder
 from service.engine.interface import AdapterKey, Completion, Entry, RowResult, cost_of
 from service.errors import AdapterLoadFailed, InferenceFailed, InvalidRequest
+from service.http.bodies import MAX_DETAILS
 from service.http.connection import while_connected
-from service.http.errors import MAX_DETAILS
 from service.http.lifecycle import Service, service_of
 
 # Tokenising fewer characters than this takes less time than the way to a thread and back.

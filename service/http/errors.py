@@ -9,10 +9,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -48,13 +47,8 @@ from service.errors import (
     Unauthorized,
     Unavailable,
 )
-from service.http.bodies import JsonResponse
-from service.http.openapi.schemas import BRANCHES
+from service.http.bodies import MAX_DETAILS, JsonResponse, faults_of
 
-M = TypeVar("M", bound=BaseModel)
-
-MAX_DETAILS = 100
-MAX_SHOWN_CHARACTERS = 64
 UNAVAILABLE_RETRY_SECONDS = 2
 # The client has closed the connection: metrics count this type, no client ever sees it.
 DISCONNECTED = "disconnected"
@@ -148,7 +142,7 @@ def kind_of(error: BaseException) -> ErrorKind:
 def refusal_of(error: Exception) -> Refusal:
     """What a client may see of any error. The message of an unexpected one stays in the log."""
     if isinstance(error, RequestValidationError):
-        return refusal_of(InvalidRequest(_faults(error.errors())))
+        return refusal_of(InvalidRequest(faults_of(error.errors())))
     if isinstance(error, ClientDisconnect):
         return Refusal(ErrorKind(499, DISCONNECTED, ""), "the client closed the connection")
     if isinstance(error, HTTPException):
@@ -169,26 +163,6 @@ def own_shape(refusal: Refusal) -> Response:
         "details": list(refusal.details),
     }
     return refusal.response({"error": content})
-
-
-def validated(model: type[M], content: Any) -> M:
-    """JSON content as a model.
-
-    Raises:
-        InvalidRequest: with every fault and its place.
-    """
-    try:
-        return model.model_validate(content)
-    except ValidationError as error:
-        raise InvalidRequest(_faults(error.errors())) from None
-
-
-def _faults(found: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Pydantic's errors as one sentence each, with the place in the client's JSON."""
-    faults = [f"{_place(fault['loc'])}: {fault['msg']}" for fault in found[:MAX_DETAILS]]
-    if len(found) > MAX_DETAILS:
-        faults.append(f"and {len(found) - MAX_DETAILS} more")
-    return faults
 
 
 def _details(error: Exception) -> Sequence[str]:
@@ -212,21 +186,6 @@ def _headers(error: Exception, kind: ErrorKind) -> Mapping[str, str]:
     if kind.status == 401:
         return {"WWW-Authenticate": "Bearer"}
     return {}
-
-
-def _place(location: tuple[int | str, ...]) -> str:
-    """A fault's place as the client wrote it: Pydantic adds the branch of a union after the field
-    or index that holds it."""
-    parts: list[str] = []
-    for index, part in enumerate(location):
-        branch = (
-            part in BRANCHES
-            and index > 0
-            and (location[index - 1] == "inputs" or isinstance(location[index - 1], int))
-        )
-        if not branch:
-            parts.append(str(part)[:MAX_SHOWN_CHARACTERS])
-    return ".".join(parts) or "body"
 
 
 def _encodable(text: str) -> str:

@@ -9,7 +9,7 @@ import hmac
 import logging
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from time import perf_counter
 from types import MappingProxyType
 
@@ -37,11 +37,8 @@ _TEI_PATHS = frozenset({"/", "/predict", "/invocations", "/info", "/health", "/p
 _ADMIN_PATHS = ("/v1/adapters", "/v2/repository/models/")
 _READING_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-# Endpoints that the gate calls itself. Routing, dependencies and exit stacks of the framework take
-# as long as everything else in a one-text request except its tokens, and these endpoints use none
-# of it. They are registered as routes too, for the documentation and for other methods.
-_DIRECT: Mapping[tuple[str, str], Callable[[Request], Awaitable[Response]]] = MappingProxyType(
-    {("POST", PATH): predict}
+_OUTCOMES: Mapping[int, Outcome] = MappingProxyType(
+    {429: "overloaded", 503: "unavailable", 504: "deadline"}
 )
 
 
@@ -88,11 +85,14 @@ class Gate:
             await self._app(scope, receive, send)
             return
         with self._service.admitted():
-            if (endpoint := _DIRECT.get((method, path))) is None:
+            if method != "POST" or path != PATH:
                 await self._app(scope, receive, send)
                 return
-            scope["idspam.route"] = path
-            response = await endpoint(Request(scope, receive))
+            # Called from here: routing, dependencies and exit stacks of the framework take as long
+            # as everything else in a one-text request except its tokens, and `predict` uses none of
+            # it. It is a route too, for the documentation and for other methods.
+            scope["idspam.route"] = PATH
+            response = await predict(Request(scope, receive))
             await response(scope, receive, send)
 
     def _count(self, scope: Scope, span: Span, status: int, seconds: float) -> None:
@@ -178,19 +178,11 @@ def _id_of(headers: Headers) -> str:
 def _outcome(status: int, error: str | None) -> Outcome:
     if error == DISCONNECTED:
         return "disconnected"
-    match status:
-        case 429:
-            return "overloaded"
-        case 503:
-            return "unavailable"
-        case 504:
-            return "deadline"
-        case _ if 200 <= status < 400:
-            return "success"
-        case _ if 400 <= status < 500:
-            return "client_error"
-        case _:
-            return "server_error"
+    if status in _OUTCOMES:
+        return _OUTCOMES[status]
+    if 200 <= status < 400:
+        return "success"
+    return "client_error" if 400 <= status < 500 else "server_error"
 
 
 def _key_of(headers: Mapping[str, str]) -> str | None:

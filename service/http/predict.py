@@ -12,9 +12,8 @@ from adapters.tokenizer import Encoding
 from service.catalog.view import CatalogView
 from service.engine.interface import RowResult
 from service.errors import InvalidRequest, TooLarge
-from service.http.bodies import JsonResponse, read_json
+from service.http.bodies import MAX_DETAILS, JsonResponse, read_json, validated
 from service.http.classify import Text, classify, ranked
-from service.http.errors import MAX_DETAILS, validated
 from service.http.lifecycle import service_of
 from service.http.openapi.documentation import PREDICT
 from service.http.openapi.schemas import PredictInput, PredictRequest

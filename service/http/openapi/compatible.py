@@ -6,13 +6,14 @@ Their own projects describe them in full; docs/protocols.md and docs/oip.md say 
 from collections.abc import Mapping
 from typing import Any
 
-from service.http.openapi.documentation import Responses, entry, json_body
+from service.http.openapi.documentation import entry, json_body
 from service.http.openapi.examples import REVISION
 
+_TEI, _OIP = "Text Embeddings Inference", "Open Inference Protocol"
 _TEXTS = ["WINNER!! Call now to claim your free prize", "see you at eight"]
-_UNKNOWN = "no adapter is named 'spam'; known: banking77, sms-spam"
+_UNKNOWN = {"error": "no adapter is named 'spam'; known: banking77, sms-spam"}
 _UNLOADED = "adapter 'sms-spam' is unloaded: load it, or publish it again"
-_NO_ADMIN_KEY = "changing adapters asks for an admin key"
+_NO_ADMIN_KEY = {"error": "changing adapters asks for an admin key"}
 
 
 def _entry(
@@ -20,40 +21,29 @@ def _entry(
     *,
     requests: Mapping[str, Any] | None = None,
     answer: Any = None,
-    errors: Mapping[int, Mapping[str, Any]] | None = None,
+    errors: Mapping[int, Any] | None = None,
 ) -> dict[str, Any]:
     """
     Args:
         requests: by name; None for a route without a body.
         errors: by status.
     """
-    shown: Responses = {
-        status: {
-            "description": "An error in the protocol's own shape",
-            "content": {"application/json": {"example": error}},
-        }
-        for status, error in (errors or {}).items()
-    }
-    request = None if requests is None else json_body(requests)
-    return entry(tag, request=request, answer=answer, errors=shown)
+    return entry(
+        tag,
+        request=None if requests is None else json_body(requests),
+        answer=answer,
+        errors={
+            status: {
+                "description": "An error in the protocol's own shape",
+                "content": {"application/json": {"example": error}},
+            }
+            for status, error in (errors or {}).items()
+        },
+    )
 
 
-def _tei(**parts: Any) -> dict[str, Any]:
-    return _entry("Text Embeddings Inference", **parts)
-
-
-def _oip(
-    *, errors: Mapping[int, str | Mapping[str, Any]] | None = None, **parts: Any
-) -> dict[str, Any]:
-    """errors: sentences, or whole bodies."""
-    bodies = {
-        status: {"error": error} if isinstance(error, str) else error
-        for status, error in (errors or {}).items()
-    }
-    return _entry("Open Inference Protocol", errors=bodies, **parts)
-
-
-TEI_PREDICT = _tei(
+TEI_PREDICT = _entry(
+    _TEI,
     requests={
         "one text": {"inputs": "WINNER!! Call now"},
         "a pair": {"inputs": ["a premise", "its hypothesis"]},
@@ -68,7 +58,8 @@ TEI_PREDICT = _tei(
         503: {"error": "warming up", "error_type": "Unhealthy"},
     },
 )
-TEI_INFO = _tei(
+TEI_INFO = _entry(
+    _TEI,
     answer={
         "model_id": "all-MiniLM-L6-v2",
         "served_model_name": "sms-spam",
@@ -78,7 +69,7 @@ TEI_INFO = _tei(
         "max_input_length": 256,
     },
 )
-TEI_HEALTH = _tei(errors={503: {"error": "unhealthy", "error_type": "unhealthy"}})
+TEI_HEALTH = _entry(_TEI, errors={503: {"error": "unhealthy", "error_type": "unhealthy"}})
 
 VLLM_CLASSIFY = _entry(
     "vLLM",
@@ -108,17 +99,21 @@ VLLM_CLASSIFY = _entry(
     },
 )
 
-OIP_SERVER = _oip(
+OIP_SERVER = _entry(
+    _OIP,
     answer={
         "name": "id-spam-service",
         "version": "0.5.0",
         "extensions": ["binary_tensor_data", "classification", "model_repository", "parameters"],
     },
 )
-OIP_LIVE = _oip(answer={"live": True}, errors={503: {"live": False, "error": "it is dead"}})
-OIP_READY = _oip(answer={"ready": True}, errors={503: {"ready": False, "error": "warming up"}})
-OIP_MODELS = _oip(answer={"models": ["banking77", "sms-spam"]})
-OIP_MODEL = _oip(
+OIP_LIVE = _entry(_OIP, answer={"live": True}, errors={503: {"live": False, "error": "it is dead"}})
+OIP_READY = _entry(
+    _OIP, answer={"ready": True}, errors={503: {"ready": False, "error": "warming up"}}
+)
+OIP_MODELS = _entry(_OIP, answer={"models": ["banking77", "sms-spam"]})
+OIP_MODEL = _entry(
+    _OIP,
     answer={
         "name": "sms-spam",
         "versions": [REVISION],
@@ -134,13 +129,15 @@ OIP_MODEL = _oip(
             {"name": "tokens", "datatype": "INT32", "shape": [-1]},
         ],
     },
-    errors={404: _UNKNOWN, 409: _UNLOADED},
+    errors={404: _UNKNOWN, 409: {"error": _UNLOADED}},
 )
-OIP_MODEL_READY = _oip(
+OIP_MODEL_READY = _entry(
+    _OIP,
     answer={"name": "sms-spam", "ready": True},
     errors={400: {"name": "sms-spam", "ready": False, "error": _UNLOADED}, 404: _UNKNOWN},
 )
-OIP_INFER = _oip(
+OIP_INFER = _entry(
+    _OIP,
     requests={
         "two texts": {
             "id": "42",
@@ -165,35 +162,38 @@ OIP_INFER = _oip(
         ],
     },
     errors={
-        400: "input 'text': 3 elements, its shape says 2",
+        400: {"error": "input 'text': 3 elements, its shape says 2"},
         404: _UNKNOWN,
-        409: _UNLOADED,
-        429: "262000 tokens are waiting, at most 262144 may",
-        503: "warming up",
-        504: "the deadline passed before the answer was there",
+        409: {"error": _UNLOADED},
+        429: {"error": "262000 tokens are waiting, at most 262144 may"},
+        503: {"error": "warming up"},
+        504: {"error": "the deadline passed before the answer was there"},
     },
 )
-OIP_INDEX = _oip(
+OIP_INDEX = _entry(
+    _OIP,
     requests={"all": {}, "those that can be asked": {"ready": True}},
     answer=[
         {"name": "banking77", "version": REVISION, "state": "READY", "reason": ""},
         {"name": "sms-spam", "version": REVISION, "state": "UNAVAILABLE", "reason": _UNLOADED},
     ],
 )
-OIP_LOAD = _oip(
+OIP_LOAD = _entry(
+    _OIP,
     requests={
         "what the store has": {},
         "a file": {"parameters": {"config": "{}", "file:1/adapter.safetensors": "<base64>"}},
     },
     answer={"name": "sms-spam", "load": True},
     errors={
-        400: "not a valid adapter: tensor head.out.bias: missing, expected shape [2]",
+        400: {"error": "not a valid adapter: tensor head.out.bias: missing, expected shape [2]"},
         403: _NO_ADMIN_KEY,
         404: _UNKNOWN,
-        409: "made for another backbone: made for 'roberta-large', ...",
+        409: {"error": "made for another backbone: made for 'roberta-large', ..."},
     },
 )
-OIP_UNLOAD = _oip(
+OIP_UNLOAD = _entry(
+    _OIP,
     requests={"as Triton's client": {"parameters": {"unload_dependents": False}}},
     answer={"name": "sms-spam", "unload": True},
     errors={403: _NO_ADMIN_KEY, 404: _UNKNOWN},

@@ -13,30 +13,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from adapters.errors import (
-    DamagedFile,
-    IncompatibleAdapter,
-    InvalidAdapter,
-    InvalidName,
-    RevisionConflict,
-    UnknownAdapter,
-    UnknownRevision,
-    UnloadedAdapter,
-)
-from service.errors import (
-    AdapterLoadFailed,
-    DeadlineExceeded,
-    EngineUnavailable,
-    Forbidden,
-    InferenceFailed,
-    InvalidRequest,
-    MalformedRequest,
-    NotReady,
-    Overloaded,
-    TooLarge,
-    Unauthorized,
-)
-from service.http.errors import ERRORS
+from service.http.errors import ERRORS, kind_of
 from service.http.openapi import examples
 from service.http.openapi.schemas import (
     AdapterDetail,
@@ -123,13 +100,13 @@ def error_table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _refusals(*classes: type[Exception]) -> Responses:
+def _refusals(*types: str) -> Responses:
     """The errors that a route documents, one example of each."""
     responses: Responses = {}
     for error in examples.ERRORS:
-        if type(error) not in classes:
+        kind = kind_of(error)
+        if kind.type not in types:
             continue
-        kind = ERRORS[type(error)]
         response = responses.setdefault(
             kind.status,
             {
@@ -166,10 +143,10 @@ _IF_MATCH = _condition(
 )
 _IF_NONE_MATCH = _condition("If-None-Match", "`*`: only if the name is new.")
 
-_ANYWHERE = (Unauthorized, NotReady, EngineUnavailable)
-_CHANGING = (*_ANYWHERE, Forbidden, RevisionConflict)
-_RESOLVING = (UnknownAdapter, UnknownRevision)
-_SERVING = (*_RESOLVING, IncompatibleAdapter, UnloadedAdapter, DamagedFile)
+_ANYWHERE = ("unauthorized", "not_ready", "unavailable")
+_CHANGING = (*_ANYWHERE, "forbidden", "revision_conflict")
+_RESOLVING = ("adapter_not_found", "revision_not_found")
+_SERVING = (*_RESOLVING, "adapter_incompatible", "adapter_unloaded", "adapter_damaged")
 
 
 def _upload(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,7 +156,12 @@ def _upload(request: Mapping[str, Any]) -> dict[str, Any]:
         "content": {"application/json": {"example": examples.PUBLISHED | {"created": True}}},
     }
     refusals = _refusals(
-        *_CHANGING, IncompatibleAdapter, InvalidAdapter, InvalidName, TooLarge, Overloaded
+        *_CHANGING,
+        "adapter_incompatible",
+        "adapter_invalid",
+        "adapter_name_invalid",
+        "too_large",
+        "overloaded",
     )
     return entry(
         "adapters",
@@ -200,13 +182,13 @@ PREDICT = entry(
     errors=_refusals(
         *_ANYWHERE,
         *_SERVING,
-        MalformedRequest,
-        TooLarge,
-        InvalidRequest,
-        Overloaded,
-        InferenceFailed,
-        AdapterLoadFailed,
-        DeadlineExceeded,
+        "malformed_request",
+        "too_large",
+        "invalid_request",
+        "overloaded",
+        "inference_failed",
+        "adapter_load_failed",
+        "deadline_exceeded",
     ),
 )
 PUT = _upload(_FILE)
@@ -215,18 +197,18 @@ LIST = entry(
     "adapters",
     answer=examples.LIST_PAGE,
     model=AdapterList,
-    errors=_refusals(*_ANYWHERE, InvalidRequest),
+    errors=_refusals(*_ANYWHERE, "invalid_request"),
 )
 SHOW = entry(
     "adapters",
     answer=examples.DETAIL,
     model=AdapterDetail,
-    errors=_refusals(*_ANYWHERE, UnknownAdapter),
+    errors=_refusals(*_ANYWHERE, "adapter_not_found"),
 )
 DOWNLOAD = entry(
     "adapters",
     errors={
-        **_refusals(*_ANYWHERE, *_RESOLVING, DamagedFile),
+        **_refusals(*_ANYWHERE, *_RESOLVING, "adapter_damaged"),
         200: {"description": "The file", "content": _FILE},
         304: {"description": "`If-None-Match` names this revision"},
     },
@@ -237,14 +219,14 @@ ROLLBACK = entry(
     parameters=(_IF_MATCH,),
     answer=examples.PUBLISHED,
     model=PublishedAdapter,
-    errors=_refusals(*_CHANGING, *_SERVING, InvalidRequest),
+    errors=_refusals(*_CHANGING, *_SERVING, "invalid_request"),
 )
 DELETE = entry(
     "adapters",
     parameters=(_IF_MATCH,),
     status=204,
     description="Gone",
-    errors=_refusals(*_CHANGING, UnknownAdapter),
+    errors=_refusals(*_CHANGING, "adapter_not_found"),
 )
 PROBE = entry(
     "operations",

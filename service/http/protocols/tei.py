@@ -21,9 +21,9 @@ from adapters.format.spec import AdapterSpec
 from adapters.tokenizer import End
 from service.catalog.entry import Resolved
 from service.errors import InvalidRequest, NoInputs, TooLarge
-from service.http.bodies import JsonResponse, read_json
+from service.http.bodies import JsonResponse, read_json, validated
 from service.http.classify import Answers, Text, classify, ranked
-from service.http.errors import ERRORS, Refusal, validated
+from service.http.errors import ERRORS, Refusal
 from service.http.lifecycle import Service, service_of
 from service.http.openapi.compatible import TEI_HEALTH, TEI_INFO, TEI_PREDICT
 

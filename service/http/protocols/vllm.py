@@ -9,9 +9,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.errors import InvalidRequest, NoInputs, TooLarge
-from service.http.bodies import JsonResponse, read_json
+from service.http.bodies import JsonResponse, read_json, validated
 from service.http.classify import Text, classify
-from service.http.errors import Refusal, validated
+from service.http.errors import Refusal
 from service.http.lifecycle import Service, service_of
 from service.http.openapi.compatible import VLLM_CLASSIFY
 from service.http.protocols.tei import default_adapter

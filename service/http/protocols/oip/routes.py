@@ -19,7 +19,7 @@ from service.errors import MalformedRequest
 from service.http.bodies import JsonResponse
 from service.http.classify import Answers, Text, classify
 from service.http.errors import Refusal
-from service.http.lifecycle import Service, service_of
+from service.http.lifecycle import service_of
 from service.http.openapi.compatible import (
     OIP_INFER,
     OIP_LIVE,
@@ -87,55 +87,9 @@ async def models(request: Request) -> Response:
 @router.get("/v2/models/{name}", **OIP_MODEL)
 async def model(request: Request, name: str) -> Response:
     """An adapter's inputs and outputs."""
-    return _metadata(service_of(request), name)
-
-
-@router.get("/v2/models/{name}/versions/{version}", **OIP_MODEL)
-async def model_version(request: Request, name: str, version: str) -> Response:
-    """The same of one of its revisions."""
-    return _metadata(service_of(request), _reference(name, version))
-
-
-@router.get("/v2/models/{name}/ready", **OIP_MODEL_READY)
-async def model_ready(request: Request, name: str) -> Response:
-    """Whether an adapter can be served now."""
-    return _readiness(service_of(request), name)
-
-
-@router.get("/v2/models/{name}/versions/{version}/ready", **OIP_MODEL_READY)
-async def model_version_ready(request: Request, name: str, version: str) -> Response:
-    """The same of one of its revisions."""
-    return _readiness(service_of(request), _reference(name, version))
-
-
-@router.post("/v2/models/{name}/infer", **OIP_INFER)
-async def infer(request: Request, name: str) -> Response:
-    """Classify texts or pairs by an adapter."""
-    return await _infer(request, name)
-
-
-@router.post("/v2/models/{name}/versions/{version}/infer", **OIP_INFER)
-async def infer_version(request: Request, name: str, version: str) -> Response:
-    """The same by one of its revisions."""
-    return await _infer(request, _reference(name, version))
-
-
-def _reference(name: str, version: str) -> str:
-    return f"{name}@{version}"
-
-
-def _yes_or_no(
-    content: Mapping[str, Any], reason: str | None, *, yes: bool, no_status: int
-) -> Response:
-    """Triton's client reads only the status of such an answer, KServe's also its body."""
-    if yes:
-        return JsonResponse(content)
-    return JsonResponse({**content, "error": reason}, status_code=no_status)
-
-
-def _metadata(service: Service, reference: str) -> Response:
-    (name, _), spec = service.catalog.resolve(reference)
-    entry = service.catalog.entry(name)
+    catalog = service_of(request).catalog
+    (name, _), spec = catalog.resolve(name)
+    entry = catalog.entry(name)
     versions = dict.fromkeys([entry.current, *(stored.revision for stored in entry.revisions)])
     outputs = {"label": ("BYTES", [-1]), "probs": ("FP32", [-1, len(spec.labels)])}
     outputs |= {"truncated": ("BOOL", [-1]), "tokens": ("INT32", [-1])}
@@ -144,7 +98,7 @@ def _metadata(service: Service, reference: str) -> Response:
             "name": name,
             "versions": [version for version in versions if version not in entry.unusable],
             "platform": PLATFORM,
-            "inputs": [{"name": name, "datatype": "BYTES", "shape": [-1]} for name in INPUTS],
+            "inputs": [{"name": tensor, "datatype": "BYTES", "shape": [-1]} for tensor in INPUTS],
             "outputs": [
                 {"name": output, "datatype": datatype, "shape": shape}
                 for output, (datatype, shape) in outputs.items()
@@ -153,25 +107,41 @@ def _metadata(service: Service, reference: str) -> Response:
     )
 
 
-def _readiness(service: Service, reference: str) -> Response:
-    name, reason = reference.partition("@")[0], None
+@router.get("/v2/models/{name}/versions/{version}", **OIP_MODEL)
+async def model_version(request: Request, name: str, version: str) -> Response:
+    """The same for one of its revisions."""
+    return await model(request, f"{name}@{version}")
+
+
+@router.get("/v2/models/{name}/ready", **OIP_MODEL_READY)
+async def model_ready(request: Request, name: str) -> Response:
+    """Whether an adapter can be served now."""
+    reason = None
     try:
-        service.catalog.resolve(reference)
+        service_of(request).catalog.resolve(name)
     except (UnknownAdapter, UnknownRevision):
         raise
     except AdapterError as error:
         reason = str(error)
     # The protocol answers 400 here, whatever the reason is; metrics count no error for it.
-    content = {"name": name, "ready": not reason}
+    content = {"name": name.partition("@")[0], "ready": not reason}
     return _yes_or_no(content, reason, yes=not reason, no_status=400)
 
 
-async def _infer(request: Request, reference: str) -> Response:
+@router.get("/v2/models/{name}/versions/{version}/ready", **OIP_MODEL_READY)
+async def model_version_ready(request: Request, name: str, version: str) -> Response:
+    """The same for one of its revisions."""
+    return await model_ready(request, f"{name}@{version}")
+
+
+@router.post("/v2/models/{name}/infer", **OIP_INFER)
+async def infer(request: Request, name: str) -> Response:
+    """Classify texts or pairs by an adapter."""
     started, service = monotonic(), service_of(request)
     text, attached = await read_parts(request, service.settings.max_body_bytes)
     if not text:
         raise MalformedRequest("the body is empty, expected JSON")
-    adapter = service.catalog.resolve(reference)
+    adapter = service.catalog.resolve(name)
     body = parse(InferRequest, text)
     parameters = body.parameters or RequestParameters()
     outputs = selected_outputs(body)
@@ -197,6 +167,21 @@ async def _infer(request: Request, reference: str) -> Response:
         return Response(content, media_type="application/json")
     headers = {LENGTH_HEADER: str(json_length)}
     return Response(content, media_type="application/octet-stream", headers=headers)
+
+
+@router.post("/v2/models/{name}/versions/{version}/infer", **OIP_INFER)
+async def infer_version(request: Request, name: str, version: str) -> Response:
+    """The same by one of its revisions."""
+    return await infer(request, f"{name}@{version}")
+
+
+def _yes_or_no(
+    content: Mapping[str, Any], reason: str | None, *, yes: bool, no_status: int
+) -> Response:
+    """Triton's client reads only the status of such an answer, KServe's also its body."""
+    if yes:
+        return JsonResponse(content)
+    return JsonResponse({**content, "error": reason}, status_code=no_status)
 
 
 def _values(output: SelectedOutput, answers: Answers) -> npt.NDArray[Any]:

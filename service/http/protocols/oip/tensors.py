@@ -23,8 +23,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from service.errors import InvalidRequest, MalformedRequest, TooLarge
-from service.http.bodies import content_type, parse_json, read_body
-from service.http.errors import M, validated
+from service.http.bodies import M, content_type, parse_json, read_body, validated
 
 INPUTS = ("text", "text_pair")
 DEFAULT_OUTPUTS = ("label", "probs")
