@@ -16,20 +16,18 @@ from train.experiments.cells import (
     Cell,
     DamagedOutcome,
     Kind,
-    Plan,
-    Rows,
+    PlannedCell,
     Store,
+    TaskSplits,
     cell_of,
-    cost_of,
     outcome_path,
     write_outcome,
 )
 from train.experiments.display import LineDisplay, LiveDisplay, SilentDisplay, display_for
-from train.experiments.few_rows import few_rows
-from train.experiments.pool import Places, Waiting
-from train.experiments.session import places_of
-from train.loop.progress import EpochReport
-from train.metrics import Metric
+from train.experiments.pool import Placement, ReadyQueue
+from train.experiments.session import placement_of
+from train.report.metrics import Metric
+from train.report.report import EpochReport
 
 
 def _dataset(labels: str) -> Dataset:
@@ -37,8 +35,8 @@ def _dataset(labels: str) -> Dataset:
     return Dataset("made", "0" * 64, examples)
 
 
-def _rows(labels: str = "abab") -> Rows:
-    return Rows.of({"train": _dataset(labels), "selection": _dataset("ab")}, Metric.ACCURACY)
+def _splits(labels: str = "abab") -> TaskSplits:
+    return TaskSplits.of({"train": _dataset(labels), "selection": _dataset("ab")}, Metric.ACCURACY)
 
 
 def test_few_rows_look_like_all_of_them() -> None:
@@ -55,8 +53,8 @@ def test_few_rows_look_like_all_of_them() -> None:
 
 
 def test_a_key_changes_with_whatever_decides_the_result() -> None:
-    assert _rows().sha256 != _rows("abba").sha256, "parts of one file are not the same rows"
-    assert _rows().sha256 == _rows().sha256
+    assert _splits().sha256 != _splits("abba").sha256, "parts of one file are not the same rows"
+    assert _splits().sha256 == _splits().sha256
 
     def key(seed: int = 1, method: str = "lora", **decides: object) -> str:
         cell = cell_of(
@@ -70,39 +68,41 @@ def test_a_key_changes_with_whatever_decides_the_result() -> None:
     assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789._-") for name in keys)
 
 
-def _plan(cell: Cell, cost: float, after: Cell | None = None) -> Plan:
-    return Plan(cell, _rows(), FitSettings(), cost, after=after)
+def _planned(cell: Cell, cost: float, after: Cell | None = None) -> PlannedCell:
+    return PlannedCell(cell, _splits(), FitSettings(), cost, after=after)
 
 
 def test_the_longest_goes_first_but_not_before_what_it_starts_from() -> None:
     short, long, last = cell_named("short"), cell_named("long"), cell_named("last")
-    waiting = Waiting([_plan(short, 1.0), _plan(long, 2.0), _plan(last, 9.0, after=short)])
+    queue = ReadyQueue(
+        [_planned(short, 1.0), _planned(long, 2.0), _planned(last, 9.0, after=short)]
+    )
     order = []
-    while (plan := waiting.first()) is not None:
-        waiting.take(plan)
-        order.append(plan.cell)
-        assert waiting.ended(finished(plan.cell, 0.5)) == []
+    while (planned := queue.first()) is not None:
+        queue.take(planned)
+        order.append(planned.cell)
+        assert queue.ended(finished(planned.cell, 0.5)) == []
     assert order == [long, short, last]
 
 
 def test_what_starts_from_a_failed_cell_is_given_up() -> None:
     first, second = (
-        _plan(cell_named("first"), 1.0),
-        _plan(cell_named("second"), 1.0, after=cell_named("first")),
+        _planned(cell_named("first"), 1.0),
+        _planned(cell_named("second"), 1.0, after=cell_named("first")),
     )
-    waiting = Waiting([first, second])
-    waiting.take(first)
-    assert waiting.first() is None
-    assert waiting.ended(failed(first.cell)) == [second]
-    assert waiting.plans == []
+    queue = ReadyQueue([first, second])
+    queue.take(first)
+    assert queue.first() is None
+    assert queue.ended(failed(first.cell)) == [second]
+    assert queue.planned == []
 
 
 def test_long_methods_and_many_rows_cost_more() -> None:
     costs = [
-        cost_of("head-only", _rows(), epochs=3),
-        cost_of("idspam", _rows(), epochs=3),
-        cost_of("fine-tuning", _rows(), epochs=3),
-        cost_of("fine-tuning", _rows("ab" * 50), epochs=3),
+        _splits().cost("head-only", epochs=3),
+        _splits().cost("idspam", epochs=3),
+        _splits().cost("fine-tuning", epochs=3),
+        _splits("ab" * 50).cost("fine-tuning", epochs=3),
     ]
     assert costs == sorted(set(costs))
 
@@ -155,10 +155,10 @@ def test_a_folder_has_one_process_at_a_time(tmp_path: Path) -> None:
 
 
 def test_jobs_share_the_cores() -> None:
-    assert places_of("cpu", None).jobs >= 1
-    assert places_of("cpu", 1000) == Places(("cpu",), jobs=1000, threads=1)
+    assert placement_of("cpu", None).jobs >= 1
+    assert placement_of("cpu", 1000) == Placement(("cpu",), jobs=1000, threads=1)
     with pytest.raises(SettingsError, match="--jobs must be at least 1"):
-        places_of("cpu", 0)
+        placement_of("cpu", 0)
 
 
 CELLS = (cell_named("rte"), cell_named("mrpc"))
@@ -169,7 +169,7 @@ def _show(display: LineDisplay | LiveDisplay | SilentDisplay) -> None:
         display.begin(cells=3, finished=1, costs=dict.fromkeys(CELLS, 1.0))
         for cell in CELLS:
             display.started(cell, "cpu")
-        display.moved(CELLS[0], "epoch 3/20", 0.5)
+        display.progressed(CELLS[0], "epoch 3/20", 0.5)
         display.epoch_done(CELLS[0], EpochReport(3, 0.25, 0.9, 0.8, 1.5, 1234.0))
         display.note("a [note]")
         display.tick()

@@ -11,9 +11,8 @@ from matplotlib.image import imread
 
 from tests.support.experiments import Watch, make_place, settings_of
 from train.errors import SettingsError
-from train.experiments.cells import Cell, Store
+from train.experiments.cells import Cell, Findings, Store
 from train.experiments.compare import compare
-from train.experiments.session import Findings
 
 METHODS = ("idspam", "head-only", "lora")
 

@@ -59,7 +59,7 @@ def test_a_killed_comparison_goes_on_with_what_is_finished(place: Path, tmp_path
         if stage.startswith("epoch 2/"):
             raise KeyboardInterrupt
 
-    watch = Watch(moved=interrupt)
+    watch = Watch(progressed=interrupt)
     with pytest.raises(KeyboardInterrupt):
         compare_long(place, output, watch)
     assert watch.notes[-1].endswith("to go on: the command")

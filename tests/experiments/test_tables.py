@@ -10,13 +10,17 @@ from rich.console import Console
 
 from tests.support.experiments import cell_named, failed, finished, report_of
 from train.config.settings import FitSettings
-from train.experiments.closing import print_findings
-from train.experiments.pages import conditions_section
+from train.experiments.cells import Findings
 from train.experiments.plots import Point, learning_curve, place_labels
-from train.experiments.pool import Places
-from train.experiments.session import Findings
-from train.experiments.tables import Score, mean_of, score_of, score_table
-from train.metrics import Metric
+from train.experiments.tables import (
+    Score,
+    conditions_section,
+    mean_of,
+    print_findings,
+    score_of,
+    score_table,
+)
+from train.report.metrics import Metric
 
 
 def test_scores_are_means_and_sample_deviations_in_percent() -> None:
@@ -71,7 +75,7 @@ def _conditions(backbone: str) -> str:
         backbone=backbone,
         fingerprint="0" * 64,
         tasks=("rte", "qqp", "mnli"),
-        places=Places(("cpu",), jobs=2, threads=1),
+        jobs=2,
         outcomes={},
     )
 

@@ -9,8 +9,7 @@ from matplotlib.image import imread
 from tests.support.experiments import Watch, make_place, settings_of
 from train.errors import SettingsError
 from train.experiments.ablate import ablate
-from train.experiments.cells import Cell
-from train.experiments.session import Findings
+from train.experiments.cells import Cell, Findings
 from train.experiments.transfer import transfer
 
 

@@ -7,12 +7,11 @@ from pathlib import Path
 
 from tests.support import families
 from train.config.settings import FitSettings
-from train.experiments.cells import Cell, Kind, Outcome, RunReport
+from train.experiments.cells import Cell, Findings, Kind, Outcome, RunReport
 from train.experiments.compare import compare
-from train.experiments.display import SilentDisplay
-from train.experiments.session import Findings
-from train.loop.progress import EpochReport
-from train.metrics import Metrics
+from train.experiments.display import Display
+from train.report.metrics import Metrics
+from train.report.report import EpochReport
 
 COMMAND = "the command"
 # Epochs: long enough to be caught at it.
@@ -62,20 +61,20 @@ def settings_of(place: Path, *, epochs: int = 3) -> FitSettings:
     )
 
 
-class Watch(SilentDisplay):
-    """Keeps what it is told, and acts on it."""
+class Watch(Display):
+    """Records what an experiment reports, and acts on it."""
 
     def __init__(
         self,
         *,
         begin: Callable[[Mapping[Cell, float]], None] = lambda _: None,
         started: Callable[[Cell], None] = lambda _: None,
-        moved: Callable[[str], None] = lambda _: None,
+        progressed: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.notes: list[str] = []
         self.started_cells: list[Cell] = []
         self.stages: list[str] = []
-        self._begin, self._started, self._moved = begin, started, moved
+        self._begin, self._started, self._progressed = begin, started, progressed
 
     def note(self, message: str) -> None:
         self.notes.append(message)
@@ -84,16 +83,16 @@ class Watch(SilentDisplay):
         assert cells == finished + len(costs)
         self._begin(costs)
 
-    def started(self, cell: Cell, place: str) -> None:
-        assert place == "cpu"
+    def started(self, cell: Cell, device: str) -> None:
+        assert device == "cpu"
         self.started_cells.append(cell)
         self._started(cell)
 
-    def moved(self, cell: Cell, stage: str, share: float) -> None:
+    def progressed(self, cell: Cell, stage: str, share: float) -> None:
         assert cell in self.started_cells
         assert 0 <= share <= 1
         self.stages.append(stage)
-        self._moved(stage)
+        self._progressed(stage)
 
 
 def compare_long(place: Path, output: Path, watch: Watch | None = None) -> Findings:

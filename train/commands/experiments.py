@@ -17,7 +17,7 @@ from train.commands.flags import (
 )
 
 if TYPE_CHECKING:
-    from train.experiments.session import Findings
+    from train.experiments.cells import Findings
 
     Experiment: TypeAlias = Callable[..., Findings]
 
@@ -140,8 +140,8 @@ def _add_common(parser: ArgumentParser, *, tasks: str, settings: Sequence[str] =
 
 def _conduct(arguments: Namespace, experiment: "Experiment") -> int:
     """Run an experiment; the exit code is 1 if one of its runs failed."""
-    from train.experiments.closing import print_findings
     from train.experiments.display import LineDisplay, SilentDisplay, display_for
+    from train.experiments.tables import print_findings
 
     settings = settings_of(arguments)
     if arguments.quiet:

@@ -1,22 +1,28 @@
-"""ID-SPAM with one switch changed at a time: what each of them is worth."""
+"""ID-SPAM with one setting changed at a time: how much each of them matters."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from adapters.format.durable import write_atomically
 from adapters.format.spec import FinalActivation, GeneratorInput, GeneratorPooling
 from train.config.defaults import design_of
 from train.config.settings import FitSettings
 from train.data.task_data import TaskData
-from train.experiments import pages
-from train.experiments import plots as figures
-from train.experiments.cells import Cell, Kind, Plan, Rows
-from train.experiments.compare import check_names, load_tasks, rows_of
-from train.experiments.display import Display, SilentDisplay
-from train.experiments.session import Findings, Session
-from train.experiments.tables import Outcomes, Score, mean_of, reports_of, score_of, write_results
+from train.experiments import plots
+from train.experiments.cells import Cell, Findings, Kind, PlannedCell, TaskSplits
+from train.experiments.display import Display
+from train.experiments.session import Session, check_names, load_tasks, splits_of
+from train.experiments.tables import (
+    Score,
+    image,
+    mean_of,
+    number_range,
+    page,
+    reports_of,
+    split_score,
+    task_heading,
+)
 from train.report.markdown import table
 
 METHOD = "idspam"
@@ -24,9 +30,9 @@ METHOD = "idspam"
 
 @dataclass(frozen=True, slots=True)
 class Switch:
-    """A setting and the values that are tried. title: for people.
+    """A setting and the values to try. title: for people.
 
-    values: None: the input of every layer of the backbone.
+    values: None means the input of every layer of the backbone.
     """
 
     name: str
@@ -59,155 +65,149 @@ def ablate(
     jobs: int | None = None,
     display: Display | None = None,
 ) -> Findings:
-    """Run ID-SPAM with every value of every switch, the others as the settings have them.
+    """Run ID-SPAM with every value of every switch; all other settings stay as given.
 
-    Goes on where an earlier call with the same arguments was stopped. `results.csv` and `report.md`
+    Continues where an earlier call with the same arguments stopped. `results.csv` and `report.md`
     are written after every run, a plot for every switch at the end.
 
     Args:
         switches: names of `SWITCHES`.
 
     Raises:
-        TrainingError: unusable tasks, settings or folder. A run that fails raises nothing.
+        TrainingError: unusable tasks, settings or folder. A failed run raises nothing.
         AdapterError: the backbone cannot be loaded.
         KeyboardInterrupt: everything is saved.
     """
     check_names("seeds", [str(seed) for seed in seeds])
     check_names("switches", switches, SWITCHES)
-    with Session(
-        Kind.ABLATE, output, settings, jobs=jobs, display=display or SilentDisplay()
-    ) as session:
+    with Session(Kind.ABLATE, output, settings, jobs=jobs, display=display) as session:
         data = load_tasks(tasks, data_root)
-        rows = {(name, seed): rows_of(data[name], seed=seed) for name in data for seed in seeds}
+        splits = {(name, seed): splits_of(data[name], seed=seed) for name in data for seed in seeds}
         design = asdict(design_of(settings, session.backbone))
-        variants = [
-            Variant(SWITCHES[name], value, is_default=value == design[name])
+        variants = {
+            name: _variants(SWITCHES[name], design[name], layers=session.backbone.layers)
             for name in switches
-            for value in _values(SWITCHES[name], design[name], layers=session.backbone.layers)
-        ]
-        plans = {
+        }
+        planned: dict[tuple[Variant, str], list[PlannedCell]] = {
             (variant, name): [
                 session.plan(
                     name,
                     METHOD,
-                    rows[name, seed],
+                    splits[name, seed],
                     seed=seed,
                     variant=variant.name,
-                    overrides={} if variant.is_default else {variant.switch.name: variant.value},
+                    overrides={} if variant.is_default else {variant.switch: variant.value},
                 )
                 for seed in seeds
             ]
-            for variant in variants
+            for of_switch in variants.values()
+            for variant in of_switch
             for name in data
         }
-        ablation = _Ablation(session, data, {name: rows[name, seeds[0]] for name in data}, plans)
+        # The default belongs to the table of every switch, but runs only once.
+        unique = {each.cell: each for group in planned.values() for each in group}
+        ablation = _Ablation(
+            session,
+            data,
+            {name: splits[name, seeds[0]] for name in data},
+            variants,
+            {key: [each.cell for each in group] for key, group in planned.items()},
+            tuple(unique),
+        )
         try:
-            outcomes = session.run(ablation.plans, ablation.publish)
+            session.run(list(unique.values()), ablation.publish)
         finally:
             ablation.plot()
     metrics = {name: task.metric for name, task in data.items()}
-    return Findings(output, ablation.cells, outcomes, metrics)
+    return Findings(output, ablation.cells, session.outcomes, metrics)
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One value of one switch. is_default: whether the settings have it anyway."""
+    """One value of one switch. is_default: whether the settings have this value anyway."""
 
-    switch: Switch
+    switch: str
     value: Any
     is_default: bool
 
     @property
     def name(self) -> str:
-        """The same for the default of every switch: it is the same run."""
-        return "" if self.is_default else f"{self.switch.name}={self.value}"
+        """Empty for the default of every switch, because it is the same run."""
+        return "" if self.is_default else f"{self.switch}={self.value}"
 
 
-def _values(switch: Switch, default: Any, *, layers: int) -> list[Any]:
-    """What is tried, in order; what the settings have is among it."""
-    values = range(layers) if switch.values is None else switch.values
-    if default in values:
-        return list(values)
-    return sorted([*values, default])
+def _variants(switch: Switch, default: Any, *, layers: int) -> list[Variant]:
+    """The values to try, in order, including the default."""
+    values = list(range(layers) if switch.values is None else switch.values)
+    if default not in values:
+        values = sorted([*values, default])
+    return [Variant(switch.name, value, is_default=value == default) for value in values]
 
 
+@dataclass(frozen=True, slots=True)
 class _Ablation:
-    """The cells of an ablation and what is made of them."""
+    """The report of an ablation.
 
-    def __init__(
-        self,
-        session: Session,
-        data: Mapping[str, TaskData],
-        rows: Mapping[str, Rows],
-        plans: Mapping[tuple[Variant, str], Sequence[Plan]],
-    ) -> None:
-        self._session = session
-        self._data = data
-        self._rows = rows
-        self._of = {key: [plan.cell for plan in found] for key, found in plans.items()}
-        self._variants = list(dict.fromkeys(variant for variant, _ in plans))
-        # The default stands in every switch's table and is run once.
-        self.plans = list({plan.cell: plan for found in plans.values() for plan in found}.values())
-        self.cells: tuple[Cell, ...] = tuple(plan.cell for plan in self.plans)
-        self._output = session.store.output
-        self._outcomes: Outcomes = {}
+    splits: by task, of the first seed. variants: by switch. groups: cells by variant and task.
+    """
 
-    @property
-    def _switches(self) -> list[Switch]:
-        return list(dict.fromkeys(variant.switch for variant in self._variants))
+    session: Session
+    data: Mapping[str, TaskData]
+    splits: Mapping[str, TaskSplits]
+    variants: Mapping[str, Sequence[Variant]]
+    groups: Mapping[tuple[Variant, str], Sequence[Cell]]
+    cells: tuple[Cell, ...]
 
-    def publish(self, outcomes: Outcomes) -> None:
-        """Write `results.csv` and `report.md` of what is known."""
-        self._outcomes = outcomes
-        write_results(self._output / "results.csv", self.cells, outcomes)
-        text = pages.page(
-            "# Switches of ID-SPAM, one at a time",
-            pages.progress_line(self.cells, outcomes),
-            "Percent: mean ± standard deviation of the seeds, on rows that nothing was chosen by. "
-            "Everything else is as in the rows marked *default*.",
-            *(self._table(switch, outcomes) for switch in self._switches),
-            pages.failed_section(self.cells, outcomes),
-            pages.data_section(self._data, self._rows),
-            self._session.conditions(tuple(self._data), outcomes),
+    def publish(self) -> None:
+        """Write `results.csv` and `report.md` from the outcomes so far."""
+        explanation = (
+            "Percent: mean ± standard deviation over the seeds, on rows that chose nothing. "
+            "All other settings are those of the rows marked *default*."
         )
-        write_atomically(self._output / "report.md", text.encode())
+        self.session.write_report(
+            "Switches of ID-SPAM, one at a time",
+            [explanation, *(self._table(SWITCHES[name]) for name in self.variants)],
+            cells=self.cells,
+            data=self.data,
+            splits=self.splits,
+        )
 
     def plot(self) -> None:
-        """Write a plot for every switch of what is known, and the report that shows them."""
-        for switch in self._switches:
-            variants = [variant for variant in self._variants if variant.switch == switch]
-            figures.write_switch(
-                self._output / "plots" / switch.name,
-                title=switch.title,
+        """Draw a plot for every switch, and write the report that shows them."""
+        for name, variants in self.variants.items():
+            plots.write_switch(
+                self.session.store.output / "plots" / name,
+                title=SWITCHES[name].title,
                 values=[variant.value for variant in variants],
                 scores={
-                    task: [self._score(variant, task, self._outcomes) for variant in variants]
-                    for task in self._data
+                    task: [self._score(variant, task) for variant in variants] for task in self.data
                 },
-                logarithmic=switch.logarithmic,
+                logarithmic=SWITCHES[name].logarithmic,
             )
-        self.publish(self._outcomes)
+        self.publish()
 
-    def _score(self, variant: Variant, task: str, outcomes: Outcomes) -> Score:
-        metric = self._data[task].metric
-        split = pages.reported(self._rows[task])[0]
-        cells = self._of[variant, task]
-        return score_of(cells, outcomes, lambda report: metric.of(report.metrics[split]))
+    def _score(self, variant: Variant, task: str) -> Score:
+        return split_score(
+            self.groups[variant, task],
+            self.session.outcomes,
+            self.data[task].metric,
+            self.splits[task].reported[0],
+        )
 
-    def _table(self, switch: Switch, outcomes: Outcomes) -> str:
+    def _table(self, switch: Switch) -> str:
         header = [switch.title, "trained parameters"]
-        header += [f"{pages.shown(name)} ({task.metric})" for name, task in self._data.items()]
+        header += [task_heading(name, task.metric) for name, task in self.data.items()]
+        header += ["mean"] if len(self.data) > 1 else []
         rows = []
-        for variant in self._variants:
-            if variant.switch != switch:
-                continue
-            scores = [self._score(variant, task, outcomes) for task in self._data]
-            cells = [cell for task in self._data for cell in self._of[variant, task]]
-            sizes = [report.trainable_parameters for report in reports_of(cells, outcomes)]
-            marked = " *default*" if variant.is_default else ""
-            means = [mean_of(scores)] if len(scores) > 1 else []
-            texts = [score.percent() for score in (*scores, *means)]
-            rows.append([f"{variant.value}{marked}", pages.span(sizes), *texts])
-        mean = ["mean"] if len(self._data) > 1 else []
-        plot = pages.image(self._output, f"plots/{switch.name}.png", f"scores by {switch.title}")
-        return pages.page(f"## {switch.title.capitalize()}", table([*header, *mean], rows), plot)
+        for variant in self.variants[switch.name]:
+            scores = [self._score(variant, task) for task in self.data]
+            if len(scores) > 1:
+                scores.append(mean_of(scores))
+            cells = [cell for task in self.data for cell in self.groups[variant, task]]
+            reports = reports_of(cells, self.session.outcomes)
+            mark = " *default*" if variant.is_default else ""
+            sizes = number_range([report.trainable_parameters for report in reports])
+            rows.append([f"{variant.value}{mark}", sizes, *(score.percent() for score in scores)])
+        output, text = self.session.store.output, f"scores by {switch.title}"
+        plot = image(output, f"plots/{switch.name}.png", text)
+        return page(f"## {switch.title.capitalize()}", table(header, rows), plot)

@@ -1,7 +1,7 @@
-"""What an experiment is made of: cells, and what a worker needs to run one. Knows no process.
+"""The data of an experiment: cells, what they need to run, how they ended, and where that is kept.
 
-A cell's key names everything that decides its result, so that a result is never taken for that of
-other settings or other data.
+A cell's key contains a hash of everything that decides its result, so a stored result is never
+mistaken for one of other settings or other data.
 """
 
 import fcntl
@@ -10,40 +10,28 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
-import torch
-from safetensors.torch import load_file, save
-from torch import Tensor
-
-from adapters.backbone.model import Backbone
 from adapters.format.durable import write_atomically
-from train.config.defaults import backbone_of, settings_for
 from train.config.settings import FitSettings
 from train.data.dataset import Dataset
-from train.errors import DataError, OutputError
-from train.fit.training import Training, measured, set_up
-from train.loop.memory import peak_memory, reset_peak
-from train.loop.progress import EpochReport, Progress
-from train.methods import METHODS
-from train.metrics import Metric, Metrics
-from train.report.baselines import majority
+from train.errors import OutputError
+from train.report.metrics import Metric, Metrics
+from train.report.report import EpochReport
 
-# --- merged from train.experiments.cells
-
-# Raised when the code changes what a run gives: results of other numbers are not read.
+# Raised when a change of the code changes results: outcomes of other formats are not read.
 FORMAT = 1
 
-# Time of an epoch beside that of a soft prompt in the middle of the backbone: packing only.
-_WEIGHT = {"head-only": 0.2, "head-only-mean": 0.2, "lora": 2.0, "fine-tuning": 3.0}
+# The duration of an epoch, relative to a soft prompt in the middle of the backbone.
+_RELATIVE_COST = {"head-only": 0.2, "head-only-mean": 0.2, "lora": 2.0, "fine-tuning": 3.0}
 
 
 class Kind(StrEnum):
-    """Which question a cell answers."""
+    """The kind of experiment that a cell belongs to."""
 
     COMPARE = "compare"
     ABLATE = "ablate"
@@ -54,7 +42,7 @@ class Kind(StrEnum):
 class Cell:
     """One run: a method on a task with a seed.
 
-    variant: what sets it apart from the task's plain run (`prompt_length=5`, `from qqp`), else "".
+    variant: the difference from the task's plain run (`prompt_length=5`, `from qqp`), else "".
     key: its file name, with a hash of everything that decides the result.
     """
 
@@ -67,48 +55,59 @@ class Cell:
 
     @property
     def title(self) -> str:
-        """For lines that people read."""
+        """For people."""
         parts = (self.task, self.method, self.variant, f"seed {self.seed}")
         return " ".join(part for part in parts if part)
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
-    """What runs are trained and measured on, hashed once for all of them.
+class TaskSplits:
+    """The data that runs are trained and measured on, hashed once for all of them.
 
-    sets: `train`, `selection`, and what is measured at the end. characters: by set.
+    splits: `train`, `selection` (chooses the best epoch), and the reported ones. characters: by
+    split.
     """
 
-    sets: Mapping[str, Dataset]
+    splits: Mapping[str, Dataset]
     metric: Metric
     sha256: str
     characters: Mapping[str, int]
 
     @classmethod
-    def of(cls, sets: Mapping[str, Dataset], metric: Metric) -> Self:
-        """Hashes the rows themselves: parts of one file share its hash."""
+    def of(cls, splits: Mapping[str, Dataset], metric: Metric) -> Self:
+        """Hash the rows themselves, because several parts of one file share the file's hash."""
         digest = hashlib.sha256()
-        for name, found in sets.items():
-            digest.update(f"{name} {found.sha256} {len(found)}\n".encode())
-            for row in found.examples:
+        for name, dataset in splits.items():
+            digest.update(f"{name} {dataset.sha256} {len(dataset)}\n".encode())
+            for row in dataset.examples:
                 digest.update(json.dumps([row.text, row.text_pair, row.label]).encode())
         characters = {
-            name: sum(len(row.text) + len(row.text_pair or "") for row in found.examples)
-            for name, found in sets.items()
+            name: sum(len(row.text) + len(row.text_pair or "") for row in dataset.examples)
+            for name, dataset in splits.items()
         }
-        return cls(sets, metric, digest.hexdigest(), characters)
+        return cls(splits, metric, digest.hexdigest(), characters)
+
+    @property
+    def reported(self) -> list[str]:
+        """The splits that chose nothing; the first one is the task's main result."""
+        return [name for name in self.splits if name not in ("train", "selection")]
+
+    def cost(self, method: str, *, epochs: int) -> float:
+        """Roughly proportional to a run's duration: characters that pass through the backbone."""
+        training = _RELATIVE_COST.get(method, 1.0) * epochs * self.characters["train"]
+        return training + sum(self.characters.values())
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """A cell and all that its run needs.
+class PlannedCell:
+    """A cell and everything that its run needs.
 
-    cost: in no unit, for packing. weights: where the trained tensors go, if they are wanted.
-    after: the cell that it starts from, whose tensors are `initial`.
+    cost: without a unit, for scheduling. weights: where to write the trained tensors, if they are
+    needed. after: the cell that it starts from; `initial` holds that cell's trained tensors.
     """
 
     cell: Cell
-    rows: Rows
+    data: TaskSplits
     settings: FitSettings
     cost: float
     weights: Path | None = None
@@ -125,35 +124,28 @@ def cell_of(
     seed: int,
     decides: Mapping[str, Any],
 ) -> Cell:
-    """A cell and its key.
+    """A cell with its key.
 
     Args:
-        decides: everything that decides the result besides method and seed: JSON values.
+        decides: everything that decides the result besides method and seed, as JSON values.
     """
     content = {"format": FORMAT, "method": method, "seed": seed, **decides}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     names = (kind.value, task, method, variant, f"s{seed}", digest[:16])
-    key = "-".join(_safe(name) for name in names if name)
+    key = "-".join(_file_name_part(name) for name in names if name)
     return Cell(kind, task, method, variant, seed, key)
 
 
-def cost_of(method: str, rows: Rows, *, epochs: int) -> float:
-    """About proportional to the run's time: characters that go through the backbone."""
-    training = _WEIGHT.get(method, 1.0) * epochs * rows.characters["train"]
-    return training + sum(rows.characters.values())
-
-
-def _safe(name: str) -> str:
+def _file_name_part(name: str) -> str:
     return re.sub("[^a-z0-9._]+", "_", name.lower()).strip("._")[:48] or "_"
-
-
-# --- merged from train.runs
 
 
 @dataclass(frozen=True, slots=True)
 class RunReport:
-    """One run. metrics, majority: by split. peak_memory: bytes (`train.loop.memory`). best_epoch: from
-    1."""
+    """The result of one run.
+
+    metrics, majority: by split. peak_memory: bytes (`train.loop.memory`). best_epoch: from 1.
+    """
 
     method: str
     seed: int
@@ -167,130 +159,28 @@ class RunReport:
     best_epoch: int
     learning_rate: float
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
     @classmethod
-    def from_json(cls, text: str) -> Self:
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
         """
         Raises:
-            ValueError, KeyError, TypeError: not what `to_json` writes.
+            ValueError, KeyError, TypeError: not what `dataclasses.asdict` gives.
         """
-        content: dict[str, Any] = json.loads(text)
-        content["epochs"] = tuple(EpochReport(**epoch) for epoch in content["epochs"])
+        fields = dict(content)
+        fields["epochs"] = tuple(EpochReport(**epoch) for epoch in fields["epochs"])
         for name in ("metrics", "majority"):
-            content[name] = {key: Metrics(**found) for key, found in content[name].items()}
-        return cls(**content)
-
-
-class Backbones:
-    """Loads a backbone once for all runs of a process that leave it as it is."""
-
-    def __init__(self) -> None:
-        self._kept: dict[tuple[object, ...], Backbone] = {}
-
-    def take(self, settings: FitSettings, *, changed: bool) -> Backbone:
-        """The settings' backbone. changed: whether it will not be the same afterwards."""
-        key = (settings.backbone, settings.device, settings.dtype)
-        backbone = self._kept.pop(key, None) or backbone_of(settings)
-        if not changed:
-            self._kept[key] = backbone
-        return backbone
-
-
-def run(
-    method: str,
-    sets: Mapping[str, Dataset],
-    settings: FitSettings,
-    *,
-    metric: Metric,
-    state: Path,
-    progress: Progress,
-    backbones: Backbones,
-    initial: Path | None = None,
-    weights: Path | None = None,
-) -> RunReport:
-    """Train and measure.
-
-    Args:
-        sets: `train`, `selection`, and whatever else is to be measured.
-        state: where an interrupted run leaves what the next call goes on from.
-        initial: trained tensors to start from, as `weights` has them.
-        weights: where the trained tensors go, safetensors.
-
-    Raises:
-        TrainingError: unusable data or settings, a loss that is not finite.
-        AdapterError: the backbone cannot be loaded or run.
-    """
-    kind = METHODS[method]
-    settings = settings_for(method, settings)
-    backbone = backbones.take(settings, changed=kind.changes_backbone)
-    reset_peak(backbone.device)
-    training = set_up(
-        method,
-        sets,
-        replace(settings, resume=state.exists()),
-        backbone,
-        judge="selection",
-        metric=metric,
-        state_file=state,
-        progress=progress,
-    )
-    try:
-        if initial is not None and not state.exists():
-            _start_from(training, initial)
-        training.loop.fit(progress)
-        report = _report(method, training)
-        if weights is not None:
-            write_atomically(weights, save(training.method.snapshot()))
-    finally:
-        training.close()
-    state.unlink(missing_ok=True)
-    return report
-
-
-def _report(method: str, training: Training) -> RunReport:
-    state, classes = training.loop.state, training.classes
-    logits = training.logits()
-    train = classes["train"]
-    return RunReport(
-        method=method,
-        seed=training.recipe.seed,
-        metrics=measured(logits, classes),
-        majority=majority(
-            train, {name: classes[name] for name in logits}, labels=len(training.labels)
-        ),
-        trainable_parameters=training.method.size,
-        seconds=state.seconds,
-        seconds_per_epoch=state.seconds / len(state.history),
-        peak_memory=peak_memory(training.backbone.device),
-        epochs=tuple(state.history),
-        best_epoch=state.best_epoch,
-        learning_rate=training.recipe.learning_rate,
-    )
-
-
-def _start_from(training: Training, path: Path) -> None:
-    tensors: dict[str, Tensor] = load_file(path)
-    wanted = {name: tuple(value.shape) for name, value in training.method.tensors.items()}
-    if {name: tuple(value.shape) for name, value in tensors.items()} != wanted:
-        raise DataError("tensors of another method, design or label count", source=path)
-    with torch.no_grad():
-        training.method.restore(tensors)
-
-
-# --- merged from train.experiments.store
+            fields[name] = {split: Metrics(**each) for split, each in fields[name].items()}
+        return cls(**fields)
 
 
 class DamagedOutcome(Exception):
-    """A cell's file that cannot be read; its text says why."""
+    """A cell's file that cannot be read; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """How a cell ended: with a report, or with the reason why there is none.
 
-    device: what it ran on. trace: of an error that nobody foresaw.
+    device: where it ran. trace: the traceback of an unexpected error.
     """
 
     cell: Cell
@@ -307,7 +197,7 @@ class Outcome:
             "device": self.device,
             "failure": self.failure,
             "trace": self.trace,
-            "report": None if self.report is None else json.loads(self.report.to_json()),
+            "report": None if self.report is None else asdict(self.report),
         }
         return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
@@ -315,7 +205,7 @@ class Outcome:
     def from_json(cls, text: str) -> Self:
         """
         Raises:
-            DamagedOutcome: something else than `to_json` gives.
+            DamagedOutcome: not what `to_json` writes.
         """
         try:
             content: dict[str, Any] = json.loads(text)
@@ -325,7 +215,7 @@ class Outcome:
                 raise DamagedOutcome("neither or both of report and failure")
             return cls(
                 cell=Cell(**cell | {"kind": Kind(cell["kind"])}),
-                report=None if report is None else RunReport.from_json(json.dumps(report)),
+                report=None if report is None else RunReport.from_dict(report),
                 failure=failure,
                 device=content["device"],
                 trace=content["trace"],
@@ -334,11 +224,35 @@ class Outcome:
             raise DamagedOutcome(f"{type(error).__name__}: {error}") from None
 
 
+# By the cells' keys; cells that have not ended yet are absent.
+Outcomes: TypeAlias = Mapping[str, Outcome]
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """The result of an experiment.
+
+    metrics: by task, the one that judges it. If cells failed, the command exits with code 1, and
+    its next start tries them again.
+    """
+
+    output: Path
+    cells: tuple[Cell, ...]
+    outcomes: Outcomes
+    metrics: Mapping[str, Metric]
+
+    @property
+    def failed(self) -> tuple[Outcome, ...]:
+        """The outcomes without a report."""
+        ended = (self.outcomes.get(cell.key) for cell in self.cells)
+        return tuple(outcome for outcome in ended if outcome and outcome.failure is not None)
+
+
 class Store:
-    """A folder of outcomes that one process writes at a time.
+    """A folder of outcomes; one process at a time may use it, as a context manager.
 
     Raises:
-        OutputError: the folder cannot be made, or another process holds it.
+        OutputError: the folder cannot be created, or another process uses it.
     """
 
     def __init__(self, output: Path) -> None:
@@ -378,10 +292,10 @@ class Store:
             self._lock = None
 
     def read(self, cell: Cell) -> Outcome | None:
-        """How a cell ended, None if it has not.
+        """How a cell ended; None if it has not ended yet.
 
         Raises:
-            DamagedOutcome: its file cannot be read, or is another cell's.
+            DamagedOutcome: its file cannot be read, or belongs to another cell.
         """
         try:
             text = outcome_path(self.cells, cell).read_text(encoding="utf-8")
@@ -391,20 +305,24 @@ class Store:
             raise DamagedOutcome(str(error)) from None
         outcome = Outcome.from_json(text)
         if outcome.cell != cell:
-            raise DamagedOutcome("it is another cell's")
+            raise DamagedOutcome("it belongs to another cell")
         return outcome
+
+    def weights_path(self, cell: Cell) -> Path:
+        """Where a cell's trained tensors are kept for others to start from."""
+        return self.weights / f"{cell.key}.safetensors"
 
 
 def outcome_path(cells: Path, cell: Cell) -> Path:
-    """Where a cell's outcome is kept."""
+    """The file of a cell's outcome in the folder `cells`."""
     return cells / f"{cell.key}.json"
 
 
-def cell_state_path(cells: Path, cell: Cell) -> Path:
-    """Where the state of a cell's run is kept until it is finished."""
+def checkpoint_path(cells: Path, cell: Cell) -> Path:
+    """The file of a running cell's training state in the folder `cells`."""
     return cells / f"{cell.key}.state"
 
 
 def write_outcome(cells: Path, outcome: Outcome) -> None:
-    """Keep how a cell ended."""
+    """Store how a cell ended in the folder `cells`."""
     write_atomically(outcome_path(cells, outcome.cell), outcome.to_json().encode())

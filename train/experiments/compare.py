@@ -1,27 +1,28 @@
-"""Every method on every task: the paper's main table, with what it costs beside it."""
+"""Every method on every task: the paper's main table, and the costs of the methods."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from adapters.format.durable import write_atomically
 from train.config.settings import FitSettings
-from train.data.task_data import TaskData, hold_out, load_task, with_something_to_report
-from train.errors import SettingsError
-from train.experiments import pages
-from train.experiments import plots as figures
-from train.experiments.cells import Cell, Kind, Plan, Rows
-from train.experiments.display import Display, SilentDisplay
-from train.experiments.session import Findings, Session
+from train.data.task_data import TaskData
+from train.experiments import plots
+from train.experiments.cells import Cell, Findings, Kind, TaskSplits
+from train.experiments.display import Display
+from train.experiments.session import Session, check_names, load_tasks, splits_of
 from train.experiments.tables import (
     MAJORITY,
-    Outcomes,
     Score,
     controls_first,
+    image,
+    majority_score,
     mean_of,
+    number_range,
     reports_of,
     score_of,
     score_table,
-    write_results,
+    split_score,
+    task_heading,
 )
 from train.methods import METHODS
 from train.report.markdown import table
@@ -38,202 +39,137 @@ def compare(
     jobs: int | None = None,
     display: Display | None = None,
 ) -> Findings:
-    """Run every method on every task with every seed and write the tables and plots.
+    """Run every method on every task with every seed, and write tables and plots.
 
-    Goes on where an earlier call with the same arguments was stopped. `results.csv` and `report.md`
+    Continues where an earlier call with the same arguments stopped. `results.csv` and `report.md`
     are written after every run, the plots at the end.
 
     Args:
         tasks: as `load_task` takes them.
-        output: a folder, made if it is not there.
+        output: a folder, created if it does not exist.
 
     Raises:
-        TrainingError: unusable tasks, settings or folder. A run that fails raises nothing.
+        TrainingError: unusable tasks, settings or folder. A failed run raises nothing.
         AdapterError: the backbone cannot be loaded.
         KeyboardInterrupt: everything is saved.
     """
     check_names("methods", methods, METHODS)
     check_names("seeds", [str(seed) for seed in seeds])
-    with Session(
-        Kind.COMPARE, output, settings, jobs=jobs, display=display or SilentDisplay()
-    ) as session:
+    with Session(Kind.COMPARE, output, settings, jobs=jobs, display=display) as session:
         data = load_tasks(tasks, data_root)
-        rows = {(name, seed): rows_of(data[name], seed=seed) for name in data for seed in seeds}
-        plans = [
-            session.plan(name, method, rows[name, seed], seed=seed)
+        splits = {(name, seed): splits_of(data[name], seed=seed) for name in data for seed in seeds}
+        planned = [
+            session.plan(name, method, splits[name, seed], seed=seed)
             for name in data
             for method in methods
             for seed in seeds
         ]
         comparison = _Comparison(
-            session, data, {name: rows[name, seeds[0]] for name in data}, plans
+            session,
+            data,
+            {name: splits[name, seeds[0]] for name in data},
+            tuple(methods),
+            tuple(each.cell for each in planned),
         )
         try:
-            outcomes = session.run(plans, comparison.publish)
+            session.run(planned, comparison.publish)
         finally:
             comparison.plot()
     metrics = {name: task.metric for name, task in data.items()}
-    return Findings(output, comparison.cells, outcomes, metrics)
+    return Findings(output, comparison.cells, session.outcomes, metrics)
 
 
-def check_names(what: str, names: Sequence[str], known: Mapping[str, object] | None = None) -> None:
-    """
-    Raises:
-        SettingsError: none, one twice, or one that is not known.
-    """
-    faults = [] if names else [f"no {what} are given"]
-    faults += [f"{what}: {name} twice" for name in dict.fromkeys(names) if names.count(name) > 1]
-    if known is not None:
-        faults += [
-            f"{what}: {name} is none of {', '.join(known)}" for name in names if name not in known
-        ]
-    if faults:
-        raise SettingsError(faults)
-
-
-def load_tasks(sources: Sequence[str], data_root: Path | None) -> dict[str, TaskData]:
-    """Tasks by their names, in the order given.
-
-    Raises:
-        SettingsError: none, or two of one name.
-        DataError: one cannot be used.
-    """
-    loaded = [
-        with_something_to_report(load_task(source, data_root=data_root)) for source in sources
-    ]
-    check_names("tasks", [task.name for task in loaded])
-    return {task.name: task for task in loaded}
-
-
-def rows_of(task: TaskData, *, seed: int) -> Rows:
-    """A task's sets: selection is held out of the training rows, the other splits are reported.
-
-    Raises:
-        DataError: too few rows.
-    """
-    others = {"validation": task.validation, "test": task.test}
-    reported = {name: found for name, found in others.items() if found is not None}
-    train, selection = hold_out(task.train, seed=seed)
-    return Rows.of({"train": train, "selection": selection} | reported, task.metric)
-
-
+@dataclass(frozen=True, slots=True)
 class _Comparison:
-    """The cells of a comparison and what is made of them."""
+    """The report of a comparison. splits: by task, of the first seed."""
 
-    def __init__(
-        self,
-        session: Session,
-        data: Mapping[str, TaskData],
-        rows: Mapping[str, Rows],
-        plans: Sequence[Plan],
-    ) -> None:
-        self._session = session
-        self._data = data
-        self._rows = rows
-        self.cells = tuple(plan.cell for plan in plans)
-        self._methods = tuple(dict.fromkeys(cell.method for cell in self.cells))
-        self._output = session.store.output
-        self._outcomes: Outcomes = {}
+    session: Session
+    data: Mapping[str, TaskData]
+    splits: Mapping[str, TaskSplits]
+    methods: tuple[str, ...]
+    cells: tuple[Cell, ...]
 
-    def publish(self, outcomes: Outcomes) -> None:
-        """Write `results.csv` and `report.md` of what is known."""
-        self._outcomes = outcomes
-        write_results(self._output / "results.csv", self.cells, outcomes)
-        text = pages.page(
-            "# Methods compared",
-            pages.progress_line(self.cells, outcomes),
-            *(self._scores(split, outcomes) for split in ("validation", "test")),
-            self._costs(outcomes),
-            *(
-                pages.image(self._output, f"plots/{name}.png", name.replace("_", " "))
-                for name in figures.COMPARISON
-            ),
-            pages.failed_section(self.cells, outcomes),
-            pages.data_section(self._data, self._rows),
-            self._session.conditions(tuple(self._data), outcomes),
+    def publish(self) -> None:
+        """Write `results.csv` and `report.md` from the outcomes so far."""
+        images = (
+            image(self.session.store.output, f"plots/{name}.png", name.replace("_", " "))
+            for name in plots.COMPARISON
         )
-        write_atomically(self._output / "report.md", text.encode())
+        self.session.write_report(
+            "Methods compared",
+            [self._scores("validation"), self._scores("test"), self._costs(), *images],
+            cells=self.cells,
+            data=self.data,
+            splits=self.splits,
+        )
 
     def plot(self) -> None:
-        """Write the plots of what is known, and the report that shows them."""
-        outcomes = self._outcomes
-        figures.write_comparison(
-            self._output / "plots",
+        """Draw the plots from the outcomes so far, and write the report that shows them."""
+        plots.write_comparison(
+            self.session.store.output / "plots",
             scores={
-                method: mean_of([self._score(name, method, outcomes) for name in self._data])
-                for method in self._methods
+                method: mean_of(
+                    [self._score(name, method, self.splits[name].reported[0]) for name in self.data]
+                )
+                for method in self.methods
             },
             reports={
                 name: {
-                    method: reports_of(self._cells(name, method), outcomes)
-                    for method in self._methods
+                    method: reports_of(self._cells(name, method), self.session.outcomes)
+                    for method in self.methods
                 }
-                for name in self._data
+                for name in self.data
             },
-            metrics={name: task.metric for name, task in self._data.items()},
+            metrics={name: task.metric for name, task in self.data.items()},
         )
-        self.publish(outcomes)
+        self.publish()
 
     def _cells(self, task: str, method: str) -> list[Cell]:
         return [cell for cell in self.cells if (cell.task, cell.method) == (task, method)]
 
-    def _score(
-        self, task: str, method: str, outcomes: Outcomes, *, split: str | None = None
-    ) -> Score:
-        """split: None takes the first that is reported."""
-        metric, chosen = self._data[task].metric, split or pages.reported(self._rows[task])[0]
-        cells = self._cells(task, method)
-        return score_of(cells, outcomes, lambda report: metric.of(report.metrics[chosen]))
+    def _score(self, task: str, method: str, split: str) -> Score:
+        cells, metric = self._cells(task, method), self.data[task].metric
+        return split_score(cells, self.session.outcomes, metric, split)
 
-    def _majority(self, task: str, split: str, outcomes: Outcomes) -> Score:
-        """Of the first method that has it: it depends on the rows alone."""
-        metric = self._data[task].metric
-        found = [
-            score_of(
-                self._cells(task, method),
-                outcomes,
-                lambda report: metric.of(report.majority[split]),
-            )
-            for method in self._methods
-        ]
-        return next((score for score in found if score.is_complete), found[0])
+    def _majority(self, task: str, split: str) -> Score:
+        groups = [self._cells(task, method) for method in self.methods]
+        return majority_score(groups, self.session.outcomes, self.data[task].metric, split)
 
-    def _scores(self, split: str, outcomes: Outcomes) -> str:
+    def _scores(self, split: str) -> str:
         """The paper's table, of the tasks that have the split."""
-        names = [name for name in self._data if split in pages.reported(self._rows[name])]
+        names = [name for name in self.data if split in self.splits[name].reported]
         if not names:
             return ""
-        rows = {MAJORITY: [self._majority(name, split, outcomes) for name in names]}
-        for method in controls_first(self._methods):
-            rows[method] = [self._score(name, method, outcomes, split=split) for name in names]
-        heads = [f"{pages.shown(name)} ({self._data[name].metric})" for name in names]
+        rows = {MAJORITY: [self._majority(name, split) for name in names]}
+        for method in controls_first(self.methods):
+            rows[method] = [self._score(name, method, split) for name in names]
+        heads = [task_heading(name, self.data[name].metric) for name in names]
         return (
             f"## Scores, {split} rows\n\n"
-            "Percent: mean ± standard deviation of the seeds. The best epoch is chosen on rows "
-            "held out of the training data, these rows are measured once. Bold: the best prompt."
+            "Percent: mean ± standard deviation over the seeds. The best epoch is chosen on rows "
+            "held out of the training data; these rows are measured once. Bold: the best prompt."
             "\n\n" + score_table(heads, rows)
         )
 
-    def _costs(self, outcomes: Outcomes) -> str:
+    def _costs(self) -> str:
+        outcomes = self.session.outcomes
         header = ["method", "trained parameters", "learning rate", "peak memory, MiB"]
-        header += [f"{pages.shown(name)}, s an epoch" for name in self._data]
+        header += [f"{task_heading(name)}, s an epoch" for name in self.data]
         rows = []
-        for method in controls_first(self._methods):
-            cells = [cell for cell in self.cells if cell.method == method]
-            found = reports_of(cells, outcomes)
+        for method in controls_first(self.methods):
+            reports = reports_of([cell for cell in self.cells if cell.method == method], outcomes)
+            peaks = [round(report.peak_memory / 2**20) for report in reports]
             seconds = (
                 score_of(self._cells(name, method), outcomes, lambda r: r.seconds_per_epoch).mean
-                for name in self._data
+                for name in self.data
             )
             rows.append(
                 [
                     method,
-                    pages.span([report.trainable_parameters for report in found]),
-                    ", ".join(f"{rate:g}" for rate in sorted({r.learning_rate for r in found})),
-                    pages.span([round(max(report.peak_memory for report in found) / 2**20)])
-                    if found
-                    else "",
-                    *("not run yet" if each is None else f"{each:.2f}" for each in seconds),
+                    number_range([report.trainable_parameters for report in reports]),
+                    ", ".join(f"{rate:g}" for rate in sorted({r.learning_rate for r in reports})),
+                    f"{max(peaks):,}" if peaks else "",
+                    *("not run yet" if mean is None else f"{mean:.2f}" for mean in seconds),
                 ]
             )
         return "## Costs\n\n" + table(header, rows)

@@ -1,7 +1,10 @@
-"""Several worker processes and the cells that wait for them. Knows no method and no table.
+"""Worker processes that run the cells of an experiment, and their messages to the parent.
 
-A worker that dies fails its own cell and is replaced; so is one whose cell failed, for nobody
-knows what it left on its device. `concurrent.futures` would give up all cells at one death.
+    parent: run_cells -> ReadyQueue -> _Pool -> _Worker  == pipe ==  child: serve -> run -> Outcome
+
+If a worker dies, only its own cell fails, and the worker is replaced. A worker whose cell failed is
+replaced as well, because the state of its device is unknown. `concurrent.futures` would give up all
+cells when one process dies.
 """
 
 import gc
@@ -21,153 +24,368 @@ from pathlib import Path
 from typing import TypeAlias
 
 import torch
+from safetensors.torch import load_file, save
 from transformers.utils import logging
 
 from adapters.backbone.loading import resolve_device
+from adapters.backbone.model import Backbone
 from adapters.errors import AdapterError
-from train.errors import ResumeError, TrainingError
+from adapters.format.durable import write_atomically
+from train.config.defaults import settings_for
+from train.config.settings import FitSettings
+from train.errors import DataError, ResumeError, TrainingError
 from train.experiments.cells import (
-    Backbones,
     Cell,
     Outcome,
-    Plan,
+    PlannedCell,
     RunReport,
-    cell_state_path,
-    run,
+    checkpoint_path,
     write_outcome,
 )
 from train.experiments.display import Display
-from train.loop.progress import EpochReport, Progress
+from train.fit.training import Training, backbone_of, measured, set_up
+from train.loop.memory import peak_memory, reset_peak
+from train.methods import METHODS
+from train.report.baselines import majority
+from train.report.progress import Progress
+from train.report.report import EpochReport
 
-# --- merged from train.experiments.messages
+POLL_SECONDS = 0.25
+# Enough to save the training state of a large backbone's fine-tuning.
+SAVE_SECONDS = 60.0
+PROGRESS_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The worker listens: what is sent to it is read at once."""
+    """The worker has finished its imports: what is sent to it now is read at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Noted:
-    """One line of news."""
+    """A line of news."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class Moved:
-    """Where the run stands: `epoch 3/20`, and how much of that is done, from 0 to 1."""
+class Progressed:
+    """The stage of the run, such as `epoch 3/20`, and its finished share from 0 to 1."""
 
     stage: str
     share: float
 
 
 @dataclass(frozen=True, slots=True)
-class EpochEnded:
-    """An epoch and its measurement on the selection rows are over."""
+class EpochDone:
+    """An epoch and its measurement on the selection rows have ended."""
 
     report: EpochReport
 
 
-News: TypeAlias = Noted | Moved | EpochEnded
+News: TypeAlias = Noted | Progressed | EpochDone
 Message: TypeAlias = Ready | News | Outcome
 
 
-# --- merged from train.experiments.worker
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where cells run.
 
-MOVE_INTERVAL = 0.5
+    devices: workers take them in turn. jobs: how many workers. threads: of torch, in every worker.
+    """
+
+    devices: tuple[str, ...]
+    jobs: int
+    threads: int
+
+
+def run_cells(
+    planned: Sequence[PlannedCell],
+    placement: Placement,
+    *,
+    cells: Path,
+    display: Display,
+    ended: Callable[[Outcome], None],
+) -> None:
+    """Run all cells; returns when each of them has an outcome in the folder `cells`.
+
+    Args:
+        ended: called with every outcome after it is written.
+
+    Raises:
+        KeyboardInterrupt: after every worker has saved its training state; a second Ctrl-C does not
+            wait for that.
+    """
+    queue = ReadyQueue(planned)
+    pool = _Pool(placement, cells)
+
+    def finish(outcome: Outcome) -> None:
+        display.ended(outcome)
+        ended(outcome)
+        for dependent in queue.ended(outcome):
+            failure = f"{outcome.cell.title}, which it starts from, failed"
+            lost = Outcome(dependent.cell, None, failure, device=outcome.device)
+            write_outcome(cells, lost)
+            finish(lost)
+
+    try:
+        while queue.planned or pool.busy:
+            while (ready := queue.first()) is not None and (worker := pool.idle()) is not None:
+                queue.take(ready)
+                display.started(ready.cell, worker.device)
+                worker.start(ready)
+            for worker, message in pool.messages():
+                assert worker.planned is not None, "only busy workers are read"
+                match message:
+                    case Ready():
+                        pass
+                    case Outcome():
+                        pool.release(worker, failed=message.failure is not None)
+                        finish(message)
+                    case _:
+                        _show(display, worker.planned.cell, message)
+            display.tick()
+    except KeyboardInterrupt:
+        display.note("interrupted: saving the running cells; press Ctrl-C again to discard them")
+        pool.interrupt()
+        raise
+    finally:
+        pool.close()
+
+
+def _show(display: Display, cell: Cell, news: News) -> None:
+    match news:
+        case Noted(text):
+            display.note(f"{cell.title}: {text}")
+        case Progressed(stage, share):
+            display.progressed(cell, stage, share)
+        case EpochDone(report):
+            display.epoch_done(cell, report)
+
+
+class ReadyQueue:
+    """Cells that have not started yet, in the order in which they should run.
+
+    Seed by seed, so that a stopped experiment has complete tables for some seeds. Within a seed the
+    longest first, because a long one at the end would run alone.
+    """
+
+    def __init__(self, planned: Sequence[PlannedCell]) -> None:
+        seeds = list(dict.fromkeys(each.cell.seed for each in planned))
+        self.planned = sorted(planned, key=lambda each: (seeds.index(each.cell.seed), -each.cost))
+        self._unfinished = {each.cell for each in planned}
+
+    def first(self) -> PlannedCell | None:
+        """The next one that can run: it does not start from an unfinished cell."""
+        return next((each for each in self.planned if each.after not in self._unfinished), None)
+
+    def take(self, planned: PlannedCell) -> None:
+        """Remove a cell, because it starts now."""
+        self.planned.remove(planned)
+
+    def ended(self, outcome: Outcome) -> list[PlannedCell]:
+        """A cell has ended; removes and returns the cells that can never run because of that."""
+        self._unfinished.remove(outcome.cell)
+        if outcome.failure is None:
+            return []
+        lost = [each for each in self.planned if each.after == outcome.cell]
+        for planned in lost:
+            self.take(planned)
+        return lost
+
+
+class _Pool:
+    """At most `placement.jobs` workers; each is started when there is a cell for it."""
+
+    def __init__(self, placement: Placement, cells: Path) -> None:
+        self._placement = placement
+        self._cells = cells
+        self._workers: list[_Worker | None] = [None] * placement.jobs
+
+    @property
+    def busy(self) -> list["_Worker"]:
+        return [worker for worker in self._workers if worker and worker.planned]
+
+    def idle(self) -> "_Worker | None":
+        """A worker without a cell, started if necessary; None if all are busy."""
+        for worker in self._workers:
+            if worker is not None and worker.planned is None:
+                return worker
+        if None not in self._workers:
+            return None
+        seat = self._workers.index(None)
+        device = self._placement.devices[seat % len(self._placement.devices)]
+        worker = _Worker(device=device, threads=self._placement.threads, cells=self._cells)
+        self._workers[seat] = worker
+        return worker
+
+    def messages(self) -> Iterator[tuple["_Worker", Message]]:
+        """New messages of busy workers; a dead worker's last message is a failed outcome."""
+        busy = self.busy
+        readable = connection.wait([worker.pipe for worker in busy], timeout=POLL_SECONDS)
+        for worker in busy:
+            if worker.pipe not in readable:
+                continue
+            message = worker.receive()
+            if message is None:
+                assert worker.planned is not None, "only busy workers are waited for"
+                cell = worker.planned.cell
+                message = Outcome(cell, None, worker.cause_of_death(), device=worker.device)
+                write_outcome(self._cells, message)
+            yield worker, message
+
+    def release(self, worker: "_Worker", *, failed: bool) -> None:
+        """Its cell has ended."""
+        worker.planned = None
+        if failed:
+            self._workers[self._workers.index(worker)] = None
+            worker.close()
+
+    def interrupt(self) -> None:
+        """Make busy workers save their training state and exit."""
+        busy = self.busy
+        for worker in busy:
+            worker.interrupt()
+        end = time.monotonic() + SAVE_SECONDS
+        for worker in busy:
+            while worker.process.is_alive() and time.monotonic() < end:
+                # A full pipe would block the worker: keep reading its last messages.
+                if worker.pipe.poll(POLL_SECONDS) and worker.receive() is None:
+                    worker.process.join(max(0.0, end - time.monotonic()))
+
+    def close(self) -> None:
+        """End all workers, whatever they are doing."""
+        for worker in self._workers:
+            if worker is not None:
+                worker.close()
+        self._workers = [None] * self._placement.jobs
+
+
+class _Worker:
+    """The parent's side of one process and its pipe. planned: the cell that it runs now."""
+
+    def __init__(self, *, device: str, threads: int, cells: Path) -> None:
+        self.device = device
+        self.planned: PlannedCell | None = None
+        self._ready = self._has_news = False
+        context = multiprocessing.get_context("spawn")
+        self.pipe, childs_end = context.Pipe()
+        self.process: BaseProcess = context.Process(
+            target=serve,
+            args=(childs_end,),
+            kwargs={"device": device, "threads": threads, "cells": str(cells)},
+            daemon=True,
+        )
+        with _interrupts_blocked():
+            self.process.start()
+        # The child now holds the only writing end, so its death ends a read of the pipe.
+        childs_end.close()
+
+    def start(self, planned: PlannedCell) -> None:
+        """Give it a cell; it is sent once the worker is ready.
+
+        The rows of a cell do not fit into the pipe's buffer: sending them earlier would block until
+        the worker's imports are done, and delay the start of all other workers.
+        """
+        self.planned, self._has_news = planned, False
+        if self._ready:
+            self._send(planned)
+
+    def receive(self) -> Message | None:
+        """The next message; None if the worker is dead."""
+        try:
+            message: Message = self.pipe.recv()
+        except (EOFError, OSError):
+            return None
+        if isinstance(message, Ready):
+            self._ready = True
+            if self.planned is not None:
+                self._send(self.planned)
+        else:
+            self._has_news = True
+        return message
+
+    def _send(self, planned: PlannedCell) -> None:
+        # If the worker is dead already, the next `receive` finds that out.
+        with suppress(BrokenPipeError):
+            self.pipe.send(planned)
+
+    def cause_of_death(self) -> str:
+        """Why the process ended, for people."""
+        self.process.join()
+        code = self.process.exitcode or 0
+        if code >= 0:
+            return f"its process ended with code {code}"
+        hint = "; the system may have run out of memory" if -code == signal.SIGKILL else ""
+        return f"its process was killed by {signal.Signals(-code).name}{hint}"
+
+    def interrupt(self) -> None:
+        """Make it save its training state and exit; kill it if there is nothing to save yet."""
+        if not self._has_news:
+            self.process.kill()
+            return
+        assert self.process.pid is not None, "it was started"
+        with suppress(ProcessLookupError):
+            os.kill(self.process.pid, signal.SIGINT)
+
+    def close(self) -> None:
+        self.pipe.close()
+        self.process.terminate()
+        self.process.join()
+
+
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """A new process inherits the mask, so that a Ctrl-C during its first imports is held back."""
+    # Otherwise the tracker would start together with the first process and lift the mask.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def serve(pipe: Connection, *, device: str, threads: int, cells: str) -> None:
-    """Run plans that come through `pipe`, each answered by its `Outcome`, until it is closed.
+    """The worker process: run the cells that come through `pipe` and answer with outcomes.
 
-    Ctrl-C on a terminal reaches the parent alone, which passes it on.
+    Ends when the pipe is closed. Ctrl-C on a terminal reaches only the parent, which passes it on.
     """
     os.setpgrp()
     progress = _PipeProgress(pipe)
     signal.signal(signal.SIGINT, lambda *_: progress.interrupt())
-    # The parent held it back so far.
+    # The parent blocked it until now.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
-    # What it says of a backbone's files would be said by every worker, across the display.
+    # Every worker would print the same remarks about the backbone's files across the display.
     logging.set_verbosity_error()
     backbones = Backbones()
     with suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
         pipe.send(Ready())
         while True:
-            plan = pipe.recv()
-            outcome = _outcome(plan, progress, backbones, device=device, cells=Path(cells))
+            planned = pipe.recv()
+            outcome = _outcome(planned, progress, backbones, device=device, cells=Path(cells))
             write_outcome(Path(cells), outcome)
             pipe.send(outcome)
-            # What it keeps for itself of a GPU, the other workers there cannot have.
+            # Give unused GPU memory back to the other workers on this device.
             gc.collect()
             torch.cuda.empty_cache()
 
 
-def _end_with_parent() -> None:
-    """An orphan would go on beside the workers of the next start."""
+def _exit_with_parent() -> None:
+    """An orphan would keep running beside the workers of the next start."""
     parent = parent_process()
     assert parent is not None, "serve runs in a process of its own"
     connection.wait([parent.sentinel])
     os._exit(1)
 
 
-def _outcome(
-    plan: Plan, progress: Progress, backbones: Backbones, *, device: str, cells: Path
-) -> Outcome:
-    """Run a plan; whatever goes wrong in it is its outcome."""
-    state, trace = cell_state_path(cells, plan.cell), None
-    try:
-        report = _run(plan, progress, backbones, device=device, state=state)
-        return Outcome(plan.cell, report, None, device=_described(device))
-    except (TrainingError, AdapterError) as error:
-        failure = str(error) or type(error).__name__
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        failure = f"out of memory: {error}"
-    except Exception as error:
-        failure = f"{type(error).__name__}: {error}"
-        trace = traceback.format_exc()
-    line = " ".join(failure.split())
-    return Outcome(plan.cell, None, line, device=_described(device), trace=trace)
-
-
-def _run(
-    plan: Plan, progress: Progress, backbones: Backbones, *, device: str, state: Path
-) -> RunReport:
-    settings = replace(plan.settings, device=device)
-
-    def once() -> RunReport:
-        return run(
-            plan.cell.method,
-            plan.rows.sets,
-            settings,
-            metric=plan.rows.metric,
-            state=state,
-            progress=progress,
-            backbones=backbones,
-            initial=plan.initial,
-            weights=plan.weights,
-        )
-
-    try:
-        return once()
-    except ResumeError as error:
-        progress.note(f"{plan.cell.title}: {error}; starting it over")
-        state.unlink(missing_ok=True)
-        return once()
-
-
-def _described(device: str) -> str:
-    target = resolve_device(device)
-    return torch.cuda.get_device_name(target) if target.type == "cuda" else target.type
-
-
 class _PipeProgress(Progress):
-    """Tells the parent, of steps twice a second.
+    """Sends progress to the parent, twice a second at most.
 
-    An interruption is raised here and nowhere else: between steps, where a run can save its state,
-    never amid an update or a file.
+    Only here is an interruption raised: between two steps, where a run can save its state, and
+    never in the middle of an update or a file.
     """
 
     def __init__(self, pipe: Connection) -> None:
@@ -182,27 +400,27 @@ class _PipeProgress(Progress):
     def note(self, message: str) -> None:
         self._send(Noted(message))
 
-    def begin(self, stage: str, *, texts: int, later: int = 0) -> None:  # noqa: ARG002  # the protocol's
+    def begin(self, stage: str, *, texts: int, later: int = 0) -> None:  # noqa: ARG002  # inherited
         self._stage, self._texts, self._done = stage, texts, 0
-        self._move()
+        self._send_progress()
 
     def advance(
         self,
         texts: int,
         *,
-        loss: float | None = None,  # noqa: ARG002  # the protocol's
-        accuracy: float | None = None,  # noqa: ARG002  # the protocol's
+        loss: float | None = None,  # noqa: ARG002  # inherited
+        accuracy: float | None = None,  # noqa: ARG002  # inherited
     ) -> None:
         self._done += texts
-        if self._interrupted or time.monotonic() - self._last >= MOVE_INTERVAL:
-            self._move()
+        if self._interrupted or time.monotonic() - self._last >= PROGRESS_SECONDS:
+            self._send_progress()
 
     def epoch_done(self, report: EpochReport) -> None:
-        self._send(EpochEnded(report))
+        self._send(EpochDone(report))
 
-    def _move(self) -> None:
+    def _send_progress(self) -> None:
         self._last = time.monotonic()
-        self._send(Moved(self._stage, self._done / max(self._texts, 1)))
+        self._send(Progressed(self._stage, self._done / max(self._texts, 1)))
 
     def _send(self, news: News) -> None:
         if self._interrupted:
@@ -210,266 +428,118 @@ class _PipeProgress(Progress):
         try:
             self._pipe.send(news)
         except OSError:
-            # Nobody is left who would want the result.
+            # The parent is gone: nobody wants the result.
             raise KeyboardInterrupt from None
 
 
-# --- merged from train.experiments.waiting
+class Backbones:
+    """Loads a backbone once for all runs of a process that do not change it."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[object, ...], Backbone] = {}
+
+    def take(self, settings: FitSettings, *, changes: bool) -> Backbone:
+        """The backbone of the settings. changes: whether the caller will change it."""
+        key = (settings.backbone, settings.device, settings.dtype)
+        backbone = self._kept.pop(key, None) or backbone_of(settings)
+        if not changes:
+            self._kept[key] = backbone
+        return backbone
 
 
-class Waiting:
-    """Plans that nobody runs yet: seed by seed, so that what is stopped leaves whole tables of some
-    seeds, and within one the longest first: a long one at the end would run alone."""
-
-    def __init__(self, plans: Sequence[Plan]) -> None:
-        seeds = list(dict.fromkeys(plan.cell.seed for plan in plans))
-        self.plans = sorted(plans, key=lambda plan: (seeds.index(plan.cell.seed), -plan.cost))
-        self._unfinished = {plan.cell for plan in plans}
-
-    def first(self) -> Plan | None:
-        """The next one that can be run: one that starts from no unfinished cell."""
-        return next((plan for plan in self.plans if plan.after not in self._unfinished), None)
-
-    def take(self, plan: Plan) -> None:
-        """Somebody runs it now."""
-        self.plans.remove(plan)
-
-    def ended(self, outcome: Outcome) -> list[Plan]:
-        """A cell is over; takes and returns the plans that can never be run now."""
-        self._unfinished.remove(outcome.cell)
-        if outcome.failure is None:
-            return []
-        lost = [plan for plan in self.plans if plan.after == outcome.cell]
-        for plan in lost:
-            self.take(plan)
-        return lost
+def _outcome(
+    planned: PlannedCell, progress: Progress, backbones: Backbones, *, device: str, cells: Path
+) -> Outcome:
+    """Run a cell; any error becomes its outcome."""
+    planned = replace(planned, settings=replace(planned.settings, device=device))
+    checkpoint, trace = checkpoint_path(cells, planned.cell), None
+    try:
+        try:
+            report = _run(planned, checkpoint, progress, backbones)
+        except ResumeError as error:
+            progress.note(f"{planned.cell.title}: {error}; starting it over")
+            checkpoint.unlink(missing_ok=True)
+            report = _run(planned, checkpoint, progress, backbones)
+        return Outcome(planned.cell, report, None, device=_device_name(device))
+    except (TrainingError, AdapterError) as error:
+        failure = str(error) or type(error).__name__
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        failure = f"out of memory: {error}"
+    except Exception as error:
+        failure = f"{type(error).__name__}: {error}"
+        trace = traceback.format_exc()
+    line = " ".join(failure.split())
+    return Outcome(planned.cell, None, line, device=_device_name(device), trace=trace)
 
 
-# --- merged from train.experiments.pool
-
-REFRESH_SECONDS = 0.25
-# Enough to write the state of a large backbone's fine-tuning.
-SAVE_SECONDS = 60.0
+def _device_name(device: str) -> str:
+    target = resolve_device(device)
+    return torch.cuda.get_device_name(target) if target.type == "cuda" else target.type
 
 
-@dataclass(frozen=True, slots=True)
-class Places:
-    """Where cells run. devices: dealt round robin. threads: of torch, in every worker."""
-
-    devices: tuple[str, ...]
-    jobs: int
-    threads: int
-
-
-def run_plans(
-    plans: Sequence[Plan],
-    places: Places,
-    *,
-    cells: Path,
-    display: Display,
-    ended: Callable[[Outcome], None],
-) -> None:
-    """Run all plans, the longest first; returns when each has an outcome in the folder `cells`.
-
-    Args:
-        ended: is told of every outcome once it is written.
+def _run(
+    planned: PlannedCell, checkpoint: Path, progress: Progress, backbones: Backbones
+) -> RunReport:
+    """Train and measure a cell. checkpoint: the file that an interrupted run continues from.
 
     Raises:
-        KeyboardInterrupt: as soon as every worker has saved where it stands; at a second one, now.
+        TrainingError: unusable data or settings, a loss that is not finite.
+        AdapterError: the backbone cannot be loaded or run.
     """
-    waiting = Waiting(plans)
-    pool = _Pool(places, cells)
-
-    def over(outcome: Outcome) -> None:
-        display.ended(outcome)
-        ended(outcome)
-        for plan in waiting.ended(outcome):
-            failure = f"{outcome.cell.title}, which it starts from, failed"
-            orphan = Outcome(plan.cell, None, failure, device=outcome.device)
-            write_outcome(cells, orphan)
-            over(orphan)
-
+    method = planned.cell.method
+    settings = settings_for(method, planned.settings)
+    backbone = backbones.take(settings, changes=METHODS[method].changes_backbone)
+    reset_peak(backbone.device)
+    training = set_up(
+        method,
+        planned.data.splits,
+        replace(settings, resume=checkpoint.exists()),
+        backbone,
+        judge="selection",
+        metric=planned.data.metric,
+        state_file=checkpoint,
+        progress=progress,
+    )
     try:
-        while waiting.plans or pool.busy:
-            while (plan := waiting.first()) is not None and (worker := pool.idle()) is not None:
-                waiting.take(plan)
-                display.started(plan.cell, worker.device)
-                worker.start(plan)
-            for worker, message in pool.messages():
-                assert worker.plan is not None, "only a busy worker is listened to"
-                match message:
-                    case Ready():
-                        pass
-                    case Outcome():
-                        pool.release(worker, failed=message.failure is not None)
-                        over(message)
-                    case _:
-                        _show(display, worker.plan.cell, message)
-            display.tick()
-    except KeyboardInterrupt:
-        display.note("interrupted: saving what runs; once more to lose it")
-        pool.interrupt()
-        raise
+        if planned.initial is not None and not checkpoint.exists():
+            _load_initial(training, planned.initial)
+        training.loop.fit(progress)
+        report = _report(method, training)
+        if planned.weights is not None:
+            write_atomically(planned.weights, save(training.method.snapshot()))
     finally:
-        pool.close()
+        training.close()
+    checkpoint.unlink(missing_ok=True)
+    return report
 
 
-def _show(display: Display, cell: Cell, message: News) -> None:
-    match message:
-        case Noted(text):
-            display.note(f"{cell.title}: {text}")
-        case Moved(stage, share):
-            display.moved(cell, stage, share)
-        case EpochEnded(report):
-            display.epoch_done(cell, report)
+def _load_initial(training: Training, path: Path) -> None:
+    """Replace the initial weights by the trained tensors of another cell."""
+    tensors = load_file(path)
+    shapes = {name: tuple(tensor.shape) for name, tensor in training.method.tensors.items()}
+    if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != shapes:
+        raise DataError("tensors of another method, design or label count", source=path)
+    with torch.no_grad():
+        training.method.restore(tensors)
 
 
-class _Worker:
-    """One process and its pipe. plan: what it runs now."""
-
-    def __init__(self, *, device: str, threads: int, cells: Path) -> None:
-        self.device = device
-        self.plan: Plan | None = None
-        self._ready = self._heard = False
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process: BaseProcess = context.Process(
-            target=serve,
-            args=(theirs,),
-            kwargs={"device": device, "threads": threads, "cells": str(cells)},
-            daemon=True,
-        )
-        with _interrupts_held_back():
-            self.process.start()
-        # Its death closes the last writing end: reading then ends instead of waiting for ever.
-        theirs.close()
-
-    def start(self, plan: Plan) -> None:
-        """Give it a plan; one that still imports gets to see it afterwards.
-
-        A plan's rows do not fit into the pipe: sending them would wait for the imports, and so
-        would every worker that is to be started next.
-        """
-        self.plan, self._heard = plan, False
-        if self._ready:
-            self._send(plan)
-
-    def receive(self) -> Message | None:
-        """The next message; None where there will be none any more."""
-        try:
-            message: Message = self.pipe.recv()
-        except (EOFError, OSError):
-            return None
-        if isinstance(message, Ready):
-            self._ready = True
-            if self.plan is not None:
-                self._send(self.plan)
-        else:
-            self._heard = True
-        return message
-
-    def _send(self, plan: Plan) -> None:
-        # One that is dead already is found so when it is listened to.
-        with suppress(BrokenPipeError):
-            self.pipe.send(plan)
-
-    def death(self) -> str:
-        """Why it is no more, for people."""
-        self.process.join()
-        code = self.process.exitcode or 0
-        if code >= 0:
-            return f"its process ended with code {code}"
-        reason = "; the system may have been out of memory" if -code == signal.SIGKILL else ""
-        return f"its process was ended by {signal.Signals(-code).name}{reason}"
-
-    def interrupt(self) -> None:
-        """Make it save its plan's state and end; at once where there is nothing to save yet."""
-        if not self._heard:
-            self.process.kill()
-            return
-        assert self.process.pid is not None, "it was started"
-        with suppress(ProcessLookupError):
-            os.kill(self.process.pid, signal.SIGINT)
-
-    def close(self) -> None:
-        self.pipe.close()
-        self.process.terminate()
-        self.process.join()
-
-
-class _Pool:
-    """At most `places.jobs` workers; each is started when there is something for it to do."""
-
-    def __init__(self, places: Places, cells: Path) -> None:
-        self._places = places
-        self._cells = cells
-        self._workers: list[_Worker | None] = [None] * places.jobs
-
-    @property
-    def busy(self) -> list[_Worker]:
-        return [worker for worker in self._workers if worker and worker.plan]
-
-    def idle(self) -> _Worker | None:
-        """A worker without a plan, started if need be; None where all are busy."""
-        for worker in self._workers:
-            if worker is not None and worker.plan is None:
-                return worker
-        if None not in self._workers:
-            return None
-        seat = self._workers.index(None)
-        device = self._places.devices[seat % len(self._places.devices)]
-        worker = _Worker(device=device, threads=self._places.threads, cells=self._cells)
-        self._workers[seat] = worker
-        return worker
-
-    def messages(self) -> Iterator[tuple[_Worker, Message]]:
-        """What busy workers said meanwhile; a dead one's last word is a failed outcome."""
-        busy = self.busy
-        ready = connection.wait([worker.pipe for worker in busy], timeout=REFRESH_SECONDS)
-        for worker in busy:
-            if worker.pipe not in ready:
-                continue
-            message = worker.receive()
-            if message is None:
-                assert worker.plan is not None, "only busy workers are waited for"
-                message = Outcome(worker.plan.cell, None, worker.death(), device=worker.device)
-                write_outcome(self._cells, message)
-            yield worker, message
-
-    def release(self, worker: _Worker, *, failed: bool) -> None:
-        """Its plan is over."""
-        worker.plan = None
-        if failed:
-            self._workers[self._workers.index(worker)] = None
-            worker.close()
-
-    def interrupt(self) -> None:
-        """Make busy workers save their state and end."""
-        busy = self.busy
-        for worker in busy:
-            worker.interrupt()
-        end = time.monotonic() + SAVE_SECONDS
-        for worker in busy:
-            while worker.process.is_alive() and time.monotonic() < end:
-                # What it still has to say would fill the pipe and hold it up.
-                if worker.pipe.poll(REFRESH_SECONDS) and worker.receive() is None:
-                    worker.process.join(max(0.0, end - time.monotonic()))
-
-    def close(self) -> None:
-        """End all workers, whatever they do."""
-        for worker in self._workers:
-            if worker is not None:
-                worker.close()
-        self._workers = [None] * self._places.jobs
-
-
-@contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """A new process inherits the mask: a Ctrl-C during its first imports does not reach it."""
-    # Started along with the first process otherwise, it would lift the mask.
-    resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+def _report(method: str, training: Training) -> RunReport:
+    state, classes = training.loop.state, training.classes
+    logits = training.logits()
+    return RunReport(
+        method=method,
+        seed=training.recipe.seed,
+        metrics=measured(logits, classes),
+        majority=majority(
+            classes["train"],
+            {name: classes[name] for name in logits},
+            labels=len(training.labels),
+        ),
+        trainable_parameters=training.method.size,
+        seconds=state.seconds,
+        seconds_per_epoch=state.seconds / len(state.history),
+        peak_memory=peak_memory(training.backbone.device),
+        epochs=tuple(state.history),
+        best_epoch=state.best_epoch,
+        learning_rate=training.recipe.learning_rate,
+    )

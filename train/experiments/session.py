@@ -1,8 +1,8 @@
-"""One experiment at work: its folder, its backbone, where its cells run. Knows no table."""
+"""One experiment while it runs: its folder, its backbone, its data, and where its cells run."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -10,60 +10,40 @@ from typing import Any, Self
 import torch
 
 from adapters.backbone.loading import DEFAULT_BACKBONE, load_backbone, resolve_device
-from train.config.defaults import design_of, settings_for
-from train.config.recipe import recipe_of
+from train.config.defaults import design_of, recipe_of, settings_for
 from train.config.settings import FitSettings
+from train.data.task_data import TaskData, hold_out, load_task, with_something_to_report
 from train.errors import SettingsError
 from train.experiments.cells import (
     Cell,
     DamagedOutcome,
     Kind,
     Outcome,
-    Plan,
-    Rows,
+    PlannedCell,
     Store,
+    TaskSplits,
     cell_of,
-    cost_of,
 )
 from train.experiments.display import Display
-from train.experiments.pages import conditions_section
-from train.experiments.pool import Places, run_plans
-from train.experiments.tables import Outcomes
-from train.metrics import Metric
+from train.experiments.pool import Placement, run_cells
+from train.experiments.tables import conditions_section, write_report
+from train.methods import METHODS
 
-# One small run keeps no GPU busy: between its kernels there is room for others.
+# A small run does not keep a GPU busy: between its kernels there is room for others.
 JOBS_PER_GPU = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Findings:
-    """What became of an experiment.
-
-    outcomes: by the cells' keys. metrics: what each task is judged by. A command whose findings
-    have failed cells is to end with code 1: the next start tries them again.
-    """
-
-    output: Path
-    cells: tuple[Cell, ...]
-    outcomes: Outcomes
-    metrics: Mapping[str, Metric]
-
-    @property
-    def failed(self) -> tuple[Outcome, ...]:
-        """The cells that were run and have no report."""
-        found = (self.outcomes.get(cell.key) for cell in self.cells)
-        return tuple(outcome for outcome in found if outcome and outcome.failure is not None)
-
-
 class Session:
-    """Plans cells and runs them; a context manager that holds its folder alone.
+    """Plans cells and runs them; a context manager that locks its folder.
+
+    outcomes: by the cells' keys; grows while cells run.
 
     Args:
-        settings: of every cell; plans override what their variant is about.
-        jobs: cells at once; None: by the devices, on a CPU by the cores.
+        settings: of every cell; planned cells override what their variant changes.
+        jobs: how many cells run at once; None chooses by the devices, on a CPU by the cores.
 
     Raises:
-        OutputError: the folder cannot be written, or another process works there.
+        OutputError: the folder cannot be written, or another process uses it.
         AdapterError: the backbone cannot be loaded.
     """
 
@@ -74,19 +54,20 @@ class Session:
         settings: FitSettings,
         *,
         jobs: int | None,
-        display: Display,
+        display: Display | None,
     ) -> None:
-        self.kind = kind
-        self.settings = settings
-        self.display = display
         self.store = Store(output)
-        self.places = places_of(settings.device, jobs)
+        self.outcomes: dict[str, Outcome] = {}
+        self._kind = kind
+        self._settings = settings
+        self._display = display or Display()
+        self._placement = placement_of(settings.device, jobs)
 
     def __enter__(self) -> Self:
         self.store.__enter__()
         try:
-            # On the CPU: what is asked of it is what it is, and it costs no worker its memory.
-            self.backbone = load_backbone(self.settings.backbone or DEFAULT_BACKBONE, device="cpu")
+            # On the CPU: only its metadata is used, and the workers keep all GPU memory.
+            self.backbone = load_backbone(self._settings.backbone or DEFAULT_BACKBONE, device="cpu")
         except BaseException:
             self.store.__exit__(None, None, None)
             raise
@@ -104,118 +85,142 @@ class Session:
         self,
         task: str,
         method: str,
-        rows: Rows,
+        data: TaskSplits,
         *,
         seed: int,
         variant: str = "",
         overrides: Mapping[str, Any] | None = None,
-        starts_from: Plan | None = None,
-    ) -> Plan:
-        """A cell's plan.
+        starts_from: PlannedCell | None = None,
+    ) -> PlannedCell:
+        """A cell that can be run.
 
         Raises:
-            SettingsError: settings that this backbone cannot have.
+            SettingsError: settings that do not fit this backbone.
         """
-        given = replace(self.settings, seed=seed, resume=False, **overrides or {})
-        settings = settings_for(method, given)
-        recipe = recipe_of(method, settings, rows.sets["train"], rows.metric)
+        settings = settings_for(
+            method, replace(self._settings, seed=seed, resume=False, **overrides or {})
+        )
+        train = data.splits["train"]
+        recipe = recipe_of(
+            settings,
+            METHODS[method],
+            rows=len(train),
+            labels=len(train.labels),
+            metric=data.metric,
+        )
         cell = cell_of(
-            self.kind,
+            self._kind,
             task,
             method,
             variant=variant,
             seed=seed,
             decides={
-                "rows": rows.sha256,
+                "rows": data.sha256,
                 "design": asdict(design_of(settings, self.backbone)),
                 "recipe": asdict(recipe),
                 "backbone": self.backbone.identity.fingerprint,
-                "device": resolve_device(self.places.devices[0]).type,
+                "device": resolve_device(self._placement.devices[0]).type,
                 "dtype": settings.dtype,
                 "starts_from": starts_from.cell.key if starts_from else None,
             },
         )
-        cost = cost_of(method, rows, epochs=recipe.epochs)
-        if starts_from is None:
-            return Plan(cell, rows, settings, cost)
-        initial = self.weights_path(starts_from.cell)
-        return Plan(cell, rows, settings, cost, after=starts_from.cell, initial=initial)
-
-    def weights_path(self, cell: Cell) -> Path:
-        """Where a cell's trained tensors are kept for others to start from."""
-        return self.store.weights / f"{cell.key}.safetensors"
-
-    def conditions(self, tasks: Sequence[str], outcomes: Outcomes) -> str:
-        """The section of a report that says how it was measured."""
-        identity = self.backbone.identity
-        return conditions_section(
-            self.settings,
-            backbone=identity.name,
-            fingerprint=identity.fingerprint,
-            tasks=tasks,
-            places=self.places,
-            outcomes=outcomes,
+        return PlannedCell(
+            cell,
+            data,
+            settings,
+            cost=data.cost(method, epochs=recipe.epochs),
+            after=starts_from.cell if starts_from else None,
+            initial=self.store.weights_path(starts_from.cell) if starts_from else None,
         )
 
-    def _finished(self, plan: Plan) -> Outcome | None:
-        """What an earlier start has found out: only a report counts, a failure is tried again."""
+    def run(self, planned: Sequence[PlannedCell], publish: Callable[[], None]) -> None:
+        """Run the cells that have not finished yet; afterwards `outcomes` holds all of them.
+
+        Args:
+            publish: called at once, and after every new outcome.
+
+        Raises:
+            KeyboardInterrupt: everything is saved; a note says how to continue.
+        """
+        for each in planned:
+            if (outcome := self._finished(each.cell)) is not None:
+                self.outcomes[each.cell.key] = outcome
+        sources = {each.after for each in planned if each.cell.key not in self.outcomes}
+        for each in planned:
+            if each.cell in sources and each.weights is not None and not each.weights.exists():
+                self.outcomes.pop(each.cell.key, None)
+        left = [each for each in planned if each.cell.key not in self.outcomes]
+        self._display.begin(
+            cells=len(planned),
+            finished=len(planned) - len(left),
+            costs={each.cell: each.cost for each in left},
+        )
+        publish()
+
+        def ended(outcome: Outcome) -> None:
+            self.outcomes[outcome.cell.key] = outcome
+            publish()
+
         try:
-            outcome = self.store.read(plan.cell)
-        except DamagedOutcome as error:
-            self.display.note(
-                f"{plan.cell.title}: its file is damaged, computing it again ({error})"
+            run_cells(
+                left,
+                self._placement,
+                cells=self.store.cells,
+                display=self._display,
+                ended=ended,
             )
+        except KeyboardInterrupt:
+            again = self._settings.command or "the same command"
+            self._display.note(f"interrupted; finished cells are kept; to go on: {again}")
+            raise
+
+    def _finished(self, cell: Cell) -> Outcome | None:
+        """The stored report of an earlier start, if any; a failed cell is tried again."""
+        try:
+            outcome = self.store.read(cell)
+        except DamagedOutcome as error:
+            self._display.note(f"{cell.title}: its file is damaged, computing it again ({error})")
             return None
-        if outcome is None:
-            return None
-        if outcome.report is None:
-            self.display.note(f"{plan.cell.title}: failed before, trying again ({outcome.failure})")
+        if outcome is not None and outcome.report is None:
+            self._display.note(f"{cell.title}: failed before, trying again ({outcome.failure})")
             return None
         return outcome
 
-    def run(self, plans: Sequence[Plan], publish: Callable[[Outcomes], None]) -> dict[str, Outcome]:
-        """Run what is not finished yet; returns the outcomes of all.
-
-        Args:
-            publish: is called at once, and with every new outcome.
-
-        Raises:
-            KeyboardInterrupt: everything is saved; a line says how to go on.
-        """
-        found: dict[str, Outcome] = {}
-        for plan in plans:
-            if (outcome := self._finished(plan)) is not None:
-                found[plan.cell.key] = outcome
-        wanted = {plan.after for plan in plans if plan.cell.key not in found}
-        for plan in plans:
-            if plan.cell in wanted and plan.weights is not None and not plan.weights.exists():
-                found.pop(plan.cell.key, None)
-        left = [plan for plan in plans if plan.cell.key not in found]
-        self.display.begin(
-            cells=len(plans),
-            finished=len(plans) - len(left),
-            costs={plan.cell: plan.cost for plan in left},
+    def write_report(
+        self,
+        title: str,
+        sections: Iterable[str],
+        *,
+        cells: Sequence[Cell],
+        data: Mapping[str, TaskData],
+        splits: Mapping[str, TaskSplits],
+    ) -> None:
+        """Write `results.csv` and `report.md` from the outcomes so far. sections: Markdown."""
+        identity = self.backbone.identity
+        write_report(
+            self.store.output,
+            title,
+            sections,
+            cells=cells,
+            outcomes=self.outcomes,
+            data=data,
+            splits=splits,
+            conditions=conditions_section(
+                self._settings,
+                backbone=identity.name,
+                fingerprint=identity.fingerprint,
+                tasks=data,
+                jobs=self._placement.jobs,
+                outcomes=self.outcomes,
+            ),
         )
-        publish(found)
-
-        def ended(outcome: Outcome) -> None:
-            found[outcome.cell.key] = outcome
-            publish(found)
-
-        try:
-            run_plans(left, self.places, cells=self.store.cells, display=self.display, ended=ended)
-        except KeyboardInterrupt:
-            again = self.settings.command or "the same command"
-            self.display.note(f"interrupted; what is finished is kept; to go on: {again}")
-            raise
-        return found
 
 
-def places_of(device: str, jobs: int | None) -> Places:
-    """Devices and worker processes.
+def placement_of(device: str, jobs: int | None) -> Placement:
+    """Choose devices and the number of worker processes.
 
     Args:
-        device: of the settings; `auto` takes every GPU there is.
+        device: of the settings; `auto` uses every GPU there is.
 
     Raises:
         SettingsError: fewer than one job.
@@ -229,9 +234,50 @@ def places_of(device: str, jobs: int | None) -> Places:
         devices = tuple(f"cuda:{index}" for index in range(gpus))
     else:
         devices = (str(resolve_device(device)),)
-    usual = max(1, cores // 2)
+    default = max(1, cores // 2)
     if devices[0].startswith("cuda"):
-        usual = max(len(devices), min(JOBS_PER_GPU * len(devices), usual))
-    chosen = jobs or usual
-    # torch has counted them itself, and reads OMP_NUM_THREADS.
-    return Places(devices, jobs=chosen, threads=max(1, torch.get_num_threads() // chosen))
+        default = max(len(devices), min(JOBS_PER_GPU * len(devices), default))
+    chosen = jobs or default
+    # torch's own count, which follows OMP_NUM_THREADS.
+    return Placement(devices, jobs=chosen, threads=max(1, torch.get_num_threads() // chosen))
+
+
+def check_names(kind: str, names: Sequence[str], known: Mapping[str, object] | None = None) -> None:
+    """
+    Raises:
+        SettingsError: there are none, one occurs twice, or one is unknown.
+    """
+    faults = [] if names else [f"no {kind} are given"]
+    faults += [f"{kind}: {name} twice" for name in dict.fromkeys(names) if names.count(name) > 1]
+    if known is not None:
+        faults += [
+            f"{kind}: {name} is none of {', '.join(known)}" for name in names if name not in known
+        ]
+    if faults:
+        raise SettingsError(faults)
+
+
+def load_tasks(sources: Sequence[str], data_root: Path | None) -> dict[str, TaskData]:
+    """Tasks by their names, in the order given.
+
+    Raises:
+        SettingsError: there are none, or two have the same name.
+        DataError: one cannot be used.
+    """
+    loaded = [
+        with_something_to_report(load_task(source, data_root=data_root)) for source in sources
+    ]
+    check_names("tasks", [task.name for task in loaded])
+    return {task.name: task for task in loaded}
+
+
+def splits_of(task: TaskData, *, seed: int) -> TaskSplits:
+    """A task's splits: selection is held out of the training rows, the others are reported.
+
+    Raises:
+        DataError: too few rows.
+    """
+    others = {"validation": task.validation, "test": task.test}
+    reported = {name: dataset for name, dataset in others.items() if dataset is not None}
+    train, selection = hold_out(task.train, seed=seed)
+    return TaskSplits.of({"train": train, "selection": selection} | reported, task.metric)

@@ -1,31 +1,50 @@
-"""Figures of several seeds made one, and cells that say why they have none. Knows no file."""
+"""What is written about the outcomes of an experiment: scores, `results.csv`, `report.md`, stdout.
+
+A score combines the figures of several seeds. A table cell without a figure says why.
+"""
 
 import csv
 import io
+import re
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeAlias
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from adapters.format.durable import write_atomically
-from train.experiments.cells import Cell, Outcome, RunReport
-from train.metrics import Metric
-from train.report.markdown import literal, table
+from train.config.settings import FitSettings
+from train.data.task_data import TaskData
+from train.experiments.cells import Cell, Findings, Outcomes, RunReport, TaskSplits
+from train.report.markdown import fenced, literal, table
+from train.report.metrics import Metric
+from train.report.report import machine, print_line, versions
 
-# --- merged from train.experiments.scores
-
+MAJORITY = "majority-class"
+# Every other method puts soft prompts into a frozen backbone.
+NO_PROMPT = (MAJORITY, "head-only", "head-only-mean", "lora", "fine-tuning")
 REASON_LENGTH = 50
 
-# How cells ended, by their keys: those that have not are not there.
-Outcomes: TypeAlias = Mapping[str, Outcome]
+# Their model cards list Quora duplicates, SNLI, MultiNLI and SQuAD 2.0 among the training pairs.
+_PRETRAINED_ON_TASKS = ("all-MiniLM", "all-mpnet")
+_PRETRAINING_DATA = {
+    "qqp": "Quora duplicates",
+    "mnli": "MultiNLI pairs",
+    "qnli": "SQuAD's questions and passages, of which QNLI is made",
+}
+
+# Scores of several seeds.
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A figure of several seeds.
+    """A figure over several seeds.
 
-    values: by seed, of those that have one. missing: why others have none, one for each.
+    values: by seed, of those that have one. missing: for every other seed, why it has none.
     """
 
     values: Mapping[int, float]
@@ -33,21 +52,21 @@ class Score:
 
     @property
     def mean(self) -> float | None:
-        """None where no seed has a value."""
+        """None if no seed has a value."""
         return statistics.fmean(self.values.values()) if self.values else None
 
     @property
     def deviation(self) -> float | None:
-        """The sample's standard deviation; None for fewer than two values."""
+        """The sample standard deviation; None for fewer than two values."""
         return statistics.stdev(self.values.values()) if len(self.values) > 1 else None
 
     @property
     def is_complete(self) -> bool:
-        """Whether every seed has its value."""
+        """Whether every seed has a value."""
         return bool(self.values) and not self.missing
 
     def percent(self) -> str:
-        """`84.8 ± 0.3`, Markdown; where seeds are missing, how many there are, or why none is."""
+        """`84.8 ± 0.3`, Markdown; with a remark if seeds are missing, and the reason if all are."""
         if self.mean is None:
             return _shortened(self.missing[0]) if self.missing else "not planned"
         text = f"{100 * self.mean:.1f}"
@@ -61,93 +80,94 @@ class Score:
 def score_of(
     cells: Iterable[Cell], outcomes: Outcomes, figure: Callable[[RunReport], float]
 ) -> Score:
-    """One figure of the runs of some cells that differ in their seeds."""
+    """One figure of cells that differ only in their seeds."""
     values, missing = {}, []
     for cell in cells:
-        report = report_of(cell, outcomes)
-        if isinstance(report, RunReport):
-            values[cell.seed] = figure(report)
+        outcome = outcomes.get(cell.key)
+        if outcome is None:
+            missing.append("not run yet")
+        elif outcome.report is None:
+            missing.append(f"failed: {outcome.failure}")
         else:
-            missing.append(report)
+            values[cell.seed] = figure(outcome.report)
     return Score(values, tuple(missing))
 
 
-def report_of(cell: Cell, outcomes: Outcomes) -> RunReport | str:
-    """A cell's report, or why there is none."""
-    outcome = outcomes.get(cell.key)
-    if outcome is None:
-        return "not run yet"
-    return outcome.report or f"failed: {outcome.failure}"
+def split_score(cells: Iterable[Cell], outcomes: Outcomes, metric: Metric, split: str) -> Score:
+    """The score of cells on a split."""
+    return score_of(cells, outcomes, lambda report: metric.of(report.metrics[split]))
+
+
+def majority_score(
+    groups: Iterable[Sequence[Cell]], outcomes: Outcomes, metric: Metric, split: str
+) -> Score:
+    """The score of the majority class; it depends on the rows alone, so any complete group has it.
+
+    Args:
+        groups: for every method, its cells of the task.
+    """
+    scores = [
+        score_of(cells, outcomes, lambda report: metric.of(report.majority[split]))
+        for cells in groups
+    ]
+    return next((score for score in scores if score.is_complete), scores[0])
 
 
 def reports_of(cells: Iterable[Cell], outcomes: Outcomes) -> list[RunReport]:
-    """Of the finished ones of some cells."""
-    found = (report_of(cell, outcomes) for cell in cells)
-    return [report for report in found if isinstance(report, RunReport)]
+    """The reports of those cells that have one."""
+    ended = (outcomes.get(cell.key) for cell in cells)
+    return [outcome.report for outcome in ended if outcome is not None and outcome.report]
 
 
 def mean_of(scores: Sequence[Score]) -> Score:
-    """The mean over tasks, seed by seed; without a value where any task lacks one."""
-    lacking = sum(not score.is_complete for score in scores)
-    if lacking:
-        return Score({}, (f"{len(scores) - lacking} of {len(scores)} tasks",))
+    """The mean over tasks, seed by seed; without a value if a task is incomplete."""
+    incomplete = sum(not score.is_complete for score in scores)
+    if incomplete:
+        return Score({}, (f"{len(scores) - incomplete} of {len(scores)} tasks",))
     seeds = set.intersection(*(set(score.values) for score in scores))
     return Score({seed: statistics.fmean(s.values[seed] for s in scores) for seed in sorted(seeds)})
 
 
 def _shortened(reason: str) -> str:
-    """A reason that fits into a table: the report has it in full."""
+    """A reason that fits into a table; the report has it in full."""
     kind, colon, rest = reason.partition(": ")
     if len(rest) > REASON_LENGTH:
         rest = rest[: REASON_LENGTH - 1].rstrip() + "…"
     return f"{kind}: {literal(rest)}" if colon else kind
 
 
-# --- merged from train.experiments.score_table
-
-# Everything else puts soft prompts into a frozen backbone.
-NO_PROMPT = ("majority-class", "head-only", "head-only-mean", "lora", "fine-tuning")
-
-
 def score_table(columns: Sequence[str], rows: Mapping[str, Sequence[Score]]) -> str:
-    """Percent, with the mean over all columns where there are several.
+    """Percent, with the mean over all columns if there are several; the best prompt is bold.
 
     Args:
         columns: their heads, Markdown.
         rows: by method, a score for every column.
     """
     several = len(columns) > 1
-    scores = {
-        name: [*found, *([mean_of(found)] if several else [])] for name, found in rows.items()
-    }
-    contenders = [name for name in rows if name not in NO_PROMPT]
-    texts = {name: [score.percent() for score in found] for name, found in scores.items()}
+    scores = {method: [*row, *([mean_of(row)] if several else [])] for method, row in rows.items()}
+    texts = {method: [score.percent() for score in row] for method, row in scores.items()}
+    prompts = [method for method in rows if method not in NO_PROMPT]
     for column in range(len(columns) + several):
-        best = _best([scores[name][column] for name in contenders])
-        for name in contenders:
-            if best is not None and _shown(scores[name][column]) == best:
-                texts[name][column] = f"**{texts[name][column]}**"
+        shown = {method: _rounded(scores[method][column]) for method in prompts}
+        best = max((value for value in shown.values() if value is not None), default=None)
+        for method, value in shown.items():
+            # Values that look the same in the table count as equal.
+            if value is not None and value == best:
+                texts[method][column] = f"**{texts[method][column]}**"
     head = ["method", *columns, *(["mean"] if several else [])]
-    return table(head, [[name, *found] for name, found in texts.items()])
+    return table(head, [[method, *row] for method, row in texts.items()])
 
 
-def controls_first(methods: Sequence[str]) -> list[str]:
-    """What has no adapter at all stands on top, beside the majority class."""
-    return sorted(methods, key=lambda method: not method.startswith("head-only"))
-
-
-def _best(scores: Sequence[Score]) -> float | None:
-    """Of equal figures all are the best: what is not shown is no difference."""
-    return max((shown for score in scores if (shown := _shown(score)) is not None), default=None)
-
-
-def _shown(score: Score) -> float | None:
+def _rounded(score: Score) -> float | None:
     return None if score.mean is None else round(100 * score.mean, 1)
 
 
-# --- merged from train.experiments.results_csv
+def controls_first(methods: Sequence[str]) -> list[str]:
+    """Methods with a head alone come first, next to the majority class."""
+    return sorted(methods, key=lambda method: not method.startswith("head-only"))
 
-MAJORITY = "majority-class"
+
+# results.csv
 
 COLUMNS = (
     "task",
@@ -208,8 +228,170 @@ def _rows(cell: Cell, report: RunReport, *, device: str) -> Iterator[tuple[objec
 
 
 def _majority_rows(cell: Cell, report: RunReport) -> Iterator[tuple[object, ...]]:
-    nothing = [""] * (len(COLUMNS) - 8)
+    empty = [""] * (len(COLUMNS) - 8)
     for split, metrics in report.majority.items():
         for metric in Metric:
-            named = (cell.task, MAJORITY, cell.variant, cell.seed, split, metric.value)
-            yield (*named, metric.of(metrics), 0, *nothing)
+            names = (cell.task, MAJORITY, cell.variant, cell.seed, split, metric.value)
+            yield (*names, metric.of(metrics), 0, *empty)
+
+
+# report.md
+
+
+def write_report(
+    output: Path,
+    title: str,
+    sections: Iterable[str],
+    *,
+    cells: Sequence[Cell],
+    outcomes: Outcomes,
+    data: Mapping[str, TaskData],
+    splits: Mapping[str, TaskSplits],
+    conditions: str,
+) -> None:
+    """Write `results.csv` and `report.md` from the outcomes so far.
+
+    Args:
+        sections: the tables of this kind of experiment, Markdown.
+        conditions: the section that says how it was measured.
+    """
+    write_results(output / "results.csv", cells, outcomes)
+    text = page(
+        f"# {title}",
+        progress_line(cells, outcomes),
+        *sections,
+        failed_section(cells, outcomes),
+        data_section(data, splits),
+        conditions,
+    )
+    write_atomically(output / "report.md", text.encode())
+
+
+def page(*parts: str) -> str:
+    """Blocks with one blank line between them; empty ones are left out."""
+    return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
+
+
+def image(output: Path, name: str, text: str) -> str:
+    """A plot in the report's folder; nothing if it does not exist yet."""
+    return f"![{text}]({name})" if (output / name).exists() else ""
+
+
+def task_heading(name: str, metric: Metric | None = None) -> str:
+    """A task's name as Markdown, because the name of a file or folder may hold anything."""
+    shown = name if re.fullmatch("[A-Za-z0-9._-]+", name) else literal(name)
+    return shown if metric is None else f"{shown} ({metric})"
+
+
+def number_range(numbers: Sequence[int]) -> str:
+    """`4,610`, or `4,610 to 33,229`: the size of a head depends on the number of labels."""
+    ends = sorted({min(numbers), max(numbers)}) if numbers else []
+    return " to ".join(f"{number:,}" for number in ends)
+
+
+def progress_line(cells: Sequence[Cell], outcomes: Outcomes) -> str:
+    """How much of the experiment the report contains; empty if it is everything."""
+    ended = [outcomes[cell.key] for cell in cells if cell.key in outcomes]
+    failed = sum(outcome.failure is not None for outcome in ended)
+    if len(ended) == len(cells) and not failed:
+        return ""
+    return (
+        f"**Not complete:** of {len(cells)} runs {len(ended) - failed} are finished, {failed} "
+        f"failed, {len(cells) - len(ended)} are not run yet."
+    )
+
+
+def data_section(data: Mapping[str, TaskData], splits: Mapping[str, TaskSplits]) -> str:
+    """A line for every task: its rows, what it lacks, and the metric that judges it."""
+    lines = []
+    for name, task in data.items():
+        counts = ", ".join(f"{key} {len(rows):,}" for key, rows in splits[name].splits.items())
+        notes = "".join(f"; {note}" for note in task.notes)
+        digest = task.train.sha256[:12]
+        heading = task_heading(name, splits[name].metric)
+        lines.append(f"{heading}: {counts}{notes}; sha256 of train {digest}…")
+    return "## Data\n\n" + _items(lines)
+
+
+def failed_section(cells: Sequence[Cell], outcomes: Outcomes) -> str:
+    """Every failure in full."""
+    lines = [
+        f"{literal(cell.title)}: {literal(outcome.failure)}"
+        for cell in cells
+        if (outcome := outcomes.get(cell.key)) is not None and outcome.failure is not None
+    ]
+    if not lines:
+        return ""
+    return "## Failed\n\nThe next start tries these runs again.\n\n" + _items(lines)
+
+
+def conditions_section(
+    settings: FitSettings,
+    *,
+    backbone: str,
+    fingerprint: str,
+    tasks: Iterable[str],
+    jobs: int,
+    outcomes: Outcomes,
+) -> str:
+    """Where, with what and how it was measured."""
+    devices = sorted({outcome.device for outcome in outcomes.values() if outcome.report})
+    packages = ", ".join(f"{name} {number}" for name, number in versions().items())
+    lines = [
+        f"backbone: {literal(backbone)}, frozen (fingerprint {fingerprint[:12]}…)",
+        f"machine: {machine()}",
+        f"runs computed on: {', '.join(devices) or 'nothing yet'}",
+        f"runs at once: {jobs}; they share the machine, so compare seconds within this report only",
+        f"versions: {packages}",
+        f"written: {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+    ]
+    if any(name in backbone for name in _PRETRAINED_ON_TASKS):
+        lines += [
+            f"{task}: not clean, {backbone} was pre-trained on {_PRETRAINING_DATA[task]}"
+            for task in tasks
+            if task in _PRETRAINING_DATA
+        ]
+    command = "" if settings.command is None else fenced(settings.command, "sh")
+    return page("## Conditions", command, _items(lines)).rstrip()
+
+
+def _items(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+# stdout
+
+
+def print_findings(findings: Findings, console: Console) -> None:
+    """Methods and variants down, tasks across: mean and deviation over the seeds, percent."""
+    groups: dict[tuple[str, str], dict[str, list[Cell]]] = {}
+    for cell in findings.cells:
+        by_task = groups.setdefault((cell.method, cell.variant), {})
+        by_task.setdefault(cell.task, []).append(cell)
+    tasks = list(dict.fromkeys(cell.task for cell in findings.cells))
+    shown = Table(title="mean over seeds, percent", title_justify="left", title_style="")
+    shown.add_column("")
+    for task in tasks:
+        shown.add_column(Text(f"{task} ({findings.metrics[task]})"), justify="right")
+    for (method, variant), by_task in groups.items():
+        texts = (_score_text(findings, task, by_task.get(task, [])) for task in tasks)
+        shown.add_row(Text(f"{method} {variant}".strip()), *texts)
+    console.print(shown)
+    for outcome in findings.failed:
+        print_line(console, f"failed: {outcome.cell.title}: {outcome.failure}")
+    if findings.failed:
+        print_line(console, "the same command tries them again")
+    print_line(console, f"written: {findings.output / 'report.md'}")
+
+
+def _score_text(findings: Findings, task: str, cells: Sequence[Cell]) -> str:
+    def figure(report: RunReport) -> float:
+        # The first reported split is the task's own.
+        split = next(name for name in report.metrics if name != "selection")
+        return findings.metrics[task].of(report.metrics[split])
+
+    score = score_of(cells, findings.outcomes, figure)
+    if score.mean is None:
+        return "failed" if score.missing else ""
+    deviation = "" if score.deviation is None else f" ± {100 * score.deviation:.1f}"
+    return f"{100 * score.mean:.1f}{deviation}"

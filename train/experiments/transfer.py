@@ -1,160 +1,43 @@
-"""Train on one task, measure on another; then go on with a few rows of that one: the paper's tables
-6 and 11.
+"""Train on one task, measure on another, then train further on a few rows of the other task.
+
+These are the paper's tables 6 and 11.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 from typing import TypeAlias
 
-from adapters.format.durable import write_atomically
 from train.config.settings import FitSettings
 from train.data.dataset import Dataset, split_validation
 from train.data.task_data import TaskData, hold_out
 from train.data.tasks import SHARED_LABELS, TASKS, as_labels_of
 from train.errors import DataError, SettingsError
-from train.experiments import pages
-from train.experiments.cells import Kind, Plan, Rows, RunReport
-from train.experiments.compare import check_names, load_tasks
-from train.experiments.display import Display, SilentDisplay
+from train.experiments.cells import Cell, Findings, Kind, Outcomes, PlannedCell, TaskSplits
+from train.experiments.display import Display
 from train.experiments.few_rows import few_rows
-from train.experiments.session import Findings, Session
+from train.experiments.session import Session, check_names, load_tasks
 from train.experiments.tables import (
     MAJORITY,
-    Outcomes,
     Score,
     controls_first,
-    score_of,
+    majority_score,
     score_table,
-    write_results,
+    split_score,
 )
 from train.methods import METHODS
 from train.metrics import Metric
 
-# --- merged from train.experiments.transfer_page
+SHOTS = 100
+# The share of the few rows that chooses the best epoch: a run may use no other rows for that.
+SHOTS_HELD_OUT = 0.2
+# The paper's metric; one for all tasks, so that all pairs can be compared.
+METRIC = Metric.ACCURACY_F1
 
 # Trained on, measured on.
 Pair: TypeAlias = tuple[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class TransferPlans:
-    """The runs of a transfer by what they are for; lists are by seed.
-
-    whole: on a whole task. further: those of the first task, then a few rows of the second. fresh:
-    a few rows alone.
-    """
-
-    methods: tuple[str, ...]
-    pairs: tuple[Pair, ...]
-    whole: dict[tuple[str, str], list[Plan]] = field(default_factory=lambda: defaultdict(list))
-    further: dict[tuple[str, Pair], list[Plan]] = field(default_factory=lambda: defaultdict(list))
-    fresh: dict[tuple[str, str], list[Plan]] = field(default_factory=lambda: defaultdict(list))
-
-    @property
-    def all(self) -> list[Plan]:
-        """Every run."""
-        groups = (*self.whole.values(), *self.further.values(), *self.fresh.values())
-        return [plan for found in groups for plan in found]
-
-
-def transfer_page(
-    plans: TransferPlans,
-    data: Mapping[str, TaskData],
-    outcomes: Outcomes,
-    *,
-    shots: int,
-    conditions: str,
-) -> str:
-    """All tables of what is known.
-
-    Args:
-        conditions: the section that says how it was measured.
-    """
-    cells = [plan.cell for plan in plans.all]
-    rows = {task: plans.whole[plans.methods[0], task][0].rows for task in data}
-    return pages.page(
-        "# Transfer between tasks",
-        pages.progress_line(cells, outcomes),
-        "Percent: the plain mean of accuracy and macro-F1, mean ± standard deviation of the seeds, "
-        "on rows that nothing was chosen by. Bold: the best prompt.",
-        "## Trained on one task, measured on another\n\nNo row of the other task was seen.",
-        _over_pairs(
-            plans,
-            outcomes,
-            lambda method, pair: _score(plans.whole[method, pair[0]], pair[1], outcomes),
-        ),
-        f"## The same, then trained on {shots} rows of the other task\n\n"
-        f"A part of the {shots} rows chooses the epoch.",
-        _over_pairs(
-            plans,
-            outcomes,
-            lambda method, pair: _score(plans.further[method, pair], pair[1], outcomes),
-        ),
-        f"## To be read beside it: {shots} rows of the task and nothing else",
-        _over_tasks(data, plans, outcomes, plans.fresh),
-        "## To be read beside it: the whole task",
-        _over_tasks(data, plans, outcomes, plans.whole),
-        pages.failed_section(cells, outcomes),
-        pages.data_section(data, rows),
-        conditions,
-    )
-
-
-def _over_pairs(
-    plans: TransferPlans, outcomes: Outcomes, score: Callable[[str, Pair], Score]
-) -> str:
-    rows = {MAJORITY: [_majority(plans, target, outcomes) for _, target in plans.pairs]}
-    for method in controls_first(plans.methods):
-        rows[method] = [score(method, pair) for pair in plans.pairs]
-    return score_table([f"{source} → {target}" for source, target in plans.pairs], rows)
-
-
-def _over_tasks(
-    tasks: Iterable[str],
-    plans: TransferPlans,
-    outcomes: Outcomes,
-    found: Mapping[tuple[str, str], Sequence[Plan]],
-) -> str:
-    names = list(tasks)
-    rows = {MAJORITY: [_majority(plans, task, outcomes) for task in names]}
-    for method in controls_first(plans.methods):
-        rows[method] = [_score(found[method, task], task, outcomes) for task in names]
-    return score_table(names, rows)
-
-
-def _score(plans: Sequence[Plan], split: str, outcomes: Outcomes) -> Score:
-    def figure(report: RunReport) -> float:
-        return plans[0].rows.metric.of(report.metrics[split])
-
-    return score_of([plan.cell for plan in plans], outcomes, figure)
-
-
-def _majority(plans: TransferPlans, task: str, outcomes: Outcomes) -> Score:
-    """The task's own: of the first method that has it, for it depends on the rows alone."""
-    found = []
-    for method in plans.methods:
-        runs = plans.whole[method, task]
-        metric = runs[0].rows.metric
-        cells = [plan.cell for plan in runs]
-        found.append(score_of(cells, outcomes, partial(_of_majority, metric, task)))
-    return next((score for score in found if score.is_complete), found[0])
-
-
-def _of_majority(metric: Metric, split: str, report: RunReport) -> float:
-    return metric.of(report.majority[split])
-
-
-# --- merged from train.experiments.transfer
-
-SHOTS = 100
-# Of the few rows, for the best epoch: a run is not chosen by rows that it does not have.
-SHOTS_HELD_OUT = 0.2
-# As the paper: the figures of all pairs are of one kind.
-METRIC = Metric.ACCURACY_F1
 
 
 def transfer(
@@ -168,18 +51,18 @@ def transfer(
     jobs: int | None = None,
     display: Display | None = None,
 ) -> Findings:
-    """For every method and every ordered pair of tasks whose labels mean the same: train on one,
-    measure the other unseen, go on training on 100 rows of it, measure again.
+    """For every method and every ordered pair of tasks whose labels mean the same: train on one
+    task, measure the other unseen, train further on 100 rows of it, and measure again.
 
-    Goes on where an earlier call with the same arguments was stopped. `results.csv` and `report.md`
+    Continues where an earlier call with the same arguments stopped. `results.csv` and `report.md`
     are written after every run.
 
     Args:
         tasks: names of `TASKS`, each with a partner among them.
-        output: a folder, made if it is not there.
+        output: a folder, created if it does not exist.
 
     Raises:
-        TrainingError: unusable tasks, settings or folder. A run that fails raises nothing.
+        TrainingError: unusable tasks, settings or folder. A failed run raises nothing.
         AdapterError: the backbone cannot be loaded.
         KeyboardInterrupt: everything is saved.
     """
@@ -187,24 +70,27 @@ def transfer(
     check_names("methods", methods, METHODS)
     check_names("seeds", [str(seed) for seed in seeds])
     pairs = pairs_of(tasks)
-    with Session(
-        Kind.TRANSFER, output, settings, jobs=jobs, display=display or SilentDisplay()
-    ) as session:
+    with Session(Kind.TRANSFER, output, settings, jobs=jobs, display=display) as session:
         data = load_tasks(tasks, data_root)
-        plans = TransferPlans(tuple(methods), tuple(pairs))
+        runs = _TransferRuns(tuple(methods), pairs)
         for seed in seeds:
-            _add(plans, session, data, seed=seed)
-        cells = tuple(plan.cell for plan in plans.all)
+            runs.add_seed(session, data, seed=seed)
+        planned = list(runs)
+        cells = tuple(each.cell for each in planned)
+        splits = {task: runs.whole[methods[0], task][0].data for task in data}
 
-        def publish(outcomes: Outcomes) -> None:
-            write_results(output / "results.csv", cells, outcomes)
-            conditions = session.conditions(tasks, outcomes)
-            text = transfer_page(plans, data, outcomes, shots=SHOTS, conditions=conditions)
-            write_atomically(output / "report.md", text.encode())
+        def publish() -> None:
+            session.write_report(
+                "Transfer between tasks",
+                _sections(runs, list(data), session.outcomes),
+                cells=cells,
+                data=data,
+                splits=splits,
+            )
 
-        outcomes = session.run(plans.all, publish)
-        _drop_weights(plans, outcomes)
-    return Findings(output, cells, outcomes, dict.fromkeys(data, METRIC))
+        session.run(planned, publish)
+        runs.drop_weights(session.outcomes)
+    return Findings(output, cells, session.outcomes, dict.fromkeys(data, METRIC))
 
 
 def pairs_of(tasks: Sequence[str]) -> list[Pair]:
@@ -214,9 +100,9 @@ def pairs_of(tasks: Sequence[str]) -> list[Pair]:
         SettingsError: a task without a partner.
     """
     pairs = [
-        (one, other)
-        for one, other in permutations(tasks, 2)
-        if any({one, other} <= names for names in SHARED_LABELS)
+        (source, target)
+        for source, target in permutations(tasks, 2)
+        if any({source, target} <= names for names in SHARED_LABELS)
     ]
     alone = [task for task in tasks if not any(task in pair for pair in pairs)]
     if alone:
@@ -227,78 +113,141 @@ def pairs_of(tasks: Sequence[str]) -> list[Pair]:
     return pairs
 
 
-def _add(
-    plans: TransferPlans, session: Session, data: Mapping[str, TaskData], *, seed: int
-) -> None:
-    """Plan every method with one seed."""
-    whole = {task: _source_rows(task, data, plans.pairs, seed=seed) for task in data}
-    few = {pair: _few_rows(pair, data, seed=seed) for pair in plans.pairs}
-    own = {task: _few_rows((task, task), data, seed=seed) for task in data}
-    for method in plans.methods:
-        sources = {}
-        for task, rows in whole.items():
-            plan = session.plan(task, method, rows, seed=seed)
-            sources[task] = replace(plan, weights=session.weights_path(plan.cell))
-            plans.whole[method, task].append(sources[task])
-            plan = session.plan(task, method, own[task], seed=seed, variant=f"{SHOTS} rows")
-            plans.fresh[method, task].append(plan)
-        for (source, target), rows in few.items():
-            plans.further[method, (source, target)].append(
-                session.plan(
-                    target,
-                    method,
-                    rows,
-                    seed=seed,
-                    variant=f"{SHOTS} rows after {source}",
-                    starts_from=sources[source],
+class _TransferRuns:
+    """The runs of a transfer by their purpose; every list is by seed.
+
+    whole: on a whole task, by method and task. further: started from `whole` of the first task of a
+    pair, on a few rows of the second. fresh: on a few rows alone.
+    """
+
+    def __init__(self, methods: tuple[str, ...], pairs: Sequence[Pair]) -> None:
+        self.methods = methods
+        self.pairs = pairs
+        self.whole: defaultdict[tuple[str, str], list[PlannedCell]] = defaultdict(list)
+        self.further: defaultdict[tuple[str, Pair], list[PlannedCell]] = defaultdict(list)
+        self.fresh: defaultdict[tuple[str, str], list[PlannedCell]] = defaultdict(list)
+
+    def __iter__(self) -> Iterator[PlannedCell]:
+        for runs in (*self.whole.values(), *self.further.values(), *self.fresh.values()):
+            yield from runs
+
+    def add_seed(self, session: Session, data: Mapping[str, TaskData], *, seed: int) -> None:
+        """Plan every method with one seed."""
+        whole = {task: _whole_task(task, data, self.pairs, seed=seed) for task in data}
+        pairs = {pair: _few_rows(pair, data, seed=seed) for pair in self.pairs}
+        alone = {task: _few_rows((task, task), data, seed=seed) for task in data}
+        for method in self.methods:
+            sources = {}
+            for task, splits in whole.items():
+                planned = session.plan(task, method, splits, seed=seed)
+                weights = session.store.weights_path(planned.cell)
+                sources[task] = replace(planned, weights=weights)
+                self.whole[method, task].append(sources[task])
+                self.fresh[method, task].append(
+                    session.plan(task, method, alone[task], seed=seed, variant=f"{SHOTS} rows")
                 )
-            )
+            for (source, target), splits in pairs.items():
+                self.further[method, (source, target)].append(
+                    session.plan(
+                        target,
+                        method,
+                        splits,
+                        seed=seed,
+                        variant=f"{SHOTS} rows after {source}",
+                        starts_from=sources[source],
+                    )
+                )
+
+    def drop_weights(self, outcomes: Outcomes) -> None:
+        """Remove trained tensors, unless a failed run will start from them again."""
+        needed = {
+            each.initial
+            for runs in self.further.values()
+            for each in runs
+            if outcomes[each.cell.key].report is None
+        }
+        for runs in self.whole.values():
+            for each in runs:
+                if each.weights is not None and each.weights not in needed:
+                    each.weights.unlink(missing_ok=True)
 
 
-def _source_rows(
+def _whole_task(
     task: str, data: Mapping[str, TaskData], pairs: Sequence[Pair], *, seed: int
-) -> Rows:
+) -> TaskSplits:
     """A whole task, measured on itself and on every task that it is paired with."""
     train, selection = hold_out(data[task].train, seed=seed)
-    sets = {"train": train, "selection": selection, task: _measured(data[task])}
+    splits = {"train": train, "selection": selection, task: _measured_split(data[task])}
     for source, target in pairs:
         if source == task:
-            sets[target] = as_labels_of(
-                _measured(data[target]), source=TASKS[target], target=TASKS[task]
+            splits[target] = as_labels_of(
+                _measured_split(data[target]), source=TASKS[target], target=TASKS[task]
             )
-    return Rows.of(sets, METRIC)
+    return TaskSplits.of(splits, METRIC)
 
 
-def _few_rows(pair: Pair, data: Mapping[str, TaskData], *, seed: int) -> Rows:
-    """A few of the second task's rows, the same for all, under the labels of the first."""
+def _few_rows(pair: Pair, data: Mapping[str, TaskData], *, seed: int) -> TaskSplits:
+    """A few rows of the second task with the labels of the first; every method gets the same."""
     source, target = pair
     chosen = few_rows(data[target].train, SHOTS, seed=seed)
     train, selection = split_validation(chosen, fraction=SHOTS_HELD_OUT, seed=seed)
-    sets = {"train": train, "selection": selection, target: _measured(data[target])}
+    splits = {"train": train, "selection": selection, target: _measured_split(data[target])}
     if source != target:
-        sets = {
-            name: as_labels_of(found, source=TASKS[target], target=TASKS[source])
-            for name, found in sets.items()
+        splits = {
+            name: as_labels_of(dataset, source=TASKS[target], target=TASKS[source])
+            for name, dataset in splits.items()
         }
-    return Rows.of(sets, METRIC)
+    return TaskSplits.of(splits, METRIC)
 
 
-def _measured(task: TaskData) -> Dataset:
-    found = task.validation or task.test
-    if found is None:
+def _measured_split(task: TaskData) -> Dataset:
+    dataset = task.validation or task.test
+    if dataset is None:
         raise DataError("neither validation nor test rows", source=task.train.source)
-    return found
+    return dataset
 
 
-def _drop_weights(plans: TransferPlans, outcomes: Outcomes) -> None:
-    """Remove trained tensors once every run that starts from them is finished."""
-    wanted = {
-        plan.initial
-        for found in plans.further.values()
-        for plan in found
-        if outcomes[plan.cell.key].report is None
-    }
-    for found in plans.whole.values():
-        for plan in found:
-            if plan.weights is not None and plan.weights not in wanted:
-                plan.weights.unlink(missing_ok=True)
+def _sections(runs: _TransferRuns, tasks: Sequence[str], outcomes: Outcomes) -> list[str]:
+    """The tables of the report, from the outcomes so far."""
+
+    def cells(planned: Sequence[PlannedCell]) -> list[Cell]:
+        return [each.cell for each in planned]
+
+    def scores(
+        heads: Sequence[str], targets: Sequence[str], of: Callable[[str, int], list[PlannedCell]]
+    ) -> str:
+        """targets: by column, the measured task. of: the runs of a method, by column."""
+        rows: dict[str, list[Score]] = {
+            MAJORITY: [
+                majority_score(
+                    [cells(runs.whole[method, task]) for method in runs.methods],
+                    outcomes,
+                    METRIC,
+                    task,
+                )
+                for task in targets
+            ]
+        }
+        for method in controls_first(runs.methods):
+            rows[method] = [
+                split_score(cells(of(method, column)), outcomes, METRIC, task)
+                for column, task in enumerate(targets)
+            ]
+        return score_table(heads, rows)
+
+    pairs = runs.pairs
+    arrows = [f"{source} → {target}" for source, target in pairs]
+    targets = [target for _, target in pairs]
+    return [
+        "Percent: the plain mean of accuracy and macro-F1, mean ± standard deviation over the "
+        "seeds, on rows that chose nothing. Bold: the best prompt.",
+        "## Trained on one task, measured on another\n\nNo row of the other task was seen.",
+        scores(arrows, targets, lambda method, column: runs.whole[method, pairs[column][0]]),
+        f"## The same, then trained on {SHOTS} rows of the other task\n\n"
+        f"A part of the {SHOTS} rows chooses the epoch.",
+        scores(arrows, targets, lambda method, column: runs.further[method, pairs[column]]),
+        f"## For comparison: {SHOTS} rows of the task and nothing else",
+        scores(tasks, tasks, lambda method, column: runs.fresh[method, tasks[column]]),
+        "## For comparison: the whole task",
+        scores(tasks, tasks, lambda method, column: runs.whole[method, tasks[column]]),
+    ]

@@ -176,7 +176,7 @@ def model_card(facts: CardFacts) -> str:
 
 @cache
 def environment() -> Environment:
-    """Jinja for Markdown: nothing is escaped automatically, and text without a filter is refused."""
+    """Jinja for Markdown: nothing is escaped automatically; unescaped text is refused."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         undefined=StrictUndefined,

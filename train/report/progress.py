@@ -1,7 +1,7 @@
-"""What a run shows while it goes, on stderr: stdout holds results only. Knows no tensor.
+"""What a run shows on stderr while it trains; stdout holds results only.
 
-`Progress` is what training calls. `BarProgress` draws on a terminal, `LineProgress` writes plain
-lines for logs, `Progress` itself nothing.
+Training calls a `Progress`. `BarProgress` draws on a terminal, `LineProgress` writes plain
+lines for logs, `SilentProgress` nothing.
 """
 
 import time
@@ -22,9 +22,51 @@ LINE_INTERVAL = 10.0
 Clock = Callable[[], float]
 
 
+class Progress:
+    """What training reports to, from one thread; this one shows nothing.
+
+    `advance` follows `begin`. A context manager, for displays that draw.
+    """
+
+    def note(self, message: str) -> None:
+        """A line of news."""
+
+    def begin(self, stage: str, *, texts: int, later: int = 0) -> None:
+        """Start a stage of known length; this ends the stage before it.
+
+        Args:
+            stage: `epoch 3/20`, `lower layers`, ...
+            texts: how many texts this stage processes.
+            later: how many the following stages of this kind process; the time left includes them.
+        """
+
+    def advance(
+        self, texts: int, *, loss: float | None = None, accuracy: float | None = None
+    ) -> None:
+        """A step is done. loss, accuracy: running means of this stage."""
+
+    def epoch_done(self, report: EpochReport) -> None:
+        """An epoch has been trained and measured."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        pass
+
+
+class SilentProgress(Progress):
+    """Shows nothing."""
+
+
 @dataclass(slots=True)
 class Stage:
-    """How far one stage is."""
+    """The state of one stage."""
 
     name: str
     texts: int
@@ -42,7 +84,7 @@ class Stage:
         self.accuracy = self.accuracy if accuracy is None else accuracy
 
     def describe(self, now: float) -> str:
-        """`step 12, loss 0.41, accuracy .871, 310 texts/s, 0:42 left`: only what is known."""
+        """`step 12, loss 0.4100, accuracy 0.8710, 310 texts/s, 0:42 left`: what is known of it."""
         parts = [f"step {self.steps}"]
         if self.loss is not None:
             parts.append(f"loss {self.loss:.4f}")
@@ -57,7 +99,7 @@ class Stage:
 
 
 def describe_epoch(report: EpochReport) -> str:
-    """The line that stays after an epoch."""
+    """The line that remains after an epoch."""
     parts = [f"epoch {report.epoch}: loss {report.loss:.4f}"]
     if report.accuracy is not None and report.macro_f1 is not None:
         parts.append(f"validation accuracy {report.accuracy:.4f}, macro-F1 {report.macro_f1:.4f}")
@@ -66,7 +108,7 @@ def describe_epoch(report: EpochReport) -> str:
 
 
 class LineProgress(Progress):
-    """Plain lines without control characters: one an epoch, and every ten seconds of a stage."""
+    """Plain lines without control characters: one per epoch, and every ten seconds in a stage."""
 
     def __init__(self, stream: TextIO, *, clock: Clock = time.monotonic) -> None:
         self._stream = stream
@@ -98,7 +140,7 @@ class LineProgress(Progress):
 
 
 class BarProgress(Progress):
-    """One bar on a terminal; lines of notes and epochs scroll above it."""
+    """A bar on a terminal; notes and epochs scroll above it."""
 
     def __init__(self, console: Console, *, clock: Clock = time.monotonic) -> None:
         self._clock = clock
@@ -151,6 +193,6 @@ class BarProgress(Progress):
 
 
 def progress_for(stream: TextIO) -> BarProgress | LineProgress:
-    """A bar where the stream is a terminal that can draw one, else lines."""
+    """A bar if the stream is a terminal that can draw one, else lines."""
     console = bar_console(stream)
     return LineProgress(stream) if console is None else BarProgress(console)

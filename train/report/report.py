@@ -182,18 +182,18 @@ def print_fit(report: FitReport, console: Console) -> None:
         )
     console.print(table)
     if (warning := _warning(report)) is not None:
-        _line(console, warning)
-    _line(
+        print_line(console, warning)
+    print_line(
         console,
         f"{report.trainable_parameters:,} trained parameters, "
         f"best of {len(report.epochs)} epochs: {report.best_epoch}, "
         f"{report.seconds:.1f} s ({report.seconds_per_epoch:.2f} s an epoch)",
     )
     if report.trials:
-        _line(console, _search(report.trials))
-    _line(console, f"written: {report.output}, and its model card: {report.card}")
+        print_line(console, _search(report.trials))
+    print_line(console, f"written: {report.output}, and its model card: {report.card}")
     command = ["push", "--adapter", report.output, "--name", serving_name(report.output)]
-    _line(console, f"next: python -m train {shlex.join(command)} --url http://127.0.0.1:8000")
+    print_line(console, f"next: python -m train {shlex.join(command)} --url http://127.0.0.1:8000")
 
 
 def print_evaluation(report: EvaluationReport, console: Console) -> None:
@@ -206,7 +206,7 @@ def print_evaluation(report: EvaluationReport, console: Console) -> None:
     table.add_row("majority class", *_cells(report.majority, report.metrics))
     console.print(table)
     cut = f", {report.truncated:,} texts were cut" if report.truncated else ""
-    _line(console, f"{report.seconds:.1f} s, {report.texts_per_second:,.0f} texts/s{cut}")
+    print_line(console, f"{report.seconds:.1f} s, {report.texts_per_second:,.0f} texts/s{cut}")
 
 
 def _search(trials: Sequence[TrialReport]) -> str:
@@ -249,8 +249,8 @@ def _cells(metrics: Metrics | None, column: Metrics | None) -> tuple[str, ...]:
     return (f"{metrics.accuracy:.4f}", f"{metrics.macro_f1:.4f}")
 
 
-def _line(console: Console, text: str) -> None:
-    """One line however long it is: paths and commands are there to be copied."""
+def print_line(console: Console, text: str) -> None:
+    """Print a line without wrapping it, because people copy paths and commands."""
     console.print(text, soft_wrap=True, markup=False, highlight=False)
 
 
