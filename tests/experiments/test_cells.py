@@ -23,11 +23,12 @@ from train.experiments.cells import (
     outcome_path,
     write_outcome,
 )
-from train.experiments.display import LineDisplay, LiveDisplay, SilentDisplay, display_for
+from train.experiments.display import Display, LineDisplay, LiveDisplay, display_for
+from train.experiments.few_rows import few_rows
 from train.experiments.pool import Placement, ReadyQueue
 from train.experiments.session import placement_of
-from train.report.metrics import Metric
-from train.report.report import EpochReport
+from train.loop.progress import EpochReport
+from train.metrics import Metric
 
 
 def _dataset(labels: str) -> Dataset:
@@ -164,7 +165,7 @@ def test_jobs_share_the_cores() -> None:
 CELLS = (cell_named("rte"), cell_named("mrpc"))
 
 
-def _show(display: LineDisplay | LiveDisplay | SilentDisplay) -> None:
+def _show(display: Display) -> None:
     with display:
         display.begin(cells=3, finished=1, costs=dict.fromkeys(CELLS, 1.0))
         for cell in CELLS:
@@ -206,5 +207,5 @@ def test_a_terminal_shows_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_silence_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
-    _show(SilentDisplay())
+    _show(Display())
     assert capsys.readouterr() == ("", "")

@@ -20,7 +20,7 @@ from train.experiments.tables import (
     score_of,
     score_table,
 )
-from train.report.metrics import Metric
+from train.metrics import Metric
 
 
 def test_scores_are_means_and_sample_deviations_in_percent() -> None:

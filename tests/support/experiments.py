@@ -10,8 +10,8 @@ from train.config.settings import FitSettings
 from train.experiments.cells import Cell, Findings, Kind, Outcome, RunReport
 from train.experiments.compare import compare
 from train.experiments.display import Display
-from train.report.metrics import Metrics
-from train.report.report import EpochReport
+from train.loop.progress import EpochReport
+from train.metrics import Metrics
 
 COMMAND = "the command"
 # Epochs: long enough to be caught at it.

@@ -140,12 +140,12 @@ def _add_common(parser: ArgumentParser, *, tasks: str, settings: Sequence[str] =
 
 def _conduct(arguments: Namespace, experiment: "Experiment") -> int:
     """Run an experiment; the exit code is 1 if one of its runs failed."""
-    from train.experiments.display import LineDisplay, SilentDisplay, display_for
+    from train.experiments.display import Display, LineDisplay, display_for
     from train.experiments.tables import print_findings
 
     settings = settings_of(arguments)
     if arguments.quiet:
-        display = SilentDisplay()
+        display = Display()
     else:
         display = LineDisplay(sys.stderr) if arguments.no_progress else display_for(sys.stderr)
     with display, naming_the_local_way(settings.backbone):

@@ -20,8 +20,8 @@ from adapters.format.durable import write_atomically
 from train.config.settings import FitSettings
 from train.data.dataset import Dataset
 from train.errors import OutputError
-from train.report.metrics import Metric, Metrics
-from train.report.report import EpochReport
+from train.loop.progress import EpochReport
+from train.metrics import Metric, Metrics
 
 # Raised when a change of the code changes results: outcomes of other formats are not read.
 FORMAT = 1
@@ -89,7 +89,7 @@ class TaskSplits:
 
     @property
     def reported(self) -> list[str]:
-        """The splits that chose nothing; the first one is the task's main result."""
+        """The splits that are used for no choice; the first one is the task's main result."""
         return [name for name in self.splits if name not in ("train", "selection")]
 
     def cost(self, method: str, *, epochs: int) -> float:

@@ -1,7 +1,7 @@
 """What an experiment shows on stderr while its cells run.
 
-`LiveDisplay` draws on a terminal, `LineDisplay` writes plain lines for logs, `SilentDisplay`
-nothing.
+`LiveDisplay` draws on a terminal, `LineDisplay` writes plain lines for logs; their base class
+shows nothing.
 """
 
 import time
@@ -62,10 +62,6 @@ class Display:
         trace: TracebackType | None,
     ) -> None:
         pass
-
-
-class SilentDisplay(Display):
-    """Shows nothing."""
 
 
 class _Counts:

@@ -42,6 +42,39 @@ _OFFSETS = [
 ]
 
 
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A labelled point. spread: half the length of its error bar; None draws no bar."""
+
+    name: str
+    x: float
+    y: float
+    spread: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A named line. spreads: of its points, as in `Point`."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    spreads: Sequence[float | None] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """The label and the scale of an axis.
+
+    counts: whether only whole numbers make sense. ticks: texts by value.
+    """
+
+    label: str
+    logarithmic: bool = False
+    counts: bool = False
+    ticks: Mapping[float, str] | None = None
+
+
 def write_comparison(
     folder: Path,
     *,
@@ -136,39 +169,6 @@ def _selection(epoch: EpochReport, metric: Metric) -> float:
     assert epoch.accuracy is not None, "runs are judged on selection rows"
     assert epoch.macro_f1 is not None, "runs are judged on selection rows"
     return curve_metric(metric).of(Metrics(epoch.accuracy, epoch.macro_f1, 0.0))
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """A labelled point. spread: half the length of its error bar; None draws no bar."""
-
-    name: str
-    x: float
-    y: float
-    spread: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """A named line. spreads: of its points, as in `Point`."""
-
-    name: str
-    x: Sequence[float]
-    y: Sequence[float]
-    spreads: Sequence[float | None] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Axis:
-    """The label and the scale of an axis.
-
-    counts: whether it counts something, so that only whole numbers make sense. ticks: texts by value.
-    """
-
-    label: str
-    logarithmic: bool = False
-    counts: bool = False
-    ticks: Mapping[float, str] | None = None
 
 
 def scatter(path: Path, points: Sequence[Point], order: Sequence[str], *, x: Axis, y: Axis) -> None:

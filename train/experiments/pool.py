@@ -31,7 +31,7 @@ from adapters.backbone.loading import resolve_device
 from adapters.backbone.model import Backbone
 from adapters.errors import AdapterError
 from adapters.format.durable import write_atomically
-from train.config.defaults import settings_for
+from train.config.defaults import backbone_of, settings_for
 from train.config.settings import FitSettings
 from train.errors import DataError, ResumeError, TrainingError
 from train.experiments.cells import (
@@ -43,12 +43,11 @@ from train.experiments.cells import (
     write_outcome,
 )
 from train.experiments.display import Display
-from train.fit.training import Training, backbone_of, measured, set_up
+from train.fit.training import Training, measured, set_up
 from train.loop.memory import peak_memory, reset_peak
+from train.loop.progress import EpochReport, Progress
 from train.methods import METHODS
 from train.report.baselines import majority
-from train.report.progress import Progress
-from train.report.report import EpochReport
 
 POLL_SECONDS = 0.25
 # Enough to save the training state of a large backbone's fine-tuning.

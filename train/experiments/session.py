@@ -10,7 +10,8 @@ from typing import Any, Self
 import torch
 
 from adapters.backbone.loading import DEFAULT_BACKBONE, load_backbone, resolve_device
-from train.config.defaults import design_of, recipe_of, settings_for
+from train.config.defaults import design_of, settings_for
+from train.config.recipe import recipe_of
 from train.config.settings import FitSettings
 from train.data.task_data import TaskData, hold_out, load_task, with_something_to_report
 from train.errors import SettingsError
@@ -27,7 +28,6 @@ from train.experiments.cells import (
 from train.experiments.display import Display
 from train.experiments.pool import Placement, run_cells
 from train.experiments.tables import conditions_section, write_report
-from train.methods import METHODS
 
 # A small run does not keep a GPU busy: between its kernels there is room for others.
 JOBS_PER_GPU = 4
@@ -100,14 +100,7 @@ class Session:
         settings = settings_for(
             method, replace(self._settings, seed=seed, resume=False, **overrides or {})
         )
-        train = data.splits["train"]
-        recipe = recipe_of(
-            settings,
-            METHODS[method],
-            rows=len(train),
-            labels=len(train.labels),
-            metric=data.metric,
-        )
+        recipe = recipe_of(method, settings, data.splits["train"], data.metric)
         cell = cell_of(
             self._kind,
             task,

@@ -20,8 +20,8 @@ from adapters.format.durable import write_atomically
 from train.config.settings import FitSettings
 from train.data.task_data import TaskData
 from train.experiments.cells import Cell, Findings, Outcomes, RunReport, TaskSplits
+from train.metrics import Metric
 from train.report.markdown import fenced, literal, table
-from train.report.metrics import Metric
 from train.report.report import machine, print_line, versions
 
 MAJORITY = "majority-class"

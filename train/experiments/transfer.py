@@ -240,7 +240,7 @@ def _sections(runs: _TransferRuns, tasks: Sequence[str], outcomes: Outcomes) -> 
     targets = [target for _, target in pairs]
     return [
         "Percent: the plain mean of accuracy and macro-F1, mean ± standard deviation over the "
-        "seeds, on rows that chose nothing. Bold: the best prompt.",
+        "seeds, on rows that were used for no choice. Bold: the best prompt.",
         "## Trained on one task, measured on another\n\nNo row of the other task was seen.",
         scores(arrows, targets, lambda method, column: runs.whole[method, pairs[column][0]]),
         f"## The same, then trained on {SHOTS} rows of the other task\n\n"

@@ -1,8 +1,8 @@
-"""What is reached without a prompt: the majority class, and a class head on the frozen backbone.
+"""Baselines without a prompt: the majority class, and a class head on the frozen backbone.
 
-They stand beside every result, so that nobody mistakes a failed run for a good one. The head reads
-[BOS] or the mean of the tokens, whichever does better on the validation rows: for sentence encoders
-[BOS] alone is a weak control.
+Every result is shown next to them, so that nobody mistakes a failed run for a good one. The head
+reads [BOS] or the mean of the tokens, whichever is better on the validation rows, because [BOS]
+alone is a weak control for sentence encoders.
 """
 
 from collections.abc import Mapping
@@ -17,16 +17,21 @@ from train.loop.trunk_cache import TrunkCache
 from train.metrics import Metrics, measure
 
 CHUNK_TOKENS = 8192
-# Weight of the squared norm beside the mean cross-entropy, on features of unit variance.
+# Weight of the squared norm, relative to the mean cross-entropy, for features of unit variance.
 PENALTY = 1e-3
 ITERATIONS = 100
 
 
 def majority(train: Tensor, others: Mapping[str, Tensor], *, labels: int) -> dict[str, Metrics]:
-    """Always the label that is most frequent in `train`; classes int64 [rows], splits by name."""
-    winner = int(torch.bincount(train, minlength=labels).argmax())
+    """Always answer the most frequent label of `train`.
+
+    Args:
+        train: its classes, int64 [rows].
+        others: classes by split, int64 [rows].
+    """
+    most_frequent = int(torch.bincount(train, minlength=labels).argmax())
     return {
-        split: measure(torch.full_like(true, winner), true, labels=labels)
+        split: measure(torch.full_like(true, most_frequent), true, labels=labels)
         for split, true in others.items()
     }
 
@@ -38,23 +43,29 @@ def head_only(
     *,
     labels: int,
 ) -> dict[str, Metrics]:
-    """A logistic regression on the backbone's last states; splits by name, `train` among them."""
+    """A logistic regression on the backbone's last hidden states.
+
+    Args:
+        caches, classes: by split, `train` among them.
+    """
     features = {split: _features(backbone, cache) for split, cache in caches.items()}
     results = [
-        _probe({split: found[pooling] for split, found in features.items()}, classes, labels)
+        _logistic_regression(
+            {split: by_pooling[pooling] for split, by_pooling in features.items()}, classes, labels
+        )
         for pooling in Pooling
     ]
 
-    def judged(result: dict[str, Metrics]) -> float:
+    def validation_accuracy(result: dict[str, Metrics]) -> float:
         return result["validation"].accuracy if "validation" in result else 0.0
 
-    return max(results, key=judged)
+    return max(results, key=validation_accuracy)
 
 
 @torch.no_grad()
 def _features(backbone: Backbone, cache: TrunkCache) -> dict[Pooling, Tensor]:
-    """Last states of every example, float32 [examples, n] on the CPU."""
-    found = {pooling: torch.empty(len(cache), backbone.hidden_size) for pooling in Pooling}
+    """The pooled last hidden state of every example, float32 [examples, n] on the CPU."""
+    features = {pooling: torch.empty(len(cache), backbone.hidden_size) for pooling in Pooling}
     for chosen in cache.chunks(CHUNK_TOKENS):
         batch = cache.pack(chosen)
         trunk = backbone.trunk(batch, backbone.layers, start=cache.trunk(chosen, batch))
@@ -64,16 +75,16 @@ def _features(backbone: Backbone, cache: TrunkCache) -> dict[Pooling, Tensor]:
             torch.from_numpy(batch.layout.lengths),
         )
         index = torch.tensor(chosen)[torch.from_numpy(batch.order)]
-        found[Pooling.ANSWER][index] = states[
+        features[Pooling.ANSWER][index] = states[
             starts + lengths - 1 if backbone.family.causal else starts
         ]
-        found[Pooling.MEAN][index] = torch.stack(
+        features[Pooling.MEAN][index] = torch.stack(
             [piece.mean(dim=0) for piece in states.split(lengths.tolist())]
         )
-    return found
+    return features
 
 
-def _probe(
+def _logistic_regression(
     features: Mapping[str, Tensor], classes: Mapping[str, Tensor], labels: int
 ) -> dict[str, Metrics]:
     train = features["train"]
@@ -95,9 +106,9 @@ def _probe(
         return loss
 
     optimizer.step(closure)
-    found: dict[str, Metrics] = {}
+    metrics: dict[str, Metrics] = {}
     for split in features.keys() - {"train"}:
         with torch.no_grad():
             predicted = (((features[split] - centre) / scale) @ weight + bias).argmax(dim=-1)
-        found[split] = measure(predicted, classes[split], labels=labels)
-    return found
+        metrics[split] = measure(predicted, classes[split], labels=labels)
+    return metrics

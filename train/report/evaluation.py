@@ -1,4 +1,4 @@
-"""`evaluate`: an adapter file measured on labelled texts, through the code that serves it."""
+"""`evaluate`: measure an adapter file on labelled texts with the code that serves it."""
 
 import hashlib
 import time
@@ -15,6 +15,7 @@ from train.loop.encoded_splits import classes_of, encode
 from train.loop.progress import Progress
 from train.loop.trunk_cache import TrunkCache
 from train.metrics import measure
+from train.report.baselines import majority
 from train.report.report import DataReport, EvaluationReport
 
 BATCH_TOKENS = 8192
@@ -29,40 +30,39 @@ def evaluate(
     dtype: ComputeType | None,
     progress: Progress,
 ) -> EvaluationReport:
-    """Measure a file on labelled texts, through the same code that serves it.
+    """Measure an adapter file on labelled texts with the code that serves it.
 
     Args:
-        backbone: None takes the name that the adapter was trained with.
-        dtype: None is float32 on a CPU and `auto` on a GPU.
+        backbone: None takes the one that the adapter names.
+        dtype: None means float32 on a CPU and `auto` on a GPU.
 
     Raises:
-        InvalidAdapter, IncompatibleAdapter: the file cannot be read, or is another backbone's.
+        InvalidAdapter, IncompatibleAdapter: the file cannot be read, or belongs to another backbone.
         DataError: labels that the adapter does not know.
     """
     loaded = load_adapter(adapter)
     spec = loaded.spec
     check_labels(data, spec.labels, known_to="the adapter")
     name = backbone or spec.backbone.name
-    host = backbone_of(FitSettings(backbone=name, device=device, dtype=dtype))
-    prepared = prepare(loaded, host)
+    model = backbone_of(FitSettings(backbone=name, device=device, dtype=dtype))
+    prepared = prepare(loaded, model)
     started = time.perf_counter()
-    encodings = encode(host, data, spec.max_length)
-    cache = TrunkCache(host, encodings, spec, kept_layers=0)
+    encodings = encode(model, data, spec.max_length)
+    cache = TrunkCache(model, encodings, spec, kept_layers=0)
     predicted = torch.empty(len(data), dtype=torch.int64)
     progress.begin("evaluate", texts=len(data))
     for chosen in cache.chunks(BATCH_TOKENS):
-        batch = host.pack(rows_of([prepared], [(0, encodings[index]) for index in chosen]))
-        for index, answer in zip(chosen, classify(host, batch, [prepared]), strict=True):
+        batch = model.pack(rows_of([prepared], [(0, encodings[index]) for index in chosen]))
+        for index, answer in zip(chosen, classify(model, batch, [prepared]), strict=True):
             predicted[index] = int(answer.scores.argmax())
         progress.advance(len(chosen))
     seconds = time.perf_counter() - started
     true = classes_of(data, spec.labels)
-    winner = torch.full_like(true, int(torch.bincount(true).argmax()))
     return EvaluationReport(
         adapter=str(adapter),
         revision=hashlib.sha256(adapter.read_bytes()).hexdigest(),
         metrics=measure(predicted, true, labels=len(spec.labels)),
-        majority=measure(winner, true, labels=len(spec.labels)),
+        majority=majority(true, {"rows": true}, labels=len(spec.labels))["rows"],
         data=DataReport.of(data),
         truncated=sum(encoding.truncated for encoding in encodings),
         seconds=seconds,

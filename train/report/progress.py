@@ -1,7 +1,7 @@
 """What a run shows on stderr while it trains; stdout holds results only.
 
-Training calls a `Progress`. `BarProgress` draws on a terminal, `LineProgress` writes plain
-lines for logs, `SilentProgress` nothing.
+`BarProgress` draws on a terminal, `LineProgress` writes plain lines for logs; their base class,
+`train.loop.progress.Progress`, shows nothing.
 """
 
 import time
@@ -20,48 +20,6 @@ from train.loop.progress import EpochReport, Progress
 LINE_INTERVAL = 10.0
 
 Clock = Callable[[], float]
-
-
-class Progress:
-    """What training reports to, from one thread; this one shows nothing.
-
-    `advance` follows `begin`. A context manager, for displays that draw.
-    """
-
-    def note(self, message: str) -> None:
-        """A line of news."""
-
-    def begin(self, stage: str, *, texts: int, later: int = 0) -> None:
-        """Start a stage of known length; this ends the stage before it.
-
-        Args:
-            stage: `epoch 3/20`, `lower layers`, ...
-            texts: how many texts this stage processes.
-            later: how many the following stages of this kind process; the time left includes them.
-        """
-
-    def advance(
-        self, texts: int, *, loss: float | None = None, accuracy: float | None = None
-    ) -> None:
-        """A step is done. loss, accuracy: running means of this stage."""
-
-    def epoch_done(self, report: EpochReport) -> None:
-        """An epoch has been trained and measured."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        pass
-
-
-class SilentProgress(Progress):
-    """Shows nothing."""
 
 
 @dataclass(slots=True)

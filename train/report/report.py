@@ -1,4 +1,4 @@
-"""What a run reports: figures, their JSON and the closing table. Knows no tensor."""
+"""The reports of `fit` and `evaluate`: their data, their JSON and the table printed at the end."""
 
 import json
 import math
@@ -8,6 +8,7 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
@@ -26,7 +27,7 @@ _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """What a method without a prompt reaches; None where there is no such split."""
+    """The metrics of a method without a prompt; None for a split that does not exist."""
 
     validation: Metrics | None
     test: Metrics | None
@@ -34,7 +35,7 @@ class Baseline:
 
 @dataclass(frozen=True, slots=True)
 class DataReport:
-    """Which rows were used. labels: rows of every label."""
+    """The rows that were used. labels: how many have each label."""
 
     path: str
     sha256: str
@@ -48,7 +49,7 @@ class DataReport:
 
 
 class TrialOutcome(StrEnum):
-    """How a trial of a search ended. `failed`: its loss was not finite."""
+    """How a trial of a search ended. `FAILED`: its loss was not finite."""
 
     FINISHED = "finished"
     PRUNED = "pruned"
@@ -57,10 +58,11 @@ class TrialOutcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TrialReport:
-    """One trial of a search. number: from 1. settings: what it tried; the others were the run's.
+    """One trial of a search.
 
-    accuracy: of the validation rows after its best epoch; None where no epoch was finished.
-    epochs: that were trained. chosen: whether the adapter is its.
+    number: from 1. settings: those that it tried; all others were the run's. accuracy: on the
+    validation rows after its best epoch; None if it finished no epoch. epochs: how many it trained.
+    chosen: whether it became the adapter.
     """
 
     number: int
@@ -76,9 +78,9 @@ class TrialReport:
 class FitReport:
     """One run of `fit`.
 
-    data: by split: train, validation, test. settings: with the values that were chosen for None.
+    data: by split: train, validation, test. settings: complete, with a value in place of None.
     cache: mode, bytes, seconds to fill. best_epoch: from 1. seconds: of the whole run.
-    assessments: by split. trials: none without a search.
+    assessments: by split. trials: empty without a search.
     """
 
     output: str
@@ -115,7 +117,7 @@ class FitReport:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationReport:
-    """One run of `evaluate`. revision: sha256 of the file. truncated: texts that were cut."""
+    """One run of `evaluate`. revision: sha256 of the file. truncated: how many texts were cut."""
 
     adapter: str
     revision: str
@@ -127,20 +129,18 @@ class EvaluationReport:
     texts_per_second: float
 
     def to_json(self) -> str:
-        """One JSON object, `accuracy` and `macro_f1` at its top."""
+        """One JSON object; `accuracy`, `macro_f1` and `matthews` are at its top level."""
         content = asdict(self)
         return _json(content.pop("metrics") | content)
 
 
 def versions() -> dict[str, str]:
-    """What ran: Python and the packages whose arithmetic or formats a result depends on."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    """Versions of Python and of the packages whose arithmetic or formats affect a result."""
+    numbers = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            numbers[package] = version(package)
+    return numbers
 
 
 def machine() -> str:
@@ -158,13 +158,13 @@ def _processor() -> str:
 
 
 def serving_name(output: str) -> str:
-    """What an adapter may be served under: its file's name as far as a name can hold it."""
+    """A name for serving an adapter: its file's name without characters that names cannot have."""
     stem = Path(output).stem.lower()
     return re.sub("[^a-z0-9._-]+", "-", stem)[:64].strip("._-") or "my-adapter"
 
 
 def print_fit(report: FitReport, console: Console) -> None:
-    """The closing table: the result beside what needs no prompt, so that failures show."""
+    """Print the result next to the baselines without a prompt, so that a failed run is obvious."""
     table = Table(title="share of rows answered correctly", title_justify="left", title_style="")
     table.add_column("")
     for split in ("validation", "test"):
@@ -197,7 +197,7 @@ def print_fit(report: FitReport, console: Console) -> None:
 
 
 def print_evaluation(report: EvaluationReport, console: Console) -> None:
-    """Accuracy and macro-F1 beside the majority class."""
+    """Print accuracy and macro-F1 next to those of the majority class."""
     table = Table()
     table.add_column(f"{report.data.rows:,} rows of {report.data.path}", overflow="fold")
     table.add_column("accuracy", justify="right")
@@ -221,16 +221,16 @@ def _search(trials: Sequence[TrialReport]) -> str:
 
 
 def _warning(report: FitReport) -> str | None:
-    """The comparison that decides whether the prompt was worth training, on the last split."""
+    """Compares with the baselines on the test rows, else on the validation rows."""
     for split in ("test", "validation"):
-        mine: Metrics | None = getattr(report, split)
+        adapter: Metrics | None = getattr(report, split)
         majority: Metrics | None = getattr(report.majority, split)
         head: Metrics | None = getattr(report.head_only, split)
-        if mine is None:
+        if adapter is None:
             continue
-        if majority is not None and mine.accuracy <= majority.accuracy:
+        if majority is not None and adapter.accuracy <= majority.accuracy:
             return f"warning: on {split}, no better than always answering the majority class"
-        if head is not None and mine.accuracy <= head.accuracy:
+        if head is not None and adapter.accuracy <= head.accuracy:
             return f"warning: on {split}, no better than a head alone on the frozen backbone"
         return None
     return "warning: nothing was measured: there are no validation and no test rows"
@@ -255,15 +255,8 @@ def print_line(console: Console, text: str) -> None:
 
 
 def _json(content: dict[str, Any]) -> str:
-    return (
-        json.dumps(
-            _finite(content | {"versions": versions()}),
-            indent=2,
-            ensure_ascii=False,
-            allow_nan=False,
-        )
-        + "\n"
-    )
+    finite = _finite(content | {"versions": versions()})
+    return json.dumps(finite, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _finite(value: Any) -> Any:
