@@ -39,9 +39,6 @@ class LocalBackend:
     Args:
         load: loads the backbone; called once, in a thread.
 
-    Attributes:
-        stall_seconds: while a batch runs longer than this, the engine is not live.
-
     Raises:
         UnusableBackbone: there is no such device.
     """
@@ -54,9 +51,7 @@ class LocalBackend:
         load: Callable[[], Backbone],
         observer: Observer,
     ) -> None:
-        limits = engine_settings(settings)
-        self.engine = LocalEngine(load, store, limits, observer)
-        self.stall_seconds = limits.stall_seconds
+        self.engine = LocalEngine(load, store, engine_settings(settings), observer)
         self._settings = settings
         self._store = store
         self._observer = observer

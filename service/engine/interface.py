@@ -128,9 +128,6 @@ class Predictor(Protocol):
     async def drain(self) -> None:
         """Refuse new requests from now on; return when all others are answered."""
 
-    def health(self) -> EngineHealth:
-        """Cheap enough for every probe."""
-
 
 class Engine(Predictor, Protocol):
     """An engine whose device is in this process."""
@@ -142,6 +139,9 @@ class Engine(Predictor, Protocol):
             adapters.errors.AdapterError: the backbone is not supported or cannot be used.
             RuntimeError: the device cannot run it.
         """
+
+    def health(self) -> EngineHealth:
+        """Cheap enough for every probe."""
 
     async def check(self, data: bytes) -> AdapterSpec:
         """Validate an adapter file against the backbone and run it once; nothing is published.

@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 _TURN = 256
 _WARNING_SECONDS = 5.0
 
+Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
 Frames: TypeAlias = Sequence[bytes]
 
 

@@ -13,6 +13,7 @@ import sys
 import uvloop
 import zmq
 
+from service.ipc.channel import Context
 from service.ipc.child import ChildContext, begin
 from service.ipc.metrics_forwarding import MetricsForwarder
 from service.ipc.server import EngineServer
@@ -33,7 +34,7 @@ class EngineProcess:
         child: ChildContext,
         settings: Settings,
         backend: LocalBackend,
-        context: "zmq.Context[zmq.Socket[bytes]]",
+        context: Context,
     ) -> None:
         self._child = child
         self._settings = settings
@@ -91,9 +92,7 @@ class EngineProcess:
         self._server.beat()
 
 
-async def _run(
-    child: ChildContext, settings: Settings, context: "zmq.Context[zmq.Socket[bytes]]"
-) -> str | None:
+async def _run(child: ChildContext, settings: Settings, context: Context) -> str | None:
     """Run to the end; returns why it could not start, or None."""
     metrics = MetricsForwarder(context, child.supervisor_endpoint)
     metrics.open()
@@ -112,7 +111,7 @@ async def _run(
 def main() -> int:
     """The exit status: 0 after SIGTERM, 2 when it cannot start."""
     child, settings = begin()
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    context: Context = zmq.Context()
     failure = uvloop.run(_run(child, settings, context))
     context.destroy(linger=_LINGER_MILLISECONDS)
     child.tidy()

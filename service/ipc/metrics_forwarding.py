@@ -19,7 +19,7 @@ import zmq
 
 from service.engine.observer import Observer
 from service.errors import Unavailable
-from service.ipc.channel import Channel, RateLimitedWarnings
+from service.ipc.channel import Channel, Context, RateLimitedWarnings
 from service.ipc.protocol import Codec, Message, Undecodable, encode
 from service.observability.metrics import Metrics
 
@@ -142,7 +142,7 @@ class MetricsForwarder(Observer):
     Created before there is an event loop; `open` is called on it.
     """
 
-    def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", endpoint: str) -> None:
+    def __init__(self, context: Context, endpoint: str) -> None:
         self._context = context
         self._endpoint = endpoint
         self._channel: Channel | None = None
@@ -254,7 +254,7 @@ class MetricsReceiver:
 
     def __init__(
         self,
-        context: "zmq.Context[zmq.Socket[bytes]]",
+        context: Context,
         endpoint: str,
         metrics: Metrics,
         *,

@@ -21,7 +21,7 @@ from service.catalog.view import CatalogView
 from service.engine.interface import Completion, EngineHealth, EngineInfo, Entry
 from service.engine.observer import Observer
 from service.errors import DeadlineExceeded, EngineUnavailable, NotReady
-from service.ipc.channel import Channel, Outbox, RateLimitedWarnings
+from service.ipc.channel import Channel, Context, Outbox, RateLimitedWarnings
 from service.ipc.protocol import (
     Adapter,
     Applied,
@@ -78,7 +78,7 @@ class Connection:
 
     def __init__(
         self,
-        context: "zmq.Context[zmq.Socket[bytes]]",
+        context: Context,
         endpoint: str,
         worker: int,
         *,
@@ -284,14 +284,9 @@ class Requests:
 
 
 class RemoteEngine:
-    """`service.engine.interface.Predictor` over the socket.
-
-    Attributes:
-        heartbeat: the last one of this connection.
-    """
+    """`service.engine.interface.Predictor` over the socket."""
 
     def __init__(self, requests: Requests) -> None:
-        self.heartbeat: Heartbeat | None = None
         self._requests = requests
         self._info: EngineInfo | None = None
 
@@ -316,16 +311,6 @@ class RemoteEngine:
 
     async def drain(self) -> None:
         await self._requests.drain()
-
-    def health(self) -> EngineHealth:
-        """What the engine said of itself last."""
-        unavailable, heartbeat = self._requests.unavailable, self.heartbeat
-        if heartbeat is None:
-            return EngineHealth(live=True, ready=False, reason=unavailable or _STARTING)
-        if heartbeat.ready and unavailable is not None:
-            reason = "reading the adapters"
-            return EngineHealth(live=True, ready=False, reason=reason, details=heartbeat.details)
-        return EngineHealth(heartbeat.live, heartbeat.ready, heartbeat.reason, heartbeat.details)
 
     def set_info(self, info: EngineInfo) -> None:
         self._info = info
@@ -373,7 +358,7 @@ class RemoteBackend:
 
     def __init__(
         self,
-        context: "zmq.Context[zmq.Socket[bytes]]",
+        context: Context,
         endpoint: str,
         worker: int,
         *,
@@ -389,6 +374,8 @@ class RemoteBackend:
         self.engine = RemoteEngine(self._requests)
         self.catalog = RemoteCatalog(store, self._requests)
         self._welcomed = asyncio.Event()
+        # The last one of this connection.
+        self._heartbeat: Heartbeat | None = None
 
     async def start(self) -> None:
         self._connection.open()
@@ -405,12 +392,18 @@ class RemoteBackend:
 
     def health(self) -> EngineHealth:
         """Always live: this process answers, and the supervisor replaces a dead engine."""
-        health = self.engine.health()
-        ready, reason = health.ready, health.reason
-        if ready and not self._connection.fresh:
-            ready, reason = False, _NO_HEARTBEAT
-        details = {**health.details, "worker": self._worker}
-        return EngineHealth(live=True, ready=ready, reason=reason, details=details)
+        heartbeat, unavailable = self._heartbeat, self._requests.unavailable
+        reason: str | None = None
+        if heartbeat is None:
+            reason = unavailable or _STARTING
+        elif not heartbeat.ready:
+            reason = heartbeat.reason or _STARTING
+        elif unavailable is not None:
+            reason = "reading the adapters"
+        elif not self._connection.fresh:
+            reason = _NO_HEARTBEAT
+        details = {**(heartbeat.details if heartbeat else {}), "worker": self._worker}
+        return EngineHealth(live=True, ready=reason is None, reason=reason, details=details)
 
     def refuse_unless_ready(self) -> None:
         if self._requests.unavailable is not None or not self._connection.fresh:
@@ -427,7 +420,7 @@ class RemoteBackend:
                 self.catalog.update(message.name, message.adapter)
                 self._connection.send(Applied(message.update))
             case Heartbeat():
-                self.engine.heartbeat = message
+                self._heartbeat = message
             case Welcome():
                 self.catalog.replace_all(message.adapters)
                 self.engine.set_info(info_of(message))
@@ -440,5 +433,5 @@ class RemoteBackend:
         self._leave(reason)
 
     def _leave(self, reason: str) -> None:
-        self.engine.heartbeat = None
+        self._heartbeat = None
         self._requests.fail_all(reason)

@@ -20,7 +20,7 @@ from adapters.format.spec import AdapterSpec
 from service.backend import Backend
 from service.catalog.entry import CatalogEntry, Change
 from service.errors import ServiceError
-from service.ipc.channel import Channel, Outbox, RateLimitedWarnings
+from service.ipc.channel import Channel, Context, Outbox, RateLimitedWarnings
 from service.ipc.child import BEAT_SECONDS
 from service.ipc.protocol import (
     Applied,
@@ -79,7 +79,7 @@ class EngineServer:
 
     def __init__(
         self,
-        context: "zmq.Context[zmq.Socket[bytes]]",
+        context: Context,
         endpoint: str,
         backend: Backend,
         *,

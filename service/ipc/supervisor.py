@@ -24,6 +24,7 @@ from prometheus_client import CollectorRegistry
 from service.http.app import route_paths
 from service.http.errors import error_types
 from service.http.server import reserve, url_of
+from service.ipc.channel import Context
 from service.ipc.child import Callbacks, Child, ChildContext, Kind, NeverReady, Usage, usage_of
 from service.ipc.metrics_forwarding import MetricsReceiver
 from service.observability.logs import configure_logging
@@ -69,7 +70,7 @@ class Supervisor:
         settings: Settings,
         reserved: socket.socket,
         folder: Path,
-        context: "zmq.Context[zmq.Socket[bytes]]",
+        context: Context,
     ) -> None:
         self._settings = settings
         self._context = context

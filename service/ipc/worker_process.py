@@ -11,6 +11,7 @@ import zmq
 
 from service.http.app import create_app
 from service.http.server import Server, ignore_repeated_signals, listen_shared
+from service.ipc.channel import Context
 from service.ipc.child import ChildContext, begin
 from service.ipc.metrics_forwarding import MetricsForwarder
 from service.ipc.remote import RemoteBackend
@@ -27,7 +28,7 @@ class WorkerBackend(RemoteBackend):
         child: ChildContext,
         settings: Settings,
         metrics: MetricsForwarder,
-        context: "zmq.Context[zmq.Socket[bytes]]",
+        context: Context,
     ) -> None:
         super().__init__(
             context,
@@ -60,7 +61,7 @@ def main() -> int:
     except OSError as error:
         child.failed(f"cannot listen on {child.host}:{child.port}: {error.strerror or error}")
         return 2
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    context: Context = zmq.Context()
     metrics = MetricsForwarder(context, child.supervisor_endpoint)
     app = create_app(settings, WorkerBackend(child, settings, metrics, context), metrics)
     server = Server(app, app.state.service, url=child.url, announce=child.ready)

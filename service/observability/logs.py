@@ -1,13 +1,12 @@
-"""Log lines: one event, one line, as text or as JSON. Knows nothing of what is logged.
+"""Log lines: one event, one line, as text or as JSON.
 
-As text: `time level logger request=id message`. Facts stand in a message as `key=value`, written
-`"adapter published name=%s", name`; JSON lines have them as fields of their own.
+A text line is `time level logger request=id message`. Facts are part of the message as `key=value`,
+written `"adapter published name=%s", name`; in JSON they are fields of their own.
 """
 
 import json
 import logging
 import re
-from abc import abstractmethod
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -19,27 +18,20 @@ LogFormat = Literal["text", "json"]
 
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
 
-# A placeholder of printf, with the key that it is a fact of.
+# A printf placeholder, with the key in front of it if it is a fact.
 _PLACEHOLDER = re.compile(r"(?P<fact> ?(?P<key>[a-z_]+)=)?%[-#0 +]*\d*(?:\.\d+)?(?P<kind>[a-z%])")
 
 
-class LineFormatter(logging.Formatter):
-    """Never more than one line a record.
+class TextFormatter(logging.Formatter):
+    """One line a record: line breaks are escaped, and a traceback is one quoted field.
 
     Args:
-        process: of several, which one logs.
+        process: the name of this process, if the service has several.
     """
 
     def __init__(self, process: str | None) -> None:
         super().__init__()
         self._process = process
-
-    @abstractmethod
-    def format(self, record: logging.LogRecord) -> str: ...
-
-
-class TextFormatter(LineFormatter):
-    """Line breaks in messages are escaped, a traceback is one quoted field."""
 
     def format(self, record: logging.LogRecord) -> str:
         message = (
@@ -55,12 +47,12 @@ class TextFormatter(LineFormatter):
         return line
 
 
-class JsonFormatter(LineFormatter):
-    """An object a line: time, level, logger, message, and what applies of process, request_id,
-    trace_id and exception; then the message's facts."""
+class JsonFormatter(TextFormatter):
+    """An object a line: time, level, logger, message; process, request_id, trace_id and exception
+    where they apply; then the message's facts."""
 
     def format(self, record: logging.LogRecord) -> str:
-        message, facts = _parted(record)
+        message, facts = _message_and_facts(record)
         line: dict[str, Any] = {
             "time": _time(record),
             "level": record.levelname.lower(),
@@ -75,17 +67,17 @@ class JsonFormatter(LineFormatter):
             line["trace_id"] = trace.format_trace_id(context.trace_id)
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        # A fact never takes the place of what every line has.
+        # A fact never replaces a field that every line has.
         return orjson.dumps(line | facts | line, default=str).decode()
 
 
 def configure_logging(level: str, form: LogFormat, *, process: str | None = None) -> None:
-    """Send everything to stderr. uvicorn's own lines go the same way; its access log is ours."""
+    """Log everything to stderr, including uvicorn's lines; its access log is replaced by ours."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter(process) if form == "json" else TextFormatter(process))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for name in ("uvicorn", "uvicorn.error"):
-        # "Started server process" and the like say nothing that our own lines do not.
+        # "Started server process" and the like repeat what our own lines say.
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))
 
 
@@ -93,29 +85,29 @@ def _time(record: logging.LogRecord) -> str:
     return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
 
 
-def _parted(record: logging.LogRecord) -> tuple[str, dict[str, Any]]:
-    """A record's message without its facts, and these."""
+def _message_and_facts(record: logging.LogRecord) -> tuple[str, dict[str, Any]]:
+    """A record's message without its facts, and its facts."""
     if not isinstance(record.args, tuple) or not isinstance(record.msg, str):
         return _encodable(record.getMessage()), {}
     facts: dict[str, Any] = {}
-    left: list[Any] = []
+    remaining: list[Any] = []
     values = iter(record.args)
 
-    def taken(match: re.Match[str]) -> str:
+    def take_fact(match: re.Match[str]) -> str:
         if match["kind"] == "%":
             return match[0]
         value = next(values)
         if match["key"] is None:
-            left.append(value)
+            remaining.append(value)
             return match[0]
         facts[match["key"]] = _encodable(value) if isinstance(value, str) else value
         return ""
 
     try:
-        template = _PLACEHOLDER.sub(taken, record.msg)
-        return _encodable(template % tuple(left)), facts
+        template = _PLACEHOLDER.sub(take_fact, record.msg)
+        return _encodable(template % tuple(remaining)), facts
     except (StopIteration, TypeError, ValueError):
-        # Somebody else's way of writing messages.
+        # A library's message that is written in another way.
         return _encodable(record.getMessage()), {}
 
 

@@ -1,7 +1,7 @@
-"""What Prometheus sees, counted. Knows no route's code and no engine's: both only report here.
+"""The metrics that Prometheus scrapes: a table of them, and the object that counts.
 
-Base units, series that exist before their first event, and bounded labels: `adapter` and `label`
-only take the names of registered adapters and their labels, and go when the adapter is deleted.
+They use base units, exist before their first event, and have bounded labels: `adapter` and `label`
+take the names of stored adapters and their labels only, and are removed with the adapter.
 """
 
 from collections.abc import Iterable, Sequence
@@ -44,7 +44,7 @@ AGES = (1, 10, 60, 300, 900, 3600, 14400, 86400)
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One row of the table. Counters end in `_total` on the wire."""
+    """One row of the table."""
 
     name: str
     kind: type[Counter] | type[Gauge] | type[Histogram]
@@ -180,14 +180,13 @@ def metrics_table() -> str:
     return "\n".join(lines) + "\n"
 
 
-# Beyond this many labels an adapter's predictions are counted together: a series each would swamp a
-# scrape.
+# An adapter with more labels has one series for all of them, to keep scrapes small.
 MAX_LABELS = 512
 ALL_LABELS = "(all)"
 
 
 class Metrics(Observer):
-    """The service's collectors in one registry. Every method may be called from any thread."""
+    """Counts what is reported, in one registry. Every method may be called from any thread."""
 
     def __init__(
         self, registry: CollectorRegistry, *, routes: Iterable[str], error_types: Iterable[str]
@@ -226,12 +225,9 @@ class Metrics(Observer):
     async def scrape(self) -> bytes:
         return self.exposition()
 
-    # Reported by the routes.
-
     def request_done(
         self, route: str, outcome: Outcome, *, seconds: float, error: str | None = None
     ) -> None:
-        """A request was answered or given up; called exactly once for each."""
         known = route if route in self._request_seconds else "other"
         self._requests[known, outcome].inc()
         self._request_seconds[known].observe(seconds)
@@ -239,37 +235,29 @@ class Metrics(Observer):
             self._errors[error].inc()
 
     def tokenized(self, seconds: float, *, truncated: int) -> None:
-        """A request's texts were turned into tokens; so many of them had to be cut."""
         self._by_name["idspam_tokenize_seconds"].observe(seconds)
         if truncated:
             self._by_name["idspam_truncated_inputs_total"].inc(truncated)
 
     def predicted(self, adapter: str, label: str, count: int = 1) -> None:
-        """Texts were answered; not counted if their adapter was deleted meanwhile."""
-        series = self._predictions.get(adapter)
-        if (
-            series is not None
-            and (counter := series.get(label) or series.get(ALL_LABELS)) is not None
-        ):
+        series = self._predictions.get(adapter, {})
+        if (counter := series.get(label) or series.get(ALL_LABELS)) is not None:
             counter.inc(count)
 
     def adapter_failed(self, adapter: str, count: int) -> None:
-        """Texts of an adapter got an error that is not the caller's; as `predicted` otherwise."""
         if (counter := self._adapter_failures.get(adapter)) is not None:
             counter.inc(count)
 
     def uploaded(self, outcome: UploadOutcome) -> None:
         self._uploads[outcome].inc()
 
-    # Reported by the catalog.
-
     def adapter_published(self, name: str, labels: Sequence[str]) -> None:
-        """Make an adapter's series; those of labels that it no longer has are removed."""
+        """Create an adapter's series, and remove those of labels that it no longer has."""
         collector = self._by_name["idspam_predictions_total"]
-        wanted = tuple(labels) if len(labels) <= MAX_LABELS else (ALL_LABELS,)
+        shown = tuple(labels) if len(labels) <= MAX_LABELS else (ALL_LABELS,)
         before = self._predictions.get(name, {})
-        self._predictions[name] = {label: collector.labels(name, label) for label in wanted}
-        for label in set(before) - set(wanted):
+        self._predictions[name] = {label: collector.labels(name, label) for label in shown}
+        for label in set(before) - set(shown):
             collector.remove(name, label)
         failures = self._by_name["idspam_adapter_failures_total"]
         self._adapter_failures[name] = failures.labels(name)
@@ -281,7 +269,6 @@ class Metrics(Observer):
             self._by_name["idspam_adapter_failures_total"].remove(name)
 
     def stored(self, adapters: int, bytes_held: int) -> None:
-        """How many adapters the catalog knows, and the size of their current files."""
         self._tier_adapters["stored"].set(adapters)
         self._tier_bytes["stored"].set(bytes_held)
 
@@ -289,10 +276,7 @@ class Metrics(Observer):
         self._by_name["idspam_build_info"].labels(version, backbone, device, dtype).set(1)
 
     def waiting_limit(self, tokens: int) -> None:
-        """How many tokens may wait."""
         self._by_name["idspam_waiting_tokens_limit"].set(tokens)
-
-    # Reported by the engine: `service.engine.observer.Observer`.
 
     def batch_done(self, report: BatchReport) -> None:
         of = self._by_name
@@ -315,7 +299,8 @@ class Metrics(Observer):
         self._tier_adapters[tier].set(adapters)
         self._tier_bytes[tier].set(bytes_held)
 
-    # Not by adapter: an observer's keys may be of adapters that are deleted meanwhile.
+    # Not counted by adapter, since the key's adapter may have been deleted meanwhile.
+
     def adapter_loaded(self, key: AdapterKey, tier: Tier, seconds: float) -> None:  # noqa: ARG002
         self._loads[tier].inc()
         self._load_seconds[tier].observe(seconds)
@@ -332,7 +317,7 @@ class Metrics(Observer):
     def failed(self, reason: FailureReason, rows: int) -> None:
         self._failures[reason].inc(rows)
 
-    # Reported by the supervisor of several processes.
+    # Reported by the supervisor, which has this object.
 
     def processes(self, kind: str, alive: int) -> None:
         self._by_name["idspam_processes"].labels(kind).set(alive)
@@ -341,12 +326,12 @@ class Metrics(Observer):
         self._by_name["idspam_process_restarts_total"].labels(kind).inc(processes)
 
     def process_used(self, process: str, *, resident_bytes: int, cpu_seconds: float) -> None:
-        """What a process holds, and the processor time that it took since this was told last."""
+        """Memory that a process holds, and processor time since the last call for it."""
         self._by_name["idspam_process_resident_bytes"].labels(process).set(resident_bytes)
         self._by_name["idspam_process_cpu_seconds_total"].labels(process).inc(cpu_seconds)
 
     def engine_gone(self) -> None:
-        """What the engine's process reported as its state holds no more."""
+        """Reset the states that the engine's process reported."""
         self._by_name["idspam_waiting_tokens"].set(0)
         self._by_name["idspam_build_info"].clear()
         for tier in get_args(Tier):

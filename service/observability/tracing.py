@@ -1,6 +1,6 @@
-"""OpenTelemetry traces: W3C context in, a span a request, a span a stage. Knows no route.
+"""OpenTelemetry traces: a span for each request, under its caller's span, and one for each stage.
 
-Off unless an endpoint is set; then the standard `OTEL_*` variables hold for everything else:
+Off unless an endpoint is set. The standard `OTEL_*` variables set everything else:
 `OTEL_SERVICE_NAME`, `OTEL_TRACES_SAMPLER`, `OTEL_RESOURCE_ATTRIBUTES`, ...
 """
 
@@ -21,21 +21,21 @@ class Tracing:
     """Spans of one process, sent in the background by OTLP over HTTP.
 
     Args:
-        endpoint: of the collector, `http://host:4318`; None traces nothing.
+        endpoint: of the collector, `http://host:4318`; None disables tracing.
     """
 
     def __init__(self, endpoint: str | None) -> None:
         self._tracer: Tracer | None = None
         if endpoint is None:
             return
-        # Takes a tenth of a second, which only those pay who trace.
+        # Importing these takes 0.1 s: only with tracing.
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import OTELResourceDetector, Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-        known = {"service.name": SERVICE_NAME, "service.version": __version__}
-        resource = Resource.create(known).merge(OTELResourceDetector().detect())
+        defaults = {"service.name": SERVICE_NAME, "service.version": __version__}
+        resource = Resource.create(defaults).merge(OTELResourceDetector().detect())
         self._provider = TracerProvider(resource=resource)
         exporter = OTLPSpanExporter(f"{endpoint.rstrip('/')}/v1/traces")
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
@@ -43,7 +43,7 @@ class Tracing:
 
     @contextmanager
     def request(self, method: str, path: str, headers: Mapping[str, str]) -> Iterator[Span]:
-        """The span of a request, current while it is answered; its caller's is its parent."""
+        """The span of a request, current while it is answered; its parent is the caller's span."""
         if self._tracer is None:
             yield _SILENT
             return
@@ -58,9 +58,9 @@ class Tracing:
             yield span
 
     def classified(self, *, tokenize: float, queue: float, inference: float, **facts: int) -> None:
-        """The stages of the request that is answered just now, from their seconds.
+        """Record the stages of the current request, from how long they took.
 
-        Queue and inference are those of the slowest text: they follow each other, and end now.
+        Queue and inference are those of the slowest text. The stages follow each other and end now.
         """
         span = trace.get_current_span()
         if self._tracer is None or not span.is_recording():
@@ -73,14 +73,14 @@ class Tracing:
             ends = begins
 
     def close(self) -> None:
-        """Send what is left. Takes seconds where the collector does not answer."""
+        """Send what is left; takes seconds if the collector does not answer."""
         if self._tracer is not None:
             self._provider.shutdown()
             self._tracer = None
 
 
 def answered(span: Span, *, method: str, route: str, status: int, error: str | None) -> None:
-    """What became of a request."""
+    """Record how a request was answered."""
     if not span.is_recording():
         return
     span.update_name(f"{method} {route}")
