@@ -2,7 +2,14 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from pathlib import Path
 from typing import Self, TypeVar, Unpack
 
@@ -67,10 +74,7 @@ class AsyncClient:
         await self._transport.close()
 
     async def predict(
-        self,
-        inputs: Text | Sequence[Text],
-        adapter: str | None = None,
-        **options: Unpack[Options],
+        self, inputs: Text | Sequence[Text], adapter: str | None = None, **options: Unpack[Options]
     ) -> Answer:
         """As `Client.predict`. If it is cancelled, the service drops what it has not begun."""
         return await self._call(operations.predict(inputs, adapter, options))
@@ -92,7 +96,9 @@ class AsyncClient:
         check_sizes(
             inputs, per_request=per_request, in_flight=in_flight, connections=self._connections
         )
-        return self._classified(inputs, adapter, options, per_request, in_flight)
+        patient: Options = {"timeout_ms": TIMEOUT_MS, **options}
+        chunks = achunks_of(inputs, per_request=per_request)
+        return self._classified(chunks, in_flight, adapter, patient)
 
     async def adapters(self) -> list[AdapterSummary]:
         """As `Client.adapters`."""
@@ -150,24 +156,18 @@ class AsyncClient:
         return await self._transport.run(exchange)
 
     async def _classified(
-        self,
-        inputs: Iterable[Text] | AsyncIterable[Text],
-        adapter: str | None,
-        options: Options,
-        per_request: int,
-        in_flight: int,
+        self, chunks: AsyncIterator[Chunk], in_flight: int, adapter: str | None, options: Options
     ) -> AsyncGenerator[Result, None]:
-        patient: Options = {"timeout_ms": TIMEOUT_MS, **options}
 
         async def predict(chunk: Chunk) -> Answer:
             try:
-                return await self._call(operations.predict(chunk.inputs, adapter, patient))
+                return await self._call(operations.predict(chunk.inputs, adapter, options))
             except Refused as error:
                 raise renumbered(error, chunk.first) from None
 
         pending: deque[asyncio.Task[Answer]] = deque()
         try:
-            async for chunk in achunks_of(inputs, per_request=per_request):
+            async for chunk in chunks:
                 pending.append(asyncio.create_task(predict(chunk)))
                 while pending and (len(pending) == in_flight or pending[0].done()):
                     for result in await pending.popleft():

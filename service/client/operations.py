@@ -22,9 +22,7 @@ from service.client.types import (
     Health,
     Input,
     Options,
-    PredictBody,
     Published,
-    RollbackBody,
     Text,
 )
 
@@ -39,21 +37,17 @@ _JSON = {"content-type": "application/json"}
 
 def predict(inputs: Text | Sequence[Text], adapter: str | None, options: Options) -> Call[Answer]:
     """One request with one input or several."""
-    single = isinstance(inputs, (str, Input))
     texts = [inputs] if isinstance(inputs, (str, Input)) else list(inputs)
     for index, text in enumerate(texts):
         if not isinstance(text, (str, Input)):
             raise InvalidCall(f"inputs.{index}: {type(text).__name__}, expected str or Input")
-    settings: dict[str, Any] = {**options}
-    headers = _JSON | _request_id(settings.pop("request_id", None))
-    body = PredictBody(texts[0] if single else texts, adapter, **settings)
-    request = Request(
-        "POST",
-        "/v1/predict",
-        headers=headers,
-        body=_json(body),
-        seconds=(body.timeout_ms or 0) / 1000,
-    )
+    sent = inputs if isinstance(inputs, (str, Input)) else texts
+    body: dict[str, Any] = {"inputs": sent, "adapter": adapter, **options}
+    headers = _JSON | _request_id(body.pop("request_id", None))
+    # Options that are None are left to the service.
+    content = _json({key: value for key, value in body.items() if value is not None})
+    seconds = (options.get("timeout_ms") or 0) / 1000
+    request = Request("POST", "/v1/predict", headers=headers, body=content, seconds=seconds)
 
     def decode(reply: Reply) -> Answer:
         answer = msgspec.json.decode(reply.body, type=Answer)
@@ -126,7 +120,7 @@ def rollback(name: str, revision: str | None, *, if_match: str | None) -> Call[P
         "POST",
         f"{_path(name)}/rollback",
         headers=_JSON | conditions,
-        body=_json(RollbackBody(None if revision is None else _revision(revision))),
+        body=_json({"revision": None if revision is None else _revision(revision)}),
     )
     # The second time, "the previous revision" is another one.
     return Call(request, _decoder(Published), repeatable=revision is not None and not conditions)
@@ -185,7 +179,7 @@ def _request_id(value: str | None) -> dict[str, str]:
     return {"x-request-id": value}
 
 
-def _json(content: msgspec.Struct) -> bytes:
+def _json(content: Mapping[str, Any]) -> bytes:
     try:
         return msgspec.json.encode(content)
     except (UnicodeEncodeError, msgspec.MsgspecError, TypeError) as error:

@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Self, TypeVar, Unpack
@@ -83,10 +83,7 @@ class Client:
         self._transport.close()
 
     def predict(
-        self,
-        inputs: Text | Sequence[Text],
-        adapter: str | None = None,
-        **options: Unpack[Options],
+        self, inputs: Text | Sequence[Text], adapter: str | None = None, **options: Unpack[Options]
     ) -> Answer:
         """Classify one text or pair, or a list of them, in one request: all are answered or none.
 
@@ -116,7 +113,9 @@ class Client:
         check_sizes(
             inputs, per_request=per_request, in_flight=in_flight, connections=self._connections
         )
-        return self._classified(inputs, adapter, options, per_request, in_flight)
+        patient: Options = {"timeout_ms": TIMEOUT_MS, **options}
+        chunks = chunks_of(inputs, per_request=per_request)
+        return self._classified(chunks, in_flight, adapter, patient)
 
     def adapters(self) -> list[AdapterSummary]:
         """All adapters by name."""
@@ -182,14 +181,8 @@ class Client:
         return self._transport.run(exchange)
 
     def _classified(
-        self,
-        inputs: Iterable[Text],
-        adapter: str | None,
-        options: Options,
-        per_request: int,
-        in_flight: int,
+        self, chunks: Iterator[Chunk], in_flight: int, adapter: str | None, options: Options
     ) -> Generator[Result, None, None]:
-        patient: Options = {"timeout_ms": TIMEOUT_MS, **options}
         stopped = threading.Event()
 
         def pause(seconds: float) -> None:
@@ -198,14 +191,14 @@ class Client:
 
         def predict(chunk: Chunk) -> Answer:
             try:
-                call = operations.predict(chunk.inputs, adapter, patient)
+                call = operations.predict(chunk.inputs, adapter, options)
                 return self._transport.run(self._exchanger(call), pause)
             except Refused as error:
                 raise renumbered(error, chunk.first) from None
 
         pending: deque[Future[Answer]] = deque()
         try:
-            for chunk in chunks_of(inputs, per_request=per_request):
+            for chunk in chunks:
                 pending.append(_in_thread(predict, chunk))
                 while pending and (len(pending) == in_flight or pending[0].done()):
                     yield from pending.popleft().result()

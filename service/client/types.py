@@ -3,7 +3,7 @@
 Answers of a later service may have more fields; they are ignored.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Literal, TypeAlias, TypedDict
 
 import msgspec
@@ -159,21 +159,6 @@ class Health(msgspec.Struct, frozen=True):
     @property
     def ok(self) -> bool:
         return self.status == "ok"
-
-
-class PredictBody(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The body of a predict request."""
-
-    inputs: Text | Sequence[Text]
-    adapter: str | None = None
-    top_k: int | None = None
-    truncate: bool | None = None
-    explain: bool | None = None
-    timeout_ms: int | None = None
-
-
-class RollbackBody(msgspec.Struct, frozen=True):
-    revision: str | None
 
 
 class ErrorContent(msgspec.Struct, frozen=True):

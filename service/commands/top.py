@@ -188,10 +188,7 @@ def running(between: Between) -> str:
 def _traffic(between: Between) -> Panel:
     outcomes = between.rates("idspam_requests_total", "outcome")
     errors = between.rates("idspam_request_errors_total", "type")
-    rates = {
-        "requests": sum(outcomes.values()),
-        "texts": between.rate("idspam_predictions_total"),
-    }
+    rates = {"requests": sum(outcomes.values()), "texts": between.rate("idspam_predictions_total")}
     rates |= {name: rate for name, rate in outcomes.items() if rate and name != "success"}
     rates |= {f"error {name}": rate for name, rate in errors.items() if rate}
     return Panel(

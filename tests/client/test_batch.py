@@ -1,4 +1,4 @@
-"""What is refused before it is sent, how inputs become requests, and how long a wait is."""
+"""Arguments that are refused before anything is sent, how inputs become requests, and waits."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -11,7 +11,7 @@ from service.client.batch import MAX_CHARACTERS, chunks_of, renumbered
 from service.client.retry import parse_retry_after
 
 
-def test_retry_after_is_seconds_or_a_date_or_nothing() -> None:
+def test_retry_after_holds_seconds_or_a_date() -> None:
     now = datetime(2026, 10, 21, 7, 28, tzinfo=UTC)
     assert parse_retry_after("Wed, 21 Oct 2026 07:28:09 GMT", now=now) == 9
     assert parse_retry_after("Wed, 21 Oct 2020 07:28:00 GMT", now=now) == 0
@@ -20,36 +20,36 @@ def test_retry_after_is_seconds_or_a_date_or_nothing() -> None:
         assert parse_retry_after(nothing) is None
 
 
-def test_waits_double_up_to_the_longest_and_half_is_left_to_chance() -> None:
+def test_waits_double_up_to_the_longest_and_half_of_each_is_random() -> None:
     retries = Retries(attempts=10**6, seconds=1e9, first=1.0, longest=8.0)
     for chance in (0.0, 0.999):
-        found = [
+        waits = [
             retries.wait(attempt=attempt, elapsed=0.0, retry_after=None, chance=chance)
             for attempt in (1, 2, 3, 4, 5, 100_000)
         ]
         whole = [1, 2, 4, 8, 8, 8]
-        assert found == [pytest.approx(seconds * (0.5 + chance / 2)) for seconds in whole]
+        assert waits == [pytest.approx(seconds * (0.5 + chance / 2)) for seconds in whole]
 
 
 @pytest.mark.parametrize(
     "numbers", [{"attempts": 0}, {"seconds": 0}, {"first": 0}, {"seconds": float("nan")}]
 )
-def test_retries_that_could_not_be_made_are_refused(numbers: dict[str, float]) -> None:
+def test_impossible_retries_are_refused(numbers: dict[str, float]) -> None:
     with pytest.raises(InvalidCall):
         Retries(**numbers)  # type: ignore[arg-type]  # what the test is about
 
 
-def test_inputs_are_cut_by_number_and_by_length() -> None:
+def test_inputs_are_split_by_number_and_by_length() -> None:
     chunks = list(chunks_of((f"{number}" for number in range(7)), per_request=3))
     assert [len(item.inputs) for item in chunks] == [3, 3, 1]
     assert [item.first for item in chunks] == [0, 3, 6]
     long = "x" * (MAX_CHARACTERS // 2 + 1)
-    found = list(chunks_of(["a", long, long, "b", long * 3, "c"], per_request=100))
-    assert [len(item.inputs) for item in found] == [2, 2, 1, 1]
+    chunks = list(chunks_of(["a", long, long, "b", long * 3, "c"], per_request=100))
+    assert [len(chunk.inputs) for chunk in chunks] == [2, 2, 1, 1]
     assert list(chunks_of([], per_request=3)) == []
 
 
-def test_no_more_inputs_are_looked_at_than_a_request_needs() -> None:
+def test_only_the_inputs_of_the_next_request_are_read() -> None:
     seen: list[int] = []
 
     def inputs() -> Iterator[str]:
@@ -61,7 +61,7 @@ def test_no_more_inputs_are_looked_at_than_a_request_needs() -> None:
     assert len(seen) == 5
 
 
-def test_places_in_an_error_count_from_the_first_input_of_all() -> None:
+def test_an_error_counts_inputs_from_the_first_of_all() -> None:
     error = Rejected(
         422, type="t", message="inputs.3.text: no; inputs.12: no", details=["inputs.3.text: no"]
     )
@@ -72,7 +72,7 @@ def test_places_in_an_error_count_from_the_first_input_of_all() -> None:
 
 
 @pytest.mark.parametrize("name", ["", "A", "a b", "..", ".", "a/b", "a" * 65, "ü", "a@b"])
-def test_a_name_that_is_none_is_not_sent(name: str) -> None:
+def test_an_invalid_name_is_not_sent(name: str) -> None:
     for make in (
         lambda: calls.show(name),
         lambda: calls.delete(name, if_match=None),
@@ -83,14 +83,14 @@ def test_a_name_that_is_none_is_not_sent(name: str) -> None:
 
 
 @pytest.mark.parametrize("revision", ["", "x", "AB", "a" * 65, '"'])
-def test_a_revision_that_is_none_is_not_sent(revision: str) -> None:
+def test_an_invalid_revision_is_not_sent(revision: str) -> None:
     with pytest.raises(InvalidCall, match="revision"):
         calls.rollback("a", revision, if_match=None)
     with pytest.raises(InvalidCall, match="revision"):
         calls.delete("a", if_match=revision)
 
 
-def test_what_is_no_text_is_not_sent() -> None:
+def test_inputs_that_are_not_texts_are_not_sent() -> None:
     for wrong in (b"x", ["a", b"x"], ["a", ("b", "c")], "\ud800"):
         with pytest.raises(InvalidCall):
             calls.predict(wrong, "a", {})  # type: ignore[arg-type]  # what the test is about

@@ -1,4 +1,4 @@
-"""Both clients on the real service: they do the same, so most tests are run with each."""
+"""Both clients on the real service. They do the same, so most tests run with each."""
 
 import hashlib
 import threading
@@ -95,7 +95,7 @@ def test_each_input_may_have_an_adapter_and_an_id_of_its_own(live: Live, client:
     )
 
 
-def test_a_text_that_is_too_long_is_cut_or_refused(client: Client) -> None:
+def test_a_text_that_is_too_long_is_truncated_or_refused(client: Client) -> None:
     long = "win " * 500
     assert client.predict(long, "a")[0].truncated
     with pytest.raises(Rejected, match=r"inputs\.0: 502 tokens"):
@@ -108,10 +108,12 @@ def test_adapters_are_uploaded_listed_shown_rolled_back_and_deleted(
     one, two = files
     path = tmp_path / "two.safetensors"
     path.write_bytes(two)
-    made = client.upload("mine", one, if_none_match="*")
-    assert (made.name, made.revision, made.outcome) == ("mine", revision_of(one), "created")
+    published = client.upload("mine", one, if_none_match="*")
+    assert published.name == "mine"
+    assert published.revision == revision_of(one)
+    assert published.outcome == "created"
     assert client.upload("mine", one).outcome == "unchanged"
-    assert client.upload("mine", path, if_match=made.revision).outcome == "replaced"
+    assert client.upload("mine", path, if_match=published.revision).outcome == "replaced"
     assert client.upload("mine", str(path), if_match="*").outcome == "unchanged"
     assert [item.name for item in client.adapters()] == ["a", "b", "mine"]
     shown = client.adapter("mine")
@@ -143,7 +145,7 @@ def test_a_condition_that_does_not_hold_changes_nothing(
     client: Client, files: tuple[bytes, bytes]
 ) -> None:
     one, two = files
-    made = client.upload("held", one)
+    published = client.upload("held", one)
     for refused in (
         lambda: client.upload("held", two, if_match=revision_of(two)),
         lambda: client.upload("held", two, if_none_match="*"),
@@ -153,11 +155,11 @@ def test_a_condition_that_does_not_hold_changes_nothing(
         with pytest.raises(Conflict) as caught:
             refused()
         assert caught.value.type == "revision_conflict"
-    assert client.adapter("held").revision == made.revision
+    assert client.adapter("held").revision == published.revision
     client.delete("held")
 
 
-def test_what_the_service_refuses_is_an_error_with_its_words(client: Client) -> None:
+def test_a_refusal_is_an_error_with_the_services_message(client: Client) -> None:
     with pytest.raises(NotFound, match="no adapter is named 'c'") as caught:
         client.predict("x", "c", request_id="my-own.id:7")
     assert caught.value.request_id == "my-own.id:7"
@@ -177,7 +179,7 @@ def test_what_the_service_refuses_is_an_error_with_its_words(client: Client) -> 
     assert [adapter.name for adapter in client.adapters()] == ["a", "b"]
 
 
-def test_a_deadline_that_passes_is_a_failure(tmp_path: Path, adapter: Adapter) -> None:
+def test_a_missed_deadline_is_a_failure(tmp_path: Path, adapter: Adapter) -> None:
     brake = Brake()
     with serve(tmp_path, load=brake.load) as live, Client(live.url) as client:
         live.put("a", adapter)
@@ -188,7 +190,7 @@ def test_a_deadline_that_passes_is_a_failure(tmp_path: Path, adapter: Adapter) -
     assert (caught.value.status, caught.value.type) == (504, "deadline_exceeded")
 
 
-def test_probes_and_metrics_are_there(client: Client) -> None:
+def test_probes_and_metrics_answer(client: Client) -> None:
     assert client.health().ok
     ready = client.ready()
     assert (ready.status, ready.reason) == ("ok", None)
@@ -196,7 +198,7 @@ def test_probes_and_metrics_are_there(client: Client) -> None:
     assert "idspam_requests_total" in client.metrics()
 
 
-def test_a_client_is_used_by_many_threads_and_no_more_after_it_was_closed(live: Live) -> None:
+def test_many_threads_use_a_client_until_it_is_closed(live: Live) -> None:
     with Client(live.url, connections=3) as client:
         labels: list[str] = []
 
@@ -229,7 +231,7 @@ def test_the_callers_hooks_see_every_request_and_may_name_it(live: Live) -> None
     assert seen == ["trace-0", "trace-1"]
 
 
-def test_a_key_opens_what_is_closed(tmp_path: Path, adapter: Adapter) -> None:
+def test_a_key_gives_access(tmp_path: Path, adapter: Adapter) -> None:
     data = serialize(adapter)
     with serve(tmp_path, API_KEYS="user", ADMIN_KEYS="admin") as closed:
         with Client(closed.url) as nobody, pytest.raises(NotAllowed) as caught:

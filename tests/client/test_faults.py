@@ -1,4 +1,4 @@
-"""Servers that break: connections that are dropped, answers that are cut, other people's pages."""
+"""Servers that break: dropped connections, incomplete answers, pages of other servers."""
 
 import asyncio
 import socket
@@ -26,7 +26,7 @@ HEALTH: dict[str, Any] = {"status": "ok", "reason": None, "details": {}}
 PUBLISHED = {"name": "a", "revision": "0c9d", "created": False, "changed": True}
 
 
-def test_a_prediction_is_asked_for_again_when_the_connection_breaks() -> None:
+def test_a_prediction_is_repeated_when_the_connection_breaks() -> None:
     cut = results(1)[:-7].replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
     for first in (None, cut, b"nonsense\r\nConnection: close\r\n\r\n"):
         with (
@@ -38,7 +38,7 @@ def test_a_prediction_is_asked_for_again_when_the_connection_breaks() -> None:
             assert len(set(server.bodies)) == 1
 
 
-def test_what_may_not_happen_twice_is_not_asked_for_again() -> None:
+def test_a_change_that_may_have_happened_is_not_repeated() -> None:
     doubtful: list[Callable[[Client], object]] = [
         lambda client: client.rollback("a"),
         lambda client: client.delete("a"),
@@ -51,13 +51,13 @@ def test_what_may_not_happen_twice_is_not_asked_for_again() -> None:
             assert len(server.requests) == 1
 
 
-def test_a_rollback_to_a_named_revision_is_asked_for_again() -> None:
+def test_a_rollback_to_a_named_revision_is_repeated() -> None:
     with broken(None, answer(PUBLISHED)) as server, Client(server.url, retries=QUICK) as client:
         assert client.rollback("a", "0c9d").changed
         assert len(server.requests) == 2
 
 
-def test_where_nobody_listens_everything_is_tried_again_and_told_with_the_address() -> None:
+def test_an_unreachable_service_is_retried_and_the_error_names_its_address() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     every: list[Callable[[Client], object]] = [
@@ -72,7 +72,7 @@ def test_where_nobody_listens_everything_is_tried_again_and_told_with_the_addres
             assert time.monotonic() - began < 5
 
 
-def test_an_answer_that_does_not_come_in_time_is_none() -> None:
+def test_a_late_answer_is_an_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with Client(url, seconds=0.2, retries=Retries(attempts=1)) as client:
@@ -84,7 +84,7 @@ def test_an_answer_that_does_not_come_in_time_is_none() -> None:
             assert time.monotonic() - began >= 0.6
 
 
-def test_a_proxys_page_is_told_as_what_it_is() -> None:
+def test_a_proxys_error_page_is_quoted() -> None:
     page = answer(b"<html><h1>Bad\nGateway</h1>", "502 Bad Gateway", "Content-Type: text/html")
     with broken(page) as server, Client(server.url, retries=QUICK) as client:
         with pytest.raises(Failed) as caught:
@@ -107,7 +107,7 @@ def test_another_server_is_not_taken_for_this_one() -> None:
         client.adapters()
 
 
-def test_a_service_that_wants_to_be_left_alone_is_left_alone() -> None:
+def test_the_client_waits_as_long_as_the_service_asks() -> None:
     error = {"error": {"type": "unavailable", "message": "draining", "details": []}}
     busy = answer(error, "503 Service Unavailable", "Retry-After: 1")
     with broken(busy, answer(HEALTH)) as server, Client(server.url) as client:
@@ -116,7 +116,7 @@ def test_a_service_that_wants_to_be_left_alone_is_left_alone() -> None:
         assert time.monotonic() - began >= 1.0
 
 
-def test_a_hook_that_spoils_a_request_is_told_and_nothing_is_repeated() -> None:
+def test_a_hook_that_spoils_a_request_is_an_error_and_nothing_is_sent() -> None:
     with broken(answer(HEALTH)) as server:
 
         def spoil(request: object) -> None:
@@ -130,29 +130,29 @@ def test_a_hook_that_spoils_a_request_is_told_and_nothing_is_repeated() -> None:
         assert server.requests == []
 
 
-def test_one_failed_request_among_many_ends_them_in_order() -> None:
+def test_one_failed_request_among_many_comes_after_all_earlier_results() -> None:
     internal = {"error": {"type": "internal", "message": "internal error", "details": []}}
-    given = []
+    received = []
 
     def ask(client: Client) -> None:
         for result in client.classify(["x"] * 20, "a", per_request=4, in_flight=1):
-            given.append(result)
+            received.append(result)
 
     with broken(results(4), results(4), answer(internal, "500 Oh")) as server:
         with Client(server.url, retries=QUICK) as client, pytest.raises(Failed):
             ask(client)
-        assert len(given) == 8
+        assert len(received) == 8
         assert len(server.requests) == 3
 
 
-def test_whoever_stops_early_is_not_held_up_by_what_is_under_way() -> None:
+def test_a_caller_that_stops_early_does_not_wait_for_requests_in_flight() -> None:
     endless = chain(["x"], repeat(HELD))
     with broken(results(1)) as server:
         began = time.monotonic()
         with Client(server.url) as client:
-            found = client.classify(endless, "a", per_request=1, in_flight=4)
-            assert next(found).label == "ham"
-            found.close()
+            answers = client.classify(endless, "a", per_request=1, in_flight=4)
+            assert next(answers).label == "ham"
+            answers.close()
         assert time.monotonic() - began < 5
 
 

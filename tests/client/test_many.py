@@ -25,50 +25,50 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 
 @pytest.fixture(params=["blocking", "awaited"])
 def client(request: pytest.FixtureRequest, live: Live) -> Iterator[Client]:
-    with either(request.param, live.url) as made:
-        yield made
+    with either(request.param, live.url) as client:
+        yield client
 
 
-def test_any_number_of_inputs_is_answered_in_their_order(client: Client) -> None:
+def test_any_number_of_inputs_is_answered_in_order(client: Client) -> None:
     inputs = (Input("free " * (number % 9), id=str(number)) for number in range(500))
-    found = list(client.classify(inputs, "a", per_request=7, in_flight=5, top_k=1))
-    assert [item.id for item in found] == [str(number) for number in range(500)]
+    results = list(client.classify(inputs, "a", per_request=7, in_flight=5, top_k=1))
+    assert [item.id for item in results] == [str(number) for number in range(500)]
     assert list(client.classify([], "a")) == []
 
 
-def test_an_error_among_many_inputs_counts_from_the_first_of_all(client: Client) -> None:
+def test_an_error_among_many_inputs_names_its_place_among_all(client: Client) -> None:
     inputs = ["ok"] * 40 + ["win " * 500] + ["ok"] * 40
     with pytest.raises(Rejected, match=r"inputs\.40: 502 tokens"):
         list(client.classify(inputs, "a", per_request=16, truncate=False))
 
 
-def test_answers_before_an_error_are_given_out_first(live: Live) -> None:
-    found = []
+def test_results_before_an_error_come_first(live: Live) -> None:
+    results = []
 
     def ask(client: Client) -> None:
         inputs = ["ok"] * 40 + ["win " * 500]
         for result in client.classify(inputs, "a", per_request=10, truncate=False):
-            found.append(result)
+            results.append(result)
 
     with Client(live.url) as client, pytest.raises(Rejected):
         ask(client)
-    assert len(found) == 40
+    assert len(results) == 40
 
 
 def test_no_more_inputs_are_held_than_the_requests_in_flight_have(live: Live) -> None:
-    read = given = most = 0
+    read = yielded = most = 0
 
     def inputs() -> Iterator[str]:
         nonlocal read, most
         for _ in range(2000):
             read += 1
-            most = max(most, read - given)
+            most = max(most, read - yielded)
             yield "free"
 
     with Client(live.url) as client:
         for _ in client.classify(inputs(), "a", per_request=10, in_flight=4):
-            given += 1
-    assert given == 2000
+            yielded += 1
+    assert yielded == 2000
     assert most <= 50
 
 
@@ -83,7 +83,7 @@ async def test_inputs_of_an_async_iterable_are_answered_too(live: Live) -> None:
     assert len(answers) == 100
 
 
-def test_one_text_is_not_taken_for_an_iterable_of_letters(client: Client) -> None:
+def test_a_single_text_is_not_read_as_an_iterable_of_letters(client: Client) -> None:
     for wrong in ("text", Input("text")):
         with pytest.raises(InvalidCall, match="one text"):
             client.classify(wrong, "a")  # type: ignore[arg-type]  # what the test is about
@@ -92,9 +92,8 @@ def test_one_text_is_not_taken_for_an_iterable_of_letters(client: Client) -> Non
             client.classify(["x"], "a", **numbers)  # type: ignore[arg-type]  # likewise
 
 
-def test_an_overloaded_service_is_asked_again_when_it_says(
-    tmp_path: Path, adapter: Adapter
-) -> None:
+@pytest.mark.slow
+def test_an_overloaded_service_is_retried_when_it_says(tmp_path: Path, adapter: Adapter) -> None:
     brake = Brake()
     statuses: list[int] = []
 
@@ -108,14 +107,12 @@ def test_an_overloaded_service_is_asked_again_when_it_says(
         live.put("a", adapter)
         brake.on()
         with Client(live.url, event_hooks={"response": [keep]}) as client:
-            found = list(client.classify(["free win now"] * 60, "a", per_request=4, in_flight=12))
-    assert len(found) == 60
+            results = list(client.classify(["free win now"] * 60, "a", per_request=4, in_flight=12))
+    assert len(results) == 60
     assert 429 in statuses
 
 
-def test_an_overload_that_lasts_ends_with_what_the_service_says(
-    tmp_path: Path, adapter: Adapter
-) -> None:
+def test_a_lasting_overload_ends_with_the_services_error(tmp_path: Path, adapter: Adapter) -> None:
     brake = Brake()
     with serve(tmp_path, load=brake.load, MAX_WAITING_TOKENS="64") as live:
         live.put("a", adapter)
@@ -141,7 +138,8 @@ def test_an_overload_that_lasts_ends_with_what_the_service_says(
         assert error.retry_after is not None
 
 
-def test_a_service_that_is_still_loading_is_waited_for(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_the_client_waits_for_a_service_that_is_loading(tmp_path: Path) -> None:
     loading = threading.Event()
 
     def load() -> Any:

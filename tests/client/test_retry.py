@@ -1,4 +1,4 @@
-"""One call from attempt to answer, without a network: what is repeated, when, and how often."""
+"""One call from attempt to answer, without a network: when and how often it is repeated."""
 
 import hashlib
 import json
@@ -55,8 +55,8 @@ class Clock:
 
 def exchanger(clock: Clock, **retries: float) -> Exchanger:
     numbers = {"attempts": 4, "seconds": 60.0, "first": 1.0, "longest": 3.0} | retries
-    made = Retries(**numbers)  # type: ignore[arg-type]  # whole numbers among them
-    return Exchanger(URL, made, clock=clock, chance=lambda: 0.5)
+    policy = Retries(**numbers)  # type: ignore[arg-type]  # whole numbers among them
+    return Exchanger(URL, policy, clock=clock, chance=lambda: 0.5)
 
 
 def run(
@@ -98,7 +98,7 @@ ONCE_ONLY: dict[str, Callable[[], Call[Any]]] = {
 @pytest.mark.parametrize(
     "outcome", [LOST, UNHEARD, refusal(429, "overloaded"), refusal(503, "unavailable")]
 )
-def test_what_may_happen_twice_is_repeated_after_anything_that_passes(
+def test_a_harmless_call_is_repeated_after_every_temporary_failure(
     name: str, outcome: Outcome
 ) -> None:
     clock = Clock()
@@ -109,7 +109,7 @@ def test_what_may_happen_twice_is_repeated_after_anything_that_passes(
 
 
 @pytest.mark.parametrize("name", ONCE_ONLY)
-def test_what_may_not_happen_twice_is_not_repeated_once_it_may_have_been_heard(name: str) -> None:
+def test_a_change_is_not_repeated_once_the_service_may_have_received_it(name: str) -> None:
     for outcome, error in ((LOST, Unreachable), (refusal(503, "unavailable"), Busy)):
         clock = Clock()
         with pytest.raises(error):
@@ -118,7 +118,7 @@ def test_what_may_not_happen_twice_is_not_repeated_once_it_may_have_been_heard(n
 
 
 @pytest.mark.parametrize("name", ONCE_ONLY)
-def test_what_may_not_happen_twice_is_repeated_where_nobody_heard_it(name: str) -> None:
+def test_a_change_is_repeated_if_the_service_did_not_begin_it(name: str) -> None:
     for outcome in (UNHEARD, refusal(503, "not_ready"), refusal(429, "overloaded")):
         clock = Clock()
         _, attempts = run(
@@ -128,14 +128,14 @@ def test_what_may_not_happen_twice_is_repeated_where_nobody_heard_it(name: str) 
         assert len(attempts) == 2
 
 
-def test_a_wait_is_what_the_service_asks_for() -> None:
+def test_a_wait_is_as_long_as_the_service_asks() -> None:
     clock = Clock()
     outcomes = [refusal(503, "unavailable", retry_after=text) for text in ("7", "0", " 2 ")]
     _, attempts = run(exchanger(clock)(calls.show("a")), [*outcomes, detail()], clock)
     assert [attempt.delay for attempt in attempts] == [0, 7, 0, 2]
 
 
-def test_a_wait_that_is_longer_than_the_patience_is_not_begun() -> None:
+def test_a_wait_beyond_the_time_limit_is_not_begun() -> None:
     clock = Clock()
     with pytest.raises(Busy) as caught:
         run(
@@ -147,7 +147,7 @@ def test_a_wait_that_is_longer_than_the_patience_is_not_begun() -> None:
     assert caught.value.retry_after == 3600
 
 
-def test_the_time_that_attempts_take_counts_too() -> None:
+def test_the_duration_of_attempts_counts_too() -> None:
     clock = Clock()
     with pytest.raises(Unreachable):
         run(exchanger(clock, seconds=11.0)(calls.show("a")), [LOST, LOST], clock, takes=5.0)
@@ -155,7 +155,7 @@ def test_the_time_that_attempts_take_counts_too() -> None:
 
 
 @pytest.mark.parametrize("status", [400, 404, 409, 412, 413, 422, 500, 504, 307])
-def test_no_other_refusal_is_repeated(status: int) -> None:
+def test_other_refusals_are_not_repeated(status: int) -> None:
     clock = Clock()
     with pytest.raises(Refused) as caught:
         run(exchanger(clock)(calls.show("a")), [refusal(status, "some_type")], clock)
@@ -165,7 +165,7 @@ def test_no_other_refusal_is_repeated(status: int) -> None:
     assert str(error) == f"{status} some_type: words"
 
 
-def test_refusals_are_told_apart_by_class() -> None:
+def test_every_status_has_its_error_class() -> None:
     kinds = {401: NotAllowed, 403: NotAllowed, 404: NotFound, 412: Conflict, 429: Busy, 503: Busy}
     kinds |= {400: Rejected, 413: Rejected, 422: Rejected, 500: Failed, 504: Failed}
     assert {status: refusal_of(status) for status in kinds} == kinds
@@ -174,7 +174,7 @@ def test_refusals_are_told_apart_by_class() -> None:
 @pytest.mark.parametrize(
     "body", [b"", b"<html>bad gateway</html>", b"[]", b'{"error": "no"}', b"\xff\xfe", b'{"a": 1}']
 )
-def test_an_error_that_is_not_the_services_is_one_all_the_same(body: bytes) -> None:
+def test_an_error_of_another_server_is_an_error(body: bytes) -> None:
     clock = Clock()
     with pytest.raises(Failed) as caught:
         run(exchanger(clock)(calls.show("a")), [Reply(502, {}, body)], clock)
@@ -185,19 +185,19 @@ def test_an_error_that_is_not_the_services_is_one_all_the_same(body: bytes) -> N
 @pytest.mark.parametrize(
     "body", [b"", b"<html>", b"[]", b"{}", b"\xff", b'{"results": [], "timings_ms": null}']
 )
-def test_an_answer_that_is_not_the_services_is_told(body: bytes) -> None:
+def test_an_answer_of_another_server_is_unexpected(body: bytes) -> None:
     clock = Clock()
     with pytest.raises(UnexpectedAnswer, match=URL):
         run(exchanger(clock)(calls.predict("x", "a", {})), [Reply(200, {}, body)], clock)
 
 
-def test_too_few_results_are_not_taken_for_an_answer() -> None:
+def test_too_few_results_are_unexpected() -> None:
     content = {"results": [], "timings_ms": {"tokenize": 0, "queue": 0, "inference": 0}}
     with pytest.raises(UnexpectedAnswer, match="0 results for 1 inputs"):
         run(exchanger(Clock())(calls.predict("x", "a", {})), [reply(200, content)], Clock())
 
 
-def test_files_that_do_not_have_their_revision_are_not_taken() -> None:
+def test_a_file_without_its_revisions_hash_is_refused() -> None:
     with pytest.raises(UnexpectedAnswer, match="not this file's"):
         run(
             exchanger(Clock())(calls.upload("a", b"other", if_match=None, if_none_match=None)),
@@ -205,8 +205,8 @@ def test_files_that_do_not_have_their_revision_are_not_taken() -> None:
             Clock(),
         )
     whole = Reply(200, {"etag": f'"{REVISION}"'}, DATA)
-    found, _ = run(exchanger(Clock())(calls.download("a", None)), [whole], Clock())
-    assert (found.revision, found.data) == (REVISION, DATA)
+    file, _ = run(exchanger(Clock())(calls.download("a", None)), [whole], Clock())
+    assert (file.revision, file.data) == (REVISION, DATA)
     cut = Reply(200, {"etag": f'"{REVISION}"'}, DATA[:-1])
     with pytest.raises(UnexpectedAnswer, match="did not arrive"):
         run(exchanger(Clock())(calls.download("a", None)), [cut], Clock())
@@ -221,20 +221,20 @@ def detail() -> Reply:
     return reply(200, summary("a") | {"revisions": [], "spec": None, "of a later version": 1})
 
 
-def test_every_page_is_asked_for_and_each_may_be_repeated() -> None:
+def test_every_page_is_requested_and_may_be_repeated() -> None:
     clock = Clock()
     pages: list[Outcome] = [
         reply(200, {"adapters": [summary("a"), summary("b")], "next_cursor": "b"}),
         LOST,
         reply(200, {"adapters": [summary("c")], "next_cursor": None}),
     ]
-    found, attempts = run(calls.adapters(exchanger(clock)), pages, clock)
-    assert [item.name for item in found] == ["a", "b", "c"]
+    adapters, attempts = run(calls.adapters(exchanger(clock)), pages, clock)
+    assert [adapter.name for adapter in adapters] == ["a", "b", "c"]
     asked = [attempt.request.params for attempt in attempts]
     assert asked == [{"limit": "1000"}, *[{"limit": "1000", "cursor": "b"}] * 2]
 
 
-def test_a_list_that_never_ends_is_told() -> None:
+def test_a_list_that_never_ends_is_an_error() -> None:
     page = reply(200, {"adapters": [], "next_cursor": "b"})
     with pytest.raises(UnexpectedAnswer, match="goes back"):
         run(calls.adapters(exchanger(Clock())), [page, page], Clock())

@@ -1,4 +1,4 @@
-"""What the clients are, without a service: their methods, their names, what they import."""
+"""The clients without a service: their methods, names and imports."""
 
 import inspect
 import subprocess
@@ -17,7 +17,7 @@ TREE = Path(__file__).resolve().parents[2]
 @pytest.mark.parametrize(
     "url", ["", "nonsense", "ftp://x", "http://", "http://[::1", "http://h:x", "http://h/?a=1"]
 )
-def test_an_address_that_is_none_is_refused_at_once(url: str) -> None:
+def test_an_invalid_address_is_refused_at_once(url: str) -> None:
     for kind in (Client, AsyncClient):
         with pytest.raises(InvalidCall, match="no address"):
             kind(url)
@@ -33,7 +33,7 @@ def test_an_address_that_is_none_is_refused_at_once(url: str) -> None:
         {"seconds": 0},
     ],
 )
-def test_what_cannot_be_sent_is_refused_at_once(options: Any) -> None:
+def test_unusable_options_are_refused_at_once(options: Any) -> None:
     with pytest.raises(InvalidCall):
         Client("http://127.0.0.1:1", **options)
 
@@ -49,8 +49,8 @@ def test_both_clients_have_the_same_methods_with_the_same_arguments() -> None:
     awaited = methods(AsyncClient)
     awaited["close"] = awaited.pop("aclose")
     assert methods(Client) == awaited
-    made = [inspect.signature(kind).parameters for kind in (Client, AsyncClient)]
-    assert list(made[0]) == list(made[1])
+    parameters = [inspect.signature(kind).parameters for kind in (Client, AsyncClient)]
+    assert list(parameters[0]) == list(parameters[1])
 
 
 def test_everything_public_is_listed_in_order() -> None:

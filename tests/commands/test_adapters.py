@@ -20,6 +20,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         yield running
 
 
+@pytest.mark.slow
 def test_adapters_are_uploaded_listed_shown_rolled_back_downloaded_and_deleted(
     live: Live, tmp_path: Path
 ) -> None:

@@ -40,13 +40,13 @@ def texts(tmp_path: Path) -> Path:
 def test_a_file_is_answered_line_by_line_in_order(live: Live, texts: Path) -> None:
     done = typed("predict", str(texts), "--adapter", "a", "--url", live.url, "--per-request", "2")
     assert (done.returncode, done.stderr) == (0, "")
-    found = [json.loads(line) for line in done.stdout.splitlines()]
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
     raw = live.predict(adapter="a", inputs=list(LINES))["results"]
-    assert [item["label"] for item in found] == [item["label"] for item in raw]
-    assert [item["truncated"] for item in found] == [False, False, False, True, False]
+    assert [item["label"] for item in answers] == [item["label"] for item in raw]
+    assert [item["truncated"] for item in answers] == [False, False, False, True, False]
     # An empty line is a text of special tokens alone.
-    assert found[1]["tokens"] == 2
-    assert set(found[0]) == set(raw[0])
+    assert answers[1]["tokens"] == 2
+    assert set(answers[0]) == set(raw[0])
 
 
 def test_json_lines_come_from_standard_input_with_adapters_of_their_own(live: Live) -> None:
@@ -56,12 +56,12 @@ def test_json_lines_come_from_standard_input_with_adapters_of_their_own(live: Li
         "--explain",
         stdin="\n".join(lines),
     )
-    found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [(item["adapter"], item["id"]) for item in found] == [("b", "1"), ("a", None)]
-    assert all(len(item["scores"]) == 1 and item["explanation"] for item in found)
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(item["adapter"], item["id"]) for item in answers] == [("b", "1"), ("a", None)]
+    assert all(len(item["scores"]) == 1 and item["explanation"] for item in answers)
 
 
-def test_what_is_before_a_bad_line_is_answered_and_the_line_is_named(
+def test_texts_before_a_bad_line_are_answered_and_the_line_is_named(
     live: Live, tmp_path: Path
 ) -> None:
     path, output = tmp_path / "x.jsonl", tmp_path / "out.jsonl"
@@ -74,7 +74,7 @@ def test_what_is_before_a_bad_line_is_answered_and_the_line_is_named(
     assert [json.loads(item)["adapter"] for item in output.read_text().splitlines()] == ["a"] * 30
 
 
-def test_a_text_that_may_not_be_cut_is_named_by_its_line(live: Live, tmp_path: Path) -> None:
+def test_a_text_that_must_not_be_truncated_is_named_by_its_line(live: Live, tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_text('text\n"two\nlines"\n' + "fine\n" * 20 + "win " * 500 + "\n")
     line = refused(
@@ -84,7 +84,9 @@ def test_a_text_that_may_not_be_cut_is_named_by_its_line(live: Live, tmp_path: P
     assert "422 invalid_request: line 24: 502 tokens" in line
 
 
-def test_mistakes_are_told_in_one_line(live: Live, texts: Path, tmp_path: Path) -> None:
+def test_mistakes_about_the_service_or_the_files_are_one_line(
+    live: Live, texts: Path, tmp_path: Path
+) -> None:
     file, to = str(texts), ("--url", live.url)
     assert "--adapter is missing" in refused("predict", file, *to)
     assert "no adapter is named 'c'; known: a, b" in refused("predict", file, "--adapter", "c", *to)
@@ -100,7 +102,7 @@ def test_mistakes_are_told_in_one_line(live: Live, texts: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["nothing"], "invalid choice: 'nothing'"),
         (["--fast"], "COMMAND"),
@@ -119,14 +121,14 @@ def test_mistakes_are_told_in_one_line(live: Live, texts: Path, tmp_path: Path) 
         (["top", "--interval", "0"], "--interval"),
     ],
 )
-def test_what_cannot_be_done_is_told_in_one_line(
-    words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+def test_every_mistake_is_one_line(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(words) == 2
     line = capsys.readouterr().err
     assert line.startswith("service: ")
     assert line.count("\n") == 1
-    assert told in line
+    assert message in line
 
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,7 +140,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         assert name in shown
 
 
-def test_a_reader_that_has_seen_enough_ends_it_quietly(live: Live, tmp_path: Path) -> None:
+def test_a_closed_pipe_ends_the_command_quietly(live: Live, tmp_path: Path) -> None:
     path = tmp_path / "many.txt"
     path.write_text("free\n" * 5000)
     words = command("predict", str(path), "--adapter", "a", "--url", live.url)
@@ -153,7 +155,7 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(live: Live, tmp_path: Pat
         assert running.stderr.read() == b""
 
 
-def test_ctrl_c_ends_it_at_once_with_whole_lines(tmp_path: Path) -> None:
+def test_ctrl_c_ends_the_command_at_once_with_whole_lines(tmp_path: Path) -> None:
     brake, output = Brake(), tmp_path / "out.jsonl"
     with serve(tmp_path / "adapters", load=brake.load) as held:
         held.put("a", make_adapter(make_backbone()))
@@ -182,7 +184,7 @@ def test_ctrl_c_ends_it_at_once_with_whole_lines(tmp_path: Path) -> None:
     assert len(output.read_text().splitlines()) == 1
 
 
-def test_a_service_that_goes_away_is_asked_again_and_then_told(tmp_path: Path) -> None:
+def test_a_service_that_goes_away_is_retried_and_then_reported(tmp_path: Path) -> None:
     path, output = tmp_path / "x.txt", tmp_path / "out.jsonl"
     path.write_text("free\n" * 40)
     health = b'{"status": "ok", "reason": null, "details": {}}'
@@ -199,9 +201,7 @@ def test_a_service_that_goes_away_is_asked_again_and_then_told(tmp_path: Path) -
     assert len(output.read_text().splitlines()) == 40
 
 
-def test_there_is_a_bar_on_a_terminal_and_what_stays_is_one_line(
-    live: Live, tmp_path: Path
-) -> None:
+def test_a_terminal_shows_a_bar_and_keeps_one_line(live: Live, tmp_path: Path) -> None:
     path, output = tmp_path / "x.txt", tmp_path / "out.jsonl"
     path.write_text("free win\n" * 3000)
     words = ("predict", str(path), "--adapter", "a", "--url", live.url, "--output", str(output))

@@ -1,4 +1,4 @@
-"""What `predict` reads: every format, every bad line by its number, and no more than is needed."""
+"""The inputs of `predict`: every format, every bad line by its number, one line at a time."""
 
 import gzip
 import io
@@ -40,7 +40,7 @@ def fault(path: Path, columns: TextColumns | None = None) -> str:
 
 
 @pytest.mark.parametrize("name", ["x.txt", "x", "x.log", "x.txt.gz"])
-def test_a_line_of_text_is_a_text_and_an_empty_one_too(tmp_path: Path, name: str) -> None:
+def test_every_line_is_a_text_even_an_empty_one(tmp_path: Path, name: str) -> None:
     content = "\ufefffirst\r\n\n  spaced \nlöng\x00\nlast".encode()
     records = read(written(tmp_path, name, content))
     assert [item.input for item in records] == ["first", "", "  spaced ", "löng\x00", "last"]
@@ -49,7 +49,7 @@ def test_a_line_of_text_is_a_text_and_an_empty_one_too(tmp_path: Path, name: str
     assert len(read(written(tmp_path, f"ended-{name}", b"a\nb\n"))) == 2
 
 
-def test_places_count_the_bytes_that_were_read(tmp_path: Path) -> None:
+def test_positions_count_the_bytes_that_were_read(tmp_path: Path) -> None:
     path = written(tmp_path, "x.txt", "ä\nbc\n".encode())
     with open_inputs(str(path)) as source:
         assert source.total == 6
@@ -85,12 +85,12 @@ def test_json_lines_are_objects_or_strings(tmp_path: Path, name: str) -> None:
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: bytes, words: str) -> None:
     path = written(tmp_path, "x.jsonl", b'"fine"\n' + line + b'\n"fine"\n')
-    found = fault(path)
-    assert found.startswith(f"{path}, line 2: ")
-    assert words in found
+    message = fault(path)
+    assert message.startswith(f"{path}, line 2: ")
+    assert words in message
 
 
-def test_tables_have_columns(tmp_path: Path) -> None:
+def test_tables_are_read_by_column(tmp_path: Path) -> None:
     content = 'id,text,adapter,more\n1,"a, ""b""\nc",,x\n,d,e,y\n'
     records = read(written(tmp_path, "x.csv", content.encode()))
     assert [item.input for item in records] == [
@@ -120,12 +120,12 @@ def test_a_bad_row_is_named(tmp_path: Path, content: bytes, words: str) -> None:
     assert words in fault(written(tmp_path, "x.csv", content))
 
 
-def test_a_column_that_was_asked_for_must_be_there(tmp_path: Path) -> None:
+def test_a_column_that_was_asked_for_must_exist(tmp_path: Path) -> None:
     path = written(tmp_path, "x.csv", b"text\na\n")
     assert "no column 'second'" in fault(path, TextColumns("text", "second"))
 
 
-def test_what_cannot_be_opened_or_unpacked_is_told(tmp_path: Path) -> None:
+def test_files_that_cannot_be_opened_or_unpacked_are_named(tmp_path: Path) -> None:
     assert "No such file" in fault(tmp_path / "none.txt")
     assert "Is a directory" in fault(tmp_path)
     assert "broken gzip" in fault(tmp_path / _write(tmp_path / "x.gz", b"no gzip"))
@@ -140,12 +140,12 @@ def _write(path: Path, content: bytes) -> str:
     return path.name
 
 
-def test_a_line_that_no_service_takes_is_not_held_in_memory(tmp_path: Path) -> None:
+def test_a_line_that_no_service_accepts_is_not_held_in_memory(tmp_path: Path) -> None:
     path = written(tmp_path, "x.txt", b"a\n" + b"x" * (MAX_LINE_BYTES + 1) + b"\nb\n")
     assert fault(path) == f"{path}, line 2: longer than {MAX_LINE_BYTES} bytes"
 
 
-def test_reading_goes_no_further_than_it_is_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_line_is_read_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     content = io.BytesIO(b"a\nb\nc\n")
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(content))
     with open_inputs("-") as source:

@@ -1,4 +1,4 @@
-"""What `top` makes of two scrapes, by hand and of a real service, in one process and in several."""
+"""The panels of `top`, from scrapes written by hand and from real services with one or more processes."""
 
 import math
 import signal
@@ -41,8 +41,8 @@ def predictions(**counts: int) -> str:
 
 
 def panel(between: Between, heading: str, *, adapters: int = 10) -> Panel:
-    (found,) = (item for item in panels_of(between, adapters=adapters) if item.heading == heading)
-    return found
+    (match,) = (item for item in panels_of(between, adapters=adapters) if item.heading == heading)
+    return match
 
 
 def rows(between: Between, heading: str) -> dict[str, list[str]]:
@@ -55,7 +55,7 @@ def test_rates_are_of_the_time_between_two_scrapes() -> None:
     assert between.rate("idspam_nothing_total") == 0
 
 
-def test_a_counter_that_began_anew_counts_from_there() -> None:
+def test_a_counter_that_was_reset_counts_from_zero() -> None:
     before = scrape(predictions(ax=1000, ay=5), 100.0)
     between = Between(before, scrape(predictions(ax=20, ay=6, bz=4), 102.0))
     assert between.rate("idspam_predictions_total") == (20 + 1 + 4) / 2
@@ -70,7 +70,7 @@ def buckets(*counts: int) -> str:
     return "\n".join(lines)
 
 
-def test_quantiles_are_of_what_was_observed_between_two_scrapes() -> None:
+def test_quantiles_are_of_the_observations_between_two_scrapes() -> None:
     before, now = scrape(buckets(100, 100, 100, 100), 0.0), scrape(buckets(150, 190, 200, 200), 1.0)
     between = Between(before, now)
     assert between.quantile("idspam_queue_seconds", 0.25) == pytest.approx(0.05)
@@ -82,7 +82,7 @@ def test_quantiles_are_of_what_was_observed_between_two_scrapes() -> None:
     assert math.isnan(between.quantile("idspam_none_seconds", 0.5))
 
 
-def test_probes_are_no_part_of_the_latency() -> None:
+def test_probes_do_not_count_in_the_latency() -> None:
     def asked(ready: int, predict: int) -> str:
         return "\n".join(
             f'idspam_request_seconds_bucket{{route="{route}",le="{bound}"}} {count}'
@@ -97,15 +97,15 @@ def test_probes_are_no_part_of_the_latency() -> None:
 def test_the_busiest_adapters_come_first_with_the_shares_of_their_labels() -> None:
     before = scrape(predictions(ax=5, ay=5, bx=0), 0.0)
     between = Between(before, scrape(predictions(ax=20, ay=10, bx=60, cz=5, dz=0), 2.0))
-    found = panel(between, "busiest adapters", adapters=2)
-    assert found.rows == [
+    busiest = panel(between, "busiest adapters", adapters=2)
+    assert busiest.rows == [
         ["b", "30", "71%", "x 100%"],
         ["a", "10", "24%", "x 75%, y 25%"],
         ["and 1 more", "", "", ""],
     ]
 
 
-def test_what_is_no_exposition_of_this_service_is_refused() -> None:
+def test_metrics_of_another_server_are_refused() -> None:
     for text in ("", "<html>", "up 1\n", '{"a": 1}', "idspam_x{ 1\n"):
         with pytest.raises(CommandFailed):
             parse(text, seconds=0.0)
@@ -124,7 +124,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         yield serving
 
 
-def test_what_a_service_did_is_what_is_shown(live: Live) -> None:
+def test_the_panels_show_what_a_service_did(live: Live) -> None:
     with Client(live.url) as client:
         before = parse(client.metrics(), seconds=0.0)
         assert len(list(client.classify(["free win"] * 40, "a", per_request=4))) == 40
@@ -132,7 +132,7 @@ def test_what_a_service_did_is_what_is_shown(live: Live) -> None:
     between = Between(before, now)
     assert {item.heading for item in panels_of(between, adapters=10)} == HEADINGS
     traffic = rows(between, "traffic")
-    # Ten predictions; the first scrape is counted behind itself.
+    # Ten predictions; the first scrape is counted after it was answered.
     assert traffic["texts"] == ["20"]
     assert traffic["requests"] == ["5.50"]
     assert rows(between, "busiest adapters")["a"][0] == "20"
@@ -141,7 +141,7 @@ def test_what_a_service_did_is_what_is_shown(live: Live) -> None:
     assert "tiny-bert-0, cpu, float32" in running(between)
 
 
-def test_one_view_is_printed_where_there_is_no_terminal(live: Live) -> None:
+def test_one_view_is_printed_without_a_terminal(live: Live) -> None:
     done = typed("top", "--once", "--interval", "0.2", "--url", live.url)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"{live.url}: ready; ")
@@ -161,6 +161,7 @@ def test_a_terminal_is_redrawn_until_ctrl_c(live: Live) -> None:
         assert top.wait(10) == 130
 
 
+@pytest.mark.slow
 def test_several_processes_are_shown_by_name(tmp_path: Path) -> None:
     folder = save_backbone(tmp_path / "backbone")
     data = serialize(make_adapter(load_backbone(str(folder), device="cpu")))

@@ -1,4 +1,4 @@
-"""What is wrong with input, output or network is found out before training and told in a line."""
+"""Bad input, output or network is found before training and reported in one line."""
 
 import os
 import signal
@@ -48,7 +48,7 @@ def _fit(*more: str, train: str = "good.csv", output: str = "x.safetensors") -> 
 
 
 def _refusal(argv: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """What stands behind `error: ` in the last line; nothing may have been written."""
+    """The text after `error: ` in the last line; nothing may have been written."""
     before = sorted(path.name for path in Path().iterdir())
     assert main(argv) == 2
     out, err = capsys.readouterr()
@@ -62,7 +62,7 @@ def _refusal(argv: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 @pytest.mark.parametrize("flag", ["--train", "--validation", "--test"])
 @pytest.mark.parametrize("blank", ["", "  ", "\t \u200b"])
-def test_texts_that_are_all_empty_are_refused_naming_the_column(
+def test_texts_that_are_all_blank_are_refused_by_column(
     folder: Path, capsys: pytest.CaptureFixture[str], flag: str, blank: str
 ) -> None:
     assert folder.is_dir()
@@ -72,7 +72,7 @@ def test_texts_that_are_all_empty_are_refused_naming_the_column(
     assert _refusal(argv, capsys) == "blank.csv: no row has any text in 'body'"
 
 
-def test_pairs_are_empty_where_both_texts_are(
+def test_a_pair_is_blank_if_both_texts_are(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert folder.is_dir()
@@ -85,7 +85,8 @@ def test_pairs_are_empty_where_both_texts_are(
     assert _refusal(_fit("--micro-batch", "99", train="half.csv"), capsys).startswith("--micro")
 
 
-def test_some_empty_texts_are_counted_and_trained_on(
+@pytest.mark.slow
+def test_some_blank_texts_are_counted_and_trained_on(
     folder: Path, bert: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _write("some.csv", [("a", "good"), (" ", "bad"), ("", "bad"), ("b", "good")] * 20)
@@ -113,7 +114,7 @@ def test_some_empty_texts_are_counted_and_trained_on(
         (["--data-name", os.fsdecode(b"\xff")], "not UTF-8: ?: rename it"),
     ],
 )
-def test_what_would_fail_at_the_end_is_refused_at_the_start(
+def test_failures_of_the_end_are_refused_at_the_start(
     folder: Path,
     bert: Path,
     capsys: pytest.CaptureFixture[str],
@@ -125,7 +126,7 @@ def test_what_would_fail_at_the_end_is_refused_at_the_start(
 
 
 @pytest.mark.parametrize("command", ["fit", "evaluate"])
-def test_a_data_file_whose_name_is_no_text_is_refused(
+def test_a_data_file_whose_name_is_not_utf8_is_refused(
     folder: Path, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
     name = os.fsdecode(b"\xff.csv")
@@ -134,7 +135,8 @@ def test_a_data_file_whose_name_is_no_text_is_refused(
     assert _refusal(argv[command], capsys) == "not UTF-8: ?.csv: rename it"
 
 
-def test_a_backbone_that_the_hub_does_not_give_names_the_local_way(folder: Path) -> None:
+@pytest.mark.slow
+def test_a_backbone_that_the_hub_lacks_may_be_a_local_folder(folder: Path) -> None:
     done = _process(
         _fit("--backbone", "nobody/nothing"), HF_HUB_OFFLINE="1", HF_HOME=str(folder / "hf")
     )
@@ -145,7 +147,8 @@ def test_a_backbone_that_the_hub_does_not_give_names_the_local_way(folder: Path)
     assert "Traceback" not in done.stderr
 
 
-def test_a_path_that_the_terminal_cannot_show_is_shown_as_it_can(folder: Path, bert: Path) -> None:
+@pytest.mark.slow
+def test_a_path_that_the_terminal_cannot_encode_is_escaped(folder: Path, bert: Path) -> None:
     argv = _fit("--backbone", str(bert), "--epochs", "1", "--quiet", output="\u20ac.safetensors")
     done = _process(argv, PYTHONIOENCODING="ascii", PYTHONUTF8="1")
     assert done.returncode == 0, done.stderr
@@ -164,7 +167,7 @@ def _process(argv: Sequence[str], **environment: str) -> subprocess.CompletedPro
     )
 
 
-def test_weights_that_are_no_numbers_do_not_replace_a_good_state(
+def test_weights_that_are_not_finite_do_not_replace_a_good_state(
     bert: Path, tmp_path: Path
 ) -> None:
     state = tmp_path / "state"
@@ -208,6 +211,7 @@ class _CtrlC(LineProgress):
             signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "stage", "expected"),
     [
@@ -217,7 +221,7 @@ class _CtrlC(LineProgress):
         (["--search", "2"], "trial 1/2, epoch 2/3", "interrupted; to go on: "),
     ],
 )
-def test_ctrl_c_says_how_to_go_on_and_that_works(
+def test_ctrl_c_prints_how_to_continue_and_that_works(
     folder: Path,
     bert: Path,
     capsys: pytest.CaptureFixture[str],
@@ -242,7 +246,7 @@ def test_ctrl_c_says_how_to_go_on_and_that_works(
     assert left == ["good.csv", "x.md", "x.safetensors"]
 
 
-def test_the_state_of_an_older_run_is_not_taken_for_that_of_this_one(
+def test_the_state_of_an_older_run_is_not_resumed(
     folder: Path,
     bert: Path,
     capsys: pytest.CaptureFixture[str],

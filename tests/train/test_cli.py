@@ -1,4 +1,4 @@
-"""The command line: one clear line and code 2 for what is wrong, files and a table for the rest."""
+"""The command line: mistakes are one line and code 2; success is files and a table."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def backbone_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _refusal(argv: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """Run, expect code 2 and one line on stderr; returns what stands behind `error: `."""
+    """Run, expect code 2 and one line on stderr; returns the text after `error: `."""
     before = sorted(path.name for path in Path().iterdir())
     assert main(argv) == 2
     out, err = capsys.readouterr()
@@ -117,7 +117,7 @@ def test_fit_refuses_bad_settings_in_one_line(
     assert _refusal(_fit("--backbone", str(backbone_folder), *more), capsys).startswith(expected)
 
 
-def test_there_must_be_something_to_resume(
+def test_resume_needs_an_interrupted_run(
     folder: Path, backbone_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert folder.is_dir()
@@ -233,18 +233,20 @@ def test_fit_and_evaluate_write_what_they_print(
     assert "written: x.safetensors, and its model card: x.md" in fitted
 
 
-def test_what_the_command_line_gives_is_not_searched_though_it_be_the_default(
+@pytest.mark.slow
+def test_settings_of_the_command_line_are_not_searched_even_if_they_are_defaults(
     folder: Path, backbone_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = ["--search", "2", "--dropout", "0.1", "--insertion-layer", "1", "--epochs", "1"]
-    argv = _fit("--backbone", str(backbone_folder), *given, "--report", "r.json", "--quiet")
+    flags = ["--search", "2", "--dropout", "0.1", "--insertion-layer", "1", "--epochs", "1"]
+    argv = _fit("--backbone", str(backbone_folder), *flags, "--report", "r.json", "--quiet")
     assert main(argv) == 0
     trials = json.loads((folder / "r.json").read_text())["trials"]
     assert {*trials[1]["settings"]} == {"learning_rate", "weight_decay", "batch_size"}
     assert "search: trial " in capsys.readouterr().out
 
 
-def test_ctrl_c_keeps_the_state_names_the_way_on_and_the_way_on_works(
+@pytest.mark.slow
+def test_ctrl_c_keeps_the_state_and_prints_a_command_that_continues(
     folder: Path, backbone_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = _fit("--backbone", str(backbone_folder), "--epochs", "40", "--patience", "40")

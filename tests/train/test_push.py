@@ -76,7 +76,8 @@ def _refusal(path: Path, url: str, **more: str) -> str:
     return str(caught.value)
 
 
-def test_an_adapter_is_created_on_a_service_that_still_loads(path: Path, serve: Serve) -> None:
+@pytest.mark.slow
+def test_an_adapter_is_created_on_a_service_that_is_loading(path: Path, serve: Serve) -> None:
     url = serve()
     notes: list[str] = []
     pushed = push(path, "spam", url + "/", note=notes.append)
@@ -86,6 +87,7 @@ def test_an_adapter_is_created_on_a_service_that_still_loads(path: Path, serve: 
         assert client.predict("free call", "spam")[0].revision == pushed.revision
 
 
+@pytest.mark.slow
 def test_the_command_prints_name_revision_and_outcome(
     path: Path, backbone: Backbone, serve: Serve, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -97,6 +99,7 @@ def test_the_command_prints_name_revision_and_outcome(
         assert capsys.readouterr().out == f"spam {_revision(file)} {outcome}\n"
 
 
+@pytest.mark.slow
 def test_compare_and_swap_refuses_another_current_revision(
     path: Path, backbone: Backbone, serve: Serve
 ) -> None:
@@ -110,7 +113,8 @@ def test_compare_and_swap_refuses_another_current_revision(
     assert push(path, "spam", url, if_match=f'"{_revision(other)}"').outcome == "replaced"
 
 
-def test_keys_are_asked_for_sent_and_refused(
+@pytest.mark.slow
+def test_keys_come_from_the_flag_or_the_environment_and_may_be_refused(
     path: Path,
     serve: Serve,
     capsys: pytest.CaptureFixture[str],
@@ -128,6 +132,7 @@ def test_keys_are_asked_for_sent_and_refused(
     assert main([*argv, "--api-key", "admin"]) == 0
 
 
+@pytest.mark.slow
 def test_an_adapter_of_another_backbone_is_refused_with_every_difference(
     tmp_path: Path, serve: Serve
 ) -> None:
@@ -145,7 +150,8 @@ def test_an_adapter_of_another_backbone_is_refused_with_every_difference(
         assert message.count(difference) == 1
 
 
-def test_what_only_the_service_can_find_wrong_is_listed(
+@pytest.mark.slow
+def test_faults_that_only_the_service_can_find_are_listed(
     path: Path, adapter: Adapter, serve: Serve
 ) -> None:
     huge = {name: torch.full_like(tensor, 3e38) for name, tensor in adapter.tensors.items()}
@@ -155,11 +161,12 @@ def test_what_only_the_service_can_find_wrong_is_listed(
     assert "not finite" in message
 
 
+@pytest.mark.slow
 def test_too_large_a_file_is_refused(path: Path, serve: Serve) -> None:
     assert "413 too_large" in _refusal(path, serve(max_upload_bytes=1024))
 
 
-def test_a_broken_file_is_refused_here_and_never_sent(
+def test_a_broken_file_is_refused_locally_and_never_sent(
     path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with broken(answer(b"", "500 Oh")) as server:
@@ -177,7 +184,7 @@ def test_a_broken_file_is_refused_here_and_never_sent(
 
 
 @pytest.mark.parametrize("name", ["", "Spam", "a/b", "../x", "-a", "a" * 65, "é"])
-def test_a_name_that_is_none_is_refused_here(path: Path, name: str) -> None:
+def test_an_invalid_name_is_refused_locally(path: Path, name: str) -> None:
     with pytest.raises(PushError, match="expected 1 to 64 of a-z 0-9"):
         push(path, name, "http://127.0.0.1:9")
 
@@ -185,7 +192,7 @@ def test_a_name_that_is_none_is_refused_here(path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     "url", ["", "localhost:8000", "ftp://host", "http://", "http://host:x", "http://[::1"]
 )
-def test_an_address_that_is_none_is_refused_in_one_line(path: Path, url: str) -> None:
+def test_an_invalid_address_is_refused_in_one_line(path: Path, url: str) -> None:
     assert f"{url!r} is no address: " in _refusal(path, url)
 
 
@@ -202,7 +209,7 @@ def test_a_refused_connection_names_the_address(path: Path) -> None:
     assert "refused" in message
 
 
-def test_a_busy_service_is_asked_again_after_the_time_that_it_names(path: Path) -> None:
+def test_a_busy_service_is_retried_after_the_time_that_it_names(path: Path) -> None:
     busy = answer({}, "429 Busy", "Retry-After: 0")
     starting = answer(b"", "503 Starting", "Retry-After: 1")
     notes: list[str] = []

@@ -5,7 +5,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from cli.shell import Command
 from train.commands.flags import (
@@ -18,8 +18,6 @@ from train.commands.flags import (
 
 if TYPE_CHECKING:
     from train.experiments.cells import Findings
-
-    Experiment: TypeAlias = Callable[..., Findings]
 
 # The settings that a run of an experiment may be given; the experiment chooses all others.
 SETTINGS = (
@@ -37,23 +35,15 @@ SETTINGS = (
     "max_length",
     "cache",
 )
-ALL_METHODS = (
+COMPARED_METHODS = (
     "idspam,idspam-paper,head-only,head-only-mean,prompt-tuning,p-tuning,smop,lpt,dept,idpg,lora,"
     "fine-tuning"
 )
 
 
 def _add_compare(parser: ArgumentParser) -> None:
-    _add_methods(parser, ALL_METHODS)
+    _add_methods(parser, COMPARED_METHODS)
     _add_common(parser, tasks="sst2,mrpc,rte,qnli,qqp,cola")
-
-
-def _compare(arguments: Namespace) -> int:
-    from train.experiments.compare import compare
-
-    return _conduct(
-        arguments, partial(compare, arguments.tasks, arguments.methods, arguments.seeds)
-    )
 
 
 def _add_transfer(parser: ArgumentParser) -> None:
@@ -62,36 +52,61 @@ def _add_transfer(parser: ArgumentParser) -> None:
     _add_common(parser, tasks="sst2,imdb,mrpc,qqp")
 
 
-def _transfer(arguments: Namespace) -> int:
-    from train.experiments.transfer import transfer
-
-    return _conduct(
-        arguments, partial(transfer, arguments.tasks, arguments.methods, arguments.seeds)
-    )
-
-
 def _add_ablate(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "--switches", type=_names, metavar="S,S", help="names of settings (default: all switches)"
+        "--switches", type=_names, metavar="S,S", help="names of settings; default: all switches"
     )
     # An ablation starts from a preset, with its switches.
     _add_common(parser, tasks="mrpc,rte,cola", settings=(*SETTINGS, "preset"))
 
 
-def _ablate(arguments: Namespace) -> int:
-    from train.experiments.ablate import SWITCHES, ablate
+def _run(arguments: Namespace) -> int:
+    """Run an experiment; the exit code is 1 if one of its runs failed."""
+    from train.experiments.display import Display, LineDisplay, display_for
+    from train.experiments.tables import print_findings
 
-    switches = tuple(SWITCHES) if arguments.switches is None else arguments.switches
-    return _conduct(arguments, partial(ablate, arguments.tasks, arguments.seeds, switches=switches))
+    settings = settings_of(arguments)
+    if arguments.quiet:
+        display = Display()
+    else:
+        display = LineDisplay(sys.stderr) if arguments.no_progress else display_for(sys.stderr)
+    with display, naming_the_local_way(settings.backbone):
+        findings = _experiment(arguments)(
+            settings=settings,
+            output=arguments.output,
+            data_root=arguments.data_root,
+            jobs=arguments.jobs,
+            display=display,
+        )
+    print_findings(findings, stdout())
+    return 1 if findings.failed else 0
+
+
+def _experiment(arguments: Namespace) -> "Callable[..., Findings]":
+    tasks, seeds = arguments.tasks, arguments.seeds
+    match arguments.command:
+        case "compare":
+            from train.experiments.compare import compare
+
+            return partial(compare, tasks, arguments.methods, seeds)
+        case "transfer":
+            from train.experiments.transfer import transfer
+
+            return partial(transfer, tasks, arguments.methods, seeds)
+        case _:
+            from train.experiments.ablate import SWITCHES, ablate
+
+            switches = tuple(SWITCHES) if arguments.switches is None else arguments.switches
+            return partial(ablate, tasks, seeds, switches=switches)
 
 
 COMPARE = Command(
-    "every method on every task: is ID-SPAM the right adapter for mine?", _compare, _add_compare
+    "every method on every task: is ID-SPAM the right adapter for mine?", _run, _add_compare
 )
 TRANSFER = Command(
-    "train on one task, measure another: unseen, and after 100 examples", _transfer, _add_transfer
+    "train on one task, measure another: unseen, and after 100 examples", _run, _add_transfer
 )
-ABLATE = Command("ID-SPAM with one switch changed at a time", _ablate, _add_ablate)
+ABLATE = Command("ID-SPAM with one switch changed at a time", _run, _add_ablate)
 
 
 def _add_methods(parser: ArgumentParser, methods: str) -> None:
@@ -136,28 +151,6 @@ def _add_common(parser: ArgumentParser, *, tasks: str, settings: Sequence[str] =
     )
     add_settings(parser.add_argument_group("settings of every run"), settings)
     add_progress(parser)
-
-
-def _conduct(arguments: Namespace, experiment: "Experiment") -> int:
-    """Run an experiment; the exit code is 1 if one of its runs failed."""
-    from train.experiments.display import Display, LineDisplay, display_for
-    from train.experiments.tables import print_findings
-
-    settings = settings_of(arguments)
-    if arguments.quiet:
-        display = Display()
-    else:
-        display = LineDisplay(sys.stderr) if arguments.no_progress else display_for(sys.stderr)
-    with display, naming_the_local_way(settings.backbone):
-        findings = experiment(
-            settings=settings,
-            output=arguments.output,
-            data_root=arguments.data_root,
-            jobs=arguments.jobs,
-            display=display,
-        )
-    print_findings(findings, stdout())
-    return 1 if findings.failed else 0
 
 
 def _names(text: str) -> tuple[str, ...]:

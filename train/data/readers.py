@@ -91,14 +91,13 @@ def read_parquet(path: Path, columns: Columns) -> Iterator[Row]:
         raise DataError(f"unreadable Parquet after row {number}: {reason}", source=path) from None
 
 
-_read_csv = partial(read_separated, delimiter=",")
-_read_tsv = partial(read_separated, delimiter="\t")
-READERS: dict[str, Reader] = {
+_TEXT_READERS: dict[str, Reader] = {
     ".jsonl": read_jsonl,
-    ".jsonl.gz": read_jsonl,
-    ".csv": _read_csv,
-    ".csv.gz": _read_csv,
-    ".tsv": _read_tsv,
-    ".tsv.gz": _read_tsv,
-    ".parquet": read_parquet,
+    ".csv": partial(read_separated, delimiter=","),
+    ".tsv": partial(read_separated, delimiter="\t"),
 }
+READERS: dict[str, Reader] = {
+    f"{extension}{packed}": reader
+    for extension, reader in _TEXT_READERS.items()
+    for packed in ("", ".gz")
+} | {".parquet": read_parquet}
