@@ -1,4 +1,4 @@
-"""The panels of `top`, from scrapes written by hand and from real services with one or more processes."""
+"""The panels of `top`, from written scrapes and from real services of one or more processes."""
 
 import math
 import signal
