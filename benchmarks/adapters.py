@@ -18,7 +18,7 @@ import numpy as np
 import uvloop
 
 from adapters.tokenizer import Encoding
-from benchmarks.arguments import add_backbone_argument, add_device_arguments, at_least, duration
+from benchmarks.arguments import add_model_arguments, at_least, duration
 from benchmarks.loop import (
     closed_loop,
     entries_of,
@@ -62,8 +62,7 @@ class Traffic(Observer):
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    add_backbone_argument(parser)
-    add_device_arguments(parser)
+    add_model_arguments(parser)
     parser.add_argument("--stored", type=at_least(1), default=10_000, help="adapters (hard links)")
     parser.add_argument("--slots", type=at_least(1), default=512, help="IDSPAM_MAX_ACTIVE_ADAPTERS")
     parser.add_argument("--distinct", type=at_least(1), default=256, help="different files")

@@ -34,12 +34,6 @@ def counts(value: str) -> list[int]:
     return [at_least(1)(number) for number in value.split(",")]
 
 
-def add_device_arguments(parser: ArgumentParser, *, dtype: str = "auto") -> None:
-    """`--device` and `--dtype`."""
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default=dtype)
-
-
 def add_backbone_argument(parser: ArgumentParser) -> None:
     """`--backbone`."""
     parser.add_argument(
@@ -47,6 +41,18 @@ def add_backbone_argument(parser: ArgumentParser) -> None:
         default=DEFAULT_BACKBONE,
         help=f"a folder, a name, or a shape with random weights: {', '.join(SHAPES)}",
     )
+
+
+def add_device_arguments(parser: ArgumentParser, *, dtype: str = "auto") -> None:
+    """`--device` and `--dtype`."""
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default=dtype)
+
+
+def add_model_arguments(parser: ArgumentParser, *, dtype: str = "auto") -> None:
+    """`--backbone`, `--device` and `--dtype`."""
+    add_backbone_argument(parser)
+    add_device_arguments(parser, dtype=dtype)
 
 
 def add_workers_argument(parser: ArgumentParser) -> None:

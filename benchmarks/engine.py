@@ -17,13 +17,7 @@ from typing import Any
 import uvloop
 
 from adapters.tokenizer import Encoding
-from benchmarks.arguments import (
-    add_backbone_argument,
-    add_device_arguments,
-    at_least,
-    counts,
-    duration,
-)
+from benchmarks.arguments import add_model_arguments, at_least, counts, duration
 from benchmarks.ceilings import Ceilings, PackedForward, flops_of, measure_ceilings
 from benchmarks.loop import (
     closed_loop,
@@ -49,8 +43,7 @@ _WARM_UP_SECONDS = 30.0
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    add_backbone_argument(parser)
-    add_device_arguments(parser)
+    add_model_arguments(parser)
     parser.add_argument(
         "--adapters", type=counts, default=[1, 64, 256, 1024], help="numbers of them, as 1,64,256"
     )
@@ -100,7 +93,7 @@ async def _run(
             _ours(number): _measure(engine, entries, options, in_flight)
             for number, entries in traffic.items()
         }
-        measures[PACKED] = packed.measure(options.seconds)
+        measures[PACKED] = partial(packed.texts_per_second, options.seconds)
         if options.rivals:
             entries = traffic[options.rivals]
             index = {key: number for number, key in enumerate(keys)}

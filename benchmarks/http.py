@@ -9,13 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from adapters.backbone.loading import load_backbone
-from benchmarks.arguments import (
-    add_backbone_argument,
-    add_device_arguments,
-    add_workers_argument,
-    at_least,
-    duration,
-)
+from benchmarks.arguments import add_model_arguments, add_workers_argument, at_least, duration
 from benchmarks.load import Figures, load, write_bodies
 from benchmarks.report import Report, progress
 from benchmarks.servers import processes_of, service, settings_of
@@ -35,8 +29,7 @@ class Shape:
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    add_backbone_argument(parser)
-    add_device_arguments(parser)
+    add_model_arguments(parser)
     add_workers_argument(parser)
     parser.add_argument("--adapters", type=at_least(1), default=64, help="that requests name")
     parser.add_argument("--connections", type=at_least(1), default=32, help="one text a request")
@@ -83,7 +76,10 @@ def run(options: Namespace) -> Report:
     }
     rows, figures = [], []
     for shape, loaded in zip(shapes, measured, strict=True):
-        rows.append(_row(shape, loaded))
+        rates = (loaded.requests_per_second, loaded.texts_per_second)
+        others = (loaded.p50_ms, loaded.p90_ms, loaded.p99_ms, loaded.client_cpu)
+        cells = [f"{rate:,.0f}" for rate in rates] + [f"{value:.2f}" for value in others]
+        rows.append([shape.name, str(shape.connections), *cells])
         load_of = {"load": shape.name, "texts_per_request": shape.texts}
         figures.append(load_of | {"connections": shape.connections} | asdict(loaded))
     columns = ("", "connections", "requests/s", "texts/s", "p50 ms", "p90 ms", "p99 ms")
@@ -119,16 +115,3 @@ def _measure(
         warm_up=options.seconds / 4,
         processes=options.clients,
     )
-
-
-def _row(shape: Shape, loaded: Figures) -> list[str]:
-    return [
-        shape.name,
-        str(shape.connections),
-        f"{loaded.requests_per_second:,.0f}",
-        f"{loaded.texts_per_second:,.0f}",
-        f"{loaded.p50_ms:.2f}",
-        f"{loaded.p90_ms:.2f}",
-        f"{loaded.p99_ms:.2f}",
-        f"{loaded.client_cpu:.2f}",
-    ]

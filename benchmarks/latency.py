@@ -10,7 +10,7 @@ from typing import Any
 
 import uvloop
 
-from benchmarks.arguments import add_backbone_argument, add_device_arguments, at_least
+from benchmarks.arguments import add_model_arguments, at_least
 from benchmarks.loop import entries_of, percentiles_ms, preload, settings_for, started
 from benchmarks.report import Report, progress
 from benchmarks.stock import stocked
@@ -36,8 +36,7 @@ class Stages(Observer):
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    add_backbone_argument(parser)
-    add_device_arguments(parser)
+    add_model_arguments(parser)
     parser.add_argument(
         "--tokens", type=at_least(1), default=32, help="of every text, special ones included"
     )

@@ -34,10 +34,7 @@ def settings_for(device: str, **overrides: str) -> EngineSettings:
 
 @asynccontextmanager
 async def started(
-    backbone: Backbone,
-    store: Path,
-    settings: EngineSettings,
-    observer: Observer | None = None,
+    backbone: Backbone, store: Path, settings: EngineSettings, observer: Observer | None = None
 ) -> AsyncIterator[LocalEngine]:
     """A warm engine; stopped after the block."""
     engine = LocalEngine(lambda: backbone, AdapterStore(store), settings, observer)
@@ -72,9 +69,8 @@ def entries_of(
 
 def requests_of(entries: Sequence[Entry], size: int) -> list[list[Entry]]:
     """Requests of `size` texts each; a smaller rest is left out."""
-    return [
-        list(entries[start : start + size]) for start in range(0, len(entries) - size + 1, size)
-    ]
+    starts = range(0, len(entries) - size + 1, size)
+    return [list(entries[start : start + size]) for start in starts]
 
 
 async def closed_loop(

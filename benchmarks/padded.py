@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel
 
-from adapters.backbone.loading import DEFAULT_BACKBONE, locate_default
 from adapters.format.files import Adapter
 from adapters.format.spec import GeneratorInput
 from adapters.packed.head import HeadWeights, logits, scores
 from adapters.packed.prompt import GeneratorWeights, soft_prompt
 from adapters.tokenizer import Encoding
+from benchmarks.shapes import place_of
 
 # Rows of a batch at most: with sorted texts, more rows mean more padding and little more speed.
 MAX_ROWS = 64
@@ -48,7 +48,7 @@ def plain_model(source: str, *, device: torch.device, dtype: torch.dtype) -> nn.
     # Nearly every padded batch has a new shape. cuDNN's attention plans a new shape for tens of
     # milliseconds; PyTorch's memory-efficient attention does not, and takes masks, too.
     torch.backends.cuda.enable_cudnn_sdp(False)
-    place, revision = (source, None) if source != DEFAULT_BACKBONE else locate_default()
+    place, revision = place_of(source)
     model: Any = AutoModel.from_pretrained(
         place, revision=revision, dtype=dtype, attn_implementation="sdpa"
     )

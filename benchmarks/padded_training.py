@@ -19,10 +19,10 @@ from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging
 
-from adapters.backbone.loading import DEFAULT_BACKBONE, locate_default
 from adapters.tokenizer import TextEncoder
 from benchmarks.ceilings import synchronize
 from benchmarks.padded import pad
+from benchmarks.shapes import place_of
 from benchmarks.work import LABELS, MAX_TOKENS, PROMPT_LENGTH, SEED, Epoch, Work
 from train.config.settings import ComputeType
 
@@ -151,7 +151,7 @@ def load_classifier(work: Work, system: Padded) -> nn.Module:
     """The model as `transformers` loads it, on its device, with a new random class head."""
     # As in `benchmarks.padded`: cuDNN's attention plans every new shape.
     torch.backends.cuda.enable_cudnn_sdp(False)
-    place, revision = _located(work.source)
+    place, revision = place_of(work.source)
     with _seeded(), _without_warnings():
         model: nn.Module = AutoModelForSequenceClassification.from_pretrained(
             place,
@@ -170,22 +170,14 @@ def _config(peft: Any, kind: Kind) -> Any:
     if kind is Kind.PROMPT_TUNING:
         return peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=PROMPT_LENGTH)
     return peft.LoraConfig(
-        task_type="SEQ_CLS",
-        r=8,
-        lora_alpha=16,
-        lora_dropout=0.1,
-        target_modules=["query", "value"],
+        task_type="SEQ_CLS", r=8, lora_alpha=16, lora_dropout=0.1, target_modules=["query", "value"]
     )
 
 
 def _encoder(source: str) -> TextEncoder:
-    place, revision = _located(source)
+    place, revision = place_of(source)
     tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
     return TextEncoder(tokenizer.backend_tokenizer, read_token=None)
-
-
-def _located(source: str) -> tuple[str, str | None]:
-    return (source, None) if source != DEFAULT_BACKBONE else locate_default()
 
 
 @contextmanager

@@ -5,7 +5,8 @@ authors use it on RoBERTa. Its adapters have no class heads here; PEFT would hav
 by one as well.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import cycle
@@ -136,7 +137,7 @@ class Rivals:
         A rival that differs by too much is left out: its time would mean nothing.
         """
         return {
-            name: self._measure(classify, seconds)
+            name: partial(self._texts_per_second, classify, cycle(self._turns), seconds)
             for name, classify in self._classify.items()
             if differences.get(name, 0.0) <= self._tolerance
         }
@@ -185,19 +186,16 @@ class Rivals:
             )
         return differences
 
-    def _measure(self, classify: Callable[[Texts], object], seconds: float) -> Measure:
-        turns = cycle(self._turns)
-
-        async def measure() -> float:
-            done, began = 0, perf_counter()
-            while done == 0 or perf_counter() - began < seconds:
-                texts = next(turns)
-                classify(texts)
-                done += len(texts)
-            synchronize(self._device)
-            return done / (perf_counter() - began)
-
-        return measure
+    async def _texts_per_second(
+        self, classify: Callable[[Texts], object], turns: Iterator[Texts], seconds: float
+    ) -> float:
+        done, began = 0, perf_counter()
+        while done == 0 or perf_counter() - began < seconds:
+            texts = next(turns)
+            classify(texts)
+            done += len(texts)
+        synchronize(self._device)
+        return done / (perf_counter() - began)
 
 
 def _name(index: int) -> str:

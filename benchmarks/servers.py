@@ -125,7 +125,8 @@ def _process(
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=_STOP_SECONDS)
-        _kill_group(process.pid)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
@@ -140,11 +141,6 @@ def _wait(process: subprocess.Popen[bytes], probe: str, log: Path) -> None:
             pass
         time.sleep(0.2)
     raise BenchmarkFailed(f"{process.args!r} did not start: " + log.read_text()[-500:])
-
-
-def _kill_group(pid: int) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)
 
 
 def _free_port() -> int:

@@ -17,7 +17,7 @@ from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaModel
 
-from adapters.backbone.loading import DEFAULT_BACKBONE
+from adapters.backbone.loading import DEFAULT_BACKBONE, locate_default
 
 _ONSETS = (*"bcdfghjklmnprstvw", "br", "cr", "dr", "fl", "gr", "pl", "st", "tr", "sh", "th")
 _VOWELS = ("a", "e", "i", "o", "u", "ai", "ea", "ou")
@@ -57,6 +57,11 @@ def located(name: str, folder: Path) -> str:
     if not target.exists():
         write_shape(shape, target)
     return str(target)
+
+
+def place_of(source: str) -> tuple[str, str | None]:
+    """Name or folder, and revision, for `from_pretrained`."""
+    return (source, None) if source != DEFAULT_BACKBONE else locate_default()
 
 
 def described(name: str) -> str:

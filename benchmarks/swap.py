@@ -25,13 +25,7 @@ import numpy as np
 from adapters.backbone.loading import load_backbone
 from adapters.backbone.model import random_adapter
 from adapters.format.files import serialize
-from benchmarks.arguments import (
-    add_backbone_argument,
-    add_device_arguments,
-    add_workers_argument,
-    at_least,
-    duration,
-)
+from benchmarks.arguments import add_model_arguments, add_workers_argument, at_least, duration
 from benchmarks.loop import percentiles_ms
 from benchmarks.memory import Progress, Samples, sampled
 from benchmarks.report import BenchmarkFailed, Report, progress
@@ -105,8 +99,7 @@ class Tally:
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    add_backbone_argument(parser)
-    add_device_arguments(parser, dtype="float32")
+    add_model_arguments(parser, dtype="float32")
     add_workers_argument(parser)
     parser.add_argument("--uploads", type=at_least(1), default=200)
     parser.add_argument("--revisions", type=at_least(1), default=2, help="that take turns")

@@ -1,12 +1,12 @@
 """Random texts with the lengths of short messages."""
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from transformers import AutoTokenizer
 
-from adapters.backbone.loading import DEFAULT_BACKBONE, locate_default
 from adapters.tokenizer import Encoding, TextEncoder
+from benchmarks.shapes import place_of
 
 MAX_TOKENS = 250
 # Standard deviation of the logarithm of the lengths.
@@ -15,13 +15,8 @@ _SPREAD = 0.7
 
 def words_of(source: str) -> list[str]:
     """The plain words that a backbone's tokenizer has one token for. source: a path or a name."""
-    place, revision = (source, None) if source != DEFAULT_BACKBONE else locate_default()
-    return plain_words(AutoTokenizer.from_pretrained(place, revision=revision).get_vocab())
-
-
-def plain_words(vocabulary: Iterable[str]) -> list[str]:
-    """The plain words of a vocabulary, sorted."""
-    pieces = list(vocabulary)
+    place, revision = place_of(source)
+    pieces = list(AutoTokenizer.from_pretrained(place, revision=revision).get_vocab())
     # Byte-level vocabularies mark what starts a word, WordPiece what continues one.
     marked = [piece[1:] for piece in pieces if piece.startswith("Ġ")]
     words = marked or [piece for piece in pieces if not piece.startswith("##")]

@@ -10,6 +10,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -26,9 +27,9 @@ from benchmarks.packed_training import Packed, PackedTrainee, losses_beside_plai
 from benchmarks.padded_training import Kind, Padded, PaddedTrainee, load_classifier, precisions
 from benchmarks.report import BenchmarkFailed, Report, progress, spread
 from benchmarks.shapes import described, located
-from benchmarks.training_memory import Memory, memory_of
-from benchmarks.turns import Measure, ratio, take_turns
-from benchmarks.work import MAX_TOKENS, Trainee, Work, make_work
+from benchmarks.training_memory import Memory, Trainee, memory_of
+from benchmarks.turns import ratio, take_turns
+from benchmarks.work import MAX_TOKENS, Work, make_work
 from train.config.settings import CacheMode, ComputeType
 from train.loop.encoded_splits import encode
 
@@ -140,7 +141,7 @@ def _figures(
         trainees: dict[str, Trainee] = {**ours, **theirs}
         losses: dict[str, list[float]] = {name: [] for name in trainees}
         measures = {
-            name: _measure(trainee, len(work.texts), losses[name])
+            name: partial(_epoch, trainee, len(work.texts), losses[name])
             for name, trainee in trainees.items()
         }
         measured = asyncio.run(take_turns(measures, rounds=rounds))
@@ -159,13 +160,10 @@ def _packed(work: Work, system: Packed, frozen: Backbone) -> PackedTrainee:
     return PackedTrainee(work, system, frozen)
 
 
-def _measure(trainee: Trainee, rows: int, losses: list[float]) -> Measure:
-    async def measure() -> float:
-        epoch = trainee.epoch()
-        losses.append(epoch.loss)
-        return rows / epoch.seconds
-
-    return measure
+async def _epoch(trainee: Trainee, rows: int, losses: list[float]) -> float:
+    epoch = trainee.epoch()
+    losses.append(epoch.loss)
+    return rows / epoch.seconds
 
 
 def _check_loss(work: Work, frozen: Backbone) -> str:

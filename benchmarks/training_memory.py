@@ -14,10 +14,12 @@ from adapters.backbone.loading import load_backbone
 from benchmarks.packed_training import Packed, PackedTrainee
 from benchmarks.padded_training import Padded, PaddedTrainee, load_classifier
 from benchmarks.report import BenchmarkFailed, progress
-from benchmarks.work import Trainee, Work
+from benchmarks.work import Work
 from train.loop.memory import peak_memory, reset_peak
 
 System: TypeAlias = Packed | Padded
+# A system with its model on the device, ready to train.
+Trainee: TypeAlias = PackedTrainee | PaddedTrainee
 
 _GPU_PROCESSES = 5
 

@@ -3,7 +3,6 @@
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -51,16 +50,6 @@ class Epoch:
 
     seconds: float
     loss: float
-
-
-class Trainee(Protocol):
-    """One system, with its model on the device, ready to train."""
-
-    def epoch(self) -> Epoch:
-        """Train one epoch and wait until the device is done."""
-
-    def close(self) -> None:
-        """Free everything but the model."""
 
 
 def make_work(

@@ -1,6 +1,7 @@
-"""The container's health check: exit status 0 if the service says that it is live.
+"""The container's health check: exit status 0 if the service is live.
 
-A slim image has no curl. Liveness, not readiness: a service that loads is well.
+In Python, because a slim image has no curl. Liveness, not readiness: a service that is still
+loading is healthy.
 """
 
 import http.client
@@ -16,7 +17,7 @@ def main() -> int:
     try:
         connection.request("GET", "/healthz")
         answer = connection.getresponse()
-        # Docker keeps what is written: `docker inspect` shows why.
+        # Docker keeps the output: `docker inspect` shows it.
         sys.stdout.write(answer.read(4096).decode(errors="replace"))
         return 0 if answer.status == 200 else 1
     except OSError as error:

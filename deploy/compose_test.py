@@ -1,7 +1,7 @@
-"""`make compose-test`: compose.yaml from build to `down` on a real engine, step by step.
+"""`make compose-test`: runs compose.yaml on a real Docker, step by step, from build to `down`.
 
-Needs Docker, compose (v1 or v2) and Python's standard library. Runs under a project name, on ports
-and in volumes of its own, and removes them, whatever happens. What it prints is a transcript.
+Needs Docker, compose (v1 or v2) and Python's standard library. It uses its own project name, ports
+and volumes, and always removes them. Its output is a transcript.
 """
 
 import json
@@ -32,11 +32,11 @@ READY_SECONDS, SCRAPED_SECONDS, PULL_SECONDS = 180, 90, 300
 
 
 class Failed(Exception):
-    """A step did not do what it must."""
+    """A step did not do what it should."""
 
 
 class Stack:
-    """The project, its commands and its three addresses."""
+    """A compose project and the addresses of its three servers."""
 
     def __init__(self) -> None:
         self.project = f"idspam-test-{secrets.token_hex(3)}"
@@ -45,19 +45,20 @@ class Stack:
         self.prometheus = f"http://127.0.0.1:{prometheus}"
         self.grafana = f"http://127.0.0.1:{grafana}"
         ports = {"IDSPAM": service, "PROMETHEUS": prometheus, "GRAFANA": grafana}
-        # What the shell has set for another run must not decide this one.
-        kept = {key: value for key, value in os.environ.items() if not key.startswith("IDSPAM_")}
         self._compose = _compose()
-        self.grafana_is_here = _has_grafana()
-        profile = "cpu" if self.grafana_is_here else "no-grafana"
-        self._environment = kept | {"COMPOSE_PROFILES": profile}
-        self._environment |= {f"{key}_PORT": str(port) for key, port in ports.items()}
+        self.has_grafana = _has_grafana()
+        # Settings in the shell are meant for another service, not for this test.
+        self._environment = {
+            **{key: value for key, value in os.environ.items() if not key.startswith("IDSPAM_")},
+            "COMPOSE_PROFILES": "cpu" if self.has_grafana else "no-grafana",
+            **{f"{key}_PORT": str(port) for key, port in ports.items()},
+        }
 
     def compose(self, *arguments: str, shown: Callable[[str], bool] = lambda _: True) -> None:
-        """Run compose; its lines are shown as far as they matter, and all of them if it fails."""
+        """Run compose and print the lines that matter; if it fails, all of them."""
         command = [*self._compose, "-f", FILE, *arguments]
         _say(f"$ {' '.join(command)}")
-        # The name is left out of what is shown: it is only there to be alone.
+        # Not printed: the project's name only keeps it apart from other projects.
         command[len(self._compose) : len(self._compose)] = ["-p", self.project]
         began = time.monotonic()
         done = _run(command, self._environment)
@@ -69,7 +70,7 @@ class Stack:
         _say(f"  ({time.monotonic() - began:.0f} s)")
 
     def remove(self) -> None:
-        """Everything of this project, volumes included."""
+        """Remove everything of this project, volumes included."""
         self.compose(
             *("down", "--volumes", "--remove-orphans", "--timeout", "60"),
             shown=lambda line: "emov" in line and "..." not in line,
@@ -86,7 +87,7 @@ def main() -> int:
         for kind in ("container", "volume", "network"):
             own = f"label=com.docker.compose.project={stack.project}"
             left = _run(["docker", kind, "ls", "-q", "--filter", own]).stdout.split()
-            _require(not left, f"there are still {kind}s: {left}")
+            _require(not left, f"{kind}s are left: {left}")
     except Failed as error:
         _say(f"compose-test: FAILED: {error}")
         return 1
@@ -99,7 +100,8 @@ def main() -> int:
 def _test(stack: Stack) -> None:
     stack.compose("build", "service", "demo", shown=lambda line: line.startswith("setup:"))
     for image in ("service", "client"):
-        _say(f"  {_sized(f'id-spam-{image}:{_version()}')}")
+        version = os.environ.get("VERSION") or _default("VERSION")
+        _say(f"  {_sized(f'id-spam-{image}:{version}')}")
     stack.compose("up", "-d", shown=lambda _: False)
     _say(f"  {_ready(stack)}")
 
@@ -118,10 +120,10 @@ def _test(stack: Stack) -> None:
     _say(f"  {len(rules)} alert rules, state of each: {', '.join(sorted(set(rules.values())))}")
     _say(f"  {' '.join(rules)}")
 
-    if stack.grafana_is_here:
+    if stack.has_grafana:
         _say("# Grafana has the dashboard and its data source")
-        found = _wait(lambda: _json(f"{stack.grafana}/api/dashboards/uid/id-spam")["dashboard"])
-        _say(f"  {found['title']}: {len(found['panels'])} panels")
+        board = _wait(lambda: _json(f"{stack.grafana}/api/dashboards/uid/id-spam")["dashboard"])
+        _say(f"  {board['title']}: {len(board['panels'])} panels")
 
     stack.compose(
         *("run", "--rm", "-T", "demo", "demo", "--url", "http://service:8000", "--seconds", "8"),
@@ -139,9 +141,8 @@ def _test(stack: Stack) -> None:
 
 def _predict(stack: Stack, revision: str) -> None:
     body = json.dumps({"adapter": NAME, "inputs": TEXTS, "top_k": 1}).encode()
-    for text, result in zip(
-        TEXTS, _json(f"{stack.service}/v1/predict", body=body)["results"], strict=True
-    ):
+    results = _json(f"{stack.service}/v1/predict", body=body)["results"]
+    for text, result in zip(TEXTS, results, strict=True):
         _require(result["revision"] == revision, f"answered by {result['revision']}")
         _say(f"  {text!r}: {result['label']} {result['score']:.4f}, revision {revision[:12]}")
 
@@ -150,20 +151,19 @@ def _ready(stack: Stack) -> str:
     began = time.monotonic()
     health = _wait(lambda: _json(f"{stack.service}/readyz"), seconds=READY_SECONDS)
     _require(health["status"] == "ok", str(health))
-    build = next(
-        line for line in _text(f"{stack.service}/metrics").splitlines() if "_build_info{" in line
-    )
+    metrics = _text(f"{stack.service}/metrics").splitlines()
+    build = next(line for line in metrics if "_build_info{" in line)
     return f"ready after {time.monotonic() - began:.0f} s: {build}"
 
 
 def _value(stack: Stack, query: str) -> float | None:
     parameters = urllib.parse.urlencode({"query": query})
-    found = _json(f"{stack.prometheus}/api/v1/query?{parameters}")["data"]["result"]
-    return float(found[0]["value"][1]) if found else None
+    series = _json(f"{stack.prometheus}/api/v1/query?{parameters}")["data"]["result"]
+    return float(series[0]["value"][1]) if series else None
 
 
 def _alerts(stack: Stack) -> dict[str, str] | None:
-    """State by name, once all of them were evaluated."""
+    """The state of every alert by name, once all rules have been evaluated."""
     groups = _json(f"{stack.prometheus}/api/v1/rules?type=alert")["data"]["groups"]
     rules = [rule for group in groups for rule in group["rules"]]
     if len(rules) < ALERTS or any(rule["health"] != "ok" for rule in rules):
@@ -172,14 +172,14 @@ def _alerts(stack: Stack) -> dict[str, str] | None:
 
 
 def _has_grafana() -> bool:
-    """Whether its image is there or can be had."""
+    """Whether Grafana's image is here or can be pulled."""
     image = os.environ.get("GRAFANA_IMAGE") or _default("GRAFANA_IMAGE")
     if _run(["docker", "image", "inspect", image]).returncode == 0:
         return True
     _say(f"$ docker pull {image}")
     if _run(["docker", "pull", "-q", image], seconds=PULL_SECONDS).returncode == 0:
         return True
-    _say("  it cannot be pulled here: this run is without Grafana, COMPOSE_PROFILES=no-grafana")
+    _say("  cannot be pulled here, so this run is without Grafana: COMPOSE_PROFILES=no-grafana")
     return False
 
 
@@ -189,16 +189,11 @@ def _sized(image: str) -> str:
     return f"{image}: {int(done.stdout) / 1e9:.2f} GB"
 
 
-def _version() -> str:
-    """As compose.yaml has it."""
-    return os.environ.get("VERSION") or _default("VERSION")
-
-
 def _default(variable: str) -> str:
-    """What a variable of compose.yaml is where nobody sets it."""
-    found = re.search(rf"\$\{{{variable}:-([^}}]*)\}}", (TREE / FILE).read_text())
-    assert found, f"compose.yaml asks for no {variable}"
-    return found[1]
+    """The default of a variable of compose.yaml."""
+    match = re.search(rf"\$\{{{variable}:-([^}}]*)\}}", (TREE / FILE).read_text())
+    assert match, f"compose.yaml has no variable {variable}"
+    return match[1]
 
 
 def _compose() -> list[str]:
@@ -206,8 +201,8 @@ def _compose() -> list[str]:
         raise Failed("no Docker engine answers `docker info`: install and start one")
     version = next(line for line in done.stdout.splitlines() if "Server Version" in line)
     for command in (["docker", "compose"], ["docker-compose"]):
-        if shutil.which(command[0]) and not (found := _run([*command, "version"])).returncode:
-            _say(f"Docker {version.split()[-1]}, {found.stdout.splitlines()[0]}")
+        if shutil.which(command[0]) and not (done := _run([*command, "version"])).returncode:
+            _say(f"Docker {version.split()[-1]}, {done.stdout.splitlines()[0]}")
             return command
     raise Failed("neither `docker compose` nor `docker-compose` is installed")
 
@@ -215,33 +210,27 @@ def _compose() -> list[str]:
 def _run(
     command: Sequence[str], environment: dict[str, str] | None = None, seconds: float = 3600
 ) -> "subprocess.CompletedProcess[str]":
+    to_pipe: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     try:
         return subprocess.run(
-            command,
-            cwd=TREE,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-            timeout=seconds,
+            command, cwd=TREE, env=environment, check=False, timeout=seconds, **to_pipe
         )
     except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(command, 124, f"not done after {seconds:g} s")
+        return subprocess.CompletedProcess(command, 124, f"still running after {seconds:g} s")
 
 
 def _wait(look: Callable[[], Any], *, seconds: float = SCRAPED_SECONDS) -> Any:
-    """What it finds, as soon as that is something; an address that does not answer is nothing."""
+    """The first result that is not empty; until then it asks again, also if nothing answers."""
     deadline = time.monotonic() + seconds
     while True:
         try:
-            if found := look():
-                return found
-            why = "found nothing"
+            if result := look():
+                return result
+            reason = "the result is empty"
         except (OSError, ValueError) as error:
-            why = str(error)
+            reason = str(error)
         if time.monotonic() > deadline:
-            raise Failed(f"waited {seconds:g} s in vain: {why}")
+            raise Failed(f"waited {seconds:g} s: {reason}")
         time.sleep(1)
 
 
@@ -261,9 +250,9 @@ def _free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def _require(held: bool, otherwise: str) -> None:
-    if not held:
-        raise Failed(otherwise)
+def _require(condition: bool, reason: str) -> None:
+    if not condition:
+        raise Failed(reason)
 
 
 def _say(line: str) -> None:

@@ -1,4 +1,4 @@
-"""The Grafana dashboard: `python -m deploy.dashboard` writes it; `deploy.panels` is its content."""
+"""Builds the Grafana dashboard from `deploy.panels`: `python -m deploy.dashboard` writes it."""
 
 from itertools import count
 from pathlib import Path
@@ -45,25 +45,21 @@ def stat(title: str, unit: str, expression: str, text: str) -> Stat:
 
 def panel(chart: Chart) -> Timeseries:
     legend = VizLegendOptions().display_mode(LegendDisplayMode.LIST)
-    made = Timeseries().title(chart.title).description(chart.note).unit(chart.unit).min(0)
-    made = (
-        made.datasource(SOURCE)
-        .span(WIDTH // 3)
-        .height(8)
-        .legend(legend.placement(LegendPlacement.BOTTOM).show_legend(True))
-    )
+    legend = legend.placement(LegendPlacement.BOTTOM).show_legend(True)
+    curves = Timeseries().title(chart.title).description(chart.note).unit(chart.unit).min(0)
+    curves = curves.datasource(SOURCE).span(WIDTH // 3).height(8).legend(legend)
     if chart.stacked:
-        made = made.fill_opacity(20).stacking(StackingConfig().mode(StackingMode.NORMAL))
+        curves = curves.fill_opacity(20).stacking(StackingConfig().mode(StackingMode.NORMAL))
     for number, query in enumerate(chart.queries):
-        made = made.with_target(_target(query, "ABCDE"[number]))
-    return made
+        curves = curves.with_target(_target(query, "ABCDE"[number]))
+    return curves
 
 
 def _target(query: Query, name: str) -> Dataquery:
     return Dataquery().expr(query.expression).legend_format(query.legend).ref_id(name).range()
 
 
-def _of_labels(name: str, metric: str) -> QueryVariable:
+def _label_variable(name: str, metric: str) -> QueryVariable:
     variable = QueryVariable(name).query(f"label_values({metric}, {name})").datasource(SOURCE)
     return (
         variable.refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)
@@ -75,8 +71,8 @@ def _of_labels(name: str, metric: str) -> QueryVariable:
 
 
 def dashboard() -> str:
-    """Its JSON, as Grafana reads it."""
-    made = (
+    """The JSON that Grafana reads."""
+    board = (
         Dashboard("ID-SPAM")
         .uid("id-spam")
         .description("One frozen encoder, many adapters: docs/operate.md")
@@ -84,17 +80,17 @@ def dashboard() -> str:
         .time("now-30m", "now")
         .refresh("10s")
         .with_variable(DatasourceVariable("datasource").type("prometheus"))
-        .with_variable(_of_labels("instance", "idspam_requests_total"))
-        .with_variable(_of_labels("adapter", "idspam_predictions_total"))
+        .with_variable(_label_variable("instance", "idspam_requests_total"))
+        .with_variable(_label_variable("adapter", "idspam_predictions_total"))
     )
     number = count(1)
-    for item in STATS:
-        made = made.with_panel(stat(*item).id(next(number)))
+    for content in STATS:
+        board = board.with_panel(stat(*content).id(next(number)))
     for title, charts in ROWS:
-        made = made.with_row(Row(title).id(next(number)))
+        board = board.with_row(Row(title).id(next(number)))
         for chart in charts:
-            made = made.with_panel(panel(chart).id(next(number)))
-    return JSONEncoder(sort_keys=True, indent=2).encode(made.build()) + "\n"
+            board = board.with_panel(panel(chart).id(next(number)))
+    return JSONEncoder(sort_keys=True, indent=2).encode(board.build()) + "\n"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What the dashboard shows: its rows, charts and expressions. Knows the names of metrics only.
+"""The content of the dashboard: its rows, charts and PromQL expressions.
 
-Rates and quantiles are over `$__rate_interval`. Where a service of one process has other series
-than one with workers, an `or` takes whichever there are.
+Rates and quantiles are over `$__rate_interval`. Where a service with workers has other series than
+a single process, an `or` takes the ones that exist.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ FAILED = 'outcome=~"overloaded|deadline|unavailable|server_error"'
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """legend: Grafana's template of labels, or what every series is called."""
+    """legend: Grafana's template of labels, or the name of every series."""
 
     expression: str
     legend: str
@@ -25,7 +25,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """What is drawn: curves, or areas upon each other where the sum means something."""
+    """One chart. stacked: areas on top of each other, where the sum means something."""
 
     title: str
     unit: str
@@ -39,14 +39,14 @@ def rate(metric: str, labels: str, by: str) -> str:
 
 
 def per(metric: str, label: str, *, labels: str = ON, where: str = "") -> list[Query]:
-    """A counter's rate, a curve for each value of a label."""
+    """A counter's rate, with a curve for each value of a label."""
     return [Query(rate(metric, labels, label) + where, f"{{{{{label}}}}}")]
 
 
-def either(among: str, alone: str, label: str) -> list[Query]:
-    """What processes tell of themselves: among others by their label, alone as `service`."""
+def either(with_workers: str, alone: str, label: str) -> list[Query]:
+    """A metric of processes: by their label with workers, as `service` for a single process."""
     named = f'label_replace({alone}, "{label}", "service", "", "")'
-    return [Query(f"{among} or {named}", f"{{{{instance}}}} {{{{{label}}}}}")]
+    return [Query(f"{with_workers} or {named}", f"{{{{instance}}}} {{{{{label}}}}}")]
 
 
 def quantile(share: float, histogram: str, *, labels: str = ON, by: str = "") -> str:
@@ -106,9 +106,7 @@ ROWS = (
                 stacked=True,
             ),
             Chart(
-                "Errors by type",
-                "reqps",
-                per("idspam_request_errors_total", "type", where=" > 0"),
+                "Errors by type", "reqps", per("idspam_request_errors_total", "type", where=" > 0")
             ),
         ),
     ),
@@ -144,12 +142,7 @@ ROWS = (
             Chart("Texts in a batch", "short", with_mean("idspam_batch_rows")),
             Chart("Tokens in a batch", "short", with_mean("idspam_batch_tokens")),
             Chart("Adapters in a batch", "short", with_mean("idspam_batch_adapters")),
-            Chart(
-                "Forward passes",
-                "ops",
-                per("idspam_passes_total", "kind"),
-                stacked=True,
-            ),
+            Chart("Forward passes", "ops", per("idspam_passes_total", "kind"), stacked=True),
             Chart(
                 "Waiting tokens",
                 "short",
@@ -158,11 +151,7 @@ ROWS = (
                     Query(f"sum (idspam_waiting_tokens_limit{{{ON}}})", "limit"),
                 ],
             ),
-            Chart(
-                "Texts that failed, by reason",
-                "short",
-                per("idspam_failures_total", "reason"),
-            ),
+            Chart("Texts that failed, by reason", "short", per("idspam_failures_total", "reason")),
         ),
     ),
     (
@@ -175,25 +164,15 @@ ROWS = (
                 "Stored is on disk, registered in host memory, active on the device.",
             ),
             Chart(
-                "Memory",
-                "bytes",
-                [Query(f"sum by (tier) (idspam_tier_bytes{{{ON}}})", "{{tier}}")],
+                "Memory", "bytes", [Query(f"sum by (tier) (idspam_tier_bytes{{{ON}}})", "{{tier}}")]
             ),
-            Chart(
-                "Loads",
-                "ops",
-                per("idspam_adapter_loads_total", "tier"),
-            ),
+            Chart("Loads", "ops", per("idspam_adapter_loads_total", "tier")),
             Chart(
                 "Time of a load, p95",
                 "s",
                 [Query(quantile(0.95, "idspam_adapter_load_seconds", by="tier"), "{{tier}}")],
             ),
-            Chart(
-                "Evictions",
-                "ops",
-                per("idspam_adapter_evictions_total", "tier"),
-            ),
+            Chart("Evictions", "ops", per("idspam_adapter_evictions_total", "tier")),
             Chart(
                 "Last use of what is evicted, median",
                 "s",
@@ -242,11 +221,7 @@ ROWS = (
                     )
                 ],
             ),
-            Chart(
-                "Texts that were cut",
-                "short",
-                per("idspam_truncated_inputs_total", "instance"),
-            ),
+            Chart("Texts that were cut", "short", per("idspam_truncated_inputs_total", "instance")),
         ),
     ),
     (

@@ -152,9 +152,9 @@ def test_mixed_lora_batch_is_each_row_under_its_own_adapter(tiny: Backbone, sour
     assert (first - second).norm() > 1e-2 * first.norm()
 
 
-def test_packed_forward_and_ceilings_are_positive(tiny: Backbone, source: str) -> None:
+async def test_packed_forward_and_ceilings_are_positive(tiny: Backbone, source: str) -> None:
     texts = make_encodings(tiny.encoder, words_of(source), count=40, mean_tokens=39)
-    assert PackedForward(tiny, texts, max_tokens=256).texts_per_second(0.1) > 0
+    assert await PackedForward(tiny, texts, max_tokens=256).texts_per_second(0.1) > 0
     ceilings = measure_ceilings(tiny, tokens=64, seconds=0.02)
     assert ceilings.flops > 0
     assert ceilings.copy > 0
