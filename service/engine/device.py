@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from threading import Thread
 from time import monotonic
 
-from service.engine.requests import FinishedBatch, Request, rows_of
-from service.engine.runners.base import BatchResult, Runner, RunningBatch
+from service.engine.requests import LaunchedBatch, Request, rows_of
+from service.engine.runners.base import BatchResult, Runner
 from service.engine.scheduler import Scheduler, Selection
 
 logger = logging.getLogger(__name__)
@@ -23,14 +23,6 @@ logger = logging.getLogger(__name__)
 _POLL_SECONDS = 0.0005
 # A batch of this share of the token budget or more is large.
 _LARGE_SHARE = 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class _Launched:
-    selection: Selection[Request]
-    tokens: int
-    running: RunningBatch
-    started: float
 
 
 @dataclass(slots=True, eq=False)
@@ -62,7 +54,7 @@ class Device:
         runner: Runner,
         scheduler: Scheduler[Request],
         *,
-        deliver: Callable[[FinishedBatch], None],
+        deliver: Callable[[LaunchedBatch, BatchResult, float], None],
         die: Callable[[BaseException], None],
         max_batch_tokens: int,
     ) -> None:
@@ -115,7 +107,7 @@ class Device:
 
     def _run_batches(self, lane: _Lane) -> None:
         """Take a batch, launch it, wait for it, hand it over; until the scheduler is closed."""
-        launched: _Launched | None = None
+        launched: LaunchedBatch | None = None
         while True:
             if launched is None:
                 selection = self._scheduler.take()
@@ -123,21 +115,21 @@ class Device:
                     return
                 launched = self._launch(lane, selection)
             following = self._launch_ahead(lane, launched)
-            finished = self._wait_for(lane, launched)
+            result = launched.running.wait()
+            seconds = self._record(lane, launched, following)
+            self._loop.call_soon_threadsafe(self._deliver, launched, result, seconds)
             launched = following
-            lane.running_since = None if following is None else monotonic()
-            self._loop.call_soon_threadsafe(self._deliver, finished)
 
-    def _launch(self, lane: _Lane, selection: Selection[Request]) -> _Launched:
+    def _launch(self, lane: _Lane, selection: Selection[Request]) -> LaunchedBatch:
         started = monotonic()
         if lane.running_since is None:
             lane.running_since = started
         rows = rows_of(selection.batch)
         running = self._runner.launch(rows) if rows else BatchResult([])
         tokens = sum([queued.entry.cost for queued in selection.batch])
-        return _Launched(selection, tokens, running, started)
+        return LaunchedBatch(selection, tokens, running, started)
 
-    def _launch_ahead(self, lane: _Lane, launched: _Launched) -> _Launched | None:
+    def _launch_ahead(self, lane: _Lane, launched: LaunchedBatch) -> LaunchedBatch | None:
         """Launch the next batch while one runs, if it is full.
 
         A large batch leaves time for the next one to fill, so this waits until then. A small one is
@@ -153,19 +145,17 @@ class Device:
             if not patience or launched.running.is_done():
                 return None
 
-    def _wait_for(self, lane: _Lane, launched: _Launched) -> FinishedBatch:
-        batch = launched.selection.batch
-        result = launched.running.wait()
+    def _record(self, lane: _Lane, ended: LaunchedBatch, following: LaunchedBatch | None) -> float:
+        """Note that a batch has ended; returns the seconds since its launch."""
         now = monotonic()
-        if batch:
+        if ended.selection.batch:
             # The device has worked on a batch that was launched ahead only since the one before it
             # ended, and one of several lanes has only its share of the device.
-            share = (now - max(launched.started, lane.free_since)) / self._runner.lanes
-            self._scheduler.record_batch(launched.tokens, share)
+            share = (now - max(ended.started, lane.free_since)) / self._runner.lanes
+            self._scheduler.record_batch(ended.tokens, share)
         lane.free_since = now
-        return FinishedBatch(
-            launched.selection, launched.tokens, result, launched.started, now - launched.started
-        )
+        lane.running_since = None if following is None else now
+        return now - ended.started
 
     def _warmed_up(self) -> None:
         if not self.warm.done():

@@ -14,7 +14,7 @@ from time import monotonic
 from service.engine.interface import Completion, Entry, RowResult
 from service.engine.observer import BatchReport, Observer, failure_reason
 from service.engine.residency import Lease, Residency
-from service.engine.runners.base import BatchResult, BatchRow, HostAdapter, RowFailure
+from service.engine.runners.base import BatchResult, BatchRow, HostAdapter, RowFailure, RunningBatch
 from service.engine.scheduler import QueuedEntry, Scheduler, Selection
 from service.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed, ServiceError
 
@@ -74,17 +74,13 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class FinishedBatch:
-    """A selection and the result of its batch.
-
-    tokens: of the batch. started: on the clock of `time.monotonic`. seconds: from launch to result.
-    """
+class LaunchedBatch:
+    """A selection whose batch was launched. tokens: of the batch. started: of `time.monotonic`."""
 
     selection: Selection[Request]
     tokens: int
-    result: BatchResult
+    running: RunningBatch
     started: float
-    seconds: float
 
 
 def rows_of(batch: Sequence[QueuedEntry[Request]]) -> list[BatchRow]:
@@ -128,24 +124,35 @@ class InFlight:
         """
         await self._run([entry], None, lambda: self._residency.try_out(entry.adapter, adapter))
 
-    def deliver(self, finished: FinishedBatch) -> None:
-        """Hand the results of a batch to its requests."""
-        batch = finished.selection.batch
-        for queued in finished.selection.expired:
+    def deliver(self, launched: LaunchedBatch, result: BatchResult, seconds: float) -> None:
+        """Hand the results of a batch to its requests. seconds: from its launch to its result."""
+        batch = launched.selection.batch
+        for queued in launched.selection.expired:
             queued.request.fail(DeadlineExceeded("an entry waited past the deadline"))
             self._settle(queued.request, 1)
-        for queued, outcome in zip(batch, finished.result.outcomes, strict=True):
+        for queued, outcome in zip(batch, result.outcomes, strict=True):
             if isinstance(outcome, RowFailure):
                 queued.request.fail(InferenceFailed(outcome.message, reason=outcome.reason))
             else:
                 queued.request.rows[queued.index] = outcome
-        queue_seconds = [finished.started - queued.since for queued in batch]
+        queue_seconds = [launched.started - queued.since for queued in batch]
         # Per request, not per entry: the entries of a request mostly leave together.
         for request, entries in Counter([queued.request for queued in batch]).items():
-            request.note_seconds(finished.started - request.admitted, finished.seconds)
+            request.note_seconds(launched.started - request.admitted, seconds)
             self._settle(request, entries)
         if batch:
-            self._observer.batch_done(_report(finished, queue_seconds))
+            report = BatchReport(
+                rows=len(batch),
+                tokens=launched.tokens,
+                adapters=len({queued.entry.adapter for queued in batch}),
+                queue_seconds=queue_seconds,
+                generator_seconds=result.generator_seconds,
+                backbone_seconds=result.backbone_seconds,
+                inference_seconds=seconds,
+                passes=result.passes,
+                graphs=result.graphs,
+            )
+            self._observer.batch_done(report)
         self._observer.waiting_tokens(self._scheduler.waiting_tokens)
 
     def fail_all(self, reason: str) -> None:
@@ -230,18 +237,3 @@ class InFlight:
             self._residency.release(request.lease)
         if not self._open:
             self._all_settled.set()
-
-
-def _report(finished: FinishedBatch, queue_seconds: Sequence[float]) -> BatchReport:
-    batch, result = finished.selection.batch, finished.result
-    return BatchReport(
-        rows=len(batch),
-        tokens=finished.tokens,
-        adapters=len({queued.entry.adapter for queued in batch}),
-        queue_seconds=queue_seconds,
-        generator_seconds=result.generator_seconds,
-        backbone_seconds=result.backbone_seconds,
-        inference_seconds=finished.seconds,
-        passes=result.passes,
-        graphs=result.graphs,
-    )

@@ -1,6 +1,6 @@
 """The engine's limits. `service.settings` reads them from environment variables."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +23,8 @@ class EngineSettings:
     stall_seconds: float = 60.0
 
     def __post_init__(self) -> None:
-        for name in (
-            "max_batch_tokens",
-            "max_waiting_tokens",
-            "max_active_adapters",
-            "max_registered_adapters",
-            "lanes",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.stall_seconds <= 0:
             raise ValueError(f"stall_seconds must be positive, not {self.stall_seconds}")
+        for name, value in asdict(self).items():
+            if name != "stall_seconds" and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")

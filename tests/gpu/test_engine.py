@@ -1,13 +1,13 @@
-"""The engine on a CUDA device: slots, graphs, tiers, and what a text is answered whoever it is
-batched with.
+"""The engine on a CUDA device: slots, graphs and tiers; every text is answered as if alone.
 
-bfloat16 bound: eight bits of mantissa over three wide random layers; two batches of one text differ
-by what the kernels' tiling changes.
+bfloat16 bound: eight bits of mantissa over three wide random layers. The answers to one text differ
+between two batches because the kernels tile them differently.
 """
 
 import asyncio
 import gc
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from tests.support.tiny_models import make_adapter, make_backbone
 pytestmark = pytest.mark.gpu
 
 BFLOAT16_BOUND = 0.05
-# The engine's own: large enough for a ladder of several rungs.
+# Large enough for graphs of several sizes.
 LIMITS = {"max_batch_tokens": 4096, "max_active_adapters": 16}
 
 
@@ -36,13 +36,18 @@ def on_device(dtype: torch.dtype = torch.bfloat16) -> Backbone:
     return make_backbone(hidden_size=64).to(device="cuda", dtype=dtype)
 
 
-async def started(root: Path, backbone: Backbone, **limits: int) -> EngineHarness:
+@asynccontextmanager
+async def open_engine(
+    root: Path, backbone: Backbone, **limits: int
+) -> AsyncIterator[EngineHarness]:
+    """A started engine whose forward passes are not held by a test."""
     harness = EngineHarness(root, backbone, **(LIMITS | limits))
     harness.engine = LocalEngine(
         lambda: backbone, harness.store, harness.settings, harness.recorder
     )
     await harness.engine.start()
-    return harness
+    yield harness
+    await harness.engine.stop()
 
 
 def entries_of(harness: EngineHarness, number: int) -> list[Entry]:
@@ -63,103 +68,99 @@ def alone(harness: EngineHarness, entry: Entry) -> tuple[np.ndarray, np.ndarray]
 async def test_answers_are_those_of_each_text_alone(
     tmp_path: Path, dtype: torch.dtype, bound: float
 ) -> None:
-    harness = await started(tmp_path, on_device(dtype))
-    entries = [replace(entry, explain=True) for entry in entries_of(harness, 40)]
-    completion = await harness.engine.predict(entries)
-    for entry, row in zip(entries, completion.rows, strict=True):
-        scores, weights = alone(harness, entry)
-        assert row.token_weights is not None
-        np.testing.assert_allclose(row.scores, scores, rtol=0, atol=bound)
-        np.testing.assert_allclose(row.token_weights, weights, rtol=0, atol=bound)
-    await harness.engine.stop()
+    async with open_engine(tmp_path, on_device(dtype)) as harness:
+        entries = [replace(entry, explain=True) for entry in entries_of(harness, 40)]
+        completion = await harness.engine.predict(entries)
+        for entry, row in zip(entries, completion.rows, strict=True):
+            scores, weights = alone(harness, entry)
+            assert row.token_weights is not None
+            np.testing.assert_allclose(row.scores, scores, rtol=0, atol=bound)
+            np.testing.assert_allclose(row.token_weights, weights, rtol=0, atol=bound)
 
 
 async def test_a_batch_of_the_usual_adapters_is_one_launch_and_agrees_with_an_eager_one(
     tmp_path: Path,
 ) -> None:
     backbone = on_device()
-    harness = await started(tmp_path, backbone)
-    usual = make_adapter(
-        backbone,
-        seed=9,
-        prompt_length=10,
-        insertion_layer=backbone.layers // 2,
-        generator_input="hidden",
-    )
-    # The same function, whose bottleneck no graph holds.
-    wide = _widened(usual, 80)
-    harness.add("usual", usual)
-    harness.add("wide", wide)
-    for number in (1, 3, 30):
-        texts = ["win now " * (index * 5 % 50) for index in range(number)]
-        answers = []
-        for name in ("usual", "wide"):
-            entries = harness.entries(*((name, text) for text in texts))
-            before = len(harness.recorder.batches)
-            rows = (await harness.engine.predict(entries)).rows
-            answers.append(rows)
-            (report,) = harness.recorder.batches[before:]
-            assert report.graphs == (name == "usual")
-        for one, other in zip(*answers, strict=True):
-            np.testing.assert_allclose(one.scores, other.scores, rtol=0, atol=BFLOAT16_BOUND)
-    await harness.engine.stop()
+    async with open_engine(tmp_path, backbone) as harness:
+        usual = make_adapter(
+            backbone,
+            seed=9,
+            prompt_length=10,
+            insertion_layer=backbone.layers // 2,
+            generator_input="hidden",
+        )
+        # The same function, whose bottleneck no graph holds.
+        wide = _widened(usual, 80)
+        harness.add("usual", usual)
+        harness.add("wide", wide)
+        for number in (1, 3, 30):
+            texts = ["win now " * (index * 5 % 50) for index in range(number)]
+            answers = []
+            for name in ("usual", "wide"):
+                entries = harness.entries(*((name, text) for text in texts))
+                before = len(harness.recorder.batches)
+                rows = (await harness.engine.predict(entries)).rows
+                answers.append(rows)
+                (report,) = harness.recorder.batches[before:]
+                assert report.graphs == (name == "usual")
+            for one, other in zip(*answers, strict=True):
+                np.testing.assert_allclose(one.scores, other.scores, rtol=0, atol=BFLOAT16_BOUND)
 
 
 async def test_swaps_under_load_are_answered_by_their_revision_and_memory_stays_flat(
     tmp_path: Path,
 ) -> None:
     backbone = on_device()
-    harness = await started(tmp_path, backbone, max_active_adapters=4)
-    versions = [make_adapter(backbone, seed=seed) for seed in range(6)]
-    files = [serialize(version) for version in versions]
-    encoding = backbone.encoder.encode("hello you", max_length=64)
-    revisions, expected = [], []
-    for data, version in zip(files, versions, strict=True):
-        revisions.append(harness.store.put("swapped", data).revision)
-        prepared = [prepare(version, backbone)]
-        batch = backbone.pack(rows_of(prepared, [(0, encoding)]))
-        expected.append(classify(backbone, batch, prepared)[0].scores)
-    done = False
+    async with open_engine(tmp_path, backbone, max_active_adapters=4) as harness:
+        versions = [make_adapter(backbone, seed=seed) for seed in range(6)]
+        files = [serialize(version) for version in versions]
+        encoding = backbone.encoder.encode("hello you", max_length=64)
+        revisions, expected = [], []
+        for data, version in zip(files, versions, strict=True):
+            revisions.append(harness.store.put("swapped", data).revision)
+            prepared = [prepare(version, backbone)]
+            batch = backbone.pack(rows_of(prepared, [(0, encoding)]))
+            expected.append(classify(backbone, batch, prepared)[0].scores)
+        done = False
 
-    async def ask() -> None:
-        while not done:
-            revision = harness.store.current("swapped")
-            entry = Entry(AdapterKey("swapped", revision), encoding, len(encoding) + 3)
-            (row,) = (await harness.engine.predict([entry])).rows
-            wanted = expected[revisions.index(revision)]
-            np.testing.assert_allclose(row.scores, wanted, rtol=0, atol=BFLOAT16_BOUND)
+        async def ask() -> None:
+            while not done:
+                revision = harness.store.current("swapped")
+                entry = Entry(AdapterKey("swapped", revision), encoding, len(encoding) + 3)
+                (row,) = (await harness.engine.predict([entry])).rows
+                wanted = expected[revisions.index(revision)]
+                np.testing.assert_allclose(row.scores, wanted, rtol=0, atol=BFLOAT16_BOUND)
 
-    clients = [asyncio.create_task(ask()) for _ in range(16)]
-    used = []
-    for number in range(300):
-        await harness.engine.check(files[number % 6])
-        await asyncio.to_thread(harness.store.put, "swapped", files[number % 6])
-        if number in (99, 299):
-            gc.collect()
-            used.append(torch.cuda.memory_allocated())
-    done = True
-    await asyncio.gather(*clients)
-    assert used[1] <= used[0] + 2**20
-    assert harness.recorder.failures == []
-    await harness.engine.stop()
+        clients = [asyncio.create_task(ask()) for _ in range(16)]
+        used = []
+        for number in range(300):
+            await harness.engine.check(files[number % 6])
+            await asyncio.to_thread(harness.store.put, "swapped", files[number % 6])
+            if number in (99, 299):
+                gc.collect()
+                used.append(torch.cuda.memory_allocated())
+        done = True
+        await asyncio.gather(*clients)
+        assert used[1] <= used[0] + 2**20
+        assert harness.recorder.failures == []
 
 
 async def test_more_adapters_than_places_come_and_go(tmp_path: Path) -> None:
     backbone = on_device()
-    harness = await started(tmp_path, backbone, max_active_adapters=4)
-    for seed in range(20):
-        harness.add(f"n{seed}", make_adapter(backbone, seed=seed))
+    async with open_engine(tmp_path, backbone, max_active_adapters=4) as harness:
+        for seed in range(20):
+            harness.add(f"n{seed}", make_adapter(backbone, seed=seed))
 
-    async def ask(number: int) -> None:
-        entries = harness.entries((f"n{number * 7 % 20}", "free card"))
-        (row,) = (await harness.engine.predict(entries)).rows
-        scores, _ = alone(harness, entries[0])
-        np.testing.assert_allclose(row.scores, scores, rtol=0, atol=BFLOAT16_BOUND)
+        async def ask(number: int) -> None:
+            entries = harness.entries((f"n{number * 7 % 20}", "free card"))
+            (row,) = (await harness.engine.predict(entries)).rows
+            scores, _ = alone(harness, entries[0])
+            np.testing.assert_allclose(row.scores, scores, rtol=0, atol=BFLOAT16_BOUND)
 
-    await asyncio.gather(*(ask(number) for number in range(200)))
-    reports: Sequence[BatchReport] = harness.recorder.batches
-    assert max(report.adapters for report in reports) <= 4
-    await harness.engine.stop()
+        await asyncio.gather(*(ask(number) for number in range(200)))
+        reports: Sequence[BatchReport] = harness.recorder.batches
+        assert max(report.adapters for report in reports) <= 4
 
 
 def _widened(adapter: Adapter, bottleneck: int) -> Adapter:

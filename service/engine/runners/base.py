@@ -6,7 +6,7 @@ cost is in launching. Every failure becomes an outcome of its row: `Runner.launc
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -144,31 +144,28 @@ class Runner(Protocol):
         """
 
 
-def warm_up_batches(
-    backbone: Backbone, adapter: DeviceAdapter, max_tokens: int
-) -> Iterator[list[BatchRow]]:
-    """One short text, then as many of the longest texts as a batch of `max_tokens` holds."""
-    encode, spec = backbone.encoder.encode, adapter.spec
-    short = encode("warm", max_length=spec.max_length)
-    long = encode("warm up " * spec.max_length, max_length=spec.max_length)
-    yield [BatchRow(short, adapter)]
-    yield [BatchRow(long, adapter)] * max(1, max_tokens // (len(long) + spec.prompt_length))
+def run_warm_up(runner: Runner, adapter: Adapter, max_tokens: int) -> None:
+    """Run one short text, then as many of the longest texts as a batch of `max_tokens` holds.
 
-
-def require_answers(result: BatchResult, max_tokens: int) -> None:
-    """
     Raises:
-        RuntimeError: a row of the warm-up has no answer.
+        RuntimeError: a row has no answer.
     """
-    for outcome in result.outcomes:
-        if isinstance(outcome, RowFailure):
-            raise RuntimeError(f"the warm-up failed: {outcome.message}")
-    if result.passes > 1:
-        logger.warning(
-            "a batch of %d tokens does not fit into the device's memory: it took %d passes",
-            max_tokens,
-            result.passes,
-        )
+    (loaded,) = runner.load([(0, runner.prepare(adapter))])
+    encode, spec = runner.backbone.encoder.encode, adapter.spec
+    short = BatchRow(encode("warm", max_length=spec.max_length), loaded)
+    long = BatchRow(encode("warm up " * spec.max_length, max_length=spec.max_length), loaded)
+    fitting = max(1, max_tokens // (len(long.encoding) + spec.prompt_length))
+    for rows in ([short], [long] * fitting):
+        result = runner.launch(rows).wait()
+        for outcome in result.outcomes:
+            if isinstance(outcome, RowFailure):
+                raise RuntimeError(f"the warm-up failed: {outcome.message}")
+        if result.passes > 1:
+            logger.warning(
+                "a batch of %d tokens does not fit into the device's memory: it took %d passes",
+                max_tokens,
+                result.passes,
+            )
 
 
 def launch_or_halve(

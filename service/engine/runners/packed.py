@@ -20,8 +20,7 @@ from service.engine.runners.base import (
     RowFailure,
     RunningBatch,
     launch_or_halve,
-    require_answers,
-    warm_up_batches,
+    run_warm_up,
 )
 
 
@@ -51,9 +50,7 @@ class PackedRunner:
         return [_prepared(adapter) for _, adapter in adapters]
 
     def warm_up(self, max_tokens: int) -> None:
-        adapter = self.prepare(random_adapter(self.backbone))
-        for rows in warm_up_batches(self.backbone, adapter, max_tokens):
-            require_answers(self.launch(rows).wait(), max_tokens)
+        run_warm_up(self, random_adapter(self.backbone), max_tokens)
 
     def launch(self, rows: Sequence[BatchRow]) -> RunningBatch:
         return launch_or_halve(rows, self._run, self.backbone.device)

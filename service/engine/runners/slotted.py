@@ -34,8 +34,7 @@ from service.engine.runners.base import (
     RowFailure,
     RunningBatch,
     launch_or_halve,
-    require_answers,
-    warm_up_batches,
+    run_warm_up,
 )
 
 logger = logging.getLogger(__name__)
@@ -178,11 +177,10 @@ class SlottedRunner:
                 raise RuntimeError(f"a score differs by {difference:.3g}")
 
     def warm_up(self, max_tokens: int) -> None:
-        (adapter,) = self.load([(0, self.prepare(random_adapter(self.backbone)))])
+        adapter = random_adapter(self.backbone)
         if self._graphs is not None:
             self._capture(self._graphs, adapter.spec)
-        for rows in warm_up_batches(self.backbone, adapter, max_tokens):
-            require_answers(self.launch(rows).wait(), max_tokens)
+        run_warm_up(self, adapter, max_tokens)
 
     def launch(self, rows: Sequence[BatchRow]) -> RunningBatch:
         return launch_or_halve(rows, self._launch, self.backbone.device)
