@@ -1,4 +1,4 @@
-"""Cells without a run: keys, order, files, where they run and what is shown."""
+"""Cells without running them: keys, order, files, placement and display."""
 
 import io
 from collections.abc import Callable
@@ -40,7 +40,7 @@ def _splits(labels: str = "abab") -> TaskSplits:
     return TaskSplits.of({"train": _dataset(labels), "selection": _dataset("ab")}, Metric.ACCURACY)
 
 
-def test_few_rows_look_like_all_of_them() -> None:
+def test_few_rows_have_the_label_proportions_of_the_whole() -> None:
     data = _dataset("a" * 700 + "b" * 290 + "c" * 10)
     chosen = few_rows(data, 100, seed=1)
     labels = [row.label for row in chosen.examples]
@@ -50,11 +50,13 @@ def test_few_rows_look_like_all_of_them() -> None:
     order = [data.examples.index(row) for row in chosen.examples]
     assert order == sorted(order)
     assert few_rows(_dataset("abab"), 100, seed=1) == _dataset("abab")
-    assert len(few_rows(_dataset("abcdef" * 9), 5, seed=1)) == 12, "two of each, whatever is asked"
+    assert len(few_rows(_dataset("abcdef" * 9), 5, seed=1)) == 12, (
+        "two of each label, even if that is more than asked for"
+    )
 
 
-def test_a_key_changes_with_whatever_decides_the_result() -> None:
-    assert _splits().sha256 != _splits("abba").sha256, "parts of one file are not the same rows"
+def test_a_key_changes_with_everything_that_decides_the_result() -> None:
+    assert _splits().sha256 != _splits("abba").sha256, "parts of one file are different rows"
     assert _splits().sha256 == _splits().sha256
 
     def key(seed: int = 1, method: str = "lora", **decides: object) -> str:
@@ -73,7 +75,7 @@ def _planned(cell: Cell, cost: float, after: Cell | None = None) -> PlannedCell:
     return PlannedCell(cell, _splits(), FitSettings(), cost, after=after)
 
 
-def test_the_longest_goes_first_but_not_before_what_it_starts_from() -> None:
+def test_the_longest_cell_runs_first_but_not_before_the_one_it_starts_from() -> None:
     short, long, last = cell_named("short"), cell_named("long"), cell_named("last")
     queue = ReadyQueue(
         [_planned(short, 1.0), _planned(long, 2.0), _planned(last, 9.0, after=short)]
@@ -86,7 +88,7 @@ def test_the_longest_goes_first_but_not_before_what_it_starts_from() -> None:
     assert order == [long, short, last]
 
 
-def test_what_starts_from_a_failed_cell_is_given_up() -> None:
+def test_a_cell_that_starts_from_a_failed_one_is_given_up() -> None:
     first, second = (
         _planned(cell_named("first"), 1.0),
         _planned(cell_named("second"), 1.0, after=cell_named("first")),
@@ -108,7 +110,7 @@ def test_long_methods_and_many_rows_cost_more() -> None:
     assert costs == sorted(set(costs))
 
 
-def test_an_outcome_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_an_outcome_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     done, lost = finished(cell_named(), 0.8), failed(cell_named("mrpc"))
     with Store(tmp_path / "new" / "folder") as store:
         assert store.read(done.cell) is None
@@ -141,7 +143,7 @@ def test_a_damaged_file_is_no_outcome(tmp_path: Path, damage: str) -> None:
             store.read(outcome.cell)
 
 
-def test_a_folder_has_one_process_at_a_time(tmp_path: Path) -> None:
+def test_only_one_process_at_a_time_uses_a_folder(tmp_path: Path) -> None:
     with (
         Store(tmp_path),
         pytest.raises(OutputError, match="another process works here"),
@@ -179,7 +181,7 @@ def _show(display: Display) -> None:
         display.tick()
 
 
-def test_lines_say_what_starts_and_how_it_ends() -> None:
+def test_lines_say_which_cell_starts_and_how_it_ends() -> None:
     stream, times = io.StringIO(), iter([0.0, 0.0, 60.0, 70.0])
     _show(LineDisplay(stream, clock=lambda: next(times)))
     assert stream.getvalue().splitlines() == [
@@ -193,7 +195,7 @@ def test_lines_say_what_starts_and_how_it_ends() -> None:
     ]
 
 
-def test_a_terminal_shows_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_shows_the_running_cells(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=True, width=120, force_interactive=True)
@@ -206,6 +208,6 @@ def test_a_terminal_shows_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(display_for(io.StringIO()), LineDisplay)
 
 
-def test_silence_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_base_display_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     _show(Display())
     assert capsys.readouterr() == ("", "")

@@ -1,32 +1,25 @@
-"""`python -m train compare | transfer | ablate`: flags to functions, tables out, exit codes."""
+"""`python -m train compare | transfer | ablate`: flags, tables, exit codes."""
 
 from pathlib import Path
 
 import pytest
 
-from tests.support.experiments import make_place
 from train.cli import main
 
 COMMON = ("--epochs", "1", "--batch-size", "16", "--device", "cpu", "--jobs", "1", "--quiet")
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("place")
-    make_place(folder)
-    return folder
-
-
-def _run(place: Path, output: Path, *arguments: str) -> int:
-    given = ("--backbone", str(place / "bert"), "--data-root", str(place / "data"))
+def _run(workspace: Path, output: Path, *arguments: str) -> int:
+    given = ("--backbone", str(workspace / "bert"), "--data-root", str(workspace / "data"))
     return main([*arguments, *given, "--output", str(output), *COMMON])
 
 
-def test_compare_writes_a_table_and_says_where(
-    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.slow
+def test_compare_writes_a_table_and_prints_its_path(
+    workspace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ("--tasks", "sst2", "--methods", "idspam,head-only", "--seeds", "0,1")
-    assert _run(place, tmp_path / "out", "compare", *flags) == 0
+    assert _run(workspace, tmp_path / "out", "compare", *flags) == 0
     shown = capsys.readouterr()
     assert shown.err == ""
     assert "idspam" in shown.out
@@ -35,20 +28,22 @@ def test_compare_writes_a_table_and_says_where(
     assert sum(line.startswith("sst2,idspam,") for line in lines) > 0
     assert "| idspam |" in (tmp_path / "out" / "report.md").read_text()
     # Once more: everything is there already.
-    assert _run(place, tmp_path / "out", "compare", *flags) == 0
+    assert _run(workspace, tmp_path / "out", "compare", *flags) == 0
 
 
-def test_ablate_takes_switches_and_a_preset(place: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_ablate_takes_switches_and_a_preset(workspace: Path, tmp_path: Path) -> None:
     flags = ("--tasks", "sst2", "--seeds", "0", "--switches", "final_activation")
-    assert _run(place, tmp_path, "ablate", *flags, "--preset", "paper") == 0
+    assert _run(workspace, tmp_path, "ablate", *flags, "--preset", "paper") == 0
     report = (tmp_path / "report.md").read_text()
     assert "| relu *default* |" in report
     assert "Prompt length" not in report
 
 
-def test_transfer_measures_both_ways(place: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_transfer_measures_in_both_directions(workspace: Path, tmp_path: Path) -> None:
     flags = ("--tasks", "sst2,imdb", "--methods", "head-only", "--seeds", "0")
-    assert _run(place, tmp_path, "transfer", *flags) == 0
+    assert _run(workspace, tmp_path, "transfer", *flags) == 0
     report = (tmp_path / "report.md").read_text()
     assert "sst2 → imdb" in report
     assert "imdb → sst2" in report
@@ -67,14 +62,14 @@ def test_transfer_measures_both_ways(place: Path, tmp_path: Path) -> None:
         (("compare", "--lr", "-1"), "--lr must be greater than 0"),
     ],
 )
-def test_what_cannot_be_run_is_one_line_and_code_2(
-    place: Path,
+def test_an_impossible_experiment_is_one_line_on_stderr_and_code_2(
+    workspace: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     arguments: tuple[str, ...],
     expected: str,
 ) -> None:
-    assert _run(place, tmp_path / "out", *arguments) == 2
+    assert _run(workspace, tmp_path / "out", *arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert expected in error

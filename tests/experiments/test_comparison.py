@@ -1,4 +1,4 @@
-"""A comparison with real worker processes: its figures, tables and plots, and a worker's death."""
+"""A comparison with real worker processes: figures, tables, plots, and the death of a worker."""
 
 import csv
 import multiprocessing
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from tests.support.experiments import Watch, make_place, settings_of
+from tests.support.experiments import Watch, settings_of
 from train.errors import SettingsError
 from train.experiments.cells import Cell, Findings, Store
 from train.experiments.compare import compare
@@ -18,28 +18,22 @@ METHODS = ("idspam", "head-only", "lora")
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("place")
-    make_place(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def compared(place: Path) -> Findings:
+def compared(workspace: Path) -> Findings:
     """Two tasks, three methods, two seeds, on two workers."""
     findings = compare(
         ("sst2", "imdb"),
         METHODS,
         (1, 2),
-        settings_of(place),
-        place / "compared",
-        data_root=place / "data",
+        settings_of(workspace),
+        workspace / "compared",
+        data_root=workspace / "data",
         jobs=2,
     )
-    assert not multiprocessing.active_children(), "workers outlive the comparison"
+    assert not multiprocessing.active_children(), "workers outlived the comparison"
     return findings
 
 
+@pytest.mark.slow
 def test_every_cell_of_a_comparison_has_a_result(compared: Findings) -> None:
     assert len(compared.cells) == 12
     assert not compared.failed
@@ -51,6 +45,7 @@ def test_every_cell_of_a_comparison_has_a_result(compared: Findings) -> None:
         assert not (compared.output / "cells" / f"{cell.key}.state").exists()
 
 
+@pytest.mark.slow
 def test_every_figure_is_a_row_of_the_csv(compared: Findings) -> None:
     with (compared.output / "results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -71,6 +66,7 @@ def test_every_figure_is_a_row_of_the_csv(compared: Findings) -> None:
     assert {row["method"] for row in rows} == {*METHODS, "majority-class"}
 
 
+@pytest.mark.slow
 def test_the_report_has_the_papers_table_and_its_conditions(compared: Findings) -> None:
     text = (compared.output / "report.md").read_text()
     lines = text.splitlines()
@@ -83,7 +79,7 @@ def test_the_report_has_the_papers_table_and_its_conditions(compared: Findings) 
     ]
     mean, spread = np.mean(values), np.std(values, ddof=1)
     row = next(line for line in lines if line.startswith("| idspam |"))
-    assert f"**{mean:.1f} ± {spread:.1f}**" in row, "of prompts, the only one is the best"
+    assert f"**{mean:.1f} ± {spread:.1f}**" in row, "the only prompt is the best prompt"
     assert next(line for line in lines if line.startswith("| lora |")).count("**") == 0
     order = [line.split(" | ")[0] for line in lines if line.startswith("| ") and "±" in line]
     assert order == ["| majority-class", "| head-only", "| idspam", "| lora"]
@@ -100,6 +96,7 @@ def test_the_report_has_the_papers_table_and_its_conditions(compared: Findings) 
     assert "not run" not in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["score_parameters", "score_seconds", "learning_curves"])
 def test_plots_show_something(compared: Findings, name: str) -> None:
     picture = imread(compared.output / "plots" / f"{name}.png")
@@ -111,8 +108,9 @@ def test_plots_show_something(compared: Findings, name: str) -> None:
     assert "#0072b2" in svg
 
 
+@pytest.mark.slow
 def test_a_dead_worker_fails_its_cell_alone_and_is_replaced(
-    compared: Findings, place: Path, tmp_path: Path
+    compared: Findings, workspace: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "again"
     shutil.copytree(compared.output, output)
@@ -132,9 +130,9 @@ def test_a_dead_worker_fails_its_cell_alone_and_is_replaced(
         ("sst2", "imdb"),
         METHODS,
         (1, 2),
-        settings_of(place),
+        settings_of(workspace),
         output,
-        data_root=place / "data",
+        data_root=workspace / "data",
         jobs=1,
         display=watch,
     )
@@ -167,10 +165,12 @@ def test_a_dead_worker_fails_its_cell_alone_and_is_replaced(
         (("idspam",), (), "no seeds are given"),
     ],
 )
-def test_what_cannot_be_compared_is_refused_before_anything_is_written(
-    place: Path, tmp_path: Path, methods: tuple[str, ...], seeds: tuple[int, ...], expected: str
+def test_an_impossible_comparison_is_refused_before_anything_is_written(
+    workspace: Path, tmp_path: Path, methods: tuple[str, ...], seeds: tuple[int, ...], expected: str
 ) -> None:
     output = tmp_path / "output"
     with pytest.raises(SettingsError, match=expected):
-        compare(("sst2",), methods, seeds, settings_of(place), output, data_root=place / "data")
+        compare(
+            ("sst2",), methods, seeds, settings_of(workspace), output, data_root=workspace / "data"
+        )
     assert not output.exists()

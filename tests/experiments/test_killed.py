@@ -1,4 +1,4 @@
-"""A comparison that is killed, then interrupted, then let be."""
+"""A comparison that is killed, then interrupted, then left to finish."""
 
 import multiprocessing
 import os
@@ -11,18 +11,11 @@ from typing import TypeVar
 
 import pytest
 
-from tests.support.experiments import LONG, Watch, compare_long, make_place
+from tests.support.experiments import LONG, Watch, compare_long
 from train.errors import OutputError
 
 ROOT = Path(__file__).resolve().parents[2]
-Found = TypeVar("Found")
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("place")
-    make_place(folder)
-    return folder
+Result = TypeVar("Result")
 
 
 SCRIPT = """
@@ -35,17 +28,20 @@ if __name__ == "__main__":
 """
 
 
-def test_a_killed_comparison_goes_on_with_what_is_finished(place: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_killed_comparison_continues_with_its_finished_cells(
+    workspace: Path, tmp_path: Path
+) -> None:
     script, output = tmp_path / "script.py", tmp_path / "output"
     script.write_text(SCRIPT)
     parent = subprocess.Popen(
-        [sys.executable, str(script), str(place), str(output)],
+        [sys.executable, str(script), str(workspace), str(output)],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )
     try:
         finished = _wait_for(lambda: list((output / "cells").glob("*.json")), parent)
         with pytest.raises(OutputError, match=f"another process works here .id {parent.pid}."):
-            compare_long(place, output)
+            compare_long(workspace, output)
         workers = _children(parent.pid)
     finally:
         parent.kill()
@@ -61,31 +57,33 @@ def test_a_killed_comparison_goes_on_with_what_is_finished(place: Path, tmp_path
 
     watch = Watch(progressed=interrupt)
     with pytest.raises(KeyboardInterrupt):
-        compare_long(place, output, watch)
+        compare_long(workspace, output, watch)
     assert watch.notes[-1].endswith("to go on: the command")
     (cell,) = watch.started_cells
-    assert (output / "cells" / f"{cell.key}.state").exists(), "what ran is saved"
+    assert (output / "cells" / f"{cell.key}.state").exists(), "the running cell is saved"
     assert "1 are not run yet" in (output / "report.md").read_text()
     assert not multiprocessing.active_children()
 
     watch = Watch()
-    findings = compare_long(place, output, watch)
+    findings = compare_long(workspace, output, watch)
     assert not findings.failed
     assert len(findings.outcomes) == 2
     assert watch.started_cells == [cell]
     epochs = [stage for stage in watch.stages if stage.startswith("epoch")]
-    assert epochs[0] != f"epoch 1/{LONG}", "it goes on where it was"
+    assert epochs[0] != f"epoch 1/{LONG}", "it continues where it was"
     report = findings.outcomes[cell.key].report
     assert report is not None
     assert len(report.epochs) == LONG
-    assert first.stat().st_mtime_ns == written, "what is finished is not computed again"
+    assert first.stat().st_mtime_ns == written, "a finished cell is not computed again"
 
 
-def _wait_for(found: Callable[[], Found], process: subprocess.Popen[bytes] | None = None) -> Found:
-    """What is found as soon as there is something."""
+def _wait_for(
+    condition: Callable[[], Result], process: subprocess.Popen[bytes] | None = None
+) -> Result:
+    """The first result of `condition` that is true."""
     end = time.monotonic() + 60
-    while not (result := found()):
-        assert time.monotonic() < end, "it takes too long"
+    while not (result := condition()):
+        assert time.monotonic() < end, "timeout"
         assert process is None or process.poll() is None, "the process has ended"
         time.sleep(0.02)
     return result

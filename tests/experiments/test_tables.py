@@ -1,4 +1,4 @@
-"""What a report is made of, from outcomes made up here: scores, tables, closing, labels."""
+"""Scores, tables, the summary on stdout and labels of plots, from outcomes written by hand."""
 
 import io
 from itertools import combinations
@@ -29,17 +29,17 @@ def test_scores_are_means_and_sample_deviations_in_percent() -> None:
     assert Score({1: 0.8, 2: 0.9}, ("not run yet",)).percent() == "85.0 ± 7.1 (2 of 3 seeds)"
 
 
-def test_an_empty_cell_says_why() -> None:
+def test_a_table_cell_without_a_figure_says_why() -> None:
     cells = [cell_named(seed=1), cell_named(seed=2)]
     assert score_of(cells, {}, lambda _: 1.0).percent() == "not run yet"
     outcomes = {cells[0].key: failed(cells[0], "a | b" + " c" * 80)}
     text = score_of(cells, outcomes, lambda _: 1.0).percent()
     assert text.startswith("failed: ")
     assert len(text) < 90
-    assert "|" not in text, "it would end the table's cell"
+    assert "|" not in text, "it would end the table cell"
 
 
-def test_the_mean_over_tasks_is_of_whole_rows_only() -> None:
+def test_the_mean_over_tasks_needs_every_task() -> None:
     whole, part = Score({1: 0.8, 2: 0.9}), Score({1: 0.8}, ("not run yet",))
     assert mean_of([whole, Score({1: 0.6, 2: 0.7})]).values == pytest.approx({1: 0.7, 2: 0.8})
     assert mean_of([whole, part]).percent() == "1 of 2 tasks"
@@ -62,7 +62,7 @@ def test_the_best_prompt_of_every_column_is_bold() -> None:
     ]
 
 
-def test_a_learning_curve_goes_as_far_as_every_seed() -> None:
+def test_a_learning_curve_ends_with_the_shortest_seed() -> None:
     reports = [report_of(cell_named(), 0.8, epochs=3), report_of(cell_named(seed=2), 0.4, epochs=2)]
     line = learning_curve("idspam", reports, Metric.ACCURACY)
     assert list(line.x) == [1, 2]
@@ -80,13 +80,13 @@ def _conditions(backbone: str) -> str:
     )
 
 
-def test_what_the_backbone_has_seen_before_is_said() -> None:
-    found = [line for line in _conditions("all-MiniLM-L6-v2").splitlines() if "not clean" in line]
-    assert [line.split(":")[0] for line in found] == ["- qqp", "- mnli"]
+def test_the_report_names_tasks_that_the_backbone_was_pre_trained_on() -> None:
+    lines = [line for line in _conditions("all-MiniLM-L6-v2").splitlines() if "not clean" in line]
+    assert [line.split(":")[0] for line in lines] == ["- qqp", "- mnli"]
     assert "not clean" not in _conditions("roberta-large")
 
 
-def test_the_closing_table_holds_means_and_failures() -> None:
+def test_the_summary_holds_means_and_failures() -> None:
     cells = (cell_named(seed=1), cell_named(seed=2), cell_named("mrpc"))
     outcomes = {
         outcome.cell.key: outcome

@@ -6,27 +6,21 @@ from pathlib import Path
 import pytest
 from matplotlib.image import imread
 
-from tests.support.experiments import Watch, make_place, settings_of
+from tests.support.experiments import Watch, settings_of
 from train.errors import SettingsError
 from train.experiments.ablate import ablate
 from train.experiments.cells import Cell, Findings
 from train.experiments.transfer import transfer
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("place")
-    make_place(folder)
-    return folder
-
-
-def test_a_failed_run_fails_what_starts_from_it_and_both_are_tried_again(
-    place: Path, tmp_path: Path
+@pytest.mark.slow
+def test_a_failed_run_fails_the_run_that_starts_from_it_and_both_are_tried_again(
+    workspace: Path, tmp_path: Path
 ) -> None:
     blocked: list[Path] = []
 
     def block(costs: Mapping[Cell, float]) -> None:
-        """A folder where a run's state should be written and read."""
+        """Put a folder where a run should write its state."""
         source = next(cell for cell in costs if (cell.task, cell.variant) == ("qqp", ""))
         blocked.append(tmp_path / "cells" / f"{source.key}.state")
         blocked[0].mkdir()
@@ -36,9 +30,9 @@ def test_a_failed_run_fails_what_starts_from_it_and_both_are_tried_again(
             ("mrpc", "qqp"),
             ("idspam",),
             (1,),
-            settings_of(place),
+            settings_of(workspace),
             tmp_path,
-            data_root=place / "data",
+            data_root=workspace / "data",
             jobs=2,
             display=watch,
         )
@@ -50,10 +44,10 @@ def test_a_failed_run_fails_what_starts_from_it_and_both_are_tried_again(
     assert "## Failed" in text
     assert "qqp idspam seed 1, which it starts from, failed" in text.replace("`", "")
     kept = {path.name for path in (tmp_path / "weights").iterdir()}
-    assert not kept, "what was read by everything that starts from it is not kept"
+    assert not kept, "weights are removed once every run that starts from them has ended"
 
     blocked[0].rmdir()
-    # One more that starts from weights that are gone: they are made again.
+    # Another run starts from weights that are gone, so they are trained again.
     (lost,) = (tmp_path / "cells").glob("transfer-qqp-idspam-100_rows_after_mrpc-*.json")
     lost.unlink()
     watch = Watch()
@@ -76,28 +70,31 @@ def test_a_failed_run_fails_what_starts_from_it_and_both_are_tried_again(
     further, alone = reports["mrpc", "100 rows after qqp"], reports["mrpc", "100 rows"]
     assert set(reports["qqp", ""].metrics) == {"selection", "qqp", "mrpc"}
     assert set(further.metrics) == {"selection", "mrpc"}
-    assert further.epochs[0].loss != alone.epochs[0].loss, "same rows, same seed, other weights"
+    assert further.epochs[0].loss != alone.epochs[0].loss, (
+        "same rows and seed, other initial weights"
+    )
 
 
-def test_tasks_without_a_partner_cannot_be_transferred(place: Path, tmp_path: Path) -> None:
+def test_tasks_without_a_partner_cannot_be_transferred(workspace: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="tasks: cola has no partner"):
         transfer(
             ("sst2", "imdb", "cola"),
             ("idspam",),
             (1,),
-            settings_of(place),
+            settings_of(workspace),
             tmp_path / "output",
-            data_root=place / "data",
+            data_root=workspace / "data",
         )
 
 
-def test_every_switch_has_its_table_and_its_plot(place: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_every_switch_has_its_table_and_its_plot(workspace: Path, tmp_path: Path) -> None:
     findings = ablate(
         ("sst2",),
         (1,),
-        settings_of(place),
+        settings_of(workspace),
         tmp_path,
-        data_root=place / "data",
+        data_root=workspace / "data",
         switches=("generator_pooling", "final_activation"),
         jobs=1,
     )

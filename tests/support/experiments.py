@@ -1,4 +1,4 @@
-"""Experiments as tests run them: two tiny tasks, a tiny random backbone, a display that acts."""
+"""Small experiments: four tiny tasks, a tiny random backbone, a display that acts on events."""
 
 import json
 import random
@@ -14,7 +14,7 @@ from train.loop.progress import EpochReport
 from train.metrics import Metrics
 
 COMMAND = "the command"
-# Epochs: long enough to be caught at it.
+# Epochs of a run that is long enough to be interrupted.
 LONG = 45
 
 
@@ -27,8 +27,8 @@ _TASKS = {
 }
 
 
-def make_place(folder: Path) -> None:
-    """A backbone, and four tasks with the names of real ones."""
+def make_workspace(folder: Path) -> None:
+    """Write a backbone, and four tasks with the names of real ones."""
     families.save("bert", folder / "bert")
     for task, labels in _TASKS.items():
         (folder / "data" / task).mkdir(parents=True)
@@ -40,18 +40,18 @@ def make_place(folder: Path) -> None:
 
 
 def _row(draw: random.Random, labels: tuple[str, str], paired: bool) -> dict[str, str]:
-    """A text that says good or bad among other words."""
-    place = draw.randrange(2)
+    """A row whose text has `good` or `bad` among other words."""
+    index = draw.randrange(2)
     words = [draw.choice(("the", "card", "my", "call")) for _ in range(draw.randint(1, 5))]
-    words.insert(draw.randint(0, len(words)), ("good", "bad")[place])
-    row = {"text": " ".join(words), "label": labels[place]}
+    words.insert(draw.randint(0, len(words)), ("good", "bad")[index])
+    row = {"text": " ".join(words), "label": labels[index]}
     return row | {"text_pair": "is it now"} if paired else row
 
 
-def settings_of(place: Path, *, epochs: int = 3) -> FitSettings:
-    """Settings that need no GPU and little time, and stop no run early."""
+def settings_of(workspace: Path, *, epochs: int = 3) -> FitSettings:
+    """Settings for short runs on a CPU that never stop early."""
     return FitSettings(
-        backbone=str(place / "bert"),
+        backbone=str(workspace / "bert"),
         device="cpu",
         command=COMMAND,
         epochs=epochs,
@@ -95,27 +95,27 @@ class Watch(Display):
         self._progressed(stage)
 
 
-def compare_long(place: Path, output: Path, watch: Watch | None = None) -> Findings:
-    """One method on two tasks, one after the other, of the place that `make_place` has made."""
+def compare_long(workspace: Path, output: Path, watch: Watch | None = None) -> Findings:
+    """One method on two tasks, one after the other, in the folder that `make_workspace` wrote."""
     return compare(
         ("sst2", "imdb"),
         ("idspam",),
         (1,),
-        settings_of(place, epochs=LONG),
+        settings_of(workspace, epochs=LONG),
         output,
-        data_root=place / "data",
+        data_root=workspace / "data",
         jobs=1,
         display=watch,
     )
 
 
 def cell_named(task: str = "rte", method: str = "idspam", variant: str = "", seed: int = 1) -> Cell:
-    """A cell whose key says all of it."""
+    """A cell with a readable key."""
     return Cell(Kind.COMPARE, task, method, variant, seed, f"{task}-{method}-{variant}-{seed}")
 
 
 def report_of(cell: Cell, accuracy: float, *, epochs: int = 2) -> RunReport:
-    """As of a run whose reported rows were all answered so well."""
+    """The report of a run with this accuracy on its reported rows."""
     metrics = Metrics(accuracy, accuracy, 0.0)
     history = tuple(
         EpochReport(number, 0.5, accuracy / 2 * number, 0.5, 1.0, 10.0)
@@ -137,10 +137,10 @@ def report_of(cell: Cell, accuracy: float, *, epochs: int = 2) -> RunReport:
 
 
 def finished(cell: Cell, accuracy: float) -> Outcome:
-    """The outcome of a run that ended well."""
+    """The outcome of a successful run."""
     return Outcome(cell, report_of(cell, accuracy), None, device="cpu")
 
 
 def failed(cell: Cell, why: str = "the loss | is nan") -> Outcome:
-    """The outcome of a run that did not."""
+    """The outcome of a failed run."""
     return Outcome(cell, None, why, device="cpu")

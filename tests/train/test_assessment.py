@@ -1,4 +1,4 @@
-"""What a card's figures are: computed by hand, bounded, and the same definitions as elsewhere."""
+"""The figures of a model card: computed by hand, bounded, and consistent with `measure`."""
 
 import json
 import math
@@ -111,7 +111,7 @@ def test_the_temperature_changes_scores_and_no_answer() -> None:
     assert warm.coverage == divided.coverage
 
 
-def test_surer_answers_are_counted_with_everyone_who_is_as_sure() -> None:
+def test_answers_with_equal_scores_are_counted_together() -> None:
     # Scores .9 .8 .7 .7 .6 and so on; the rows at .6 are wrong.
     first = [0.6, 0.7, 0.9, 0.7, 0.8, 0.6, 0.6, 0.6, 0.6, 0.6]
     right = [0, 1, 1, 1, 1, 0, 0, 0, 0, 0]
@@ -137,7 +137,7 @@ def test_estimates_are_the_metrics_of_training_and_lie_inside_their_intervals(
         assert -1 <= estimate.low <= estimate.value <= estimate.high <= 1
 
 
-def test_cells_resampled_give_the_intervals_of_rows_resampled() -> None:
+def test_resampling_cells_gives_the_same_intervals_as_resampling_rows() -> None:
     logits, classes = _noisy(300, 4)
     found = assess(logits, classes, tuple("abcd"))
     predicted, random = logits.argmax(dim=1), torch.Generator().manual_seed(1)
@@ -176,7 +176,7 @@ def test_the_same_seed_gives_the_same_intervals_and_another_does_not() -> None:
     assert one.macro_f1.value == other.macro_f1.value
 
 
-def test_the_figure_stays_inside_where_resamples_lose_most_labels() -> None:
+def test_the_interval_holds_the_figure_even_if_resamples_lose_most_labels() -> None:
     logits, classes = _noisy(4000, 1000, right=0.6)
     macro_f1 = assess(logits, classes, [str(index) for index in range(1000)]).macro_f1
     assert macro_f1.low < macro_f1.value <= macro_f1.high
@@ -231,7 +231,7 @@ def test_an_assessment_is_json() -> None:
         (torch.zeros(1, 3), torch.tensor([0]), float("nan"), "temperature"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(
+def test_invalid_input_is_refused(
     logits: Tensor, classes: Tensor, temperature: float, fault: str
 ) -> None:
     with pytest.raises(ValueError, match=fault):

@@ -61,7 +61,7 @@ def test_the_hub_reads_the_front_matter() -> None:
         (None, "a/b/c", {}),
     ],
 )
-def test_the_front_matter_says_only_what_the_hub_knows(
+def test_the_front_matter_holds_only_values_that_the_hub_knows(
     licence: str | None, backbone: str, expected: dict[str, str]
 ) -> None:
     facts = facts_of()
@@ -127,7 +127,7 @@ def test_the_commands_can_be_copied() -> None:
 @pytest.mark.parametrize(
     "file_name", ["X.safetensors", "___.safetensors", "ü" * 90 + ".safetensors", "a" * 90]
 )
-def test_the_proposed_name_is_one_that_a_service_takes(file_name: str) -> None:
+def test_a_service_accepts_the_proposed_name(file_name: str) -> None:
     name = replace(facts_of(), file_name=file_name).name
     assert re.fullmatch("[a-z0-9][a-z0-9._-]{0,63}", name)
 
@@ -145,7 +145,7 @@ def test_the_chart_shows_where_scores_promise_too_much() -> None:
 
 
 @pytest.mark.parametrize(("head", "warned"), [(0.1, False), (0.999, True), (None, False)])
-def test_a_control_that_is_as_good_is_named_as_such(head: float | None, warned: bool) -> None:
+def test_the_card_warns_if_a_control_is_as_good(head: float | None, warned: bool) -> None:
     facts = facts_of()
     control = None if head is None else Metrics(head, head, head)
     report = replace(facts.report, head_only=Baseline(None, control))
@@ -161,14 +161,14 @@ def test_without_measured_rows_the_card_says_so() -> None:
     assert "## The file" in card
 
 
-def test_no_mistake_is_not_said_to_be_perfection() -> None:
+def test_no_mistake_in_the_test_rows_is_not_called_perfection() -> None:
     found = assessment_of(("ham", "spam"), right=1.1)
     card = model_card(_with_assessment(facts_of(), found))
     assert "up to 0.0500 of such texts may be answered wrongly" in card
     assert "may be answered wrongly" not in model_card(facts_of())
 
 
-def test_many_labels_are_summed_up() -> None:
+def test_many_labels_are_summarised() -> None:
     labels = [f"label-{index}" for index in range(151)]
     card = model_card(facts_of(labels, rows=600))
     assert "| `test` | 10 | `label-0` | 85 | 160 | `label-150` |" in card

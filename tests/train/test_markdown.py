@@ -1,4 +1,4 @@
-"""Text that nobody vouches for on a model card: shown, and never markup."""
+"""Untrusted text on a model card is shown, and never becomes markup."""
 
 import re
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ def _inline(tokens: list[Token]) -> list[Token]:
 
 
 def _cells(tokens: list[Token]) -> list[str]:
-    """What the cells of all tables show."""
+    """The shown text of the cells of all tables."""
     return [
         "".join(child.content for child in tokens[index + 1].children or ())
         for index, token in enumerate(tokens)
@@ -52,7 +52,7 @@ def _table_lines(card: str) -> list[list[str]]:
 
 
 def _check(card: str, harmless: str) -> None:
-    """The same structure as a card of harmless names, and nothing that renders as markup."""
+    """Assert that the card has the structure of one with harmless names, and no other markup."""
     card.encode()
     tokens, expected = parsed(card), parsed(harmless)
     blocks = [token.type for token in tokens]
@@ -69,7 +69,7 @@ def _check(card: str, harmless: str) -> None:
 
 
 def _hostile(texts: Sequence[str]) -> CardFacts:
-    """Every text that comes from outside is one of these."""
+    """Facts whose untrusted texts are all among these."""
     labels = tuple(texts)
     facts, one = facts_of(labels), texts[0]
     report = replace(
@@ -108,7 +108,7 @@ def test_no_text_at_all_breaks_a_card(texts: list[str]) -> None:
     )
 
 
-def test_what_cannot_be_encoded_is_spelt_out() -> None:
+def test_characters_that_cannot_be_encoded_are_escaped() -> None:
     facts = facts_of()
     text = "caf\udce9.csv"
     report = replace(
@@ -128,7 +128,7 @@ def test_the_template_cannot_print_text_without_an_escaping_filter() -> None:
         environment().from_string("{{ missing }}").render()
 
 
-def test_text_without_marks_is_a_code_span_and_other_text_has_no_mark_left() -> None:
+def test_plain_text_becomes_a_code_span_and_other_text_keeps_no_punctuation() -> None:
     assert literal("card_charged twice*") == "`card_charged twice*`"
     assert literal("a|b") == "a&#124;b"
     assert literal("<b>&") == "&#60;b&#62;&#38;"

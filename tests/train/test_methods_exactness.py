@@ -224,7 +224,7 @@ def test_what_is_kept_of_the_lower_layers_depends_on_no_parameter(name: str, des
 def test_a_method_that_changes_a_backbone_which_has_already_run_is_evaluated_with_its_changes(
     name: str,
 ) -> None:
-    """`train.experiments.cells.Backbones` hands over a backbone that other methods have used."""
+    """`train.experiments.pool.Backbones` hands over a backbone that other methods have used."""
     plain = model_of("bert")
     backbone = backbone_from(plain, tokenizer_of("bert"))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Figures of answers: by hand, by their definitions, and where a definition has none."""
+"""Metrics: computed by hand, by their definitions, and where they are undefined."""
 
 import math
 import subprocess
@@ -39,7 +39,7 @@ def test_three_classes_by_hand() -> None:
     assert metrics.matthews == pytest.approx((4 * 6 - 12) / math.sqrt((36 - 14) * (36 - 12)))
 
 
-def test_a_label_that_never_occurs_is_no_part_of_the_mean() -> None:
+def test_a_label_that_never_occurs_does_not_count_in_the_mean() -> None:
     assert _measure([0, 3], [0, 3], 5).macro_f1 == 1.0
     assert _measure([0, 4], [0, 3], 5).macro_f1 == pytest.approx(1 / 3, abs=SAME)
 
@@ -76,7 +76,7 @@ _CLASSES = st.integers(2, 5).flatmap(
 
 @given(_CLASSES)
 @settings(max_examples=200, deadline=None)
-def test_figures_are_what_their_definitions_say(case: tuple[int, list[tuple[int, int]]]) -> None:
+def test_metrics_match_their_definitions(case: tuple[int, list[tuple[int, int]]]) -> None:
     labels, rows = case
     predicted, true = (np.array(column) for column in zip(*rows, strict=True))
     metrics = _measure(predicted.tolist(), true.tolist(), labels)

@@ -1,4 +1,4 @@
-"""Settings, progress and reports: what they refuse, show and warn of."""
+"""Settings, progress and reports: what they refuse, what they show, when they warn."""
 
 import io
 import json
@@ -82,7 +82,7 @@ def test_silence_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == ("", "")
 
 
-def test_durations_are_read_like_a_clock() -> None:
+def test_durations_look_like_a_clock() -> None:
     assert [duration(s) for s in (0, 42.4, 725, 11220)] == ["0:00", "0:42", "12:05", "3:07:00"]
 
 
@@ -102,7 +102,7 @@ def test_the_closing_table_ends_with_a_command_that_can_be_copied() -> None:
     assert "/My Task.safetensors, and its model card: runs/My Task.md\n" in shown
 
 
-def test_the_closing_table_sets_the_chosen_trial_beside_the_first() -> None:
+def test_the_closing_table_compares_the_chosen_trial_with_the_first() -> None:
     tried = {"dropout": 0.1}
     first = TrialReport(1, tried, TrialOutcome.FINISHED, 0.75, 3, 1.0, chosen=False)
     second = TrialReport(2, tried, TrialOutcome.FINISHED, 0.875, 3, 1.0, chosen=True)
@@ -128,13 +128,13 @@ def test_the_closing_table_sets_the_chosen_trial_beside_the_first() -> None:
         ),
     ],
 )
-def test_a_result_that_proves_nothing_is_called_that(
+def test_a_result_no_better_than_a_baseline_comes_with_a_warning(
     changes: dict[str, Metrics | Baseline | None], warning: str
 ) -> None:
     assert f"warning: {warning}" in _printed(replace(FIT_REPORT, **changes))  # type: ignore[arg-type]  # any field
 
 
-def test_baselines_stand_in_the_json_for_the_split_that_counts() -> None:
+def test_the_json_has_the_baselines_of_the_test_rows_if_there_are_any() -> None:
     validated = json.loads(FIT_REPORT.to_json())
     assert (validated["majority"], validated["head_only"]) == (0.5, 0.8)
     assert validated["baselines"]["head_only"] == {

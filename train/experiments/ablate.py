@@ -12,7 +12,7 @@ from train.data.task_data import TaskData
 from train.experiments import plots
 from train.experiments.cells import Cell, Findings, Kind, PlannedCell, TaskSplits
 from train.experiments.display import Display
-from train.experiments.session import Session, check_names, load_tasks, splits_of
+from train.experiments.session import Session, check_names, load_tasks, open_session, splits_of
 from train.experiments.tables import (
     Score,
     image,
@@ -80,7 +80,7 @@ def ablate(
     """
     check_names("seeds", [str(seed) for seed in seeds])
     check_names("switches", switches, SWITCHES)
-    with Session(Kind.ABLATE, output, settings, jobs=jobs, display=display) as session:
+    with open_session(Kind.ABLATE, output, settings, jobs=jobs, display=display) as session:
         data = load_tasks(tasks, data_root)
         splits = {(name, seed): splits_of(data[name], seed=seed) for name in data for seed in seeds}
         design = asdict(design_of(settings, session.backbone))

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TypeAlias
 
 from adapters.format.durable import write_atomically
@@ -42,7 +41,7 @@ class Kind(StrEnum):
 class Cell:
     """One run: a method on a task with a seed.
 
-    variant: the difference from the task's plain run (`prompt_length=5`, `from qqp`), else "".
+    variant: the difference from the plain run (`prompt_length=5`, `100 rows after qqp`), else "".
     key: its file name, with a hash of everything that decides the result.
     """
 
@@ -281,12 +280,7 @@ class Store:
         os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None

@@ -9,7 +9,7 @@ from train.data.task_data import TaskData
 from train.experiments import plots
 from train.experiments.cells import Cell, Findings, Kind, TaskSplits
 from train.experiments.display import Display
-from train.experiments.session import Session, check_names, load_tasks, splits_of
+from train.experiments.session import Session, check_names, load_tasks, open_session, splits_of
 from train.experiments.tables import (
     MAJORITY,
     Score,
@@ -55,7 +55,7 @@ def compare(
     """
     check_names("methods", methods, METHODS)
     check_names("seeds", [str(seed) for seed in seeds])
-    with Session(Kind.COMPARE, output, settings, jobs=jobs, display=display) as session:
+    with open_session(Kind.COMPARE, output, settings, jobs=jobs, display=display) as session:
         data = load_tasks(tasks, data_root)
         splits = {(name, seed): splits_of(data[name], seed=seed) for name in data for seed in seeds}
         planned = [

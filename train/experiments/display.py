@@ -6,7 +6,6 @@ shows nothing.
 
 import time
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Self, TextIO
 
 from rich.console import Console, Group
@@ -14,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from cli.progress import duration
+from cli.progress import bar_console, duration
 from train.experiments.cells import Cell, Outcome
 from train.loop.progress import EpochReport
 from train.report.progress import Clock
@@ -55,12 +54,7 @@ class Display:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         pass
 
 
@@ -139,12 +133,7 @@ class LiveDisplay(Display):
         self._live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._live.stop()
 
     def note(self, message: str) -> None:
@@ -190,7 +179,5 @@ def _ending(outcome: Outcome) -> str:
 
 def display_for(stream: TextIO) -> LiveDisplay | LineDisplay:
     """Live if the stream is a terminal that can draw, else lines."""
-    console = Console(file=stream)
-    if console.is_terminal and not console.is_dumb_terminal:
-        return LiveDisplay(console)
-    return LineDisplay(stream)
+    console = bar_console(stream)
+    return LineDisplay(stream) if console is None else LiveDisplay(console)

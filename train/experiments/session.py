@@ -1,15 +1,16 @@
 """One experiment while it runs: its folder, its backbone, its data, and where its cells run."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 
 from adapters.backbone.loading import DEFAULT_BACKBONE, load_backbone, resolve_device
+from adapters.backbone.model import Backbone
 from train.config.defaults import design_of, settings_for
 from train.config.recipe import recipe_of
 from train.config.settings import FitSettings
@@ -33,10 +34,16 @@ from train.experiments.tables import conditions_section, write_report
 JOBS_PER_GPU = 4
 
 
-class Session:
-    """Plans cells and runs them; a context manager that locks its folder.
-
-    outcomes: by the cells' keys; grows while cells run.
+@contextmanager
+def open_session(
+    kind: Kind,
+    output: Path,
+    settings: FitSettings,
+    *,
+    jobs: int | None,
+    display: Display | None,
+) -> Iterator["Session"]:
+    """A session; locks its folder until the end of the block.
 
     Args:
         settings: of every cell; planned cells override what their variant changes.
@@ -46,40 +53,32 @@ class Session:
         OutputError: the folder cannot be written, or another process uses it.
         AdapterError: the backbone cannot be loaded.
     """
+    placement = placement_of(settings.device, jobs)
+    with Store(output) as store:
+        # On the CPU: only its metadata is used, and the workers keep all GPU memory.
+        backbone = load_backbone(settings.backbone or DEFAULT_BACKBONE, device="cpu")
+        yield Session(kind, settings, store, backbone, placement, display or Display())
+
+
+class Session:
+    """Plans cells and runs them. outcomes: by the cells' keys; grows while cells run."""
 
     def __init__(
         self,
         kind: Kind,
-        output: Path,
         settings: FitSettings,
-        *,
-        jobs: int | None,
-        display: Display | None,
+        store: Store,
+        backbone: Backbone,
+        placement: Placement,
+        display: Display,
     ) -> None:
-        self.store = Store(output)
+        self.store = store
+        self.backbone = backbone
         self.outcomes: dict[str, Outcome] = {}
         self._kind = kind
         self._settings = settings
-        self._display = display or Display()
-        self._placement = placement_of(settings.device, jobs)
-
-    def __enter__(self) -> Self:
-        self.store.__enter__()
-        try:
-            # On the CPU: only its metadata is used, and the workers keep all GPU memory.
-            self.backbone = load_backbone(self._settings.backbone or DEFAULT_BACKBONE, device="cpu")
-        except BaseException:
-            self.store.__exit__(None, None, None)
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.store.__exit__(kind, error, trace)
+        self._placement = placement
+        self._display = display
 
     def plan(
         self,
@@ -155,13 +154,8 @@ class Session:
             publish()
 
         try:
-            run_cells(
-                left,
-                self._placement,
-                cells=self.store.cells,
-                display=self._display,
-                ended=ended,
-            )
+            cells = self.store.cells
+            run_cells(left, self._placement, cells=cells, display=self._display, ended=ended)
         except KeyboardInterrupt:
             again = self._settings.command or "the same command"
             self._display.note(f"interrupted; finished cells are kept; to go on: {again}")

@@ -170,20 +170,9 @@ def controls_first(methods: Sequence[str]) -> list[str]:
 # results.csv
 
 COLUMNS = (
-    "task",
-    "method",
-    "variant",
-    "seed",
-    "split",
-    "metric",
-    "value",
-    "trainable_parameters",
-    "seconds_per_epoch",
-    "peak_memory",
-    "best_epoch",
-    "learning_rate",
-    "device",
-)
+    "task method variant seed split metric value "
+    "trainable_parameters seconds_per_epoch peak_memory best_epoch learning_rate device"
+).split()
 
 
 def write_results(path: Path, cells: Sequence[Cell], outcomes: Outcomes) -> None:
@@ -194,45 +183,37 @@ def write_results(path: Path, cells: Sequence[Cell], outcomes: Outcomes) -> None
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    seen: set[tuple[object, ...]] = set()
+    written: set[tuple[object, ...]] = set()
     for cell in cells:
         outcome = outcomes.get(cell.key)
         if outcome is None or outcome.report is None:
             continue
-        writer.writerows(_rows(cell, outcome.report, device=outcome.device))
-        for row in _majority_rows(cell, outcome.report):
-            if row[:6] not in seen:
-                seen.add(row[:6])
+        for row in _rows(cell, outcome.report, device=outcome.device):
+            if row[:6] not in written:
+                written.add(row[:6])
                 writer.writerow(row)
     write_atomically(path, text.getvalue().encode())
 
 
 def _rows(cell: Cell, report: RunReport, *, device: str) -> Iterator[tuple[object, ...]]:
-    for split, metrics in report.metrics.items():
-        for metric in Metric:
-            yield (
-                cell.task,
-                cell.method,
-                cell.variant,
-                cell.seed,
-                split,
-                metric.value,
-                metric.of(metrics),
-                report.trainable_parameters,
-                report.seconds_per_epoch,
-                report.peak_memory,
-                report.best_epoch,
-                report.learning_rate,
-                device,
-            )
-
-
-def _majority_rows(cell: Cell, report: RunReport) -> Iterator[tuple[object, ...]]:
-    empty = [""] * (len(COLUMNS) - 8)
-    for split, metrics in report.majority.items():
-        for metric in Metric:
-            names = (cell.task, MAJORITY, cell.variant, cell.seed, split, metric.value)
-            yield (*names, metric.of(metrics), 0, *empty)
+    """The rows of a run, then those of the majority class, which costs nothing."""
+    costs = (
+        report.trainable_parameters,
+        report.seconds_per_epoch,
+        report.peak_memory,
+        report.best_epoch,
+        report.learning_rate,
+        device,
+    )
+    free = (0, *[""] * (len(costs) - 1))
+    for method, by_split, rest in (
+        (cell.method, report.metrics, costs),
+        (MAJORITY, report.majority, free),
+    ):
+        for split, metrics in by_split.items():
+            for metric in Metric:
+                names = (cell.task, method, cell.variant, cell.seed, split, metric.value)
+                yield (*names, metric.of(metrics), *rest)
 
 
 # report.md

@@ -18,7 +18,7 @@ from train.errors import DataError, SettingsError
 from train.experiments.cells import Cell, Findings, Kind, Outcomes, PlannedCell, TaskSplits
 from train.experiments.display import Display
 from train.experiments.few_rows import few_rows
-from train.experiments.session import Session, check_names, load_tasks
+from train.experiments.session import Session, check_names, load_tasks, open_session
 from train.experiments.tables import (
     MAJORITY,
     Score,
@@ -70,7 +70,7 @@ def transfer(
     check_names("methods", methods, METHODS)
     check_names("seeds", [str(seed) for seed in seeds])
     pairs = pairs_of(tasks)
-    with Session(Kind.TRANSFER, output, settings, jobs=jobs, display=display) as session:
+    with open_session(Kind.TRANSFER, output, settings, jobs=jobs, display=display) as session:
         data = load_tasks(tasks, data_root)
         runs = _TransferRuns(tuple(methods), pairs)
         for seed in seeds:
