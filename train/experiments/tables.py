@@ -170,9 +170,20 @@ def controls_first(methods: Sequence[str]) -> list[str]:
 # results.csv
 
 COLUMNS = (
-    "task method variant seed split metric value "
-    "trainable_parameters seconds_per_epoch peak_memory best_epoch learning_rate device"
-).split()
+    "task",
+    "method",
+    "variant",
+    "seed",
+    "split",
+    "metric",
+    "value",
+    "trainable_parameters",
+    "seconds_per_epoch",
+    "peak_memory",
+    "best_epoch",
+    "learning_rate",
+    "device",
+)
 
 
 def write_results(path: Path, cells: Sequence[Cell], outcomes: Outcomes) -> None:
