@@ -22,6 +22,7 @@ CONFIG = TREE / "deploy" / "prometheus"
 
 def binary(name: str) -> str:
     """Path of `prometheus` or `promtool`; without it the test is skipped."""
+    __tracebackhide__ = True
     path = shutil.which(name, path=str(FETCHED)) or shutil.which(name)
     if path is None:
         unavailable(f"{name} is missing: run .ci/promtool (Debian) or install Prometheus")

@@ -5,9 +5,12 @@ from typing import NoReturn
 
 import pytest
 
+IN_CI = os.environ.get("CI") in ("true", "1")
+
 
 def unavailable(reason: str) -> NoReturn:
-    """Skip the running test, or the test file that is being imported. With `CI=true`: fail."""
-    if os.environ.get("CI") in ("true", "1"):
+    """Skip the running test; with `CI=true` fail it."""
+    __tracebackhide__ = True
+    if IN_CI:
         pytest.fail(reason, pytrace=False)
-    pytest.skip(reason, allow_module_level=True)
+    pytest.skip(reason)

@@ -13,6 +13,7 @@ ENVIRONMENT = HERE.parents[2] / "runs" / "clients"
 
 def python(*arguments: str) -> str:
     """What a Python program prints there; without the environment the test is skipped."""
+    __tracebackhide__ = True
     if not (ENVIRONMENT / "ready").exists():
         unavailable("the environment of other projects' clients is missing: make clients")
     # Isolated (-I): this tree has packages with generic names.
@@ -24,5 +25,6 @@ def python(*arguments: str) -> str:
 
 def run_client(script: str, *arguments: str) -> dict[str, Any]:
     """The JSON object that a script of this folder prints."""
+    __tracebackhide__ = True
     answers: dict[str, Any] = json.loads(python(str(HERE / script), *arguments))
     return answers
