@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 PREFIX = "IDSPAM_"
-# Likely in a shell that also runs clients, so the refusal says where the key belongs.
-CLIENT_KEY_MISTAKE = "IDSPAM_API_KEY"
 _SECRET = ("api_keys", "admin_keys")
 CPU_BATCH_TOKENS = 2048
 GPU_BATCH_TOKENS = 16384
@@ -100,7 +98,7 @@ def _keys(value: str) -> tuple[str, ...]:
     return keys
 
 
-def _setting(parse: Callable[[str], object], default: str, unit: str, *, help: str) -> Any:
+def _setting(parse: Callable[[str], object], default: str, unit: str, help: str) -> Any:
     """A row of the table. The default is text and parsed like a value of the environment."""
     metadata = {"parse": parse, "default": default, "unit": unit, "help": help}
     return field(default_factory=lambda: parse(default), metadata=metadata)
@@ -114,125 +112,96 @@ class Settings:
         _text,
         "all-MiniLM-L6-v2",
         "name or path",
-        help="The frozen encoder: a folder, a hub name (`name@revision` pins it) or the "
-        "default's name",
+        "The frozen encoder: a folder, a hub name (`name@revision` pins it) or the default's name",
     )
     device: str = _setting(
-        _text, "auto", "device", help="`auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, ..."
+        _text, "auto", "device", "`auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, ..."
     )
     dtype: str = _setting(
         _one_of("auto", "float32", "bfloat16"),
         "auto",
         "type",
-        help="`auto` is bfloat16 where the device computes it natively and the parity check "
+        "`auto` is bfloat16 where the device computes it natively and the parity check "
         "passes, else float32",
     )
     host: str = _setting(
-        _text,
-        "127.0.0.1",
-        "address",
-        help="Where to listen; `0.0.0.0` is every interface, and then API keys are advised",
+        _text, "127.0.0.1", "address", "Where to listen; with `0.0.0.0` (all interfaces) set keys"
     )
-    port: int = _setting(
-        _whole(0, 65535), "8000", "TCP port", help="0 takes a free port and prints it"
-    )
+    port: int = _setting(_whole(0, 65535), "8000", "TCP port", "0 takes a free port and prints it")
     workers: int = _setting(
-        _whole(0, 256),
-        "0",
-        "processes",
-        help="HTTP processes in front of one engine process; 0 is everything in one process",
+        _whole(0, 256), "0", "processes", "HTTP processes beside the engine's; 0: a single process"
     )
     # ruff mistakes the call in a Path's default for shared state; it makes a dataclass field.
     adapter_dir: Path = _setting(  # noqa: RUF009
-        _folder,
-        "data/adapters",
-        "folder",
-        help="Where uploaded adapters are kept; created if missing",
+        _folder, "data/adapters", "folder", "Where uploaded adapters are kept; created if missing"
     )
     zoo_dir: Path | None = _setting(  # noqa: RUF009
         _zoo,
         "tree",
         "folder",
-        help="Adapters registered at the start, as far as they fit the backbone: "
-        "`tree` is this tree's `adapters/zoo`, `off` is none",
+        "Adapters registered at the start if they fit the backbone: `tree` is this tree's "
+        "`adapters/zoo`, `off` is none",
     )
     default_adapter: str | None = _setting(
-        _optional,
-        "",
-        "name",
-        help="The adapter of `/predict` and `/info`, where protocols name none: `name` or "
-        "`name@revision`",
+        _optional, "", "name", "Adapter where a protocol names none: `name` or `name@revision`"
     )
     max_batch_tokens: int | None = _setting(
         _auto_or(_whole(16, 2**22)),
         "auto",
         "tokens",
-        help="What one forward pass may hold, prompts included; `auto` is 2048 on a CPU, 16384 "
-        "on a GPU",
+        "Most tokens of a forward pass, prompts included; `auto` is 2048 on a CPU, 16384 on a GPU",
     )
     max_waiting_tokens: int = _setting(
-        _whole(16, 2**30), "262144", "tokens", help="What may wait; requests beyond it get 429"
+        _whole(16, 2**30), "262144", "tokens", "Most tokens that may wait; requests beyond get 429"
     )
     max_active_adapters: int = _setting(
-        _whole(1, 65536), "256", "adapters", help="Adapters resident on the device at once"
+        _whole(1, 65536), "256", "adapters", "Most adapters on the device at once"
     )
     max_registered_adapters: int | None = _setting(
         _auto_or(_whole(1, 2**20)),
         "auto",
         "adapters",
-        help="Adapters kept in host memory, ready for the device; `auto` is four times as many as "
-        "are resident",
+        "Most adapters in host memory, ready for the device; `auto` is four times "
+        "`IDSPAM_MAX_ACTIVE_ADAPTERS`",
     )
     cpu_lanes: int | None = _setting(
         _auto_or(_whole(1, 256)),
         "auto",
         "batches",
-        help="Batches that run side by side on a CPU, each on its share of the cores; `auto` is "
-        "one a core, at most 4",
+        "Batches that run side by side on a CPU, each on its share of the cores; `auto` is one "
+        "for each core, at most 4",
     )
     max_upload_bytes: int = _setting(
-        _whole(1024, 2**34), str(256 * 2**20), "bytes", help="Largest adapter file that is taken"
+        _whole(1024, 2**34), str(256 * 2**20), "bytes", "Largest adapter file of an upload"
     )
     max_body_bytes: int = _setting(
-        _whole(1024, 2**31), str(8 * 2**20), "bytes", help="Largest body of every other request"
+        _whole(1024, 2**31), str(8 * 2**20), "bytes", "Largest body of every other request"
     )
-    max_inputs: int = _setting(_whole(1, 2**20), "1024", "texts", help="Most texts in one request")
+    max_inputs: int = _setting(_whole(1, 2**20), "1024", "texts", "Most texts in one request")
     default_timeout_ms: int = _setting(
-        _whole(1, 3_600_000),
-        "30000",
-        "milliseconds",
-        help="Deadline of a request that sets no `timeout_ms`",
+        _whole(1, 3_600_000), "30000", "milliseconds", "Deadline of requests without a `timeout_ms`"
     )
     drain_seconds: float = _setting(
-        _seconds,
-        "30",
-        "seconds",
-        help="How long requests in flight may take to finish after SIGTERM",
+        _seconds, "30", "seconds", "How long requests in flight may take to finish after SIGTERM"
     )
     api_keys: tuple[str, ...] = _setting(
-        _keys, "", "keys, comma-separated", help="If set, every `/v1` route asks for one of them"
+        _keys, "", "keys, comma-separated", "If set, all but probes and documentation need one"
     )
     admin_keys: tuple[str, ...] = _setting(
-        _keys,
-        "",
-        "keys, comma-separated",
-        help="If set, changing adapters asks for one of them; they open everything else too",
+        _keys, "", "keys, comma-separated", "If set, changing adapters needs one; valid everywhere"
     )
     log_level: str = _setting(
-        _one_of("debug", "info", "warning", "error"),
-        "info",
-        "level",
-        help="What is logged, to stderr",
+        _one_of("debug", "info", "warning", "error"), "info", "level", "What is logged, to stderr"
     )
     log_format: Literal["text", "json"] = _setting(
-        _one_of("text", "json"), "text", "format", help="Lines of text, or an object of JSON a line"
+        _one_of("text", "json"), "text", "format", "Text, or a JSON object on each line"
     )
     otlp_endpoint: str | None = _setting(
         _url,
         "",
         "URL",
-        help="Where OpenTelemetry traces go, by OTLP over HTTP: `http://collector:4318`; "
-        "not set: none are made",
+        "Where OpenTelemetry traces go (OTLP over HTTP), as `http://collector:4318`; if not set, "
+        "nothing is traced",
     )
 
     def batch_tokens(self, device: str) -> int:
@@ -293,7 +262,8 @@ def settings_table() -> str:
 
 
 def _advice(key: str, known: list[str]) -> str:
-    if key == CLIENT_KEY_MISTAKE:
+    # A client's key, most likely.
+    if key == "IDSPAM_API_KEY":
         return "; the service reads IDSPAM_API_KEYS, its clients read ID_SPAM_API_KEY"
     close = difflib.get_close_matches(key, known, n=1)
     return f"; did you mean {close[0]}?" if close else ""

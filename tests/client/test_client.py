@@ -22,14 +22,14 @@ from service.client import (
     Rejected,
 )
 from tests.support.either_client import either
-from tests.support.http_service import Brake, Live, serve
+from tests.support.http_service import Brake, RunningService, serve
 from tests.support.tiny_models import make_adapter, make_backbone
 
 LABELS = ("ham", "spam")
 
 
 @pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     with serve(tmp_path_factory.mktemp("adapters")) as running:
         running.put("a", make_adapter(make_backbone()))
         running.put("b", make_adapter(make_backbone(), seed=1, labels=("x", "y", "z")))
@@ -37,7 +37,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 
 
 @pytest.fixture(params=["blocking", "awaited"])
-def client(request: pytest.FixtureRequest, live: Live) -> Iterator[Client]:
+def client(request: pytest.FixtureRequest, live: RunningService) -> Iterator[Client]:
     with either(request.param, live.url) as client:
         yield client
 
@@ -52,7 +52,7 @@ def revision_of(data: bytes) -> str:
 
 
 def test_a_text_a_pair_and_a_list_are_answered_as_the_service_answers(
-    live: Live, client: Client
+    live: RunningService, client: Client
 ) -> None:
     several: list[Any] = ["a", {"text": "b"}]
     for inputs in ("free win", {"text": "free", "text_pair": "win"}, several, [""]):
@@ -77,7 +77,9 @@ def _rounded(results: Any) -> Any:
     ]
 
 
-def test_each_input_may_have_an_adapter_and_an_id_of_its_own(live: Live, client: Client) -> None:
+def test_each_input_may_have_an_adapter_and_an_id_of_its_own(
+    live: RunningService, client: Client
+) -> None:
     pinned = live.client.get("/v1/adapters/b").json()["revision"]
     inputs: list[str | Input] = [
         Input("free", id="1"),
@@ -132,7 +134,7 @@ def test_adapters_are_uploaded_listed_shown_rolled_back_and_deleted(
 
 
 def test_an_unloaded_adapter_is_listed_and_shown(
-    live: Live, client: Client, files: tuple[bytes, bytes]
+    live: RunningService, client: Client, files: tuple[bytes, bytes]
 ) -> None:
     client.upload("idle", files[0])
     assert live.client.post("/v2/repository/models/idle/unload").status_code == 200
@@ -198,7 +200,7 @@ def test_probes_and_metrics_answer(client: Client) -> None:
     assert "idspam_requests_total" in client.metrics()
 
 
-def test_many_threads_use_a_client_until_it_is_closed(live: Live) -> None:
+def test_many_threads_use_a_client_until_it_is_closed(live: RunningService) -> None:
     with Client(live.url, connections=3) as client:
         labels: list[str] = []
 
@@ -216,7 +218,7 @@ def test_many_threads_use_a_client_until_it_is_closed(live: Live) -> None:
         client.predict("free", "a")
 
 
-def test_the_callers_hooks_see_every_request_and_may_name_it(live: Live) -> None:
+def test_the_callers_hooks_see_every_request_and_may_name_it(live: RunningService) -> None:
     seen: list[str] = []
 
     def name(request: httpx.Request) -> None:

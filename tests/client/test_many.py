@@ -12,19 +12,19 @@ import pytest
 from adapters.format.files import Adapter
 from service.client import AsyncClient, Busy, Client, Input, InvalidCall, Rejected, Retries
 from tests.support.either_client import either
-from tests.support.http_service import Brake, Live, serve
+from tests.support.http_service import Brake, RunningService, serve
 from tests.support.tiny_models import make_adapter, make_backbone
 
 
 @pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     with serve(tmp_path_factory.mktemp("adapters")) as running:
         running.put("a", make_adapter(make_backbone()))
         yield running
 
 
 @pytest.fixture(params=["blocking", "awaited"])
-def client(request: pytest.FixtureRequest, live: Live) -> Iterator[Client]:
+def client(request: pytest.FixtureRequest, live: RunningService) -> Iterator[Client]:
     with either(request.param, live.url) as client:
         yield client
 
@@ -42,7 +42,7 @@ def test_an_error_among_many_inputs_names_its_place_among_all(client: Client) ->
         list(client.classify(inputs, "a", per_request=16, truncate=False))
 
 
-def test_results_before_an_error_come_first(live: Live) -> None:
+def test_results_before_an_error_come_first(live: RunningService) -> None:
     results = []
 
     def ask(client: Client) -> None:
@@ -55,7 +55,7 @@ def test_results_before_an_error_come_first(live: Live) -> None:
     assert len(results) == 40
 
 
-def test_no_more_inputs_are_held_than_the_requests_in_flight_have(live: Live) -> None:
+def test_no_more_inputs_are_held_than_the_requests_in_flight_have(live: RunningService) -> None:
     read = yielded = most = 0
 
     def inputs() -> Iterator[str]:
@@ -72,7 +72,7 @@ def test_no_more_inputs_are_held_than_the_requests_in_flight_have(live: Live) ->
     assert most <= 50
 
 
-async def test_inputs_of_an_async_iterable_are_answered_too(live: Live) -> None:
+async def test_inputs_of_an_async_iterable_are_answered_too(live: RunningService) -> None:
     async def inputs() -> AsyncIterator[str]:
         for number in range(100):
             await asyncio.sleep(0)

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from adapters.format.files import save_adapter
-from tests.support.http_service import Live, serve
+from tests.support.http_service import RunningService, serve
 from tests.support.tiny_models import make_adapter, make_backbone
 from tests.support.typed_commands import refused, typed
 
 
 @pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     with serve(tmp_path_factory.mktemp("adapters")) as running:
         running.put("a", make_adapter(make_backbone()))
         running.put("b", make_adapter(make_backbone(), seed=1, labels=("x", "y", "z")))
@@ -22,7 +22,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 
 @pytest.mark.slow
 def test_adapters_are_uploaded_listed_shown_rolled_back_downloaded_and_deleted(
-    live: Live, tmp_path: Path
+    live: RunningService, tmp_path: Path
 ) -> None:
     for seed, name in enumerate(("mine", "other")):
         save_adapter(

@@ -14,7 +14,7 @@ from service.client.environment import API_KEY_VARIABLE
 from service.commands.main import main
 from service.settings import InvalidSettings, Settings, read_settings
 from tests.support.broken_server import broken, results
-from tests.support.http_service import Brake, Live, serve, until
+from tests.support.http_service import Brake, RunningService, serve, until
 from tests.support.service_process import TREE
 from tests.support.tiny_models import make_adapter, make_backbone
 from tests.support.typed_commands import command, environment, refused, terminal, typed
@@ -23,7 +23,7 @@ LINES = ("free win now", "", "the card is not good", "win " * 2000, "hello")
 
 
 @pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     with serve(tmp_path_factory.mktemp("adapters")) as running:
         running.put("a", make_adapter(make_backbone()))
         running.put("b", make_adapter(make_backbone(), seed=1, labels=("x", "y", "z")))
@@ -37,7 +37,7 @@ def texts(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_file_is_answered_line_by_line_in_order(live: Live, texts: Path) -> None:
+def test_a_file_is_answered_line_by_line_in_order(live: RunningService, texts: Path) -> None:
     done = typed("predict", str(texts), "--adapter", "a", "--url", live.url, "--per-request", "2")
     assert (done.returncode, done.stderr) == (0, "")
     answers = [json.loads(line) for line in done.stdout.splitlines()]
@@ -49,7 +49,9 @@ def test_a_file_is_answered_line_by_line_in_order(live: Live, texts: Path) -> No
     assert set(answers[0]) == set(raw[0])
 
 
-def test_json_lines_come_from_standard_input_with_adapters_of_their_own(live: Live) -> None:
+def test_json_lines_come_from_standard_input_with_adapters_of_their_own(
+    live: RunningService,
+) -> None:
     lines = ['{"text": "free", "adapter": "b", "id": "1"}', '{"text": "free", "text_pair": "win"}']
     done = typed(
         *("predict", "--format", "jsonl", "--adapter", "a", "--url", live.url, "--top-k", "1"),
@@ -62,7 +64,7 @@ def test_json_lines_come_from_standard_input_with_adapters_of_their_own(live: Li
 
 
 def test_texts_before_a_bad_line_are_answered_and_the_line_is_named(
-    live: Live, tmp_path: Path
+    live: RunningService, tmp_path: Path
 ) -> None:
     path, output = tmp_path / "x.jsonl", tmp_path / "out.jsonl"
     path.write_text('"fine"\n' * 30 + '{"text": 7}\n' + '"fine"\n')
@@ -74,7 +76,9 @@ def test_texts_before_a_bad_line_are_answered_and_the_line_is_named(
     assert [json.loads(item)["adapter"] for item in output.read_text().splitlines()] == ["a"] * 30
 
 
-def test_a_text_that_must_not_be_truncated_is_named_by_its_line(live: Live, tmp_path: Path) -> None:
+def test_a_text_that_must_not_be_truncated_is_named_by_its_line(
+    live: RunningService, tmp_path: Path
+) -> None:
     path = tmp_path / "x.csv"
     path.write_text('text\n"two\nlines"\n' + "fine\n" * 20 + "win " * 500 + "\n")
     line = refused(
@@ -85,7 +89,7 @@ def test_a_text_that_must_not_be_truncated_is_named_by_its_line(live: Live, tmp_
 
 
 def test_mistakes_about_the_service_or_the_files_are_one_line(
-    live: Live, texts: Path, tmp_path: Path
+    live: RunningService, texts: Path, tmp_path: Path
 ) -> None:
     file, to = str(texts), ("--url", live.url)
     assert "--adapter is missing" in refused("predict", file, *to)
@@ -140,7 +144,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         assert name in shown
 
 
-def test_a_closed_pipe_ends_the_command_quietly(live: Live, tmp_path: Path) -> None:
+def test_a_closed_pipe_ends_the_command_quietly(live: RunningService, tmp_path: Path) -> None:
     path = tmp_path / "many.txt"
     path.write_text("free\n" * 5000)
     words = command("predict", str(path), "--adapter", "a", "--url", live.url)
@@ -201,7 +205,7 @@ def test_a_service_that_goes_away_is_retried_and_then_reported(tmp_path: Path) -
     assert len(output.read_text().splitlines()) == 40
 
 
-def test_a_terminal_shows_a_bar_and_keeps_one_line(live: Live, tmp_path: Path) -> None:
+def test_a_terminal_shows_a_bar_and_keeps_one_line(live: RunningService, tmp_path: Path) -> None:
     path, output = tmp_path / "x.txt", tmp_path / "out.jsonl"
     path.write_text("free win\n" * 3000)
     words = ("predict", str(path), "--adapter", "a", "--url", live.url, "--output", str(output))

@@ -21,9 +21,9 @@ from service.commands.top import (
     parse,
     running,
 )
-from tests.support.http_service import Live, save_backbone, serve, until
+from tests.support.http_service import RunningService, serve, until
 from tests.support.service_process import TREE, ready_service
-from tests.support.tiny_models import make_adapter, make_backbone
+from tests.support.tiny_models import make_adapter, make_backbone, save_backbone
 from tests.support.typed_commands import command, environment, terminal, typed
 
 HEADINGS = {"traffic", "latency, ms", "batches", "tiers", "busiest adapters", "processes"}
@@ -118,13 +118,13 @@ def test_numbers_are_short() -> None:
 
 
 @pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     with serve(tmp_path_factory.mktemp("adapters")) as serving:
         serving.put("a", make_adapter(make_backbone()))
         yield serving
 
 
-def test_the_panels_show_what_a_service_did(live: Live) -> None:
+def test_the_panels_show_what_a_service_did(live: RunningService) -> None:
     with Client(live.url) as client:
         before = parse(client.metrics(), seconds=0.0)
         assert len(list(client.classify(["free win"] * 40, "a", per_request=4))) == 40
@@ -141,7 +141,7 @@ def test_the_panels_show_what_a_service_did(live: Live) -> None:
     assert "tiny-bert-0, cpu, float32" in running(between)
 
 
-def test_one_view_is_printed_without_a_terminal(live: Live) -> None:
+def test_one_view_is_printed_without_a_terminal(live: RunningService) -> None:
     done = typed("top", "--once", "--interval", "0.2", "--url", live.url)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"{live.url}: ready; ")
@@ -150,7 +150,7 @@ def test_one_view_is_printed_without_a_terminal(live: Live) -> None:
     assert "\x1b" not in done.stdout
 
 
-def test_a_terminal_is_redrawn_until_ctrl_c(live: Live) -> None:
+def test_a_terminal_is_redrawn_until_ctrl_c(live: RunningService) -> None:
     words = command("top", "--interval", "0.1", "--url", live.url)
     with (
         terminal(40, 120) as (end, drawn),

@@ -14,14 +14,14 @@ from service.client.sync import Client
 from service.commands.flags import URL
 from service.commands.main import parser
 from service.commands.reading import MAX_LINE_BYTES
-from tests.support.http_service import Live, serve
+from tests.support.http_service import RunningService, serve
 from tests.support.tiny_models import make_adapter, make_backbone
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "client.md").read_text()
 
 
 @pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     with serve(tmp_path_factory.mktemp("adapters")) as running:
         for seed, name in enumerate(("sms-spam", "banking77", "sentiment")):
             running.put(name, make_adapter(make_backbone(), seed=seed))
@@ -33,7 +33,9 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.mark.parametrize("number", range(4))
-def test_the_pages_python_runs(live: Live, number: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_pages_python_runs(
+    live: RunningService, number: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert len(blocks("python")) == 4
     program = blocks("python")[number]
     assert URL in program

@@ -13,14 +13,14 @@ import torch
 
 from adapters.format.files import serialize
 from service.http.openapi.schemas import AdapterDetail, AdapterList, PublishedAdapter
-from tests.support.http_service import Live, error_of, serve
+from tests.support.http_service import RunningService, error_of, serve
 from tests.support.tiny_models import make_adapter, make_backbone
 
 LIMIT = 200_000
 
 
 @pytest.fixture
-def live(tmp_path: Path) -> Iterator[Live]:
+def live(tmp_path: Path) -> Iterator[RunningService]:
     with serve(tmp_path / "adapters", MAX_UPLOAD_BYTES=str(LIMIT)) as running:
         yield running
 
@@ -29,7 +29,7 @@ def data(seed: int = 0, **fields: Any) -> bytes:
     return serialize(make_adapter(make_backbone(), seed=seed, **fields))
 
 
-def put(live: Live, name: str, content: bytes, **headers: str) -> httpx.Response:
+def put(live: RunningService, name: str, content: bytes, **headers: str) -> httpx.Response:
     headers = {key.replace("_", "-"): value for key, value in headers.items()}
     return live.client.put(f"/v1/adapters/{name}", content=content, headers=headers)
 
@@ -38,7 +38,7 @@ def etag(content: bytes) -> str:
     return f'"{hashlib.sha256(content).hexdigest()}"'
 
 
-def test_put_creates_then_changes_nothing_then_replaces(live: Live) -> None:
+def test_put_creates_then_changes_nothing_then_replaces(live: RunningService) -> None:
     first, second = data(1), data(2)
     expected = ((first, 201, True, True), (first, 200, False, False), (second, 200, False, True))
     for content, status, created, changed in expected:
@@ -53,14 +53,14 @@ def test_put_creates_then_changes_nothing_then_replaces(live: Live) -> None:
         assert live.metric("idspam_uploads_total", outcome=outcome) == 1
 
 
-def test_multipart_form_publishes_the_same(live: Live) -> None:
+def test_multipart_form_publishes_the_same(live: RunningService) -> None:
     response = live.client.post("/v1/adapters", data={"name": "a"}, files={"file": data(1)})
     assert response.status_code == 201
     assert response.headers["etag"] == etag(data(1))
     assert put(live, "a", data(1)).json()["changed"] is False
 
 
-def test_forms_that_are_not_one_name_and_one_file_are_refused(live: Live) -> None:
+def test_forms_that_are_not_one_name_and_one_file_are_refused(live: RunningService) -> None:
     def post(**parts: Any) -> httpx.Response:
         return live.client.post("/v1/adapters", **parts)
 
@@ -80,7 +80,7 @@ def test_forms_that_are_not_one_name_and_one_file_are_refused(live: Live) -> Non
     assert live.client.get("/v1/adapters").json()["adapters"] == []
 
 
-def test_if_match_and_if_none_match_compare_and_swap(live: Live) -> None:
+def test_if_match_and_if_none_match_compare_and_swap(live: RunningService) -> None:
     first, second = data(1), data(2)
     assert put(live, "a", first, If_Match="*").status_code == 412
     assert put(live, "a", first, If_Match=etag(first)).status_code == 412
@@ -106,7 +106,7 @@ def test_if_match_and_if_none_match_compare_and_swap(live: Live) -> None:
     )
 
 
-def test_a_condition_that_fails_is_told_before_the_body_is_read(live: Live) -> None:
+def test_a_condition_that_fails_is_told_before_the_body_is_read(live: RunningService) -> None:
     put(live, "a", data(1))
     response = put(live, "a", b"x" * (LIMIT * 2), If_None_Match="*")
     assert response.status_code == 412
@@ -139,7 +139,7 @@ def refused_files() -> list[Any]:
 
 @pytest.mark.parametrize(("content", "status", "fault"), refused_files())
 def test_a_refused_file_names_its_faults_and_leaves_the_served_one(
-    live: Live, content: bytes, status: int, fault: str
+    live: RunningService, content: bytes, status: int, fault: str
 ) -> None:
     served = put(live, "a", data(1)).json()["revision"]
     response = put(live, "a", content)
@@ -154,7 +154,7 @@ def test_a_refused_file_names_its_faults_and_leaves_the_served_one(
     assert live.metric("idspam_uploads_total", outcome="refused") == 2
 
 
-def test_too_large_files_are_413_with_and_without_announced_length(live: Live) -> None:
+def test_too_large_files_are_413_with_and_without_announced_length(live: RunningService) -> None:
     assert put(live, "a", b"x" * (LIMIT + 1)).status_code == 413
     chunks = (b"x" * 10_000 for _ in range(LIMIT // 10_000 + 5))
     response = live.client.put("/v1/adapters/a", content=chunks)
@@ -163,14 +163,14 @@ def test_too_large_files_are_413_with_and_without_announced_length(live: Live) -
 
 
 @pytest.mark.parametrize("name", ["A", "-a", "a" * 65, "a%20b", ".a", "a%00", "%C3%A9", "a@b", "~"])
-def test_bad_names_are_422_and_never_a_path(live: Live, name: str) -> None:
+def test_bad_names_are_422_and_never_a_path(live: RunningService, name: str) -> None:
     response = put(live, name, data())
     assert response.status_code == 422
     assert error_of(response)["type"] == "adapter_name_invalid"
     assert [item.name for item in live.adapter_dir.iterdir()] == [".locks"]
 
 
-def test_list_pages_by_name_and_shows_what_the_files_say(live: Live) -> None:
+def test_list_pages_by_name_and_shows_what_the_files_say(live: RunningService) -> None:
     for index in range(5):
         put(live, f"n{index}", data(index))
     pages, cursor = [], None
@@ -198,7 +198,7 @@ def test_list_pages_by_name_and_shows_what_the_files_say(live: Live) -> None:
         assert live.client.get("/v1/adapters", params=query).status_code == 422
 
 
-def test_show_names_spec_and_revisions_the_current_one_first(live: Live) -> None:
+def test_show_names_spec_and_revisions_the_current_one_first(live: RunningService) -> None:
     first, second = data(1), data(2, prompt_length=5)
     put(live, "a", first)
     put(live, "a", second)
@@ -213,7 +213,7 @@ def test_show_names_spec_and_revisions_the_current_one_first(live: Live) -> None
     assert error_of(missing)["details"] == ["a"]
 
 
-def test_download_gives_the_uploaded_bytes_of_any_revision(live: Live) -> None:
+def test_download_gives_the_uploaded_bytes_of_any_revision(live: RunningService) -> None:
     first, second = data(1), data(2)
     put(live, "a", first)
     put(live, "a", second)
@@ -233,7 +233,7 @@ def test_download_gives_the_uploaded_bytes_of_any_revision(live: Live) -> None:
     assert error_of(gone)["type"] == "adapter_damaged"
 
 
-def test_rollback_serves_the_previous_or_the_named_revision(live: Live) -> None:
+def test_rollback_serves_the_previous_or_the_named_revision(live: RunningService) -> None:
     files = [data(seed) for seed in (1, 2, 3)]
     revisions = [put(live, "a", content).json()["revision"] for content in files]
 
@@ -252,7 +252,7 @@ def test_rollback_serves_the_previous_or_the_named_revision(live: Live) -> None:
     assert pinned["revision"] == revisions[2]
 
 
-def test_rollback_refuses_what_is_not_there(live: Live) -> None:
+def test_rollback_refuses_what_is_not_there(live: RunningService) -> None:
     put(live, "a", data(1))
     for body, status in (
         ({}, 404),
@@ -268,7 +268,7 @@ def test_rollback_refuses_what_is_not_there(live: Live) -> None:
     assert live.client.post("/v1/adapters/b/rollback", json={}).status_code == 404
 
 
-def test_delete_forgets_the_name_and_its_series(live: Live) -> None:
+def test_delete_forgets_the_name_and_its_series(live: RunningService) -> None:
     put(live, "a", data(1))
     live.predict(adapter="a", inputs="x")
     labelled = [labels for _, labels in live.series() if ("adapter", "a") in labels]

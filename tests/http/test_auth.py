@@ -10,7 +10,7 @@ from service.errors import Unauthorized
 from service.http.middleware import Keyring
 from service.http.open_paths import OPEN_PATHS
 from service.settings import read_settings
-from tests.support.http_service import Live, error_of, serve
+from tests.support.http_service import RunningService, error_of, serve
 from tests.support.tiny_models import make_adapter, make_backbone
 
 OPEN = {"/healthz", "/readyz", "/metrics", "/docs", "/docs/oauth2-redirect", "/openapi.json"} | {
@@ -23,14 +23,14 @@ USER, ADMIN = "user-key", "admin-key"
 
 
 @pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     folder = tmp_path_factory.mktemp("adapters")
     with serve(folder, API_KEYS=f"{USER}, second", ADMIN_KEYS=ADMIN) as running:
         running.put("a", make_adapter(make_backbone()), Authorization=f"Bearer {ADMIN}")
         yield running
 
 
-def routes(live: Live) -> list[tuple[str, str]]:
+def routes(live: RunningService) -> list[tuple[str, str]]:
     """Method and path of every route of the app, also of those that OpenAPI does not show."""
     found = []
     for context in iter_route_contexts(live.app.routes):
@@ -40,11 +40,11 @@ def routes(live: Live) -> list[tuple[str, str]]:
     return found
 
 
-def ask(live: Live, method: str, path: str, **headers: str) -> httpx.Response:
+def ask(live: RunningService, method: str, path: str, **headers: str) -> httpx.Response:
     return live.client.request(method, path, headers=headers)
 
 
-def test_every_route_but_the_open_ones_asks_for_a_key(live: Live) -> None:
+def test_every_route_but_the_open_ones_asks_for_a_key(live: RunningService) -> None:
     asked = routes(live)
     assert {path for _, path in asked} > OPEN
     assert OPEN_PATHS == OPEN
@@ -53,7 +53,7 @@ def test_every_route_but_the_open_ones_asks_for_a_key(live: Live) -> None:
         assert (status == 401) == (path not in OPEN), (method, path, status)
 
 
-def test_paths_without_a_route_are_closed_too(live: Live) -> None:
+def test_paths_without_a_route_are_closed_too(live: RunningService) -> None:
     for path in (
         "/",
         "/v1",
@@ -66,7 +66,7 @@ def test_paths_without_a_route_are_closed_too(live: Live) -> None:
         assert ask(live, "GET", path).status_code == 401, path
 
 
-def test_unknown_keys_are_401_and_say_how_to_send_one(live: Live) -> None:
+def test_unknown_keys_are_401_and_say_how_to_send_one(live: RunningService) -> None:
     for headers in (
         {"Authorization": "Bearer wrong"},
         {"Authorization": f"Basic {USER}"},
@@ -82,13 +82,13 @@ def test_unknown_keys_are_401_and_say_how_to_send_one(live: Live) -> None:
         assert response.headers["www-authenticate"] == "Bearer"
 
 
-def test_either_header_carries_a_key(live: Live) -> None:
+def test_either_header_carries_a_key(live: RunningService) -> None:
     for key in (USER, "second", ADMIN):
         for headers in ({"Authorization": f"bearer {key}"}, {"X-API-Key": key}):
             assert ask(live, "GET", "/v1/adapters", **headers).status_code == 200
 
 
-def test_changing_adapters_is_403_with_a_plain_key(live: Live) -> None:
+def test_changing_adapters_is_403_with_a_plain_key(live: RunningService) -> None:
     for method, path in routes(live):
         if path.startswith("/v1/adapters") and method not in ("GET", "HEAD"):
             response = ask(live, method, path, **{"X-API-Key": USER})

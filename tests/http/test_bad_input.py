@@ -10,19 +10,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.http_service import Live, error_of, serve
+from tests.support.http_service import RunningService, error_of, serve
 from tests.support.tiny_models import make_adapter, make_backbone
 
 
 @pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     folder = tmp_path_factory.mktemp("adapters")
     with serve(folder, MAX_INPUTS="8", MAX_BODY_BYTES="2000000") as running:
         running.put("a", make_adapter(make_backbone()))
         yield running
 
 
-def post(live: Live, content: bytes, **headers: str) -> httpx.Response:
+def post(live: RunningService, content: bytes, **headers: str) -> httpx.Response:
     return live.client.post(
         "/v1/predict", content=content, headers={"Content-Type": "application/json"} | headers
     )
@@ -44,7 +44,7 @@ def post(live: Live, content: bytes, **headers: str) -> httpx.Response:
         pytest.param(b'{"inputs":' * 50_000 + b"1" + b"}" * 50_000, id="deep objects"),
     ],
 )
-def test_what_is_no_json_is_400(live: Live, content: bytes) -> None:
+def test_what_is_no_json_is_400(live: RunningService, content: bytes) -> None:
     response = post(live, content)
     assert response.status_code == 400
     assert error_of(response)["type"] == "malformed_request"
@@ -87,7 +87,9 @@ def test_what_is_no_json_is_400(live: Live, content: bytes) -> None:
         ),
     ],
 )
-def test_every_fault_is_named_with_its_place(live: Live, body: Any, faults: list[str]) -> None:
+def test_every_fault_is_named_with_its_place(
+    live: RunningService, body: Any, faults: list[str]
+) -> None:
     response = post(live, json.dumps(body).encode())
     assert response.status_code == 422
     error = error_of(response)
@@ -97,7 +99,7 @@ def test_every_fault_is_named_with_its_place(live: Live, body: Any, faults: list
         assert detail.startswith(fault)
 
 
-def test_only_json_is_read_as_json(live: Live) -> None:
+def test_only_json_is_read_as_json(live: RunningService) -> None:
     for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""):
         response = post(live, b'{"adapter":"a","inputs":"x"}', **{"Content-Type": kind})
         assert response.status_code == 415, kind
@@ -107,7 +109,7 @@ def test_only_json_is_read_as_json(live: Live) -> None:
         assert response.status_code == 200, kind
 
 
-def test_too_many_inputs_are_413_before_any_is_looked_at(live: Live) -> None:
+def test_too_many_inputs_are_413_before_any_is_looked_at(live: RunningService) -> None:
     assert live.predict(adapter="a", inputs=["x"] * 8)["results"]
     for inputs in (["x"] * 9, [1] * 9):
         response = live.client.post("/v1/predict", json={"adapter": "a", "inputs": inputs})
@@ -115,19 +117,19 @@ def test_too_many_inputs_are_413_before_any_is_looked_at(live: Live) -> None:
         assert "at most 8" in error_of(response)["message"]
 
 
-def test_odd_but_valid_text_is_answered(live: Live) -> None:
+def test_odd_but_valid_text_is_answered(live: RunningService) -> None:
     texts = ["\x00", "a\x00b", "\ufeff", "🙂" * 1000, "\n\t\r", "win" * 300_000, "‮evil", '"}]']
     results = live.predict(adapter="a", inputs=texts)["results"]
     assert len(results) == len(texts)
     assert all(0.0 <= item["score"] <= 1.0 for item in results)
 
 
-def test_repeated_keys_mean_the_last_one(live: Live) -> None:
+def test_repeated_keys_mean_the_last_one(live: RunningService) -> None:
     response = post(live, b'{"adapter":"zzz","adapter":"a","inputs":"x"}')
     assert response.status_code == 200
 
 
-def test_junk_fields_without_end_are_one_fault_and_cheap(live: Live) -> None:
+def test_junk_fields_without_end_are_one_fault_and_cheap(live: RunningService) -> None:
     content = json.dumps({f"k{index}": 1 for index in range(100_000)} | {"inputs": "x"}).encode()
     response = post(live, content)
     assert response.status_code == 422
@@ -135,7 +137,7 @@ def test_junk_fields_without_end_are_one_fault_and_cheap(live: Live) -> None:
     assert response.elapsed.total_seconds() < 2
 
 
-def test_a_long_announced_body_is_refused_before_it_is_sent(live: Live) -> None:
+def test_a_long_announced_body_is_refused_before_it_is_sent(live: RunningService) -> None:
     address = httpx.URL(live.url)
     with socket.create_connection((address.host, address.port or 0), timeout=5) as connection:
         connection.sendall(
@@ -145,7 +147,7 @@ def test_a_long_announced_body_is_refused_before_it_is_sent(live: Live) -> None:
         assert connection.recv(12) == b"HTTP/1.1 413"
 
 
-def test_a_long_chunked_body_is_given_up_at_the_limit(live: Live) -> None:
+def test_a_long_chunked_body_is_given_up_at_the_limit(live: RunningService) -> None:
     sent = 0
 
     def chunks() -> Iterator[bytes]:
@@ -163,7 +165,7 @@ def test_a_long_chunked_body_is_given_up_at_the_limit(live: Live) -> None:
     assert live.predict(adapter="a", inputs="x")["results"]
 
 
-def test_unknown_routes_and_methods_have_the_one_shape(live: Live) -> None:
+def test_unknown_routes_and_methods_have_the_one_shape(live: RunningService) -> None:
     assert error_of(live.client.get("/v1/nothing"))["type"] == "not_found"
     assert error_of(live.client.get("/v1/predict/"))["type"] == "not_found"
     response = live.client.delete("/v1/predict")
@@ -188,7 +190,7 @@ FIELDS = st.sampled_from(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(body=JSON | st.dictionaries(FIELDS, JSON | st.just("a"), max_size=6))
-def test_no_json_whatsoever_makes_a_500(live: Live, body: Any) -> None:
+def test_no_json_whatsoever_makes_a_500(live: RunningService, body: Any) -> None:
     try:
         content = json.dumps(body).encode()
     except UnicodeEncodeError:
@@ -202,7 +204,7 @@ def test_no_json_whatsoever_makes_a_500(live: Live, body: Any) -> None:
     max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(content=st.binary(max_size=60))
-def test_no_bytes_whatsoever_make_a_500(live: Live, content: bytes) -> None:
+def test_no_bytes_whatsoever_make_a_500(live: RunningService, content: bytes) -> None:
     response = post(live, content)
     assert response.status_code in (400, 422), response.text
     error_of(response)

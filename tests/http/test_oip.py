@@ -5,24 +5,29 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
 import orjson
 import pytest
 
 from adapters import __version__
 from service.http.openapi.compatible import OIP_INFER, OIP_MODEL, OIP_SERVER
 from service.http.protocols.oip.tensors import InferRequest, read_texts
-from tests.support.http_service import Brake, Live, serve, until
+from tests.support.http_service import Brake, RunningService, serve, until
+from tests.support.oip_requests import (
+    INFER_PATH,
+    TEXTS,
+    infer,
+    outputs_of,
+    refusal_of,
+    text_tensor,
+)
 from tests.support.tiny_models import make_adapter, make_backbone
 
 LABELS = ("ham", "spam", "other")
-TEXTS = ["free win now", "my card is not good", ""]
 LONG = "the card is not good " * 40
-INFER_PATH = "/v2/models/a/infer"
 
 
 @pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     folder = tmp_path_factory.mktemp("adapters")
     with serve(folder, MAX_INPUTS="8") as running:
         backbone = make_backbone()
@@ -31,29 +36,8 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         yield running
 
 
-def revisions(live: Live) -> list[str]:
+def revisions(live: RunningService) -> list[str]:
     return [item.revision for item in live.service.catalog.entry("a").revisions]
-
-
-def texts(*data: str, name: str = "text", **fields: Any) -> dict[str, Any]:
-    return {"name": name, "shape": [len(data)], "datatype": "BYTES", "data": list(data)} | fields
-
-
-def ask(live: Live, *inputs: Any, path: str = INFER_PATH, **fields: Any) -> httpx.Response:
-    return live.client.post(path, json={"inputs": list(inputs)} | fields)
-
-
-def refusal(response: httpx.Response, status: int = 400) -> str:
-    """The message of an error, which has the protocol's one shape."""
-    assert response.status_code == status, response.text
-    content = response.json()
-    assert list(content) == ["error"]
-    return str(content["error"])
-
-
-def outputs(response: httpx.Response) -> dict[str, Any]:
-    assert response.status_code == 200, response.text
-    return {item["name"]: item["data"] for item in response.json()["outputs"]}
 
 
 def test_the_server_says_what_it_is_before_and_while_it_is_ready(tmp_path: Path) -> None:
@@ -67,7 +51,7 @@ def test_the_server_says_what_it_is_before_and_while_it_is_ready(tmp_path: Path)
             early = get("/v2/health/ready")
             assert early.status_code == 503
             assert list(early.json()) == ["ready", "error"]
-            assert refusal(get("/v2/models"), 503)
+            assert refusal_of(get("/v2/models"), 503)
         finally:
             brake.off()
         until(lambda: get("/v2/health/ready").status_code == 200)
@@ -75,7 +59,7 @@ def test_the_server_says_what_it_is_before_and_while_it_is_ready(tmp_path: Path)
         assert get("/v2/models").content == b'{"models":[]}'
 
 
-def test_metadata_is_of_the_revision_that_was_asked_for(live: Live) -> None:
+def test_metadata_is_of_the_revision_that_was_asked_for(live: RunningService) -> None:
     new, old = revisions(live)
     assert live.client.get("/v2/models").json() == {"models": ["a"]}
     for path, labels in (("", 3), (f"/versions/{new}", 3), (f"/versions/{old[:9]}", 2)):
@@ -94,10 +78,10 @@ def test_metadata_is_of_the_revision_that_was_asked_for(live: Live) -> None:
         ready = live.client.get(f"/v2/models/a{path}/ready")
         assert ready.content == b'{"name":"a","ready":true}'
     for path in ("b", "b/ready", f"a/versions/{'0' * 64}", "a/versions/zz/ready", "A%20B"):
-        refusal(live.client.get(f"/v2/models/{path}"), 404)
+        refusal_of(live.client.get(f"/v2/models/{path}"), 404)
 
 
-def test_an_answer_is_the_protocols_to_the_byte(live: Live) -> None:
+def test_an_answer_is_the_protocols_to_the_byte(live: RunningService) -> None:
     results = live.predict(adapter="a", inputs=TEXTS)["results"]
     scores = [{item["label"]: item["score"] for item in result["scores"]} for result in results]
     probs = [row[label] for row in scores for label in LABELS]
@@ -111,44 +95,44 @@ def test_an_answer_is_the_protocols_to_the_byte(live: Live) -> None:
             {"name": "probs", "shape": [3, 3], "datatype": "FP32", "data": probs},
         ],
     }
-    answer = ask(live, texts(*TEXTS), id="42")
+    answer = infer(live, text_tensor(*TEXTS), id="42")
     assert answer.headers["content-type"] == "application/json"
     assert "Inference-Header-Content-Length" not in answer.headers
     assert answer.content == orjson.dumps(expected)
     del expected["id"]
-    assert ask(live, texts(*TEXTS)).content == orjson.dumps(expected)
+    assert infer(live, text_tensor(*TEXTS)).content == orjson.dumps(expected)
 
 
-def test_pairs_are_read_as_the_native_route_reads_them(live: Live) -> None:
+def test_pairs_are_read_as_the_native_route_reads_them(live: RunningService) -> None:
     pairs = [{"text": "free win", "text_pair": "now"}, {"text": "my card", "text_pair": ""}]
     results = live.predict(adapter="a", inputs=pairs)["results"]
     one, two = (tuple(item[name] for item in pairs) for name in ("text", "text_pair"))
-    both = texts("free win", "now", "my card", "", shape=[2, 2])
-    for inputs in ([texts(*one), texts(*two, name="text_pair")], [both]):
-        found = outputs(ask(live, *inputs, outputs=[{"name": "label"}, {"name": "tokens"}]))
+    both = text_tensor("free win", "now", "my card", "", shape=[2, 2])
+    for inputs in ([text_tensor(*one), text_tensor(*two, name="text_pair")], [both]):
+        found = outputs_of(infer(live, *inputs, outputs=[{"name": "label"}, {"name": "tokens"}]))
         assert found["label"] == [item["label"] for item in results]
         assert found["tokens"] == [item["tokens"] for item in results]
     # An empty second text is a pair: it has one more separator than no second text.
-    alone = outputs(ask(live, texts("my card"), outputs=[{"name": "tokens"}]))["tokens"]
+    alone = outputs_of(infer(live, text_tensor("my card"), outputs=[{"name": "tokens"}]))["tokens"]
     assert results[1]["tokens"] == alone[0] + 1
 
 
-def test_a_version_pins_its_revision(live: Live) -> None:
+def test_a_version_pins_its_revision(live: RunningService) -> None:
     old = revisions(live)[1]
     for path in (f"/v2/models/a/versions/{old[:8]}/infer", f"/v2/models/a@{old[:8]}/infer"):
-        answer = ask(live, texts("x"), path=path).json()
+        answer = infer(live, text_tensor("x"), path=path).json()
         assert (answer["model_name"], answer["model_version"]) == ("a", old)
         assert answer["outputs"][1]["shape"] == [1, 2]
 
 
-def test_what_was_cut_is_said_and_may_be_refused(live: Live) -> None:
+def test_what_was_cut_is_said_and_may_be_refused(live: RunningService) -> None:
     wanted = [{"name": "truncated"}, {"name": "tokens"}]
-    answer = ask(live, texts("x", LONG, LONG), outputs=wanted)
+    answer = infer(live, text_tensor("x", LONG, LONG), outputs=wanted)
     assert answer.json()["parameters"] == {"truncated": 2}
-    assert outputs(answer)["truncated"] == [False, True, True]
-    assert outputs(answer)["tokens"][1:] == [32, 32]
-    assert "parameters" not in ask(live, texts("x")).json()
-    said = refusal(ask(live, texts("x", LONG), parameters={"truncate": False}))
+    assert outputs_of(answer)["truncated"] == [False, True, True]
+    assert outputs_of(answer)["tokens"][1:] == [32, 32]
+    assert "parameters" not in infer(live, text_tensor("x")).json()
+    said = refusal_of(infer(live, text_tensor("x", LONG), parameters={"truncate": False}))
     assert said == (
         "input 'text': element 1: 202 tokens, adapter 'a' reads 32 and truncate is false"
     )
@@ -161,11 +145,17 @@ def test_what_was_cut_is_said_and_may_be_refused(live: Live) -> None:
         ({"inputs": None}, "inputs: Input should be a valid list"),
         ({"inputs": [{}] * 2000}, "inputs: List should have at most 8 items"),
         ({"inputs": [{"name": "text"}]}, "inputs.0.shape: Field required"),
-        ({"inputs": [texts("x", shape=["1"])]}, "inputs.0.shape.0: Input should be a valid int"),
-        ({"inputs": [texts("x", shape=[2**70])]}, "inputs.0.shape.0: Input should be a valid int"),
-        ({"inputs": [texts("x", shape=[2])]}, "1 elements, its shape says 2"),
-        ({"inputs": [texts(*"123456789")]}, "at most 8 texts are allowed"),
-        ({"inputs": [texts("x", datatype="INT32")]}, "datatype 'INT32', expected 'BYTES'"),
+        (
+            {"inputs": [text_tensor("x", shape=["1"])]},
+            "inputs.0.shape.0: Input should be a valid int",
+        ),
+        (
+            {"inputs": [text_tensor("x", shape=[2**70])]},
+            "inputs.0.shape.0: Input should be a valid int",
+        ),
+        ({"inputs": [text_tensor("x", shape=[2])]}, "1 elements, its shape says 2"),
+        ({"inputs": [text_tensor(*"123456789")]}, "at most 8 texts are allowed"),
+        ({"inputs": [text_tensor("x", datatype="INT32")]}, "datatype 'INT32', expected 'BYTES'"),
         ({"outputs": [{"name": "logits"}]}, "output 'logits': no such output"),
         ({"parameters": {"timeout": "1"}}, "parameters.timeout: Input should be a valid integer"),
         ({"parameters": {"timeout": -1}}, "parameters.timeout: Input should be greater than"),
@@ -174,24 +164,24 @@ def test_what_was_cut_is_said_and_may_be_refused(live: Live) -> None:
     ],
 )
 def test_what_is_wrong_with_a_request_is_400_and_named(
-    live: Live, fields: dict[str, Any], fault: str
+    live: RunningService, fields: dict[str, Any], fault: str
 ) -> None:
-    response = live.client.post(INFER_PATH, json={"inputs": [texts("x")]} | fields)
-    said = refusal(response)
+    response = live.client.post(INFER_PATH, json={"inputs": [text_tensor("x")]} | fields)
+    said = refusal_of(response)
     assert fault in said
     assert len(said) < 1000
 
 
-def test_parameters_that_select_nothing_are_ignored(live: Live) -> None:
+def test_parameters_that_select_nothing_are_ignored(live: RunningService) -> None:
     parameters = {"priority": 3, "sequence_id": 0, "timeout": 0, "mine": [1]}
-    assert ask(live, texts("x"), parameters=parameters, model_name="a").status_code == 200
+    assert infer(live, text_tensor("x"), parameters=parameters, model_name="a").status_code == 200
 
 
-def test_unknown_models_and_routes_have_the_protocols_error(live: Live) -> None:
+def test_unknown_models_and_routes_have_the_protocols_error(live: RunningService) -> None:
     for path in ("/v2/models/b/infer", "/v2/models/a/versions/ff/infer", "/v2/models/a@/infer"):
-        refusal(ask(live, texts("x"), path=path), 404)
-    assert refusal(live.client.get("/v2/models/a/stats"), 404) == "Not Found"
-    assert refusal(live.client.get(INFER_PATH), 405) == "Method Not Allowed"
+        refusal_of(infer(live, text_tensor("x"), path=path), 404)
+    assert refusal_of(live.client.get("/v2/models/a/stats"), 404) == "Not Found"
+    assert refusal_of(live.client.get(INFER_PATH), 405) == "Method Not Allowed"
 
 
 def test_a_busy_service_says_429_and_a_deadline_504(tmp_path: Path) -> None:
@@ -201,28 +191,28 @@ def test_a_busy_service_says_429_and_a_deadline_504(tmp_path: Path) -> None:
         brake.on()
         with ThreadPoolExecutor(2) as others:
             try:
-                others.submit(ask, small, texts(LONG))
+                others.submit(infer, small, text_tensor(LONG))
                 until(lambda: small.service.health().details["batch_seconds"] != 0)
-                others.submit(ask, small, texts(LONG))
+                others.submit(infer, small, text_tensor(LONG))
                 until(lambda: small.service.health().details["waiting_entries"] == 1)
-                busy = ask(small, texts(LONG))
-                late = ask(small, texts("x"), parameters={"timeout": 50_000})
+                busy = infer(small, text_tensor(LONG))
+                late = infer(small, text_tensor("x"), parameters={"timeout": 50_000})
             finally:
                 brake.off()
-    refusal(busy, 429)
+    refusal_of(busy, 429)
     assert int(busy.headers["retry-after"]) >= 1
-    assert "deadline" in refusal(late, 504)
+    assert "deadline" in refusal_of(late, 504)
 
 
-def test_requests_are_counted_by_the_template_of_their_route(live: Live) -> None:
+def test_requests_are_counted_by_the_template_of_their_route(live: RunningService) -> None:
     route = "/v2/models/{name}/versions/{version}/infer"
     before = live.metric("idspam_requests_total", route=route, outcome="success")
-    ask(live, texts("x"), path=f"/v2/models/a/versions/{revisions(live)[0]}/infer")
+    infer(live, text_tensor("x"), path=f"/v2/models/a/versions/{revisions(live)[0]}/infer")
     after = live.metric("idspam_requests_total", route=route, outcome="success")
     assert after == before + 1
 
 
-def test_the_documentations_examples_are_such_bodies(live: Live) -> None:
+def test_the_documentations_examples_are_such_bodies(live: RunningService) -> None:
     content = OIP_INFER["openapi_extra"]["requestBody"]["content"]["application/json"]
     for example in content["examples"].values():
         asked = InferRequest.model_validate(example["value"])
@@ -230,7 +220,7 @@ def test_the_documentations_examples_are_such_bodies(live: Live) -> None:
         answer = live.client.post(INFER_PATH, json=example["value"])
         assert answer.status_code == 200
     shown = OIP_INFER["responses"][200]["content"]["application/json"]["example"]
-    assert list(shown) == list(ask(live, texts("x"), id="42").json())
+    assert list(shown) == list(infer(live, text_tensor("x"), id="42").json())
     for entry, path in ((OIP_SERVER, "/v2"), (OIP_MODEL, "/v2/models/a")):
         example = entry["responses"][200]["content"]["application/json"]["example"]
         assert list(example) == list(live.client.get(path).json())

@@ -10,25 +10,32 @@ import orjson
 import pytest
 
 from service.http.protocols.oip.tensors import pack_strings
-from tests.http.test_oip import INFER_PATH, TEXTS, ask, outputs, refusal, texts
-from tests.support.http_service import Live, serve
+from tests.support.http_service import RunningService, serve
+from tests.support.oip_requests import (
+    INFER_PATH,
+    TEXTS,
+    infer,
+    outputs_of,
+    refusal_of,
+    text_tensor,
+)
 from tests.support.tiny_models import make_adapter, make_backbone
 
 HEADER = "Inference-Header-Content-Length"
 
 
 @pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     with serve(tmp_path_factory.mktemp("adapters"), MAX_BODY_BYTES="20000") as running:
         running.put("a", make_adapter(make_backbone()))
         yield running
 
 
-def raw(live: Live, content: bytes, **headers: str) -> httpx.Response:
+def raw(live: RunningService, content: bytes, **headers: str) -> httpx.Response:
     return live.client.post(INFER_PATH, content=content, headers=headers)
 
 
-def test_binary_tensors_travel_behind_the_json_both_ways(live: Live) -> None:
+def test_binary_tensors_travel_behind_the_json_both_ways(live: RunningService) -> None:
     data = pack_strings(TEXTS)
     tensor = {"name": "text", "shape": [3], "datatype": "BYTES"}
     head = json.dumps(
@@ -38,7 +45,7 @@ def test_binary_tensors_travel_behind_the_json_both_ways(live: Live) -> None:
         }
     ).encode()
     mark = {HEADER: str(len(head))}
-    expected = outputs(ask(live, texts(*TEXTS)))
+    expected = outputs_of(infer(live, text_tensor(*TEXTS)))
     bodies = {
         None: head + data,
         "gzip": gzip.compress(head + data),
@@ -71,11 +78,11 @@ def test_binary_tensors_travel_behind_the_json_both_ways(live: Live) -> None:
         (gzip.compress(head)[:-5], {"Content-Encoding": "gzip"}, "is cut off"),
         (gzip.compress(head) * 2, {"Content-Encoding": "gzip"}, "bytes after its end"),
     ):
-        assert fault in refusal(raw(live, content, **headers)), fault
+        assert fault in refusal_of(raw(live, content, **headers)), fault
 
 
-def test_bodies_of_other_kinds_and_sizes_are_refused(live: Live) -> None:
-    good = orjson.dumps({"inputs": [texts("x")]})
+def test_bodies_of_other_kinds_and_sizes_are_refused(live: RunningService) -> None:
+    good = orjson.dumps({"inputs": [text_tensor("x")]})
     assert raw(live, good).status_code == 200
     assert raw(live, good, **{"Content-Type": "application/json; charset=utf-8"}).is_success
     for headers in (
@@ -85,8 +92,8 @@ def test_bodies_of_other_kinds_and_sizes_are_refused(live: Live) -> None:
         {"Origin": "http://elsewhere"},
         {"Content-Encoding": "br"},
     ):
-        assert "expected" in refusal(raw(live, good, **headers), 415)
+        assert "expected" in refusal_of(raw(live, good, **headers), 415)
     bomb = gzip.compress(b" " * 10_000_000)
     assert len(bomb) < 20_000
-    assert "when decompressed" in refusal(raw(live, bomb, **{"Content-Encoding": "gzip"}), 413)
-    assert "larger than" in refusal(raw(live, b" " * 30_000), 413)
+    assert "when decompressed" in refusal_of(raw(live, bomb, **{"Content-Encoding": "gzip"}), 413)
+    assert "larger than" in refusal_of(raw(live, b" " * 30_000), 413)

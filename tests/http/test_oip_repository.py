@@ -13,8 +13,7 @@ from adapters.backbone.model import Backbone
 from adapters.errors import DamagedFile, UnknownAdapter, UnloadedAdapter
 from adapters.format.files import serialize
 from adapters.format.store import AdapterStore
-from tests.support.engine_harness import run
-from tests.support.http_service import Brake, Live, error_of, serve, until
+from tests.support.http_service import Brake, RunningService, error_of, serve, until
 from tests.support.ipc_harness import ANY, data, engine_with_workers
 from tests.support.tiny_models import make_adapter, make_backbone
 
@@ -22,24 +21,24 @@ UNLOADED = "adapter 'a' is unloaded: load it, or publish it again"
 
 
 @pytest.fixture
-def live(tmp_path: Path) -> Iterator[Live]:
+def live(tmp_path: Path) -> Iterator[RunningService]:
     with serve(tmp_path, MAX_UPLOAD_BYTES="30000") as running:
         for name in "ab":
             running.put(name, make_adapter(make_backbone(), seed=ord(name)))
         yield running
 
 
-def change(live: Live, name: str, verb: str, **options: Any) -> httpx.Response:
+def change(live: RunningService, name: str, verb: str, **options: Any) -> httpx.Response:
     return live.client.post(f"/v2/repository/models/{name}/{verb}", **options)
 
 
-def index(live: Live, **asked: bool) -> dict[str, tuple[str, str]]:
+def index(live: RunningService, **asked: bool) -> dict[str, tuple[str, str]]:
     lines = live.client.post("/v2/repository/index", json=asked).json()
     assert all(list(item) == ["name", "version", "state", "reason"] for item in lines)
     return {item["name"]: (item["state"], item["reason"]) for item in lines}
 
 
-def upload(live: Live, name: str, *files: bytes, **parameters: Any) -> httpx.Response:
+def upload(live: RunningService, name: str, *files: bytes, **parameters: Any) -> httpx.Response:
     encoded = {
         f"file:1/{number}.safetensors": base64.b64encode(content).decode()
         for number, content in enumerate(files)
@@ -47,7 +46,7 @@ def upload(live: Live, name: str, *files: bytes, **parameters: Any) -> httpx.Res
     return change(live, name, "load", json={"parameters": encoded | parameters})
 
 
-def test_an_unloaded_adapter_is_served_nowhere_and_comes_back(live: Live) -> None:
+def test_an_unloaded_adapter_is_served_nowhere_and_comes_back(live: RunningService) -> None:
     revision = live.service.catalog.entry("a").current
     assert live.client.post("/v2/repository/index").status_code == 200
     assert index(live) == {"a": ("READY", ""), "b": ("READY", "")}
@@ -119,7 +118,7 @@ def test_publishing_loads_deleting_works_and_a_restart_forgets(tmp_path: Path) -
         assert index(live) == {"a": ("READY", ""), "c": ("READY", "")}
 
 
-def test_loading_reads_the_store_again(live: Live) -> None:
+def test_loading_reads_the_store_again(live: RunningService) -> None:
     store = AdapterStore(live.adapter_dir)
     other = store.put("a", serialize(make_adapter(make_backbone(), seed=7))).revision
     assert change(live, "a", "load").status_code == 200
@@ -134,7 +133,7 @@ def test_loading_reads_the_store_again(live: Live) -> None:
     assert "made for another backbone" in change(live, "b", "load").json()["error"]
 
 
-def test_a_file_that_comes_along_is_published(live: Live) -> None:
+def test_a_file_that_comes_along_is_published(live: RunningService) -> None:
     good = serialize(make_adapter(make_backbone(), seed=3))
     assert upload(live, "new", good, config="{}").json() == {"name": "new", "load": True}
     assert live.predict(adapter="new", inputs="x")["results"]
@@ -162,7 +161,7 @@ def test_a_file_that_comes_along_is_published(live: Live) -> None:
     assert index(live) == state
 
 
-def test_what_is_unknown_is_404_and_what_is_no_request_400(live: Live) -> None:
+def test_what_is_unknown_is_404_and_what_is_no_request_400(live: RunningService) -> None:
     for verb in ("load", "unload"):
         for name in ("c", "A b", "a@00"):
             answer = change(live, name, verb)
@@ -193,31 +192,28 @@ def test_load_and_unload_ask_for_an_admin_key(tmp_path: Path) -> None:
         assert locked.client.post(path).status_code == 401
 
 
-def test_unload_and_load_hold_in_every_worker_when_they_return(
+async def test_unload_and_load_hold_in_every_worker_when_they_return(
     tmp_path: Path, backbone: Backbone
 ) -> None:
-    async def test() -> None:
-        async with engine_with_workers(backbone, tmp_path) as engine:
-            workers = [await engine.worker() for _ in range(3)]
-            first = await workers[0].catalog.publish("a", data(backbone, 1), ANY)
-            for turn in range(6):
-                await workers[turn % 3].catalog.unload("a")
-                late = await engine.worker() if turn == 0 else workers[0]
-                for worker in (*workers, late):
-                    assert worker.catalog.entry("a").state == "unloaded"
-                    with pytest.raises(UnloadedAdapter, match="unloaded"):
-                        worker.catalog.resolve("a")
-                assert await workers[(turn + 1) % 3].catalog.reload("a") == first.revision
-                for worker in (*workers, late):
-                    assert worker.catalog.resolve("a").key.revision == first.revision
-            with pytest.raises(UnknownAdapter):
-                await workers[0].catalog.unload("b")
-            with pytest.raises(UnknownAdapter):
-                await workers[0].catalog.reload("b")
-            path = workers[0].catalog.path("a")[1]
-            path.write_bytes(b"rotten")
-            with pytest.raises(DamagedFile):
-                await workers[1].catalog.reload("a")
-            assert {worker.catalog.entry("a").state for worker in workers} == {"damaged"}
-
-    run(test())
+    async with engine_with_workers(backbone, tmp_path) as engine:
+        workers = [await engine.worker() for _ in range(3)]
+        first = await workers[0].catalog.publish("a", data(backbone, 1), ANY)
+        for turn in range(6):
+            await workers[turn % 3].catalog.unload("a")
+            late = await engine.worker() if turn == 0 else workers[0]
+            for worker in (*workers, late):
+                assert worker.catalog.entry("a").state == "unloaded"
+                with pytest.raises(UnloadedAdapter, match="unloaded"):
+                    worker.catalog.resolve("a")
+            assert await workers[(turn + 1) % 3].catalog.reload("a") == first.revision
+            for worker in (*workers, late):
+                assert worker.catalog.resolve("a").key.revision == first.revision
+        with pytest.raises(UnknownAdapter):
+            await workers[0].catalog.unload("b")
+        with pytest.raises(UnknownAdapter):
+            await workers[0].catalog.reload("b")
+        path = workers[0].catalog.path("a")[1]
+        path.write_bytes(b"rotten")
+        with pytest.raises(DamagedFile):
+            await workers[1].catalog.reload("a")
+        assert {worker.catalog.entry("a").state for worker in workers} == {"damaged"}

@@ -1,4 +1,4 @@
-"""The tensors of the Open Inference Protocol: encoding and decoding are inverse, junk is refused."""
+"""Tensors of the Open Inference Protocol: what is encoded decodes to itself, junk is refused."""
 
 import struct
 from typing import Any

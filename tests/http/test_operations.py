@@ -18,17 +18,26 @@ from service import errors as service_errors
 from service.errors import ServiceError
 from service.http.app import route_paths
 from service.http.errors import ERRORS, INTERNAL, kind_of, own_shape, refusal_of
+from service.http.openapi import examples
 from service.http.openapi.documentation import error_table
-from service.http.openapi.examples import examples
-from service.http.openapi.schemas import ErrorResponse, Health, PredictResponse
-from tests.support.http_service import Brake, Live, error_of, serve, until
+from service.http.openapi.schemas import (
+    AdapterDetail,
+    AdapterList,
+    ErrorResponse,
+    Health,
+    PredictRequest,
+    PredictResponse,
+    PublishedAdapter,
+    RollbackRequest,
+)
+from tests.support.http_service import Brake, RunningService, error_of, serve, until
 from tests.support.tiny_models import make_adapter, make_backbone
 
 TREE = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def live(tmp_path: Path) -> Iterator[Live]:
+def live(tmp_path: Path) -> Iterator[RunningService]:
     with serve(tmp_path) as running:
         yield running
 
@@ -102,7 +111,7 @@ def test_a_dead_engine_is_not_live_and_every_request_says_so(tmp_path: Path) -> 
         assert isinstance(live.service.starting.exception(), RuntimeError)
 
 
-def test_request_ids_are_echoed_if_plain_and_made_if_not(live: Live) -> None:
+def test_request_ids_are_echoed_if_plain_and_made_if_not(live: RunningService) -> None:
     def ask(given: str | None) -> str:
         headers = {} if given is None else {"X-Request-ID": given}
         return str(live.client.get("/healthz", headers=headers).headers["x-request-id"])
@@ -115,12 +124,23 @@ def test_request_ids_are_echoed_if_plain_and_made_if_not(live: Live) -> None:
 
 
 def test_examples_are_what_their_models_say() -> None:
-    checked = [model.model_validate(example) for model, example in examples()]
+    pairs: list[tuple[type[BaseModel], Any]] = [
+        *((PredictRequest, example) for example in examples.PREDICT_REQUESTS.values()),
+        *((RollbackRequest, example) for example in examples.ROLLBACKS.values()),
+        (PredictResponse, examples.PREDICT_RESPONSE),
+        (PublishedAdapter, examples.PUBLISHED),
+        (AdapterList, examples.LIST_PAGE),
+        (AdapterDetail, examples.DETAIL),
+        (Health, examples.HEALTHY),
+        (Health, examples.NOT_READY),
+        *((ErrorResponse, examples.error_body(error)) for error in examples.ERRORS),
+    ]
+    checked = [model.model_validate(example) for model, example in pairs]
     assert len(checked) > 15
     assert all(isinstance(item, BaseModel) for item in checked)
 
 
-def test_predict_examples_of_the_openapi_page_are_answered(live: Live) -> None:
+def test_predict_examples_of_the_openapi_page_are_answered(live: RunningService) -> None:
     live.put("sms-spam", make_adapter(make_backbone()))
     schema = live.client.get("/openapi.json").json()
     content = schema["paths"]["/v1/predict"]["post"]["requestBody"]["content"]["application/json"]
@@ -131,7 +151,9 @@ def test_predict_examples_of_the_openapi_page_are_answered(live: Live) -> None:
         PredictResponse.model_validate(answer)
 
 
-def test_openapi_refers_to_nothing_that_is_missing_and_documents_every_route(live: Live) -> None:
+def test_openapi_refers_to_nothing_that_is_missing_and_documents_every_route(
+    live: RunningService,
+) -> None:
     text = live.client.get("/openapi.json").text
     schema = json.loads(text)
     names = {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}

@@ -17,12 +17,12 @@ from adapters.format.files import Adapter
 from adapters.packed.packing import Row
 from service.http.classify import INLINE_CHARACTERS
 from service.http.openapi.schemas import PredictResponse
-from tests.support.http_service import Brake, Live, error_of, serve, until
+from tests.support.http_service import Brake, RunningService, error_of, serve, until
 from tests.support.tiny_models import make_adapter, make_backbone
 
 
 @pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     with serve(tmp_path_factory.mktemp("adapters")) as running:
         backbone = make_backbone()
         running.put("sms-spam", spam(backbone))
@@ -57,11 +57,11 @@ def alone(backbone: Backbone, adapter: Adapter, text: str, pair: str | None = No
     return found
 
 
-def current(live: Live, name: str) -> str:
+def current(live: RunningService, name: str) -> str:
     return live.service.catalog.entry(name).require_current()
 
 
-def test_one_text_gets_the_whole_answer_in_the_documented_shape(live: Live) -> None:
+def test_one_text_gets_the_whole_answer_in_the_documented_shape(live: RunningService) -> None:
     response = live.client.post("/v1/predict", json={"adapter": "sms-spam", "inputs": "hello you"})
     assert response.status_code == 200
     assert response.headers["content-type"] == "application/json"
@@ -83,7 +83,9 @@ def test_one_text_gets_the_whole_answer_in_the_documented_shape(live: Live) -> N
     assert answer.timings_ms.inference > 0
 
 
-def test_mixed_inputs_answer_in_order_as_each_would_alone(live: Live, backbone: Backbone) -> None:
+def test_mixed_inputs_answer_in_order_as_each_would_alone(
+    live: RunningService, backbone: Backbone
+) -> None:
     inputs = [
         "free win now",
         {"text": "my card is not good", "adapter": "topics", "id": "a"},
@@ -109,7 +111,7 @@ def test_mixed_inputs_answer_in_order_as_each_would_alone(live: Live, backbone: 
         assert [found[label] for label in adapter.spec.labels] == pytest.approx(scores, abs=1e-5)
 
 
-def test_text_and_object_and_list_of_one_are_the_same_request(live: Live) -> None:
+def test_text_and_object_and_list_of_one_are_the_same_request(live: RunningService) -> None:
     shapes = ("win", {"text": "win"}, ["win"], [{"text": "win"}])
     answers = [live.predict(adapter="topics", inputs=shape)["results"] for shape in shapes]
     assert all(len(answer) == 1 for answer in answers)
@@ -117,7 +119,7 @@ def test_text_and_object_and_list_of_one_are_the_same_request(live: Live) -> Non
     assert np.allclose(scores, scores[0], atol=1e-6)
 
 
-def test_top_k_limits_the_scores_and_not_the_label(live: Live) -> None:
+def test_top_k_limits_the_scores_and_not_the_label(live: RunningService) -> None:
     full = live.predict(adapter="topics", inputs="win")["results"][0]
     assert [item["score"] for item in full["scores"]] == sorted(
         (item["score"] for item in full["scores"]), reverse=True
@@ -128,7 +130,9 @@ def test_top_k_limits_the_scores_and_not_the_label(live: Live) -> None:
         assert cut["label"] == full["label"]
 
 
-def test_sigmoid_scores_stand_alone_and_come_best_first(live: Live, backbone: Backbone) -> None:
+def test_sigmoid_scores_stand_alone_and_come_best_first(
+    live: RunningService, backbone: Backbone
+) -> None:
     adapter = topics(backbone, seed=3, activation="sigmoid")
     result = live.predict(adapter="tags", inputs="my card")["results"][0]
     scores = [item["score"] for item in result["scores"]]
@@ -138,7 +142,9 @@ def test_sigmoid_scores_stand_alone_and_come_best_first(live: Live, backbone: Ba
     assert abs(sum(scores) - 1.0) > 1e-3
 
 
-def test_equal_scores_keep_the_order_of_the_labels(live: Live, backbone: Backbone) -> None:
+def test_equal_scores_keep_the_order_of_the_labels(
+    live: RunningService, backbone: Backbone
+) -> None:
     adapter = topics(backbone)
     undecided = {
         name: torch.zeros_like(tensor) if name.startswith("head.") else tensor
@@ -151,7 +157,7 @@ def test_equal_scores_keep_the_order_of_the_labels(live: Live, backbone: Backbon
     assert live.client.delete("/v1/adapters/undecided").status_code == 204
 
 
-def test_explanation_weighs_every_token_and_sums_to_one(live: Live) -> None:
+def test_explanation_weighs_every_token_and_sums_to_one(live: RunningService) -> None:
     result = live.predict(adapter="sms-spam", inputs="free win now", explain=True)["results"][0]
     assert [item["token"] for item in result["explanation"]] == [
         "[CLS]",
@@ -163,21 +169,23 @@ def test_explanation_weighs_every_token_and_sums_to_one(live: Live) -> None:
     assert sum(item["weight"] for item in result["explanation"]) == pytest.approx(1.0, abs=1e-5)
 
 
-def test_empty_text_is_classified_from_its_special_tokens(live: Live, backbone: Backbone) -> None:
+def test_empty_text_is_classified_from_its_special_tokens(
+    live: RunningService, backbone: Backbone
+) -> None:
     results = live.predict(adapter="sms-spam", inputs=["", {"text": ""}, "   "])["results"]
     assert [item["tokens"] for item in results] == [2, 2, 2]
     adapter = spam(backbone)
     assert results[0]["score"] == pytest.approx(max(alone(backbone, adapter, "")), abs=1e-5)
 
 
-def test_long_text_is_truncated_and_says_so_on_both_tokenizing_roads(live: Live) -> None:
+def test_long_text_is_truncated_and_says_so_on_both_tokenizing_roads(live: RunningService) -> None:
     for text in ("win " * 20, "win " * INLINE_CHARACTERS):
         result = live.predict(adapter="short", inputs=[text, "win"])["results"]
         assert [item["truncated"] for item in result] == [True, False]
         assert result[0]["tokens"] == 8
 
 
-def test_truncate_false_names_each_long_input_and_its_tokens(live: Live) -> None:
+def test_truncate_false_names_each_long_input_and_its_tokens(live: RunningService) -> None:
     body = {"adapter": "short", "inputs": ["win", "win " * 9, "win " * 4000], "truncate": False}
     response = live.client.post("/v1/predict", json=body)
     assert response.status_code == 422
@@ -189,7 +197,7 @@ def test_truncate_false_names_each_long_input_and_its_tokens(live: Live) -> None
     assert live.predict(adapter="short", inputs="win " * 6, truncate=False)["results"]
 
 
-def test_many_texts_in_a_thread_answer_like_few_in_the_loop(live: Live) -> None:
+def test_many_texts_in_a_thread_answer_like_few_in_the_loop(live: RunningService) -> None:
     texts = ["free win", "my card is not good", "hello"] * 100
     assert sum(map(len, texts)) > INLINE_CHARACTERS
     inputs = [{"text": text, "adapter": name} for text in texts for name in ("topics", "short")]
@@ -201,7 +209,7 @@ def test_many_texts_in_a_thread_answer_like_few_in_the_loop(live: Live) -> None:
         assert result["score"] == pytest.approx(few[index % 6]["score"], abs=1e-5)
 
 
-def test_unknown_adapter_is_never_another_one_and_names_what_exists(live: Live) -> None:
+def test_unknown_adapter_is_never_another_one_and_names_what_exists(live: RunningService) -> None:
     for body in (
         {"adapter": "sms", "inputs": "x"},
         {"inputs": ["x", {"text": "y", "adapter": "sms"}], "adapter": "topics"},
@@ -212,7 +220,7 @@ def test_unknown_adapter_is_never_another_one_and_names_what_exists(live: Live) 
         assert error_of(response)["details"] == ["short", "sms-spam", "tags", "topics"]
 
 
-def test_unknown_or_ambiguous_revision_is_404(live: Live) -> None:
+def test_unknown_or_ambiguous_revision_is_404(live: RunningService) -> None:
     revision = current(live, "topics")
     absent = "0" if revision[0] != "0" else "1"
     for reference in (f"topics@{absent}", "topics@", "topics@../../x", f"topics@{revision}0"):

@@ -24,9 +24,10 @@ TEXTS = ("free win now", "my card is not good", "", "hello you call the bad card
 
 @dataclass(frozen=True)
 class Answered:
-    """One request: which text, which upload had returned last when it was begun, what came back.
+    """A request and its answer.
 
-    alone: no upload was under way between its begin and its answer.
+    text: index in `TEXTS`. after_upload: the last upload that had returned when it began.
+    alone: no upload was under way between its beginning and its answer.
     """
 
     text: int
@@ -36,22 +37,22 @@ class Answered:
     body: dict[str, Any]
 
 
-def test_uploads_under_load_fail_no_request_and_leave_no_stale_answer(
+async def test_uploads_under_load_fail_no_request_and_leave_no_stale_answer(
     tmp_path: Path, backbone: Backbone
 ) -> None:
     # The two revisions differ in all that a batch is made of: prompt length, layer, labels.
-    made = [
+    adapters = [
         make_adapter(backbone, seed=1, labels=("ham", "spam")),
         make_adapter(backbone, seed=2, labels=("x", "y", "z"), prompt_length=7, insertion_layer=2),
     ]
     with serve(tmp_path) as live:
-        revisions = [live.put("swapped", adapter) for adapter in made]
-        answers = asyncio.run(_load(live.url, [serialize(adapter) for adapter in made]))
+        revisions = [live.put("swapped", adapter) for adapter in adapters]
+        answers = await _load(live.url, [serialize(adapter) for adapter in adapters])
         failed = live.metric("idspam_requests_total", route="/v1/predict", outcome="server_error")
 
     expected = {
         (revision, index): alone(backbone, adapter, text)
-        for revision, adapter in zip(revisions, made, strict=True)
+        for revision, adapter in zip(revisions, adapters, strict=True)
         for index, text in enumerate(TEXTS)
     }
     assert [answer.body for answer in answers if answer.status != 200] == []
@@ -113,7 +114,7 @@ async def _load(url: str, files: list[bytes]) -> list[Answered]:
     return answers
 
 
-def test_deleting_and_publishing_under_load_answers_200_or_404_and_nothing_else(
+async def test_deleting_and_publishing_under_load_answers_200_or_404_and_nothing_else(
     tmp_path: Path, backbone: Backbone
 ) -> None:
     files = [serialize(make_adapter(backbone, seed=seed)) for seed in range(7)]
@@ -121,7 +122,7 @@ def test_deleting_and_publishing_under_load_answers_200_or_404_and_nothing_else(
     with serve(tmp_path, MAX_ACTIVE_ADAPTERS="1") as live:
         for index, content in enumerate(files):
             live.client.put(f"/v1/adapters/n{index}", content=content).raise_for_status()
-        statuses = asyncio.run(_load_and_delete(live.url, files))
+        statuses = await _load_and_delete(live.url, files)
         assert live.metric("idspam_failures_total", reason="batch_error") == 0
         assert len(live.client.get("/v1/adapters").json()["adapters"]) == len(files)
     assert statuses == {200, 404}

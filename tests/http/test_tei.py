@@ -12,7 +12,7 @@ from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
 
 from adapters.format.spec import AdapterSpec
-from tests.support.http_service import Brake, Live, serve, until
+from tests.support.http_service import Brake, RunningService, serve, until
 from tests.support.tiny_models import make_adapter, make_backbone
 
 LONG = "the card is not good " * 40
@@ -20,7 +20,7 @@ LABELS = ("ham", "spam", "other")
 
 
 @pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     folder = tmp_path_factory.mktemp("adapters")
     with serve(folder, DEFAULT_ADAPTER="a", MAX_INPUTS="8") as running:
         backbone = make_backbone()
@@ -29,15 +29,15 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         yield running
 
 
-def spec_of(live: Live, name: str) -> AdapterSpec:
+def spec_of(live: RunningService, name: str) -> AdapterSpec:
     return live.service.catalog.resolve(name).spec
 
 
-def ask(live: Live, inputs: Any, path: str = "/predict", **fields: Any) -> httpx.Response:
+def ask(live: RunningService, inputs: Any, path: str = "/predict", **fields: Any) -> httpx.Response:
     return live.client.post(path, json={"inputs": inputs} | fields)
 
 
-def own(live: Live, text: str, pair: str | None = None) -> list[dict[str, Any]]:
+def own(live: RunningService, text: str, pair: str | None = None) -> list[dict[str, Any]]:
     """What the native route answers, in the other shape."""
     (found,) = live.predict(adapter="a", inputs={"text": text, "text_pair": pair})["results"]
     return [{"score": item["score"], "label": item["label"]} for item in found["scores"]]
@@ -55,30 +55,30 @@ def same(found: Any, expected: list[dict[str, Any]]) -> bool:
 @pytest.mark.parametrize(
     "path", ["/predict", "/", "/invocations", "/adapters/a", "/adapters/a/predict"]
 )
-def test_one_text_is_answered_by_one_list_of_all_labels(live: Live, path: str) -> None:
+def test_one_text_is_answered_by_one_list_of_all_labels(live: RunningService, path: str) -> None:
     assert same(ask(live, "free win now", path).json(), own(live, "free win now"))
     assert same(ask(live, ["free win now"], path).json(), own(live, "free win now"))
 
 
-def test_two_strings_are_a_pair_and_not_two_texts(live: Live) -> None:
+def test_two_strings_are_a_pair_and_not_two_texts(live: RunningService) -> None:
     assert same(ask(live, ["a good card", "hello"]).json(), own(live, "a good card", "hello"))
 
 
-def test_a_list_of_lists_is_a_batch_of_texts_and_pairs(live: Live) -> None:
+def test_a_list_of_lists_is_a_batch_of_texts_and_pairs(live: RunningService) -> None:
     found = ask(live, [["free win now"], ["a good card", "hello"], ["you"]]).json()
     expected = [own(live, "free win now"), own(live, "a good card", "hello"), own(live, "you")]
     assert len(found) == 3
     assert all(same(mine, theirs) for mine, theirs in zip(found, expected, strict=True))
 
 
-def test_a_name_may_pin_a_revision(live: Live) -> None:
+def test_a_name_may_pin_a_revision(live: RunningService) -> None:
     revision = live.service.catalog.resolve("a").key.revision
     answer = ask(live, "you", f"/adapters/a@{revision[:12]}/predict")
     assert same(answer.json(), own(live, "you"))
     assert answer.headers["x-adapter-revision"] == revision
 
 
-def test_timings_and_truncation_are_in_the_headers(live: Live) -> None:
+def test_timings_and_truncation_are_in_the_headers(live: RunningService) -> None:
     headers = ask(live, [["you"], [LONG]]).headers
     for name in ("compute", "total", "tokenization", "queue", "inference"):
         assert headers[f"x-{name}-time"].isdigit()
@@ -88,7 +88,7 @@ def test_timings_and_truncation_are_in_the_headers(live: Live) -> None:
     assert headers["x-truncated-inputs"] == "1"
 
 
-def test_too_long_a_text_is_cut_at_the_end_that_is_asked_for(live: Live) -> None:
+def test_too_long_a_text_is_cut_at_the_end_that_is_asked_for(live: RunningService) -> None:
     text = "free win now " + LONG
     right, left = ask(live, text), ask(live, text, truncation_direction="left")
     assert same(left.json(), own(live, " ".join(text.split()[-30:])))
@@ -97,7 +97,7 @@ def test_too_long_a_text_is_cut_at_the_end_that_is_asked_for(live: Live) -> None
     assert ask(live, text, truncate=None, truncation_direction="Right").json() == right.json()
 
 
-def test_raw_scores_are_logits_of_the_scores(live: Live) -> None:
+def test_raw_scores_are_logits_of_the_scores(live: RunningService) -> None:
     raw = ask(live, "free win now", raw_scores=True).json()
     scores = {item["label"]: item["score"] for item in own(live, "free win now")}
     total = sum(math.exp(item["score"]) for item in raw)
@@ -130,7 +130,7 @@ EMPTY, VALIDATION = (400, "Empty"), (422, "Validation")
     ],
 )
 def test_bad_inputs_have_that_servers_errors(
-    live: Live, inputs: Any, expected: tuple[int, str]
+    live: RunningService, inputs: Any, expected: tuple[int, str]
 ) -> None:
     answer = ask(live, inputs)
     assert list(answer.json()) == ["error", "error_type"]
@@ -150,14 +150,14 @@ def test_bad_inputs_have_that_servers_errors(
     ],
 )
 def test_other_mistakes_have_them_too(
-    live: Live, path: str, body: bytes, expected: tuple[int, str]
+    live: RunningService, path: str, body: bytes, expected: tuple[int, str]
 ) -> None:
     answer = live.client.post(path, content=body, headers={"Content-Type": "application/json"})
     assert (answer.status_code, answer.json()["error_type"]) == expected
     assert set(answer.json()) == {"error", "error_type"}
 
 
-def test_too_long_a_text_is_refused_where_nothing_may_be_cut(live: Live) -> None:
+def test_too_long_a_text_is_refused_where_nothing_may_be_cut(live: RunningService) -> None:
     answer = ask(live, LONG, truncate=False)
     assert answer.status_code == 422
     assert answer.json() == {
@@ -166,7 +166,7 @@ def test_too_long_a_text_is_refused_where_nothing_may_be_cut(live: Live) -> None
     }
 
 
-def test_info_tells_what_the_adapter_answers(live: Live) -> None:
+def test_info_tells_what_the_adapter_answers(live: RunningService) -> None:
     info = live.client.get("/info").json()
     labels = {str(index): label for index, label in enumerate(LABELS)}
     assert info["model_type"]["classifier"]["id2label"] == labels
@@ -177,7 +177,7 @@ def test_info_tells_what_the_adapter_answers(live: Live) -> None:
     assert live.client.get("/adapters/nobody/info").status_code == 404
 
 
-def test_health_is_empty_or_says_unhealthy(live: Live) -> None:
+def test_health_is_empty_or_says_unhealthy(live: RunningService) -> None:
     for path in ("/health", "/ping", "/adapters/a/health"):
         answer = live.client.get(path)
         assert (answer.status_code, answer.content) == (200, b"")
@@ -217,7 +217,7 @@ def test_overload_is_429_with_that_servers_type(tmp_path: Path) -> None:
     assert int(answer.headers["retry-after"]) >= 1
 
 
-def test_the_hubs_client_classifies_texts_pairs_and_batches(live: Live) -> None:
+def test_the_hubs_client_classifies_texts_pairs_and_batches(live: RunningService) -> None:
     for base in (live.url, f"{live.url}/adapters/a", f"{live.url}/adapters/a/predict"):
         client = InferenceClient(base)
         found = client.text_classification("free win now")
@@ -238,7 +238,7 @@ def test_the_hubs_client_classifies_texts_pairs_and_batches(live: Live) -> None:
         ]
 
 
-def test_the_hubs_client_gets_its_own_errors(live: Live) -> None:
+def test_the_hubs_client_gets_its_own_errors(live: RunningService) -> None:
     with pytest.raises(HfHubHTTPError, match="404"):
         InferenceClient(f"{live.url}/adapters/nobody").text_classification("a")
     client = InferenceClient(live.url)

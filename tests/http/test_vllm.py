@@ -6,22 +6,22 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.http_service import Live, serve
+from tests.support.http_service import RunningService, serve
 from tests.support.tiny_models import make_adapter, make_backbone
 
 
 @pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     with serve(tmp_path_factory.mktemp("adapters"), MAX_INPUTS="4") as running:
         running.put("a", make_adapter(make_backbone(), max_length=16))
         yield running
 
 
-def ask(live: Live, **body: Any) -> httpx.Response:
+def ask(live: RunningService, **body: Any) -> httpx.Response:
     return live.client.post("/classify", json=body)
 
 
-def test_texts_are_answered_in_that_servers_shape(live: Live) -> None:
+def test_texts_are_answered_in_that_servers_shape(live: RunningService) -> None:
     texts = ["free win now", "you"]
     answer = ask(live, model="a", input=texts, priority=3, user="somebody")
     content = answer.json()
@@ -51,7 +51,7 @@ def test_texts_are_answered_in_that_servers_shape(live: Live) -> None:
     assert ask(live, model="a", input="you").json()["data"][0]["index"] == 0
 
 
-def test_too_long_a_text_is_refused_unless_it_may_be_cut(live: Live) -> None:
+def test_too_long_a_text_is_refused_unless_it_may_be_cut(live: RunningService) -> None:
     long = "card " * 40
     assert ask(live, model="a", input=long).status_code == 400
     for limit in (-1, 16, 400):
@@ -74,7 +74,7 @@ def test_too_long_a_text_is_refused_unless_it_may_be_cut(live: Live) -> None:
     ],
 )
 def test_mistakes_have_that_servers_errors(
-    live: Live, body: dict[str, Any], status: int, kind: str
+    live: RunningService, body: dict[str, Any], status: int, kind: str
 ) -> None:
     answer = ask(live, **body)
     error = answer.json()["error"]

@@ -11,9 +11,8 @@ import pytest
 from adapters.backbone.loading import load_backbone
 from adapters.backbone.model import Backbone
 from adapters.format.files import serialize
-from tests.support.http_service import save_backbone
 from tests.support.service_process import ready_service, until
-from tests.support.tiny_models import make_adapter
+from tests.support.tiny_models import make_adapter, save_backbone
 
 
 @pytest.fixture(scope="module")

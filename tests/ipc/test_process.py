@@ -11,9 +11,9 @@ import pytest
 
 from adapters.backbone.loading import load_backbone
 from adapters.format.files import serialize
-from tests.support.http_service import error_of, save_backbone, until
+from tests.support.http_service import error_of, until
 from tests.support.service_process import environ, service_process
-from tests.support.tiny_models import make_adapter
+from tests.support.tiny_models import make_adapter, save_backbone
 
 
 @pytest.fixture(scope="module")

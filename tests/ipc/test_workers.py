@@ -14,7 +14,7 @@ from adapters.backbone.loading import load_backbone
 from adapters.backbone.model import Backbone
 from adapters.format.files import serialize
 from service.ipc.protocol import VERSION, Hello, encode
-from tests.support.http_service import error_of, save_backbone
+from tests.support.http_service import error_of
 from tests.support.service_process import (
     TEXTS,
     TREE,
@@ -26,7 +26,7 @@ from tests.support.service_process import (
     ready_service,
     until,
 )
-from tests.support.tiny_models import make_adapter
+from tests.support.tiny_models import make_adapter, save_backbone
 
 
 @pytest.fixture(scope="module")

@@ -11,14 +11,14 @@ from adapters import __version__
 from service.engine.interface import AdapterKey
 from service.engine.observer import BatchReport, FailureReason, Observer, Outcome
 from service.observability.metrics import ALL_LABELS, MAX_LABELS, METRICS, Metrics, metrics_table
-from tests.support.http_service import Live, serve
+from tests.support.http_service import RunningService, serve
 from tests.support.tiny_models import make_adapter, make_backbone
 
 KEY = AdapterKey("a", "0" * 64)
 
 
 @pytest.fixture
-def live(tmp_path: Path) -> Iterator[Live]:
+def live(tmp_path: Path) -> Iterator[RunningService]:
     with serve(tmp_path) as running:
         yield running
 
@@ -127,7 +127,7 @@ def test_adapter_series_come_with_an_adapter_and_go_with_it(metrics: Metrics) ->
     assert set(series()) == {f'adapter="b",label="{ALL_LABELS}"}}'}
 
 
-def test_each_request_is_counted_once_whatever_became_of_it(live: Live) -> None:
+def test_each_request_is_counted_once_whatever_became_of_it(live: RunningService) -> None:
     live.put("a", make_adapter(make_backbone(), max_length=8))
     for _ in range(5):
         live.predict(adapter="a", inputs=["x", "win " * 20, "y"])

@@ -14,9 +14,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from service.settings import InvalidSettings, read_settings
-from tests.support.http_service import save_backbone, serve
+from tests.support.http_service import serve
 from tests.support.service_process import ready_service
-from tests.support.tiny_models import make_adapter, make_backbone
+from tests.support.tiny_models import make_adapter, make_backbone, save_backbone
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 

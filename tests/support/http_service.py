@@ -1,6 +1,6 @@
-"""The service on a real socket, for tests: uvicorn in a thread, a tiny random backbone behind it.
+"""The whole service on a real socket: uvicorn in a thread, over a tiny random backbone.
 
-Nothing of the service is replaced. `Brake` holds the device where a test needs a running batch.
+Nothing of the service is replaced. `Brake` holds a batch on the device for tests that need one.
 """
 
 import threading
@@ -16,7 +16,6 @@ import uvicorn
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from adapters.backbone.model import Backbone
 from adapters.format.files import Adapter, serialize
@@ -28,13 +27,13 @@ from service.http.server import listen, url_of
 from service.local import LocalBackend
 from service.observability.metrics import Metrics
 from service.settings import Settings, read_settings
-from tests.support.tiny_models import make_backbone, make_tokenizer
+from tests.support.tiny_models import make_backbone
 
 PATIENCE_SECONDS = 20.0
 
 
 class Brake:
-    """Backbones whose first layer waits while the brake is on: a batch then stays in it."""
+    """Loads backbones whose first layer waits while the brake is on, which holds their batch."""
 
     def __init__(self) -> None:
         self._released = threading.Event()
@@ -56,8 +55,8 @@ class Brake:
 
 
 @dataclass(frozen=True)
-class Live:
-    """A running service and a client of it."""
+class RunningService:
+    """A service that runs, and a client of it."""
 
     url: str
     app: FastAPI
@@ -66,7 +65,7 @@ class Live:
     adapter_dir: Path
 
     def put(self, name: str, adapter: Adapter, **headers: str) -> str:
-        """Publish; the revision."""
+        """Publish an adapter and return its revision."""
         response = self.client.put(
             f"/v1/adapters/{name}", content=serialize(adapter), headers=headers
         )
@@ -74,7 +73,7 @@ class Live:
         return str(response.json()["revision"])
 
     def predict(self, **body: Any) -> dict[str, Any]:
-        """A request that must succeed; its answer."""
+        """The answer of a predict request, which must succeed."""
         response = self.client.post("/v1/predict", json=body)
         assert response.status_code == 200, response.text
         return dict(response.json())
@@ -84,7 +83,7 @@ class Live:
         return self.series()[name, frozenset(labels.items())]
 
     def series(self) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-        """Everything that /metrics shows."""
+        """Every series of /metrics, by name and labels."""
         text = self.client.get("/metrics").text
         return {
             (sample.name, frozenset(sample.labels.items())): sample.value
@@ -107,14 +106,14 @@ def serve(
     load: Callable[[], Backbone] = make_backbone,
     wait: bool = True,
     **settings: str,
-) -> Iterator[Live]:
-    """Serve until the block ends.
+) -> Iterator[RunningService]:
+    """A service that runs until the block ends.
 
     Args:
-        wait: for readiness.
+        wait: until it is ready.
         settings: as in the environment, without the prefix.
     """
-    # One lane, so that whoever holds the device holds all of it.
+    # One lane, so that a test that holds one batch holds the whole device.
     environ = {"IDSPAM_ZOO_DIR": "off", "IDSPAM_CPU_LANES": "1"} | {
         f"IDSPAM_{key}": value for key, value in settings.items()
     }
@@ -129,7 +128,7 @@ def serve(
         with httpx.Client(base_url=url_of(listener), timeout=PATIENCE_SECONDS) as client:
             if wait:
                 until(lambda: client.get("/readyz").status_code == 200)
-            yield Live(str(client.base_url), app, client, service, adapter_dir)
+            yield RunningService(str(client.base_url), app, client, service, adapter_dir)
     finally:
         server.should_exit = True
         thread.join(PATIENCE_SECONDS)
@@ -138,39 +137,15 @@ def serve(
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """Return when it holds; it must, soon."""
+    """Wait for a condition, which must hold within `PATIENCE_SECONDS`."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.01)
 
 
-def save_backbone(folder: Path) -> Path:
-    """A tiny random BERT with its tokenizer as a Hugging Face folder, for services in processes."""
-    tokenizer = make_tokenizer()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        mask_token="[MASK]",
-    )
-    fast.save_pretrained(folder)
-    config = BertConfig(
-        vocab_size=tokenizer.get_vocab_size(),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=128,
-    )
-    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
-    return folder
-
-
 def error_of(response: httpx.Response) -> Mapping[str, Any]:
-    """The error of a response that has the one shape."""
+    """The error of a response, which must have this project's shape."""
     content = response.json()
     assert set(content) == {"error"}
     assert set(content["error"]) == {"type", "message", "details"}

@@ -1,13 +1,14 @@
 """Tiny random backbones and adapters: real architectures, nothing downloaded, always the same."""
 
 import string
+from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import WordPiece
 from tokenizers.processors import TemplateProcessing
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from adapters.backbone.loading import fingerprint
 from adapters.backbone.model import Backbone
@@ -126,3 +127,27 @@ def make_adapter(
         for name, shape in spec.shapes().items()
     }
     return Adapter(spec, tensors)
+
+
+def save_backbone(folder: Path) -> Path:
+    """A tiny random BERT with its tokenizer as a Hugging Face folder, for services in processes."""
+    tokenizer = make_tokenizer()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        mask_token="[MASK]",
+    )
+    fast.save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=128,
+    )
+    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    return folder

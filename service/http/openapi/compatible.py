@@ -6,7 +6,7 @@ Their own projects describe them in full; docs/protocols.md and docs/oip.md say 
 from collections.abc import Mapping
 from typing import Any
 
-from service.http.openapi.documentation import entry, json_body
+from service.http.openapi.documentation import Responses, entry, json_body, response
 from service.http.openapi.examples import REVISION
 
 _TEI, _OIP = "Text Embeddings Inference", "Open Inference Protocol"
@@ -28,18 +28,12 @@ def _entry(
         requests: by name; None for a route without a body.
         errors: by status.
     """
-    return entry(
-        tag,
-        request=None if requests is None else json_body(requests),
-        answer=answer,
-        errors={
-            status: {
-                "description": "An error in the protocol's own shape",
-                "content": {"application/json": {"example": error}},
-            }
-            for status, error in (errors or {}).items()
-        },
-    )
+    shown: Responses = {
+        status: response("An error in the protocol's own shape", error)
+        for status, error in (errors or {}).items()
+    }
+    request = None if requests is None else json_body(requests)
+    return entry(tag, request=request, answer=answer, errors=shown)
 
 
 TEI_PREDICT = _entry(

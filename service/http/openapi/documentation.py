@@ -47,18 +47,22 @@ def entry(
         request: the body by content type, see `json_body`; None for a route without a body.
         answer: an example of the successful answer; None for an empty body.
     """
-    success: dict[str, Any] = {"description": description}
-    if answer is not None:
-        success["content"] = {"application/json": {"example": answer}}
-    if model is not None:
-        success["model"] = model
-    route: dict[str, Any] = {"tags": [tag], "responses": {status: success, **(errors or {})}}
+    responses = {status: response(description, answer, model), **(errors or {})}
+    route: dict[str, Any] = {"tags": [tag], "responses": responses}
     if status != 200:
         route["status_code"] = status
     extra: dict[str, Any] = {"parameters": list(parameters)} if parameters else {}
     if request is not None:
         extra["requestBody"] = {"required": True, "content": request}
     return route | ({"openapi_extra": extra} if extra else {})
+
+
+def response(
+    description: str, example: Any = None, model: type[BaseModel] | None = None
+) -> dict[str, Any]:
+    """One of a route's responses; without an example its body is empty."""
+    content = {} if example is None else {"content": {"application/json": {"example": example}}}
+    return {"description": description, **content} | ({"model": model} if model else {})
 
 
 def json_body(
@@ -107,7 +111,7 @@ def _refusals(*types: str) -> Responses:
         kind = kind_of(error)
         if kind.type not in types:
             continue
-        response = responses.setdefault(
+        refusal = responses.setdefault(
             kind.status,
             {
                 "model": ErrorResponse,
@@ -115,9 +119,9 @@ def _refusals(*types: str) -> Responses:
                 "content": {"application/json": {"examples": {}}},
             },
         )
-        response["description"] = f"{response['description']} `{kind.type}`: {kind.meaning}".strip()
+        refusal["description"] = f"{refusal['description']} `{kind.type}`: {kind.meaning}".strip()
         example = {"summary": kind.meaning, "value": examples.error_body(error)}
-        response["content"]["application/json"]["examples"][kind.type] = example
+        refusal["content"]["application/json"]["examples"][kind.type] = example
     return responses
 
 
@@ -150,11 +154,7 @@ _SERVING = (*_RESOLVING, "adapter_incompatible", "adapter_unloaded", "adapter_da
 
 
 def _upload(request: Mapping[str, Any]) -> dict[str, Any]:
-    created = {
-        "model": PublishedAdapter,
-        "description": "The name is new",
-        "content": {"application/json": {"example": examples.PUBLISHED | {"created": True}}},
-    }
+    created = response("The name is new", examples.PUBLISHED | {"created": True}, PublishedAdapter)
     refusals = _refusals(
         *_CHANGING,
         "adapter_incompatible",
@@ -210,7 +210,7 @@ DOWNLOAD = entry(
     errors={
         **_refusals(*_ANYWHERE, *_RESOLVING, "adapter_damaged"),
         200: {"description": "The file", "content": _FILE},
-        304: {"description": "`If-None-Match` names this revision"},
+        304: response("`If-None-Match` names this revision"),
     },
 )
 ROLLBACK = entry(
@@ -232,13 +232,7 @@ PROBE = entry(
     "operations",
     answer=examples.HEALTHY,
     model=Health,
-    errors={
-        503: {
-            "model": Health,
-            "description": "Not so, and why",
-            "content": {"application/json": {"example": examples.NOT_READY}},
-        }
-    },
+    errors={503: response("Not so, and why", examples.NOT_READY, Health)},
 )
 METRICS = entry(
     "operations",

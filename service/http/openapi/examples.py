@@ -3,25 +3,13 @@
 Error bodies are made by the code that makes them for clients.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import orjson
-from pydantic import BaseModel
 
 from adapters import errors as adapter_errors
 from service import errors
 from service.http.errors import own_shape, refusal_of
-from service.http.openapi.schemas import (
-    AdapterDetail,
-    AdapterList,
-    ErrorResponse,
-    Health,
-    PredictRequest,
-    PredictResponse,
-    PublishedAdapter,
-    RollbackRequest,
-)
 
 REVISION = "5f2c8a0e4d3b1f6a7c9e8d0b2a4f6c8e1d3b5a7f9c0e2d4b6a8f1c3e5d7b9a0f"
 OLDER = "0c9d1e2f3a4b5c6d7e8f90a1b2c3d4e5f60718293a4b5c6d7e8f90a1b2c3d4e5"
@@ -110,18 +98,3 @@ ROLLBACKS: dict[str, Any] = {
 def error_body(error: Exception) -> Any:
     """What a client gets."""
     return orjson.loads(bytes(own_shape(refusal_of(error)).body))
-
-
-def examples() -> Sequence[tuple[type[BaseModel], Any]]:
-    """Every example with its model."""
-    return (
-        *((PredictRequest, example) for example in PREDICT_REQUESTS.values()),
-        *((RollbackRequest, example) for example in ROLLBACKS.values()),
-        (PredictResponse, PREDICT_RESPONSE),
-        (PublishedAdapter, PUBLISHED),
-        (AdapterList, LIST_PAGE),
-        (AdapterDetail, DETAIL),
-        (Health, HEALTHY),
-        (Health, NOT_READY),
-        *((ErrorResponse, error_body(error)) for error in ERRORS),
-    )

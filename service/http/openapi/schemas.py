@@ -1,7 +1,7 @@
-"""What crosses the HTTP boundary: strict, frozen, nothing unknown accepted. Knows no route.
+"""The JSON of this project's own routes, as models.
 
-Requests are validated with these models. Answers are built as plain dicts of the same shape; tests
-hold them against the response models, which the OpenAPI page is made from.
+Requests are validated with them. Answers are built as plain dicts of the same shape, which tests
+check against the response models; the OpenAPI document shows both.
 """
 
 from typing import Annotated, Any, Literal
@@ -17,6 +17,12 @@ MAX_REFERENCE_LENGTH = 129
 
 class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Lenient(BaseModel):
+    """Base of other protocols' requests: unknown fields are ignored, as in those servers."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
 
 Reference = Annotated[

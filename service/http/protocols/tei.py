@@ -11,7 +11,7 @@ from time import monotonic
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -26,6 +26,7 @@ from service.http.classify import Answers, Text, classify, ranked
 from service.http.errors import ERRORS, Refusal
 from service.http.lifecycle import Service, service_of
 from service.http.openapi.compatible import TEI_HEALTH, TEI_INFO, TEI_PREDICT
+from service.http.openapi.schemas import Lenient
 
 router = APIRouter()
 
@@ -36,20 +37,14 @@ _EXPECTED = "expected a string, a pair [string, string], or a list of [string] a
 _Pair = tuple[str, str | None]
 
 
-class _Lenient(BaseModel):
-    """Unknown fields are ignored, as TEI ignores them."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
-
-
-class PipelineParameters(_Lenient):
+class PipelineParameters(Lenient):
     """The parameters of the Inference API."""
 
     top_k: int | None = Field(default=None, ge=1)
     function_to_apply: Literal["sigmoid", "softmax", "none"] | None = None
 
 
-class TeiPredictRequest(_Lenient):
+class TeiPredictRequest(Lenient):
     """A text, a pair `[a, b]`, or a batch `[[a], [a, b], ...]`."""
 
     inputs: Any

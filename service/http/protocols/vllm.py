@@ -4,7 +4,7 @@ from time import monotonic, time
 from typing import Any
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -14,6 +14,7 @@ from service.http.classify import Text, classify
 from service.http.errors import Refusal
 from service.http.lifecycle import Service, service_of
 from service.http.openapi.compatible import VLLM_CLASSIFY
+from service.http.openapi.schemas import Lenient
 from service.http.protocols.tei import default_adapter
 from service.observability.logs import request_id
 
@@ -22,14 +23,12 @@ router = APIRouter()
 _TYPES = {401: "AuthenticationError", 403: "PermissionDeniedError", 404: "NotFoundError"}
 
 
-class VllmClassifyRequest(BaseModel):
+class VllmClassifyRequest(Lenient):
     """Fields that mean nothing here (`priority`, `user`, ...) are ignored.
 
     truncate_prompt_tokens: null refuses a text that is too long; -1, or any number from the
     adapter's maximum length up, cuts it.
     """
-
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
     model: str | None = None
     input: str | list[str]

@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import orjson
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from service.errors import InvalidRequest, MalformedRequest, TooLarge
 from service.http.bodies import M, content_type, parse_json, read_body, validated
+from service.http.openapi.schemas import Lenient
 
 INPUTS = ("text", "text_pair")
 DEFAULT_OUTPUTS = ("label", "probs")
@@ -44,18 +45,14 @@ _DATATYPES: Mapping[str, tuple[str, str]] = MappingProxyType(
 )
 
 
-class _Lenient(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
-
-
-class InputParameters(_Lenient):
+class InputParameters(Lenient):
     """binary_data_size: how many of the bytes after the JSON are this tensor's."""
 
     binary_data_size: int | None = Field(default=None, ge=0)
     shared_memory_region: object = None
 
 
-class InputTensor(_Lenient):
+class InputTensor(Lenient):
     """data: row after row, flat or nested like the shape; None if it follows the JSON."""
 
     name: str
@@ -65,7 +62,7 @@ class InputTensor(_Lenient):
     data: list[object] | None = None
 
 
-class OutputParameters(_Lenient):
+class OutputParameters(Lenient):
     """classification: return this many of the best classes instead of scores; 0 returns scores."""
 
     binary_data: bool | None = None
@@ -73,12 +70,12 @@ class OutputParameters(_Lenient):
     shared_memory_region: object = None
 
 
-class RequestedOutput(_Lenient):
+class RequestedOutput(Lenient):
     name: str
     parameters: OutputParameters | None = None
 
 
-class RequestParameters(_Lenient):
+class RequestParameters(Lenient):
     """timeout: microseconds; 0 is the service's default. truncate: false refuses long texts."""
 
     binary_data_output: bool = False
@@ -86,7 +83,7 @@ class RequestParameters(_Lenient):
     truncate: bool = True
 
 
-class InferRequest(_Lenient):
+class InferRequest(Lenient):
     """Texts for one model, and which outputs to return."""
 
     id: str | None = None
@@ -95,13 +92,13 @@ class InferRequest(_Lenient):
     outputs: list[RequestedOutput] | None = Field(default=None, max_length=_MAX_TENSORS)
 
 
-class IndexRequest(_Lenient):
+class IndexRequest(Lenient):
     """ready: leave out adapters that cannot be served."""
 
     ready: bool = False
 
 
-class LoadRequest(_Lenient):
+class LoadRequest(Lenient):
     """parameters: `config`, a text that is ignored, and one `file:PATH` in base64."""
 
     parameters: dict[str, object] | None = None
