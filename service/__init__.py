@@ -1,11 +1,11 @@
 """How adapters are served: HTTP routes over an engine that answers mixed batches.
 
-Knows no training. The parts:
+Imports `adapters`, never `train`. A request enters at `http`; `__main__` starts it all.
 
-    settings    the environment -> one frozen table     errors     what can be refused, as a tree
-    engine      the hot path: queue, batches, device    catalog    which adapter a name means now
-    metrics     what Prometheus sees                    routes     one file per HTTP surface
-    lifecycle   loading, ready, draining, stopped       server     the process around it
-    backend     where engine and catalog are            local      in this process
-    directory   what adapter names mean, to read        processes  in several: workers, engine
+    http           routes of all protocols        engine     queue, batches, device: the hot path
+    catalog        what adapter names mean        ipc        the same with several processes
+    observability  metrics, logs, traces          client     the Python client
+    commands       `python -m service COMMAND`    settings   the environment as one frozen table
+    local, ipc.remote   `backend`: engine and catalog in this process or in another
+    errors         what can be refused            start      the end of a start
 """

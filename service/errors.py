@@ -1,22 +1,22 @@
-"""What the service refuses or fails at. Knows no HTTP: `service.http` has the table of statuses.
+"""What the service refuses or fails at; `service.http.errors` has the table of statuses.
 
     ServiceError
-    |-- RequestError              the caller can do something about it
-    |   |-- MalformedRequest      the body cannot be parsed at all
-    |   |-- InvalidRequest        it can be parsed, but not accepted; lists every fault
-    |   |   `-- NoInputs          there is nothing to classify in it
+    |-- RequestError              the client can correct the request
+    |   |-- MalformedRequest      the body cannot be parsed
+    |   |-- InvalidRequest        it is parsed, but not acceptable; lists every fault
+    |   |   `-- NoInputs          it has nothing to classify
     |   |-- TooLarge              the body, or the number of inputs
     |   |-- Unauthorized          no key, or an unknown one
     |   `-- Forbidden             a known key that may not do this
-    |-- Overloaded                not admitted: waiting tokens at their limit; says when to retry
-    |-- DeadlineExceeded          it waited longer than the caller allows
+    |-- Overloaded                not admitted: too many tokens wait; says when to retry
+    |-- DeadlineExceeded          it waited longer than the client allows
     |-- InferenceFailed           the batch failed, or the scores are not finite
-    |-- AdapterLoadFailed         a registered adapter's file vanished, rotted or cannot be prepared
-    `-- Unavailable               nothing is answered at the moment
+    |-- AdapterLoadFailed         a registered adapter's file has vanished, is damaged or unusable
+    `-- Unavailable               no request is answered now
         |-- NotReady              not yet: loading or warming up
         `-- EngineUnavailable     no longer: draining, stopped or dead
 
-Besides these, `adapters.errors` reach the caller: unknown names, conflicts, invalid adapter files.
+Clients also get the errors of `adapters.errors`: unknown names, conflicts, invalid adapter files.
 """
 
 from collections.abc import Sequence
@@ -32,15 +32,15 @@ class ServiceError(Exception):
 
 
 class RequestError(ServiceError):
-    """Base of what is wrong with the request itself."""
+    """Base of the errors that are in the request itself."""
 
 
 class MalformedRequest(RequestError):
-    """The body is not what its content type says."""
+    """The body is not of its content type."""
 
 
 class InvalidRequest(RequestError):
-    """The request can be read but not accepted; `details` names every fault."""
+    """The request is parsed, but not acceptable; `details` names every fault."""
 
     def __init__(self, details: Sequence[str]) -> None:
         self.details = tuple(details)
@@ -59,15 +59,15 @@ class TooLarge(RequestError):
 
 
 class Unauthorized(RequestError):
-    """No key was given, or one that nobody has."""
+    """No key, or an unknown one."""
 
 
 class Forbidden(RequestError):
-    """The key is known, but may not do this."""
+    """A known key that may not do this."""
 
 
 class Overloaded(ServiceError):
-    """Not admitted. `retry_after`: seconds until this much has drained, at the measured rate."""
+    """Not admitted. retry_after: seconds until enough tokens have drained, at the measured rate."""
 
     def __init__(self, message: str, *, retry_after: float) -> None:
         self.retry_after = retry_after
@@ -79,7 +79,7 @@ class DeadlineExceeded(ServiceError):
 
 
 class InferenceFailed(ServiceError):
-    """The device failed on this request's rows, or their scores are not finite."""
+    """The device failed on rows of this request, or their scores are not finite."""
 
     def __init__(self, message: str, *, reason: InferenceFailure = "batch_error") -> None:
         self.reason: InferenceFailure = reason
@@ -87,7 +87,7 @@ class InferenceFailed(ServiceError):
 
 
 class AdapterLoadFailed(ServiceError):
-    """A registered adapter cannot be made to run. Other adapters are not affected."""
+    """A registered adapter cannot be loaded. Other adapters are not affected."""
 
     def __init__(self, name: str, revision: str, reason: str) -> None:
         self.name = name
@@ -96,7 +96,7 @@ class AdapterLoadFailed(ServiceError):
 
 
 class Unavailable(ServiceError):
-    """Base of the states in which no request is answered."""
+    """Base of the errors of a service that answers no request now."""
 
 
 class NotReady(Unavailable):

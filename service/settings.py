@@ -252,7 +252,7 @@ def variable(name: str) -> str:
 
 
 def settings_table() -> str:
-    """README's table, as Markdown."""
+    """The table of settings in README.md."""
     lines = ["| Variable | Unit | Default | What it does |", "|---|---|---|---|"]
     for setting in fields(Settings):
         row = setting.metadata

@@ -47,7 +47,7 @@ async def put_adapter(request: Request, name: str) -> Response:
 
 @router.post("/v1/adapters", **POST)
 async def post_adapter(request: Request) -> Response:
-    """The same as a form, for browsers and `curl -F`."""
+    """Publish an adapter file from a form, for browsers and `curl -F`."""
     service = service_of(request)
     name, data = await _form(request, service.settings.max_upload_bytes)
     return _published(name, await publish(service, name, data, _condition(request)))
@@ -88,7 +88,7 @@ async def show_adapter(request: Request, name: str) -> Response:
 async def download_adapter(
     request: Request, name: str, revision: Annotated[str | None, Query(max_length=64)] = None
 ) -> Response:
-    """The adapter's file as it was uploaded: its sha256 is its revision."""
+    """The adapter file as it was uploaded; its sha256 is its revision."""
     revision, path = service_of(request).catalog.path(name, revision)
     headers = _etag(revision)
     if revision in _tags(request, "if-none-match"):
@@ -108,7 +108,7 @@ async def download_adapter(
 
 @router.post("/v1/adapters/{name}/rollback", **ROLLBACK)
 async def roll_back_adapter(request: Request, name: str) -> Response:
-    """Serve an earlier revision again. Done twice without naming one, it undoes itself."""
+    """Serve an earlier revision again. Rolling back twice without naming one undoes itself."""
     service = service_of(request)
     content = await read_json(request, service.settings.max_body_bytes)
     prefix = validated(RollbackRequest, content).revision
@@ -119,7 +119,7 @@ async def roll_back_adapter(request: Request, name: str) -> Response:
 
 @router.delete("/v1/adapters/{name}", **DELETE)
 async def delete_adapter(request: Request, name: str) -> Response:
-    """Forget a name and all its revisions. An adapter of the zoo comes back at the next start."""
+    """Delete a name and all its revisions. An adapter of the zoo comes back at the next start."""
     await service_of(request).catalog.delete(name, _condition(request))
     return Response(status_code=204)
 
@@ -142,12 +142,7 @@ async def publish(service: Service, name: str, data: bytes, condition: Condition
 
 
 def _published(name: str, published: ChangeResult) -> Response:
-    content = {
-        "name": name,
-        "revision": published.revision,
-        "created": published.created,
-        "changed": published.changed,
-    }
+    content = {"name": name} | published._asdict()
     status = 201 if published.created else 200
     return JsonResponse(content, status_code=status, headers=_etag(published.revision))
 

@@ -115,8 +115,8 @@ class Keyring:
     """The accepted keys, as hashes: a comparison takes equally long whatever key was sent."""
 
     def __init__(self, settings: Settings) -> None:
-        self._admin_keys = _hashes(settings.admin_keys)
-        self._api_keys = _hashes(settings.api_keys)
+        self._admin_keys = tuple(map(_hash, settings.admin_keys))
+        self._api_keys = tuple(map(_hash, settings.api_keys))
 
     def check(self, *, method: str, path: str, headers: Mapping[str, str]) -> None:
         """
@@ -195,10 +195,6 @@ def _key_of(headers: Mapping[str, str]) -> str | None:
 def _is_among(digest: bytes, hashes: Iterable[bytes]) -> bool:
     # A sum compares with every hash; `any` would stop at the first match.
     return bool(sum(hmac.compare_digest(digest, known) for known in hashes))
-
-
-def _hashes(keys: Iterable[str]) -> tuple[bytes, ...]:
-    return tuple(_hash(key) for key in keys)
 
 
 def _hash(key: str) -> bytes:

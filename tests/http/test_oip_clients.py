@@ -16,6 +16,8 @@ import pytest
 from tests.support.service_process import TREE, environ, service_process
 from tests.support.third_party.environment import python, run_client
 
+pytestmark = pytest.mark.slow
+
 ZOO = TREE / "adapters" / "zoo"
 CLIENTS = TREE / "tests" / "support" / "third_party"
 SPAM, HAM = "WINNER!! Call now to claim your free prize", "see you at eight"

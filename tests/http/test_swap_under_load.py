@@ -15,6 +15,8 @@ from adapters.packed.packing import Row
 from tests.support.http_service import serve
 from tests.support.tiny_models import make_adapter
 
+pytestmark = pytest.mark.slow
+
 CLIENTS = 16
 UPLOADS = 200
 # Between a client's answer and its next request: the machine is shared with the service.

@@ -4,12 +4,12 @@ Their own projects describe them in full; docs/protocols.md and docs/oip.md say 
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from service.http.openapi.documentation import Responses, entry, json_body, response
 from service.http.openapi.examples import REVISION
 
-_TEI, _OIP = "Text Embeddings Inference", "Open Inference Protocol"
 _TEXTS = ["WINNER!! Call now to claim your free prize", "see you at eight"]
 _UNKNOWN = {"error": "no adapter is named 'spam'; known: banking77, sms-spam"}
 _UNLOADED = "adapter 'sms-spam' is unloaded: load it, or publish it again"
@@ -36,8 +36,10 @@ def _entry(
     return entry(tag, request=request, answer=answer, errors=shown)
 
 
-TEI_PREDICT = _entry(
-    _TEI,
+_tei = partial(_entry, "Text Embeddings Inference")
+_oip = partial(_entry, "Open Inference Protocol")
+
+TEI_PREDICT = _tei(
     requests={
         "one text": {"inputs": "WINNER!! Call now"},
         "a pair": {"inputs": ["a premise", "its hypothesis"]},
@@ -52,8 +54,7 @@ TEI_PREDICT = _entry(
         503: {"error": "warming up", "error_type": "Unhealthy"},
     },
 )
-TEI_INFO = _entry(
-    _TEI,
+TEI_INFO = _tei(
     answer={
         "model_id": "all-MiniLM-L6-v2",
         "served_model_name": "sms-spam",
@@ -61,9 +62,9 @@ TEI_INFO = _entry(
             "classifier": {"id2label": {"0": "ham", "1": "spam"}, "label2id": {"ham": 0, "spam": 1}}
         },
         "max_input_length": 256,
-    },
+    }
 )
-TEI_HEALTH = _entry(_TEI, errors={503: {"error": "unhealthy", "error_type": "unhealthy"}})
+TEI_HEALTH = _tei(errors={503: {"error": "unhealthy", "error_type": "unhealthy"}})
 
 VLLM_CLASSIFY = _entry(
     "vLLM",
@@ -93,21 +94,17 @@ VLLM_CLASSIFY = _entry(
     },
 )
 
-OIP_SERVER = _entry(
-    _OIP,
+OIP_SERVER = _oip(
     answer={
         "name": "id-spam-service",
         "version": "0.5.0",
         "extensions": ["binary_tensor_data", "classification", "model_repository", "parameters"],
-    },
+    }
 )
-OIP_LIVE = _entry(_OIP, answer={"live": True}, errors={503: {"live": False, "error": "it is dead"}})
-OIP_READY = _entry(
-    _OIP, answer={"ready": True}, errors={503: {"ready": False, "error": "warming up"}}
-)
-OIP_MODELS = _entry(_OIP, answer={"models": ["banking77", "sms-spam"]})
-OIP_MODEL = _entry(
-    _OIP,
+OIP_LIVE = _oip(answer={"live": True}, errors={503: {"live": False, "error": "it is dead"}})
+OIP_READY = _oip(answer={"ready": True}, errors={503: {"ready": False, "error": "warming up"}})
+OIP_MODELS = _oip(answer={"models": ["banking77", "sms-spam"]})
+OIP_MODEL = _oip(
     answer={
         "name": "sms-spam",
         "versions": [REVISION],
@@ -125,13 +122,11 @@ OIP_MODEL = _entry(
     },
     errors={404: _UNKNOWN, 409: {"error": _UNLOADED}},
 )
-OIP_MODEL_READY = _entry(
-    _OIP,
+OIP_MODEL_READY = _oip(
     answer={"name": "sms-spam", "ready": True},
     errors={400: {"name": "sms-spam", "ready": False, "error": _UNLOADED}, 404: _UNKNOWN},
 )
-OIP_INFER = _entry(
-    _OIP,
+OIP_INFER = _oip(
     requests={
         "two texts": {
             "id": "42",
@@ -164,16 +159,14 @@ OIP_INFER = _entry(
         504: {"error": "the deadline passed before the answer was there"},
     },
 )
-OIP_INDEX = _entry(
-    _OIP,
+OIP_INDEX = _oip(
     requests={"all": {}, "those that can be asked": {"ready": True}},
     answer=[
         {"name": "banking77", "version": REVISION, "state": "READY", "reason": ""},
         {"name": "sms-spam", "version": REVISION, "state": "UNAVAILABLE", "reason": _UNLOADED},
     ],
 )
-OIP_LOAD = _entry(
-    _OIP,
+OIP_LOAD = _oip(
     requests={
         "what the store has": {},
         "a file": {"parameters": {"config": "{}", "file:1/adapter.safetensors": "<base64>"}},
@@ -186,8 +179,7 @@ OIP_LOAD = _entry(
         409: {"error": "made for another backbone: made for 'roberta-large', ..."},
     },
 )
-OIP_UNLOAD = _entry(
-    _OIP,
+OIP_UNLOAD = _oip(
     requests={"as Triton's client": {"parameters": {"unload_dependents": False}}},
     answer={"name": "sms-spam", "unload": True},
     errors={403: _NO_ADMIN_KEY, 404: _UNKNOWN},

@@ -97,7 +97,7 @@ def describe(app: FastAPI) -> None:
 
 
 def error_table() -> str:
-    """Every error of the API, as Markdown."""
+    """The table of errors in docs/api.md."""
     lines = ["| Status | Type | Meaning |", "|---|---|---|"]
     rows = {(kind.status, kind.type): kind.meaning for kind in ERRORS.values()}
     lines += [f"| {status} | `{name}` | {meaning} |" for (status, name), meaning in rows.items()]
@@ -111,14 +111,9 @@ def _refusals(*types: str) -> Responses:
         kind = kind_of(error)
         if kind.type not in types:
             continue
-        refusal = responses.setdefault(
-            kind.status,
-            {
-                "model": ErrorResponse,
-                "description": "",
-                "content": {"application/json": {"examples": {}}},
-            },
-        )
+        content: dict[str, Any] = {"application/json": {"examples": {}}}
+        empty = response("", model=ErrorResponse) | {"content": content}
+        refusal = responses.setdefault(kind.status, empty)
         refusal["description"] = f"{refusal['description']} `{kind.type}`: {kind.meaning}".strip()
         example = {"summary": kind.meaning, "value": examples.error_body(error)}
         refusal["content"]["application/json"]["examples"][kind.type] = example

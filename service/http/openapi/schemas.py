@@ -38,7 +38,7 @@ Reference = Annotated[
 class PredictInput(_Strict):
     """One text or pair of texts.
 
-    An empty text is a text: it is classified from its special tokens alone.
+    An empty text is valid: it is classified from its special tokens alone.
     """
 
     text: str
@@ -52,7 +52,7 @@ class PredictInput(_Strict):
 
 
 def _kind(value: Any) -> str | None:
-    """Which branch a JSON value belongs to: faults are then reported for that branch alone."""
+    """The branch of a JSON value, so that faults are reported for that branch alone."""
     if isinstance(value, str):
         return "text"
     if isinstance(value, (dict, PredictInput)):
@@ -82,15 +82,14 @@ Inputs = Annotated[
         custom_error_message="Input should be a string, an object with `text`, or a list of these",
     ),
 ]
-# Parts of an error's location that name a branch of the unions above, not a place in the caller's
-# JSON.
+# Parts of an error's location that name a branch of the unions above and no place in the JSON.
 BRANCHES = frozenset({"text", "object", "list"})
 
 
 class PredictRequest(_Strict):
     """Texts to classify, each by the adapter that it or the request names."""
 
-    adapter: Reference | None = Field(default=None, description="For the inputs that name none.")
+    adapter: Reference | None = Field(default=None, description="For inputs that name none.")
     inputs: Inputs
     top_k: int | None = Field(
         default=None, ge=1, description="How many of the labels to return; all by default."
@@ -99,16 +98,14 @@ class PredictRequest(_Strict):
         default=True,
         description="false: refuse a text longer than its adapter's `max_length` (422).",
     )
-    explain: bool = Field(
-        default=False, description="Return what share of its prompt came from each token."
-    )
+    explain: bool = Field(default=False, description="Return each token's share of the prompt.")
     timeout_ms: int | None = Field(
-        default=None, ge=1, le=3_600_000, description="Answer by then or fail (504)."
+        default=None, ge=1, le=3_600_000, description="Answer within this time or fail (504)."
     )
 
 
 class RollbackRequest(_Strict):
-    """Which revision shall be served again."""
+    """The revision to serve again."""
 
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{1,64}$")] | None = Field(
         default=None,
@@ -126,7 +123,7 @@ class Score(_Answer):
 
 
 class TokenWeight(_Answer):
-    """What share of the prompt came from this token; the weights of a text sum to one."""
+    """A token's share of the prompt; the weights of a text sum to one."""
 
     token: str
     weight: float
@@ -141,7 +138,7 @@ class Result(_Answer):
     label: str
     score: float
     scores: list[Score] = Field(
-        description="Best first. Softmax scores sum to one, sigmoid scores stand alone."
+        description="Best first. Softmax scores sum to one, sigmoid scores are independent."
     )
     tokens: int = Field(description="Tokens that were read, special tokens included.")
     truncated: bool
@@ -164,7 +161,7 @@ class AdapterSummary(_Answer):
 
     name: str
     revision: str | None = Field(
-        description="What is served now: sha256 of its file. null only when the store is damaged."
+        description="The one served now: sha256 of its file. null only if the store is damaged."
     )
     state: AdapterState
     reason: str | None = Field(description="Why it is not ready.")
@@ -195,12 +192,12 @@ class AdapterDetail(AdapterSummary):
 
 
 class PublishedAdapter(_Answer):
-    """What an upload or a rollback left behind."""
+    """The result of an upload or a rollback."""
 
     name: str
     revision: str = Field(description="Served from now on.")
     created: bool = Field(description="The name is new.")
-    changed: bool = Field(description="false: these bytes were served already.")
+    changed: bool = Field(description="false: these bytes were already being served.")
 
 
 class ErrorBody(_Answer):
@@ -216,7 +213,7 @@ class ErrorResponse(_Answer):
 
 
 class Health(_Answer):
-    """What a probe is told. reason: one sentence whenever the service is not ready."""
+    """A probe's answer. reason: one sentence whenever the service is not ready."""
 
     status: Literal["ok", "unavailable"]
     reason: str | None
