@@ -26,18 +26,18 @@ from service.errors import AdapterLoadFailed, EngineUnavailable, InvalidRequest
 
 logger = logging.getLogger(__name__)
 
-# Requests whose adapters are all active may overtake one that waits for slots this many times.
+# This many requests whose adapters are all active may overtake one that waits for slots.
 MAX_OVERTAKEN = 64
-# Requests at the head of the queue whose files are read while they wait for slots.
+# For this many requests at the head of the queue, files are read while they wait for slots.
 _PREFETCHED = 64
 
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """A slot of the device and the adapter that has it.
+    """A slot of the device and the adapter that it is for.
 
-    adapter: None while it loads. leases: how many leases include the slot. waiters: those whose
-    lease includes it and who wait until it is loaded.
+    adapter: None while it loads. leases: how many leases include the slot. waiters: requests that
+    lease the slot and wait until it is loaded.
     """
 
     key: AdapterKey
@@ -48,7 +48,7 @@ class Slot:
     waiters: list["Waiter"] = field(default_factory=list)
 
     def take_waiters(self) -> list["Waiter"]:
-        """Its waiters, who from now on wait for it no longer."""
+        """Remove and return its waiters."""
         waiters, self.waiters = self.waiters, []
         return waiters
 

@@ -23,6 +23,9 @@ from service.engine.runners.base import (
 from service.engine.runners.packed import PackedRunner
 from tests.support.engine_harness import EngineHarness, open_engine
 
+# A test that hangs fails.
+pytestmark = pytest.mark.timeout(30)
+
 BUDGET = 100
 
 

@@ -1,4 +1,4 @@
-"""The engine's answers and batches: what each text gets alone, whoever it is batched with."""
+"""Answers and batches: every text is answered as if it were alone in its batch."""
 
 import asyncio
 import time
@@ -8,13 +8,14 @@ import pytest
 
 from adapters.backbone.model import Backbone
 from service.engine.interface import Engine
-from service.errors import (
-    InvalidRequest,
-)
+from service.errors import InvalidRequest
 from tests.support.engine_harness import EngineHarness, OpenEngine
 
+# A test that hangs fails.
+pytestmark = pytest.mark.timeout(30)
 
-def test_the_engine_is_what_the_routes_were_promised(tmp_path: Path, backbone: Backbone) -> None:
+
+def test_the_engine_implements_its_interface(tmp_path: Path, backbone: Backbone) -> None:
     engine: Engine = EngineHarness(tmp_path, backbone).engine
     assert engine.health().live
 
@@ -33,7 +34,7 @@ async def test_a_mixed_request_is_answered_in_order_as_each_text_alone(
         assert completion.queue_seconds >= 0.0
 
 
-async def test_many_requests_at_once_share_batches_and_agree_with_each_text_alone(
+async def test_concurrent_requests_share_batches_and_are_answered_as_each_text_alone(
     open_engine: OpenEngine,
 ) -> None:
     async with open_engine(max_active_adapters=2) as harness:
@@ -45,7 +46,7 @@ async def test_many_requests_at_once_share_batches_and_agree_with_each_text_alon
 
         held = await harness.hold_device()
         asking = [asyncio.create_task(ask(number)) for number in range(60)]
-        # The third adapter waits for a place; who asks for the others passes it.
+        # Requests for the third adapter wait for a slot; requests for the others overtake them.
         await harness.until_waiting(80)
         harness.device.release()
         await asyncio.gather(held, *asking)
@@ -62,7 +63,7 @@ async def test_many_requests_at_once_share_batches_and_agree_with_each_text_alon
         assert harness.recorder.waiting[-1] == 0
 
 
-async def test_what_waits_when_the_device_becomes_free_is_one_batch(
+async def test_all_entries_that_wait_for_the_device_become_one_batch(
     open_engine: OpenEngine,
 ) -> None:
     async with open_engine() as harness:
@@ -77,8 +78,8 @@ async def test_what_waits_when_the_device_becomes_free_is_one_batch(
         assert harness.device.rows == [1, 6]
         report = harness.recorder.batches[-1]
         assert min(report.queue_seconds) > 0.0
-        assert sorted(item.queue_seconds for item in answers) == sorted(report.queue_seconds)
-        assert {item.inference_seconds for item in answers} == {report.inference_seconds}
+        assert sorted(answer.queue_seconds for answer in answers) == sorted(report.queue_seconds)
+        assert {answer.inference_seconds for answer in answers} == {report.inference_seconds}
 
 
 async def test_requests_made_in_one_turn_of_the_loop_share_a_batch_on_an_idle_device(
@@ -89,7 +90,7 @@ async def test_requests_made_in_one_turn_of_the_loop_share_a_batch_on_an_idle_de
             await harness.engine.preload(harness.keys[name])
 
         async def ask(name: str) -> None:
-            # The turn takes a while, as parsing a large request would.
+            # Parsing a large request would hold the loop like this.
             time.sleep(0.005)  # noqa: ASYNC251  # it must hold the loop
             await harness.engine.predict(harness.entries((name, "hello")))
 
@@ -97,7 +98,7 @@ async def test_requests_made_in_one_turn_of_the_loop_share_a_batch_on_an_idle_de
         assert harness.device.rows == [8]
 
 
-async def test_lanes_run_batches_side_by_side_each_its_share_of_what_waits(
+async def test_lanes_share_the_waiting_entries_and_run_side_by_side(
     open_engine: OpenEngine,
 ) -> None:
     async with open_engine(lanes=2) as harness:
@@ -121,7 +122,7 @@ async def test_a_request_over_the_budget_is_answered_from_several_batches(
         assert len(harness.recorder.batches) > 5
 
 
-async def test_no_entries_are_no_rows(open_engine: OpenEngine) -> None:
+async def test_a_request_without_entries_is_answered_without_rows(open_engine: OpenEngine) -> None:
     async with open_engine() as harness:
         assert (await harness.engine.predict([])).rows == ()
 

@@ -1,4 +1,4 @@
-"""What fails fails alone, by name and at once: files, memory, numbers, deadlines, the thread."""
+"""Failures of files, memory, numbers, deadlines and threads hit only the requests concerned."""
 
 import asyncio
 import ctypes
@@ -24,12 +24,15 @@ from service.errors import (
 )
 from tests.support.engine_harness import OpenEngine, adapter_with_infinite_scores
 
+# A test that hangs fails.
+pytestmark = pytest.mark.timeout(30)
 
-async def test_an_unknown_revision_and_a_rotten_file_fail_by_name_and_others_go_on(
+
+async def test_an_unknown_revision_or_damaged_file_fails_by_name_and_others_are_answered(
     open_engine: OpenEngine,
 ) -> None:
     async with open_engine() as harness:
-        harness.store.path("b", harness.keys["b"].revision).write_bytes(b"rotten")
+        harness.store.path("b", harness.keys["b"].revision).write_bytes(b"damaged")
         with pytest.raises(AdapterLoadFailed, match="'b'"):
             await harness.engine.predict(harness.entries(("a", "x"), ("b", "x")))
         harness.keys["c"] = AdapterKey("c", "0" * 64)
@@ -41,7 +44,7 @@ async def test_an_unknown_revision_and_a_rotten_file_fail_by_name_and_others_go_
         assert harness.engine.health().details["waiting_tokens"] == 0
 
 
-async def test_over_the_limit_is_refused_as_a_whole_and_says_when_to_come_back(
+async def test_a_request_over_the_limit_is_refused_as_a_whole_with_a_time_to_retry(
     open_engine: OpenEngine,
 ) -> None:
     async with open_engine(max_waiting_tokens=60) as harness:
@@ -94,7 +97,7 @@ async def test_a_deadline_also_ends_the_wait_for_adapters(open_engine: OpenEngin
         harness.assert_answered_as_alone(entries, await harness.engine.predict(entries))
 
 
-async def test_a_batch_that_fails_answers_exactly_its_rows_and_the_engine_lives(
+async def test_a_failing_batch_fails_only_its_own_rows_and_the_engine_goes_on(
     open_engine: OpenEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with open_engine() as harness:
@@ -102,7 +105,7 @@ async def test_a_batch_that_fails_answers_exactly_its_rows_and_the_engine_lives(
         with pytest.raises(InferenceFailed, match="ValueError") as failed:
             await harness.engine.predict(harness.entries(("a", "x"), ("b", "y")))
         assert failed.value.reason == "batch_error"
-        # What went wrong inside is for the log, not for the caller.
+        # The cause is for the log, not for the caller.
         assert "secret" not in str(failed.value)
         assert "secret" in caplog.text
         harness.device.error = None
@@ -141,8 +144,10 @@ async def test_a_single_row_without_memory_fails_alone(
         assert harness.engine.health().ready
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(90)
 def test_a_real_lack_of_memory_splits_the_batch() -> None:
-    """In a process whose address space is limited: the allocator itself refuses."""
+    """In a process with a limited address space, so that the allocator itself refuses."""
     code = """
         import resource, torch
         from adapters.adapter import prepare
@@ -187,19 +192,19 @@ async def test_a_row_whose_scores_are_not_finite_fails_alone(open_engine: OpenEn
         with pytest.raises(InferenceFailed, match="finite"):
             await bad
         await held
-        # In one batch, or the good rows would prove nothing.
+        # All in one batch, or the good rows would prove nothing.
         assert harness.device.rows == [1, 3]
         assert harness.recorder.failures == [("not_finite", 1)]
 
 
 def engine_thread() -> int:
-    (thread,) = [item for item in threading.enumerate() if item.name == "engine"]
+    (thread,) = [thread for thread in threading.enumerate() if thread.name == "engine"]
     assert thread.ident is not None
     return thread.ident
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-async def test_the_death_of_the_thread_fails_every_waiter_and_turns_live_off(
+async def test_when_the_thread_dies_every_request_fails_and_the_engine_is_not_live(
     open_engine: OpenEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
     # The thread's traceback is expected: keep it out of the test's output.
@@ -215,7 +220,7 @@ async def test_the_death_of_the_thread_fails_every_waiter_and_turns_live_off(
         assert killed == 1
         harness.device.release()
         answers = await asyncio.gather(held, queued, for_a_slot, return_exceptions=True)
-        assert [type(item) for item in answers] == [EngineUnavailable] * 3
+        assert [type(answer) for answer in answers] == [EngineUnavailable] * 3
         health = harness.engine.health()
         assert not health.live
         assert not health.ready
@@ -225,7 +230,7 @@ async def test_the_death_of_the_thread_fails_every_waiter_and_turns_live_off(
         await asyncio.wait_for(harness.engine.drain(), 1)
 
 
-async def test_a_batch_that_hangs_turns_live_off_until_it_ends(open_engine: OpenEngine) -> None:
+async def test_while_a_batch_hangs_the_engine_is_not_live(open_engine: OpenEngine) -> None:
     async with open_engine(stall_seconds=0.05) as harness:
         held = await harness.hold_device()
         await asyncio.sleep(0.1)

@@ -13,11 +13,7 @@ from adapters.errors import IncompatibleAdapter, InvalidAdapter
 from adapters.format.files import serialize
 from service.engine.engine import LocalEngine
 from service.engine.interface import AdapterKey, EngineInfo, Entry
-from service.errors import (
-    AdapterLoadFailed,
-    EngineUnavailable,
-    NotReady,
-)
+from service.errors import AdapterLoadFailed, EngineUnavailable, NotReady
 from tests.support.engine_harness import (
     SAME,
     EngineHarness,
@@ -25,6 +21,9 @@ from tests.support.engine_harness import (
     adapter_with_infinite_scores,
 )
 from tests.support.tiny_models import make_adapter, make_backbone
+
+# A test that hangs fails.
+pytestmark = pytest.mark.timeout(30)
 
 
 async def test_checking_a_file_names_its_faults_and_publishes_nothing(
@@ -42,19 +41,21 @@ async def test_checking_a_file_names_its_faults_and_publishes_nothing(
         assert harness.store.names() == ["a", "b", "c"]
 
 
-async def test_preloading_fills_free_slots_and_evicts_nobody(open_engine: OpenEngine) -> None:
+async def test_preloading_fills_free_slots_and_evicts_no_adapter(open_engine: OpenEngine) -> None:
     async with open_engine(max_active_adapters=2) as harness:
         for name in "abc":
             await harness.engine.preload(harness.keys[name])
         for name in "abc":
-            # Only c must still be read.
+            # Only c is not loaded yet.
             harness.store.path(name, harness.keys[name].revision).unlink()
         await harness.engine.predict(harness.entries(("a", "x"), ("b", "x")))
         with pytest.raises(AdapterLoadFailed):
             await harness.engine.predict(harness.entries(("c", "x")))
 
 
-async def test_draining_answers_what_was_taken_and_takes_no_more(open_engine: OpenEngine) -> None:
+async def test_draining_answers_admitted_requests_and_refuses_new_ones(
+    open_engine: OpenEngine,
+) -> None:
     async with open_engine() as harness:
         held = await harness.hold_device()
         entries = harness.entries(("b", "x"))
@@ -75,7 +76,7 @@ async def test_draining_answers_what_was_taken_and_takes_no_more(open_engine: Op
         await asyncio.wait_for(harness.engine.drain(), 1)
 
 
-async def test_stopping_fails_whoever_waits_at_once(open_engine: OpenEngine) -> None:
+async def test_stopping_fails_waiting_requests_at_once(open_engine: OpenEngine) -> None:
     async with open_engine(max_active_adapters=1) as harness:
         held = await harness.hold_device()
         queued = asyncio.create_task(harness.engine.predict(harness.entries(("a", "x"))))
@@ -83,7 +84,7 @@ async def test_stopping_fails_whoever_waits_at_once(open_engine: OpenEngine) -> 
         await harness.until_waiting(1)
         stopping = asyncio.create_task(harness.engine.stop())
         answers = await asyncio.gather(held, queued, for_a_slot, return_exceptions=True)
-        assert [type(item) for item in answers] == [EngineUnavailable] * 3
+        assert [type(answer) for answer in answers] == [EngineUnavailable] * 3
         assert not stopping.done()
         harness.device.release()
         await stopping
@@ -94,7 +95,7 @@ async def test_stopping_fails_whoever_waits_at_once(open_engine: OpenEngine) -> 
             await harness.engine.predict(harness.entries(("a", "x")))
 
 
-async def test_before_the_start_nothing_is_taken(tmp_path: Path, backbone: Backbone) -> None:
+async def test_before_the_start_every_call_is_refused(tmp_path: Path, backbone: Backbone) -> None:
     harness = EngineHarness(tmp_path, backbone)
     for refused in (
         harness.engine.predict(harness.entries(("a", "x"))),
@@ -111,7 +112,7 @@ async def test_before_the_start_nothing_is_taken(tmp_path: Path, backbone: Backb
     await harness.engine.stop()
 
 
-async def test_ready_comes_after_a_warm_up_with_the_whole_budget(
+async def test_the_engine_is_ready_after_a_warm_up_with_the_whole_budget(
     tmp_path: Path, backbone: Backbone
 ) -> None:
     harness = EngineHarness(tmp_path, backbone, max_batch_tokens=1000)
@@ -132,7 +133,7 @@ async def test_ready_comes_after_a_warm_up_with_the_whole_budget(
 
 
 @pytest.mark.parametrize("where", ["loading", "warming up"])
-async def test_a_start_that_fails_says_why_and_leaves_an_engine_that_is_dead(
+async def test_a_failed_start_says_why_and_leaves_a_dead_engine(
     tmp_path: Path, backbone: Backbone, where: str
 ) -> None:
     def broken() -> Backbone:
@@ -164,7 +165,7 @@ async def test_stopping_while_it_starts_ends_the_start(tmp_path: Path, backbone:
     assert not harness.engine.health().live
 
 
-async def test_a_swap_under_load_answers_by_the_revision_that_was_asked_for(
+async def test_during_swaps_every_request_is_answered_by_its_revision(
     open_engine: OpenEngine,
 ) -> None:
     async with open_engine(max_active_adapters=3) as harness:
@@ -177,25 +178,25 @@ async def test_a_swap_under_load_answers_by_the_revision_that_was_asked_for(
             expected.append(classify(harness.backbone, batch, prepared)[0].scores)
         files = [serialize(version) for version in versions]
         revisions = [harness.store.put("swapped", data).revision for data in files]
-        asked_for = set()
+        requested = set()
         swaps = 0
 
         async def ask() -> None:
             asked = 0
-            # Both sides go on until the other has done its part, however slow the machine.
+            # Both sides go on until the other has done enough, on machines of any speed.
             while asked < 8 or swaps < 30:
                 asked += 1
                 revision = harness.store.current("swapped")
-                asked_for.add(revision)
+                requested.add(revision)
                 entry = Entry(AdapterKey("swapped", revision), encoding, len(encoding) + 3)
                 (row,) = (await harness.engine.predict([entry])).rows
-                wanted = expected[revisions.index(revision)]
-                np.testing.assert_allclose(row.scores, wanted, rtol=0, atol=SAME)
+                scores = expected[revisions.index(revision)]
+                np.testing.assert_allclose(row.scores, scores, rtol=0, atol=SAME)
 
         clients = asyncio.gather(*(ask() for _ in range(8)))
         while not clients.done():
             await asyncio.to_thread(harness.store.put, "swapped", files[swaps % len(files)])
             swaps += 1
         await clients
-        assert len(asked_for) > 1
+        assert len(requested) > 1
         assert harness.recorder.failures == []

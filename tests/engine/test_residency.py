@@ -1,4 +1,4 @@
-"""Leases and tiers: what is held stays, who waits is served in order, a bad file hurts nobody."""
+"""Leases and tiers: leased adapters stay, each file is read once, a damaged one fails alone."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -13,8 +13,11 @@ from service.errors import AdapterLoadFailed, InvalidRequest
 from tests.support.residency_harness import OpenResidency, let_the_loop_run
 from tests.support.tiny_models import make_adapter, make_backbone
 
+# A test that hangs fails.
+pytestmark = pytest.mark.timeout(30)
 
-async def test_an_adapter_is_loaded_once_however_many_ask(open_residency: OpenResidency) -> None:
+
+async def test_concurrent_requests_share_one_load(open_residency: OpenResidency) -> None:
     async with open_residency(active=2) as harness:
         harness.store.gate.clear()
         asking = [
@@ -29,7 +32,7 @@ async def test_an_adapter_is_loaded_once_however_many_ask(open_residency: OpenRe
         assert harness.recorder.loaded == [("a", "registered"), ("a", "active")]
 
 
-async def test_the_least_recently_used_goes_and_what_is_leased_stays(
+async def test_the_least_recently_used_is_evicted_and_leased_adapters_stay(
     open_residency: OpenResidency,
 ) -> None:
     async with open_residency(active=3) as harness:
@@ -44,7 +47,7 @@ async def test_the_least_recently_used_goes_and_what_is_leased_stays(
         assert harness.recorder.sizes["active"][0] == 3
 
 
-async def test_coming_back_from_host_memory_reads_no_file(open_residency: OpenResidency) -> None:
+async def test_activating_a_registered_adapter_reads_no_file(open_residency: OpenResidency) -> None:
     async with open_residency(active=1, registered=2) as harness:
         for name in "aba":
             await harness.use(name)
@@ -69,14 +72,14 @@ async def test_more_adapters_than_can_ever_be_active_are_refused_at_once(
         assert harness.store.reads == 0
 
 
-@pytest.mark.parametrize("damage", ["rotten", "missing", "other backbone", "not an adapter"])
-async def test_a_file_that_cannot_be_loaded_fails_by_name_and_poisons_nothing(
+@pytest.mark.parametrize("damage", ["damaged", "missing", "other backbone", "not an adapter"])
+async def test_an_adapter_that_cannot_be_loaded_fails_by_name_and_leaves_no_trace(
     open_residency: OpenResidency, damage: str
 ) -> None:
     async with open_residency(active=2) as harness:
         path = harness.store.path("b", harness.keys["b"].revision)
         good = path.read_bytes()
-        if damage == "rotten":
+        if damage == "damaged":
             path.write_bytes(good[:-1] + b"\x00")
         elif damage == "missing":
             path.unlink()
@@ -97,11 +100,11 @@ async def test_a_file_that_cannot_be_loaded_fails_by_name_and_poisons_nothing(
         await harness.use("ab")
 
 
-async def test_all_who_wait_for_a_bad_file_fail_and_their_other_leases_end(
+async def test_requests_that_wait_for_a_damaged_file_fail_and_hold_nothing(
     open_residency: OpenResidency,
 ) -> None:
     async with open_residency(active=2) as harness:
-        harness.store.path("b", harness.keys["b"].revision).write_bytes(b"rotten")
+        harness.store.path("b", harness.keys["b"].revision).write_bytes(b"damaged")
         harness.store.gate.clear()
         asking = [
             asyncio.create_task(harness.residency.acquire(harness.keys_of(names)))
@@ -110,12 +113,12 @@ async def test_all_who_wait_for_a_bad_file_fail_and_their_other_leases_end(
         await let_the_loop_run()
         harness.store.gate.set()
         answers = await asyncio.gather(*asking, return_exceptions=True)
-        assert [type(item) for item in answers[:3]] == [AdapterLoadFailed] * 3
-        # Only possible when the failed ones hold nothing any more.
+        assert [type(answer) for answer in answers[:3]] == [AdapterLoadFailed] * 3
+        # Only possible if the failed requests hold no slot.
         assert isinstance(answers[3], dict)
 
 
-async def test_room_is_there_until_every_slot_is_taken(open_residency: OpenResidency) -> None:
+async def test_there_is_room_until_every_slot_is_taken(open_residency: OpenResidency) -> None:
     async with open_residency(active=2) as harness:
         assert harness.residency.has_room(harness.keys["a"])
         await harness.use("ab")
@@ -123,8 +126,10 @@ async def test_room_is_there_until_every_slot_is_taken(open_residency: OpenResid
         assert not harness.residency.has_room(harness.keys["c"])
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(120)
 @given(
-    wanted=st.lists(
+    requests=st.lists(
         st.tuples(
             st.lists(st.sampled_from("abcde"), min_size=1, max_size=3, unique=True),
             st.integers(0, 3),
@@ -133,15 +138,15 @@ async def test_room_is_there_until_every_slot_is_taken(open_residency: OpenResid
         min_size=1,
         max_size=25,
     ),
-    rotten=st.sampled_from(["", "c"]),
+    damaged=st.sampled_from(["", "c"]),
 )
 @settings(max_examples=30, deadline=None)
-async def test_any_mixture_ends_with_every_lease_returned(
-    open_residency: OpenResidency, wanted: list[tuple[list[str], int, bool]], rotten: str
+async def test_after_any_mixture_of_requests_every_lease_is_released(
+    open_residency: OpenResidency, requests: list[tuple[list[str], int, bool]], damaged: str
 ) -> None:
     async with open_residency(active=3, registered=2) as harness:
-        for name in rotten:
-            harness.store.path(name, harness.keys[name].revision).write_bytes(b"rotten")
+        for name in damaged:
+            harness.store.path(name, harness.keys[name].revision).write_bytes(b"damaged")
 
         async def ask(names: list[str], steps: int) -> None:
             lease = await harness.residency.acquire(harness.keys_of("".join(names)))
@@ -151,14 +156,14 @@ async def test_any_mixture_ends_with_every_lease_returned(
                     assert slot.adapter is not None
                 for _ in range(steps):
                     await asyncio.sleep(0)
-                    # Leased: still the slot that everybody else gets.
+                    # While leased, it is still the slot that other requests get.
                     for key, slot in lease.items():
                         assert harness.residency._active[key] is slot
             finally:
                 harness.residency.release(lease)
 
         tasks: list[Awaitable[None]] = []
-        for names, steps, cancelled in wanted:
+        for names, steps, cancelled in requests:
             task = asyncio.create_task(ask(names, steps))
             tasks.append(task)
             await asyncio.sleep(0)

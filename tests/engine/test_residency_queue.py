@@ -1,5 +1,4 @@
-"""Waiting for a place on the device: in order of arrival, passed a bounded number of times, left at
-any moment."""
+"""Waiting for slots of the device: order of arrival, overtaking, cancelling."""
 
 import asyncio
 
@@ -9,8 +8,11 @@ from service.engine.residency import MAX_OVERTAKEN
 from service.errors import EngineUnavailable
 from tests.support.residency_harness import OpenResidency, let_the_loop_run
 
+# A test that hangs fails.
+pytestmark = pytest.mark.timeout(30)
 
-async def test_who_waits_for_slots_is_served_in_order_of_arrival(
+
+async def test_requests_that_wait_for_slots_are_served_in_order_of_arrival(
     open_residency: OpenResidency,
 ) -> None:
     async with open_residency(active=2) as harness:
@@ -32,27 +34,29 @@ async def test_who_waits_for_slots_is_served_in_order_of_arrival(
         assert served == ["cd", "ce", "ac", "e"]
 
 
-async def test_what_is_active_passes_who_waits_for_room_but_not_for_ever(
+async def test_requests_for_active_adapters_overtake_a_waiting_one_a_bounded_number_of_times(
     open_residency: OpenResidency,
 ) -> None:
     async with open_residency(active=2) as harness:
         held = await harness.residency.acquire(harness.keys_of("ab"))
         waiting = asyncio.create_task(harness.residency.acquire(harness.keys_of("c")))
         await let_the_loop_run()
-        # Always one lease of each, so that there is never room.
+        # Both slots are leased all the time, so there is never room.
         for _ in range(MAX_OVERTAKEN):
             following = await asyncio.wait_for(harness.residency.acquire(harness.keys_of("ab")), 5)
             harness.residency.release(held)
             held = following
-        passing = asyncio.create_task(harness.residency.acquire(harness.keys_of("ab")))
+        overtaking = asyncio.create_task(harness.residency.acquire(harness.keys_of("ab")))
         await let_the_loop_run()
-        assert not passing.done()
+        assert not overtaking.done()
         harness.residency.release(held)
         harness.residency.release(await asyncio.wait_for(waiting, 5))
-        harness.residency.release(await asyncio.wait_for(passing, 5))
+        harness.residency.release(await asyncio.wait_for(overtaking, 5))
 
 
-async def test_who_waits_for_room_finds_the_file_read(open_residency: OpenResidency) -> None:
+async def test_files_are_read_while_a_request_waits_for_a_slot(
+    open_residency: OpenResidency,
+) -> None:
     async with open_residency(active=1) as harness:
         held = await harness.residency.acquire(harness.keys_of("a"))
         waiting = asyncio.create_task(harness.residency.acquire(harness.keys_of("b")))
@@ -63,7 +67,9 @@ async def test_who_waits_for_room_finds_the_file_read(open_residency: OpenReside
         assert harness.store.reads == 2
 
 
-async def test_what_somebody_waits_for_is_evicted_last(open_residency: OpenResidency) -> None:
+async def test_adapters_that_a_waiting_request_wants_are_evicted_last(
+    open_residency: OpenResidency,
+) -> None:
     async with open_residency(active=4) as harness:
         for name in "ab":
             await harness.use(name)
@@ -75,7 +81,7 @@ async def test_what_somebody_waits_for_is_evicted_last(open_residency: OpenResid
         await let_the_loop_run()
         assert harness.recorder.evicted == []
         harness.residency.release(held)
-        # a was used longest ago, but whoever is next wants it.
+        # a was used longest ago, but the next request in the queue wants it.
         first = await asyncio.wait_for(waiting[0], 5)
         assert [name for name, _ in harness.recorder.evicted] == ["b", "c", "d"]
         harness.residency.release(first)
@@ -83,7 +89,7 @@ async def test_what_somebody_waits_for_is_evicted_last(open_residency: OpenResid
         assert [name for name, tier in harness.recorder.loaded if tier == "active"].count("a") == 1
 
 
-async def test_requests_that_want_each_others_adapters_do_not_block_for_ever(
+async def test_requests_for_each_others_adapters_do_not_deadlock(
     open_residency: OpenResidency,
 ) -> None:
     async with open_residency(active=2) as harness:
@@ -93,12 +99,12 @@ async def test_requests_that_want_each_others_adapters_do_not_block_for_ever(
             await asyncio.sleep(0)
             harness.residency.release(lease)
 
-        wanted = ("ab", "bc", "ca", "dc", "ad", "e", "ea", "cb") * 5
-        await asyncio.wait_for(asyncio.gather(*(ask(names) for names in wanted)), 10)
+        requests = ("ab", "bc", "ca", "dc", "ad", "e", "ea", "cb") * 5
+        await asyncio.wait_for(asyncio.gather(*(ask(names) for names in requests)), 10)
 
 
 @pytest.mark.parametrize("when", ["waiting for slots", "loading"])
-async def test_a_cancelled_request_leaves_no_lease_and_no_place_in_the_queue(
+async def test_a_cancelled_request_leaves_no_lease_and_leaves_the_queue(
     open_residency: OpenResidency, when: str
 ) -> None:
     async with open_residency(active=2) as harness:
@@ -122,7 +128,7 @@ async def test_a_cancelled_request_leaves_no_lease_and_no_place_in_the_queue(
         )
 
 
-async def test_a_cancel_in_the_moment_of_success_gives_the_lease_back(
+async def test_a_request_cancelled_just_after_it_got_its_lease_releases_it(
     open_residency: OpenResidency,
 ) -> None:
     async with open_residency(active=1) as harness:
@@ -132,14 +138,14 @@ async def test_a_cancel_in_the_moment_of_success_gives_the_lease_back(
         waiting = asyncio.create_task(harness.residency.acquire(harness.keys_of("a")))
         await let_the_loop_run()
         harness.residency.release(await other)
-        # Both in one step of the loop: b is armed by the release, its task cancelled after it.
+        # In one turn of the loop: the release gives b its slot, then its task is cancelled.
         harness.residency.release(held)
         blocked.cancel()
         await asyncio.gather(blocked, return_exceptions=True)
         harness.residency.release(await asyncio.wait_for(waiting, 5))
 
 
-async def test_everyone_who_waits_can_be_failed_at_once(open_residency: OpenResidency) -> None:
+async def test_all_waiting_requests_can_be_failed_at_once(open_residency: OpenResidency) -> None:
     async with open_residency(active=1) as harness:
         harness.store.gate.clear()
         asking = [
@@ -148,4 +154,4 @@ async def test_everyone_who_waits_can_be_failed_at_once(open_residency: OpenResi
         await let_the_loop_run()
         harness.residency.fail_all("gone")
         answers = await asyncio.gather(*asking, return_exceptions=True)
-        assert [type(item) for item in answers] == [EngineUnavailable] * 3
+        assert [type(answer) for answer in answers] == [EngineUnavailable] * 3

@@ -1,4 +1,4 @@
-"""The scheduler by a fake clock: nothing lost, nothing twice, budgets kept, nobody starved."""
+"""The scheduler with a fake clock: order, budgets, deadlines, admission."""
 
 import subprocess
 import sys
@@ -35,7 +35,7 @@ def test_a_later_entry_fills_what_an_earlier_one_leaves() -> None:
     assert costs(scheduler.next_batch(0.0).batch) == [50, 20]
 
 
-def test_who_takes_one_of_several_shares_leaves_the_others_theirs() -> None:
+def test_a_thread_that_takes_one_of_several_shares_leaves_the_rest() -> None:
     scheduler = make_scheduler()
     enqueue(scheduler, *(make_entry(10) for _ in range(5)))
     assert costs(scheduler.next_batch(0.0, shares=2).batch) == [10, 10]
@@ -60,7 +60,7 @@ def test_a_batch_holds_no_more_adapters_than_allowed() -> None:
     assert [queued.entry.adapter.name for queued in scheduler.next_batch(0.0).batch] == ["c"]
 
 
-def test_an_entry_is_overtaken_in_so_many_batches_and_no_more() -> None:
+def test_an_entry_is_overtaken_in_a_bounded_number_of_batches() -> None:
     victim = make_entry(50)
     scheduler = make_scheduler()
     blockers = [make_entry(60) for _ in range(MAX_OVERTAKEN + 3)]
@@ -98,7 +98,7 @@ def test_dropped_entries_are_not_batched_and_free_their_tokens() -> None:
     assert scheduler.waiting_tokens == 0
 
 
-def test_admission_is_all_or_nothing_and_exact() -> None:
+def test_a_request_is_admitted_exactly_up_to_the_limit_or_not_at_all() -> None:
     scheduler = make_scheduler(max_waiting_tokens=100)
     scheduler.admit(60)
     with pytest.raises(Overloaded):
@@ -134,8 +134,8 @@ def test_a_refusal_says_when_the_excess_will_have_drained() -> None:
     assert slower.value.retry_after == pytest.approx(20 / 50, rel=1e-3)
 
 
-def test_thousands_of_waiting_entries_cost_a_batch_little() -> None:
-    """Counted, not timed: the scan stops, however many wait behind what does not fit."""
+def test_filling_a_batch_looks_at_few_of_thousands_of_waiting_entries() -> None:
+    """Counted, not timed: the scan stops although thousands of entries do not fit."""
     scheduler = make_scheduler(max_batch_tokens=10, max_waiting_tokens=10**9)
     looks = count()
 

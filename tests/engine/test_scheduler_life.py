@@ -1,4 +1,4 @@
-"""Random lives of a scheduler, by a fake clock, against plain bookkeeping."""
+"""Random use of a scheduler, with a fake clock, compared with plain bookkeeping."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +16,7 @@ from tests.support.scheduler_builders import costs, enqueue, make_entry, make_sc
 
 
 class Life(RuleBasedStateMachine):
-    """Random arrivals, cancellations, deadlines and batches, checked against plain bookkeeping."""
+    """Arrivals, cancellations, deadlines and batches in random order."""
 
     @initialize(
         budget=st.integers(1, 50), waiting_limit=st.integers(1, 300), adapters=st.integers(1, 3)
@@ -43,7 +43,7 @@ class Life(RuleBasedStateMachine):
         at_once=st.booleans(),
     )
     def arrive(self, entries: list[tuple[int, str, float | None]], at_once: bool) -> None:
-        made = [
+        arriving = [
             make_entry(
                 cost,
                 name=name,
@@ -52,7 +52,7 @@ class Life(RuleBasedStateMachine):
             )
             for cost, name, patience in entries
         ]
-        tokens = sum(costs(made))
+        tokens = sum(costs(arriving))
         try:
             self.scheduler.admit(tokens)
         except TooLarge:
@@ -63,9 +63,9 @@ class Life(RuleBasedStateMachine):
             return
         assert self.tokens() + tokens <= self.limit
         if at_once:
-            self.scheduler.enqueue(made)
-            self.queued += made
-            self.passed_by |= dict.fromkeys(made, 0)
+            self.scheduler.enqueue(arriving)
+            self.queued += arriving
+            self.passed_by |= dict.fromkeys(arriving, 0)
         else:
             self.reserved.append(tokens)
 
@@ -99,7 +99,7 @@ class Life(RuleBasedStateMachine):
         assert all(queued.deadline is None or queued.deadline > self.now for queued in batch)
         assert len(batch) == 1 or sum(costs(batch)) <= self.budget
         assert len({queued.entry.adapter for queued in batch}) <= self.adapters
-        # In order of arrival, and the oldest that is not late is always in it.
+        # In order of arrival, and the oldest entry that has not expired is in the batch.
         alive = [queued for queued in self.queued if queued not in expired]
         assert batch == [queued for queued in alive if queued in batch]
         assert batch[:1] == alive[:1]
