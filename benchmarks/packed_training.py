@@ -13,7 +13,7 @@ from adapters.format.spec import GeneratorInput, Pooling
 from benchmarks.padded import PaddedAdapters, plain_model
 from benchmarks.work import MAX_TOKENS, PROMPT_LENGTH, SEED, Epoch, Work
 from train.config.settings import CacheMode, FitSettings
-from train.fit.training import Training, set_up
+from train.fit.fit import Training, set_up
 from train.loop.encoded_splits import Split, encode
 from train.loop.loop import Loop
 from train.loop.progress import Progress
@@ -55,7 +55,7 @@ class PackedTrainee:
         self._training = _set_up(
             work, _settings(work, system.cache), system.method, backbone, self._state
         )
-        self.seconds = self._training.seconds
+        self.seconds = self._training.encoding_seconds
 
     @property
     def split(self) -> Split:
@@ -70,12 +70,12 @@ class PackedTrainee:
             training.recipe,
             train=self.split,
             validation=None,
-            state_file=self._state,
+            checkpoint_file=self._state,
             run="benchmark",
         )
         # It saves before the first step and reads the losses at the end: both wait for the device.
         loop.fit(Progress())
-        (report,) = loop.state.history
+        (report,) = loop.checkpoint.history
         return Epoch(report.seconds, report.loss)
 
     def close(self) -> None:
@@ -137,8 +137,8 @@ def _set_up(
         {"train": work.dataset()},
         settings,
         backbone,
-        judge="",
+        selection="",
         metric=Metric.ACCURACY,
-        state_file=state,
+        checkpoint_file=state,
         progress=Progress(),
     )

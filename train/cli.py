@@ -35,7 +35,7 @@ def _run(argv: Sequence[str]) -> int:
     description = "Make, measure and publish ID-SPAM adapters."
     arguments = parser_of(COMMANDS, prog=PROGRAM, description=description).parse_args(argv)
     if arguments.command != "fit":
-        Launch.of_environment().check_alone(arguments.command)
+        Launch.from_environment().check_single_process(arguments.command)
     # Reports and model cards quote the command line.
     arguments.argv = argv
     return COMMANDS[arguments.command].run(arguments)

@@ -1,10 +1,10 @@
-"""What training refuses. The command line prints one line, `error: ...`, and ends with code 2.
+"""Why training refuses to run. The command line prints `error: ...` in one line and exits with 2.
 
 TrainingError
 |-- UsageError          the command line cannot be parsed
-|-- SettingsError       settings out of range; lists every fault
+|-- SettingsError       settings that cannot be used; lists every fault
 |-- DataError           an input file or data set cannot be used; names the file and the line
-|-- OutputError         the output cannot be written where it was asked for
+|-- OutputError         the output cannot be written to this place
 |-- ResumeError         there is no saved state, or it belongs to another run
 `-- PushError           the service refused the adapter, or did not answer
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 class TrainingError(Exception):
-    """Base of everything this package refuses; its text is one line, for people."""
+    """Base of all errors here; the text is one line for the user."""
 
 
 class UsageError(TrainingError):
@@ -22,7 +22,7 @@ class UsageError(TrainingError):
 
 
 class SettingsError(TrainingError):
-    """Settings that no run can have; `faults` names every one."""
+    """Settings that cannot be used; `faults` lists every reason."""
 
     def __init__(self, faults: Sequence[str]) -> None:
         self.faults = tuple(faults)
@@ -32,7 +32,7 @@ class SettingsError(TrainingError):
 class DataError(TrainingError):
     """An input that cannot be read or trained on.
 
-    source: path or hub name. line: from 1; the row's number in formats without lines.
+    source: path or hub name. line: from 1; the number of the row in formats without lines.
     """
 
     def __init__(self, message: str, *, source: Path | str, line: int | None = None) -> None:
@@ -43,12 +43,12 @@ class DataError(TrainingError):
 
 
 class OutputError(TrainingError):
-    """The folder of an output file is missing, is no folder, or cannot be written to."""
+    """The folder of an output file is missing, not a folder, or not writable."""
 
 
 class ResumeError(TrainingError):
-    """`--resume` without a saved state, or with that of other data or settings."""
+    """`--resume` without a saved state, or with the state of other data or settings."""
 
 
 class PushError(TrainingError):
-    """An adapter did not reach the service; the service's revision is what it was."""
+    """An adapter did not reach the service, which keeps its revision."""

@@ -1,8 +1,8 @@
 """Rebuild the adapters of adapters/zoo: `python -m train.zoo --help`.
 
-Every adapter is one `fit` with default settings; only where its data comes from is written here.
-`sentiment` is made from the rated snippets that the PyPI package vaderSentiment 3.3.2 (MIT) carries
-in its source distribution.
+Every adapter is one `fit` with default settings; this file says where its data comes from. The data
+of `sentiment` are the rated snippets in the source distribution of the PyPI package vaderSentiment
+3.3.2 (MIT).
 """
 
 import argparse
@@ -19,16 +19,15 @@ from train import cli
 
 SNIPPETS = ("movieReviewSnippets", "amazonReviewSnippets", "tweets", "nytEditorialSnippets")
 HELD_OUT_FROM = "movieReviewSnippets"
-# Ratings run from -4 to 4; nearer to zero the raters did not agree on a direction.
+# Ratings go from -4 to 4; closer to zero than this, the raters disagreed on the sign.
 LEAST_RATING = 0.5
-# Of a hundred movie snippets, chosen by the hash of their text.
+# Percent of the movie snippets, chosen by a hash of the text.
 TEST_PERCENT, VALIDATION_PERCENT = 15, 10
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
-    """One adapter of the zoo: the folder that holds its splits, and whose data that is under which
-    licence."""
+class Source:
+    """Where an adapter's data comes from: the folder with its splits, its name and its licence."""
 
     folder: str
     data: str
@@ -36,18 +35,17 @@ class Recipe:
 
 
 ZOO = {
-    "sms-spam": Recipe(
+    "sms-spam": Source(
         "sms_spam", "UCI SMS Spam Collection", "free for all purposes (its authors)"
     ),
-    "banking77": Recipe("banking77", "PolyAI BANKING77", "CC BY 4.0"),
-    "clinc150": Recipe("clinc150", "CLINC150, full version with out-of-scope", "CC BY 3.0"),
-    "sentiment": Recipe("sentiment", "VADER rated snippets (vaderSentiment 3.3.2)", "MIT"),
+    "banking77": Source("banking77", "PolyAI BANKING77", "CC BY 4.0"),
+    "clinc150": Source("clinc150", "CLINC150, full version with out-of-scope", "CC BY 3.0"),
+    "sentiment": Source("sentiment", "VADER rated snippets (vaderSentiment 3.3.2)", "MIT"),
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Fit the chosen adapters one after the other; the exit code of the first that fails, else
-    0."""
+    """Fit the chosen adapters one after the other; returns the first exit code that is not 0."""
     parser = argparse.ArgumentParser(prog="python -m train.zoo", description=__doc__)
     parser.add_argument(
         "--data-root",
@@ -59,56 +57,58 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--output", type=Path, default=Path("adapters/zoo"), help="folder for the adapters"
     )
     parser.add_argument(
-        "--only", choices=sorted(ZOO), action="append", help="this one; may be repeated"
+        "--only", choices=sorted(ZOO), action="append", help="only this adapter; may be repeated"
     )
     parser.add_argument(
-        "--snippets", type=Path, help="hutto_ICWSM_2014.tar.gz; writes <data-root>/sentiment first"
+        "--snippets",
+        type=Path,
+        help="hutto_ICWSM_2014.tar.gz: write <data-root>/sentiment from it first",
     )
-    parser.add_argument("--threads", type=int, help="of the CPU; torch's own default if not given")
-    chosen = parser.parse_args(arguments)
-    if chosen.threads is not None:
+    parser.add_argument("--threads", type=int, help="CPU threads; torch's own default if not given")
+    options = parser.parse_args(arguments)
+    if options.threads is not None:
         import torch
 
-        torch.set_num_threads(chosen.threads)
-    if chosen.snippets is not None:
-        write_snippets(chosen.snippets, chosen.data_root / "sentiment")
-    for name in chosen.only or ZOO:
-        code = cli.main(fit_arguments(name, chosen.data_root, chosen.output))
+        torch.set_num_threads(options.threads)
+    if options.snippets is not None:
+        write_snippets(options.snippets, options.data_root / "sentiment")
+    for name in options.only or ZOO:
+        code = cli.main(fit_arguments(name, options.data_root, options.output))
         if code != 0:
             return code
     return 0
 
 
 def fit_arguments(name: str, data_root: Path, output: Path) -> list[str]:
-    """The `fit` command that makes an adapter of the zoo."""
-    recipe = ZOO[name]
+    """The arguments of the `fit` command that makes an adapter of the zoo."""
+    source = ZOO[name]
     splits = [
         part
         for split in ("train", "validation", "test")
-        for part in (f"--{split}", str(data_root / recipe.folder / f"{split}.jsonl.gz"))
+        for part in (f"--{split}", str(data_root / source.folder / f"{split}.jsonl.gz"))
     ]
     return [
         "fit",
         *splits,
         *("--output", str(output / f"{name}.safetensors")),
         *("--report", str(output / f"{name}.json")),
-        *("--data-name", recipe.data),
-        *("--data-licence", recipe.licence),
+        *("--data-name", source.data),
+        *("--data-licence", source.licence),
     ]
 
 
 def write_snippets(archive: Path, folder: Path) -> None:
-    """Rated snippets to labelled splits: positive above `LEAST_RATING`, negative below its
-    negative, others dropped.
+    """Write labelled splits from rated snippets: positive above `LEAST_RATING`, negative below its
+    negative; the others are dropped.
 
-    Only movie snippets are held out: the test split is theirs alone.
+    Only movie snippets are held out, so validation and test rows are all movie snippets.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lines: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
     for split, text, label in _snippets(archive):
         lines[split].append(json.dumps({"text": text, "label": label}, ensure_ascii=False) + "\n")
     for split, content in lines.items():
-        # No time stamp, so that the same archive always gives the same bytes and the same hash.
+        # No time stamp: the same archive always gives the same bytes and the same hash.
         with gzip.GzipFile(folder / f"{split}.jsonl.gz", "wb", mtime=0) as file:
             file.write("".join(content).encode())
 

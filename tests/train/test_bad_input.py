@@ -14,8 +14,8 @@ from tests.support.families import save
 from tests.support.training import TRAIN, dataset, settings_of
 from train.cli import main
 from train.commands import fit as fit_command
-from train.config.defaults import backbone_of
-from train.fit.training import set_up
+from train.config.defaults import load_backbone_for
+from train.fit.fit import set_up
 from train.loop.progress import Progress
 from train.metrics import Metric
 from train.report.progress import LineProgress
@@ -176,10 +176,10 @@ def test_weights_that_are_not_finite_do_not_replace_a_good_state(
         "idspam",
         {"train": TRAIN},
         settings,
-        backbone_of(settings),
-        judge="validation",
+        load_backbone_for(settings),
+        selection="validation",
         metric=Metric.ACCURACY,
-        state_file=state,
+        checkpoint_file=state,
         progress=Progress(),
     )
     training.loop.save()
@@ -256,6 +256,6 @@ def test_the_state_of_an_older_run_is_not_resumed(
     monkeypatch.setattr(fit_command, "progress_of", lambda _: _CtrlC("layers below"))
     assert main(_fit("--backbone", str(bert))) == 130
     *_, replaced, line = capsys.readouterr().err.splitlines()
-    assert replaced.startswith("x.safetensors.state: an interrupted run's, replaced now")
+    assert replaced.startswith("x.safetensors.state: replacing the state of an interrupted run")
     assert line.startswith("interrupted before the first step; to start again: ")
     assert (folder / "x.safetensors.state").read_bytes() == b"older"

@@ -25,8 +25,8 @@ from train.config.settings import FitSettings, StorageType
 from train.data.dataset import read_examples
 from train.errors import SettingsError
 from train.fit.fit import fit
-from train.loop.checkpoint import state_path
-from train.loop.distributed import joined
+from train.loop.checkpoint import checkpoint_path
+from train.loop.distributed import process_group
 from train.loop.launch import Launch, is_first_to_fail
 from train.loop.progress import Progress
 from train.report.report import FitReport
@@ -196,7 +196,7 @@ def test_two_processes_train_as_one_does_and_one_of_them_tells(
     assert _farthest(place, "two.safetensors") < 1e-5
     assert (out.count("this adapter"), out.count("two.safetensors")) == (1, 2)
     assert (err.count("train.jsonl: 97 rows"), err.count("epoch 8:")) == (1, 1)
-    assert not state_path(place / "two.safetensors").exists()
+    assert not checkpoint_path(place / "two.safetensors").exists()
 
 
 def test_a_state_of_one_process_is_gone_on_with_by_two_and_theirs_by_one(
@@ -229,7 +229,7 @@ def test_the_death_of_one_process_ends_the_run_and_leaves_a_state(place: Path) -
     assert time.monotonic() - started < 20, "the launcher had to use force"
     assert launcher.returncode == 1
     assert err.count("error: another process of this run is gone: ") == 1
-    assert state_path(place / "dead.safetensors").exists()
+    assert checkpoint_path(place / "dead.safetensors").exists()
     with pytest.raises(KeyboardInterrupt):
         _alone(place, "dead.safetensors", epochs=1000, resume=True, progress=_Interrupt(1))
 
@@ -270,7 +270,7 @@ def test_other_commands_refuse_to_be_several(
     }
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main([command, *argv[command]]) == 2
-    assert capsys.readouterr().err.startswith(f"error: {command} is not for a launcher ")
+    assert capsys.readouterr().err.startswith(f"error: {command} cannot run under a launcher ")
 
 
 def test_a_launcher_that_starts_one_process_instead_of_several_is_refused(
@@ -278,21 +278,21 @@ def test_a_launcher_that_starts_one_process_instead_of_several_is_refused(
 ) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
-    assert Launch.of_environment() == Launch(), "one was asked for"
+    assert Launch.from_environment() == Launch(), "one was asked for"
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     assert main(["fit", "--train", "x", "--output", "x.safetensors"]) == 2
     assert "accelerate launch --cpu starts one process" in capsys.readouterr().err
 
 
 def test_a_device_for_all_processes_together_is_refused() -> None:
-    launch = Launch(rank=1, size=2, local_rank=1)
+    launch = Launch(rank=1, world_size=2, local_rank=1)
     with (
         pytest.raises(SettingsError, match="--device cuda:1: a launcher gives each process"),
-        joined(launch, "cuda:1"),
+        process_group(launch, "cuda:1"),
     ):
         pass
-    with pytest.raises(UnusableBackbone, match="'tpu'"), joined(launch, "tpu"):
+    with pytest.raises(UnusableBackbone, match="'tpu'"), process_group(launch, "tpu"):
         pass
     if not torch.cuda.is_available():
-        with pytest.raises(UnusableBackbone, match="'cuda'"), joined(launch, "cuda"):
+        with pytest.raises(UnusableBackbone, match="'cuda'"), process_group(launch, "cuda"):
             pass

@@ -27,7 +27,7 @@ from train.config.defaults import PRESETS
 from train.config.settings import CacheMode, Preset, StorageType
 from train.errors import OutputError, ResumeError, SettingsError, TrainingError
 from train.fit.fit import fit
-from train.loop.checkpoint import state_path
+from train.loop.checkpoint import checkpoint_path
 from train.loop.progress import Progress
 from train.report.evaluation import evaluate
 from train.report.model_card import card_path
@@ -147,14 +147,14 @@ def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(
     output = tmp_path / "cut.safetensors"
     with pytest.raises(KeyboardInterrupt):
         fit(TRAIN, VALIDATION, TEST, settings_of(backbone), output, Interrupt(steps))
-    assert state_path(output).exists()
+    assert checkpoint_path(output).exists()
     assert not output.exists()
     report, adapter = _fit(backbone, output, resume=True)
     expected, expected_adapter = whole
     assert is_same(adapter, expected_adapter)
     assert [epoch.loss for epoch in report.epochs] == [epoch.loss for epoch in expected.epochs]
     assert report.best_epoch == expected.best_epoch
-    assert not state_path(output).exists()
+    assert not checkpoint_path(output).exists()
 
 
 def test_the_state_of_another_run_is_refused(backbone: str, tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_the_state_of_another_run_is_refused(backbone: str, tmp_path: Path) -> N
         fit(TRAIN, VALIDATION, TEST, settings_of(backbone), output, Interrupt(3))
     with pytest.raises(ResumeError, match="other data, settings or backbone"):
         _fit(backbone, output, resume=True, learning_rate=1e-4)
-    state_path(output).write_bytes(b"\x00" * 50)
+    checkpoint_path(output).write_bytes(b"\x00" * 50)
     with pytest.raises(ResumeError, match="cannot be read"):
         _fit(backbone, output, resume=True)
 
@@ -178,10 +178,10 @@ def test_a_loss_that_is_not_finite_stops_says_where_and_leaves_a_good_state(
     told = Told()
     with pytest.raises(TrainingError, match=r"at step \d+ of epoch \d+: stopped") as caught:
         fitted(settings_of(backbone, **wild), output, told)
-    assert f"the last good state is in {state_path(output)}" in str(caught.value)
+    assert f"the last good state is in {checkpoint_path(output)}" in str(caught.value)
     assert not output.exists()
     assert not card_path(output).exists()
-    for name, tensor in load_file(state_path(output)).items():
+    for name, tensor in load_file(checkpoint_path(output)).items():
         assert bool(tensor.isfinite().all()), name
     # It goes on from there, and what comes is what came.
     with pytest.raises(TrainingError) as again:

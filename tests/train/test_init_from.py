@@ -94,7 +94,7 @@ def test_with_other_labels_the_generator_is_taken_and_the_head_is_new(
     assert adapter.spec.labels == ("ham", "spam")
     _close(load_adapter(place / "source.safetensors"), adapter, names="generator.")
     assert float(adapter.tensors["head.out.weight"].abs().max()) < 1e-6
-    assert "the labels differ, so the head is new" in told.notes[0]
+    assert "the labels differ: a new head" in told.notes[0]
 
 
 def test_labels_in_another_order_keep_their_columns(place: Path, tmp_path: Path) -> None:

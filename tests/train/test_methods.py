@@ -26,7 +26,7 @@ from tests.support.families import backbone_of, tokenizer_of
 from tests.support.padded_methods import good_or_bad
 from tests.support.tiny_models import make_backbone
 from train.config.settings import FitSettings
-from train.fit.training import Training, set_up
+from train.fit.fit import Training, set_up
 from train.loop.progress import Progress
 from train.loop.trunk_cache import TrunkCache
 from train.methods import METHODS, build
@@ -89,7 +89,7 @@ def logits(method: Method, texts: tuple[str, ...] = TEXTS) -> Tensor:
     encoder, length = method.backbone.encoder, method.design.max_length
     encodings = [encoder.encode(text, None, max_length=length) for text in texts]
     cache = TrunkCache(
-        method.backbone, encodings, method.shape, kept_layers=method.kept_layers, place="off"
+        method.backbone, encodings, method.shape, trunk_layers=method.trunk_layers, place="off"
     )
     everything = list(range(len(texts)))
     batch = cache.pack(everything)
@@ -188,7 +188,7 @@ def test_a_snapshot_brings_a_method_back(name: str) -> None:
 
 
 def test_kept_layers_are_those_below_the_first_one_that_a_parameter_reaches() -> None:
-    kept = {name: built(name, backbone_of("bert")).kept_layers for name in METHODS}
+    kept = {name: built(name, backbone_of("bert")).trunk_layers for name in METHODS}
     expected = {"idspam": 2, "idspam-paper": 2, "lpt": 2, "head-only": 4, "head-only-mean": 4}
     assert kept == dict.fromkeys(METHODS, 0) | expected
 
@@ -259,9 +259,9 @@ def trained(
         {"train": good_or_bad(48, seed=1)},
         settings,
         backbone,
-        judge="selection",
+        selection="selection",
         metric=Metric.ACCURACY,
-        state_file=folder / "state",
+        checkpoint_file=folder / "state",
         progress=Progress(),
     )
     start, losses = training.method.snapshot(), Losses()

@@ -121,7 +121,7 @@ def cached(method: Method, *, texts: tuple[Text, ...] = TEXTS) -> TrunkCache:
     encoder, length = method.backbone.encoder, method.design.max_length
     encodings = [encoder.encode(*text, max_length=length) for text in texts]
     cache = TrunkCache(
-        method.backbone, encodings, method.shape, kept_layers=method.kept_layers, place="memory"
+        method.backbone, encodings, method.shape, trunk_layers=method.trunk_layers, place="memory"
     )
     list(cache.fill())
     return cache

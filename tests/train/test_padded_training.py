@@ -21,7 +21,7 @@ from tests.support.families import backbone_from, model_of, tokenizer_of
 from tests.support.padded_methods import good_or_bad, pad, padded_logits
 from train.config.settings import CacheMode, FitSettings, Preset
 from train.data.dataset import Dataset
-from train.fit.training import Training, set_up
+from train.fit.fit import Training, set_up
 from train.loop.progress import Progress
 from train.methods import METHODS
 from train.metrics import Metric
@@ -97,9 +97,9 @@ def prepared(
         {"train": TRAIN} | sets,
         settings,
         backbone_from(model_of(family), tokenizer_of(family)),
-        judge="selection",
+        selection="selection",
         metric=Metric.ACCURACY,
-        state_file=folder / "state",
+        checkpoint_file=folder / "state",
         progress=Progress(),
     )
     for module in training.method.modules():
@@ -173,8 +173,8 @@ def answers(
 ) -> Tensor:
     texts = [(data.examples[row].text, data.examples[row].text_pair) for row in rows]
     tokenizer = tokenizer_of(plain.config.model_type)
-    batch = pad(plain, tokenizer, texts, max_length=training.design.max_length)
-    return padded_logits(method, plain, tensors, training.design, batch)
+    batch = pad(plain, tokenizer, texts, max_length=training.method.design.max_length)
+    return padded_logits(method, plain, tensors, training.method.design, batch)
 
 
 def classes(data: Dataset) -> Tensor:
@@ -263,7 +263,7 @@ def test_the_weights_of_the_best_epoch_on_the_selection_rows_are_kept(
         scores.append((hits, -float(functional.cross_entropy(logits, true))))
     best = scores.index(max(scores))
     assert 0 < best < len(scores) - 1, "the first or last epoch would show less"
-    assert training.loop.state.best_epoch == best + 1
+    assert training.loop.checkpoint.best_epoch == best + 1
     found = training.method.snapshot()
     assert apart(found, expected.weights[best]) < 0.1 * apart(found, expected.weights[-1])
     with torch.no_grad():

@@ -13,7 +13,7 @@ from train.config.settings import FitSettings, StorageType
 from train.errors import ResumeError, SettingsError, TrainingError
 from train.fit.fit import fit
 from train.fit.search import FIRST_TRIALS, LEAST_EPOCHS, WHOLE_TRIALS, Proposals, search_path
-from train.loop.checkpoint import state_path
+from train.loop.checkpoint import checkpoint_path
 from train.loop.progress import Progress
 from train.report.model_card import card_path
 from train.report.report import FitReport, TrialOutcome, TrialReport
@@ -148,7 +148,7 @@ def test_the_state_of_an_older_run_is_not_taken_for_a_trial(
     output = tmp_path / "a.safetensors"
     with pytest.raises(KeyboardInterrupt):
         fitted(_settings(backbone, search=None, dropout=0.3), output, Interrupt(3))
-    assert state_path(output).exists()
+    assert checkpoint_path(output).exists()
     with pytest.raises(KeyboardInterrupt):
         fitted(_settings(backbone), output, _InterruptedStart())
     report, _ = fitted(_settings(backbone, resume=True), output)
@@ -190,7 +190,7 @@ def test_a_trial_below_the_median_is_ended_early(backbone: str, tmp_path: Path) 
     assert not last.chosen
     note = f"trial 4/4: ended early at {last.accuracy:.4f} after epoch {LEAST_EPOCHS}, best 1.0000"
     assert any(line.startswith(note) for line in progress.notes), progress.notes
-    assert not state_path(output).exists()
+    assert not checkpoint_path(output).exists()
 
 
 class _InterruptedTrial(Progress):
@@ -221,7 +221,7 @@ def test_a_search_without_one_finite_loss_says_so(backbone: str, tmp_path: Path)
         fitted(_settings(backbone, search=2, dropout=0.0, **wild), tmp_path / "a.safetensors", told)
     first = next(note for note in told.notes if note.startswith("trial "))
     assert first.startswith("trial 1/2: its loss was not finite: --insertion-layer ")
-    assert not state_path(tmp_path / "a.safetensors").exists()
+    assert not checkpoint_path(tmp_path / "a.safetensors").exists()
 
 
 def test_progress_says_which_trial_and_the_best_so_far(backbone: str, tmp_path: Path) -> None:

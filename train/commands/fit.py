@@ -56,9 +56,9 @@ def run(arguments: Namespace) -> int:
         from adapters.format.durable import write_atomically
         from train.fit.fit import fit
         from train.fit.search import search_path
-        from train.loop.checkpoint import state_path
+        from train.loop.checkpoint import checkpoint_path
 
-        states = (state_path(output), search_path(output))
+        states = (checkpoint_path(output), search_path(output))
         before = [_version(path) for path in states]
         try:
             with naming_the_local_way(settings.backbone):
@@ -78,7 +78,7 @@ def run(arguments: Namespace) -> int:
                 _how_to_continue(arguments.argv, resume=resumable, resumed=settings.resume)
             )
             raise
-    if not Launch.of_environment().leads:
+    if not Launch.from_environment().is_main_process:
         return 0
     if arguments.report is not None:
         write_atomically(arguments.report, report.to_json().encode())

@@ -151,7 +151,7 @@ def naming_the_local_way(backbone: str | None) -> Iterator[None]:
 
 def progress_of(arguments: Namespace) -> Progress:
     """The display that `add_progress` asks for; with several processes, the first one shows it."""
-    if arguments.quiet or not Launch.of_environment().leads:
+    if arguments.quiet or not Launch.from_environment().is_main_process:
         return Progress()
     return LineProgress(sys.stderr) if arguments.no_progress else progress_for(sys.stderr)
 

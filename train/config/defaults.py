@@ -1,4 +1,7 @@
-"""What training chooses where a setting is left open. The measurements are in docs/defaults.md."""
+"""Design and backbone of a run: what training chooses where a setting is left open.
+
+`train.config.recipe` chooses the rest. The measurements are in docs/defaults.md.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,16 +16,16 @@ from train.errors import SettingsError
 from train.methods.method import Design
 
 MAX_LENGTH = 256
-# c of the paper: 34 fits its published parameter counts.
+# The paper's c: 34 fits its published parameter counts.
 BOTTLENECK = 34
 
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """What a preset says of the switches that a run may leave open.
+    """A preset's values for the switches that a run may leave open.
 
-    layer_share: m as a share of the backbone's layers. learning_rate: of ID-SPAM. weight_decay: of
-    data with few rows and labels, which a generator soon knows by heart, and of other data.
+    layer_share: m as a share of the backbone's layers. learning_rate: for ID-SPAM. weight_decay:
+    for data with few rows and labels, which a generator quickly memorises, and for other data.
     """
 
     prompt_length: int
@@ -63,17 +66,17 @@ PRESETS: Mapping[Preset, Choices] = {
 
 
 def settings_for(method: str, settings: FitSettings) -> FitSettings:
-    """A comparison's settings as one of its methods has them: `idspam-paper` is a preset."""
+    """An experiment's settings for one of its methods: `idspam-paper` has a preset of its own."""
     return replace(settings, preset=Preset.PAPER) if method == "idspam-paper" else settings
 
 
 def design_of(settings: FitSettings, backbone: Backbone) -> Design:
-    """How the method of a run is built.
+    """How a run's method is built.
 
     Raises:
-        SettingsError: a layer or length that this backbone does not have.
+        SettingsError: this backbone has no such layer, or does not take texts of this length.
     """
-    chosen = PRESETS[settings.preset]
+    preset = PRESETS[settings.preset]
     layer, length = settings.insertion_layer, settings.max_length
     faults = []
     if layer is not None and layer >= backbone.layers:
@@ -85,22 +88,22 @@ def design_of(settings: FitSettings, backbone: Backbone) -> Design:
     if faults:
         raise SettingsError(faults)
     return Design(
-        prompt_length=settings.prompt_length or chosen.prompt_length,
-        bottleneck=settings.bottleneck or chosen.bottleneck,
+        prompt_length=settings.prompt_length or preset.prompt_length,
+        bottleneck=settings.bottleneck or preset.bottleneck,
         attention_size=settings.attention_size or backbone.hidden_size,
-        insertion_layer=round(chosen.layer_share * backbone.layers) if layer is None else layer,
-        generator_input=settings.generator_input or chosen.generator_input,
+        insertion_layer=round(preset.layer_share * backbone.layers) if layer is None else layer,
+        generator_input=settings.generator_input or preset.generator_input,
         generator_pooling=settings.generator_pooling,
-        final_activation=settings.final_activation or chosen.final_activation,
-        pooling=settings.pooling or chosen.pooling,
-        head=settings.head or chosen.head,
+        final_activation=settings.final_activation or preset.final_activation,
+        pooling=settings.pooling or preset.pooling,
+        head=settings.head or preset.head,
         max_length=length or min(MAX_LENGTH, backbone.max_tokens),
         dropout=settings.dropout,
     )
 
 
-def backbone_of(settings: FitSettings) -> Backbone:
-    """Load the backbone that a run is to have.
+def load_backbone_for(settings: FitSettings) -> Backbone:
+    """Load a run's backbone: in float32 on a CPU and the best type on a GPU, if the type is open.
 
     Raises:
         AdapterError: it cannot be loaded or run.

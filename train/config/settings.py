@@ -1,7 +1,7 @@
-"""Every setting of `fit`, once: name, type, default, range, help. The command line is made of this.
+"""Every setting of `fit` in one table: name, type, default, range and help.
 
-Knows no data and no backbone: where the default is None, training chooses (`train.config.defaults`), and
-the help says from what.
+The command line is made from it. Where a default is None, training chooses the value
+(`train.config.defaults` and `train.config.recipe`), and the help says what the choice depends on.
 """
 
 import math
@@ -31,7 +31,7 @@ class CacheMode(StrEnum):
 
 
 class ComputeType(StrEnum):
-    """The backbone's type. `auto`: bfloat16 where the device computes it and parity holds."""
+    """The type the backbone computes in. `auto`: bfloat16 if the device has it and parity holds."""
 
     AUTO = "auto"
     FLOAT32 = "float32"
@@ -39,14 +39,14 @@ class ComputeType(StrEnum):
 
 
 class Preset(StrEnum):
-    """Where the method's switches come from: measured here (docs/research.md), or the paper's."""
+    """Default switches of the method: the best measured ones (docs/research.md), or the paper's."""
 
     BEST = "best"
     PAPER = "paper"
 
 
 class StorageType(StrEnum):
-    """The tensors' type in the file. `auto`: float16 where that moves no answer past the bound."""
+    """The tensors' type in the file. `auto`: float16 if that moves no answer past a bound."""
 
     AUTO = "auto"
     FLOAT32 = "float32"
@@ -55,7 +55,7 @@ class StorageType(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Finite numbers, from `least` or above `above`, to `most` or below `below`."""
+    """The finite numbers that a setting allows: `least` and `most` are included, the others not."""
 
     least: float = -math.inf
     above: float = -math.inf
@@ -79,9 +79,9 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What is known of a setting besides its type and default.
+    """A setting's help, range and flag; its type and default are those of the field.
 
-    otherwise: what is taken where the default is None. flag: where it is not the name's own.
+    otherwise: what is used where the default is None. flag: if it differs from the name.
     """
 
     help: str
@@ -101,7 +101,7 @@ class FitSettings:
     """How one adapter is trained.
 
     Raises:
-        SettingsError: values out of range, every one of them named.
+        SettingsError: lists every value that is out of range.
     """
 
     backbone: Annotated[
@@ -117,15 +117,17 @@ class FitSettings:
         Setting("type that the backbone computes in", otherwise="float32 on a CPU, auto on a GPU"),
     ] = None
     preset: Annotated[
-        Preset, Setting("the method's switches: the best that were measured, or the paper's")
+        Preset, Setting("default switches of the method: the best measured, or the paper's")
     ] = Preset.BEST
 
-    epochs: Annotated[int | None, Setting("most passes over the data", _COUNT, _BY_SIZE)] = None
-    batch_size: Annotated[int | None, Setting("texts a step", _COUNT, _BY_SIZE)] = None
+    epochs: Annotated[
+        int | None, Setting("maximum number of passes over the data", _COUNT, _BY_SIZE)
+    ] = None
+    batch_size: Annotated[int | None, Setting("texts in a step", _COUNT, _BY_SIZE)] = None
     micro_batch: Annotated[
         int | None,
         Setting(
-            "texts whose gradients are computed at once, for a batch that does not fit",
+            "texts whose gradients are computed at once, if a whole batch does not fit",
             _COUNT,
             "the whole batch",
         ),
@@ -136,26 +138,29 @@ class FitSettings:
     ] = None
     warmup_ratio: Annotated[
         float,
-        Setting("share of all steps in which the rate rises", _SHARE, flag="--warmup"),
+        Setting("share of all steps in which the learning rate rises", _SHARE, flag="--warmup"),
     ] = 0.06
     weight_decay: Annotated[
-        float | None, Setting("AdamW's decay", Range(least=0, most=100), _BY_PRESET)
+        float | None, Setting("AdamW's weight decay", Range(least=0, most=100), _BY_PRESET)
     ] = None
-    dropout: Annotated[float, Setting("share of values dropped in training", _SHARE)] = 0.1
+    dropout: Annotated[float, Setting("share of values dropped during training", _SHARE)] = 0.1
     patience: Annotated[
         int | None,
         Setting(
-            "epochs without a better validation result before the run stops",
+            "epochs without a better validation result after which the run stops",
             _COUNT,
             "from the number of epochs",
         ),
     ] = None
     seed: Annotated[
-        int, Setting("of initial weights, order, dropout and split", Range(least=0, below=2**32))
+        int,
+        Setting(
+            "seed of initial weights, order of rows, dropout and split", Range(least=0, below=2**32)
+        ),
     ] = 13
 
     prompt_length: Annotated[
-        int | None, Setting("t: soft prompt vectors a text", Range(least=1, most=256), _BY_PRESET)
+        int | None, Setting("t: soft prompt vectors per text", Range(least=1, most=256), _BY_PRESET)
     ] = None
     bottleneck: Annotated[
         int | None,
@@ -168,7 +173,7 @@ class FitSettings:
     insertion_layer: Annotated[
         int | None,
         Setting(
-            "m: layer whose input gets the prompt, 0 the embeddings",
+            "m: the layer whose input gets the prompt; 0: the embeddings",
             Range(least=0, most=255),
             "half of the backbone's layers",
         ),
@@ -177,31 +182,31 @@ class FitSettings:
         GeneratorInput | None, Setting("what the generator attends over", otherwise=_BY_PRESET)
     ] = None
     generator_pooling: Annotated[
-        GeneratorPooling, Setting("how the generator makes one vector of the tokens")
+        GeneratorPooling, Setting("how the generator turns the tokens into one vector")
     ] = GeneratorPooling.ATTENTION
     final_activation: Annotated[
         FinalActivation | None,
-        Setting("what the prompt passes through last", otherwise=_BY_PRESET),
+        Setting("the last activation of the generator", otherwise=_BY_PRESET),
     ] = None
     pooling: Annotated[
-        Pooling | None, Setting("what the head reads of the last layer", otherwise=_BY_PRESET)
+        Pooling | None, Setting("what the head reads from the last layer", otherwise=_BY_PRESET)
     ] = None
-    head: Annotated[HeadKind | None, Setting("kind of the class head", otherwise=_BY_PRESET)] = None
+    head: Annotated[HeadKind | None, Setting("kind of class head", otherwise=_BY_PRESET)] = None
     max_length: Annotated[
         int | None,
         Setting(
-            "most tokens a text; longer ones are cut",
+            "maximum tokens per text; longer texts are cut",
             Range(least=2, most=8192),
             "the backbone's maximum",
         ),
     ] = None
 
     validation_fraction: Annotated[
-        float, Setting("share of --train held out where no --validation is given", _SHARE)
+        float, Setting("share of --train held out if no --validation is given", _SHARE)
     ] = 0.1
-    calibration: Annotated[bool, Setting("fit the scores' temperature on the validation rows")] = (
-        True
-    )
+    calibration: Annotated[
+        bool, Setting("fit the temperature of the scores on the validation rows")
+    ] = True
     cache: Annotated[
         CacheMode, Setting("where states below the insertion layer are kept between epochs")
     ] = CacheMode.AUTO
@@ -211,36 +216,37 @@ class FitSettings:
     init_from: Annotated[
         str | None,
         Setting(
-            "an adapter file to start from: its generator, its head where the labels are the same,"
-            " its switches where they are left open",
+            "an adapter file to start from: its generator, its head if the labels are the same, and"
+            " its switches where yours are left open",
             otherwise="random weights",
         ),
     ] = None
     search: Annotated[
         int | None,
         Setting(
-            "trials of other settings, compared on the validation rows; what is given stays fixed",
+            "number of trials with other settings, compared on the validation rows; settings given"
+            " here stay fixed",
             Range(least=1, most=1000),
             "no search",
         ),
     ] = None
     resume: Annotated[
-        bool, Setting("go on from the state that an interrupted run left beside its output")
+        bool, Setting("continue from the state that an interrupted run left beside its output")
     ] = False
 
     data_name: Annotated[
-        str | None, Setting("the data's name in the provenance", otherwise="the file's name")
+        str | None, Setting("name of the data in the provenance", otherwise="the file's name")
     ] = None
     data_licence: Annotated[
-        str | None, Setting("the data's licence in the provenance", otherwise="none stated")
+        str | None, Setting("licence of the data in the provenance", otherwise="none stated")
     ] = None
-    # Not flags: the command line itself, for the provenance, and the settings that it names.
+    # Not flags: the command line, for the provenance, and the names of the settings in it.
     command: str | None = None
     given: tuple[str, ...] = ()
 
     def is_open(self, name: str) -> bool:
-        """Whether nobody asked for this setting's value, so that something else may choose it."""
-        default = next(item.default for item in fields(self) if item.name == name)
+        """Whether the user left this setting open, so that training may choose it."""
+        default = next(field.default for field in fields(self) if field.name == name)
         return name not in self.given and bool(getattr(self, name) == default)
 
     def __post_init__(self) -> None:
@@ -257,7 +263,7 @@ class FitSettings:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One row of the table: a setting of `FitSettings`. kind: its type, None left out."""
+    """One row of the table: a setting of `FitSettings`. kind: its type without None."""
 
     name: str
     kind: type[Any]
@@ -273,11 +279,11 @@ class Entry:
 def entries() -> Iterator[Entry]:
     """All settings that have a flag, in the order of the help."""
     hints = get_type_hints(FitSettings, include_extras=True)
-    for item in fields(FitSettings):
-        parts: tuple[Any, ...] = get_args(hints[item.name])
-        for setting in parts[1:]:
+    for field in fields(FitSettings):
+        kind, *annotations = get_args(hints[field.name]) or (None,)
+        for setting in annotations:
             if isinstance(setting, Setting):
-                yield Entry(item.name, _without_none(parts[0]), item.default, setting)
+                yield Entry(field.name, _without_none(kind), field.default, setting)
 
 
 def _without_none(hint: Any) -> type[Any]:

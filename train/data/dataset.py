@@ -1,4 +1,4 @@
-"""Labelled texts: read, checked and split. Knows no file format and no model."""
+"""Labelled texts: examples and data sets, how they are read, checked and split."""
 
 import hashlib
 import json
@@ -6,9 +6,10 @@ import math
 import random
 import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 from adapters.errors import listing
 from cli.text_files import Columns
@@ -16,10 +17,16 @@ from train.data.hf_datasets import PREFIX, HubName, read_hub
 from train.data.readers import reader_of
 from train.errors import DataError
 
-# --- merged from train.examples
+TEXT_COLUMN = "text"
+TEXT_PAIR_COLUMN = "text_pair"
+LABEL_COLUMN = "label"
 
-# As `adapters.format.spec.Label` bounds it: told at the row that breaks it, not after the training.
+# The limits of `adapters.format.spec`, checked here so that no training ends in a refused file.
+MAX_LABELS = 4096
 MAX_LABEL_LENGTH = 256
+
+# A text, or a pair of texts.
+Text: TypeAlias = tuple[str, str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +37,84 @@ class Example:
     text_pair: str | None
     label: str
 
+    @property
+    def texts(self) -> Text:
+        """The example without its label."""
+        return self.text, self.text_pair
 
-class Converter:
-    """Rows to examples; refuses the first row that cannot be one.
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Examples and their origin. There is at least one; all of them are pairs, or none is.
+
+    source: path or hub name. sha256: of the file's bytes, or of the rows of a hub data set.
+    """
+
+    source: str
+    sha256: str
+    examples: tuple[Example, ...]
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Distinct labels, sorted, so that their order does not depend on the order of the rows."""
+        return tuple(sorted({example.label for example in self.examples}))
+
+    @property
+    def paired(self) -> bool:
+        """Whether the examples are pairs."""
+        return self.examples[0].text_pair is not None
+
+
+def read_examples(
+    source: str,
+    *,
+    text_column: str = TEXT_COLUMN,
+    text_pair_column: str | None = None,
+    label_column: str = LABEL_COLUMN,
+    split: str = "train",
+) -> Dataset:
+    """Read a whole data set.
+
+    Args:
+        source: a file, or `hub:name[:config][@split]`; `hub:` may be left out if there is no such
+            file.
+        text_pair_column: None: the column `text_pair` if there is one.
+        split: of a hub data set whose name has none; files have no splits.
+
+    Raises:
+        DataError: missing, empty, unreadable or broken input; names the file and the line.
+    """
+    columns, convert = _interpretation(source, text_column, text_pair_column, label_column)
+    path = None if is_hub_name(source) else _existing(source)
+    if path is None:
+        rows = read_hub(HubName.parse(source, split=split), columns, source=source)
+    else:
+        rows = reader_of(path)(path, columns)
+    examples = tuple(convert(number, values) for number, values in rows)
+    return dataset_of(source, examples, sha256=None if path is None else _file_sha256(path))
+
+
+def dataset_of(source: str, examples: Sequence[Example], *, sha256: str | None) -> Dataset:
+    """A data set. sha256: None: of the rows.
+
+    Raises:
+        DataError: there are no examples.
+    """
+    if not examples:
+        raise DataError("holds no rows", source=source)
+    return Dataset(source, sha256 or rows_sha256(examples), tuple(examples))
+
+
+class _Converter:
+    """Converts rows to examples and refuses the first row that cannot be one.
 
     Args:
         source: path or hub name, for messages.
         text, pair, label: names of the columns; `pair` is None for single texts.
-        paired: whether rows have a second text; None: all are as the first one is.
+        paired: whether rows have a second text; None: as the first row.
     """
 
     def __init__(
@@ -55,15 +132,15 @@ class Converter:
         if self._pair is None:
             return None
         pair = values.get(self._pair)
-        # CSV has no null: an empty second text is none.
-        given = not _is_missing(pair) and pair != ""
+        # CSV has no null: an empty second text means that there is none.
+        has_pair = not _is_missing(pair) and pair != ""
         if self._paired is None:
-            self._paired = given
-        if self._paired and not given:
+            self._paired = has_pair
+        if self._paired and not has_pair:
             raise self._error(f"{self._pair!r} is missing or empty, but other rows have one", line)
-        if given and not self._paired:
+        if has_pair and not self._paired:
             raise self._error(f"{self._pair!r} is given, but the rows before have none", line)
-        return self._string(line, self._pair, pair) if given else None
+        return self._string(line, self._pair, pair) if has_pair else None
 
     def _label_of(self, line: int, value: object) -> str:
         if isinstance(value, float) and value.is_integer():
@@ -83,7 +160,7 @@ class Converter:
                 "possible: is this the right column?",
                 line,
             )
-        # A million rows share a handful of label objects.
+        # A million rows share a handful of strings.
         return sys.intern(label)
 
     def _string(self, line: int, column: str, value: object) -> str:
@@ -108,75 +185,59 @@ def _is_missing(value: object) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-# --- merged from train.data
-
-TEXT_COLUMN = "text"
-TEXT_PAIR_COLUMN = "text_pair"
-LABEL_COLUMN = "label"
-
-# As `AdapterSpec.labels` bounds them.
-MAX_LABELS = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class Dataset:
-    """Examples and where they come from: at least one, and either all pairs or none.
-
-    source: path or hub name. sha256: of the file's bytes; of a hub data set, of its rows.
-    """
-
-    source: str
-    sha256: str
-    examples: tuple[Example, ...]
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Distinct labels, sorted: an adapter's label order does not depend on the rows' order."""
-        return tuple(sorted({example.label for example in self.examples}))
-
-    @property
-    def paired(self) -> bool:
-        """Whether the examples are pairs."""
-        return self.examples[0].text_pair is not None
+def _interpretation(
+    source: str, text: str, pair: str | None, label: str
+) -> tuple[Columns, _Converter]:
+    """The columns to read, and the converter of their rows."""
+    required = (text, label) if pair is None else (text, pair, label)
+    if len(set(required)) < len(required):
+        raise DataError(f"the same column is asked for twice: {listing(required)}", source=source)
+    optional = () if TEXT_PAIR_COLUMN in required or pair is not None else (TEXT_PAIR_COLUMN,)
+    pair_column = pair or next(iter(optional), None)
+    convert = _Converter(
+        source, text=text, pair=pair_column, label=label, paired=True if pair else None
+    )
+    return Columns(required, optional), convert
 
 
-def read_examples(
-    source: str,
-    *,
-    text_column: str = TEXT_COLUMN,
-    text_pair_column: str | None = None,
-    label_column: str = LABEL_COLUMN,
-    split: str = "train",
-) -> Dataset:
-    """Read a whole data set.
+def is_hub_name(source: str) -> bool:
+    """Whether a source is `hub:...`, or neither an existing file nor named like one."""
+    if source.startswith(PREFIX):
+        return True
+    path = Path(source)
+    return not path.exists() and not path.suffix and not source.startswith(("/", ".", "~"))
 
-    Args:
-        source: a file, or `hub:name[:config][@split]`, without `hub:` where no such file exists.
-        text_pair_column: None takes the column `text_pair` if there is one.
-        split: of a hub data set whose name gives none; files have no splits.
 
-    Raises:
-        DataError: missing, empty, unreadable or broken input; names the file and the line.
-    """
-    columns, convert = _interpretation(source, text_column, text_pair_column, label_column)
-    path = None if is_hub_name(source) else _existing(source)
-    if path is None:
-        rows = read_hub(HubName.parse(source, split=split), columns, source=source)
-    else:
-        rows = reader_of(path)(path, columns)
-    examples = tuple(convert(number, values) for number, values in rows)
-    if not examples:
-        raise DataError("holds no rows", source=source)
-    return Dataset(source, rows_sha256(examples) if path is None else _file_sha256(path), examples)
+def _existing(source: str) -> Path:
+    path = Path(source)
+    if not path.exists():
+        raise DataError("no such file", source=source)
+    if not path.is_file():
+        raise DataError(
+            "a folder, expected a file" if path.is_dir() else "not a regular file", source=source
+        )
+    if path.stat().st_size == 0:
+        raise DataError("the file is empty", source=source)
+    return path
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def rows_sha256(examples: Sequence[Example]) -> str:
+    """A hash of the rows, for data that does not come from a local file."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(json.dumps(astuple(example)).encode() + b"\n")
+    return digest.hexdigest()
 
 
 def check_trainable(train: Dataset) -> None:
     """
     Raises:
-        DataError: one single label, or more than an adapter can have.
+        DataError: only one label, or more than an adapter can have.
     """
     labels = train.labels
     if len(labels) == 1:
@@ -195,10 +256,10 @@ def check_trainable(train: Dataset) -> None:
 def check_labels(dataset: Dataset, known: Sequence[str], *, known_to: str) -> None:
     """
     Args:
-        known_to: what has the known labels, for the message: a path.
+        known_to: the owner of the known labels, for the message: a path.
 
     Raises:
-        DataError: labels outside the known ones, named.
+        DataError: names the labels that are not known.
     """
     unknown = sorted(set(dataset.labels) - set(known))
     if unknown:
@@ -226,106 +287,59 @@ def check_same_task(train: Dataset, other: Dataset) -> None:
 def split_validation(dataset: Dataset, *, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
     """Hold rows out for validation: the same share of every label, as near as whole texts allow.
 
-    Equal texts stay on one side. Every label keeps a text in the training part, and a text that has
-    several labels stays there. Both parts keep the rows' order; the same seed gives the same parts.
+    Equal texts stay together. Every label keeps a text in the training part, and texts with several
+    labels stay there. Both parts keep the order of the rows; the same seed gives the same parts.
 
     Returns:
-        training and validation part; the latter has about `fraction` of the distinct texts.
+        training and validation part; validation has about `fraction` of the distinct texts.
 
     Raises:
         DataError: no text can be held out.
     """
-    chosen = _held_out(dataset.examples, fraction, random.Random(seed))
-    if not chosen:
+    held_out = _held_out(dataset.examples, fraction, random.Random(seed))
+    if not held_out:
         raise DataError(
             "too few rows to hold some out: give --validation or --validation-fraction 0",
             source=dataset.source,
         )
+    return divide(dataset, held_out)
+
+
+def divide(dataset: Dataset, held_out: Collection[Text]) -> tuple[Dataset, Dataset]:
+    """The examples whose texts are not held out, and those whose texts are, in their order."""
     parts: tuple[list[Example], list[Example]] = ([], [])
     for example in dataset.examples:
-        parts[_text_of(example) in chosen].append(example)
-    train, validation = (replace(dataset, examples=tuple(part)) for part in parts)
-    return train, validation
+        parts[example.texts in held_out].append(example)
+    kept, rest = (replace(dataset, examples=tuple(part)) for part in parts)
+    return kept, rest
 
 
-def _held_out(
-    examples: Sequence[Example], fraction: float, generator: random.Random
-) -> set[tuple[str, str | None]]:
-    """Texts for validation: `fraction` of each label's; largest remainders are rounded up first."""
-    labels_of: dict[tuple[str, str | None], str | None] = {}
+def _held_out(examples: Sequence[Example], fraction: float, generator: random.Random) -> set[Text]:
+    """Texts for validation: `fraction` of each label's; the largest remainders are rounded up."""
+    # None: a text with several labels.
+    label_of: dict[Text, str | None] = {}
     for example in examples:
-        key = _text_of(example)
-        labels_of[key] = (
-            example.label if labels_of.get(key, example.label) == example.label else None
-        )
-    texts_of: defaultdict[str, list[tuple[str, str | None]]] = defaultdict(list)
-    for key, label in labels_of.items():
-        if label is not None:
-            texts_of[label].append(key)
+        texts, label = example.texts, example.label
+        label_of[texts] = label if label_of.get(texts, label) == label else None
+    texts_of: defaultdict[str, list[Text]] = defaultdict(list)
+    for texts, only_label in label_of.items():
+        if only_label is not None:
+            texts_of[only_label].append(texts)
     shares = {label: fraction * len(texts) for label, texts in texts_of.items()}
     counts = {
         label: min(math.floor(share), len(texts_of[label]) - 1) for label, share in shares.items()
     }
-    wanted = max(1, round(fraction * len(labels_of)))
+    total = max(1, round(fraction * len(label_of)))
     order = list(shares)
     generator.shuffle(order)
     order.sort(key=lambda label: shares[label] - counts[label], reverse=True)
     for label in order:
-        if sum(counts.values()) >= wanted:
+        if sum(counts.values()) >= total:
             break
         if counts[label] < len(texts_of[label]) - 1:
             counts[label] += 1
     return {
-        key for label, texts in texts_of.items() for key in generator.sample(texts, counts[label])
+        text
+        for label, candidates in texts_of.items()
+        for text in generator.sample(candidates, counts[label])
     }
-
-
-def _text_of(example: Example) -> tuple[str, str | None]:
-    return example.text, example.text_pair
-
-
-def _interpretation(
-    source: str, text: str, pair: str | None, label: str
-) -> tuple[Columns, Converter]:
-    """Which columns are read, and what is made of them."""
-    required = (text, label) if pair is None else (text, pair, label)
-    if len(set(required)) < len(required):
-        raise DataError(f"the same column is asked for twice: {listing(required)}", source=source)
-    optional = () if TEXT_PAIR_COLUMN in required or pair is not None else (TEXT_PAIR_COLUMN,)
-    shown = pair or next(iter(optional), None)
-    convert = Converter(source, text=text, pair=shown, label=label, paired=True if pair else None)
-    return Columns(required, optional), convert
-
-
-def is_hub_name(source: str) -> bool:
-    """`hub:...`, or something that is neither there nor named like a file."""
-    if source.startswith(PREFIX):
-        return True
-    path = Path(source)
-    return not path.exists() and not path.suffix and not source.startswith(("/", ".", "~"))
-
-
-def _existing(source: str) -> Path:
-    path = Path(source)
-    if not path.exists():
-        raise DataError("no such file", source=source)
-    if not path.is_file():
-        raise DataError(
-            "a folder, expected a file" if path.is_dir() else "not a regular file", source=source
-        )
-    if path.stat().st_size == 0:
-        raise DataError("the file is empty", source=source)
-    return path
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def rows_sha256(examples: Sequence[Example]) -> str:
-    """What identifies rows that come from no file of ours."""
-    digest = hashlib.sha256()
-    for example in examples:
-        digest.update(json.dumps(astuple(example)).encode() + b"\n")
-    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Rows of a data set on the hub. Imports the `datasets` library, and only when it is asked for."""
+"""Rows of a data set on the Hugging Face hub, read with the `datasets` library."""
 
 import logging
 import re
@@ -19,7 +19,7 @@ _LOCAL = "give a local .jsonl, .csv, .tsv or .parquet file instead"
 
 @dataclass(frozen=True, slots=True)
 class HubName:
-    """`hub:name[:config][@split]`, the prefix optional."""
+    """`hub:name[:config][@split]`; the prefix is optional."""
 
     name: str
     config: str | None
@@ -29,42 +29,40 @@ class HubName:
     def parse(cls, source: str, *, split: str) -> "HubName":
         """
         Args:
-            split: the one that is taken where the name gives none.
+            split: used if the name has none.
 
         Raises:
             DataError: not of this form.
         """
-        found = _NAME.fullmatch(source.removeprefix(PREFIX))
-        if found is None:
+        match = _NAME.fullmatch(source.removeprefix(PREFIX))
+        if match is None:
             raise DataError(
                 "not a hub data set's name: expected hub:name[:config][@split]", source=source
             )
-        return cls(found["name"], found["config"], found["split"] or split)
+        return cls(match["name"], match["config"], match["split"] or split)
 
 
 def read_hub(hub: HubName, columns: Columns, *, source: str) -> Iterator[Row]:
-    """Rows of one split, numbered from 1. Labels that the data set numbers come as their names.
+    """Rows of one split, numbered from 1. Labels are given by name, even where the hub has numbers.
 
     Raises:
-        DataError: no library, no hub, or no such data set, split or column.
+        DataError: the library is missing, the hub cannot be reached, or it has no such data set,
+            split or column.
     """
     dataset = _load(hub, source)
     columns.check(dataset.column_names, partial(DataError, source=source))
-    chosen = dataset.select_columns(columns.of(dataset.column_names))
-    names = {
+    selected = dataset.select_columns(columns.of(dataset.column_names))
+    label_names = {
         column: feature.names
-        for column, feature in chosen.features.items()
+        for column, feature in selected.features.items()
         if hasattr(feature, "names")
     }
-    for number, row in enumerate(chosen, start=1):
-        yield (
-            number,
-            row
-            | {
-                column: _name(row[column], known, source=source, number=number)
-                for column, known in names.items()
-            },
-        )
+    for number, row in enumerate(selected, start=1):
+        named = {
+            column: _name(row[column], names, source=source, number=number)
+            for column, names in label_names.items()
+        }
+        yield number, row | named
 
 
 def _load(hub: HubName, source: str) -> Any:
@@ -75,11 +73,11 @@ def _load(hub: HubName, source: str) -> Any:
             f"hub data sets need the package datasets; {_LOCAL}", source=source
         ) from None
     datasets.disable_progress_bars()
-    # Its retries are not news: what comes of them is said in one line.
+    # It logs every retry; one line about the result is enough.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         return datasets.load_dataset(hub.name, hub.config, split=hub.split)
-    # The library has no common base for network, hub, format and configuration errors.
+    # The library has no common base class for network, hub, format and configuration errors.
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(

@@ -1,7 +1,7 @@
-"""The rows of a task: from a folder of local files or from the hub, and what is held out of them.
+"""The rows of a task, from a folder of local files or from the hub, and which of them are held out.
 
-A local task is `<folder>/{train,validation,test}` with an extension of `train.data.readers`, in the
-columns `text`, `text_pair` and `label`. Knows no model.
+A local task is a folder with `{train,validation,test}` in a format of `train.data.readers`, and has
+the columns `text`, `text_pair` and `label`.
 """
 
 import sys
@@ -18,8 +18,9 @@ from train.data.dataset import (
     check_labels,
     check_same_task,
     check_trainable,
+    dataset_of,
+    divide,
     read_examples,
-    rows_sha256,
     split_validation,
 )
 from train.data.hf_datasets import PREFIX, HubName, read_hub
@@ -30,18 +31,18 @@ from train.metrics import Metric
 
 SPLITS = ("train", "validation", "test")
 
-# Of the training rows, for selection: as a share, and no more rows than this.
+# Training rows held out to choose the epoch and the settings: this share, but no more rows.
 HELD_OUT_SHARE = 0.1
 MOST_HELD_OUT = 2000
-# And for the report, where a task has no rows of its own for it.
+# Training rows held out for the report, if a task has neither validation nor test rows.
 REPORTED_SHARE = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class TaskData:
-    """The labelled splits of a task; None where there is none.
+    """The labelled splits of a task.
 
-    notes: where the number of rows is not the official one, one line each, for reports.
+    notes: for reports, a line about every split without the official number of rows.
     """
 
     name: str
@@ -56,12 +57,12 @@ def load_task(source: str, *, data_root: Path | None) -> TaskData:
     """Read a task.
 
     Args:
-        source: a name of `TASKS`; or a folder, a task of its own judged by accuracy; or a file,
-            whose rows are all for training.
-        data_root: has a folder for every named task; None: they are read from the hub.
+        source: a name in `TASKS`; a folder, which is a task judged by accuracy; or a file, whose
+            rows are all for training.
+        data_root: has a folder for every named task; None: named tasks are read from the hub.
 
     Raises:
-        DataError: no such task, or its data are missing, broken or not of one task.
+        DataError: there is no such task, or its data is missing, broken or not of one task.
     """
     if source in TASKS:
         return load_named(TASKS[source], data_root=data_root)
@@ -75,10 +76,10 @@ def load_task(source: str, *, data_root: Path | None) -> TaskData:
 
 
 def load_named(task: Task, *, data_root: Path | None) -> TaskData:
-    """The same for one known task.
+    """Read a known task.
 
     Raises:
-        DataError: its data are missing, broken or not its own; names the other place to have them.
+        DataError: its data is missing, broken or of another task; names the other place to get it.
     """
     if data_root is None:
         splits = {split: _read_from_hub(task, split) for split in task.splits}
@@ -96,7 +97,7 @@ def load_named(task: Task, *, data_root: Path | None) -> TaskData:
 
 
 def with_something_to_report(task: TaskData) -> TaskData:
-    """A task that has neither validation nor test rows gets a fifth of its training rows for it.
+    """Hold out a fifth of the training rows as validation rows, if a task has no others to report.
 
     Raises:
         DataError: no text can be held out.
@@ -112,10 +113,10 @@ def with_something_to_report(task: TaskData) -> TaskData:
 
 
 def hold_out(train: Dataset, *, seed: int) -> tuple[Dataset, Dataset]:
-    """Divide training rows: some are kept for choosing the epoch and the settings.
+    """Hold training rows out, to choose the epoch and the settings by.
 
     Returns:
-        training and selection part; the latter has a tenth of the distinct texts, the same share
+        training and selection part; the selection has a tenth of the distinct texts, the same share
         of every label, and at most 2,000 rows.
 
     Raises:
@@ -126,19 +127,15 @@ def hold_out(train: Dataset, *, seed: int) -> tuple[Dataset, Dataset]:
         _, held = split_validation(train, fraction=share, seed=seed)
     except DataError:
         raise _too_few(train) from None
-    chosen = Counter((row.text, row.text_pair) for row in held.examples)
-    # Shares are of texts: where repeated ones make too many rows, the most repeated go back.
-    for text, _ in chosen.most_common():
-        if chosen.total() <= MOST_HELD_OUT:
+    held_out = Counter(row.texts for row in held.examples)
+    # The share is one of texts: if repeated texts make too many rows, the most repeated go back.
+    for texts, _ in held_out.most_common():
+        if held_out.total() <= MOST_HELD_OUT:
             break
-        del chosen[text]
-    if not chosen:
+        del held_out[texts]
+    if not held_out:
         raise _too_few(train)
-    parts: tuple[list[Example], list[Example]] = ([], [])
-    for row in train.examples:
-        parts[(row.text, row.text_pair) in chosen].append(row)
-    kept, selection = (replace(train, examples=tuple(part)) for part in parts)
-    return kept, selection
+    return divide(train, held_out)
 
 
 def _too_few(train: Dataset) -> DataError:
@@ -175,18 +172,18 @@ def _folder_of(task: Task, data_root: Path) -> Path:
 
 
 def _local_splits(folder: Path) -> dict[str, Dataset]:
-    """Every split that the folder has; train comes first."""
-    found: dict[str, Dataset] = {}
+    """The splits that a folder has, train first."""
+    splits: dict[str, Dataset] = {}
     for split in SPLITS:
         paths = [path for end in READERS if (path := folder / f"{split}{end}").exists()]
         if len(paths) > 1:
             names = listing([path.name for path in paths])
             raise DataError(f"which one is the split {split}: {names}?", source=folder)
         if paths:
-            found[split] = read_examples(str(paths[0]))
+            splits[split] = read_examples(str(paths[0]))
         elif split == "train":
             raise DataError(f"no file train ({', '.join(READERS)})", source=folder)
-    return found
+    return splits
 
 
 def _read_from_hub(task: Task, split: str) -> Dataset:
@@ -200,14 +197,12 @@ def _read_from_hub(task: Task, split: str) -> Dataset:
     except DataError as error:
         if error.line is not None:
             raise
-        # Not the rows, but the hub or the name is at fault.
+        # The fault is with the hub or the name, not with a row.
         message = str(error).removeprefix(f"{source}: ")
         raise DataError(
             f"{message}; with --data-root, the folder {task.name} in it is read", source=source
         ) from None
-    if not examples:
-        raise DataError("holds no rows", source=source)
-    return Dataset(source, rows_sha256(examples), examples)
+    return dataset_of(source, examples, sha256=None)
 
 
 def _example(task: Task, row: Mapping[str, object], *, source: str, line: int) -> Example:

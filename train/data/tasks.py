@@ -1,6 +1,6 @@
-"""The tasks known by name: their data on the hub, their labels, how they are judged.
+"""The tasks known by name: where their data is on the hub, their labels and their metric.
 
-A table, and which of its tasks mean the same by their labels. Reads nothing.
+`SHARED_LABELS` says which of them have labels of the same meaning.
 """
 
 from collections.abc import Mapping
@@ -14,18 +14,17 @@ from train.metrics import Metric
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A classification task. Local files have it as `text`, `text_pair` and `label` already.
+    """A classification task. Its local files have the columns `text`, `text_pair` and `label`.
 
-    text, text_pair: what a row on the hub becomes: `str.format` templates over its columns; no
-        text_pair: single texts.
+    text, text_pair: `str.format` templates over the columns of a row on the hub; without
+        `text_pair`, the task has single texts.
     label: the column of the label on the hub.
-    labels: their names here, on the hub and in local files, in the hub's order; empty: too many to
-        be listed, the training rows say.
-    words: by column, what the hub's values are called here; a value that is not among them is
-        refused.
+    labels: their names, in the hub's order; empty where they are too many to list: the training
+        rows have them.
+    words: by column, our names for the hub's values; other values are refused.
     hub: `name[:config]`; None: not on the hub.
-    splits: which of train, validation and test the hub has labelled, and their names there.
-    rows: of the official splits.
+    splits: those of train, validation and test that have labels on the hub: their names there.
+    rows: numbers of rows in the official splits.
     """
 
     name: str
@@ -41,7 +40,7 @@ class Task:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Of a row on the hub, all that are needed."""
+        """The columns that are needed of a row on the hub."""
         pieces = Formatter().parse(self.text + (self.text_pair or ""))
         return (*dict.fromkeys(name for _, name, _, _ in pieces if name), self.label)
 
@@ -55,9 +54,9 @@ _SENTIMENT = ("negative", "positive")
 _TRUTH = ("false", "true")
 _TRUTH_WORDS = {"label": {"False": "false", "True": "true"}}
 
-# Metrics: accuracy, but what GLUE (CoLA) and SuperGLUE (CB) say, and the ID-SPAM paper (MRPC, QQP).
-# MultiRC by the accuracy of single answers: SuperGLUE's F1 of the true ones is no macro-F1, and its
-# exact match needs the answers of a question together.
+# The metric is accuracy, except where GLUE (CoLA), SuperGLUE (CB) or the ID-SPAM paper (MRPC, QQP)
+# use another. MultiRC is judged by the accuracy of single answers: SuperGLUE's F1 of true answers
+# is no macro-F1, and its exact match needs all answers to a question together.
 _ALL = (
     Task(
         "mnli",
@@ -200,7 +199,7 @@ _ALL = (
         splits=_TESTED,
         rows={"train": 10_003, "test": 3_080},
     ),
-    # The "full" version, out-of-scope rows included. The hub has another, with 150 more of them.
+    # The "full" version with out-of-scope rows. The hub has another, with 150 more of these.
     Task(
         "clinc150",
         label="intent",
@@ -215,13 +214,13 @@ _ALL = (
         splits=_TESTED,
         rows={"train": 120_000, "test": 7_600},
     ),
-    # Blitzer's four domains (2007), 2,000 reviews each, without an official division.
+    # Blitzer's four domains (2007), 2,000 reviews each, without official splits.
     Task("amazon_reviews", labels=_SENTIMENT, rows={"train": 8_000}),
 )
 
 TASKS: Mapping[str, Task] = {task.name: task for task in _ALL}
 
-# Tasks of one row ask the same question: their labels mean the same, one by one.
+# In each group, labels with the same position mean the same.
 SHARED_LABELS: tuple[frozenset[str], ...] = (
     frozenset({"sst2", "imdb", "amazon_reviews"}),
     frozenset({"mrpc", "qqp"}),
@@ -230,14 +229,14 @@ SHARED_LABELS: tuple[frozenset[str], ...] = (
 
 
 def as_labels_of(dataset: Dataset, *, source: Task, target: Task) -> Dataset:
-    """The rows of one task under the label names of another: what is trained on `target` can then
+    """The rows of one task with the label names of another, so that a model trained on `target` can
     be measured on them.
 
     Args:
         dataset: rows of `source`.
 
     Raises:
-        DataError: the labels of the two do not mean the same, or the rows are not of `source`.
+        DataError: the labels of the two tasks differ in meaning, or a row is not of `source`.
     """
     if source.name == target.name:
         return dataset

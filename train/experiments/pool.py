@@ -31,7 +31,7 @@ from adapters.backbone.loading import resolve_device
 from adapters.backbone.model import Backbone
 from adapters.errors import AdapterError
 from adapters.format.durable import write_atomically
-from train.config.defaults import backbone_of, settings_for
+from train.config.defaults import load_backbone_for, settings_for
 from train.config.settings import FitSettings
 from train.errors import DataError, ResumeError, TrainingError
 from train.experiments.cells import (
@@ -43,7 +43,7 @@ from train.experiments.cells import (
     write_outcome,
 )
 from train.experiments.display import Display
-from train.fit.training import Training, measured, set_up
+from train.fit.fit import Training, measure_splits, set_up
 from train.loop.memory import peak_memory, reset_peak
 from train.loop.progress import EpochReport, Progress
 from train.methods import METHODS
@@ -440,7 +440,7 @@ class Backbones:
     def take(self, settings: FitSettings, *, changes: bool) -> Backbone:
         """The backbone of the settings. changes: whether the caller will change it."""
         key = (settings.backbone, settings.device, settings.dtype)
-        backbone = self._kept.pop(key, None) or backbone_of(settings)
+        backbone = self._kept.pop(key, None) or load_backbone_for(settings)
         if not changes:
             self._kept[key] = backbone
         return backbone
@@ -494,9 +494,9 @@ def _run(
         planned.data.splits,
         replace(settings, resume=checkpoint.exists()),
         backbone,
-        judge="selection",
+        selection="selection",
         metric=planned.data.metric,
-        state_file=checkpoint,
+        checkpoint_file=checkpoint,
         progress=progress,
     )
     try:
@@ -523,12 +523,12 @@ def _load_initial(training: Training, path: Path) -> None:
 
 
 def _report(method: str, training: Training) -> RunReport:
-    state, classes = training.loop.state, training.classes
+    state, classes = training.loop.checkpoint, training.classes
     logits = training.logits()
     return RunReport(
         method=method,
         seed=training.recipe.seed,
-        metrics=measured(logits, classes),
+        metrics=measure_splits(logits, classes),
         majority=majority(
             classes["train"],
             {name: classes[name] for name in logits},
@@ -537,7 +537,7 @@ def _report(method: str, training: Training) -> RunReport:
         trainable_parameters=training.method.size,
         seconds=state.seconds,
         seconds_per_epoch=state.seconds / len(state.history),
-        peak_memory=peak_memory(training.backbone.device),
+        peak_memory=peak_memory(training.method.backbone.device),
         epochs=tuple(state.history),
         best_epoch=state.best_epoch,
         learning_rate=training.recipe.learning_rate,

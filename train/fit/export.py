@@ -1,9 +1,6 @@
-"""From trained weights to what is stored: temperature, type of the tensors, provenance.
+"""What an adapter file needs besides the trained weights: temperature, storage type, provenance."""
 
-Knows no data and no path.
-"""
-
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,16 +17,18 @@ from adapters.packed.head import scores
 from train.config.settings import FitSettings, StorageType
 from train.data.dataset import Dataset
 from train.errors import SettingsError
-from train.fit.training import Training
 from train.methods.idspam import Idspam
 from train.metrics import Metrics
 
-# float16 on disk is taken where no probability moves further than this and no label changes.
+# `auto` stores float16 if no probability moves further than this and no predicted label changes.
 STORAGE_BOUND = 2e-3
 
 
-def temperature_of(logits: Mapping[str, Tensor], classes: Mapping[str, Tensor]) -> float:
-    """What minimises cross-entropy on the validation rows (Guo et al. 2017), from 1/8 to 8."""
+def fit_temperature(logits: Mapping[str, Tensor], classes: Mapping[str, Tensor]) -> float:
+    """The temperature that minimises cross-entropy on the validation rows, from 1/8 to 8.
+
+    Source: Guo et al., "On Calibration of Modern Neural Networks", 2017. 1 without validation rows.
+    """
     if "validation" not in logits:
         return 1.0
 
@@ -40,25 +39,33 @@ def temperature_of(logits: Mapping[str, Tensor], classes: Mapping[str, Tensor]) 
     return float(min(torch.logspace(-3, 3, 121, base=2).tolist(), key=loss))
 
 
-def stored(
-    training: Training, logits: dict[str, Tensor], storage: StorageType, temperature: float
+def convert_for_storage(
+    method: Idspam,
+    logits: dict[str, Tensor],
+    storage: StorageType,
+    temperature: float,
+    *,
+    compute_logits: Callable[[], dict[str, Tensor]],
 ) -> tuple[Adapter, dict[str, Tensor]]:
-    """The adapter in the type that it is stored in, and the logits of exactly those weights."""
-    method = training.method
-    assert isinstance(method, Idspam)
-    wide = method.adapter(method.spec)
+    """The adapter in its storage type, and the logits of exactly those weights.
+
+    Args:
+        logits: of the float32 weights, by split.
+        compute_logits: computes the logits of the method's current weights.
+    """
+    float32 = method.adapter(method.spec)
     if storage is StorageType.FLOAT32:
-        return wide, logits
-    narrow = method.adapter(method.spec, dtype=torch.float16)
-    method.restore({name: tensor.float() for name, tensor in narrow.tensors.items()})
-    rounded = training.logits()
-    if storage is StorageType.FLOAT16 or _is_same(logits, rounded, temperature):
-        return narrow, rounded
-    method.restore(wide.tensors)
-    return wide, logits
+        return float32, logits
+    float16 = method.adapter(method.spec, dtype=torch.float16)
+    method.restore({name: tensor.float() for name, tensor in float16.tensors.items()})
+    rounded = compute_logits()
+    if storage is StorageType.FLOAT16 or _answers_alike(logits, rounded, temperature):
+        return float16, rounded
+    method.restore(float32.tensors)
+    return float32, logits
 
 
-def _is_same(
+def _answers_alike(
     exact: Mapping[str, Tensor], rounded: Mapping[str, Tensor], temperature: float
 ) -> bool:
     if not exact:
@@ -72,18 +79,13 @@ def _is_same(
 
 
 def provenance_of(
-    settings: FitSettings, train: Dataset, measured: Mapping[str, Metrics]
+    settings: FitSettings, train: Dataset, metrics: Mapping[str, Metrics]
 ) -> Provenance:
-    """Where an adapter comes from, as of now.
+    """Where an adapter made now comes from. metrics: by split.
 
     Raises:
-        SettingsError: a name or command that no adapter file can hold.
+        SettingsError: a name or command that an adapter file cannot hold.
     """
-    metrics = {
-        f"{split}_{name}": round(value, 6)
-        for split, found in measured.items()
-        for name, value in asdict(found).items()
-    }
     try:
         return Provenance(
             data=settings.data_name or Path(train.source).name,
@@ -92,8 +94,12 @@ def provenance_of(
             command=settings.command,
             code_version=__version__,
             created=datetime.now(UTC).replace(microsecond=0).isoformat(),
-            metrics=metrics,
+            metrics={
+                f"{split}_{name}": round(value, 6)
+                for split, figures in metrics.items()
+                for name, value in asdict(figures).items()
+            },
         )
     except ValidationError as error:
-        faults = [f"provenance, {item['loc'][0]}: {item['msg']}" for item in error.errors()]
+        faults = [f"provenance, {fault['loc'][0]}: {fault['msg']}" for fault in error.errors()]
         raise SettingsError(faults) from None

@@ -1,8 +1,9 @@
-"""`fit`: from data sets to an adapter file, its model card and its figures.
+"""`fit`: from data sets to an adapter file, its model card and its report.
 
-    (search ->) train.fit.training -> train.fit.finish
+    data sets -> EncodedSplits -> (search ->) set_up -> Loop -> logits of every split
+              -> temperature, storage type -> adapter file -> FitReport -> model card
 
-Knows no command line.
+`set_up` is also how experiments train every other method.
 """
 
 import hashlib
@@ -11,29 +12,73 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from adapters.backbone.model import Backbone
-from train.config.defaults import backbone_of, design_of
-from train.config.recipe import recipe_of
+from adapters.format.files import Adapter, save_adapter
+from adapters.format.spec import Calibration
+from train.config.defaults import design_of, load_backbone_for
+from train.config.recipe import Recipe, recipe_of
 from train.config.settings import FitSettings
 from train.data.dataset import Dataset, check_same_task, check_trainable, split_validation
-from train.errors import OutputError, ResumeError, SettingsError
-from train.fit.export import provenance_of
-from train.fit.finish import finish
-from train.fit.init_from import Initial
-from train.fit.search import Proposals, search
-from train.fit.training import Training, set_up
-from train.loop.checkpoint import state_path
-from train.loop.distributed import Team, joined
-from train.loop.encoded_splits import Kept
+from train.errors import OutputError, ResumeError, SettingsError, TrainingError
+from train.fit.export import convert_for_storage, fit_temperature, provenance_of
+from train.fit.init_from import InitialAdapter
+from train.fit.search import Proposals, remove_search, search
+from train.loop.checkpoint import checkpoint_path
+from train.loop.distributed import ProcessGroup, process_group
+from train.loop.encoded_splits import EncodedSplits, Split
 from train.loop.launch import Launch
+from train.loop.loop import Loop
 from train.loop.progress import Progress
+from train.methods import build
 from train.methods.idspam import Idspam
-from train.metrics import Metric
-from train.report.model_card import check_card
-from train.report.report import FitReport, TrialReport
+from train.methods.method import Method
+from train.metrics import Metric, Metrics, assess, measure
+from train.report.baselines import head_only, majority
+from train.report.model_card import card_path, check_card, write_card
+from train.report.report import Baseline, DataReport, FitReport, TrialReport
 
+# The best epoch and the best trial are those with the highest validation accuracy.
 METRIC = Metric.ACCURACY
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """One method on one task, ready to run. splits: by name, `train` among them.
+
+    encoding_seconds: how long encoding and filling the caches took.
+    """
+
+    method: Method
+    labels: tuple[str, ...]
+    loop: Loop
+    encoded: EncodedSplits
+    splits: Mapping[str, Split]
+    encoding_seconds: float
+
+    @property
+    def recipe(self) -> Recipe:
+        """How long, how fast and towards which metric it is trained."""
+        return self.loop.recipe
+
+    @property
+    def classes(self) -> dict[str, Tensor]:
+        """True classes of every split, int64 [rows]."""
+        return {name: split.classes for name, split in self.splits.items()}
+
+    def logits(self) -> dict[str, Tensor]:
+        """Logits of every split but the training rows, float32 [rows, labels] on the CPU."""
+        return {
+            name: self.loop.logits(split) for name, split in self.splits.items() if name != "train"
+        }
+
+    def close(self) -> None:
+        """Free the cached trunk states."""
+        self.encoded.close()
 
 
 def fit(
@@ -44,15 +89,15 @@ def fit(
     output: Path,
     progress: Progress,
 ) -> FitReport:
-    """Train one adapter and write it to `output`, its card beside it; of several processes, the
-    first one writes.
+    """Train one adapter and write it to `output`, with its model card beside it.
 
     Without `validation`, a stratified share of `train` is held out. The file is written once, at
-    the end; until then the run's state lies beside it, for `settings.resume`.
+    the end. Until then the run's checkpoint is beside it, for `settings.resume`. Under a launcher
+    of several processes the main process writes.
 
     Raises:
-        TrainingError: unusable data, settings or output, a loss that is not finite, no state to
-            resume.
+        TrainingError: unusable data, settings or output, a loss that is not finite, no checkpoint
+            to resume.
         AdapterError: the backbone cannot be loaded or run.
         OSError: a file cannot be read or written.
     """
@@ -62,73 +107,37 @@ def fit(
         train, validation = split_validation(
             train, fraction=settings.validation_fraction, seed=settings.seed
         )
-    sets = {"train": train} | {
-        name: found
-        for name, found in (("validation", validation), ("test", test))
-        if found is not None
-    }
-    launch = Launch.of_environment()
+    sets = {"train": train}
+    sets |= {"validation": validation} if validation is not None else {}
+    sets |= {"test": test} if test is not None else {}
+    launch = Launch.from_environment()
     _check(sets, settings, output, launch)
-    initial = None if settings.init_from is None else Initial.read(settings.init_from)
+    initial = None if settings.init_from is None else InitialAdapter.read(settings.init_from)
     if initial is not None:
-        settings = initial.completed(settings)
-    with joined(launch, settings.device) as (team, device):
+        settings = initial.fill_in(settings)
+    with process_group(launch, settings.device) as (group, device):
         settings = replace(settings, device=device)
-        backbone = backbone_of(settings)
+        backbone = load_backbone_for(settings)
         if initial is not None:
             initial.check(settings, backbone)
-        kept = Kept(sets, backbone, place=settings.cache.value)
-        task = _Task(sets, backbone, kept, initial, team, output)
+        encoded = EncodedSplits(sets, backbone, place=settings.cache.value)
+        job = _FitJob(sets, backbone, encoded, initial, group, output)
         try:
-            return _run(task, settings, progress, started)
+            chosen, trials = job.choose_settings(settings, progress)
+            training = job.set_up(chosen, progress)
+            training.loop.fit(progress)
+            used = replace(chosen, resume=settings.resume)
+            return job.write(training, used, trials, progress, started=started)
         finally:
-            kept.close()
-
-
-@dataclass(frozen=True, slots=True)
-class _Task:
-    """What stays the same while settings are tried."""
-
-    sets: Mapping[str, Dataset]
-    backbone: Backbone
-    kept: Kept
-    initial: Initial | None
-    team: Team
-    output: Path
-
-    def begin(self, settings: FitSettings, progress: Progress) -> Training:
-        """Set a run up, its weights as they start or as its state has them."""
-        training = set_up(
-            "idspam",
-            self.sets,
-            settings,
-            self.backbone,
-            judge="validation",
-            metric=METRIC,
-            state_file=state_path(self.output),
-            progress=progress,
-            team=self.team,
-            kept=self.kept,
-            starts_from=self.starts_from,
-        )
-        if self.initial is not None and not settings.resume:
-            assert isinstance(training.method, Idspam)
-            progress.note(self.initial.put_into(training.method))
-        return training
-
-    @property
-    def starts_from(self) -> str:
-        return "" if self.initial is None else self.initial.sha256
+            encoded.close()
 
 
 def _check(
     sets: Mapping[str, Dataset], settings: FitSettings, output: Path, launch: Launch
 ) -> None:
-    """Find out before the training what would be found out after it."""
+    """Refuse before the training what would otherwise fail after it."""
     train = sets["train"]
-    for name, found in sets.items():
-        if name != "train":
-            check_same_task(train, found)
+    _check_same_task(sets)
     try:
         str(output).encode()
     except UnicodeEncodeError:
@@ -141,56 +150,271 @@ def _check(
             [f"--micro-batch {recipe.micro_batch} is more than the batch of {recipe.batch_size}"]
         )
     if settings.search is not None:
-        launch.check_alone("fit --search")
+        launch.check_single_process("fit --search")
         if "validation" not in sets:
             raise SettingsError(
                 ["--search compares its trials on validation rows, and there are none"]
             )
-    elif settings.resume and not state_path(output).exists():
-        raise ResumeError(f"{state_path(output)}: there is no interrupted run to resume")
+    elif settings.resume and not checkpoint_path(output).exists():
+        raise ResumeError(f"{checkpoint_path(output)}: there is no interrupted run to resume")
 
 
-def _run(task: _Task, settings: FitSettings, progress: Progress, started: float) -> FitReport:
-    state = state_path(task.output)
-    if state.exists() and not settings.resume:
-        progress.note(f"{state}: an interrupted run's, replaced now; --resume goes on with it")
-    chosen = settings
-    trials: tuple[TrialReport, ...] = ()
-    if settings.search is not None:
-        chosen, trials = _searched(task, settings, progress)
-    training = task.begin(chosen, progress)
-    training.loop.fit(progress)
-    return finish(
-        training,
-        replace(chosen, resume=settings.resume),
-        trials,
-        sets=task.sets,
-        output=task.output,
-        progress=progress,
-        started=started,
-    )
+def _check_same_task(sets: Mapping[str, Dataset]) -> None:
+    for name, dataset in sets.items():
+        if name != "train":
+            check_same_task(sets["train"], dataset)
 
 
-def _searched(
-    task: _Task, settings: FitSettings, progress: Progress
-) -> tuple[FitSettings, tuple[TrialReport, ...]]:
-    """The settings that a search finds best on the validation rows."""
-    design = design_of(settings, task.backbone)
-    recipe = recipe_of("idspam", settings, task.sets["train"], METRIC)
-    defaults = asdict(recipe) | asdict(design)
-    proposals = Proposals(settings, defaults, layers=task.backbone.layers, epochs=recipe.epochs)
+@dataclass(frozen=True, slots=True)
+class _FitJob:
+    """What all trials of one `fit` share."""
+
+    sets: Mapping[str, Dataset]
+    backbone: Backbone
+    encoded: EncodedSplits
+    initial: InitialAdapter | None
+    group: ProcessGroup
+    output: Path
+
+    def choose_settings(
+        self, settings: FitSettings, progress: Progress
+    ) -> tuple[FitSettings, tuple[TrialReport, ...]]:
+        """The settings to train with: those given, or the best of a search and all its trials."""
+        checkpoint = checkpoint_path(self.output)
+        if checkpoint.exists() and not settings.resume:
+            progress.note(
+                f"{checkpoint}: replacing the state of an interrupted run; --resume continues it"
+            )
+        if settings.search is None:
+            return settings, ()
+        recipe = recipe_of("idspam", settings, self.sets["train"], METRIC)
+        defaults = asdict(recipe) | asdict(design_of(settings, self.backbone))
+        proposals = Proposals(settings, defaults, layers=self.backbone.layers, epochs=recipe.epochs)
+        identity = _sha256(
+            {
+                "defaults": defaults,
+                "space": list(proposals.space),
+                "data": _data_identity(self.sets),
+                "backbone": self.backbone.identity.fingerprint,
+                "starts_from": self._starts_from,
+            }
+        )
+        return search(
+            lambda trial, shown: self.set_up(trial, shown).loop,
+            settings,
+            proposals,
+            output=self.output,
+            run=identity,
+            progress=progress,
+        )
+
+    def set_up(self, settings: FitSettings, progress: Progress) -> Training:
+        """A run with its initial weights, or with those of its checkpoint."""
+        training = set_up(
+            "idspam",
+            self.sets,
+            settings,
+            self.backbone,
+            selection="validation",
+            metric=METRIC,
+            checkpoint_file=checkpoint_path(self.output),
+            progress=progress,
+            group=self.group,
+            encoded=self.encoded,
+            starts_from=self._starts_from,
+        )
+        if self.initial is not None and not settings.resume:
+            assert isinstance(training.method, Idspam)
+            progress.note(self.initial.copy_into(training.method))
+        return training
+
+    def write(
+        self,
+        training: Training,
+        settings: FitSettings,
+        trials: tuple[TrialReport, ...],
+        progress: Progress,
+        *,
+        started: float,
+    ) -> FitReport:
+        """Write the trained adapter and its card; remove the checkpoint and the search's files.
+
+        Args:
+            started: when the run began, by `time.perf_counter`.
+
+        Raises:
+            TrainingError: the weights give logits that are not finite.
+            OSError: a file cannot be written.
+        """
+        method, loop, classes = training.method, training.loop, training.classes
+        assert isinstance(method, Idspam)
+        logits = training.logits()
+        temperature = fit_temperature(logits, classes) if settings.calibration else 1.0
+        adapter, logits = convert_for_storage(
+            method, logits, settings.storage_dtype, temperature, compute_logits=training.logits
+        )
+        _check_finite(logits)
+        progress.note("training the head-only control")
+        controls = _controls(training)
+        metrics = measure_splits(logits, classes)
+        provenance = provenance_of(settings, self.sets["train"], metrics)
+        calibration = Calibration(temperature=temperature)
+        spec = adapter.spec.model_copy(
+            update={"calibration": calibration, "provenance": provenance}
+        )
+        if self.group.rank == 0:
+            save_adapter(self.output, replace(adapter, spec=spec))
+        epochs, cache = loop.checkpoint.history, training.splits["train"].cache
+        cache_seconds = round(training.encoding_seconds, 3)
+        report = FitReport(
+            output=str(self.output),
+            card=str(card_path(self.output)),
+            validation=metrics.get("validation"),
+            test=metrics.get("test"),
+            majority=controls["majority"],
+            head_only=controls["head_only"],
+            trainable_parameters=method.size,
+            seconds=time.perf_counter() - started,
+            seconds_per_epoch=sum(epoch.seconds for epoch in epochs) / len(epochs),
+            epochs=tuple(epochs),
+            best_epoch=loop.checkpoint.best_epoch,
+            temperature=temperature,
+            settings=self._used_settings(settings, training, adapter),
+            data={name: DataReport.of(dataset) for name, dataset in self.sets.items()},
+            cache={"mode": cache.place, "bytes": cache.nbytes, "seconds": cache_seconds},
+            assessments={
+                name: assess(logits[name], classes[name], training.labels, temperature=temperature)
+                for name in logits
+            },
+            trials=trials,
+            command=settings.command,
+        )
+        if self.group.rank == 0:
+            device, paired = self.backbone.device, self.sets["train"].paired
+            write_card(self.output, report, spec, device=device, paired=paired)
+            checkpoint_path(self.output).unlink(missing_ok=True)
+            remove_search(self.output)
+        return report
+
+    @property
+    def _starts_from(self) -> str:
+        return "" if self.initial is None else self.initial.sha256
+
+    def _used_settings(
+        self, settings: FitSettings, training: Training, adapter: Adapter
+    ) -> dict[str, Any]:
+        """The settings, with the values that were chosen for those left open."""
+        values = asdict(settings)
+        del values["given"]
+        chosen = asdict(training.recipe) | asdict(training.method.design)
+        values |= {name: value for name, value in chosen.items() if name in values}
+        storage_dtype = next(iter(adapter.tensors.values())).dtype
+        return values | {
+            "backbone": self.backbone.identity.name,
+            "device": str(self.backbone.device),
+            "processes": self.group.world_size,
+            "dtype": str(self.backbone.dtype).removeprefix("torch."),
+            "storage_dtype": str(storage_dtype).removeprefix("torch."),
+        }
+
+
+def set_up(
+    method_name: str,
+    sets: Mapping[str, Dataset],
+    settings: FitSettings,
+    backbone: Backbone,
+    *,
+    selection: str,
+    metric: Metric,
+    checkpoint_file: Path,
+    progress: Progress,
+    group: ProcessGroup | None = None,
+    encoded: EncodedSplits | None = None,
+    starts_from: str = "",
+) -> Training:
+    """Encode the data, fill the caches, build the method; resume if the settings say so.
+
+    Args:
+        sets: `train`, and the data sets to measure.
+        selection: the data set that decides which epoch is the best; if there is none of this name,
+            the last epoch is taken.
+        encoded: these data sets, where several runs share them.
+        starts_from: identifies the weights with which the caller will replace the initial ones.
+
+    Raises:
+        TrainingError: unusable data or settings, no checkpoint to resume.
+    """
+    train = sets["train"]
+    check_trainable(train)
+    _check_same_task(sets)
+    design, labels = design_of(settings, backbone), train.labels
+    random = torch.Generator().manual_seed(settings.seed)
+    method = build(method_name, backbone, design, labels, random).to(backbone.device)
+    recipe = recipe_of(method_name, settings, train, metric)
+    started = time.perf_counter()
+    encoded = encoded or EncodedSplits(sets, backbone, place=settings.cache.value)
+    splits = encoded.splits(method, progress)
+    encoding_seconds = time.perf_counter() - started
+    # Decides how a run continues: a checkpoint with another identity is refused.
     identity = {
-        "defaults": defaults,
-        "space": list(proposals.space),
-        "data": {name: [found.sha256, len(found)] for name, found in task.sets.items()},
-        "backbone": task.backbone.identity.fingerprint,
-        "starts_from": task.starts_from,
+        "method": method_name,
+        "backbone": backbone.identity.fingerprint,
+        "data": _data_identity(sets),
+        "design": asdict(design),
+        "recipe": asdict(recipe),
+        "starts_from": starts_from,
     }
-    return search(
-        task.begin,
-        settings,
-        proposals,
-        output=task.output,
-        run=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
-        progress=progress,
+    loop = Loop(
+        method,
+        recipe,
+        train=splits["train"],
+        validation=splits.get(selection),
+        checkpoint_file=checkpoint_file,
+        run=_sha256(identity),
+        group=group,
     )
+    if settings.resume:
+        loop.resume()
+    return Training(method, labels, loop, encoded, splits, encoding_seconds)
+
+
+def measure_splits(
+    logits: Mapping[str, Tensor], classes: Mapping[str, Tensor]
+) -> dict[str, Metrics]:
+    """Metrics of every split that has logits."""
+    return {
+        name: measure(split_logits.argmax(dim=-1), classes[name], labels=split_logits.shape[1])
+        for name, split_logits in logits.items()
+    }
+
+
+def _check_finite(logits: Mapping[str, Tensor]) -> None:
+    for name, split_logits in logits.items():
+        if not bool(split_logits.isfinite().all()):
+            raise TrainingError(
+                f"the trained weights give logits that are not finite for some rows of {name}; "
+                "a lower --lr usually helps"
+            )
+
+
+def _controls(training: Training) -> dict[str, Baseline]:
+    """The results that need no prompt."""
+    classes, labels = training.classes, len(training.labels)
+    caches = {name: split.cache for name, split in training.splits.items()}
+    others = {name: true for name, true in classes.items() if name != "train"}
+    results = {
+        "majority": majority(classes["train"], others, labels=labels),
+        "head_only": head_only(training.method.backbone, caches, classes, labels=labels),
+    }
+    return {
+        name: Baseline(metrics.get("validation"), metrics.get("test"))
+        for name, metrics in results.items()
+    }
+
+
+def _data_identity(sets: Mapping[str, Dataset]) -> dict[str, list[str | int]]:
+    return {name: [dataset.sha256, len(dataset)] for name, dataset in sets.items()}
+
+
+def _sha256(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

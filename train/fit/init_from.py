@@ -1,7 +1,4 @@
-"""An adapter that another one starts from: a related task's generator, and its head if it fits.
-
-Knows no data.
-"""
+"""`fit --init-from`: start from another task's adapter: its generator, and its head if it fits."""
 
 import hashlib
 from collections.abc import Sequence
@@ -19,13 +16,13 @@ from train.config.settings import FitSettings, entries
 from train.errors import SettingsError
 from train.methods.idspam import Idspam
 
-# Switches of the spec that are settings as well. The first kind decides the tensors' shapes.
-SHAPING = ("prompt_length", "bottleneck", "attention_size", "generator_pooling", "head")
-OTHERS = ("insertion_layer", "generator_input", "final_activation", "pooling", "max_length")
+# Fields of the adapter spec that are settings too. The first ones decide the tensors' shapes.
+SHAPE_SETTINGS = ("prompt_length", "bottleneck", "attention_size", "generator_pooling", "head")
+OTHER_SETTINGS = ("insertion_layer", "generator_input", "final_activation", "pooling", "max_length")
 
 
 @dataclass(frozen=True, slots=True)
-class Initial:
+class InitialAdapter:
     """An adapter file to start from. sha256: of its bytes."""
 
     path: str
@@ -36,7 +33,7 @@ class Initial:
     def read(cls, path: str) -> Self:
         """
         Raises:
-            SettingsError: there is no adapter file at `path`; names every fault.
+            SettingsError: there is no valid adapter file at `path`.
         """
         try:
             data = Path(path).read_bytes()
@@ -46,21 +43,21 @@ class Initial:
         except InvalidAdapter as error:
             raise SettingsError([f"--init-from {path}: {error}"]) from None
 
-    def completed(self, settings: FitSettings) -> FitSettings:
-        """The settings with this adapter's backbone and switches where they are left open."""
+    def fill_in(self, settings: FitSettings) -> FitSettings:
+        """The settings, with this adapter's backbone and switches where they are left open."""
         spec = self.adapter.spec
-        wanted = {name: getattr(spec, name) for name in (*SHAPING, *OTHERS)}
-        wanted["backbone"] = spec.backbone.name
-        taken = {name: value for name, value in wanted.items() if settings.is_open(name)}
-        return replace(settings, **taken)
+        values = {name: getattr(spec, name) for name in (*SHAPE_SETTINGS, *OTHER_SETTINGS)}
+        values["backbone"] = spec.backbone.name
+        open_values = {name: value for name, value in values.items() if settings.is_open(name)}
+        return replace(settings, **open_values)
 
     def check(self, settings: FitSettings, backbone: Backbone) -> None:
         """
         Args:
-            settings: as `completed` gave them.
+            settings: as returned by `fill_in`.
 
         Raises:
-            SettingsError: with every difference that keeps the tensors from being used.
+            SettingsError: lists every difference because of which the tensors cannot be used.
         """
         spec = self.adapter.spec
         faults: list[str] = []
@@ -69,31 +66,31 @@ class Initial:
         except IncompatibleAdapter as error:
             faults += error.faults
         flags = {entry.name: entry.flag for entry in entries()}
-        for name in SHAPING:
-            its, asked = getattr(spec, name), getattr(settings, name)
-            if its != asked:
-                faults.append(f"{flags[name]} {asked}: its is {its}")
+        for name in SHAPE_SETTINGS:
+            own, requested = getattr(spec, name), getattr(settings, name)
+            if own != requested:
+                faults.append(f"{flags[name]} {requested}: its is {own}")
         if faults:
             raise SettingsError([f"--init-from {self.path}: {'; '.join(faults)}"])
 
-    def put_into(self, method: Idspam) -> str:
-        """Replace the initial weights; returns what was taken over, for people."""
-        labels, known = method.spec.labels, self.adapter.spec.labels
-        same = set(labels) == set(known)
+    def copy_into(self, method: Idspam) -> str:
+        """Replace the initial weights; returns a line that says which ones."""
+        labels, own_labels = method.spec.labels, self.adapter.spec.labels
+        same = set(labels) == set(own_labels)
         tensors = {
             name: tensor.float()
             for name, tensor in self.adapter.tensors.items()
             if same or not name.startswith("head.")
         }
         if same:
-            tensors |= _reordered(tensors, [known.index(label) for label in labels])
+            tensors |= _reorder_head(tensors, [own_labels.index(label) for label in labels])
         method.restore(method.snapshot() | tensors)
-        taken = "generator and head" if same else "generator; the labels differ, so the head is new"
-        return f"starting from {self.path}: its {taken}"
+        copied = "generator and head" if same else "generator; the labels differ: a new head"
+        return f"starting from {self.path}: its {copied}"
 
 
-def _reordered(tensors: dict[str, Tensor], order: Sequence[int]) -> dict[str, Tensor]:
-    """The last layer of a head for its labels in another order."""
+def _reorder_head(tensors: dict[str, Tensor], order: Sequence[int]) -> dict[str, Tensor]:
+    """The head's last layer, with the labels in another order."""
     index = torch.tensor(order)
     names = ("head.out.weight", "head.out.bias")
     return {name: tensors[name].index_select(-1, index) for name in names}

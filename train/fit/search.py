@@ -1,66 +1,76 @@
 """`fit --search`: a bounded number of trials of other settings, compared on the validation rows.
 
-    the defaults, then what is proposed -> trials, the hopeless ended early -> the best one's state
+The first trial has the defaults, optuna proposes the others, and trials that fall behind end early.
 
-Two files lie beside the output while a search goes on: what is known of its trials, and the final
-state of the best one, so that nothing is trained twice. Knows no model and no data.
+During a search two files are beside the output: the records of its trials, and the final checkpoint
+of the best trial, so that nothing is trained twice.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
+from adapters.format.durable import write_atomically
 from train.config.settings import FitSettings, entries
-from train.errors import SettingsError
-from train.report.report import TrialOutcome
+from train.errors import ResumeError, SettingsError, TrainingError
+from train.loop.checkpoint import checkpoint_path
+from train.loop.loop import Loop
+from train.loop.progress import EpochReport, Progress
+from train.report.report import TrialOutcome, TrialReport
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
-    from optuna.trial import FrozenTrial, Trial
-import json
-import os
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
-
-from adapters.format.durable import write_atomically
-from train.errors import ResumeError, TrainingError
-from train.fit.training import Training
-from train.loop.checkpoint import state_path
-from train.loop.progress import EpochReport, Progress
-from train.report.report import TrialReport
-
-if TYPE_CHECKING:
     from optuna.trial import Trial
 
-
-# --- merged from train.proposals
-
-# Trials before the proposals learn from them, the defaults among them; the others are at random.
+# Trials before the proposals learn from them: the defaults, then random settings.
 FIRST_TRIALS = 5
-# Trials that were trained to their end before another one is ended early.
+# Trials that are trained to their end before another one may be ended early.
 WHOLE_TRIALS = 3
-# And epochs before it may be, or a third of all if that is more: a late start is no bad end.
+# Epochs before a trial may be ended early, or a third of all if that is more: some start slowly.
 LEAST_EPOCHS = 2
 
-# The paper's grid; of weight decays more, because soft prompts bear more.
+# The paper's grid, with higher weight decays: soft prompts tolerate more.
 LEARNING_RATES = (1e-5, 5e-3)
 WEIGHT_DECAYS = (1e-3, 10.0)
 MOST_DROPOUT = 0.3
 BATCH_SIZES = (16, 32, 64)
 
+# Sets a run up: its checkpoint is beside the output.
+SetUp: TypeAlias = Callable[[FitSettings, Progress], Loop]
+
+
+def search_path(output: Path) -> Path:
+    """The records of the trials of the search that writes `output`."""
+    return output.with_name(output.name + ".search")
+
+
+def _best_checkpoint_path(output: Path) -> Path:
+    """The final checkpoint of the best trial so far."""
+    return output.with_name(output.name + ".search.best")
+
+
+def remove_search(output: Path) -> None:
+    """Delete the files of a search."""
+    search_path(output).unlink(missing_ok=True)
+    _best_checkpoint_path(output).unlink(missing_ok=True)
+
 
 class Proposals:
-    """Trials in their order. Which settings a trial gets is a function of the seed, its number and
-    what came of those before it, so that an interrupted search goes on as it would have gone on.
+    """Which settings each trial gets.
+
+    They are a function of the seed, the trial's number and the results of the trials before it, so
+    that an interrupted search continues as it would have without the interruption.
 
     Args:
-        defaults: what a run without a search takes: the first trial.
+        defaults: the settings of a run without a search; the first trial has them.
         layers: of the backbone.
         epochs: of a trial.
 
     Raises:
-        SettingsError: nothing is left open, or optuna is not installed.
+        SettingsError: no setting is left open, or optuna is not installed.
     """
 
     def __init__(
@@ -71,10 +81,12 @@ class Proposals:
         except ImportError:
             raise SettingsError(["--search needs a package: pip install optuna"]) from None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        everything = _space(defaults, layers)
-        self.space = {name: some for name, some in everything.items() if settings.is_open(name)}
+        whole_space = _space(defaults, layers)
+        self.space = {
+            name: values for name, values in whole_space.items() if settings.is_open(name)
+        }
         if not self.space:
-            flags = [entry.flag for entry in entries() if entry.name in everything]
+            flags = [entry.flag for entry in entries() if entry.name in whole_space]
             raise SettingsError([f"--search has nothing to choose: {', '.join(flags)} are given"])
         self._seed = settings.seed
         self._study = optuna.create_study(
@@ -88,16 +100,26 @@ class Proposals:
     def add(
         self, settings: Mapping[str, Any], outcome: TrialOutcome, accuracies: Sequence[float]
     ) -> None:
-        """What an earlier start of this search has found out.
+        """Learn from a trial that ended before this search was interrupted.
 
         Args:
-            accuracies: of the validation rows, after every epoch.
+            accuracies: on the validation rows, after every epoch.
         """
-        self._study.add_trial(self._frozen(settings, outcome, accuracies))
+        import optuna
+
+        self._study.add_trial(
+            optuna.trial.create_trial(
+                params=dict(settings),
+                distributions=self.space,
+                value=_value(outcome, accuracies),
+                intermediate_values=dict(enumerate(accuracies, start=1)),
+                state=_optuna_state(outcome),
+            )
+        )
 
     def next(self) -> "Trial":
-        """A trial; `params` are its settings. It wants to be told every epoch's accuracy, and to be
-        passed to `end`."""
+        """A new trial; `params` are its settings. Report every epoch's accuracy to it, then `end`
+        it."""
         import optuna
 
         number = len(self._study.trials)
@@ -109,31 +131,17 @@ class Proposals:
         return self._study.ask(self.space)
 
     def again(self, settings: Mapping[str, Any]) -> "Trial":
-        """The trial that was under way when the search was interrupted."""
+        """The trial that the interruption of the search cut short."""
         self._study.enqueue_trial(dict(settings))
         return self._study.ask(self.space)
 
     def end(self, trial: "Trial", outcome: TrialOutcome, accuracies: Sequence[float]) -> None:
-        """A trial is over."""
-        value = max(accuracies) if outcome is TrialOutcome.FINISHED else None
-        self._study.tell(trial, value, state=_states()[outcome])
-
-    def _frozen(
-        self, settings: Mapping[str, Any], outcome: TrialOutcome, accuracies: Sequence[float]
-    ) -> "FrozenTrial":
-        import optuna
-
-        return optuna.trial.create_trial(
-            params=dict(settings),
-            distributions=self.space,
-            value=max(accuracies) if outcome is TrialOutcome.FINISHED else None,
-            intermediate_values=dict(enumerate(accuracies, start=1)),
-            state=_states()[outcome],
-        )
+        """Learn from a trial that has ended."""
+        self._study.tell(trial, _value(outcome, accuracies), state=_optuna_state(outcome))
 
 
 def _space(defaults: Mapping[str, Any], layers: int) -> "dict[str, BaseDistribution]":
-    """Wide enough for the defaults, whatever they are."""
+    """Every setting that a search may choose. All ranges include the defaults."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     rate, decay = defaults["learning_rate"], defaults["weight_decay"]
@@ -141,7 +149,7 @@ def _space(defaults: Mapping[str, Any], layers: int) -> "dict[str, BaseDistribut
         "learning_rate": FloatDistribution(
             min(LEARNING_RATES[0], rate), max(LEARNING_RATES[1], rate), log=True
         ),
-        # No logarithm reaches zero.
+        # A logarithmic range cannot include zero.
         "weight_decay": FloatDistribution(
             min(WEIGHT_DECAYS[0], decay), max(WEIGHT_DECAYS[1], decay), log=decay > 0
         ),
@@ -151,34 +159,22 @@ def _space(defaults: Mapping[str, Any], layers: int) -> "dict[str, BaseDistribut
     }
 
 
-def _states() -> Mapping[TrialOutcome, Any]:
+def _value(outcome: TrialOutcome, accuracies: Sequence[float]) -> float | None:
+    return max(accuracies) if outcome is TrialOutcome.FINISHED else None
+
+
+def _optuna_state(outcome: TrialOutcome) -> Any:
     from optuna.trial import TrialState
 
     return {
         TrialOutcome.FINISHED: TrialState.COMPLETE,
         TrialOutcome.PRUNED: TrialState.PRUNED,
         TrialOutcome.FAILED: TrialState.FAIL,
-    }
-
-
-# --- merged from train.search
-
-Begin: TypeAlias = Callable[[FitSettings, Progress], Training]
-
-
-def search_path(output: Path) -> Path:
-    """Where the trials of the search that writes `output` are kept."""
-    return output.with_name(output.name + ".search")
-
-
-def remove_search(output: Path) -> None:
-    """Once the adapter is written."""
-    search_path(output).unlink(missing_ok=True)
-    _best_path(output).unlink(missing_ok=True)
+    }[outcome]
 
 
 def search(
-    begin: Begin,
+    set_up: SetUp,
     settings: FitSettings,
     proposals: Proposals,
     *,
@@ -189,33 +185,34 @@ def search(
     """Run the trials.
 
     Args:
-        begin: sets a run up; its state lies beside `output`.
-        run: identifies data, settings and backbone; another search's trials are refused.
+        run: identifies data, settings and backbone; records of another search are refused.
 
     Returns:
-        settings of the best trial, which resume its final state, and what came of every trial.
+        the best trial's settings, which resume its final checkpoint, and a report on every trial.
 
     Raises:
-        TrainingError: no trial ended with a finite loss; or as `begin`.
-        ResumeError: nothing to resume, or the trials of another search.
+        TrainingError: no trial ended with a finite loss; or whatever `set_up` raises.
+        ResumeError: there is no search to resume, or it is another one.
     """
     assert settings.search is not None
-    found = _Search(begin, settings, proposals, output, run, progress)
+    trials = _Search(set_up, settings, proposals, output, run, progress)
     if settings.resume:
-        found.load()
+        trials.load()
     else:
         remove_search(output)
-        # Not to be taken for that of the first trial.
-        state_path(output).unlink(missing_ok=True)
-    while not found.is_complete:
-        found.run_trial()
-    return found.best()
+        # The first trial must not resume the checkpoint of another run.
+        checkpoint_path(output).unlink(missing_ok=True)
+    while not trials.is_complete:
+        trials.run_trial()
+    return trials.best_settings()
 
 
 @dataclass(slots=True)
 class _Record:
-    """What is kept of a trial. outcome: None while it is under way. score: of its best epoch, to
-    compare by: accuracy, then the negative loss."""
+    """A trial as the file keeps it. outcome: None while it is running.
+
+    score: of its best epoch: accuracy, then the negative loss. Trials are compared by it.
+    """
 
     settings: dict[str, Any]
     outcome: TrialOutcome | None = None
@@ -224,7 +221,7 @@ class _Record:
     seconds: float = 0.0
 
     @classmethod
-    def of(cls, content: dict[str, Any]) -> "_Record":
+    def from_json(cls, content: dict[str, Any]) -> Self:
         if content["outcome"] is not None:
             content["outcome"] = TrialOutcome(content["outcome"])
         if content["score"] is not None:
@@ -244,12 +241,12 @@ class _Record:
         )
 
 
-class _Hopeless(Exception):
+class _Pruned(Exception):
     """A trial is worse than the median of those before it."""
 
 
 class _TrialProgress(Progress):
-    """Shows a trial's stages under its name, and ends it where it is hopeless."""
+    """Shows a trial's stages under its title, reports its epochs to optuna, and may prune it."""
 
     def __init__(self, progress: Progress, trial: "Trial", *, title: str, best: str) -> None:
         self._progress = progress
@@ -259,53 +256,57 @@ class _TrialProgress(Progress):
     def note(self, message: str) -> None:
         self._progress.note(message)
 
+    def begin(self, stage: str, *, texts: int, later: int = 0) -> None:
+        name = f"{self._title}, {stage}{self._best}"
+        self._progress.begin(name, texts=texts, later=later)
+
     def advance(
         self, texts: int, *, loss: float | None = None, accuracy: float | None = None
     ) -> None:
         self._progress.advance(texts, loss=loss, accuracy=accuracy)
 
-    def begin(self, stage: str, *, texts: int, later: int = 0) -> None:
-        name = f"{self._title}, {stage}{self._best}"
-        self._progress.begin(name, texts=texts, later=later)
-
     def epoch_done(self, report: EpochReport) -> None:
         assert report.accuracy is not None, "a search has validation rows"
         self._trial.report(report.accuracy, report.epoch)
         if self._trial.should_prune():
-            raise _Hopeless
+            raise _Pruned
 
 
 class _Search:
     def __init__(
         self,
-        begin: Begin,
+        set_up: SetUp,
         settings: FitSettings,
         proposals: Proposals,
         output: Path,
         run: str,
         progress: Progress,
     ) -> None:
-        self._begin = begin
+        self._set_up = set_up
         self._settings = settings
         self._proposals = proposals
         self._output = output
+        self._checkpoint = checkpoint_path(output)
         self._run = run
         self._progress = progress
         self._records: list[_Record] = []
 
     @property
     def is_complete(self) -> bool:
-        under_way = bool(self._records) and self._records[-1].outcome is None
-        return len(self._records) >= (self._settings.search or 0) and not under_way
+        return len(self._records) >= (self._settings.search or 0) and not self._was_cut_short
+
+    @property
+    def _was_cut_short(self) -> bool:
+        return bool(self._records) and self._records[-1].outcome is None
 
     def load(self) -> None:
-        """What an interrupted search has found out."""
+        """Read the records of an interrupted search."""
         path = search_path(self._output)
         if not path.exists():
             raise ResumeError(f"{path}: there is no interrupted search to resume")
         try:
             content = json.loads(path.read_bytes())
-            self._records = [_Record.of(trial) for trial in content["trials"]]
+            self._records = [_Record.from_json(record) for record in content["trials"]]
             run = content["run"]
         except (ValueError, KeyError, TypeError) as error:
             raise ResumeError(f"{path}: cannot be read ({error})") from None
@@ -319,52 +320,53 @@ class _Search:
                 self._proposals.add(record.settings, record.outcome, record.accuracies)
 
     def run_trial(self) -> None:
-        """The next one, or the one that was under way."""
+        """Run the next trial, or finish the one that was cut short."""
         resume = False
-        if self._records and self._records[-1].outcome is None:
+        if self._was_cut_short:
             trial = self._proposals.again(self._records[-1].settings)
-            resume = state_path(self._output).exists()
+            resume = self._checkpoint.exists()
         else:
             trial = self._proposals.next()
             self._records.append(_Record(trial.params))
             self._save()
         record = self._records[-1]
-        title = f"trial {len(self._records)}/{self._settings.search}"
-        shown = _TrialProgress(self._progress, trial, title=title, best=self._best_so_far())
-        training = self._begin(
+        shown = _TrialProgress(self._progress, trial, title=self._title, best=self._describe_best())
+        loop = self._set_up(
             replace(self._settings, **record.settings, resume=resume, search=None), shown
         )
-        state = training.loop.state
+        checkpoint = loop.checkpoint
         try:
-            # What it was told before an interruption.
-            for report in state.history:
+            # The epochs that were reported before an interruption.
+            for report in checkpoint.history:
                 shown.epoch_done(report)
-            training.loop.fit(shown)
+            loop.fit(shown)
             record.outcome = TrialOutcome.FINISHED
-        except _Hopeless:
+        except _Pruned:
             record.outcome = TrialOutcome.PRUNED
         except TrainingError:
             record.outcome = TrialOutcome.FAILED
-        record.accuracies = [epoch.accuracy or 0.0 for epoch in state.history]
-        record.seconds = state.seconds
-        record.score = state.best_score
-        self._keep(training)
+        record.accuracies = [epoch.accuracy or 0.0 for epoch in checkpoint.history]
+        record.seconds = checkpoint.seconds
+        record.score = checkpoint.best_score
+        if self._best == len(self._records) - 1:
+            loop.save()
+            os.replace(self._checkpoint, _best_checkpoint_path(self._output))
+        self._checkpoint.unlink(missing_ok=True)
         self._proposals.end(trial, record.outcome, record.accuracies)
         self._save()
-        self._progress.note(self._line())
+        self._progress.note(self._describe_last())
 
-    def best(self) -> tuple[FitSettings, tuple[TrialReport, ...]]:
-        """The best trial's settings, its state in place of the run's."""
+    def best_settings(self) -> tuple[FitSettings, tuple[TrialReport, ...]]:
+        """The best trial's settings, with its checkpoint in place of the run's, and all reports."""
         best = self._best
         if best is None:
             raise TrainingError(
                 f"none of the {len(self._records)} trials of the search ended with a finite loss"
             )
-        if _best_path(self._output).exists():
-            os.replace(_best_path(self._output), state_path(self._output))
-        record = self._records[best]
+        if _best_checkpoint_path(self._output).exists():
+            os.replace(_best_checkpoint_path(self._output), self._checkpoint)
         settings = replace(
-            self._settings, **record.settings, resume=state_path(self._output).exists()
+            self._settings, **self._records[best].settings, resume=self._checkpoint.exists()
         )
         return settings, tuple(
             record.report(number, chosen=number == best + 1)
@@ -373,7 +375,7 @@ class _Search:
 
     @property
     def _best(self) -> int | None:
-        """Its index; of equal ones the first."""
+        """The index of the best finished trial, the first of equal ones."""
         finished = [
             index
             for index, record in enumerate(self._records)
@@ -381,37 +383,31 @@ class _Search:
         ]
         return max(finished, key=lambda index: self._records[index].score or (), default=None)
 
-    def _keep(self, training: Training) -> None:
-        """The state, if the trial that has just ended is the best; else it is removed."""
-        if self._best == len(self._records) - 1:
-            training.loop.save()
-            os.replace(state_path(self._output), _best_path(self._output))
-        state_path(self._output).unlink(missing_ok=True)
-
     def _save(self) -> None:
         content = {"run": self._run, "trials": [asdict(record) for record in self._records]}
         write_atomically(search_path(self._output), json.dumps(content).encode())
 
-    def _best_so_far(self) -> str:
+    @property
+    def _title(self) -> str:
+        return f"trial {len(self._records)}/{self._settings.search}"
+
+    def _describe_best(self) -> str:
         best = self._best
         if best is None:
             return ""
         return f", best {max(self._records[best].accuracies):.4f} (trial {best + 1})"
 
-    def _line(self) -> str:
+    def _describe_last(self) -> str:
         """`trial 3/20: 0.9123, best 0.9200 (trial 1): --lr 0.0012 --dropout 0.21`."""
         record = self._records[-1]
-        reached = f"{max(record.accuracies):.4f}" if record.accuracies else "nothing"
+        result = f"{max(record.accuracies):.4f}" if record.accuracies else "nothing"
         match record.outcome:
             case TrialOutcome.PRUNED:
-                reached = f"ended early at {reached} after epoch {len(record.accuracies)}"
+                result = f"ended early at {result} after epoch {len(record.accuracies)}"
             case TrialOutcome.FAILED:
-                reached = "its loss was not finite"
+                result = "its loss was not finite"
         flags = " ".join(_flags(record.settings))
-        return (
-            f"trial {len(self._records)}/{self._settings.search}: "
-            f"{reached}{self._best_so_far()}: {flags}"
-        )
+        return f"{self._title}: {result}{self._describe_best()}: {flags}"
 
 
 def _flags(settings: Mapping[str, Any]) -> list[str]:
@@ -420,8 +416,3 @@ def _flags(settings: Mapping[str, Any]) -> list[str]:
         f"{flags[name]} {value:.4g}" if isinstance(value, float) else f"{flags[name]} {value}"
         for name, value in settings.items()
     ]
-
-
-def _best_path(output: Path) -> Path:
-    """Where the final state of the best trial so far is kept."""
-    return output.with_name(output.name + ".search.best")

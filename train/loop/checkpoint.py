@@ -1,14 +1,14 @@
-"""The state of an interrupted run, a file beside its output. Safetensors: nothing is unpickled.
+"""Checkpoints: an interrupted run's state, in a file beside its output, to resume it from.
 
-Order, dropout and learning rate are functions of seed and step, so weights, moments and counters
-are all there is to keep, and a resumed run on a CPU ends with the bits of an uninterrupted one.
+The order of rows, dropout and the learning rate are functions of seed and step. So weights, moments
+and counters are enough, and on a CPU a resumed run ends with the bits of an uninterrupted one.
+The file is safetensors: reading it runs no pickled code.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,9 +23,12 @@ _PARTS = ("weights", "best", "exp_avg", "exp_avg_sq")
 
 
 @dataclass(slots=True)
-class RunState:
-    """Where a run stands. epoch counts finished epochs; step: of the epoch under way. running: of
-    that epoch."""
+class Checkpoint:
+    """How far a run is, apart from its tensors.
+
+    epoch: finished epochs. step: finished steps of the current epoch, whose sums so far are in
+    `running`. best_score: metric and negative loss on the validation rows after `best_epoch`.
+    """
 
     epoch: int = 0
     step: int = 0
@@ -38,24 +41,24 @@ class RunState:
     history: list[EpochReport] = field(default_factory=list)
 
 
-def state_path(output: Path) -> Path:
-    """Where the state of the run that writes `output` is kept."""
+def checkpoint_path(output: Path) -> Path:
+    """The checkpoint of the run that writes `output`."""
     return output.with_name(output.name + ".state")
 
 
-def save_state(
+def save_checkpoint(
     path: Path,
-    state: RunState,
+    checkpoint: Checkpoint,
     *,
     run: str,
     weights: Mapping[str, Tensor],
     best: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
 ) -> None:
-    """Write everything that `load_state` needs, atomically.
+    """Write everything that `load_checkpoint` needs, atomically.
 
     Args:
-        run: identifies data, settings and backbone; another run's state is refused.
+        run: identifies data, settings and backbone. A checkpoint of another run is refused.
     """
     tensors = {f"weights/{name}": tensor.detach() for name, tensor in weights.items()}
     tensors |= {f"best/{name}": tensor for name, tensor in best.items()}
@@ -66,20 +69,18 @@ def save_state(
         for part in ("exp_avg", "exp_avg_sq"):
             if part in moments:
                 tensors[f"{part}/{name}"] = moments[part]
-    metadata = {"run": run, "state": json.dumps(asdict(state)), "steps": str(steps)}
-    write_atomically(
-        path,
-        save({key: item.cpu().contiguous() for key, item in tensors.items()}, metadata=metadata),
-    )
+    metadata = {"run": run, "state": json.dumps(asdict(checkpoint)), "steps": str(steps)}
+    on_cpu = {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
+    write_atomically(path, save(on_cpu, metadata=metadata))
 
 
-def load_state(
+def load_checkpoint(
     path: Path, *, run: str, weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
-) -> tuple[RunState, dict[str, Tensor]]:
+) -> tuple[Checkpoint, dict[str, Tensor]]:
     """Put weights and moments back; returns the counters and the best weights so far.
 
     Raises:
-        ResumeError: no state there, a damaged one, or one of another run.
+        ResumeError: there is no checkpoint, it is damaged, or it is another run's.
     """
     if not path.exists():
         raise ResumeError(f"{path}: there is no interrupted run to resume")
@@ -107,10 +108,7 @@ def load_state(
                     "exp_avg": parts["exp_avg"][name].to(tensor.device),
                     "exp_avg_sq": parts["exp_avg_sq"][name].to(tensor.device),
                 }
-    return _run_state(json.loads(metadata["state"])), parts["best"]
-
-
-def _run_state(content: dict[str, Any]) -> RunState:
+    content = json.loads(metadata["state"])
     content["history"] = [EpochReport(**epoch) for epoch in content["history"]]
     content["best_score"] = tuple(content["best_score"])
-    return RunState(**content)
+    return Checkpoint(**content), parts["best"]

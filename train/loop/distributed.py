@@ -1,15 +1,14 @@
-"""Who trains: one process alone, or several, one a device, that take a share of every step each.
+"""The processes that train together: one alone, or several with a device and a share of each step.
 
-Knows no model. Several processes are started by `accelerate launch` (or `torchrun`); all of them
-hold the same weights, read the same rows in the same order, add up their gradients and make the
-same step. Files are written by the first one.
+`accelerate launch` or `torchrun` starts several. All of them hold the same weights, read the same
+rows in the same order, sum their gradients and take the same step. The one with rank 0 writes the
+files.
 """
 
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FrameType
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,66 +20,51 @@ from train.loop.launch import Launch
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Team(Protocol):
-    """The processes of one run; `rank` counts from 0.
+class ProcessGroup:
+    """The processes of a run. This base class is a run of one process.
 
-    All of them make the same calls in the same order; but for `share`, each waits for the others.
+    All processes make the same calls in the same order; all calls but `shard` wait for the others.
     """
 
-    rank: int
-    size: int
+    rank = 0
+    world_size = 1
 
-    def share(self, items: Sequence[int]) -> list[int]:
-        """This process's part of some rows; together the parts are all of them."""
+    def shard(self, rows: Sequence[int]) -> list[int]:
+        """This process's part of some rows. The parts of all processes are all rows."""
+        return list(rows)
 
-    def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+    def all_reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace every gradient by its sum over all processes.
 
         Raises:
             TrainingError: another process is gone.
         """
 
-    def total(self, values: Tensor) -> Tensor:
+    def all_reduce(self, values: Tensor) -> Tensor:
         """The sum of a tensor over all processes.
 
         Raises:
             TrainingError: another process is gone.
         """
+        return values
 
-    def holding_interrupts(self) -> AbstractContextManager[None]:
-        """Inside, an interruption of one process waits until all `stop_if_interrupted`."""
+    def deferred_interrupts(self) -> AbstractContextManager[None]:
+        """Inside, an interrupt of one process waits until all processes `raise_if_interrupted`.
 
-    def stop_if_interrupted(self) -> None:
+        A single process is interrupted at once.
+        """
+        return nullcontext()
+
+    def raise_if_interrupted(self) -> None:
         """
         Raises:
-            KeyboardInterrupt: in all processes, if one of them was told to end.
+            KeyboardInterrupt: in all processes, if any of them was interrupted.
             TrainingError: another process is gone.
         """
 
 
-class Alone:
-    """One process, which an interruption ends where it is."""
-
-    rank, size = 0, 1
-
-    def share(self, items: Sequence[int]) -> list[int]:
-        return list(items)
-
-    def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        pass
-
-    def total(self, values: Tensor) -> Tensor:
-        return values
-
-    def holding_interrupts(self) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def stop_if_interrupted(self) -> None:
-        pass
-
-
-class Launched:
-    """The processes that a launcher started: gloo on CPUs, NCCL on GPUs.
+class LaunchedGroup(ProcessGroup):
+    """The processes that a launcher started. They talk through gloo on CPUs, NCCL on GPUs.
 
     Raises:
         SettingsError: accelerate is not installed.
@@ -97,82 +81,82 @@ class Launched:
             torch.cuda.set_device(device)
         state = PartialState(cpu=device.type == "cpu")
         self.rank: int = state.process_index
-        self.size: int = state.num_processes
+        self.world_size: int = state.num_processes
         self._device = device
         self._interrupted = False
 
-    def share(self, items: Sequence[int]) -> list[int]:
-        return list(items[self.rank :: self.size])
+    def shard(self, rows: Sequence[int]) -> list[int]:
+        return list(rows[self.rank :: self.world_size])
 
-    def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+    def all_reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         trained = list(parameters)
-        # A process whose share was empty has none.
+        # A process whose shard was empty has no gradients.
         gradients = [torch.zeros_like(item) if item.grad is None else item.grad for item in trained]
-        flat = self.total(torch.cat([gradient.flatten() for gradient in gradients]))
+        flat = self.all_reduce(torch.cat([gradient.flatten() for gradient in gradients]))
         pieces = flat.split([gradient.numel() for gradient in gradients])
         for parameter, piece in zip(trained, pieces, strict=True):
             parameter.grad = piece.view_as(parameter)
 
-    def total(self, values: Tensor) -> Tensor:
+    def all_reduce(self, values: Tensor) -> Tensor:
         from accelerate.utils import reduce
 
-        # NCCL reduces what stands on the device and nothing else.
-        placed = values.to(self._device)
+        # NCCL reduces only tensors on the device.
+        on_device = values.to(self._device)
         try:
-            summed: Tensor = reduce(placed, reduction="sum")
+            summed: Tensor = reduce(on_device, reduction="sum")
         except RuntimeError as error:
             reason, *_ = str(error).splitlines() or [type(error).__name__]
             raise TrainingError(f"another process of this run is gone: {reason}") from error
         return summed.to(values.device)
 
     @contextmanager
-    def holding_interrupts(self) -> Iterator[None]:
-        earlier = {number: signal.signal(number, self._hold) for number in SIGNALS}
-        # After an exception they stay held: the process is about to end.
+    def deferred_interrupts(self) -> Iterator[None]:
+        handlers = {number: signal.signal(number, self._defer) for number in SIGNALS}
+        # After an exception they stay deferred: the process is about to end.
         yield
-        for number, handler in earlier.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
         if self._interrupted:
             raise KeyboardInterrupt
 
-    def stop_if_interrupted(self) -> None:
-        if self.total(torch.tensor(float(self._interrupted))).item() > 0:
+    def raise_if_interrupted(self) -> None:
+        if self.all_reduce(torch.tensor(float(self._interrupted))).item() > 0:
             raise KeyboardInterrupt
 
     def close(self) -> None:
-        """Leave the others; none of them may still wait for this process."""
+        """Leave the group. No other process may still wait for this one."""
         torch.distributed.destroy_process_group()
 
-    def _hold(self, _number: int, _frame: FrameType | None) -> None:
+    def _defer(self, _number: int, _frame: FrameType | None) -> None:
         self._interrupted = True
 
 
 @contextmanager
-def joined(launch: Launch, device: str) -> Iterator[tuple[Team, str]]:
-    """The team that a process belongs to, and the device that is its own.
+def process_group(launch: Launch, device: str) -> Iterator[tuple[ProcessGroup, str]]:
+    """The group that this process belongs to, and this process's own device.
 
     Args:
         device: as the settings have it.
 
     Raises:
-        SettingsError: a device for all processes together, or a package is missing.
+        SettingsError: one device named for all processes, or a package is missing.
         UnusableBackbone: no such device on this machine.
     """
-    if launch.size == 1:
-        yield Alone(), device
+    if launch.world_size == 1:
+        yield ProcessGroup(), device
         return
-    own = _device_of(launch, device)
-    team = Launched(own)
-    # The launcher ends all processes by this as soon as one of them is gone.
+    own_device = _device_of(launch, device)
+    group = LaunchedGroup(own_device)
+    # The launcher sends SIGTERM to all processes as soon as one of them is gone.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        yield team, str(own)
+        yield group, str(own_device)
     except KeyboardInterrupt:
-        # At a terminal this was its Ctrl-C, and the launcher's, which it passes on, is to come.
+        # After Ctrl-C at a terminal the launcher passes on its own interrupt: ignore that one.
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         raise
-    team.close()
+    group.close()
 
 
 def _device_of(launch: Launch, device: str) -> torch.device:
@@ -180,5 +164,5 @@ def _device_of(launch: Launch, device: str) -> torch.device:
         raise SettingsError(
             [f"--device {device}: a launcher gives each process a device of its own; leave it out"]
         )
-    found = resolve_device(device)
-    return resolve_device(f"cuda:{launch.local_rank}") if found.type == "cuda" else found
+    resolved = resolve_device(device)
+    return resolve_device(f"cuda:{launch.local_rank}") if resolved.type == "cuda" else resolved

@@ -1,9 +1,6 @@
-"""The sets of a run as encodings and kept lower layers, for runs that share them.
+"""A run's data sets as token ids and cached trunk states, shared by runs on the same data."""
 
-Knows no optimiser and no file but the cache's.
-"""
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -19,17 +16,18 @@ from train.methods.method import Method
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Cached examples and their classes, int64 [examples]."""
+    """The examples of one data set and their classes, int64 [examples]."""
 
     cache: TrunkCache
     classes: Tensor
 
 
-class Kept:
-    """Encodes the sets once, and computes the lower layers again only where they change.
+class EncodedSplits:
+    """Encodes the data sets once, and computes trunk states again only where they change.
 
     Args:
-        place: where the states of the layers that are kept go.
+        sets: by name, `train` among them.
+        place: where the trunk states are kept.
     """
 
     def __init__(self, sets: Mapping[str, Dataset], backbone: Backbone, *, place: Place) -> None:
@@ -40,16 +38,16 @@ class Kept:
         self._splits: tuple[object, dict[str, Split]] | None = None
 
     def splits(self, method: Method, progress: Progress) -> Mapping[str, Split]:
-        """The sets as `method` reads them; they are good until the next call or `close`."""
-        key = (method.shape, method.kept_layers, method.design.max_length)
+        """The data sets as `method` reads them; valid until the next call or `close`."""
+        key = (method.shape, method.trunk_layers, method.design.max_length)
         if self._splits is None or self._splits[0] != key:
             self.close()
-            made = self._made(method)
-            self._splits = key, made
+            splits = self._split_for(method)
+            self._splits = key, splits
             try:
-                if method.kept_layers and self._place != "off":
-                    _tell_of_lacking_room(made, progress)
-                _fill(list(made.values()), progress)
+                if method.trunk_layers and self._place != "off":
+                    _note_failures(splits, progress)
+                _fill(splits, progress)
             except BaseException:
                 self.close()
                 raise
@@ -62,13 +60,13 @@ class Kept:
                 split.cache.close()
         self._splits = None
 
-    def _made(self, method: Method) -> dict[str, Split]:
+    def _split_for(self, method: Method) -> dict[str, Split]:
         length = method.design.max_length
         if self._encodings is None or self._encodings[0] != length:
-            found = {
-                name: encode(self._backbone, some, length) for name, some in self._sets.items()
+            encodings = {
+                name: encode(self._backbone, data, length) for name, data in self._sets.items()
             }
-            self._encodings = length, found
+            self._encodings = length, encodings
         labels = self._sets["train"].labels
         return {
             name: Split(
@@ -76,7 +74,7 @@ class Kept:
                     self._backbone,
                     encodings,
                     method.shape,
-                    kept_layers=method.kept_layers,
+                    trunk_layers=method.trunk_layers,
                     place=self._place,
                 ),
                 classes_of(self._sets[name], labels),
@@ -92,23 +90,23 @@ def encode(backbone: Backbone, data: Dataset, max_length: int) -> list[Encoding]
 
 
 def classes_of(data: Dataset, labels: tuple[str, ...]) -> Tensor:
-    """int64 [examples]: where each label stands among `labels`."""
+    """The index of each example's label among `labels`, int64 [examples]."""
     index = {label: position for position, label in enumerate(labels)}
     return torch.tensor([index[example.label] for example in data.examples])
 
 
-def _tell_of_lacking_room(splits: Mapping[str, Split], progress: Progress) -> None:
-    lacking = {name: split.cache.failure for name, split in splits.items() if split.cache.failure}
-    if lacking:
-        reasons = "; ".join(dict.fromkeys(lacking.values()))
+def _note_failures(splits: Mapping[str, Split], progress: Progress) -> None:
+    failures = {name: split.cache.failure for name, split in splits.items() if split.cache.failure}
+    if failures:
+        reasons = "; ".join(dict.fromkeys(failures.values()))
         progress.note(
-            f"no room to keep the layers below for {', '.join(lacking)} ({reasons}): they are "
+            f"no room to keep the layers below for {', '.join(failures)} ({reasons}): they are "
             "computed again in every epoch"
         )
 
 
-def _fill(splits: Sequence[Split], progress: Progress) -> None:
-    progress.begin("layers below", texts=sum(len(split.cache) for split in splits))
-    for split in splits:
+def _fill(splits: Mapping[str, Split], progress: Progress) -> None:
+    progress.begin("layers below", texts=sum(len(split.cache) for split in splits.values()))
+    for split in splits.values():
         for done in split.cache.fill():
             progress.advance(done)

@@ -1,6 +1,4 @@
-"""The training loop: one method's parameters, epochs of packed batches, the best weights kept.
-Knows no files but the state of an interrupted run.
-"""
+"""The training loop: epochs of packed batches for one method; the best weights are kept."""
 
 import math
 import time
@@ -15,35 +13,35 @@ from torch.nn import functional
 from adapters.format.files import all_finite
 from train.config.recipe import Recipe
 from train.errors import TrainingError
-from train.loop.checkpoint import RunState, load_state, save_state
-from train.loop.distributed import Alone, Team
+from train.loop.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from train.loop.distributed import ProcessGroup
 from train.loop.encoded_splits import Split
-from train.loop.memory import give_back
+from train.loop.memory import trim_heap
 from train.loop.progress import EpochReport, Progress
 from train.loop.trunk_cache import TrunkCache
 from train.methods.method import Method
 from train.metrics import measure
 
-# AdamW as the paper has it.
+# AdamW with the paper's values.
 BETAS = (0.9, 0.98)
 EPSILON = 1e-6
 CLIP_NORM = 1.0
 EVALUATION_TOKENS = {"cpu": 8192, "cuda": 65536}
-# Steps after which the device's losses are read and checked. A GPU waits for the host each time.
+# Steps between two reads of the losses on the device. A GPU waits for the host at each read.
 CHECK_STEPS = {"cpu": 1, "cuda": 32}
-# Steps after which freed memory is given back: some milliseconds each time.
-GIVE_BACK_STEPS = 32
-# A kill loses at most this much work; epochs are saved, too, where that takes at most this share of
-# the time.
+# Steps between two trims of the heap, which take some milliseconds.
+TRIM_STEPS = 32
+# A killed run loses at most this much work. The end of an epoch is saved as well, where saving
+# takes at most this share of the time.
 SAVE_SECONDS = 30.0
 SAVE_SHARE = 0.05
 
 
 class Loop:
-    """Trains `method` on `train`, judged on `validation`.
+    """Trains `method` on `train`; `validation`, if given, decides which epoch is the best.
 
     Args:
-        state_file: where the run's state is kept; `run` identifies it.
+        checkpoint_file: where checkpoints are written; `run` identifies data and settings in them.
     """
 
     def __init__(
@@ -53,19 +51,19 @@ class Loop:
         *,
         train: Split,
         validation: Split | None,
-        state_file: Path,
+        checkpoint_file: Path,
         run: str,
-        team: Team | None = None,
+        group: ProcessGroup | None = None,
     ) -> None:
         self._method = method
-        self._recipe = recipe
+        self.recipe = recipe
         self._train = train
         self._validation = validation
-        self._file = state_file
+        self._file = checkpoint_file
         self._run = run
-        self._team: Team = team or Alone()
+        self._group = group or ProcessGroup()
         self._device = method.backbone.device
-        # Looking a module's parameters up takes as long as a small product.
+        # Looking up a module's parameters takes as long as a small matrix product.
         self._tensors = method.tensors
         self._check_steps = CHECK_STEPS.get(self._device.type, 1)
         self._optimizer = torch.optim.AdamW(
@@ -79,40 +77,40 @@ class Loop:
         self._steps = math.ceil(len(train.cache) / recipe.batch_size)
         self._best = method.snapshot()
         self._updating = False
-        # Loss and hits of the steps since the last check, [2] each, where they were computed.
+        # Loss and hits of the steps since the last check, [2] each, still on the device.
         self._unread: list[Tensor] = []
-        # When the last save ended, and how long it took.
-        self._saved, self._saving = time.perf_counter(), 0.0
-        self.state = RunState()
+        # When the last checkpoint was complete, and how long it took to write.
+        self._saved_at, self._save_seconds = time.perf_counter(), 0.0
+        self.checkpoint = Checkpoint()
 
     def resume(self) -> None:
-        """Go on where the saved state stands.
+        """Continue from the saved checkpoint.
 
         Raises:
             ResumeError: there is none, or it is another run's.
         """
-        self.state, self._best = load_state(
+        self.checkpoint, self._best = load_checkpoint(
             self._file, run=self._run, weights=self._tensors, optimizer=self._optimizer
         )
 
     def fit(self, progress: Progress) -> None:
-        """Train to the end or until the patience is used up; the method ends with the best weights.
+        """Train all epochs, or until patience runs out; the method ends with the best weights.
 
-        An interruption (Ctrl-C) saves the state and goes on upwards.
+        An interrupt (Ctrl-C) writes a checkpoint and is raised again.
 
         Raises:
-            TrainingError: the loss is not finite; the message says at which step. The last state
-                that was saved before stays: there is one from the start on.
+            TrainingError: the loss is not finite; the message names the step. The last good
+                checkpoint stays: the first one is written before the first step.
         """
-        with self._team.holding_interrupts():
+        with self._group.deferred_interrupts():
             try:
-                if self.state == RunState():
+                if self.checkpoint == Checkpoint():
                     self.save()
-                while self.state.epoch < self._recipe.epochs and not self._is_out_of_patience():
+                while self.checkpoint.epoch < self.recipe.epochs and not self._is_out_of_patience():
                     self._epoch(progress)
-                    self._team.stop_if_interrupted()
+                    self._group.raise_if_interrupted()
             except KeyboardInterrupt:
-                # Amid an update weights and counters disagree; what was saved last is sound.
+                # During an update weights and counters disagree: keep the last checkpoint.
                 if not self._updating:
                     self.save()
                 raise
@@ -120,166 +118,166 @@ class Loop:
             self._method.restore(self._best)
 
     def save(self) -> None:
-        """Keep the state for `resume`, unless weights are not finite: then the one before stays.
+        """Write a checkpoint, unless a weight is not finite: then the last one stays.
 
         Raises:
-            TrainingError: the loss is not finite, so there is nothing to keep.
+            TrainingError: the loss is not finite.
         """
         self._check()
         started = time.perf_counter()
-        if self._team.rank == 0 and all_finite(*self._tensors.values()):
-            save_state(
+        if self._group.rank == 0 and all_finite(*self._tensors.values()):
+            save_checkpoint(
                 self._file,
-                self.state,
+                self.checkpoint,
                 run=self._run,
                 weights=self._tensors,
                 best=self._best,
                 optimizer=self._optimizer,
             )
-        self._saved = time.perf_counter()
-        self._saving = self._saved - started
+        self._saved_at = time.perf_counter()
+        self._save_seconds = self._saved_at - started
 
     @torch.no_grad()
     def logits(self, split: Split) -> Tensor:
         """Logits of every example, float32 [examples, labels] on the CPU."""
         self._method.eval()
-        found = torch.zeros(len(split.cache), self._method.labels)
+        logits = torch.zeros(len(split.cache), self._method.labels)
         chunks = list(split.cache.chunks(EVALUATION_TOKENS.get(self._device.type, 8192)))
-        for number in self._team.share(range(len(chunks))):
-            made, index = self._forward(split.cache, chunks[number])
-            found[index] = made.cpu()
-        return self._team.total(found)
+        for number in self._group.shard(range(len(chunks))):
+            chunk_logits, index = self._forward(split.cache, chunks[number])
+            logits[index] = chunk_logits.cpu()
+        return self._group.all_reduce(logits)
 
     def _is_out_of_patience(self) -> bool:
         return (
             self._validation is not None
-            and self.state.epoch - self.state.best_epoch >= self._recipe.patience
+            and self.checkpoint.epoch - self.checkpoint.best_epoch >= self.recipe.patience
         )
 
     def _epoch(self, progress: Progress) -> None:
-        state, running = self.state, self.state.running
+        checkpoint, running = self.checkpoint, self.checkpoint.running
         texts = len(self._train.cache)
         started = time.perf_counter()
         before = running["seconds"]
         progress.begin(
-            f"epoch {state.epoch + 1}/{self._recipe.epochs}",
-            texts=texts - state.step * self._recipe.batch_size,
-            later=(self._recipe.epochs - state.epoch - 1) * texts,
+            f"epoch {checkpoint.epoch + 1}/{self.recipe.epochs}",
+            texts=texts - checkpoint.step * self.recipe.batch_size,
+            later=(self.recipe.epochs - checkpoint.epoch - 1) * texts,
         )
         self._method.train()
-        for chosen in self._batches(state.epoch, state.step):
-            self._step(chosen)
+        for indices in self._batches(checkpoint.epoch, checkpoint.step):
+            self._step(indices)
             if len(self._unread) >= self._check_steps:
                 self._check()
-            if state.step % GIVE_BACK_STEPS == 0:
-                give_back()
+            if checkpoint.step % TRIM_STEPS == 0:
+                trim_heap()
             now = time.perf_counter()
             running["seconds"] = before + now - started
             done = max(running["texts"], 1)
             progress.advance(
-                len(chosen), loss=running["loss"] / done, accuracy=running["hits"] / done
+                len(indices), loss=running["loss"] / done, accuracy=running["hits"] / done
             )
-            # Where all processes have checked: one that found a fault alone would leave the others.
+            # Only right after a check: all processes have then seen the same losses.
             if not self._unread:
-                self._team.stop_if_interrupted()
-                if now - self._saved > SAVE_SECONDS:
+                self._group.raise_if_interrupted()
+                if now - self._saved_at > SAVE_SECONDS:
                     self.save()
         self._check()
         running["seconds"] = before + time.perf_counter() - started
-        report = self._judge(running)
-        state.history.append(report)
-        state.epoch, state.step = state.epoch + 1, 0
-        state.seconds += report.seconds
-        state.running = dict.fromkeys(running, 0.0)
-        if time.perf_counter() - self._saved > min(SAVE_SECONDS, self._saving / SAVE_SHARE):
+        report = self._validate(running)
+        checkpoint.history.append(report)
+        checkpoint.epoch, checkpoint.step = checkpoint.epoch + 1, 0
+        checkpoint.seconds += report.seconds
+        checkpoint.running = dict.fromkeys(running, 0.0)
+        if time.perf_counter() - self._saved_at > min(
+            SAVE_SECONDS, self._save_seconds / SAVE_SHARE
+        ):
             self.save()
         progress.epoch_done(report)
 
     def _batches(self, epoch: int, skip: int) -> Iterator[list[int]]:
-        random = np.random.default_rng([self._recipe.seed, epoch])
+        random = np.random.default_rng([self.recipe.seed, epoch])
         order = random.permutation(len(self._train.cache))
-        size = self._recipe.batch_size
+        size = self.recipe.batch_size
         for step in range(skip, self._steps):
             yield order[step * size : (step + 1) * size].tolist()
 
-    def _step(self, chosen: list[int]) -> None:
-        number = self.state.epoch * self._steps + self.state.step
-        seed = hash((self._recipe.seed, number, self._team.rank)) & 0x7FFF_FFFF
-        _seed(self._device, seed)
-        rate = self._recipe.learning_rate * self._rate(number)
+    def _step(self, indices: list[int]) -> None:
+        number = self.checkpoint.epoch * self._steps + self.checkpoint.step
+        _seed(self._device, hash((self.recipe.seed, number, self._group.rank)) & 0x7FFF_FFFF)
+        rate = self.recipe.learning_rate * self._rate(number)
         for group in self._optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         self._optimizer.zero_grad()
-        figures = torch.zeros(2, device=self._device)
-        mine, size = self._team.share(chosen), self._recipe.micro_batch
-        for first in range(0, len(mine), size):
-            figures += self._gradients(mine[first : first + size], of=len(chosen))
-        self._team.add_gradients(self._tensors.values())
+        loss_and_hits = torch.zeros(2, device=self._device)
+        shard, size = self._group.shard(indices), self.recipe.micro_batch
+        for first in range(0, len(shard), size):
+            loss_and_hits += self._backward(shard[first : first + size], batch_size=len(indices))
+        self._group.all_reduce_gradients(self._tensors.values())
         torch.nn.utils.clip_grad_norm_(self._tensors.values(), CLIP_NORM)
         self._updating = True
         self._optimizer.step()
-        self._unread.append(self._team.total(figures))
-        self.state.running["texts"] += len(chosen)
-        self.state.step += 1
+        self._unread.append(self._group.all_reduce(loss_and_hits))
+        self.checkpoint.running["texts"] += len(indices)
+        self.checkpoint.step += 1
         self._updating = False
 
-    def _gradients(self, chosen: list[int], *, of: int) -> Tensor:
-        """Add some texts' share in the mean loss of `of` texts; their summed loss and hits, [2]."""
-        made, index = self._forward(self._train.cache, chosen)
-        true = self._train.classes[index].to(made.device, non_blocking=True)
-        loss = functional.cross_entropy(made, true, reduction="sum")
-        (loss / of).backward()
-        return torch.stack([loss.detach(), (made.argmax(dim=-1) == true).sum()])
+    def _backward(self, indices: list[int], *, batch_size: int) -> Tensor:
+        """Add these texts' gradients of the mean loss; returns their summed loss and hits, [2]."""
+        logits, index = self._forward(self._train.cache, indices)
+        true = self._train.classes[index].to(logits.device, non_blocking=True)
+        loss = functional.cross_entropy(logits, true, reduction="sum")
+        (loss / batch_size).backward()
+        return torch.stack([loss.detach(), (logits.argmax(dim=-1) == true).sum()])
 
     def _check(self) -> None:
-        """Add what the last steps gave to the running figures.
+        """Read the losses of the last steps and add them to the running sums.
 
         Raises:
             TrainingError: a loss is not finite.
         """
         if not self._unread:
             return
-        found = torch.stack(self._unread).tolist()
-        first = self.state.step - len(found)
+        figures = torch.stack(self._unread).tolist()
+        first = self.checkpoint.step - len(figures)
         self._unread.clear()
-        for step, (loss, hits) in enumerate(found, start=first + 1):
+        for step, (loss, hits) in enumerate(figures, start=first + 1):
             if not math.isfinite(loss):
                 kept = f"the last good state is in {self._file}; " if self._file.exists() else ""
                 raise TrainingError(
-                    f"the loss is {loss} at step {step} of epoch {self.state.epoch + 1}: "
+                    f"the loss is {loss} at step {step} of epoch {self.checkpoint.epoch + 1}: "
                     f"stopped; {kept}a lower --lr usually helps"
                 )
-            self.state.running["loss"] += loss
-            self.state.running["hits"] += hits
+            self.checkpoint.running["loss"] += loss
+            self.checkpoint.running["hits"] += hits
 
     def _rate(self, step: int) -> float:
         """Linear warm-up, then linear decay to zero."""
-        total = self._steps * self._recipe.epochs
-        warmup = max(1, round(self._recipe.warmup_ratio * total))
+        total = self._steps * self.recipe.epochs
+        warmup = max(1, round(self.recipe.warmup_ratio * total))
         return min((step + 1) / warmup, (total - step) / max(1, total - warmup))
 
-    def _forward(self, cache: TrunkCache, chosen: list[int]) -> tuple[Tensor, Tensor]:
-        """Logits of some examples, and the examples' indices in the logits' order."""
-        batch = cache.pack(chosen)
-        made: Tensor = self._method(batch, cache.trunk(chosen, batch))
-        return made, torch.tensor(chosen)[torch.from_numpy(batch.order)]
+    def _forward(self, cache: TrunkCache, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """Logits of some examples, and the examples' indices in the order of the logits."""
+        batch = cache.pack(indices)
+        logits: Tensor = self._method(batch, cache.trunk(indices, batch))
+        return logits, torch.tensor(indices)[torch.from_numpy(batch.order)]
 
-    def _judge(self, running: Mapping[str, float]) -> EpochReport:
-        """Measure the epoch on the validation rows; keep the weights if they are the best yet."""
+    def _validate(self, running: Mapping[str, float]) -> EpochReport:
+        """Measure the epoch on the validation rows; keep its weights if they are the best."""
         started = time.perf_counter()
-        number, metrics = self.state.epoch + 1, None
+        epoch, metrics = self.checkpoint.epoch + 1, None
         if self._validation is None:
-            self.state.best_epoch = number
+            self.checkpoint.best_epoch = epoch
         else:
-            made = self.logits(self._validation)
-            metrics = measure(made.argmax(dim=-1), self._validation.classes, labels=made.shape[1])
-            loss = float(functional.cross_entropy(made, self._validation.classes))
-            score = (self._recipe.metric.of(metrics), -loss)
-            if score > self.state.best_score:
-                self.state.best_score, self.state.best_epoch = score, number
+            logits, true = self.logits(self._validation), self._validation.classes
+            metrics = measure(logits.argmax(dim=-1), true, labels=logits.shape[1])
+            score = (self.recipe.metric.of(metrics), -float(functional.cross_entropy(logits, true)))
+            if score > self.checkpoint.best_score:
+                self.checkpoint.best_score, self.checkpoint.best_epoch = score, epoch
                 self._best = self._method.snapshot()
         return EpochReport(
-            epoch=number,
+            epoch=epoch,
             loss=running["loss"] / running["texts"],
             accuracy=metrics.accuracy if metrics else None,
             macro_f1=metrics.macro_f1 if metrics else None,
@@ -289,8 +287,8 @@ class Loop:
 
 
 def _seed(device: torch.device, seed: int) -> None:
-    """`torch.manual_seed` for the CPU and this device: asking every kind of device there might be
-    takes longer than packing a batch."""
+    """`torch.manual_seed` for the CPU and this device alone: seeding every kind of device takes
+    longer than packing a batch."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.default_generators[device.index].manual_seed(seed)

@@ -1,4 +1,4 @@
-"""The most memory that a piece of work held, and giving memory back. Knows no model."""
+"""Peak memory of a piece of work, and returning freed memory to the system."""
 
 import ctypes
 import resource
@@ -10,8 +10,7 @@ _CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 def reset_peak(device: torch.device) -> None:
-    """Count from now on; where the system cannot forget a process's peak, it counts from its
-    start."""
+    """Forget the peak so far; where the system cannot, the peak of the whole process counts."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -22,22 +21,22 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: what tensors took on a GPU; on a CPU, what was resident of the whole process."""
+    """Bytes: of all tensors on a GPU, or of the whole resident process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
         lines = _STATUS.read_text().splitlines()
     except OSError:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    found = next(line for line in lines if line.startswith("VmHWM:"))
-    return int(found.split()[1]) * 1024
+    peak = next(line for line in lines if line.startswith("VmHWM:"))
+    return int(peak.split()[1]) * 1024
 
 
-def give_back() -> None:
-    """Return what was freed on the host to the system, where the C library can.
+def trim_heap() -> None:
+    """Return freed host memory to the system, where the C library can.
 
-    Batches without padding differ in size, and glibc keeps the gaps between tensors: a run would
-    grow by some megabytes a step.
+    Batches without padding differ in size, and glibc keeps the gaps between tensors: without this a
+    run would grow by some megabytes a step.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

@@ -1,8 +1,7 @@
-"""The frozen part below what is trained, computed once per example instead of once per epoch.
+"""States of the trunk, the layers below all trained parameters: computed once, not once an epoch.
 
-What leaves the layers that no parameter reaches is the same in every epoch, so it is kept: in
-memory (the device's, where it fits), or in a memory-mapped file that is deleted with the cache.
-Knows no labels and no method.
+No parameter reaches the trunk, so its states are the same in every epoch. They are kept in memory
+(the device's, where they fit), or in a memory-mapped file that is deleted with the cache.
 """
 
 import os
@@ -20,25 +19,25 @@ from adapters.format.spec import GeneratorInput
 from adapters.packed.packing import PackedBatch, Row, RowShape
 from adapters.tokenizer import Encoding
 
-# How much of the cache may live in the host's memory before `auto` moves it to disk.
+# `auto` keeps larger caches on disk.
 MEMORY_BYTES = 4 * 2**30
-# Which share of a GPU's free memory it may take; beyond that it stays with the host.
+# A cache that would take more than this share of a GPU's free memory stays in the host's.
 DEVICE_SHARE = 0.4
-# Tokens of one forward pass while the cache is filled.
+# Tokens in one forward pass while the cache is filled.
 FILL_TOKENS = {"cpu": 8192, "cuda": 32768}
 
 Place = Literal["auto", "memory", "disk", "off"]
 
 
 class TrunkCache:
-    """States of every example's tokens behind the layers that are kept.
+    """The examples of a data set, with the states of all their tokens after the trunk.
 
     Args:
-        encodings: all examples; they are addressed by their index from then on.
-        shape: how a row of the method in training stands in a batch.
-        kept_layers: how many layers are kept; with none there is nothing to compute or keep.
+        encodings: all examples; methods take their indices.
+        shape: how the method in training packs a row.
+        trunk_layers: number of layers in the trunk; 0 keeps nothing.
         place: `auto` is memory up to `MEMORY_BYTES`, then disk.
-        folder: where a disk cache goes; the system's temporary folder by default.
+        folder: for a cache on disk; the system's temporary folder by default.
     """
 
     def __init__(
@@ -47,22 +46,22 @@ class TrunkCache:
         encodings: Sequence[Encoding],
         shape: RowShape,
         *,
-        kept_layers: int,
+        trunk_layers: int,
         place: Place = "auto",
         folder: Path | None = None,
     ) -> None:
         self._backbone = backbone
         self._encodings = encodings
         self._shape = shape
-        self._kept_layers = kept_layers
+        self._trunk_layers = trunk_layers
         lengths = np.array([len(encoding) for encoding in encodings], dtype=np.int64)
         self._starts = np.cumsum(lengths) - lengths
         self._lengths = lengths
         tokens = int(lengths.sum())
         states = 2 if self._keeps_embeddings else 1
         self.nbytes = tokens * backbone.hidden_size * states * backbone.dtype.itemsize
-        self.place = _chosen(place, self.nbytes) if kept_layers else "off"
-        # Why there is none, where one was wanted.
+        self.place = _chosen(place, self.nbytes) if trunk_layers else "off"
+        # Why nothing is kept although it was asked for.
         self.failure: str | None = None
         self._file: tempfile._TemporaryFileWrapper[bytes] | None = None
         self._states: Tensor | None = None
@@ -73,21 +72,21 @@ class TrunkCache:
         return len(self._encodings)
 
     def fill(self) -> Iterator[int]:
-        """Compute the states; yields the number of examples done, for a progress bar."""
+        """Compute the states; yields the number of examples in each batch that is done."""
         if self._states is None:
             return
-        for chosen in self.chunks(FILL_TOKENS.get(self._backbone.device.type, 8192)):
-            batch = self.pack(chosen)
-            trunk = self._computed(batch)
-            spans = self._spans(np.asarray(chosen)[batch.order])
+        for indices in self.chunks(FILL_TOKENS.get(self._backbone.device.type, 8192)):
+            batch = self.pack(indices)
+            trunk = self._compute(batch)
+            spans = self._spans(np.asarray(indices)[batch.order])
             self._states[0, spans] = trunk.hidden.to(self._states.device)
             if self._keeps_embeddings:
                 assert trunk.embeddings is not None
                 self._states[1, spans] = trunk.embeddings.to(self._states.device)
-            yield len(chosen)
+            yield len(indices)
 
     def chunks(self, tokens: int) -> Iterator[list[int]]:
-        """All examples by length, in pieces of at most `tokens` tokens (or of one example)."""
+        """All examples, sorted by length, in chunks of at most `tokens` tokens (or one example)."""
         chunk: list[int] = []
         total = 0
         for index in np.argsort(self._lengths, kind="stable"):
@@ -107,16 +106,16 @@ class TrunkCache:
         )
 
     def trunk(self, indices: Sequence[int], batch: PackedBatch) -> Trunk:
-        """A batch that `pack` made of `indices` behind the kept layers: looked up, or computed
-        where nothing is kept."""
+        """The states of `indices`, packed as `batch`, after the trunk: looked up, or computed if
+        nothing is kept."""
         if self._states is None:
-            return self._computed(batch)
+            return self._compute(batch)
         spans = self._spans(np.asarray(indices)[batch.order])
         device = self._backbone.device
         hidden, *embeddings = (
             part.index_select(0, spans).to(device, non_blocking=True) for part in self._states
         )
-        return Trunk(self._kept_layers, hidden, embeddings[0] if embeddings else None)
+        return Trunk(self._trunk_layers, hidden, embeddings[0] if embeddings else None)
 
     def close(self) -> None:
         """Free the memory or delete the file."""
@@ -130,8 +129,8 @@ class TrunkCache:
         return self._shape.generator_input is GeneratorInput.EMBEDDINGS
 
     @torch.no_grad()
-    def _computed(self, batch: PackedBatch) -> Trunk:
-        return self._backbone.trunk(batch, self._kept_layers)
+    def _compute(self, batch: PackedBatch) -> Trunk:
+        return self._backbone.trunk(batch, self._trunk_layers)
 
     def _allocate(self, shape: tuple[int, int, int], folder: Path | None) -> None:
         if self.place == "disk":
@@ -144,7 +143,7 @@ class TrunkCache:
         self._states = torch.empty(shape, dtype=self._backbone.dtype, device=self._memory())
 
     def _memory(self) -> torch.device:
-        """Whose memory: the device's where there is plenty."""
+        """The device whose memory is used: the backbone's, if enough is free."""
         device = self._backbone.device
         if (
             device.type == "cuda"
@@ -154,10 +153,9 @@ class TrunkCache:
         return device
 
     def _mapped(self, shape: tuple[int, int, int], folder: Path | None) -> Tensor:
-        # Lives as long as the cache, which `close` ends.
+        # `close` deletes it.
         self._file = tempfile.NamedTemporaryFile(prefix="idspam-cache-", dir=folder)  # noqa: SIM115
-        # Reserve the blocks now: a full disk must be noticed here, not as a bus error in the middle
-        # of an epoch.
+        # Reserve the blocks now, so that a full disk is an error here and no bus error in an epoch.
         os.posix_fallocate(self._file.fileno(), 0, max(self.nbytes, 1))
         flat = torch.from_file(
             self._file.name, shared=True, size=int(np.prod(shape)), dtype=self._backbone.dtype
@@ -165,7 +163,7 @@ class TrunkCache:
         return flat.view(shape)
 
     def _spans(self, indices: np.ndarray) -> Tensor:
-        """Where these examples' tokens stand among the kept ones, beside them."""
+        """Positions of these examples' tokens among the kept states, on the same device."""
         assert self._states is not None
         lengths = self._lengths[indices]
         within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)

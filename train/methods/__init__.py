@@ -1,4 +1,7 @@
-"""The systems of the paper's tables, one file each, under the interface `train.methods.method`."""
+"""The systems of the paper's tables, one file each, with the interface `method.Method`.
+
+The recipe, the loop and everything above them import this. Start at `method.py`, then `idspam.py`.
+"""
 
 from collections.abc import Mapping
 from typing import TypeAlias
@@ -43,7 +46,7 @@ def build(
     labels: tuple[str, ...],
     random: torch.Generator,
 ) -> Method:
-    """A method's parameters, as they start.
+    """A method with its initial parameters.
 
     Raises:
         SettingsError: a package that the method needs is not installed.

@@ -1,8 +1,8 @@
-"""DePT: a short prompt, and a low-rank table that is added to the word embeddings by position.
+"""DePT: a short prompt, and a low-rank table added to the word embeddings by position.
 
 Source: Shi and Lipani, "DePT: Decomposed Prompt Tuning for Parameter-Efficient Fine-tuning", ICLR
 2024: 40 vectors, and (alpha / sqrt(r)) A B with A [256, r], B [r, n] from zero, r = 45, alpha = 8.
-The prompt has a learning rate of its own, far above the table's.
+The prompt has its own learning rate, far above the table's.
 """
 
 import torch
@@ -28,7 +28,7 @@ class Dept(PromptBaseline):
         self.prompt = nn.Parameter(token_embeddings(backbone, LENGTH, random))
         self.table_a = nn.Parameter(torch.empty(MOST_TOKENS, RANK))
         nn.init.kaiming_uniform_(self.table_a, a=5**0.5, generator=random)
-        # ELECTRA's words are narrower than its states.
+        # ELECTRA's word embeddings are narrower than its states.
         width = backbone.word_embeddings.embedding_dim
         self.table_b = nn.Parameter(torch.zeros(RANK, width))
 

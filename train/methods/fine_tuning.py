@@ -10,8 +10,8 @@ from train.methods.method import Baseline, Design
 
 
 class FineTuning(Baseline):
-    """`model`: the backbone's, trained. Where the backbone computes in bfloat16, so does this one,
-    from float32 weights: steps of a small rate are lost in bfloat16."""
+    """`model`: the backbone's, trained. It computes in the backbone's type, but its weights are
+    float32: bfloat16 would round small steps away."""
 
     learning_rate = 5e-5
     changes_backbone = True
@@ -29,5 +29,5 @@ class FineTuning(Baseline):
             return unfrozen_states(self.backbone, batch)
 
     def rate_factor(self, name: str) -> float:
-        # The head starts at zero and is not pre-trained.
+        # The head is not pretrained: it starts at zero.
         return 20.0 if name.startswith("head") else 1.0

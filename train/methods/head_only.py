@@ -1,4 +1,4 @@
-"""A class head on the frozen backbone: what is there without any adapter."""
+"""A class head on the frozen backbone: the result without any prompt."""
 
 from torch import Tensor
 
@@ -10,12 +10,12 @@ from train.methods.method import Baseline, Shape
 
 
 class HeadOnly(Baseline):
-    """Reads [BOS], or what the settings say."""
+    """Reads [BOS], or the pooling of the settings."""
 
     learning_rate = 1e-2
 
     @property
-    def kept_layers(self) -> int:
+    def trunk_layers(self) -> int:
         return self.backbone.layers
 
     def states(self, batch: PackedBatch, trunk: Trunk) -> Tensor:
@@ -24,7 +24,7 @@ class HeadOnly(Baseline):
 
 
 class MeanHeadOnly(HeadOnly):
-    """Reads the mean of the tokens: for sentence encoders [BOS] alone is a weak control."""
+    """Reads the mean of the tokens: on sentence encoders [BOS] alone is a weak control."""
 
     @property
     def shape(self) -> Shape:

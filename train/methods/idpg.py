@@ -1,9 +1,9 @@
-"""IDPG: prompts made of the text's [BOS] vector of a frozen pass, put into every layer.
+"""IDPG: prompts for every layer, generated from the text's [BOS] vector after a frozen pass.
 
 Source: Wu et al., "IDPG: An Instance-Dependent Prompt Generation Method", NAACL 2022, the variant
-M-IDPG-DNN: dropout, n -> 16, GELU, dropout, 16 -> 5 n; the matrices are shared by all layers, every
-layer has a bias of its own. Its prompts stand behind [BOS] and ours before it: between the layers
-of an encoder prompts have no position, so that is the same function.
+M-IDPG-DNN: dropout, n -> 16, GELU, dropout, 16 -> 5 n. Layers share the matrices; each has its
+own bias. The paper's prompts come after [BOS] and ours before it. This computes the same:
+between the layers of an encoder prompts have no position.
 """
 
 import torch
@@ -36,17 +36,17 @@ class Idpg(Baseline):
         return Shape(LENGTH, pooling=self.design.pooling)
 
     def states(self, batch: PackedBatch, trunk: Trunk) -> Tensor:
-        made = self._generated(batch, trunk)
-        prompts = [(made + bias).view(-1, self.backbone.hidden_size) for bias in self.biases]
+        shared = self._generate(batch, trunk)
+        prompts = [(shared + bias).view(-1, self.backbone.hidden_size) for bias in self.biases]
         hidden, layout = inserted(trunk.hidden, prompts[0], batch)
-        slots = _slots(batch)
+        positions = _prompt_positions(batch)
         for layer in range(1, self.backbone.layers):
             hidden = self.backbone.run_layers(hidden, layer - 1, layer, layout)
-            hidden = hidden.index_copy(0, slots, prompts[layer].to(hidden.dtype))
+            hidden = hidden.index_copy(0, positions, prompts[layer].to(hidden.dtype))
         return read(self.backbone, hidden, batch)
 
-    def _generated(self, batch: PackedBatch, trunk: Trunk) -> Tensor:
-        """What all layers' prompts have in common, float32 [rows, 5 n]."""
+    def _generate(self, batch: PackedBatch, trunk: Trunk) -> Tensor:
+        """The prompts before each layer's bias is added, float32 [rows, 5 n]."""
         with torch.no_grad():
             last = self.backbone.trunk(batch, self.backbone.layers, start=trunk).hidden
             states = self.backbone.final_norm(first_tokens(last, batch)).float()
@@ -56,6 +56,6 @@ class Idpg(Baseline):
         return states @ self.up
 
 
-def _slots(batch: PackedBatch) -> Tensor:
-    """Where the prompts stand once they are inserted, in the rows' order: int64 [rows * t]."""
+def _prompt_positions(batch: PackedBatch) -> Tensor:
+    """Positions of the inserted prompts, in the order of the rows: int64 [rows * t]."""
     return torch.nonzero(batch.insertions[0].expand >= batch.layout.tokens).squeeze(1)

@@ -1,7 +1,8 @@
-"""ID-SPAM: the method this project serves. Its equation is `adapters.packed.prompt`, for serving as well.
+"""ID-SPAM: the method that this project serves.
 
-Source: Muppidi, Nandy, Bandyopadhyay, ACL 2025 (arXiv 2506.05629). With the switches of the
-adapter spec; `--preset paper` sets them as the paper does.
+Its equation is in `adapters.packed.prompt`, which serving runs too. Source: Muppidi, Nandy,
+Bandyopadhyay, ACL 2025 (arXiv 2506.05629); `--preset paper` sets the adapter spec's switches as in
+the paper.
 """
 
 import math
@@ -19,10 +20,10 @@ from train.methods.method import Design, Method, Shape, inserted, read
 
 
 class Idspam(Method):
-    """Parameters named and shaped as `AdapterSpec.shapes` declares them, in float32.
+    """Its parameters have the names and shapes of `AdapterSpec.shapes`, in float32.
 
-    Matrices start at N(0, 1/fan_in), biases at zero. The head starts at zero, so that the first
-    prediction is uniform whatever the number of labels.
+    Matrices start from N(0, 1/fan_in), biases from zero. The last layer of the head starts at zero,
+    so that the first prediction is uniform for any number of labels.
     """
 
     learning_rate = None
@@ -35,8 +36,8 @@ class Idspam(Method):
         self.spec = spec
         self._names = tuple(spec.shapes())
         for name, shape in spec.shapes().items():
-            self.register_parameter(_key(name), nn.Parameter(_initial(name, shape, random)))
-        self._held = {name: self.get_parameter(_key(name)) for name in self._names}
+            self.register_parameter(_key(name), nn.Parameter(_initial_value(name, shape, random)))
+        self._tensors = {name: self.get_parameter(_key(name)) for name in self._names}
 
     @property
     def shape(self) -> Shape:
@@ -45,7 +46,7 @@ class Idspam(Method):
 
     @property
     def tensors(self) -> dict[str, nn.Parameter]:
-        return self._held
+        return self._tensors
 
     @property
     def head(self) -> HeadWeights:
@@ -62,13 +63,12 @@ class Idspam(Method):
         return read(self.backbone, self.backbone.run_layers(hidden, first, last, layout), batch)
 
     def adapter(self, spec: AdapterSpec, *, dtype: torch.dtype = torch.float32) -> Adapter:
-        """These weights as an adapter of `spec`, which may add provenance and calibration to this
-        method's own."""
+        """These weights as an adapter. spec: the method's, with or without provenance."""
         assert spec.shapes() == self.spec.shapes()
         return Adapter(spec, {name: tensor.to(dtype) for name, tensor in self.snapshot().items()})
 
 
-def _initial(name: str, shape: tuple[int, ...], random: torch.Generator) -> Tensor:
+def _initial_value(name: str, shape: tuple[int, ...], random: torch.Generator) -> Tensor:
     if name.endswith("bias") or name == "head.out.weight":
         return torch.zeros(shape)
     return torch.randn(shape, generator=random) / math.sqrt(shape[0])

@@ -1,7 +1,7 @@
-"""LoRA, through PEFT: r = 8 on queries and values, as its authors use it on RoBERTa.
+"""LoRA with PEFT: r = 8 on queries and values, as its authors use it on RoBERTa.
 
-Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022. PEFT puts its
-layers into the backbone, which then runs as a packed batch like everything else.
+Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022. PEFT inserts
+its layers into the backbone, which runs packed batches as for every other method.
 """
 
 from typing import Any
@@ -27,7 +27,7 @@ TARGETS = {
 
 
 class Lora(Baseline):
-    """`model`: the backbone's, with PEFT's matrices in it.
+    """`model`: the backbone's, with PEFT's matrices.
 
     Raises:
         SettingsError: PEFT is not installed.
@@ -56,7 +56,7 @@ class Lora(Baseline):
             self.model = peft.inject_adapter_in_model(config, backbone.editable_model())
         for parameter in self.model.parameters():
             if parameter.requires_grad:
-                # PEFT makes them in the backbone's type; in bfloat16 small steps would be lost.
+                # PEFT creates them in the backbone's type; bfloat16 would round small steps away.
                 parameter.data = parameter.data.float()
 
     def states(self, batch: PackedBatch, trunk: Trunk) -> Tensor:
@@ -64,6 +64,6 @@ class Lora(Baseline):
 
 
 def unfrozen_states(backbone: Backbone, batch: PackedBatch) -> Tensor:
-    """What the head reads where gradients reach every layer: [rows, n]."""
+    """The states that the head reads, with gradients through every layer: [rows, n]."""
     hidden = backbone.embed(batch.input_ids, batch.token_type_ids, batch.offsets)
     return read(backbone, backbone.run_layers(hidden, 0, backbone.layers - 1, batch.layout), batch)

@@ -1,4 +1,4 @@
-"""LPT: a late prompt, made of the hidden state of a text's first token at a middle layer.
+"""LPT: a late prompt, generated from the state of the text's first token at a middle layer.
 
 Source: Liu et al., "Late Prompt Tuning: A Late Prompt Could Be Better Than Many Prompts", Findings
 of EMNLP 2022, the variant with a prompt generator: n -> 256, ReLU, 256 -> t * n, dropout.
@@ -16,10 +16,10 @@ WIDTH = 256
 
 
 class Lpt(PromptBaseline):
-    """`down`: [n, 256]; `up`: [256, t * n]; both with a bias."""
+    """`down`: [n, 256]; `up`: [256, t * n]; both have a bias."""
 
     learning_rate = 1e-3
-    # As ID-SPAM's: a generator of the same size, on the same few rows.
+    # The preset's, as for ID-SPAM: the generators have the same size.
     weight_decay = None
 
     def __init__(

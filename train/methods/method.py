@@ -1,7 +1,7 @@
-"""What every system of a comparison is: parameters, and how a packed batch's logits come of them.
+"""The interface of every system in a comparison: parameters, and logits for a packed batch.
 
-A method knows no optimiser, no data and no file. Everything around it - data, order, budget, class
-head, selection - is the same for all of them, so that a comparison compares methods.
+Everything else - data, order, budget, class head, selection - is the same for all methods, so that
+a comparison compares the methods alone.
 """
 
 import math
@@ -30,9 +30,9 @@ from adapters.packed.packing import PackedBatch
 
 @dataclass(frozen=True, slots=True)
 class Design:
-    """How a method is built, nothing left open. Fields are those of `AdapterSpec`, and the dropout.
+    """How a method is built, nothing left open: fields of `AdapterSpec`, and the dropout.
 
-    Baselines take from it what they have: prompt length, layer, pooling and head.
+    Baselines use those that they have: prompt length, layer, pooling and head.
     """
 
     prompt_length: int
@@ -49,21 +49,19 @@ class Design:
 
     def spec(self, backbone: Backbone, labels: tuple[str, ...]) -> AdapterSpec:
         """The spec of an adapter of this backbone for these labels."""
-        switches = {
-            item.name: getattr(self, item.name) for item in fields(self) if item.name != "dropout"
-        }
+        names = [field.name for field in fields(self) if field.name != "dropout"]
         return AdapterSpec(
             backbone=backbone.identity,
             tokenizer_sha256=backbone.encoder.sha256,
             hidden_size=backbone.hidden_size,
             labels=labels,
-            **switches,
+            **{name: getattr(self, name) for name in names},
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a batch is packed by where there is no adapter spec (`adapters.packed.packing.RowShape`)."""
+    """How rows are packed, for methods without an adapter spec (`packing.RowShape`)."""
 
     prompt_length: int = 0
     insertion_layer: int = 0
@@ -75,16 +73,17 @@ class Method(nn.Module, ABC):
     """One system under training.
 
     Args:
-        backbone: frozen, but for a method that says `changes_backbone`.
-        design: its switches; a method reads what concerns it.
-        random: where initial values come from.
+        backbone: frozen, unless the method `changes_backbone`.
+        design: its switches; a method reads those that it has.
+        labels: how many.
+        random: draws the initial values.
     """
 
-    # AdamW's peak rate and decay where the settings give none; None is the preset's. How they were
-    # chosen is in docs/research.md.
+    # AdamW's peak learning rate and weight decay if the settings have none; None: the preset's.
+    # docs/research.md says how they were chosen.
     learning_rate: ClassVar[float | None]
     weight_decay: ClassVar[float | None] = 0.01
-    # Whether the backbone's modules or weights change, so that nothing else can use it afterwards.
+    # Whether training changes the backbone itself, so that nothing else can use it afterwards.
     changes_backbone: ClassVar[bool] = False
 
     def __init__(
@@ -99,7 +98,7 @@ class Method(nn.Module, ABC):
     @property
     @abstractmethod
     def shape(self) -> Shape:
-        """How its rows stand in a batch."""
+        """How its rows are packed."""
 
     @property
     @abstractmethod
@@ -107,16 +106,16 @@ class Method(nn.Module, ABC):
         """The class head."""
 
     @property
-    def kept_layers(self) -> int:
-        """Layers that no parameter reaches: what leaves them is the same in every epoch."""
+    def trunk_layers(self) -> int:
+        """Number of lowest layers that no parameter reaches: their states never change."""
         return self.shape.insertion_layer
 
     @abstractmethod
     def states(self, batch: PackedBatch, trunk: Trunk) -> Tensor:
-        """What the head reads of every row: [rows, n], in the batch's order.
+        """The states that the head reads, one per row: [rows, n], in the batch's order.
 
         Args:
-            trunk: the batch after `kept_layers` layers, without gradients.
+            trunk: the batch's states after `trunk_layers` layers, without gradients.
         """
 
     def forward(self, batch: PackedBatch, trunk: Trunk) -> Tensor:
@@ -132,22 +131,22 @@ class Method(nn.Module, ABC):
         return {name: value for name, value in self.named_parameters() if value.requires_grad}
 
     def rate_factor(self, name: str) -> float:
-        """What the learning rate is multiplied by for one of `tensors`."""
+        """The factor of the learning rate for one of `tensors`."""
         return 1.0
 
     def groups(self, rate: float) -> list[dict[str, Any]]:
-        """The trained parameters by the factor of their learning rate, as optimisers take them."""
-        found: dict[float, list[nn.Parameter]] = {}
+        """The trained parameters as an optimiser's groups, one per factor of the learning rate."""
+        by_factor: dict[float, list[nn.Parameter]] = {}
         for name, tensor in self.tensors.items():
-            found.setdefault(self.rate_factor(name), []).append(tensor)
+            by_factor.setdefault(self.rate_factor(name), []).append(tensor)
         return [
             {"params": tensors, "lr": rate * factor, "factor": factor}
-            for factor, tensors in found.items()
+            for factor, tensors in by_factor.items()
         ]
 
     @property
     def size(self) -> int:
-        """Trained parameters, the class head's included."""
+        """Number of trained parameters, including the class head."""
         return sum(tensor.numel() for tensor in self.tensors.values())
 
     def snapshot(self) -> dict[str, Tensor]:
@@ -155,7 +154,7 @@ class Method(nn.Module, ABC):
         return {name: tensor.detach().cpu().clone() for name, tensor in self.tensors.items()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> Self:
-        """Put back what `snapshot` gave."""
+        """Copy tensors as returned by `snapshot` back into the parameters."""
         with torch.no_grad():
             for name, tensor in self.tensors.items():
                 tensor.copy_(tensors[name])
@@ -163,7 +162,7 @@ class Method(nn.Module, ABC):
 
 
 class Baseline(Method):
-    """A method that is not ID-SPAM: with a class head like an adapter's, which starts at zero."""
+    """A method other than ID-SPAM, with the class head of an adapter, which starts at zero."""
 
     def __init__(
         self, backbone: Backbone, design: Design, labels: int, random: torch.Generator
@@ -195,7 +194,7 @@ class Baseline(Method):
 
 
 class PromptBaseline(Baseline):
-    """A baseline that puts soft prompts in front of its rows at one layer, as ID-SPAM does."""
+    """A baseline that inserts soft prompts before its rows at one layer, as ID-SPAM does."""
 
     @property
     @abstractmethod
@@ -203,7 +202,7 @@ class PromptBaseline(Baseline):
 
     @abstractmethod
     def prompts(self, trunk: Trunk, batch: PackedBatch) -> Tensor:
-        """[rows * t, n], row by row in the batch's order; `trunk` is at the insertion layer."""
+        """[rows * t, n], row by row in the batch's order. trunk: at the insertion layer."""
 
     def states(self, batch: PackedBatch, trunk: Trunk) -> Tensor:
         hidden, layout = inserted(trunk.hidden, self.prompts(trunk, batch), batch)
@@ -212,19 +211,19 @@ class PromptBaseline(Baseline):
 
 
 def inserted(hidden: Tensor, prompts: Tensor, batch: PackedBatch) -> tuple[Tensor, Layout]:
-    """Prompts in front of their rows: [T, n] and [rows * t, n] -> [T + rows * t, n]."""
+    """Insert prompts before their rows: [T, n] and [rows * t, n] -> [T + rows * t, n]."""
     insertion = batch.insertions[0]
     joined = torch.cat([hidden, prompts.to(hidden.dtype)])
     return joined.index_select(0, insertion.expand), insertion.layout
 
 
 def read(backbone: Backbone, hidden: Tensor, batch: PackedBatch) -> Tensor:
-    """The last layer, for what the head reads: what enters it -> [rows, n]."""
+    """Run the last layer for the positions that the head reads: its input -> [rows, n]."""
     states = backbone.read(hidden, batch.reads, batch.insertions[-1].layout)
     return pool_rows(states, batch.read_layout)
 
 
 def first_tokens(hidden: Tensor, batch: PackedBatch) -> Tensor:
-    """States of every row's first token, before any prompt: [T, n] -> [rows, n]."""
+    """States of every row's first token, without prompts inserted: [T, n] -> [rows, n]."""
     starts = torch.from_numpy(batch.layout.starts).to(hidden.device, non_blocking=True)
     return hidden.index_select(0, starts)

@@ -1,7 +1,7 @@
-"""P-Tuning: prompt vectors that a small network makes of t free ones, in front of the embeddings.
+"""P-Tuning: a small network turns t free vectors into a prompt before the embeddings.
 
-Source: Liu et al., "GPT Understands, Too", AI Open 2023, with the MLP encoder that PEFT has: two
-hidden layers as wide as the backbone, ReLU behind each.
+Source: Liu et al., "GPT Understands, Too", AI Open 2023, with PEFT's MLP encoder: two hidden
+layers as wide as the backbone, each followed by ReLU.
 """
 
 import torch
@@ -13,7 +13,7 @@ from train.methods.method import Design, PromptBaseline, Shape
 
 
 class PTuning(PromptBaseline):
-    """`free`: [t, n]; three layers n -> n over it."""
+    """`free`: [t, n]; `weights`, `biases`: three layers n -> n."""
 
     learning_rate = 1e-3
 

@@ -1,8 +1,8 @@
-"""Prompt Tuning: t free vectors in front of the embeddings.
+"""Prompt Tuning: t free vectors before the embeddings.
 
 Source: Lester, Al-Rfou, Constant, "The Power of Scale for Parameter-Efficient Prompt Tuning", EMNLP
-2021. They start as the embeddings of tokens drawn from the vocabulary. The head reads [BOS], at
-index t: PEFT's version reads index 0, which is a prompt vector.
+2021. They start as the embeddings of randomly drawn tokens. The head reads [BOS], at index t;
+PEFT's version reads index 0, which is a prompt vector.
 """
 
 import torch
@@ -33,10 +33,10 @@ class PromptTuning(PromptBaseline):
 
 
 def token_embeddings(backbone: Backbone, count: int, random: torch.Generator) -> Tensor:
-    """What leaves the embedding layer for tokens drawn at random, float32 [count, n]."""
+    """The embedding layer's output for tokens drawn at random, float32 [count, n]."""
     ids = torch.randint(len(backbone.word_embeddings.weight), (count,), generator=random).to(
         backbone.device
     )
-    nothing = torch.zeros_like(ids)
+    zeros = torch.zeros_like(ids)
     with torch.no_grad():
-        return backbone.embed(ids, nothing, nothing).float()
+        return backbone.embed(ids, zeros, zeros).float()

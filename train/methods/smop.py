@@ -1,9 +1,9 @@
-"""SMoP: several short prompts, of which a router chooses one for every text.
+"""SMoP: several short prompts; a router chooses one for every text.
 
 Source: Choi et al., "SMoP: Towards Efficient and Effective Prompt Tuning with Sparse
-Mixture-of-Prompts", EMNLP 2023. k = 4 prompts of l = 5 vectors; the router is a linear map of the
-text's mean embedding, its logits multiplied by Gaussian noise in training; the chosen prompt is
-multiplied by its probability, which is how the router learns.
+Mixture-of-Prompts", EMNLP 2023. k = 4 prompts of l = 5 vectors. The router is a linear map of the
+text's mean embedding; in training its logits are multiplied by Gaussian noise. The chosen prompt is
+multiplied by its probability, through which the router learns.
 """
 
 import torch

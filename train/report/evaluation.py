@@ -8,7 +8,7 @@ import torch
 
 from adapters.adapter import classify, prepare, rows_of
 from adapters.format.files import load_adapter
-from train.config.defaults import backbone_of
+from train.config.defaults import load_backbone_for
 from train.config.settings import ComputeType, FitSettings
 from train.data.dataset import Dataset, check_labels
 from train.loop.encoded_splits import classes_of, encode
@@ -44,11 +44,11 @@ def evaluate(
     spec = loaded.spec
     check_labels(data, spec.labels, known_to="the adapter")
     name = backbone or spec.backbone.name
-    model = backbone_of(FitSettings(backbone=name, device=device, dtype=dtype))
+    model = load_backbone_for(FitSettings(backbone=name, device=device, dtype=dtype))
     prepared = prepare(loaded, model)
     started = time.perf_counter()
     encodings = encode(model, data, spec.max_length)
-    cache = TrunkCache(model, encodings, spec, kept_layers=0)
+    cache = TrunkCache(model, encodings, spec, trunk_layers=0)
     predicted = torch.empty(len(data), dtype=torch.int64)
     progress.begin("evaluate", texts=len(data))
     for chosen in cache.chunks(BATCH_TOKENS):
