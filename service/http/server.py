@@ -4,6 +4,7 @@ import asyncio
 import signal
 import socket
 from collections.abc import Callable
+from contextvars import Context
 from types import FrameType
 
 import uvicorn
@@ -80,7 +81,8 @@ class Server(uvicorn.Server):
             super().handle_exit(sig, frame)
             self.force_exit = True
             return
-        self._loop.call_soon_threadsafe(self._drain)
+        # In a context of its own: the interrupted one may be a request's, whose id is then logged.
+        self._loop.call_soon_threadsafe(self._drain, context=Context())
 
     def _drain(self) -> None:
         if self._draining is None:

@@ -8,6 +8,7 @@ loop would sleep although messages are there.
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from contextvars import copy_context
 from time import monotonic
 from typing import TypeAlias
 
@@ -37,6 +38,8 @@ class Channel:
         self._socket = socket
         self._receive = receive
         self._loop = asyncio.get_running_loop()
+        # Of messages received after a send: that of the sender would log its request's id.
+        self._variables = copy_context()
         self._descriptor = socket.fileno()
         self._again: asyncio.Handle | None = None
         self._closed = False
@@ -78,7 +81,7 @@ class Channel:
 
     def _look_again(self) -> None:
         if self._again is None and not self._closed:
-            self._again = self._loop.call_soon(self._drain)
+            self._again = self._loop.call_soon(self._drain, context=self._variables)
 
     def _drain(self) -> None:
         if self._again is not None:

@@ -14,6 +14,9 @@ from adapters.format.files import serialize
 from tests.support.service_process import ready_service, until
 from tests.support.tiny_models import make_adapter, save_backbone
 
+# Each test starts processes.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -67,6 +67,7 @@ async def test_the_engines_end_fails_all_that_wait_at_once(
             await worker.catalog.delete("a", ANY)
 
 
+@pytest.mark.slow
 async def test_a_silent_worker_is_not_waited_for_longer_than_it_may_answer(
     tmp_path: Path, backbone: Backbone
 ) -> None:
@@ -180,6 +181,7 @@ async def test_a_worker_that_was_given_up_comes_back_by_itself(
         thief.close()
 
 
+@pytest.mark.slow
 async def test_a_worker_whose_engine_falls_silent_does_not_answer_from_its_copy(
     tmp_path: Path, backbone: Backbone
 ) -> None:

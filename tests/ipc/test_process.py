@@ -15,6 +15,9 @@ from tests.support.http_service import error_of, until
 from tests.support.service_process import environ, service_process
 from tests.support.tiny_models import make_adapter, save_backbone
 
+# Each test starts processes.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -28,6 +28,9 @@ from tests.support.service_process import (
 )
 from tests.support.tiny_models import make_adapter, save_backbone
 
+# Each test starts processes.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

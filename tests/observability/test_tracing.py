@@ -120,6 +120,7 @@ def test_a_request_is_a_span_under_its_callers_with_its_stages_below(tmp_path: P
         assert names["service.name"] == "idspam"
 
 
+@pytest.mark.slow
 def test_workers_send_spans_and_json_lines_with_the_same_ids(tmp_path: Path) -> None:
     folder = save_backbone(tmp_path / "backbone")
     with collector() as found:
@@ -145,6 +146,7 @@ def test_nothing_is_recorded_without_an_endpoint(tmp_path: Path) -> None:
         assert not span.is_recording()
 
 
+@pytest.mark.slow
 def test_a_collector_that_is_not_there_delays_no_answer(tmp_path: Path) -> None:
     with serve(tmp_path, OTLP_ENDPOINT="http://127.0.0.1:9") as live:
         live.put("a", make_adapter(make_backbone()))
