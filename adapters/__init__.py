@@ -1,14 +1,15 @@
-"""What an adapter is: the contract between `train`, which makes it, and `service`, which serves it.
+"""What an adapter is and how a batch of them runs on a frozen backbone.
 
-Knows no HTTP, no queue and no optimiser. The parts, in the order in which data flows through them:
+`train` makes adapters and `service` serves them; both import this package, which imports neither.
+Start with `adapter` (prepare, classify) and `format.spec` (what an adapter file declares). Below
+`adapter`, each room imports only those after it:
 
-    tokenizer  text -> Encoding            packing   rows -> index arrays of one unpadded batch
-    prompt     the ID-SPAM equation        head      logits and scores
-    attention  rows see only themselves    families  how each model family is driven
-    backbone   the forward pass            adapter   Adapter, PreparedAdapter, classify
-    spec       what a file declares        files     strict reading and atomic writing
-    store      versions on disk            loading   name -> Backbone
-    durable    files that survive a crash
+    slots       batches on CUDA, over adapters in numbered slots
+    backbone    the frozen model and its forward pass
+    layers      faster code for transformer layers
+    packed      batches without padding, the prompt generator and the head
+    tokenizer   text -> token ids
+    format      adapter files and the versioned store
 """
 
 __version__ = "0.5.0"

@@ -1,30 +1,28 @@
-"""What can be refused about adapters, backbones and the store.
+"""Errors of adapters, backbones and the store; `service.errors` maps them to HTTP statuses.
 
-Knows no HTTP: `service.errors` maps these to statuses.
-
-    AdapterError
-    |-- InvalidAdapter          the file breaks the format; lists every fault
-    |-- IncompatibleAdapter     a sound file, but not for the loaded backbone; lists every fault
-    |-- UnloadedAdapter         stored, and not served until somebody loads it
-    |-- UnsupportedBackbone     a model that cannot take the packed road
-    |-- UnusableBackbone        a supported family, but its files are not what they should be
-    `-- StoreError
-        |-- InvalidName
-        |-- UnknownAdapter
-        |-- UnknownRevision
-        |-- RevisionConflict    compare-and-swap failed
-        `-- DamagedFile         stored bytes no longer have the hash they are named by
+AdapterError
+|-- InvalidAdapter          the file breaks the format; lists every fault
+|-- IncompatibleAdapter     made for another backbone; lists every difference
+|-- UnloadedAdapter         stored, but not served until it is loaded
+|-- UnsupportedBackbone     a model that cannot run packed batches
+|-- UnusableBackbone        a supported family, but wrong or missing files
+`-- StoreError
+    |-- InvalidName
+    |-- UnknownAdapter
+    |-- UnknownRevision
+    |-- RevisionConflict    compare-and-swap failed
+    `-- DamagedFile         stored bytes no longer match their hash
 """
 
 from collections.abc import Sequence
 
 
 class AdapterError(Exception):
-    """Base of everything this package refuses."""
+    """Base of all errors of this package."""
 
 
 class _Faulty(AdapterError):
-    """An error that carries a list of faults, each one a sentence."""
+    """An error with a list of faults."""
 
     summary = "refused"
 
@@ -34,19 +32,19 @@ class _Faulty(AdapterError):
 
 
 class InvalidAdapter(_Faulty):
-    """The bytes are not an adapter file; `faults` names everything that is wrong with them."""
+    """The bytes are not an adapter file; `faults` lists all that is wrong."""
 
     summary = "not a valid adapter"
 
 
 class IncompatibleAdapter(_Faulty):
-    """A valid adapter of another backbone; `faults` names every difference."""
+    """A valid adapter for another backbone; `faults` lists every difference."""
 
     summary = "made for another backbone"
 
 
 class UnloadedAdapter(AdapterError):
-    """Taken out of service on demand; its files stay where they are."""
+    """The adapter was taken out of service on request; its files are kept."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -54,7 +52,7 @@ class UnloadedAdapter(AdapterError):
 
 
 class UnsupportedBackbone(AdapterError):
-    """This model family cannot be run as a packed batch with prompt slots."""
+    """This model family cannot run packed batches with soft prompts."""
 
 
 class UnusableBackbone(AdapterError):
@@ -62,7 +60,7 @@ class UnusableBackbone(AdapterError):
 
 
 class StoreError(AdapterError):
-    """Base of what the versioned store refuses."""
+    """Base of the store's errors."""
 
 
 class InvalidName(StoreError):
@@ -87,7 +85,7 @@ class UnknownRevision(StoreError):
         self.known = tuple(known)
         super().__init__(
             f"adapter {name!r} has no single revision {revision!r}; "
-            f"known: {listing([item[:12] for item in self.known])}"
+            f"known: {listing([each[:12] for each in self.known])}"
         )
 
 
@@ -104,11 +102,11 @@ class RevisionConflict(StoreError):
 
 
 class DamagedFile(StoreError):
-    """A stored file is missing or does not have the hash that it is named by."""
+    """A stored file is missing, or its bytes do not match the hash in its name."""
 
 
 def listing(items: Sequence[str], limit: int = 20) -> str:
-    """`a, b, c and 7 more`, for messages that name what exists."""
+    """`a, b, c and 7 more`, for error messages."""
     if not items:
         return "none"
     shown = ", ".join(items[:limit])

@@ -1,7 +1,7 @@
-"""Text to token ids, the same way for training and serving. Knows no model.
+"""Text to token ids, for training and for serving. HTTP workers import this: no torch.
 
-A causal backbone gets `<|endoftext|>` behind every text: that is the token its answer is read at,
-so that an empty text has one too, and between the two texts of a pair.
+For a causal backbone `<|endoftext|>` follows every text, also the first one of a pair: its answer
+is read at that token, so even an empty text has one.
 """
 
 import hashlib
@@ -15,11 +15,11 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 Ids: TypeAlias = npt.NDArray[np.int64]
-# Of too long a text, the end that is not read.
+# The end of a text that is cut off if the text is too long.
 End: TypeAlias = Literal["head", "tail"]
 
-# What the tokenizer's hash is taken over besides its vocabulary: it must behave the same, not only
-# hold the same words.
+# The tokenizer's hash covers its vocabulary and the encodings of these texts: two tokenizers with
+# one vocabulary may still behave differently.
 _PROBES: tuple[tuple[str, str | None], ...] = (
     ("", None),
     ("The quick brown Fox jumps over 13 lazy dogs.", None),
@@ -28,13 +28,12 @@ _PROBES: tuple[tuple[str, str | None], ...] = (
 )
 
 
-# Not frozen: one is made for every text and in every process, and a frozen one takes four times as
-# long to make.
+# Not frozen: every process makes one for every text, and a frozen one takes four times as long.
 @dataclass(slots=True, eq=False)
 class Encoding:
     """Token ids of one text or pair, special tokens included.
 
-    `input_ids`, `token_type_ids`: int64 [length]. `truncated` says that the text did not fit.
+    input_ids, token_type_ids: int64 [length]. truncated: the text did not fit.
     """
 
     input_ids: Ids
@@ -47,7 +46,7 @@ class Encoding:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """A part of the tokenizer's template: one special token, or all tokens of text 0 or 1."""
+    """A part of the template: one special token, or all tokens of text 0 or 1."""
 
     text: int | None
     input_id: int
@@ -55,11 +54,11 @@ class _Piece:
 
 
 class TextEncoder:
-    """A Hugging Face fast tokenizer, cut by its own rule (`longest_first`) to any length.
+    """A Hugging Face fast tokenizer that truncates to any length, `longest_first`.
 
-    Texts are cut here and not by the tokenizer: it also builds everything that it cuts off, and for
-    a pair every piece of one text beside every piece of the other, so that a few kilobytes of text
-    take minutes and gigabytes.
+    The tokenizer does not truncate itself, because it also builds all that it cuts off. For a pair
+    it combines every piece of one text with every piece of the other, so a few kilobytes of text
+    would take minutes and gigabytes.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, read_token: str | None = None) -> None:
@@ -77,53 +76,52 @@ class TextEncoder:
         self.sha256 = self._hash()
 
     def to_json(self) -> str:
-        """What another process makes the same encoder of: `TextEncoder(Tokenizer.from_str(...))`.
+        """For another process: `TextEncoder(Tokenizer.from_str(...))` is the same encoder.
 
-        The template with the read token is part of it.
+        It contains the template with the read token.
         """
         return self._base.to_str()
 
     def encode(
         self, text: str, pair: str | None = None, *, max_length: int, cut: End = "tail"
     ) -> Encoding:
-        """Encode a text or pair into at most `max_length` tokens; the longer text is cut first."""
-        # One text needs no thread pool.
+        """Encode a text or pair in at most `max_length` tokens; the longer text is cut first."""
         texts = [text] if pair is None else [text, pair]
-        encoded = [self._base.encode(item, add_special_tokens=False).ids for item in texts]
+        encoded = [self._base.encode(each, add_special_tokens=False).ids for each in texts]
         return self._assemble(encoded, max_length, cut)
 
     def encode_batch(
         self, texts: Sequence[tuple[str, str | None]], *, max_length: int, cut: End = "tail"
     ) -> list[Encoding]:
-        """The same for many, spread over the tokenizer's threads."""
-        flat = [text for both in texts for text in both if text is not None]
+        """As `encode`, for many texts in the tokenizer's threads."""
+        flat = [text for pair in texts for text in pair if text is not None]
         encoded = iter(self._base.encode_batch_fast(flat, add_special_tokens=False))
         return [
             self._assemble(
-                [next(encoded).ids for text in both if text is not None], max_length, cut
+                [next(encoded).ids for text in pair if text is not None], max_length, cut
             )
-            for both in texts
+            for pair in texts
         ]
 
     def tokens(self, encoding: Encoding) -> list[str]:
-        """The token strings, for showing which of them made a prompt."""
-        return [self._base.id_to_token(int(item)) or "" for item in encoding.input_ids]
+        """The token strings, to show which of them made a prompt."""
+        return [self._base.id_to_token(int(token)) or "" for token in encoding.input_ids]
 
     def _assemble(self, texts: list[list[int]], max_length: int, cut: End) -> Encoding:
         template = self._single if len(texts) == 1 else self._pair
         room = max_length - sum(piece.text is None for piece in template)
         kept = _shares([len(text) for text in texts], max(room, 0))
-        shown = [
+        truncated = [
             text[: kept[index]] if cut == "tail" else text[len(text) - kept[index] :]
             for index, text in enumerate(texts)
         ]
         input_ids: list[int] = []
         token_type_ids: list[int] = []
         for piece in template:
-            ids = [piece.input_id] if piece.text is None else shown[piece.text]
+            ids = [piece.input_id] if piece.text is None else truncated[piece.text]
             input_ids += ids
             token_type_ids += [piece.token_type_id] * len(ids)
-        # Where not even the special tokens fit, they are cut as well.
+        # If not even the special tokens fit, they are cut as well.
         return Encoding(
             input_ids=np.array(input_ids[:max_length], dtype=np.int64),
             token_type_ids=np.array(token_type_ids[:max_length], dtype=np.int64),
@@ -141,7 +139,7 @@ class TextEncoder:
 
 
 def _template(encoded: Any) -> tuple[_Piece, ...]:
-    """What the tokenizer puts around texts, read off an encoding of texts of some tokens."""
+    """The special tokens around texts, from an encoding of sample texts."""
     pieces: list[_Piece] = []
     for text, input_id, type_id in zip(
         encoded.sequence_ids, encoded.ids, encoded.type_ids, strict=True
@@ -152,7 +150,7 @@ def _template(encoded: Any) -> tuple[_Piece, ...]:
 
 
 def _shares(lengths: list[int], room: int) -> list[int]:
-    """How many tokens of each text stay: the longer of two gives way until both are halves."""
+    """How many tokens of each text are kept: the longer of two is cut until both are halves."""
     if len(lengths) == 1:
         return [min(lengths[0], room)]
     shorter, longer = sorted(lengths)

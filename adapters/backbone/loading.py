@@ -41,9 +41,8 @@ _DEFAULT_HUB = (
 )
 _DEFAULT_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
-# `auto` keeps float32 if bfloat16 changes an answer by more than this share of its norm. Measured on
-# the default backbone: 0.009 (docs/exactness.md). A backbone that breaks in bfloat16 has an error
-# near one.
+# `auto` keeps float32 if bfloat16 changes an answer by more than this share of its norm. The error
+# of the default backbone is 0.009 (docs/exactness.md); one that breaks in bfloat16 is near 1.
 MAX_ANSWER_ERROR = 0.05
 _PROBES = (
     "",

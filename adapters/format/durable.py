@@ -1,4 +1,4 @@
-"""Files that a crash leaves old or new, never half. Knows nothing of what they hold."""
+"""Atomic writes: after a crash a file is old or new, never half. Without torch, as the store is."""
 
 import os
 import tempfile
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write and sync a temporary name, rename it, sync the folder: a crash leaves old or new."""
+    """Write and sync a temporary file, rename it, and sync the folder."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -22,7 +22,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in a folder survive a loss of power."""
+    """Make renames in a folder survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,8 +1,8 @@
-"""Adapter files: written whole, read strictly. docs/adapter-format.md describes them.
+"""Read and write adapter files. docs/adapter-format.md describes the format.
 
-An adapter file is a safetensors file whose `__metadata__` holds one key, `idspam`, with the spec as
-JSON. Nothing is ever unpickled, and nothing is repaired: a file either is exactly what its spec
-declares or is refused with every fault that it has.
+An adapter file is a safetensors file whose `__metadata__` has one key, `idspam`, with the spec as
+JSON. Nothing is ever unpickled or repaired: a file is exactly what its spec declares, or it is
+refused with all its faults.
 """
 
 import json
@@ -22,30 +22,6 @@ from adapters.errors import InvalidAdapter, listing
 from adapters.format.durable import write_atomically
 from adapters.format.spec import AdapterSpec, without_repeats
 
-
-@dataclass(frozen=True, slots=True)
-class Adapter:
-    """A spec and exactly the tensors that it declares."""
-
-    spec: AdapterSpec
-    tensors: Mapping[str, Tensor]
-
-
-# --- merged from adapters.finite
-
-
-def all_finite(*tensors: Tensor) -> bool:
-    """Whether every value is a finite number, as float32 too; one look back at a device."""
-    # A sum is finite only if all its terms are, and takes a tenth of looking at each of them; one
-    # that is not may still have overflown.
-    sums = torch.stack([tensor.sum(dtype=torch.float32) for tensor in tensors])
-    if bool(sums.isfinite().all()):
-        return True
-    return all(bool(tensor.float().isfinite().all()) for tensor in tensors)
-
-
-# --- merged from adapters.files
-
 METADATA_KEY = "idspam"
 MAX_HEADER_BYTES = 4 * 2**20
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -54,28 +30,37 @@ Declared: TypeAlias = tuple[str, tuple[int, ...]]  # dtype and shape
 
 _FOREIGN = {
     b"\x80": "a pickle, which can run code",
-    b"PK": "a zip archive, as torch.save writes: it holds pickles, which can run code",
+    b"PK": "a zip archive, as torch.save writes, of pickles, which can run code",
     b"\x93NUMPY": "a NumPy file",
     b"{": "JSON text",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A trained adapter: a spec and exactly the tensors that it declares."""
+
+    spec: AdapterSpec
+    tensors: Mapping[str, Tensor]
 
 
 def serialize(adapter: Adapter) -> bytes:
     """The bytes of an adapter file.
 
     Raises:
-        InvalidAdapter: the tensors are not what the spec declares, or not finite.
+        InvalidAdapter: the tensors are not as the spec declares, or not finite.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter.tensors.items()}
     declared = {
         name: (_dtype_name(tensor), tuple(tensor.shape)) for name, tensor in tensors.items()
     }
-    _refuse(_mismatches(adapter.spec, declared) + _not_finite(tensors))
+    if faults := _mismatches(adapter.spec, declared) + _not_finite(tensors):
+        raise InvalidAdapter(faults)
     return save(dict(sorted(tensors.items())), metadata={METADATA_KEY: adapter.spec.to_json()})
 
 
 def save_adapter(path: Path | str, adapter: Adapter) -> None:
-    """Write an adapter file: to a temporary name in the same folder, synced, then renamed.
+    """Write an adapter file atomically.
 
     Raises:
         InvalidAdapter: as `serialize`.
@@ -87,7 +72,7 @@ def read_spec(path: Path | str) -> AdapterSpec:
     """The spec of a file, without reading its tensors.
 
     Raises:
-        InvalidAdapter: header or spec are not valid.
+        InvalidAdapter: the header or the spec is not valid.
     """
     with Path(path).open("rb") as file:
         header = _header(file.read(8 + MAX_HEADER_BYTES), os.fstat(file.fileno()).st_size)
@@ -105,45 +90,38 @@ def load_adapter(path: Path | str) -> Adapter:
 
 
 def validate(data: bytes) -> Adapter:
-    """Parse the bytes of an adapter file that comes from anywhere.
+    """Parse the bytes of an untrusted adapter file.
 
-    Checked, each fault named: all that `parse` checks, and that every value is finite, as stored
-    and as float32.
+    Checks what `parse` checks, and that every value is finite, as stored and as float32.
 
     Raises:
         InvalidAdapter: with every fault.
     """
     spec, tensors, faults = _parsed(data)
-    _refuse(faults + _not_finite(tensors))
-    assert spec is not None
-    return Adapter(spec, tensors)
+    return _without_faults(spec, tensors, faults + _not_finite(tensors))
 
 
 def parse(data: bytes) -> Adapter:
-    """Parse the bytes of an adapter file, whose values are known to be finite.
+    """Parse the bytes of an adapter file whose values are known to be finite.
 
-    Checked, each fault named: header size and syntax, metadata keys, every field of the spec, the
-    exact set of tensors, their shapes and types, no gaps or overlaps between them.
+    Checks the size and syntax of the header, the metadata keys, every field of the spec, and the
+    tensors: exactly those of the spec, of the right shapes and types, without gaps or overlaps.
 
     Raises:
         InvalidAdapter: with every fault.
     """
-    spec, tensors, faults = _parsed(data)
-    _refuse(faults)
-    assert spec is not None
-    return Adapter(spec, tensors)
+    return _without_faults(*_parsed(data))
 
 
 def _parsed(data: bytes) -> tuple[AdapterSpec | None, dict[str, Tensor], list[str]]:
-    """The spec (None: it is not valid), the tensors and the faults."""
+    """The spec (None if it is not valid), the tensors and the faults."""
     header = _header(data, len(data))
     faults: list[str] = []
-    spec = None
+    spec, tensors = None, {}
     try:
         spec = _spec(header)
     except InvalidAdapter as error:
         faults += error.faults
-    tensors: dict[str, Tensor] = {}
     try:
         tensors = load(data)
     except (SafetensorError, KeyError) as error:
@@ -153,11 +131,19 @@ def _parsed(data: bytes) -> tuple[AdapterSpec | None, dict[str, Tensor], list[st
     return spec, tensors, faults
 
 
+def _without_faults(
+    spec: AdapterSpec | None, tensors: dict[str, Tensor], faults: list[str]
+) -> Adapter:
+    if faults or spec is None:
+        raise InvalidAdapter(faults)
+    return Adapter(spec, tensors)
+
+
 def _header(data: bytes, total: int) -> dict[str, Any]:
-    """The JSON header of a safetensors file of `total` bytes, of which `data` is the beginning."""
-    for magic, what in _FOREIGN.items():
+    """The JSON header of a safetensors file of `total` bytes that begins with `data`."""
+    for magic, kind in _FOREIGN.items():
         if data.startswith(magic) and not _plausible(data, total):
-            raise InvalidAdapter([f"file: looks like {what}; expected safetensors"])
+            raise InvalidAdapter([f"file: looks like {kind}; expected safetensors"])
     if len(data) < 8:
         raise InvalidAdapter([f"file: {total} bytes, shorter than a safetensors header"])
     (size,) = struct.unpack("<Q", data[:8])
@@ -179,6 +165,7 @@ def _header(data: bytes, total: int) -> dict[str, Any]:
 
 
 def _plausible(data: bytes, total: int) -> bool:
+    """Whether a file that looks like another kind may be safetensors after all."""
     return len(data) > 8 and data[8:9] == b"{" and struct.unpack("<Q", data[:8])[0] <= total
 
 
@@ -186,7 +173,7 @@ def _spec(header: Mapping[str, Any]) -> AdapterSpec:
     metadata = header.get("__metadata__")
     if not isinstance(metadata, dict) or not isinstance(metadata.get(METADATA_KEY), str):
         raise InvalidAdapter(
-            [f"metadata: no {METADATA_KEY!r} entry: this is not an ID-SPAM adapter"]
+            [f"metadata: no {METADATA_KEY!r} entry, so this is not an ID-SPAM adapter"]
         )
     if unknown := sorted(set(metadata) - {METADATA_KEY}):
         raise InvalidAdapter([f"metadata: unknown keys {listing(unknown)}"])
@@ -194,7 +181,7 @@ def _spec(header: Mapping[str, Any]) -> AdapterSpec:
 
 
 def _declared(header: Mapping[str, Any]) -> dict[str, Declared | None]:
-    """What the header says of every tensor; None where its entry is not of the format."""
+    """Type and shape of every tensor in the header; None if its entry breaks the format."""
     return {name: _entry(value) for name, value in header.items() if name != "__metadata__"}
 
 
@@ -233,21 +220,26 @@ def _mismatches(spec: AdapterSpec, declared: Mapping[str, Declared | None]) -> l
 
 def _not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     faults = []
-    numbers = {name: item for name, item in tensors.items() if item.is_floating_point()}
-    if numbers and all_finite(*numbers.values()):
+    floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    if floats and all_finite(*floats.values()):
         return []
-    for name, tensor in sorted(numbers.items()):
+    for name, tensor in sorted(floats.items()):
         bad = int((~tensor.float().isfinite()).sum())
         if bad:
             faults.append(f"tensor {name}: {bad} of {tensor.numel()} values are not finite")
     return faults
 
 
+def all_finite(*tensors: Tensor) -> bool:
+    """Whether every value is finite, as float32 too; waits for a device once."""
+    # A sum is finite only if all its terms are, and takes a tenth of the time of checking each
+    # term. But a sum of finite terms may overflow.
+    sums = torch.stack([tensor.sum(dtype=torch.float32) for tensor in tensors])
+    if bool(sums.isfinite().all()):
+        return True
+    return all(bool(tensor.float().isfinite().all()) for tensor in tensors)
+
+
 def _dtype_name(tensor: Tensor) -> str:
     names = {dtype: name for name, dtype in DTYPES.items()}
     return names.get(tensor.dtype, str(tensor.dtype))
-
-
-def _refuse(faults: list[str]) -> None:
-    if faults:
-        raise InvalidAdapter(faults)

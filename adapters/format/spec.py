@@ -1,7 +1,4 @@
-"""The declared configuration of an adapter: what the file says about itself.
-
-Knows no tensor and no path.
-"""
+"""The adapter spec: the configuration that an adapter file declares."""
 
 import json
 from collections import Counter
@@ -17,7 +14,7 @@ Label = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 class FinalActivation(StrEnum):
-    """What the prompt passes through last. The paper's is `relu`: its prompt is non-negative."""
+    """The activation of the prompt. The paper uses `relu`, so its prompts are not negative."""
 
     RELU = "relu"
     TANH = "tanh"
@@ -25,7 +22,7 @@ class FinalActivation(StrEnum):
 
 
 class GeneratorInput(StrEnum):
-    """What the generator attends over: the embeddings (the paper), or what enters layer m+1."""
+    """What the generator attends over: the embeddings (the paper) or the input of layer m+1."""
 
     EMBEDDINGS = "embeddings"
     HIDDEN = "hidden"
@@ -41,7 +38,7 @@ class GeneratorPooling(StrEnum):
 class Pooling(StrEnum):
     """What the head reads from the last layer.
 
-    `answer` is [BOS], at index t (the last token of a causal backbone); `mean` is the mean over the
+    `answer` is [BOS], at index t (the last token of a causal backbone). `mean` is the mean of the
     text's tokens, without the prompt.
     """
 
@@ -50,7 +47,7 @@ class Pooling(StrEnum):
 
 
 class HeadKind(StrEnum):
-    """`linear` is one layer; `mlp` is dense, tanh, out: the head of RoBERTa's classifier."""
+    """`linear` is one layer. `mlp` is dense, tanh, out, as in RoBERTa's classifier."""
 
     LINEAR = "linear"
     MLP = "mlp"
@@ -61,9 +58,9 @@ class _Frozen(BaseModel):
 
 
 class BackboneIdentity(_Frozen):
-    """Which frozen model the adapter was trained on.
+    """The frozen model that the adapter was trained on.
 
-    Only the fingerprint decides; the rest is for people.
+    Only the fingerprint is compared; the rest is for people.
     """
 
     name: str = Field(min_length=1, max_length=256)
@@ -93,9 +90,9 @@ class Provenance(_Frozen):
 
 
 class AdapterSpec(_Frozen):
-    """Everything that must be known to run an adapter's tensors, and where they come from.
+    """All that is needed to run an adapter's tensors, and where they come from.
 
-    Symbols of the method's description: n = `hidden_size`, t = `prompt_length`, c = `bottleneck`,
+    The method's symbols: n = `hidden_size`, t = `prompt_length`, c = `bottleneck`,
     m = `insertion_layer`, d_k = `attention_size`.
     """
 
@@ -128,7 +125,7 @@ class AdapterSpec(_Frozen):
         return self
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every tensor that an adapter of this spec holds: exactly these."""
+        """Name and shape of every tensor of an adapter with this spec."""
         n, t, c, d, labels = (
             self.hidden_size,
             self.prompt_length,
@@ -151,15 +148,15 @@ class AdapterSpec(_Frozen):
         return shapes | {"head.out.weight": (n, labels), "head.out.bias": (labels,)}
 
     def to_json(self) -> str:
-        """The one metadata value of an adapter file."""
+        """The metadata value of an adapter file."""
         return self.model_dump_json()
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Parse strictly: unknown or repeated fields and wrong types are faults, all of them named.
+        """Parse strictly: unknown or repeated fields and wrong types are faults.
 
         Raises:
-            InvalidAdapter: with one fault a field.
+            InvalidAdapter: with one fault for each field.
         """
         try:
             json.loads(text, object_pairs_hook=without_repeats)
@@ -168,14 +165,14 @@ class AdapterSpec(_Frozen):
         try:
             return cls.model_validate_json(text, strict=True)
         except ValidationError as error:
-            raise InvalidAdapter([_fault(item) for item in error.errors()]) from None
+            raise InvalidAdapter([_fault(detail) for detail in error.errors()]) from None
 
 
 def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """For `json.loads`: of two entries with one key a reader would silently drop one.
+    """For `json.loads`, which silently drops all but the last entry of a repeated key.
 
     Raises:
-        ValueError: naming the keys.
+        ValueError: with the repeated keys.
     """
     counts = Counter(key for key, _ in pairs)
     if repeated := sorted(key for key, count in counts.items() if count > 1):
@@ -184,5 +181,5 @@ def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _fault(error: Any) -> str:
-    where = ".".join(str(part) for part in error["loc"]) or "spec"
-    return f"spec: {where}: {error['msg']}"
+    field = ".".join(str(part) for part in error["loc"]) or "spec"
+    return f"spec: {field}: {error['msg']}"

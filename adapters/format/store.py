@@ -1,13 +1,13 @@
-"""Versions of adapters on disk. Knows no tensors and no backbone: bytes, names and hashes.
+"""Versions of adapters on disk. HTTP workers import this module, so it must not import torch.
 
-    <root>/<name>/<sha256>.safetensors    one revision, never changed once it is there
-    <root>/<name>/current                 all published revisions, one a line, the current first
-    <root>/.locks/<name>                  what writers of this name lock, also between processes
+    <root>/<name>/<sha256>.safetensors    one revision; never changes
+    <root>/<name>/current                 all published revisions, one a line, the current one first
+    <root>/.locks/<name>                  the lock of this name's writers, in all processes
 
-A revision is the sha256 of its bytes, a name an alias. Publishing, rolling back, deleting are each
-one atomic rename, after everything that it refers to was synced: a crash at any instruction leaves
-the old or the new state. Readers take no lock. The file system must be a local one: `flock` and
-atomic renames are relied on.
+A revision is the sha256 of its bytes; a name is an alias. To publish, roll back or delete is one
+atomic rename, after everything that it refers to was synced: a crash at any point leaves the old
+state or the new one. Readers take no lock. The file system must be local, because the store relies
+on `flock` and on atomic renames.
 """
 
 import fcntl
@@ -40,8 +40,8 @@ _REVISION = re.compile(r"[0-9a-f]{64}")
 _DELETED = ".deleted-"
 
 
-class Published(NamedTuple):
-    """What a put did. created: the name is new. changed: another revision is current now."""
+class PutResult(NamedTuple):
+    """The result of a put. created: the name is new. changed: the current revision is another."""
 
     revision: str
     created: bool
@@ -50,7 +50,7 @@ class Published(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Revision:
-    """One stored version. stored: when its file was written, in UTC. size: bytes."""
+    """One stored version. stored: when its file was written (UTC). size: in bytes."""
 
     revision: str
     stored: datetime
@@ -60,11 +60,11 @@ class Revision:
 class AdapterStore:
     """A folder of versioned adapter files.
 
-    Every method but `names` raises InvalidName for a name that is none, DamagedFile where a pointer
-    is not what this class wrote, and OSError where the disk fails.
+    Every method but `names` raises InvalidName if a name breaks the rules, DamagedFile if a
+    `current` file was damaged, and OSError if the disk fails.
 
     Args:
-        root: created if missing. What an interrupted writer left there is removed.
+        root: created if missing. Files that an interrupted writer left there are removed.
     """
 
     def __init__(self, root: Path | str) -> None:
@@ -75,14 +75,14 @@ class AdapterStore:
 
     def names(self) -> list[str]:
         """All adapters that have a current revision, sorted."""
-        found = (item.name for item in os.scandir(self.root) if NAME.fullmatch(item.name))
-        return sorted(name for name in found if (self.root / name / _POINTER).is_file())
+        names = (entry.name for entry in os.scandir(self.root) if NAME.fullmatch(entry.name))
+        return sorted(name for name in names if (self.root / name / _POINTER).is_file())
 
-    def put(self, name: str, data: bytes, *, expected: str | None = None) -> Published:
+    def put(self, name: str, data: bytes, *, expected: str | None = None) -> PutResult:
         """Make `data` the current revision. Putting the current bytes again changes nothing.
 
         Args:
-            expected: the revision that must be current, or None to take whatever is.
+            expected: the revision that must be current; None accepts any.
 
         Raises:
             RevisionConflict: another revision, or none, is current.
@@ -92,7 +92,7 @@ class AdapterStore:
             _compare(name, expected, history)
             return self._publish(name, data, history)
 
-    def create(self, name: str, data: bytes) -> Published:
+    def create(self, name: str, data: bytes) -> PutResult:
         """As `put`, for a name that must be new.
 
         Raises:
@@ -113,46 +113,46 @@ class AdapterStore:
         return self._known(name)[0]
 
     def revisions(self, name: str) -> list[Revision]:
-        """What can be read or rolled back to: the current one, then by when they last were current.
+        """All revisions that can be read: the current one first, then those that were current last.
 
         Raises:
             UnknownAdapter: there is no such adapter.
         """
-        found = []
+        revisions = []
         for revision in self._known(name):
             try:
                 status = self.path(name, revision).stat()
             except FileNotFoundError:
                 continue
-            found.append(
+            revisions.append(
                 Revision(revision, datetime.fromtimestamp(status.st_mtime, UTC), status.st_size)
             )
-        return found
+        return revisions
 
     def resolve(self, name: str, prefix: str | None = None) -> str:
-        """The one revision that starts with `prefix`; the current one without.
+        """The one revision that starts with `prefix`; without a prefix, the current one.
 
         Raises:
             UnknownAdapter: there is no such adapter.
-            UnknownRevision: none or several revisions start so.
+            UnknownRevision: no revision starts with it, or several do.
         """
         history = self._known(name)
         if prefix is None:
             return history[0]
-        matches = [item for item in history if prefix and item.startswith(prefix)]
+        matches = [revision for revision in history if prefix and revision.startswith(prefix)]
         if len(matches) != 1:
             raise UnknownRevision(name, prefix, history)
         return matches[0]
 
     def path(self, name: str, revision: str) -> Path:
-        """Where a revision's file is, if it exists."""
+        """The path of a revision's file, which need not exist."""
         return file_of(self.root, name, revision)
 
     def read(self, name: str, revision: str) -> bytes:
-        """The bytes of a revision, hashed again.
+        """The bytes of a revision, verified by their hash.
 
         Raises:
-            DamagedFile: the file is gone, or its bytes are not the ones that were stored.
+            DamagedFile: the file is gone, or its bytes have changed.
         """
         try:
             data = self.path(name, revision).read_bytes()
@@ -168,15 +168,15 @@ class AdapterStore:
         return data
 
     def rollback(self, name: str, revision: str | None = None) -> str:
-        """Make an earlier revision current and return it. Twice without naming one undoes itself.
+        """Make an earlier revision current and return it. Two calls without a revision do nothing.
 
         Args:
-            revision: a full one or a prefix; None is the one that was current before.
+            revision: the whole revision or a prefix; None is the previously current one.
 
         Raises:
             UnknownAdapter: there is no such adapter.
-            UnknownRevision: no such revision, or none before the current one.
-            DamagedFile: that revision cannot be read; the current one stays.
+            UnknownRevision: there is no such revision, or no earlier one.
+            DamagedFile: that revision cannot be read; nothing changes.
         """
         with self._locked(name):
             history = self._known(name)
@@ -191,11 +191,11 @@ class AdapterStore:
             return target
 
     def delete(self, name: str, *, expected: str | None = None) -> None:
-        """Forget a name and all its revisions, also one whose pointer is damaged.
+        """Delete a name and all its revisions, also if its `current` file is damaged.
 
         Raises:
             UnknownAdapter: there is no such adapter.
-            RevisionConflict: another revision than `expected` is current.
+            RevisionConflict: `expected` is not the current revision.
         """
         with self._locked(name):
             try:
@@ -203,29 +203,29 @@ class AdapterStore:
             except DamagedFile:
                 if expected is not None:
                     raise
-            gone = self.root / f"{_DELETED}{name}-{secrets.token_hex(8)}"
-            self._folder(name).rename(gone)
+            deleted = self.root / f"{_DELETED}{name}-{secrets.token_hex(8)}"
+            self._folder(name).rename(deleted)
             sync_folder(self.root)
-        shutil.rmtree(gone, ignore_errors=True)
+        shutil.rmtree(deleted, ignore_errors=True)
 
-    def _publish(self, name: str, data: bytes, history: list[str]) -> Published:
+    def _publish(self, name: str, data: bytes, history: list[str]) -> PutResult:
         revision = hashlib.sha256(data).hexdigest()
         folder, path = self._folder(name), self.path(name, revision)
         if not folder.is_dir():
             folder.mkdir()
             sync_folder(self.root)
-        # Also mends a file that rotted: the same bytes were just sent again.
+        # This also repairs a damaged file: the same bytes were just sent again.
         if not path.is_file() or path.read_bytes() != data:
             write_atomically(path, data)
         changed = history[:1] != [revision]
         if changed:
             self._point(name, revision, history)
-        return Published(revision, created=not history, changed=changed)
+        return PutResult(revision, created=not history, changed=changed)
 
     def _point(self, name: str, revision: str, history: list[str]) -> None:
-        following = [revision, *(item for item in history if item != revision)]
+        revisions = [revision, *(other for other in history if other != revision)]
         write_atomically(
-            self._folder(name) / _POINTER, "".join(f"{item}\n" for item in following).encode()
+            self._folder(name) / _POINTER, "".join(f"{each}\n" for each in revisions).encode()
         )
 
     def _known(self, name: str) -> list[str]:
@@ -243,8 +243,8 @@ class AdapterStore:
             return []
         if not lines or not all(_REVISION.fullmatch(line) for line in lines):
             raise DamagedFile(
-                f"the pointer of adapter {name!r} does not hold revisions; "
-                "deleting the name mends it"
+                f"the file of current revisions of adapter {name!r} is damaged; "
+                "delete the adapter to repair it"
             )
         return lines
 
@@ -253,40 +253,40 @@ class AdapterStore:
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
-        """One writer a name, among the threads and processes of this machine."""
+        """One writer for each name, among the threads and processes of this machine."""
         self._folder(name)
         descriptor = os.open(self._locks / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
-            # Lock files stay: removing one would let two writers lock two files of the same name.
+            # The lock file stays: if it were removed, two writers could lock two files of one name.
             os.close(descriptor)
 
     def _clean(self) -> None:
-        for item in list(os.scandir(self.root)):
-            if item.name.startswith(_DELETED):
-                shutil.rmtree(item.path, ignore_errors=True)
-            elif NAME.fullmatch(item.name) and item.is_dir():
-                with self._locked(item.name):
-                    for temporary in Path(item.path).glob(".*.tmp"):
+        for entry in list(os.scandir(self.root)):
+            if entry.name.startswith(_DELETED):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            elif NAME.fullmatch(entry.name) and entry.is_dir():
+                with self._locked(entry.name):
+                    for temporary in Path(entry.path).glob(".*.tmp"):
                         temporary.unlink(missing_ok=True)
 
 
 def file_of(root: Path, name: str, revision: str) -> Path:
-    """Where the store of this root keeps a revision, for readers that open no store.
+    """The path of a revision in the store at `root`, for readers that open no store.
 
     Raises:
-        InvalidName: no adapter can have this name.
+        InvalidName: the name breaks the rules.
     """
-    assert _REVISION.fullmatch(revision), "revisions are resolved first"
+    assert _REVISION.fullmatch(revision), "resolve the revision first"
     return _folder_of(root, name) / f"{revision}{_SUFFIX}"
 
 
 def _folder_of(root: Path, name: str) -> Path:
     if not NAME.fullmatch(name):
         raise InvalidName(
-            f"adapter name {name!r}: expected 1 to 64 of a-z 0-9 . _ -, a letter or digit first"
+            f"adapter name {name!r}: expected 1 to 64 of a-z 0-9 . _ -, first a letter or digit"
         )
     return root / name
 

@@ -1,16 +1,12 @@
-"""A BERT-like layer on a CUDA device: fewer, larger kernels over the layer's own weights.
-
-Knows no prompts. For float16 and bfloat16, where no gradient is asked for; everything else goes
-through the layer as `transformers` has it (`adapters.layers.bert`).
+"""A BERT-like layer on a CUDA device: fewer and larger kernels, in float16 and bfloat16.
 
 - One product for queries, keys and values.
-- Attention for the rows there are: flash kernels work in blocks of 128 queries by 128 keys, and
-  most rows are shorter than one.
+- Attention for short rows: flash kernels work in blocks of 128 queries by 128 keys, and most rows
+  are shorter than that.
 - A residual and its norm are one kernel that rounds once; GELU is applied in place.
-- The last layer does what follows attention for the positions that are read, and for no others.
+- After attention, the last layer computes only the positions that are read.
 
-Rows meet in attention alone. A tail that no row owns is not attended: what is there, be it NaN,
-stays in the tail.
+Positions after the last row are not attended to: whatever they hold, even NaN, stays there.
 """
 
 import logging
@@ -24,22 +20,22 @@ import triton
 from torch import Tensor, nn
 from torch.nn import functional
 
-from adapters.layers import triton_layer as layer_code
+from adapters.layers import triton_layer
+from adapters.packed.layout import Extents
 
 logger = logging.getLogger(__name__)
 
-# Larger heads' blocks do not fit a processor's registers.
+# The blocks of larger heads do not fit in registers.
 MAX_HEAD_SIZE = 128
-# Of which a device runs some hundreds at a time: from here on another program only costs its start.
+# A device runs some hundreds of programs at a time: more than this many only cost their start.
 _PROGRAMS = 2048
-# What bfloat16 may differ by on numbers around one.
+# The largest rounding error of bfloat16 on numbers around one.
 _ROUNDING = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class _Tiling:
-    """block: queries and keys taken at a time. parts: programs that share a row's blocks of one
-    head."""
+    """block: queries and keys at a time. parts: programs that share the blocks of a row's head."""
 
     block: int
     parts: int
@@ -48,7 +44,7 @@ class _Tiling:
 
 
 class FusedLayer:
-    """A layer's weights as the kernels want them; `copied` names those that are held twice."""
+    """A layer's weights as the kernels want them (`adapters.layers.bert.FastLayer`)."""
 
     def __init__(self, layer: Any) -> None:
         own = layer.attention.self
@@ -60,27 +56,27 @@ class FusedLayer:
         self._output = layer.output
         self._exact_gelu = own.config.hidden_act == "gelu"
 
-    def forward(self, states: Tensor, layout: Any) -> Tensor:
+    def forward(self, states: Tensor, layout: Extents) -> Tensor:
         """[T, n] -> [T, n]"""
-        # Triton launches on the thread's device, whatever its arguments' one is.
+        # Triton launches on the thread's current device, not on its arguments' device.
         with torch.cuda.device_of(states):
             return self._finish(self._attended(states, layout), states)
 
-    def read(self, states: Tensor, positions: Tensor, layout: Any) -> Tensor:
+    def read(self, states: Tensor, positions: Tensor, layout: Extents) -> Tensor:
         """As the last layer: [T, n] -> [positions, n]."""
         with torch.cuda.device_of(states):
             attended = self._attended(states, layout).index_select(0, positions)
             return self._finish(attended, states.index_select(0, positions))
 
-    def _attended(self, states: Tensor, layout: Any) -> Tensor:
+    def _attended(self, states: Tensor, layout: Extents) -> Tensor:
         """[T, n] -> [T, heads * d]"""
-        made = functional.linear(states, self._weight, self._bias)
-        projected = made.view(len(made), 3, self._heads, self._size)
+        projected = functional.linear(states, self._weight, self._bias)
+        projected = projected.view(len(states), 3, self._heads, self._size)
         return attend(projected, layout.cumulative, longest=layout.longest)
 
-    def _finish(self, attended: Tensor, entering: Tensor) -> Tensor:
-        """What follows attention: [positions, heads * d], [positions, n] -> [positions, n]"""
-        states = add_norm(self._attention.dense(attended), entering, self._attention.LayerNorm)
+    def _finish(self, attended: Tensor, residual: Tensor) -> Tensor:
+        """After attention: [positions, heads * d], [positions, n] -> [positions, n]"""
+        states = add_norm(self._attention.dense(attended), residual, self._attention.LayerNorm)
         wide = self._intermediate.dense(states)
         if self._exact_gelu:
             wide = torch.ops.aten.gelu_(wide)
@@ -94,11 +90,11 @@ def attend(projected: Tensor, cumulative: Tensor, *, longest: int) -> Tensor:
 
     Args:
         projected: [T, 3, heads, d], queries, keys and values; d at most `MAX_HEAD_SIZE`.
-        cumulative: int32 [rows + 1], the rows' starts and the last one's end; rows may be empty.
+        cumulative: int32 [rows + 1], where rows start, and the end; rows may be empty.
         longest: no row has more tokens.
 
     Returns:
-        [T, heads * d]; undefined behind the last row.
+        [T, heads * d]; undefined after the last row.
     """
     tiling = _tiling(len(cumulative) - 1, projected.shape[2], longest)
     return _attend(projected, cumulative, tiling)
@@ -109,34 +105,34 @@ def add_norm(states: Tensor, residual: Tensor, norm: nn.LayerNorm, *, warps: int
     assert states.is_contiguous(), states.stride()
     assert residual.is_contiguous(), residual.stride()
     n = states.shape[1]
-    made = torch.empty_like(states)
-    layer_code.add_norm[(len(states),)](
+    out = torch.empty_like(states)
+    triton_layer.add_norm[(len(states),)](
         states,
         residual,
         norm.weight,
         norm.bias,
-        made,
+        out,
         norm.eps,
         N=n,
         COLUMNS=triton.next_power_of_2(n),
         num_warps=warps,
     )
-    return made
+    return out
 
 
 @cache
 def usable(device: torch.device, dtype: torch.dtype, *, heads: int, size: int) -> bool:
-    """Whether the kernels can be compiled for this device and give what PyTorch gives: tried once.
+    """Whether the kernels compile for this device and agree with PyTorch; tried once.
 
-    A device or compiler that nobody has tried yet must still serve, if slowly.
+    An untested device or compiler must still serve, if slowly.
     """
     try:
         error = _error(device, dtype, heads=heads, size=size)
     except Exception:
-        logger.exception("fused layers cannot be used here")
+        logger.exception("fused layers cannot be used on this device")
         return False
     if not error <= _ROUNDING:
-        logger.error("fused layers are wrong here: they differ from PyTorch's by %g", error)
+        logger.error("fused layers are not used: they differ from PyTorch by %g", error)
     return error <= _ROUNDING
 
 
@@ -156,15 +152,15 @@ def _error(device: torch.device, dtype: torch.dtype, *, heads: int, size: int) -
     states, residual = (projected[:, index].flatten(1).contiguous() for index in range(2))
     normal = functional.layer_norm(states.float() + residual.float(), (heads * size,))
     with torch.cuda.device_of(states):
-        found = torch.stack([attended, add_norm(states, residual, norm)])
-    # One maximum, which NaN goes through.
-    return float((found - torch.stack([torch.cat(exact).flatten(1), normal])).abs().max())
+        results = torch.stack([attended, add_norm(states, residual, norm)])
+    # One maximum, which NaN passes through.
+    return float((results - torch.stack([torch.cat(exact).flatten(1), normal])).abs().max())
 
 
 def _tiling(rows: int, heads: int, longest: int) -> _Tiling:
     block = 64 if longest > 32 else 32
     blocks = triton.cdiv(longest, block)
-    # Of many rows few are long: a program for every block of the longest would mostly find none.
+    # Among many rows few are long, so most programs for the longest row's blocks would find none.
     return _Tiling(block, max(1, min(blocks, _PROGRAMS // (rows * heads))))
 
 
@@ -172,18 +168,18 @@ def _attend(projected: Tensor, cumulative: Tensor, tiling: _Tiling) -> Tensor:
     tokens, _, heads, size = projected.shape
     assert projected.is_contiguous(), projected.stride()
     assert size <= MAX_HEAD_SIZE, size
-    made = torch.empty(tokens, heads * size, dtype=projected.dtype, device=projected.device)
-    layer_code.attend[(heads, len(cumulative) - 1, tiling.parts)](
+    out = torch.empty(tokens, heads * size, dtype=projected.dtype, device=projected.device)
+    triton_layer.attend[(heads, len(cumulative) - 1, tiling.parts)](
         *projected.unbind(1),
         projected.stride(0),
         cumulative,
-        made,
+        out,
         size**-0.5 * math.log2(math.e),
         SIZE=size,
-        # No product of blocks is narrower than 16.
+        # A product of blocks is at least 16 wide.
         DEPTH=max(16, triton.next_power_of_2(size)),
         BLOCK=tiling.block,
         num_warps=tiling.warps,
         num_stages=tiling.stages,
     )
-    return made
+    return out

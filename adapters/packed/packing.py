@@ -39,7 +39,7 @@ class RowShape(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One text to classify: its tokens, its adapter's spec, and the adapter's index in the batch."""
+    """One text to classify: its tokens, its adapter's spec, and that adapter's index."""
 
     encoding: Encoding
     spec: RowShape

@@ -60,7 +60,7 @@ class GeneratorWeights:
         )
 
     def folded(self) -> Self:
-        """The same function up to rounding: Wq Wk^T, scaled, as one matrix; Wv as part of W_down."""
+        """The same function up to rounding: scaled Wq Wk^T as one matrix, Wv inside W_down."""
         assert self.value is not None
         query = None
         if self.query is not None and self.key is not None:
@@ -69,7 +69,7 @@ class GeneratorWeights:
         return replace(self, query=query, key=None, value=None, down=down, scale=1.0)
 
     def cast(self, dtype: torch.dtype) -> Self:
-        """Cast the weights that multiply every token; all others multiply one vector for each text."""
+        """Cast the weights that multiply every token; the others multiply one vector a text."""
         query, key = (None if each is None else each.to(dtype) for each in (self.query, self.key))
         return replace(self, query=query, key=key)
 

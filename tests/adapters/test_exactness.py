@@ -1,7 +1,7 @@
-"""The central claim: a row of a packed, mixed batch is answered as its text alone.
+"""The central claim: in a packed, mixed batch every text gets the same answer as alone.
 
-The other side of every comparison is tests/support/reference.py. Observed in float32: at most 2.6e-6 from
-the plain model, and 3.1e-6 between a batch and its rows alone, where only sums change their order.
+Everything is compared with tests/support/reference.py. Observed in float32: at most 2.6e-6 from the
+plain model, and 3.1e-6 between a batch and its rows alone, where only the order of sums changes.
 """
 
 import random

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from adapters.backbone.model import Backbone
 from adapters.layers.bert import BertLayer
-from adapters.layers.onednn import OneDnnLayer, Product, _padded
+from adapters.layers.onednn import OneDnnLayer, ReorderedLinear, pad
 from adapters.packed.layout import Layout
 from tests.support.families import (
     HIDDEN,
@@ -152,11 +152,11 @@ def test_gradients_flow_through_the_layer_of_transformers() -> None:
 
 
 def test_there_are_few_sizes_and_little_is_padded() -> None:
-    sizes = {rows: len(_padded(torch.empty(rows, 1))) for rows in range(1, 4097)}
+    sizes = {rows: len(pad(torch.empty(rows, 1))) for rows in range(1, 4097)}
     assert all(rows <= size < rows + max(8, rows / 8) for rows, size in sizes.items())
     # Each size is a kernel for each of a backbone's four products; oneDNN keeps 1024.
     assert len(set(sizes.values())) < 1024 / 4
-    padded = _padded(torch.ones(257, 2))
+    padded = pad(torch.ones(257, 2))
     assert bool((padded[:257] == 1).all() and (padded[257:] == 0).all())
 
 
@@ -165,8 +165,8 @@ def test_products_of_one_input_are_one_behind_the_other() -> None:
     first, second = torch.nn.Linear(8, 3), torch.nn.Linear(8, 5)
     states = torch.randn(4, 8)
     with torch.inference_mode():
-        made = Product.of(first, second)(states)
+        made = ReorderedLinear.of(first, second)(states)
         expected = torch.cat([first(states), second(states)], dim=1)
         assert torch.allclose(made, expected, atol=1e-6)
         gelu = torch.nn.functional.gelu(expected)
-        assert torch.allclose(Product.of(first, second).gelu(states), gelu, atol=1e-5)
+        assert torch.allclose(ReorderedLinear.of(first, second).gelu(states), gelu, atol=1e-5)

@@ -157,7 +157,7 @@ def test_a_pointer_that_holds_no_revisions_is_named(store: AdapterStore, content
     (store.root / "spam" / "current").write_bytes(content)
     with pytest.raises(DamagedFile, match="spam"):
         store.current("spam")
-    with pytest.raises(DamagedFile, match="deleting the name mends it"):
+    with pytest.raises(DamagedFile, match="delete the adapter to repair it"):
         store.put("spam", B)
     with pytest.raises(DamagedFile):
         store.delete("spam", expected=REV_A)
