@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from adapters.backbone.model import Backbone, ForwardOutput
+from adapters.backbone.model import Backbone, ForwardOutput, check_fits
 from adapters.errors import InvalidAdapter
 from adapters.format.files import Adapter, all_finite
 from adapters.format.spec import AdapterSpec
@@ -58,7 +58,7 @@ def prepare(adapter: Adapter, backbone: Backbone) -> PreparedAdapter:
         IncompatibleAdapter: it was made for another backbone.
         InvalidAdapter: its weights are finite, but their products or casts are not.
     """
-    backbone.check(adapter.spec)
+    check_fits(adapter.spec, backbone)
     tensors = {
         name: tensor.to(backbone.device, torch.float32) for name, tensor in adapter.tensors.items()
     }

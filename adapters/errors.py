@@ -1,18 +1,4 @@
-"""Errors of adapters, backbones and the store; `service.errors` maps them to HTTP statuses.
-
-AdapterError
-|-- InvalidAdapter          the file breaks the format; lists every fault
-|-- IncompatibleAdapter     made for another backbone; lists every difference
-|-- UnloadedAdapter         stored, but not served until it is loaded
-|-- UnsupportedBackbone     a model that cannot run packed batches
-|-- UnusableBackbone        a supported family, but wrong or missing files
-`-- StoreError
-    |-- InvalidName
-    |-- UnknownAdapter
-    |-- UnknownRevision
-    |-- RevisionConflict    compare-and-swap failed
-    `-- DamagedFile         stored bytes no longer match their hash
-"""
+"""Errors of adapters, backbones and the store; `service.errors` maps them to HTTP statuses."""
 
 from collections.abc import Sequence
 

@@ -9,6 +9,8 @@ import hashlib
 import importlib.util
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -154,22 +156,19 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 
 def _in_bfloat16(backbone: Backbone, *, checked: bool) -> Backbone:
-    if not checked:
-        return backbone.to(dtype=torch.bfloat16)
-    error = answer_error(backbone, torch.bfloat16)
-    if error <= MAX_ANSWER_ERROR:
-        logger.info(
-            "bfloat16 changes answers by %.4f of their norm (bound %.2f): using bfloat16",
+    if checked:
+        error = answer_error(backbone, torch.bfloat16)
+        fits = error <= MAX_ANSWER_ERROR
+        logger.log(
+            logging.INFO if fits else logging.WARNING,
+            "bfloat16 changes answers by %.4f of their norm (bound %.2f): using %s",
             error,
             MAX_ANSWER_ERROR,
+            "bfloat16" if fits else "float32",
         )
-        return backbone.to(dtype=torch.bfloat16)
-    logger.warning(
-        "bfloat16 changes answers by %.4f of their norm (bound %.2f): using float32",
-        error,
-        MAX_ANSWER_ERROR,
-    )
-    return backbone
+        if not fits:
+            return backbone
+    return backbone.to(dtype=torch.bfloat16)
 
 
 def answer_error(backbone: Backbone, dtype: torch.dtype) -> float:
@@ -225,15 +224,20 @@ def locate_default() -> tuple[str, str | None]:
     return str(folder), None
 
 
+@contextmanager
+def _reading(part: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UnusableBackbone(f"cannot load {part}: {reason}") from error
+
+
 def _load_model(source: str, revision: str | None) -> nn.Module:
-    try:
+    with _reading(f"the config of {source!r}"):
         config = AutoConfig.from_pretrained(source, revision=revision)
-    except (OSError, ValueError, KeyError) as error:
-        raise UnusableBackbone(
-            f"cannot read the backbone {source!r}: {_first_line(error)}"
-        ) from error
     family_of(config)
-    try:
+    with _reading(f"the weights of {source!r}"):
         model, info = AutoModel.from_pretrained(
             source,
             revision=revision,
@@ -243,10 +247,6 @@ def _load_model(source: str, revision: str | None) -> nn.Module:
             attn_implementation=PACKED_ATTENTION,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UnusableBackbone(
-            f"cannot load the backbone {source!r}: {_first_line(error)}"
-        ) from error
     # The pooler never runs: an adapter has its own head, and many checkpoints lack its weights.
     missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
     if missing:
@@ -259,12 +259,8 @@ def _load_model(source: str, revision: str | None) -> nn.Module:
 
 
 def _load_tokenizer(source: str, revision: str | None, vocabulary: int) -> Any:
-    try:
+    with _reading(f"the tokenizer of {source!r}"):
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, use_fast=True)
-    except (OSError, ValueError) as error:
-        raise UnusableBackbone(
-            f"cannot read the tokenizer of {source!r}: {_first_line(error)}"
-        ) from error
     if not getattr(tokenizer, "is_fast", False):
         raise UnusableBackbone(f"{source!r} has no fast tokenizer (tokenizer.json)")
     # If its files are missing, transformers makes a tokenizer that has only the special tokens.
@@ -277,7 +273,3 @@ def _load_tokenizer(source: str, revision: str | None, vocabulary: int) -> Any:
             f"but the model has {vocabulary} tokens"
         )
     return tokenizer
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

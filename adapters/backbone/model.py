@@ -139,14 +139,6 @@ class Backbone:
         """Restore weights from `state_dict`."""
         self._model.load_state_dict(weights)
 
-    def check(self, spec: AdapterSpec) -> None:
-        """Refuse a spec that was not made for this backbone.
-
-        Raises:
-            IncompatibleAdapter: with every difference.
-        """
-        check_fits(spec, self)
-
     def pack(self, rows: Sequence[Row]) -> PackedBatch:
         """Index arrays for one forward pass, on this backbone's device."""
         return PackedBatch(rows, causal=self.family.causal, device=self.device)

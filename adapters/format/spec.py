@@ -126,13 +126,8 @@ class AdapterSpec(_Frozen):
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor of an adapter with this spec."""
-        n, t, c, d, labels = (
-            self.hidden_size,
-            self.prompt_length,
-            self.bottleneck,
-            self.attention_size,
-            len(self.labels),
-        )
+        n, t, c, d = self.hidden_size, self.prompt_length, self.bottleneck, self.attention_size
+        labels = len(self.labels)
         shapes: dict[str, tuple[int, ...]] = {}
         if self.generator_pooling is GeneratorPooling.ATTENTION:
             shapes |= {"generator.query": (n, d), "generator.key": (n, d)}

@@ -204,13 +204,13 @@ class AdapterStore:
                 if expected is not None:
                     raise
             deleted = self.root / f"{_DELETED}{name}-{secrets.token_hex(8)}"
-            self._folder(name).rename(deleted)
+            _folder_of(self.root, name).rename(deleted)
             sync_folder(self.root)
         shutil.rmtree(deleted, ignore_errors=True)
 
     def _publish(self, name: str, data: bytes, history: list[str]) -> PutResult:
         revision = hashlib.sha256(data).hexdigest()
-        folder, path = self._folder(name), self.path(name, revision)
+        folder, path = _folder_of(self.root, name), self.path(name, revision)
         if not folder.is_dir():
             folder.mkdir()
             sync_folder(self.root)
@@ -223,10 +223,9 @@ class AdapterStore:
         return PutResult(revision, created=not history, changed=changed)
 
     def _point(self, name: str, revision: str, history: list[str]) -> None:
-        revisions = [revision, *(other for other in history if other != revision)]
-        write_atomically(
-            self._folder(name) / _POINTER, "".join(f"{each}\n" for each in revisions).encode()
-        )
+        lines = [revision, *(other for other in history if other != revision)]
+        text = "".join(f"{line}\n" for line in lines)
+        write_atomically(_folder_of(self.root, name) / _POINTER, text.encode())
 
     def _known(self, name: str) -> list[str]:
         history = self._history(name)
@@ -236,7 +235,7 @@ class AdapterStore:
 
     def _history(self, name: str) -> list[str]:
         """Published revisions, the current one first; empty for an unknown name."""
-        pointer = self._folder(name) / _POINTER
+        pointer = _folder_of(self.root, name) / _POINTER
         try:
             lines = pointer.read_bytes().decode("ascii", "replace").splitlines()
         except (FileNotFoundError, NotADirectoryError):
@@ -248,13 +247,10 @@ class AdapterStore:
             )
         return lines
 
-    def _folder(self, name: str) -> Path:
-        return _folder_of(self.root, name)
-
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
         """One writer for each name, among the threads and processes of this machine."""
-        self._folder(name)
+        _folder_of(self.root, name)
         descriptor = os.open(self._locks / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -34,7 +34,7 @@ _ROUNDING = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class _Tiling:
+class Tiling:
     """block: queries and keys at a time. parts: programs that share the blocks of a row's head."""
 
     block: int
@@ -85,19 +85,46 @@ class FusedLayer:
         return add_norm(self._output.dense(wide), states, self._output.LayerNorm)
 
 
-def attend(projected: Tensor, cumulative: Tensor, *, longest: int) -> Tensor:
+def attend(
+    projected: Tensor, cumulative: Tensor, *, longest: int, tiling: Tiling | None = None
+) -> Tensor:
     """softmax(Q K^T / sqrt(d)) V within every row.
 
     Args:
         projected: [T, 3, heads, d], queries, keys and values; d at most `MAX_HEAD_SIZE`.
         cumulative: int32 [rows + 1], where rows start, and the end; rows may be empty.
         longest: no row has more tokens.
+        tiling: None chooses one; it never changes the result.
 
     Returns:
         [T, heads * d]; undefined after the last row.
     """
-    tiling = _tiling(len(cumulative) - 1, projected.shape[2], longest)
-    return _attend(projected, cumulative, tiling)
+    tokens, _, heads, size = projected.shape
+    tiling = tiling or tiling_of(len(cumulative) - 1, heads, longest)
+    assert projected.is_contiguous(), projected.stride()
+    assert size <= MAX_HEAD_SIZE, size
+    out = torch.empty(tokens, heads * size, dtype=projected.dtype, device=projected.device)
+    triton_layer.attend[(heads, len(cumulative) - 1, tiling.parts)](
+        *projected.unbind(1),
+        projected.stride(0),
+        cumulative,
+        out,
+        size**-0.5 * math.log2(math.e),
+        SIZE=size,
+        # A product of blocks is at least 16 wide.
+        DEPTH=max(16, triton.next_power_of_2(size)),
+        BLOCK=tiling.block,
+        num_warps=tiling.warps,
+        num_stages=tiling.stages,
+    )
+    return out
+
+
+def tiling_of(rows: int, heads: int, longest: int) -> Tiling:
+    block = 64 if longest > 32 else 32
+    blocks = triton.cdiv(longest, block)
+    # Among many rows few are long, so most programs for the longest row's blocks would find none.
+    return Tiling(block, max(1, min(blocks, _PROGRAMS // (rows * heads))))
 
 
 def add_norm(states: Tensor, residual: Tensor, norm: nn.LayerNorm, *, warps: int = 4) -> Tensor:
@@ -155,31 +182,3 @@ def _error(device: torch.device, dtype: torch.dtype, *, heads: int, size: int) -
         results = torch.stack([attended, add_norm(states, residual, norm)])
     # One maximum, which NaN passes through.
     return float((results - torch.stack([torch.cat(exact).flatten(1), normal])).abs().max())
-
-
-def _tiling(rows: int, heads: int, longest: int) -> _Tiling:
-    block = 64 if longest > 32 else 32
-    blocks = triton.cdiv(longest, block)
-    # Among many rows few are long, so most programs for the longest row's blocks would find none.
-    return _Tiling(block, max(1, min(blocks, _PROGRAMS // (rows * heads))))
-
-
-def _attend(projected: Tensor, cumulative: Tensor, tiling: _Tiling) -> Tensor:
-    tokens, _, heads, size = projected.shape
-    assert projected.is_contiguous(), projected.stride()
-    assert size <= MAX_HEAD_SIZE, size
-    out = torch.empty(tokens, heads * size, dtype=projected.dtype, device=projected.device)
-    triton_layer.attend[(heads, len(cumulative) - 1, tiling.parts)](
-        *projected.unbind(1),
-        projected.stride(0),
-        cumulative,
-        out,
-        size**-0.5 * math.log2(math.e),
-        SIZE=size,
-        # A product of blocks is at least 16 wide.
-        DEPTH=max(16, triton.next_power_of_2(size)),
-        BLOCK=tiling.block,
-        num_warps=tiling.warps,
-        num_stages=tiling.stages,
-    )
-    return out

@@ -12,7 +12,7 @@
 import math
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -50,17 +50,10 @@ class ReorderedLinear:
         """The product with padding to one of the few sizes."""
         return self(pad(states))[: len(states)]
 
-    def __call__(self, states: Tensor) -> Tensor:
-        """[T, n] -> [T, outputs]"""
+    def __call__(self, states: Tensor, activation: Literal["none", "gelu"] = "none") -> Tensor:
+        """[T, n] -> [T, outputs]; `gelu` is the exact one."""
         product: Tensor = torch.ops.mkldnn._linear_pointwise(
-            states, self.weight, self.bias, "none", [], ""
-        )
-        return product
-
-    def gelu(self, states: Tensor) -> Tensor:
-        """The exact GELU of the product."""
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(
-            states, self.weight, self.bias, "gelu", [], "none"
+            states, self.weight, self.bias, activation, [], "none"
         )
         return product
 
@@ -133,7 +126,7 @@ class OneDnnLayer:
         joined = torch.cat([*attended, padding]).to(residual.dtype).flatten(1)
         states = layer.attention.output.LayerNorm(self._dense(joined) + residual)
         if self._exact_gelu:
-            wide = self._intermediate.gelu(states)
+            wide = self._intermediate(states, "gelu")
         else:
             wide = layer.intermediate.intermediate_act_fn(self._intermediate(states))
         finished: Tensor = layer.output.LayerNorm(self._output(wide) + states)

@@ -179,11 +179,7 @@ class PackedBatch:
         return tuple(insertions)
 
     def _expansion(
-        self,
-        current: Layout,
-        expanded: Layout,
-        here: npt.NDArray[np.bool_],
-        prompt_starts: Indices,
+        self, current: Layout, expanded: Layout, here: npt.NDArray[np.bool_], prompt_starts: Indices
     ) -> Indices:
         """For every position of `expanded`: its index in concat(current, new prompts)."""
         row = np.repeat(np.arange(len(self.rows)), expanded.lengths)

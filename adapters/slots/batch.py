@@ -188,12 +188,7 @@ class SlottedBatch:
     """
 
     def __init__(
-        self,
-        encodings: Sequence[Encoding],
-        slots: Indices,
-        facts: Indices,
-        *,
-        causal: bool = False,
+        self, encodings: Sequence[Encoding], slots: Indices, facts: Indices, *, causal: bool = False
     ) -> None:
         self.order = slots.argsort(kind="stable")
         rows = [encodings[index] for index in self.order.tolist()]

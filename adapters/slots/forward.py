@@ -123,15 +123,16 @@ def run(backbone: Backbone, bank: SlotBank, inputs: Inputs, widths: Widths) -> O
         bottlenecks = []
         for source in point.sources:
             slots = sections[at_layer(layer, "slots", source)]
-            embedded = source is GeneratorInput.EMBEDDINGS
-            bottleneck = _bottlenecks(
-                embeddings if embedded else hidden,
-                bank,
-                _Texts(slots, text if embedded else extents.cumulative, text, shape.longest),
-                sections[at_layer(layer, "tiles", source)],
-                weights,
-                width=widths.bottleneck,
+            states, starts = hidden, extents.cumulative
+            if source is GeneratorInput.EMBEDDINGS:
+                states, starts = embeddings, text
+            texts = kernels.Texts(slots, starts, text)
+            queries = kernels.grouped_project(
+                states, bank.query, sections[at_layer(layer, "tiles", source)]
             )
+            kernels.write_token_weights(queries, states, texts, weights, longest=shape.longest)
+            pooled = kernels.weighted_sums(weights, states, texts)
+            bottleneck = kernels.bottlenecks(pooled, slots, bank.table, width=widths.bottleneck)
             bottlenecks.append((bottleneck, slots))
         before, after = extents.cumulative, sections[at_layer(layer, "cumulative")]
         hidden = kernels.expand(hidden, before, after, positions=positions)
@@ -147,29 +148,6 @@ def run(backbone: Backbone, bank: SlotBank, inputs: Inputs, widths: Widths) -> O
     return Outputs(kernels.scores(logits, slots, bank.table), weights)
 
 
-@dataclass(frozen=True, slots=True)
-class _Texts:
-    """Rows to make prompts for: their starts in the source, and those of their texts."""
-
-    slots: Tensor
-    starts: Tensor
-    cumulative: Tensor
-    longest: int
-
-
-def _bottlenecks(
-    source: Tensor, bank: SlotBank, texts: _Texts, tiles: Tensor, weights: Tensor, *, width: int
-) -> Tensor:
-    """The generators up to their bottleneck [rows, c]; writes the token weights."""
-    slots, starts, cumulative = texts.slots, texts.starts, texts.cumulative
-    queries = kernels.grouped_project(source, bank.query, tiles)
-    kernels.write_token_weights(
-        queries, source, slots, starts, cumulative, weights, longest=texts.longest
-    )
-    pooled = kernels.weighted_sums(weights, source, slots, starts, cumulative)
-    return kernels.bottlenecks(pooled, slots, bank.table, width=width)
-
-
 def _means(states: Tensor, cumulative: Tensor) -> Tensor:
     """[positions read, n] -> the mean of every row's, float32 [rows, n]."""
     counts = cumulative.diff()
@@ -177,4 +155,5 @@ def _means(states: Tensor, cumulative: Tensor) -> Tensor:
     owners = torch.searchsorted(cumulative[1:], positions, right=True).clamp(max=len(counts) - 1)
     shares = counts.reciprocal()[owners]
     # Slot 0 for every row: none is skipped.
-    return kernels.weighted_sums(shares, states, torch.zeros_like(counts), cumulative, cumulative)
+    texts = kernels.Texts(torch.zeros_like(counts), cumulative, cumulative)
+    return kernels.weighted_sums(shares, states, texts)

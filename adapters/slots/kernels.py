@@ -6,12 +6,11 @@ lengths, bottlenecks and label counts, without padding and without a loop over a
 of all launches follow from the batch's shape alone, so they can be captured as a CUDA graph. A row
 whose slot is negative is skipped.
 
-Sequences are flat. `starts` [rows + 1] says where rows begin in the sequence that a kernel reads,
-and `cumulative` [rows + 1] where their texts begin among the text tokens alone: a row's number of
-tokens is the difference of two neighbours there. Formulas: `adapters.packed.prompt`.
+Sequences are flat. A row's number of tokens is the difference of two neighbours in
+`Texts.cumulative`. Formulas: `adapters.packed.prompt`.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -32,6 +31,14 @@ _BLOCKS = {
     Column.DENSE: (32, 4096),
     Column.OUT: (16, 4096),
 }
+
+
+class Texts(NamedTuple):
+    """The rows that a kernel works on: int32 on the device."""
+
+    slots: Tensor  # [rows]
+    starts: Tensor  # [rows + 1], in the sequence that the kernel reads
+    cumulative: Tensor  # [rows + 1], starts of the texts among the text tokens alone
 
 
 def grouped_project(source: Tensor, query: Tensor, tiles: Tensor) -> Tensor:
@@ -64,41 +71,32 @@ def grouped_project(source: Tensor, query: Tensor, tiles: Tensor) -> Tensor:
 
 
 def write_token_weights(
-    queries: Tensor,
-    keys: Tensor,
-    slots: Tensor,
-    starts: Tensor,
-    cumulative: Tensor,
-    weights: Tensor,
-    *,
-    longest: int,
+    queries: Tensor, keys: Tensor, texts: Texts, weights: Tensor, *, longest: int
 ) -> None:
     """The mean of the softmax's rows, for every text that is not skipped.
 
     Args:
-        queries, keys: [T, n], laid out by `starts`.
-        weights: float32 [text tokens], laid out by `cumulative`: written to.
+        queries, keys: [T, n], laid out by `texts.starts`.
+        weights: float32 [text tokens], laid out by `texts.cumulative`: written to.
         longest: no text has more tokens.
     """
     n = keys.shape[1]
     normalizers = torch.empty_like(weights)
     block = 64 if longest > 32 else 32
     sizes: dict[str, Any] = {"N": n, "BLOCK": block, "DEPTH": min(64, triton.next_power_of_2(n))}
-    grid = (len(slots), triton.cdiv(longest, block))
-    rows = (queries, keys, slots, starts, cumulative)
-    triton_tokens.normalizers[grid](*rows, normalizers, **sizes)
-    triton_tokens.column_means[grid](*rows, normalizers, weights, **sizes)
+    grid = (len(texts.slots), triton.cdiv(longest, block))
+    triton_tokens.normalizers[grid](queries, keys, *texts, normalizers, **sizes)
+    triton_tokens.column_means[grid](queries, keys, *texts, normalizers, weights, **sizes)
 
 
-def weighted_sums(
-    weights: Tensor, source: Tensor, slots: Tensor, starts: Tensor, cumulative: Tensor
-) -> Tensor:
+def weighted_sums(weights: Tensor, source: Tensor, texts: Texts) -> Tensor:
     """w^T E of every text: float32 [rows, n]; undefined for skipped rows."""
     n = source.shape[1]
-    sums = torch.empty(len(slots), n, dtype=torch.float32, device=source.device)
+    rows = len(texts.slots)
+    sums = torch.empty(rows, n, dtype=torch.float32, device=source.device)
     columns = min(128, triton.next_power_of_2(n))
-    triton_tokens.weighted_sums[(len(slots), triton.cdiv(n, columns))](
-        weights, source, slots, starts, cumulative, sums, N=n, ROWS=32, COLUMNS=columns
+    triton_tokens.weighted_sums[(rows, triton.cdiv(n, columns))](
+        weights, source, *texts, sums, N=n, ROWS=32, COLUMNS=columns
     )
     return sums
 
@@ -143,16 +141,7 @@ def write_prompts(
     Args:
         width: the largest t * n.
     """
-    _rowwise_linear(
-        bottleneck,
-        slots,
-        table,
-        sequence,
-        Column.UP,
-        width=width,
-        activation=_ADAPTERS_OWN,
-        starts=starts,
-    )
+    _rowwise_linear(bottleneck, slots, table, sequence, Column.UP, width=width, starts=starts)
 
 
 def logits(states: Tensor, slots: Tensor, table: Tensor, *, width: int, dense: bool) -> Tensor:
@@ -196,7 +185,7 @@ def _rowwise_linear(
     column: Column,
     *,
     width: int,
-    activation: int,
+    activation: int = _ADAPTERS_OWN,
     starts: Tensor | None = None,
 ) -> None:
     """Every row times its slot's matrix, into row i of `out`, or from row `starts[i]` on."""

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig
 
 from adapters.backbone.families import FAMILIES, family_of
-from adapters.backbone.model import Backbone
+from adapters.backbone.model import Backbone, check_fits
 from adapters.errors import IncompatibleAdapter, UnsupportedBackbone
 from adapters.format.spec import AdapterSpec
 from adapters.packed.packing import Row
@@ -96,7 +96,7 @@ def _other(spec: AdapterSpec, **fields: Any) -> AdapterSpec:
 
 def test_a_spec_of_another_backbone_is_refused_with_every_difference(backbone: Backbone) -> None:
     spec = make_spec(backbone)
-    backbone.check(spec)
+    check_fits(spec, backbone)
     other = _other(
         spec,
         backbone=spec.backbone.model_copy(update={"name": "else", "fingerprint": "0" * 64}),
@@ -106,7 +106,7 @@ def test_a_spec_of_another_backbone_is_refused_with_every_difference(backbone: B
         max_length=backbone.max_tokens + 1,
     )
     with pytest.raises(IncompatibleAdapter) as caught:
-        backbone.check(other)
+        check_fits(other, backbone)
     assert [fault.split(":")[0] for fault in caught.value.faults] == [
         "backbone",
         "tokenizer",
@@ -129,6 +129,6 @@ def test_a_spec_of_another_backbone_is_refused_with_every_difference(backbone: B
 )
 def test_one_difference_is_enough(backbone: Backbone, fields: dict[str, Any], named: str) -> None:
     with pytest.raises(IncompatibleAdapter) as caught:
-        backbone.check(_other(make_spec(backbone), **fields))
+        check_fits(_other(make_spec(backbone), **fields), backbone)
     (fault,) = caught.value.faults
     assert fault.startswith(named)

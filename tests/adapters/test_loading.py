@@ -92,7 +92,7 @@ def test_weights_that_lack_a_tensor_are_refused_by_its_name(saved: Path) -> None
 
 def test_weights_of_another_shape_are_refused(saved: Path) -> None:
     edit(saved, intermediate_size=41)
-    with pytest.raises(UnusableBackbone, match="cannot load the backbone"):
+    with pytest.raises(UnusableBackbone, match="cannot load the weights"):
         load_backbone(str(saved), device="cpu")
 
 
@@ -106,14 +106,14 @@ def test_pickled_weights_are_never_read(saved: Path) -> None:
     weights = load_file(saved / "model.safetensors")
     torch.save(weights, saved / "pytorch_model.bin")
     (saved / "model.safetensors").unlink()
-    with pytest.raises(UnusableBackbone, match="cannot load the backbone"):
+    with pytest.raises(UnusableBackbone, match="cannot load the weights"):
         load_backbone(str(saved), device="cpu")
 
 
 def test_cut_off_weights_are_refused(saved: Path) -> None:
     path = saved / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UnusableBackbone, match="cannot load the backbone"):
+    with pytest.raises(UnusableBackbone, match="cannot load the weights"):
         load_backbone(str(saved), device="cpu")
 
 
@@ -141,7 +141,7 @@ def test_a_tokenizer_with_tokens_that_the_model_does_not_know_is_refused(saved: 
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UnusableBackbone, match="cannot read the backbone"):
+    with pytest.raises(UnusableBackbone, match="cannot load the config"):
         load_backbone(str(tmp_path), device="cpu")
 
 

@@ -1,4 +1,4 @@
-"""The CPU's way through a BERT-like layer gives what the layer itself gives."""
+"""BERT-like layers through oneDNN give the same states as through `transformers`."""
 
 from typing import Any
 
@@ -21,11 +21,11 @@ from tests.support.families import (
 )
 
 BERT_LIKE = ("bert", "roberta", "xlm-roberta", "electra")
-# The last one takes the flash kernel.
+# The longest row uses the flash kernel.
 LENGTHS = (1, 3, 3, 3, 7, 40, 90)
-# Single precision, summed in another order: some units in the last place of states around one.
+# float32, summed in another order: some units in the last place of states around one.
 FLOAT32_ERROR = 1e-5
-# bfloat16 has 8 bits: states around one are rounded a handful of times by both ways.
+# bfloat16 has 8 bits: both computations round states around one a few times.
 BFLOAT16_ERROR = 0.06
 
 
@@ -49,7 +49,7 @@ def first_positions(layout: Layout) -> Tensor:
     return torch.from_numpy(layout.starts)
 
 
-def both_ways(layer: BertLayer, states: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+def both_outputs(layer: BertLayer, states: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
     """Through oneDNN, and through the layer of `transformers`."""
     with torch.inference_mode():
         fast = layer(states, attention_mask=None, layout=layout)
@@ -75,7 +75,7 @@ def difference(pair: tuple[Tensor, Tensor]) -> float:
 @pytest.mark.parametrize("family", BERT_LIKE)
 def test_a_layer_gives_what_transformers_gives(family: str) -> None:
     layer, layout = layer_of(backbone_of(family)), layout_of()
-    assert difference(both_ways(layer, states_of(layout), layout)) < FLOAT32_ERROR
+    assert difference(both_outputs(layer, states_of(layout), layout)) < FLOAT32_ERROR
     with torch.no_grad():
         taken = layer._fast(states_of(layout))
     assert isinstance(taken, OneDnnLayer), "this machine's torch has no oneDNN: nothing was tested"
@@ -106,41 +106,41 @@ def test_whatever_positions_are_read(positions: list[int]) -> None:
 def test_bfloat16_differs_by_its_rounding_only() -> None:
     layer, layout = layer_of(backbone_of("bert").to(dtype=torch.bfloat16)), layout_of()
     states = states_of(layout, torch.bfloat16)
-    assert difference(both_ways(layer, states, layout)) < BFLOAT16_ERROR
+    assert difference(both_outputs(layer, states, layout)) < BFLOAT16_ERROR
     assert difference(both_reads(layer, states, first_positions(layout), layout)) < BFLOAT16_ERROR
 
 
-def test_another_activation_is_the_layers_own() -> None:
+def test_another_activation_runs_as_in_the_layer() -> None:
     config: Any = config_of("bert")
     config.hidden_act = "relu"
     layer, layout = layer_of(backbone_from(model_from(config), tokenizer_of("bert"))), layout_of()
-    assert difference(both_ways(layer, states_of(layout), layout)) < FLOAT32_ERROR
+    assert difference(both_outputs(layer, states_of(layout), layout)) < FLOAT32_ERROR
 
 
-def test_weights_that_were_cast_or_loaded_meanwhile_are_used() -> None:
+def test_weights_that_were_cast_or_reloaded_are_used() -> None:
     backbone = backbone_of("bert")
     layer, layout = layer_of(backbone), layout_of()
     states = states_of(layout)
-    before, _ = both_ways(layer, states, layout)
+    before, _ = both_outputs(layer, states, layout)
     kept = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
     others = backbone_of("bert", seed=1).state_dict()
 
     backbone.to(dtype=torch.bfloat16)
-    both_ways(layer, states.bfloat16(), layout)
+    both_outputs(layer, states.bfloat16(), layout)
     backbone.to(dtype=torch.float32)
     backbone.load_state_dict(kept)
-    assert torch.equal(both_ways(layer, states, layout)[0], before)
+    assert torch.equal(both_outputs(layer, states, layout)[0], before)
 
     backbone.load_state_dict(others)
-    after = both_ways(layer, states, layout)
+    after = both_outputs(layer, states, layout)
     assert difference((after[0], before)) > 100 * FLOAT32_ERROR
     assert difference(after) < FLOAT32_ERROR
 
 
-def test_weights_made_in_inference_mode_are_taken() -> None:
+def test_weights_made_in_inference_mode_can_be_used() -> None:
     with torch.inference_mode():
         layer, layout = layer_of(backbone_of("bert")), layout_of()
-    assert difference(both_ways(layer, states_of(layout), layout)) < FLOAT32_ERROR
+    assert difference(both_outputs(layer, states_of(layout), layout)) < FLOAT32_ERROR
 
 
 def test_gradients_flow_through_the_layer_of_transformers() -> None:
@@ -160,13 +160,13 @@ def test_there_are_few_sizes_and_little_is_padded() -> None:
     assert bool((padded[:257] == 1).all() and (padded[257:] == 0).all())
 
 
-def test_products_of_one_input_are_one_behind_the_other() -> None:
+def test_linears_with_one_input_become_one_product() -> None:
     torch.manual_seed(0)
     first, second = torch.nn.Linear(8, 3), torch.nn.Linear(8, 5)
     states = torch.randn(4, 8)
     with torch.inference_mode():
-        made = ReorderedLinear.of(first, second)(states)
+        product = ReorderedLinear.of(first, second)(states)
         expected = torch.cat([first(states), second(states)], dim=1)
-        assert torch.allclose(made, expected, atol=1e-6)
+        assert torch.allclose(product, expected, atol=1e-6)
         gelu = torch.nn.functional.gelu(expected)
-        assert torch.allclose(ReorderedLinear.of(first, second).gelu(states), gelu, atol=1e-5)
+        assert torch.allclose(ReorderedLinear.of(first, second)(states, "gelu"), gelu, atol=1e-5)

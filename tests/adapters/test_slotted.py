@@ -1,7 +1,7 @@
-"""The pass over slots against the pass that a CPU takes: any mixture gets the same answers.
+"""The forward pass over slots gives the same answers as the packed one of a CPU, for any mixture.
 
-Its kernels are Triton's: compiled where there is a CUDA device, interpreted everywhere else (see
-conftest.py), so that a machine without one tests the same code.
+Its kernels are compiled if there is a CUDA device, else Triton interprets them (see conftest.py):
+a machine without one tests the same code.
 """
 
 from collections.abc import Sequence
@@ -53,8 +53,8 @@ def bank_of(backbone: Backbone, adapters: Sequence[Adapter], slots: Sequence[int
     return bank
 
 
-def plan_of(backbone: Backbone, rows: Sequence[tuple[Encoding, Adapter, int]]) -> SlottedBatch:
-    """Of (text, adapter, its slot)."""
+def batch_of(backbone: Backbone, rows: Sequence[tuple[Encoding, Adapter, int]]) -> SlottedBatch:
+    """Of rows (text, adapter, its slot)."""
     return SlottedBatch(
         [encoding for encoding, _, _ in rows],
         np.array([slot for _, _, slot in rows]),
@@ -71,39 +71,41 @@ def check(
     *,
     tail: int = 0,
 ) -> None:
-    """Run texts, each by one of the adapters, over slots and as a CPU would."""
+    """Compare texts over slots with the packed pass; (index of its adapter, text) each."""
     encode, most = backbone.encoder.encode, backbone.max_tokens
     encodings = [(index, encode(text, max_length=most)) for index, text in texts]
     prepared = [prepare(adapter, backbone) for adapter in adapters]
     expected = classify(backbone, backbone.pack(rows_of(prepared, encodings)), prepared)
-    plan = plan_of(backbone, [(item, adapters[index], slots[index]) for index, item in encodings])
-    outputs = answers_of(backbone, bank_of(backbone, adapters, slots), plan, tail=tail)
-    ends = np.cumsum(plan.lengths[0])
-    for position, original in enumerate(plan.order.tolist()):
-        wanted, length = expected[original], len(encodings[original][1])
+    batch = batch_of(backbone, [(item, adapters[index], slots[index]) for index, item in encodings])
+    outputs = answers_of(backbone, bank_of(backbone, adapters, slots), batch, tail=tail)
+    ends = np.cumsum(batch.lengths[0])
+    for position, original in enumerate(batch.order.tolist()):
+        answer, length = expected[original], len(encodings[original][1])
         scores = outputs.scores[position].numpy()
-        labels = len(wanted.scores)
-        np.testing.assert_allclose(scores[:labels], wanted.scores, rtol=0, atol=SAME)
+        labels = len(answer.scores)
+        np.testing.assert_allclose(scores[:labels], answer.scores, rtol=0, atol=SAME)
         assert not scores[labels:].any()
         weights = outputs.weights[ends[position] - length : ends[position]].numpy()
-        np.testing.assert_allclose(weights, wanted.token_weights, rtol=0, atol=SAME)
+        np.testing.assert_allclose(weights, answer.token_weights, rtol=0, atol=SAME)
 
 
-def answers_of(backbone: Backbone, bank: SlotBank, plan: SlottedBatch, *, tail: int) -> Outputs:
-    need = plan.shape
-    caps = BatchShape(
+def answers_of(backbone: Backbone, bank: SlotBank, batch: SlottedBatch, *, tail: int) -> Outputs:
+    need = batch.shape
+    shape = BatchShape(
         rows=need.rows + tail,
         tokens=need.tokens + 3 * tail,
         expanded=tuple(item + 5 * tail for item in need.expanded),
-        reads=need.reads + (5 * tail if plan.signature.mean else tail),
+        reads=need.reads + (5 * tail if batch.signature.mean else tail),
         longest=need.longest + 2 * tail,
         tiles=need.tiles + tail,
     )
-    # What is in the memory before must not matter.
-    array = np.full(array_size(caps, plan.signature), 7, dtype=np.int32)
-    plan.write(array, caps)
-    inputs = Inputs(torch.from_numpy(array).to(backbone.device), caps, plan.signature, plan.lengths)
-    widths = Widths.of(plan.facts, hidden_size=backbone.hidden_size)
+    # The previous content of the memory must not matter.
+    array = np.full(array_size(shape, batch.signature), 7, dtype=np.int32)
+    batch.write(array, shape)
+    inputs = Inputs(
+        torch.from_numpy(array).to(backbone.device), shape, batch.signature, batch.lengths
+    )
+    widths = Widths.of(batch.facts, hidden_size=backbone.hidden_size)
     outputs = run(backbone, bank, inputs, widths)
     return Outputs(outputs.scores.cpu(), outputs.weights.cpu())
 
@@ -126,6 +128,7 @@ FIELDS = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @given(
     fields=st.lists(FIELDS, min_size=1, max_size=4),
     texts=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 62)), min_size=1, max_size=8),
@@ -151,7 +154,7 @@ def test_any_mixture_gets_the_answers_that_a_cpu_gives(
 
 
 @pytest.mark.parametrize("name", FAMILY_NAMES)
-def test_every_family_takes_it(name: str) -> None:
+def test_every_family_runs_over_slots(name: str) -> None:
     backbone = backbone_of(name).to(device=DEVICE)
     adapters = [
         make_adapter(backbone, seed=seed, prompt_length=seed + 1, insertion_layer=seed % 2)
@@ -170,39 +173,39 @@ def test_rows_longer_than_a_block_of_the_kernels(backbone: Backbone) -> None:
         for index, length in ((0, 128), (1, 97), (0, 3))
     ]
     expected = classify(backbone, backbone.pack(rows_of(prepared, encodings)), prepared)
-    plan = plan_of(backbone, [(item, adapters[index], index) for index, item in encodings])
+    batch = batch_of(backbone, [(item, adapters[index], index) for index, item in encodings])
     bank = bank_of(backbone, adapters, (0, 1))
-    outputs = answers_of(backbone, bank, plan, tail=0)
-    for position, original in enumerate(plan.order.tolist()):
+    outputs = answers_of(backbone, bank, batch, tail=0)
+    for position, original in enumerate(batch.order.tolist()):
         np.testing.assert_allclose(
             outputs.scores[position].numpy(), expected[original].scores, rtol=0, atol=SAME
         )
 
 
-def test_a_slot_is_filled_anew_and_its_neighbours_stay(backbone: Backbone) -> None:
+def test_a_slot_can_be_refilled_and_its_neighbours_stay(backbone: Backbone) -> None:
     first, second, third = (make_adapter(backbone, seed=seed) for seed in range(3))
     bank = bank_of(backbone, (first, second), (0, 1))
     bank.write([(0, image_of(third, backbone))])
     encoding = backbone.encoder.encode("free card", max_length=64)
     for slot, adapter in ((0, third), (1, second)):
-        plan = plan_of(backbone, [(encoding, adapter, slot)])
-        outputs = answers_of(backbone, bank, plan, tail=0)
+        batch = batch_of(backbone, [(encoding, adapter, slot)])
+        outputs = answers_of(backbone, bank, batch, tail=0)
         prepared = prepare(adapter, backbone)
-        batch = backbone.pack(rows_of([prepared], [(0, encoding)]))
-        (alone,) = classify(backbone, batch, [prepared])
+        packed = backbone.pack(rows_of([prepared], [(0, encoding)]))
+        (alone,) = classify(backbone, packed, [prepared])
         np.testing.assert_allclose(outputs.scores[0].numpy(), alone.scores, rtol=0, atol=SAME)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_scores_that_are_not_finite_stay_so_and_in_their_row(backbone: Backbone) -> None:
+def test_scores_that_are_not_finite_stay_in_their_row(backbone: Backbone) -> None:
     good, bad = (make_adapter(backbone, seed=seed) for seed in range(2))
     tensors = dict(bad.tensors)
     tensors["head.out.weight"] = torch.full_like(tensors["head.out.weight"], 3e38)
     bad = replace(bad, tensors=tensors)
     encoding = backbone.encoder.encode("win", max_length=64)
-    plan = plan_of(backbone, [(encoding, item, slot) for slot, item in enumerate((good, bad))])
+    batch = batch_of(backbone, [(encoding, item, slot) for slot, item in enumerate((good, bad))])
     bank = bank_of(backbone, (good, bad), (0, 1))
-    outputs = answers_of(backbone, bank, plan, tail=1)
+    outputs = answers_of(backbone, bank, batch, tail=1)
     assert outputs.scores[0].isfinite().all()
     assert not outputs.scores[1].isfinite().all()
 

@@ -1,4 +1,4 @@
-"""Killed or failing writers: a reader always finds the old state of the store or the new one."""
+"""Writers that are killed or fail: a reader always finds the store's old state or the new one."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from adapters.format import files
+from adapters.format import durable
 from adapters.format import store as store_module
 from adapters.format.store import AdapterStore
 
@@ -28,7 +28,7 @@ def history(store: AdapterStore, name: str) -> list[str]:
 
 
 def state(root: Path) -> State:
-    """What a fresh reader sees; fails unless every revision that it sees can be read."""
+    """What a new reader sees; fails unless every revision can be read."""
     store = AdapterStore(root)
     seen = {name: history(store, name) for name in store.names()}
     for name, revisions in seen.items():
@@ -38,9 +38,9 @@ def state(root: Path) -> State:
     return seen
 
 
-# Killing. A forked child is killed in front of every line of the store and of the writing functions
-# in turn, and what it leaves is looked at. (What a loss of power would add, lost pages, is kept
-# away by the order of the syncs, which has its own test.)
+# A forked child is killed before every line of the store and of the writing functions in turn, and
+# the test looks at what it left. A power failure may also lose pages; the order of the syncs
+# prevents that and has a test of its own.
 
 Action = Callable[[AdapterStore], object]
 
@@ -62,11 +62,11 @@ def filled(root: Path) -> AdapterStore:
 
 
 def killed_before_line(number: int, store: AdapterStore, action: Action) -> bool:
-    """Run the action in a child that dies in front of its `number`-th line; False if it ended."""
+    """Run the action in a child, killed before its `number`-th line; False if it finished."""
     child = os.fork()
     if child == 0:
         lines = 0
-        watched = {store_module.__file__, files.__file__}
+        watched = {store_module.__file__, durable.__file__}
 
         def trace(frame: FrameType, event: str, _: Any) -> Any:
             nonlocal lines
@@ -87,6 +87,7 @@ def killed_before_line(number: int, store: AdapterStore, action: Action) -> bool
     return os.WIFSIGNALED(status)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ACTIONS)
 def test_a_kill_at_any_line_leaves_the_old_state_or_the_new_one(name: str, tmp_path: Path) -> None:
     action, after = ACTIONS[name]
@@ -98,7 +99,7 @@ def test_a_kill_at_any_line_leaves_the_old_state_or_the_new_one(name: str, tmp_p
             break
         seen.append(state(root))
         assert seen[-1] in (BEFORE, after)
-        # What survives is not only readable: the same action still works.
+        # The store is not only readable: the same action still works.
         if seen[-1] == BEFORE:
             action(AdapterStore(root))
         assert state(root) == after

@@ -1,7 +1,7 @@
 """On a CUDA device: fused layers, compiled, in the types and sizes that are served.
 
-Bounds are what bfloat16's eight bits do to states of up to four or five: a unit in the last place
-of those is 0.03.
+The bound comes from bfloat16's eight bits: a unit in the last place of states of four or five is
+0.03.
 """
 
 import math
@@ -12,10 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
+pytest.importorskip("triton", reason="Triton is not installed")
+
 from adapters.backbone.model import Backbone
 from adapters.layers.bert import BertLayer
 from adapters.layers.frozen import FrozenLayer
-from adapters.layers.fused import FusedLayer
+from adapters.layers.fused import FusedLayer, attend
 from adapters.packed.layout import Layout
 from tests.support.families import backbone_from, config_of, model_from, tokenizer_of
 from tests.support.tiny_models import make_backbone
@@ -57,8 +59,8 @@ def exactly(layer: BertLayer, states: Tensor, layout: Layout) -> Tensor:
     """Through the layer of `transformers` in float32: [1, T, n] -> [1, T, n]."""
     layer.layer.float()
     try:
-        made: Tensor = layer.layer(states.float(), attention_mask=None, layout=layout)
-        return made
+        output: Tensor = layer.layer(states.float(), attention_mask=None, layout=layout)
+        return output
     finally:
         layer.layer.bfloat16()
 
@@ -68,11 +70,11 @@ def difference(some: Tensor, others: Tensor) -> float:
     return float((some.float() - others.float()).abs().max())
 
 
-def flash(made: Tensor, layout: Layout) -> Tensor:
+def flash(projected: Tensor, layout: Layout) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     rows, longest = layout.cumulative, layout.longest
-    queries, keys, values = made.unbind(1)
+    queries, keys, values = projected.unbind(1)
     attended = varlen_attn(queries, keys, values, rows, rows, longest, longest)
     assert isinstance(attended, Tensor)
     return attended.flatten(1)
@@ -81,8 +83,6 @@ def flash(made: Tensor, layout: Layout) -> Tensor:
 @pytest.mark.parametrize("family", BERT_LIKE)
 @torch.inference_mode()
 def test_a_layer_gives_what_transformers_gives(family: str) -> None:
-    from adapters.layers.fused import FusedLayer
-
     layer, layout = layer_of(backbone_of(family)), layout_of()
     states = states_of(1, layout.tokens, HEADS * SIZE)
     exact = exactly(layer, states, layout)
@@ -93,7 +93,7 @@ def test_a_layer_gives_what_transformers_gives(family: str) -> None:
 
 
 @torch.inference_mode()
-def test_heads_of_16_are_taken() -> None:
+def test_heads_of_16_can_be_fused() -> None:
     backbone = make_backbone(hidden_size=64).to(device="cuda", dtype=torch.bfloat16)
     layer, layout = layer_of(backbone), layout_of()
     states = states_of(1, layout.tokens, 64)
@@ -102,7 +102,7 @@ def test_heads_of_16_are_taken() -> None:
 
 
 @torch.no_grad()
-def test_weights_that_were_loaded_meanwhile_are_used() -> None:
+def test_reloaded_weights_are_used() -> None:
     backbone, layout = backbone_of("bert"), layout_of((5, 9))
     layer = layer_of(backbone)
     states = states_of(1, layout.tokens, HEADS * SIZE)
@@ -126,26 +126,22 @@ def test_gradients_and_float32_do_not_go_through_the_kernels() -> None:
 @pytest.mark.parametrize("heads", [1, 12])
 @torch.inference_mode()
 def test_rows_attend_as_in_the_flash_kernel(heads: int, dtype: torch.dtype) -> None:
-    from adapters.layers.fused import attend
-
     random = np.random.default_rng(0)
     for longest in (32, 64, 512):
         layout = layout_of(tuple(random.integers(0, longest + 1, size=50).tolist()))
         tokens = layout.tokens
-        made = states_of(tokens + 77, 3, heads, SIZE).to(dtype)
-        made[tokens:] = math.nan  # nobody's: it must reach nobody
-        found = attend(made, layout.cumulative, longest=longest)[:tokens]
-        assert difference(found, flash(made[:tokens], layout)) < BOUND
+        projected = states_of(tokens + 77, 3, heads, SIZE).to(dtype)
+        projected[tokens:] = math.nan  # after the last row: it must reach no row
+        attended = attend(projected, layout.cumulative, longest=longest)[:tokens]
+        assert difference(attended, flash(projected[:tokens], layout)) < BOUND
 
 
 @torch.inference_mode()
-def test_a_row_gets_the_same_bits_whatever_stands_beside_it() -> None:
-    from adapters.layers.fused import attend
-
+def test_a_row_gets_the_same_bits_beside_any_neighbours() -> None:
     layout = layout_of()
-    made = states_of(layout.tokens, 3, HEADS, SIZE)
-    mixed = attend(made, layout.cumulative, longest=300)
-    for row, together in zip(made.split(LENGTHS), mixed.split(LENGTHS), strict=True):
+    projected = states_of(layout.tokens, 3, HEADS, SIZE)
+    mixed = attend(projected, layout.cumulative, longest=300)
+    for row, together in zip(projected.split(LENGTHS), mixed.split(LENGTHS), strict=True):
         own = layout_of((len(row),)).cumulative
         assert torch.equal(attend(row, own, longest=300), together)
 
@@ -160,7 +156,7 @@ def test_a_captured_layer_takes_other_rows_and_a_tail() -> None:
     layer(states, attention_mask=None, layout=extents)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        made = layer(states, attention_mask=None, layout=extents)
+        output = layer(states, attention_mask=None, layout=extents)
     for seed, lengths in enumerate([(128, 0, 1, 70), (50,) * 8, (3,)]):
         layout = layout_of(lengths)
         cumulative.fill_(layout.tokens)
@@ -169,11 +165,11 @@ def test_a_captured_layer_takes_other_rows_and_a_tail() -> None:
         graph.replay()
         within = states[:, : layout.tokens]
         eager = layer(within, attention_mask=None, layout=layout)
-        assert difference(made[:, : layout.tokens], eager) < BOUND
+        assert difference(output[:, : layout.tokens], eager) < BOUND
 
 
 class _Extents:
-    """Rows whose lengths are known on the device alone."""
+    """Rows whose lengths only the device knows."""
 
     def __init__(self, cumulative: Tensor, longest: int) -> None:
         self.cumulative = cumulative
