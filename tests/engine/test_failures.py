@@ -230,6 +230,14 @@ async def test_when_the_thread_dies_every_request_fails_and_the_engine_is_not_li
         await asyncio.wait_for(harness.engine.drain(), 1)
 
 
+async def test_an_error_that_loses_the_device_ends_the_engine(open_engine: OpenEngine) -> None:
+    async with open_engine() as harness:
+        harness.device.error = lambda: torch.AcceleratorError("an illegal memory access")
+        with pytest.raises(EngineUnavailable, match="illegal memory access"):
+            await harness.engine.predict(harness.entries(("a", "x")))
+        assert not harness.engine.health().live
+
+
 async def test_while_a_batch_hangs_the_engine_is_not_live(open_engine: OpenEngine) -> None:
     async with open_engine(stall_seconds=0.05) as harness:
         held = await harness.hold_device()

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from adapters.errors import IncompatibleAdapter, InvalidAdapter
 from adapters.format.files import serialize
 from service.engine.engine import LocalEngine
 from service.engine.interface import AdapterKey, EngineInfo, Entry
+from service.engine.residency import Lease
 from service.errors import AdapterLoadFailed, EngineUnavailable, NotReady
 from tests.support.engine_harness import (
     SAME,
@@ -93,6 +95,26 @@ async def test_stopping_fails_waiting_requests_at_once(open_engine: OpenEngine) 
         assert not any(thread.name == "engine" for thread in threading.enumerate())
         with pytest.raises(EngineUnavailable, match="stopped"):
             await harness.engine.predict(harness.entries(("a", "x")))
+
+
+async def test_a_request_that_gets_its_lease_just_as_the_engine_ends_fails(
+    open_engine: OpenEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_engine() as harness:
+        assert harness.engine._parts is not None
+        residency = harness.engine._parts.residency
+        acquire = residency.acquire
+
+        async def acquire_at_the_end(keys: Sequence[AdapterKey]) -> Lease:
+            lease = await acquire(keys)
+            harness.engine._die(OSError("gone"))
+            return lease
+
+        monkeypatch.setattr(residency, "acquire", acquire_at_the_end)
+        with pytest.raises(EngineUnavailable, match="died: OSError: gone"):
+            await harness.engine.predict(harness.entries(("a", "x")))
+        assert harness.engine.health().details["waiting_tokens"] == 0
+        assert harness.recorder.failures == [("unavailable", 1)]
 
 
 async def test_before_the_start_every_call_is_refused(tmp_path: Path, backbone: Backbone) -> None:

@@ -1,7 +1,7 @@
 """An engine with a real, tiny backbone, whose forward passes a test can hold, fail and count."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from threading import Event
@@ -197,8 +197,3 @@ async def open_engine(
 
 # The fixture `open_engine`: it takes limits alone.
 OpenEngine = Callable[..., AbstractAsyncContextManager[EngineHarness]]
-
-
-def run(test: Coroutine[Any, Any, None]) -> None:
-    """Run a test's coroutine; one that hangs fails."""
-    asyncio.run(asyncio.wait_for(test, 30))
