@@ -33,7 +33,7 @@ from train.metrics import Metric
 
 def _dataset(labels: str) -> Dataset:
     examples = tuple(Example(f"text {n}", None, label) for n, label in enumerate(labels))
-    return Dataset("made", "0" * 64, examples)
+    return Dataset("memory", "0" * 64, examples)
 
 
 def _splits(labels: str = "abab") -> TaskSplits:

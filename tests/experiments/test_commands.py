@@ -10,8 +10,8 @@ COMMON = ("--epochs", "1", "--batch-size", "16", "--device", "cpu", "--jobs", "1
 
 
 def _run(workspace: Path, output: Path, *arguments: str) -> int:
-    given = ("--backbone", str(workspace / "bert"), "--data-root", str(workspace / "data"))
-    return main([*arguments, *given, "--output", str(output), *COMMON])
+    common = ("--backbone", str(workspace / "bert"), "--data-root", str(workspace / "data"))
+    return main([*arguments, *common, "--output", str(output), *COMMON])
 
 
 @pytest.mark.slow

@@ -54,15 +54,15 @@ def test_every_figure_is_a_row_of_the_csv(compared: Findings) -> None:
     cell = compared.cells[0]
     report = compared.outcomes[cell.key].report
     assert report is not None
-    found = next(
+    row_of_cell = next(
         row
         for row in rows
         if (row["task"], row["method"], row["seed"]) == (cell.task, cell.method, str(cell.seed))
         and (row["split"], row["metric"]) == ("validation", "accuracy")
     )
-    assert float(found["value"]) == report.metrics["validation"].accuracy
-    assert int(found["trainable_parameters"]) == report.trainable_parameters
-    assert int(found["peak_memory"]) == report.peak_memory > 0
+    assert float(row_of_cell["value"]) == report.metrics["validation"].accuracy
+    assert int(row_of_cell["trainable_parameters"]) == report.trainable_parameters
+    assert int(row_of_cell["peak_memory"]) == report.peak_memory > 0
     assert {row["method"] for row in rows} == {*METHODS, "majority-class"}
 
 

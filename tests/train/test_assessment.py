@@ -47,13 +47,13 @@ def _of_hand() -> Assessment:
 
 
 def test_figures_are_those_computed_by_hand() -> None:
-    found = _of_hand()
-    assert found.rows == 6
-    assert found.matrix == ((2, 1, 0), (0, 1, 1), (0, 0, 1))
-    assert found.accuracy.value == pytest.approx(4 / 6)
-    assert found.macro_f1.value == pytest.approx((4 / 5 + 2 / 4 + 2 / 3) / 3)
+    assessment = _of_hand()
+    assert assessment.rows == 6
+    assert assessment.matrix == ((2, 1, 0), (0, 1, 1), (0, 0, 1))
+    assert assessment.accuracy.value == pytest.approx(4 / 6)
+    assert assessment.macro_f1.value == pytest.approx((4 / 5 + 2 / 4 + 2 / 3) / 3)
     # R_K: (4*6 - (2*3 + 2*2 + 2*1)) / sqrt((36 - 12) * (36 - 14)).
-    assert found.matthews.value == pytest.approx(12 / math.sqrt(24 * 22))
+    assert assessment.matthews.value == pytest.approx(12 / math.sqrt(24 * 22))
 
 
 def test_each_label_has_its_own_figures() -> None:
@@ -66,27 +66,29 @@ def test_each_label_has_its_own_figures() -> None:
 
 
 def test_a_figure_that_is_undefined_is_none_and_never_zero() -> None:
-    found = assess(_answers([0, 0, 0], 3), torch.tensor([0, 0, 1]), ABC)
-    _, missed, absent = found.labels
+    assessment = assess(_answers([0, 0, 0], 3), torch.tensor([0, 0, 1]), ABC)
+    _, missed, absent = assessment.labels
     assert (missed.precision, missed.recall, missed.f1) == (None, 0.0, 0.0)
     assert (absent.precision, absent.recall, absent.f1) == (None, None, None)
-    assert found.matthews == Estimate(0.0, 0.0, 0.0), "one single answer correlates with nothing"
+    assert assessment.matthews == Estimate(0.0, 0.0, 0.0), (
+        "one single answer correlates with nothing"
+    )
 
 
 def test_calibration_is_that_computed_by_hand() -> None:
-    # Top scores .90 (right) and .92 (wrong) share a bin, .62 (right) and .55 (wrong) do not.
+    # Top scores 0.90 (right) and 0.92 (wrong) share a bin; 0.62 (right) and 0.55 (wrong) do not.
     logits = _probabilities([0.90, 0.92, 0.38, 0.45])
-    found = assess(logits, torch.tensor([0, 1, 1, 0]), ("x", "y")).unscaled
-    filled = {round(item.low, 4): item for item in found.bins if item.rows}
+    reliability = assess(logits, torch.tensor([0, 1, 1, 0]), ("x", "y")).unscaled
+    filled = {round(item.low, 4): item for item in reliability.bins if item.rows}
     assert {low: item.rows for low, item in filled.items()} == {0.5333: 1, 0.6: 1, 0.8667: 2}
     assert filled[0.8667].score == pytest.approx(0.91)
     assert filled[0.8667].accuracy == 0.5
     expected = 2 / 4 * (0.91 - 0.5) + 1 / 4 * (1 - 0.62) + 1 / 4 * 0.55
-    assert found.expected_calibration_error == pytest.approx(expected)
+    assert reliability.expected_calibration_error == pytest.approx(expected)
     brier = (2 * 0.1**2 + 2 * 0.92**2 + 2 * 0.38**2 + 2 * 0.55**2) / 4
-    assert found.brier == pytest.approx(brier)
+    assert reliability.brier == pytest.approx(brier)
     likelihood = -(math.log(0.9) + math.log(0.08) + math.log(0.62) + math.log(0.45)) / 4
-    assert found.negative_log_likelihood == pytest.approx(likelihood)
+    assert reliability.negative_log_likelihood == pytest.approx(likelihood)
 
 
 def test_every_row_is_in_one_bin_the_lowest_and_the_highest_score_too() -> None:
@@ -112,15 +114,15 @@ def test_the_temperature_changes_scores_and_no_answer() -> None:
 
 
 def test_answers_with_equal_scores_are_counted_together() -> None:
-    # Scores .9 .8 .7 .7 .6 and so on; the rows at .6 are wrong.
+    # Scores 0.9 0.8 0.7 0.7 0.6 and so on; the rows at 0.6 are wrong.
     first = [0.6, 0.7, 0.9, 0.7, 0.8, 0.6, 0.6, 0.6, 0.6, 0.6]
     right = [0, 1, 1, 1, 1, 0, 0, 0, 0, 0]
-    found = assess(_probabilities(first), 1 - torch.tensor(right), ("x", "y")).coverage
-    shares = {item.coverage: (item.rows, item.accuracy) for item in found}
+    coverage = assess(_probabilities(first), 1 - torch.tensor(right), ("x", "y")).coverage
+    shares = {item.coverage: (item.rows, item.accuracy) for item in coverage}
     assert shares == {1.0: (10, 0.4), 0.9: (10, 0.4), 0.8: (10, 0.4), 0.5: (10, 0.4)}
-    found = assess(_probabilities(first[:6]), 1 - torch.tensor(right[:6]), ("x", "y")).coverage
-    assert [(item.rows, item.accuracy) for item in found][-1] == (4, 1.0)
-    assert found[-1].threshold == pytest.approx(0.7)
+    coverage = assess(_probabilities(first[:6]), 1 - torch.tensor(right[:6]), ("x", "y")).coverage
+    assert [(item.rows, item.accuracy) for item in coverage][-1] == (4, 1.0)
+    assert coverage[-1].threshold == pytest.approx(0.7)
 
 
 @settings(deadline=None, max_examples=60)
@@ -129,17 +131,17 @@ def test_estimates_are_the_metrics_of_training_and_lie_inside_their_intervals(
     labels: int, rows: int, right: float, seed: int
 ) -> None:
     logits, classes = _noisy(rows, labels, right=right, seed=seed)
-    found = assess(logits, classes, [str(index) for index in range(labels)])
+    assessment = assess(logits, classes, [str(index) for index in range(labels)])
     metrics = measure(logits.argmax(dim=1), classes, labels=labels)
     for name in ("accuracy", "macro_f1", "matthews"):
-        estimate: Estimate = getattr(found, name)
+        estimate: Estimate = getattr(assessment, name)
         assert estimate.value == pytest.approx(getattr(metrics, name), abs=1e-12)
         assert -1 <= estimate.low <= estimate.value <= estimate.high <= 1
 
 
 def test_resampling_cells_gives_the_same_intervals_as_resampling_rows() -> None:
     logits, classes = _noisy(300, 4)
-    found = assess(logits, classes, tuple("abcd"))
+    assessment = assess(logits, classes, tuple("abcd"))
     predicted, random = logits.argmax(dim=1), torch.Generator().manual_seed(1)
     drawn = [
         measure(predicted[chosen], classes[chosen], labels=4)
@@ -148,7 +150,7 @@ def test_resampling_cells_gives_the_same_intervals_as_resampling_rows() -> None:
     for name in ("accuracy", "macro_f1", "matthews"):
         values = torch.tensor([getattr(metrics, name) for metrics in drawn]).double()
         low, high = values.quantile(torch.tensor([0.025, 0.975]).double()).tolist()
-        estimate: Estimate = getattr(found, name)
+        estimate: Estimate = getattr(assessment, name)
         # An end of a thousand resamples has a standard error of about a tenth of the width.
         assert (estimate.low, estimate.high) == pytest.approx((low, high), abs=_width(estimate) / 5)
 
@@ -183,9 +185,9 @@ def test_the_interval_holds_the_figure_even_if_resamples_lose_most_labels() -> N
 
 
 def test_without_a_mistake_there_is_nothing_to_resample() -> None:
-    found = assess(_answers([0, 1, 2, 0], 3), torch.tensor([0, 1, 2, 0]), ABC)
-    assert found.accuracy == found.macro_f1 == Estimate(1.0, 1.0, 1.0)
-    assert found.confusions == ()
+    assessment = assess(_answers([0, 1, 2, 0], 3), torch.tensor([0, 1, 2, 0]), ABC)
+    assert assessment.accuracy == assessment.macro_f1 == Estimate(1.0, 1.0, 1.0)
+    assert assessment.confusions == ()
 
 
 def test_many_labels_show_their_most_frequent_confusions_instead_of_a_matrix() -> None:
@@ -198,12 +200,12 @@ def test_many_labels_show_their_most_frequent_confusions_instead_of_a_matrix() -
         for index in range(labels)
         for time in range(index + 2)
     ]
-    found = assess(_answers(predicted, labels), torch.tensor(true), names)
-    assert found.matrix is None
-    assert len(found.confusions) == CONFUSIONS
-    first = found.confusions[0]
+    assessment = assess(_answers(predicted, labels), torch.tensor(true), names)
+    assert assessment.matrix is None
+    assert len(assessment.confusions) == CONFUSIONS
+    first = assessment.confusions[0]
     assert (first.true, first.predicted, first.count) == ("label 29", "label 0", 30)
-    counts = [confusion.count for confusion in found.confusions]
+    counts = [confusion.count for confusion in assessment.confusions]
     assert counts == sorted(counts, reverse=True)
     small = assess(_noisy(50, MATRIX_LABELS)[0], _noisy(50, MATRIX_LABELS)[1], names[:20])
     assert small.matrix is not None

@@ -19,13 +19,13 @@ from train.report.model_card import MOST_EPOCHS, CardFacts, card_path, model_car
 from train.report.report import Baseline
 
 
-def _with_assessment(facts: CardFacts, found: Assessment) -> CardFacts:
-    return replace(facts, assessments={"test": found})
+def _with_assessment(facts: CardFacts, assessment: Assessment) -> CardFacts:
+    return replace(facts, assessments={"test": assessment})
 
 
 def _front_matter(card: str) -> dict[str, Any]:
-    found: dict[str, Any] = ModelCard(card).data.to_dict()  # type: ignore[no-untyped-call]  # not typed
-    return found
+    fields: dict[str, Any] = ModelCard(card).data.to_dict()  # type: ignore[no-untyped-call]  # not typed
+    return fields
 
 
 def test_the_card_lies_beside_the_adapter() -> None:
@@ -103,8 +103,11 @@ def test_every_part_is_there_and_in_order() -> None:
         "a class head alone 0.1000, always the most frequent label 0.1000.",
     ):
         assert part in card
-    found = facts.assessments["test"]
-    assert f"**{found.accuracy.value:.4f}** (95 % interval {found.accuracy.low:.4f} to" in card
+    assessment = facts.assessments["test"]
+    assert (
+        f"**{assessment.accuracy.value:.4f}** (95 % interval {assessment.accuracy.low:.4f} to"
+        in card
+    )
     assert card.endswith("|\n")
     assert "\n\n\n" not in card
 
@@ -134,10 +137,10 @@ def test_a_service_accepts_the_proposed_name(file_name: str) -> None:
 
 def test_the_chart_shows_where_scores_promise_too_much() -> None:
     logits = torch.tensor([[0.9, 0.1]] * 10).log()
-    found = assess(logits, torch.tensor([0] * 5 + [1] * 5), ("ham", "spam"))
+    assessment = assess(logits, torch.tensor([0] * 5 + [1] * 5), ("ham", "spam"))
     (chart,) = (
         text
-        for text in fences(model_card(_with_assessment(facts_of(), found)))
+        for text in fences(model_card(_with_assessment(facts_of(), assessment)))
         if text.startswith("█")
     )
     (line,) = (line for line in chart.splitlines() if line.startswith("0."))
@@ -162,8 +165,8 @@ def test_without_measured_rows_the_card_says_so() -> None:
 
 
 def test_no_mistake_in_the_test_rows_is_not_called_perfection() -> None:
-    found = assessment_of(("ham", "spam"), right=1.1)
-    card = model_card(_with_assessment(facts_of(), found))
+    assessment = assessment_of(("ham", "spam"), right=1.1)
+    card = model_card(_with_assessment(facts_of(), assessment))
     assert "up to 0.0500 of such texts may be answered wrongly" in card
     assert "may be answered wrongly" not in model_card(facts_of())
 

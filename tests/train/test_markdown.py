@@ -48,7 +48,7 @@ def _cells(tokens: list[Token]) -> list[str]:
 
 def _table_lines(card: str) -> list[list[str]]:
     tables = re.findall(r"(?:^\|.*\n)+", card, re.MULTILINE)
-    return [found.splitlines() for found in tables]
+    return [table.splitlines() for table in tables]
 
 
 def _check(card: str, harmless: str) -> None:
@@ -61,8 +61,8 @@ def _check(card: str, harmless: str) -> None:
     links = [child.attrs["href"] for child in _inline(tokens) if child.type == "link_open"]
     assert links == ["https://arxiv.org/abs/2506.05629"]
     for kind in ("image", "em_open", "strong_open"):
-        found = sum(child.type == kind for child in _inline(tokens))
-        assert found == sum(child.type == kind for child in _inline(expected))
+        count = sum(child.type == kind for child in _inline(tokens))
+        assert count == sum(child.type == kind for child in _inline(expected))
     for lines in _table_lines(card):
         # Renderers drop cells beyond the head's, so bars are counted in the text.
         assert len({line.count("|") for line in lines}) == 1
@@ -75,7 +75,7 @@ def _hostile(texts: Sequence[str]) -> CardFacts:
     report = replace(
         facts.report,
         command=one,
-        data={split: replace(found, path=one) for split, found in facts.report.data.items()},
+        data={split: replace(rows, path=one) for split, rows in facts.report.data.items()},
         settings={"data_name": one},
     )
     provenance = Provenance(data=one, data_licence=one, code_version=one, created=one)

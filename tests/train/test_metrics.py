@@ -24,7 +24,7 @@ def _measure(predicted: list[int], true: list[int], labels: int) -> Metrics:
 
 
 def test_two_classes_by_hand() -> None:
-    # Of class 1: 3 found, 1 missed, 2 called so wrongly; of class 0: 4 found.
+    # Class 1: 3 true positives, 1 false negative, 2 false positives; class 0: 4 true positives.
     metrics = _measure([1, 1, 1, 0, 1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0, 0, 0, 0, 0], 2)
     assert metrics.accuracy == 0.7
     assert metrics.macro_f1 == pytest.approx((6 / 9 + 8 / 11) / 2, abs=SAME)
@@ -83,10 +83,10 @@ def test_metrics_match_their_definitions(case: tuple[int, list[tuple[int, int]]]
     assert metrics.accuracy == pytest.approx(np.mean(predicted == true), abs=SAME)
     f1 = []
     for label in sorted({*predicted.tolist(), *true.tolist()}):
-        found = np.sum((predicted == label) & (true == label))
-        precision = found / max(np.sum(predicted == label), 1)
-        recall = found / max(np.sum(true == label), 1)
-        f1.append(2 * precision * recall / (precision + recall) if found else 0.0)
+        hits = np.sum((predicted == label) & (true == label))
+        precision = hits / max(np.sum(predicted == label), 1)
+        recall = hits / max(np.sum(true == label), 1)
+        f1.append(2 * precision * recall / (precision + recall) if hits else 0.0)
     assert metrics.macro_f1 == pytest.approx(np.mean(f1), abs=SAME)
     # Gorodkin: the covariance of the one-hot matrices, over the geometric mean of their own.
     one_hot = np.eye(labels)

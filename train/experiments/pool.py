@@ -57,7 +57,7 @@ PROGRESS_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The worker has finished its imports: what is sent to it now is read at once."""
+    """The worker has finished its imports, and reads the next message at once."""
 
 
 @dataclass(frozen=True, slots=True)
