@@ -1,4 +1,4 @@
-"""Small data that can be learnt and runs that a test can interrupt, for tests of training."""
+"""Small learnable data, quick runs on it, and progress that interrupts a run or records it."""
 
 import random
 from pathlib import Path
@@ -17,7 +17,7 @@ EPOCHS = 4
 
 
 def dataset(rows: int, *, seed: int, labels: tuple[str, str] = ("good", "bad")) -> Dataset:
-    """Texts that say good or bad among other words. labels: what good and bad are called."""
+    """Texts with the word good or bad among others. labels: the labels for good and bad."""
     rng = random.Random(seed)
     examples = []
     for _ in range(rows):
@@ -36,27 +36,27 @@ TRAIN, VALIDATION, TEST = dataset(90, seed=1), dataset(40, seed=2), dataset(40, 
 
 def settings_of(backbone: str | None, **values: Any) -> FitSettings:
     """A quick run; `values` are any of FitSettings'."""
-    given = {"epochs": EPOCHS, "batch_size": 8, "learning_rate": 3e-3, "patience": EPOCHS} | values
-    return FitSettings(backbone=backbone, device="cpu", seed=5, **given)
+    quick = {"epochs": EPOCHS, "batch_size": 8, "learning_rate": 3e-3, "patience": EPOCHS} | values
+    return FitSettings(backbone=backbone, device="cpu", seed=5, **quick)
 
 
 def fitted(
     settings: FitSettings, output: Path, progress: Progress | None = None
 ) -> tuple[FitReport, Adapter]:
-    """One run on the three data sets, and what it wrote."""
+    """One run on the three data sets: its report and its adapter."""
     report = fit(TRAIN, VALIDATION, TEST, settings, output, progress or Progress())
     return report, load_adapter(output)
 
 
 def is_same(one: Adapter, other: Adapter) -> bool:
-    """Bit for bit."""
+    """Whether all tensors are equal, bit for bit."""
     return one.tensors.keys() == other.tensors.keys() and all(
         torch.equal(tensor, other.tensors[name]) for name, tensor in one.tensors.items()
     )
 
 
 class Interrupt(Progress):
-    """Ctrl-C, or another end, after so many steps."""
+    """Ctrl-C, or another error, after this number of steps."""
 
     def __init__(self, steps: int, error: BaseException | None = None) -> None:
         self.left = steps
@@ -64,10 +64,10 @@ class Interrupt(Progress):
 
     def advance(
         self,
-        texts: int,  # noqa: ARG002  # the protocol's
+        texts: int,  # noqa: ARG002  # Progress has it
         *,
         loss: float | None = None,
-        accuracy: float | None = None,  # noqa: ARG002  # the protocol's
+        accuracy: float | None = None,  # noqa: ARG002  # Progress has it
     ) -> None:
         if loss is not None:
             self.left -= 1
@@ -75,8 +75,8 @@ class Interrupt(Progress):
             raise self.error
 
 
-class Told(Progress):
-    """Keeps what it is told."""
+class RecordingProgress(Progress):
+    """Records notes, stages and epochs."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -86,7 +86,7 @@ class Told(Progress):
     def note(self, message: str) -> None:
         self.notes.append(message)
 
-    def begin(self, stage: str, *, texts: int, later: int = 0) -> None:  # noqa: ARG002  # the protocol's
+    def begin(self, stage: str, *, texts: int, later: int = 0) -> None:  # noqa: ARG002  # Progress has it
         self.stages.append(stage)
 
     def epoch_done(self, report: EpochReport) -> None:

@@ -1,6 +1,6 @@
-"""Several processes as a launcher starts them, on CPUs: what one alone does, and no process left.
+"""Several processes under a launcher, on CPUs: they train like one, and none is left over.
 
-Dropout is off: each process draws a mask of its own.
+Dropout is off: each process would draw its own masks.
 """
 
 import json
@@ -20,6 +20,7 @@ import torch
 from adapters.errors import UnusableBackbone
 from adapters.format.files import load_adapter
 from tests.support import families
+from tests.support.training import Interrupt
 from train.cli import main
 from train.config.settings import FitSettings, StorageType
 from train.data.dataset import read_examples
@@ -44,9 +45,9 @@ ROWS, BATCH = 97, 8
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny random backbone and rows that say good or bad among other words."""
-    folder = tmp_path_factory.mktemp("place")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny random backbone and texts with the word good or bad among others."""
+    folder = tmp_path_factory.mktemp("run")
     families.save("bert", folder / "bert")
     rng = random.Random(1)
     for name, rows in (("train", ROWS), ("validation", 40)):
@@ -61,41 +62,22 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(place: Path) -> FitReport:
+def whole(folder: Path) -> FitReport:
     """One process from the first step to the last."""
-    return _alone(place, "whole.safetensors")
-
-
-class _Interrupt(Progress):
-    """Ctrl-C after so many steps."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def advance(
-        self,
-        texts: int,  # noqa: ARG002  # the protocol's
-        *,
-        loss: float | None = None,
-        accuracy: float | None = None,  # noqa: ARG002  # the protocol's
-    ) -> None:
-        if loss is not None:
-            self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
+    return _alone(folder, "whole.safetensors")
 
 
 def _alone(
-    place: Path,
+    folder: Path,
     output: str,
     *,
     epochs: int = EPOCHS,
     resume: bool = False,
     progress: Progress | None = None,
 ) -> FitReport:
-    """What `_flags` ask for, in this process."""
+    """The run of `_flags`, in this process alone."""
     settings = FitSettings(
-        backbone=str(place / "bert"),
+        backbone=str(folder / "bert"),
         device="cpu",
         epochs=epochs,
         patience=epochs,
@@ -106,10 +88,10 @@ def _alone(
         resume=resume,
     )
     train, validation = (
-        read_examples(str(place / f"{name}.jsonl")) for name in ("train", "validation")
+        read_examples(str(folder / f"{name}.jsonl")) for name in ("train", "validation")
     )
     shown = progress or Progress()
-    return fit(train, validation, None, settings, place / output, shown)
+    return fit(train, validation, None, settings, folder / output, shown)
 
 
 def _flags(output: str, *more: str, epochs: int = EPOCHS) -> list[str]:
@@ -120,13 +102,13 @@ def _flags(output: str, *more: str, epochs: int = EPOCHS) -> list[str]:
 
 
 @contextmanager
-def _launched(place: Path, flags: list[str]) -> Iterator[subprocess.Popen[str]]:
-    """Two processes and their launcher, ended at the latest when the block is."""
+def _launched(folder: Path, flags: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """A launcher with two processes; at the end of the block they are killed if they still run."""
     own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    own |= dict.fromkeys(("TMPDIR", "HF_HOME"), str(place))
+    own |= dict.fromkeys(("TMPDIR", "HF_HOME"), str(folder))
     with subprocess.Popen(
         [*LAUNCHER, *flags],
-        cwd=place,
+        cwd=folder,
         env=os.environ | own,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -142,7 +124,7 @@ def _launched(place: Path, flags: list[str]) -> Iterator[subprocess.Popen[str]]:
 
 
 def _processes(launcher: int) -> list[int]:
-    """Those that a launcher has started and that have not ended, by rank."""
+    """The running processes of a launcher, by rank."""
     found = {}
     for children in Path(f"/proc/{launcher}/task").glob("*/children"):
         for pid in map(int, children.read_text().split()):
@@ -153,7 +135,7 @@ def _processes(launcher: int) -> list[int]:
 
 
 def _wait_for(launcher: subprocess.Popen[str], start: str) -> str:
-    """Read its errors up to a line that starts like this."""
+    """Read stderr up to a line that starts like this."""
     assert launcher.stderr is not None
     seen = []
     for line in launcher.stderr:
@@ -166,14 +148,14 @@ def _wait_for(launcher: subprocess.Popen[str], start: str) -> str:
 def _ended(launcher: subprocess.Popen[str]) -> tuple[str, str]:
     """stdout and the rest of stderr of a run that ends by itself.
 
-    Nobody is left then: every process has these pipes open until it ends.
+    All processes have ended then: each keeps these pipes open until it does.
     """
     return launcher.communicate(timeout=60)
 
 
-def _farthest(place: Path, output: str) -> float:
-    """How far its weights are from those of the whole run by one process, at most."""
-    expected, found = (load_adapter(place / name) for name in ("whole.safetensors", output))
+def _largest_difference(folder: Path, output: str) -> float:
+    """The largest difference between its weights and those of the whole run in one process."""
+    expected, found = (load_adapter(folder / name) for name in ("whole.safetensors", output))
     assert found.tensors.keys() == expected.tensors.keys()
     return max(
         float((tensor - found.tensors[name]).abs().max())
@@ -181,47 +163,52 @@ def _farthest(place: Path, output: str) -> float:
     )
 
 
-def test_two_processes_train_as_one_does_and_one_of_them_tells(
-    place: Path, whole: FitReport
+@pytest.mark.slow
+def test_two_processes_train_as_one_does_and_one_of_them_reports(
+    folder: Path, whole: FitReport
 ) -> None:
-    with _launched(place, _flags("two.safetensors", "--report", "two.json")) as launcher:
+    with _launched(folder, _flags("two.safetensors", "--report", "two.json")) as launcher:
         out, err = _ended(launcher)
     assert launcher.returncode == 0, err
-    report = json.loads((place / "two.json").read_text())
+    report = json.loads((folder / "two.json").read_text())
     assert report["settings"]["processes"] == 2
     for found, expected in zip(report["epochs"], whole.epochs, strict=True):
         assert found["loss"] == pytest.approx(expected.loss, rel=1e-5)
         assert found["accuracy"] == expected.accuracy
-    assert whole.epochs[-1].loss < whole.epochs[0].loss - 0.1, "so little says nothing"
-    assert _farthest(place, "two.safetensors") < 1e-5
+    assert whole.epochs[-1].loss < whole.epochs[0].loss - 0.1, (
+        "a loss that hardly falls proves nothing"
+    )
+    assert _largest_difference(folder, "two.safetensors") < 1e-5
     assert (out.count("this adapter"), out.count("two.safetensors")) == (1, 2)
     assert (err.count("train.jsonl: 97 rows"), err.count("epoch 8:")) == (1, 1)
-    assert not checkpoint_path(place / "two.safetensors").exists()
+    assert not checkpoint_path(folder / "two.safetensors").exists()
 
 
-def test_a_state_of_one_process_is_gone_on_with_by_two_and_theirs_by_one(
-    place: Path, whole: FitReport
+@pytest.mark.slow
+def test_two_processes_resume_the_checkpoint_of_one_and_one_theirs(
+    folder: Path, whole: FitReport
 ) -> None:
     output, steps = "cut.safetensors", -(-ROWS // BATCH)
     with pytest.raises(KeyboardInterrupt):
-        _alone(place, output, progress=_Interrupt(steps + 3))
-    with _launched(place, _flags(output, "--resume")) as launcher:
+        _alone(folder, output, progress=Interrupt(steps + 3))
+    with _launched(folder, _flags(output, "--resume")) as launcher:
         assert "epoch 1:" not in _wait_for(launcher, "epoch 2:")
-        # Harder than to the launcher, which tells both: they stop together all the same.
+        # Only one process gets the signal, not the launcher: both stop together all the same.
         os.kill(_processes(launcher.pid)[1], signal.SIGTERM)
         _, err = _ended(launcher)
     assert err.count("interrupted; to go on: python -m train fit ") == 1
     assert "error: " not in err
-    assert not (place / output).exists()
-    report = _alone(place, output, resume=True)
-    assert _farthest(place, output) < 1e-5
+    assert not (folder / output).exists()
+    report = _alone(folder, output, resume=True)
+    assert _largest_difference(folder, output) < 1e-5
     assert [epoch.loss for epoch in report.epochs] == pytest.approx(
         [epoch.loss for epoch in whole.epochs], rel=1e-5
     )
 
 
-def test_the_death_of_one_process_ends_the_run_and_leaves_a_state(place: Path) -> None:
-    with _launched(place, _flags("dead.safetensors", epochs=1000)) as launcher:
+@pytest.mark.slow
+def test_the_death_of_one_process_ends_the_run_and_leaves_a_checkpoint(folder: Path) -> None:
+    with _launched(folder, _flags("dead.safetensors", epochs=1000)) as launcher:
         _wait_for(launcher, "epoch 1:")
         os.kill(_processes(launcher.pid)[1], signal.SIGKILL)
         started = time.monotonic()
@@ -229,14 +216,15 @@ def test_the_death_of_one_process_ends_the_run_and_leaves_a_state(place: Path) -
     assert time.monotonic() - started < 20, "the launcher had to use force"
     assert launcher.returncode == 1
     assert err.count("error: another process of this run is gone: ") == 1
-    assert checkpoint_path(place / "dead.safetensors").exists()
+    assert checkpoint_path(folder / "dead.safetensors").exists()
     with pytest.raises(KeyboardInterrupt):
-        _alone(place, "dead.safetensors", epochs=1000, resume=True, progress=_Interrupt(1))
+        _alone(folder, "dead.safetensors", epochs=1000, resume=True, progress=Interrupt(1))
 
 
-def test_what_is_wrong_for_all_is_said_once(place: Path) -> None:
-    (place / "bad.jsonl").write_text("\n")
-    with _launched(place, _flags("none.safetensors", "--train", "bad.jsonl")) as launcher:
+@pytest.mark.slow
+def test_an_error_of_all_processes_is_shown_once(folder: Path) -> None:
+    (folder / "bad.jsonl").write_text("\n")
+    with _launched(folder, _flags("none.safetensors", "--train", "bad.jsonl")) as launcher:
         _, err = _ended(launcher)
     assert err.count("error: ") == 1
     assert "error: bad.jsonl: holds no rows\n" in err
@@ -247,7 +235,7 @@ def test_the_first_process_to_fail_is_one_of_this_start_of_this_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("TORCHELASTIC_ERROR_FILE", raising=False)
-    assert [is_first_to_fail(), is_first_to_fail()] == [True, True], "nobody else is there"
+    assert [is_first_to_fail(), is_first_to_fail()] == [True, True], "there is no other process"
     for attempt in ("attempt_0", "attempt_1"):
         found = []
         for rank in ("1", "0", "2"):
@@ -257,11 +245,11 @@ def test_the_first_process_to_fail_is_one_of_this_start_of_this_run(
             found.append(is_first_to_fail())
         assert found == [True, False, False]
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "gone" / "0" / "error.json"))
-    assert is_first_to_fail(), "rather twice than never"
+    assert is_first_to_fail(), "an error shown twice is better than none"
 
 
 @pytest.mark.parametrize("command", ["evaluate", "push"])
-def test_other_commands_refuse_to_be_several(
+def test_other_commands_refuse_several_processes(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = {
@@ -278,13 +266,13 @@ def test_a_launcher_that_starts_one_process_instead_of_several_is_refused(
 ) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
-    assert Launch.from_environment() == Launch(), "one was asked for"
+    assert Launch.from_environment() == Launch(), "only one process was requested"
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     assert main(["fit", "--train", "x", "--output", "x.safetensors"]) == 2
     assert "accelerate launch --cpu starts one process" in capsys.readouterr().err
 
 
-def test_a_device_for_all_processes_together_is_refused() -> None:
+def test_one_device_for_all_processes_is_refused() -> None:
     launch = Launch(rank=1, world_size=2, local_rank=1)
     with (
         pytest.raises(SettingsError, match="--device cuda:1: a launcher gives each process"),

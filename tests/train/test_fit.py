@@ -1,4 +1,4 @@
-"""`fit` and `evaluate` on a tiny random backbone: what is kept, repeatable and reported."""
+"""`fit` and `evaluate` on a tiny random backbone: files, repeatability, resuming and reports."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from tests.support.training import (
     TRAIN,
     VALIDATION,
     Interrupt,
-    Told,
+    RecordingProgress,
     fitted,
     is_same,
     settings_of,
@@ -81,7 +81,7 @@ def test_the_card_and_the_json_say_what_was_measured(backbone: str, tmp_path: Pa
     assert found["rows"] == len(TEST)
     assert hashlib.sha256(output.read_bytes()).hexdigest() in card
     assert "--name my-task " in card
-    # Its own card gives way to the next one.
+    # A later run replaces the card.
     _fit(backbone, output, epochs=1)
     assert card_path(output).read_text() != card
 
@@ -118,10 +118,10 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(
 
 
 @pytest.mark.parametrize("generator_input", ["hidden", "embeddings"])
-def test_kept_lower_layers_change_nothing(
+def test_cached_trunk_states_change_nothing(
     backbone: str, tmp_path: Path, generator_input: str
 ) -> None:
-    """float32 sums in another order: batches of other sizes went through the lower layers."""
+    """To rounding: the trunk ran on batches of other sizes, so float32 sums differ in order."""
     found = {}
     for mode in (CacheMode.OFF, CacheMode.MEMORY, CacheMode.DISK):
         report, adapter = _fit(
@@ -157,7 +157,7 @@ def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(
     assert not checkpoint_path(output).exists()
 
 
-def test_the_state_of_another_run_is_refused(backbone: str, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_run_is_refused(backbone: str, tmp_path: Path) -> None:
     output = tmp_path / "a.safetensors"
     with pytest.raises(ResumeError, match="no interrupted run"):
         _fit(backbone, output, resume=True)
@@ -170,26 +170,26 @@ def test_the_state_of_another_run_is_refused(backbone: str, tmp_path: Path) -> N
         _fit(backbone, output, resume=True)
 
 
-def test_a_loss_that_is_not_finite_stops_says_where_and_leaves_a_good_state(
+def test_a_loss_that_is_not_finite_stops_the_run_names_the_step_and_leaves_a_checkpoint(
     backbone: str, tmp_path: Path
 ) -> None:
     output = tmp_path / "a.safetensors"
     wild = {"learning_rate": 10.0, "epochs": 50, "patience": 50, "weight_decay": 10.0}
-    told = Told()
+    recorded = RecordingProgress()
     with pytest.raises(TrainingError, match=r"at step \d+ of epoch \d+: stopped") as caught:
-        fitted(settings_of(backbone, **wild), output, told)
+        fitted(settings_of(backbone, **wild), output, recorded)
     assert f"the last good state is in {checkpoint_path(output)}" in str(caught.value)
     assert not output.exists()
     assert not card_path(output).exists()
     for name, tensor in load_file(checkpoint_path(output)).items():
         assert bool(tensor.isfinite().all()), name
-    # It goes on from there, and what comes is what came.
+    # It resumes from there, and the same error comes again.
     with pytest.raises(TrainingError) as again:
         fitted(settings_of(backbone, **wild, resume=True), output)
     assert str(again.value) == str(caught.value)
 
 
-def test_there_is_a_state_from_the_first_step_on(
+def test_there_is_a_checkpoint_from_the_first_step_on(
     backbone: str, tmp_path: Path, whole: tuple[FitReport, Adapter]
 ) -> None:
     output = tmp_path / "a.safetensors"
@@ -200,7 +200,7 @@ def test_there_is_a_state_from_the_first_step_on(
 
 
 def test_micro_batches_give_the_weights_of_whole_ones(backbone: str, tmp_path: Path) -> None:
-    """Without dropout, whose masks are drawn for a micro-batch at a time; float32 sums differ."""
+    """Without dropout, whose masks are drawn per micro-batch; float32 sums have another order."""
     settings = settings_of(backbone, batch_size=32, dropout=0.0, storage_dtype=StorageType.FLOAT32)
     _, whole = fitted(settings, tmp_path / "a.safetensors")
     _, parts = fitted(replace(settings, micro_batch=8), tmp_path / "b.safetensors")
@@ -224,23 +224,25 @@ def test_a_preset_decides_what_is_left_open(backbone: str, tmp_path: Path, prese
     assert spec.bottleneck == 3
 
 
-def test_a_cache_without_room_is_done_without_and_said(
+def test_without_room_for_a_cache_the_run_goes_on_and_a_note_says_so(
     backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, kept = _fit(backbone, tmp_path / "a.safetensors", cache=CacheMode.MEMORY)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "not there"))
-    told = Told()
+    recorded = RecordingProgress()
     settings = settings_of(backbone, cache=CacheMode.DISK)
-    report, adapter = fitted(settings, tmp_path / "b.safetensors", told)
+    report, adapter = fitted(settings, tmp_path / "b.safetensors", recorded)
     assert report.cache["mode"] == "off"
-    note = next(note for note in told.notes if note.startswith("no room to keep the layers below"))
+    note = next(
+        note for note in recorded.notes if note.startswith("no room to keep the layers below")
+    )
     assert "train, validation, test" in note
     for name, tensor in kept.tensors.items():
         torch.testing.assert_close(adapter.tensors[name], tensor, rtol=1e-2, atol=1e-3)
 
 
 def test_the_best_weights_are_kept_and_patience_ends_the_run(backbone: str, tmp_path: Path) -> None:
-    epochs = Told()
+    epochs = RecordingProgress()
     output = tmp_path / "a.safetensors"
     settings = settings_of(
         backbone, epochs=30, patience=2, storage_dtype=StorageType.FLOAT32, calibration=False
@@ -267,7 +269,7 @@ def test_without_validation_rows_a_share_of_the_training_rows_is_held_out(
 def test_evaluate_finds_the_figures_that_fit_reported(
     backbone: str, tmp_path: Path, storage: StorageType
 ) -> None:
-    """fit measures the weights as they are stored, so the file answers as the report says."""
+    """fit measures the weights in their storage type, so the file answers as the report says."""
     output = tmp_path / "a.safetensors"
     report, adapter = _fit(backbone, output, storage_dtype=storage)
     dtypes = {tensor.dtype for tensor in adapter.tensors.values()}

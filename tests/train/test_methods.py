@@ -232,10 +232,10 @@ class Losses(Progress):
 
     def advance(
         self,
-        texts: int,  # noqa: ARG002  # the protocol's
+        texts: int,  # noqa: ARG002  # Progress has it
         *,
         loss: float | None = None,
-        accuracy: float | None = None,  # noqa: ARG002  # the protocol's
+        accuracy: float | None = None,  # noqa: ARG002  # Progress has it
     ) -> None:
         if loss is not None:
             self.means.append(loss)

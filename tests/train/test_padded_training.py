@@ -1,7 +1,8 @@
 """The packed trainer is a plain padded PyTorch loop: on the same seed and data order both have the
 same losses at every step and end with the same weights, to rounding.
 
-The other side: Hugging Face's own model over padded batches (tests/support/padded_methods.py), plain AdamW.
+The other side: Hugging Face's own model over padded batches (tests/support/padded_methods.py) and
+plain AdamW.
 """
 
 import math
@@ -70,7 +71,7 @@ class Losses(Progress):
         self.steps: list[float] = []
         self._texts, self._total = 0, 0.0
 
-    def begin(self, stage: str, *, texts: int, later: int = 0) -> None:  # noqa: ARG002  # the protocol's
+    def begin(self, stage: str, *, texts: int, later: int = 0) -> None:  # noqa: ARG002  # Progress has it
         self._texts, self._total = 0, 0.0
 
     def advance(
@@ -78,7 +79,7 @@ class Losses(Progress):
         texts: int,
         *,
         loss: float | None = None,
-        accuracy: float | None = None,  # noqa: ARG002  # the protocol's
+        accuracy: float | None = None,  # noqa: ARG002  # Progress has it
     ) -> None:
         if loss is None:
             return

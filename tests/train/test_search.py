@@ -1,4 +1,4 @@
-"""`fit --search`: never below the defaults, bounded, and interrupted at any moment without loss."""
+"""`fit --search`: never below the defaults, bounded, and resumable at any moment."""
 
 import json
 from dataclasses import replace
@@ -8,7 +8,7 @@ import pytest
 
 from adapters.format.files import load_adapter
 from tests.support import families
-from tests.support.training import TRAIN, Interrupt, Told, fitted, is_same, settings_of
+from tests.support.training import TRAIN, Interrupt, RecordingProgress, fitted, is_same, settings_of
 from train.config.settings import FitSettings, StorageType
 from train.errors import ResumeError, SettingsError, TrainingError
 from train.fit.fit import fit
@@ -44,9 +44,9 @@ def whole(backbone: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[FitR
 
 
 def _settings(backbone: str, **values: object) -> FitSettings:
-    """Learning rate and batch size are given, as `settings_of` does; the rest is searched."""
-    given = {"search": TRIALS, "storage_dtype": StorageType.FLOAT32, "batch_size": 16} | values
-    return settings_of(backbone, **given)
+    """`settings_of` sets the learning rate and we the batch size; the rest is searched."""
+    fixed = {"search": TRIALS, "storage_dtype": StorageType.FLOAT32, "batch_size": 16} | values
+    return settings_of(backbone, **fixed)
 
 
 def _timeless(trials: tuple[TrialReport, ...]) -> list[TrialReport]:
@@ -100,7 +100,7 @@ def test_report_and_card_list_the_trials(whole: tuple[FitReport, Path]) -> None:
 
 
 @pytest.mark.parametrize("steps", [2, 24, 25, 60])
-def test_an_interrupted_search_goes_on_as_if_nothing_had_happened(
+def test_an_interrupted_search_continues_as_if_nothing_had_happened(
     backbone: str, tmp_path: Path, whole: tuple[FitReport, Path], steps: int
 ) -> None:
     output = tmp_path / "a.safetensors"
@@ -131,18 +131,18 @@ def test_a_search_interrupted_after_its_last_trial_trains_nothing_again(
     output = tmp_path / "a.safetensors"
     with pytest.raises(KeyboardInterrupt):
         fitted(_settings(backbone), output, _InterruptedEnd())
-    told = Told()
-    report, adapter = fitted(_settings(backbone, resume=True), output, told)
-    assert not [stage for stage in told.stages if "epoch" in stage]
+    recorded = RecordingProgress()
+    report, adapter = fitted(_settings(backbone, resume=True), output, recorded)
+    assert not [stage for stage in recorded.stages if "epoch" in stage]
     assert _timeless(report.trials) == _timeless(whole[0].trials)
     assert is_same(adapter, load_adapter(whole[1]))
 
 
-def test_the_state_of_an_older_run_is_not_taken_for_a_trial(
+def test_the_checkpoint_of_an_older_run_is_not_resumed_as_a_trial(
     backbone: str, tmp_path: Path, whole: tuple[FitReport, Path]
 ) -> None:
     class _InterruptedStart(Progress):
-        def begin(self, stage: str, *, texts: int, later: int = 0) -> None:  # noqa: ARG002  # the protocol's
+        def begin(self, stage: str, *, texts: int, later: int = 0) -> None:  # noqa: ARG002  # Progress has it
             raise KeyboardInterrupt
 
     output = tmp_path / "a.safetensors"
@@ -172,17 +172,16 @@ def test_the_trials_of_another_search_are_refused(backbone: str, tmp_path: Path)
 
 
 def test_a_trial_below_the_median_is_ended_early(backbone: str, tmp_path: Path) -> None:
-    """Of the trials before the interrupted one it is said that they were perfect."""
+    """The file of the interrupted search is changed: the trials so far were perfect."""
     output = tmp_path / "a.safetensors"
     settings = _settings(backbone, search=WHOLE_TRIALS + 1)
-    told = _InterruptedTrial(WHOLE_TRIALS + 1)
     with pytest.raises(KeyboardInterrupt):
-        fitted(settings, output, told)
+        fitted(settings, output, _InterruptedTrial(WHOLE_TRIALS + 1))
     content = json.loads(search_path(output).read_bytes())
     for trial in content["trials"][:-1]:
         trial["accuracies"] = [1.0] * len(trial["accuracies"])
     search_path(output).write_text(json.dumps(content))
-    progress = Told()
+    progress = RecordingProgress()
     report, _ = fitted(replace(settings, resume=True), output, progress)
     last = report.trials[-1]
     assert last.outcome is TrialOutcome.PRUNED
@@ -200,40 +199,42 @@ class _InterruptedTrial(Progress):
         self.number = number
         self.stage = ""
 
-    def begin(self, stage: str, *, texts: int, later: int = 0) -> None:  # noqa: ARG002  # the protocol's
+    def begin(self, stage: str, *, texts: int, later: int = 0) -> None:  # noqa: ARG002  # Progress has it
         self.stage = stage
 
     def advance(
         self,
-        texts: int,  # noqa: ARG002  # the protocol's
+        texts: int,  # noqa: ARG002  # Progress has it
         *,
         loss: float | None = None,
-        accuracy: float | None = None,  # noqa: ARG002  # the protocol's
+        accuracy: float | None = None,  # noqa: ARG002  # Progress has it
     ) -> None:
         if loss is not None and self.stage.startswith(f"trial {self.number}/"):
             raise KeyboardInterrupt
 
 
-def test_a_search_without_one_finite_loss_says_so(backbone: str, tmp_path: Path) -> None:
+def test_a_search_whose_losses_are_never_finite_fails(backbone: str, tmp_path: Path) -> None:
     wild = {"learning_rate": 10.0, "epochs": 50, "patience": 50, "weight_decay": 10.0}
-    told = Told()
+    recorded = RecordingProgress()
     with pytest.raises(TrainingError, match="none of the 2 trials of the search ended with"):
-        fitted(_settings(backbone, search=2, dropout=0.0, **wild), tmp_path / "a.safetensors", told)
-    first = next(note for note in told.notes if note.startswith("trial "))
+        fitted(
+            _settings(backbone, search=2, dropout=0.0, **wild), tmp_path / "a.safetensors", recorded
+        )
+    first = next(note for note in recorded.notes if note.startswith("trial "))
     assert first.startswith("trial 1/2: its loss was not finite: --insertion-layer ")
     assert not checkpoint_path(tmp_path / "a.safetensors").exists()
 
 
 def test_progress_says_which_trial_and_the_best_so_far(backbone: str, tmp_path: Path) -> None:
-    told = Told()
+    recorded = RecordingProgress()
     settings = _settings(backbone, search=2, epochs=1, insertion_layer=1, weight_decay=0.1)
-    report, _ = fitted(settings, tmp_path / "a.safetensors", told)
+    report, _ = fitted(settings, tmp_path / "a.safetensors", recorded)
     first = report.trials[0].accuracy
-    assert f"trial 2/2, epoch 1/1, best {first:.4f} (trial 1)" in told.stages
+    assert f"trial 2/2, epoch 1/1, best {first:.4f} (trial 1)" in recorded.stages
     line = f"trial 1/2: {first:.4f}, best {first:.4f} (trial 1): --dropout"
-    assert told.notes[0].startswith(line)
+    assert recorded.notes[0].startswith(line)
     # The layer stays the same, so what lies below it is computed once.
-    below = [stage for stage in told.stages if "layers below" in stage]
+    below = [stage for stage in recorded.stages if "layers below" in stage]
     assert below == ["trial 1/2, layers below"]
 
 
@@ -249,18 +250,18 @@ def test_a_search_needs_validation_rows_and_something_to_choose(
     assert not list(tmp_path.iterdir())
 
 
-def test_proposals_depend_on_the_seed_and_what_was_found_alone() -> None:
+def test_proposals_depend_only_on_the_seed_and_the_trials_before() -> None:
     settings = FitSettings(seed=3, dropout=0.2)
     one = Proposals(settings, DEFAULTS, layers=6, epochs=9)
     seen: list[dict[str, object]] = []
     for number in range(FIRST_TRIALS + 3):
-        # Every time from what is known, as after an interruption.
+        # Built anew from the finished trials, as after an interruption.
         other = Proposals(settings, DEFAULTS, layers=6, epochs=9)
         for index, params in enumerate(seen):
             other.add(params, TrialOutcome.FINISHED, [0.1 * index, 0.5])
         mine, again = one.next(), other.next()
         assert mine.params == again.params
-        assert "dropout" not in mine.params, "what is given stays"
+        assert "dropout" not in mine.params, "settings that are given are not searched"
         assert mine.params not in seen
         for epoch, accuracy in enumerate([0.1 * number, 0.5], start=1):
             mine.report(accuracy, epoch)
@@ -270,6 +271,6 @@ def test_proposals_depend_on_the_seed_and_what_was_found_alone() -> None:
 
 
 @pytest.mark.parametrize("changes", [{"weight_decay": 0.0}, {"learning_rate": 1.0}])
-def test_the_defaults_are_within_what_is_searched(changes: dict[str, float]) -> None:
+def test_the_search_space_includes_the_defaults(changes: dict[str, float]) -> None:
     defaults = DEFAULTS | changes
     assert Proposals(FitSettings(), defaults, layers=6, epochs=9).next().params == defaults

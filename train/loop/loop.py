@@ -141,7 +141,7 @@ class Loop:
     def logits(self, split: Split) -> Tensor:
         """Logits of every example, float32 [examples, labels] on the CPU."""
         self._method.eval()
-        logits = torch.zeros(len(split.cache), self._method.labels)
+        logits = torch.zeros(len(split.cache), len(self._method.labels))
         chunks = list(split.cache.chunks(EVALUATION_TOKENS.get(self._device.type, 8192)))
         for number in self._group.shard(range(len(chunks))):
             chunk_logits, index = self._forward(split.cache, chunks[number])

@@ -4,7 +4,6 @@ The recipe, the loop and everything above them import this. Start at `method.py`
 """
 
 from collections.abc import Mapping
-from typing import TypeAlias
 
 import torch
 
@@ -16,14 +15,12 @@ from train.methods.idpg import Idpg
 from train.methods.idspam import Idspam
 from train.methods.lora import Lora
 from train.methods.lpt import Lpt
-from train.methods.method import Baseline, Design, Method
+from train.methods.method import Design, Method
 from train.methods.p_tuning import PTuning
 from train.methods.prompt_tuning import PromptTuning
 from train.methods.smop import Smop
 
-MethodType: TypeAlias = type[Idspam] | type[Baseline]
-
-METHODS: Mapping[str, MethodType] = {
+METHODS: Mapping[str, type[Method]] = {
     "idspam": Idspam,
     "idspam-paper": Idspam,
     "head-only": HeadOnly,
@@ -51,7 +48,4 @@ def build(
     Raises:
         SettingsError: a package that the method needs is not installed.
     """
-    kind = METHODS[name]
-    if issubclass(kind, Idspam):
-        return kind(backbone, design, design.spec(backbone, labels), random)
-    return kind(backbone, design, len(labels), random)
+    return METHODS[name](backbone, design, labels, random)

@@ -8,9 +8,9 @@ The prompt has its own learning rate, far above the table's.
 import torch
 from torch import Tensor, nn
 
-from adapters.backbone.model import Backbone, Trunk
+from adapters.backbone.model import Trunk
 from adapters.packed.packing import PackedBatch
-from train.methods.method import Design, PromptBaseline, Shape
+from train.methods.method import PromptBaseline, Shape
 from train.methods.prompt_tuning import token_embeddings
 
 LENGTH, RANK, ALPHA, MOST_TOKENS = 40, 45, 8, 256
@@ -21,15 +21,13 @@ class Dept(PromptBaseline):
 
     learning_rate = 2e-2
 
-    def __init__(
-        self, backbone: Backbone, design: Design, labels: int, random: torch.Generator
-    ) -> None:
-        super().__init__(backbone, design, labels, random)
-        self.prompt = nn.Parameter(token_embeddings(backbone, LENGTH, random))
+    def add_parameters(self) -> None:
+        super().add_parameters()
+        self.prompt = nn.Parameter(token_embeddings(self.backbone, LENGTH, self.random))
         self.table_a = nn.Parameter(torch.empty(MOST_TOKENS, RANK))
-        nn.init.kaiming_uniform_(self.table_a, a=5**0.5, generator=random)
+        nn.init.kaiming_uniform_(self.table_a, a=5**0.5, generator=self.random)
         # ELECTRA's word embeddings are narrower than its states.
-        width = backbone.word_embeddings.embedding_dim
+        width = self.backbone.word_embeddings.embedding_dim
         self.table_b = nn.Parameter(torch.zeros(RANK, width))
 
     @property

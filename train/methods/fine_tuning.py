@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from adapters.backbone.model import Backbone, Trunk
+from adapters.backbone.model import Trunk
 from adapters.packed.packing import PackedBatch
 from train.methods.lora import unfrozen_states
-from train.methods.method import Baseline, Design
+from train.methods.method import Baseline
 
 
 class FineTuning(Baseline):
@@ -16,12 +16,10 @@ class FineTuning(Baseline):
     learning_rate = 5e-5
     changes_backbone = True
 
-    def __init__(
-        self, backbone: Backbone, design: Design, labels: int, random: torch.Generator
-    ) -> None:
-        super().__init__(backbone, design, labels, random)
-        self._computes = backbone.dtype
-        self.model = backbone.to(dtype=torch.float32).editable_model().requires_grad_(True)
+    def add_parameters(self) -> None:
+        super().add_parameters()
+        self._computes = self.backbone.dtype
+        self.model = self.backbone.to(dtype=torch.float32).editable_model().requires_grad_(True)
 
     def states(self, batch: PackedBatch, trunk: Trunk) -> Tensor:
         narrow = self._computes != torch.float32

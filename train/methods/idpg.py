@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from adapters.backbone.model import Backbone, Trunk
+from adapters.backbone.model import Trunk
 from adapters.packed.packing import PackedBatch
-from train.methods.method import Baseline, Design, Shape, first_tokens, inserted, read
+from train.methods.method import Baseline, Shape, first_tokens, inserted, read
 
 LENGTH, WIDTH = 5, 16
 
@@ -22,14 +22,12 @@ class Idpg(Baseline):
 
     learning_rate = 3e-3
 
-    def __init__(
-        self, backbone: Backbone, design: Design, labels: int, random: torch.Generator
-    ) -> None:
-        super().__init__(backbone, design, labels, random)
-        n = backbone.hidden_size
+    def add_parameters(self) -> None:
+        super().add_parameters()
+        n = self.backbone.hidden_size
         self.down = self.normal((n, WIDTH), fan_in=n)
         self.up = self.normal((WIDTH, LENGTH * n), fan_in=WIDTH)
-        self.biases = nn.Parameter(torch.zeros(backbone.layers, LENGTH * n))
+        self.biases = nn.Parameter(torch.zeros(self.backbone.layers, LENGTH * n))
 
     @property
     def shape(self) -> Shape:

@@ -10,13 +10,13 @@ import math
 import torch
 from torch import Tensor, nn
 
-from adapters.backbone.model import Backbone, Trunk
+from adapters.backbone.model import Trunk
 from adapters.format.files import Adapter
 from adapters.format.spec import AdapterSpec, GeneratorInput
 from adapters.packed.head import HeadWeights
 from adapters.packed.packing import PackedBatch
 from adapters.packed.prompt import GeneratorWeights, generate
-from train.methods.method import Design, Method, Shape, inserted, read
+from train.methods.method import Method, Shape, inserted, read
 
 
 class Idspam(Method):
@@ -29,15 +29,14 @@ class Idspam(Method):
     learning_rate = None
     weight_decay = None
 
-    def __init__(
-        self, backbone: Backbone, design: Design, spec: AdapterSpec, random: torch.Generator
-    ) -> None:
-        super().__init__(backbone, design, len(spec.labels), random)
-        self.spec = spec
-        self._names = tuple(spec.shapes())
-        for name, shape in spec.shapes().items():
-            self.register_parameter(_key(name), nn.Parameter(_initial_value(name, shape, random)))
-        self._tensors = {name: self.get_parameter(_key(name)) for name in self._names}
+    def add_parameters(self) -> None:
+        self.spec = self.design.spec(self.backbone, self.labels)
+        self._tensors = {
+            name: nn.Parameter(_initial_value(name, shape, self.random))
+            for name, shape in self.spec.shapes().items()
+        }
+        for name, parameter in self._tensors.items():
+            self.register_parameter(name.replace(".", "_"), parameter)
 
     @property
     def shape(self) -> Shape:
@@ -72,7 +71,3 @@ def _initial_value(name: str, shape: tuple[int, ...], random: torch.Generator) -
     if name.endswith("bias") or name == "head.out.weight":
         return torch.zeros(shape)
     return torch.randn(shape, generator=random) / math.sqrt(shape[0])
-
-
-def _key(name: str) -> str:
-    return name.replace(".", "_")

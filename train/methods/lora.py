@@ -12,7 +12,7 @@ from torch import Tensor
 from adapters.backbone.model import Backbone, Trunk
 from adapters.packed.packing import PackedBatch
 from train.errors import SettingsError
-from train.methods.method import Baseline, Design, read
+from train.methods.method import Baseline, read
 
 RANK, ALPHA, DROPOUT = 8, 16, 0.1
 
@@ -36,10 +36,8 @@ class Lora(Baseline):
     learning_rate = 1e-3
     changes_backbone = True
 
-    def __init__(
-        self, backbone: Backbone, design: Design, labels: int, random: torch.Generator
-    ) -> None:
-        super().__init__(backbone, design, labels, random)
+    def add_parameters(self) -> None:
+        super().add_parameters()
         try:
             import peft
         except ImportError:
@@ -48,12 +46,12 @@ class Lora(Baseline):
             r=RANK,
             lora_alpha=ALPHA,
             lora_dropout=DROPOUT,
-            target_modules=TARGETS[backbone.model_type],
-            fan_in_fan_out=backbone.model_type == "gpt2",
+            target_modules=TARGETS[self.backbone.model_type],
+            fan_in_fan_out=self.backbone.model_type == "gpt2",
         )
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(torch.randint(2**31, (1,), generator=random)))
-            self.model = peft.inject_adapter_in_model(config, backbone.editable_model())
+            torch.manual_seed(int(torch.randint(2**31, (1,), generator=self.random)))
+            self.model = peft.inject_adapter_in_model(config, self.backbone.editable_model())
         for parameter in self.model.parameters():
             if parameter.requires_grad:
                 # PEFT creates them in the backbone's type; bfloat16 would round small steps away.

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from adapters.backbone.model import Backbone, Trunk
+from adapters.backbone.model import Trunk
 from adapters.packed.packing import PackedBatch
-from train.methods.method import Design, PromptBaseline, Shape, first_tokens
+from train.methods.method import PromptBaseline, Shape, first_tokens
 
 WIDTH = 256
 
@@ -22,11 +22,9 @@ class Lpt(PromptBaseline):
     # The preset's, as for ID-SPAM: the generators have the same size.
     weight_decay = None
 
-    def __init__(
-        self, backbone: Backbone, design: Design, labels: int, random: torch.Generator
-    ) -> None:
-        super().__init__(backbone, design, labels, random)
-        n, t = backbone.hidden_size, design.prompt_length
+    def add_parameters(self) -> None:
+        super().add_parameters()
+        n, t = self.backbone.hidden_size, self.design.prompt_length
         self.down = self.normal((n, WIDTH), fan_in=n)
         self.down_bias = nn.Parameter(torch.zeros(WIDTH))
         self.up = self.normal((WIDTH, t * n), fan_in=WIDTH)

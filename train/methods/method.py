@@ -75,7 +75,6 @@ class Method(nn.Module, ABC):
     Args:
         backbone: frozen, unless the method `changes_backbone`.
         design: its switches; a method reads those that it has.
-        labels: how many.
         random: draws the initial values.
     """
 
@@ -87,13 +86,22 @@ class Method(nn.Module, ABC):
     changes_backbone: ClassVar[bool] = False
 
     def __init__(
-        self, backbone: Backbone, design: Design, labels: int, random: torch.Generator
+        self,
+        backbone: Backbone,
+        design: Design,
+        labels: tuple[str, ...],
+        random: torch.Generator,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.design = design
         self.labels = labels
         self.random = random
+        self.add_parameters()
+
+    @abstractmethod
+    def add_parameters(self) -> None:
+        """Create the trained parameters, with their initial values drawn from `random`."""
 
     @property
     @abstractmethod
@@ -164,16 +172,13 @@ class Method(nn.Module, ABC):
 class Baseline(Method):
     """A method other than ID-SPAM, with the class head of an adapter, which starts at zero."""
 
-    def __init__(
-        self, backbone: Backbone, design: Design, labels: int, random: torch.Generator
-    ) -> None:
-        super().__init__(backbone, design, labels, random)
-        n = backbone.hidden_size
-        if design.head is HeadKind.MLP:
+    def add_parameters(self) -> None:
+        n = self.backbone.hidden_size
+        if self.design.head is HeadKind.MLP:
             self.head_dense = self.normal((n, n), fan_in=n)
             self.head_dense_bias = nn.Parameter(torch.zeros(n))
-        self.head_out = nn.Parameter(torch.zeros(n, labels))
-        self.head_bias = nn.Parameter(torch.zeros(labels))
+        self.head_out = nn.Parameter(torch.zeros(n, len(self.labels)))
+        self.head_bias = nn.Parameter(torch.zeros(len(self.labels)))
 
     @property
     def head(self) -> HeadWeights:
@@ -195,10 +200,6 @@ class Baseline(Method):
 
 class PromptBaseline(Baseline):
     """A baseline that inserts soft prompts before its rows at one layer, as ID-SPAM does."""
-
-    @property
-    @abstractmethod
-    def shape(self) -> Shape: ...
 
     @abstractmethod
     def prompts(self, trunk: Trunk, batch: PackedBatch) -> Tensor:

@@ -7,9 +7,9 @@ layers as wide as the backbone, each followed by ReLU.
 import torch
 from torch import Tensor, nn
 
-from adapters.backbone.model import Backbone, Trunk
+from adapters.backbone.model import Trunk
 from adapters.packed.packing import PackedBatch
-from train.methods.method import Design, PromptBaseline, Shape
+from train.methods.method import PromptBaseline, Shape
 
 
 class PTuning(PromptBaseline):
@@ -17,12 +17,10 @@ class PTuning(PromptBaseline):
 
     learning_rate = 1e-3
 
-    def __init__(
-        self, backbone: Backbone, design: Design, labels: int, random: torch.Generator
-    ) -> None:
-        super().__init__(backbone, design, labels, random)
-        n = backbone.hidden_size
-        self.free = self.normal((design.prompt_length, n), fan_in=1)
+    def add_parameters(self) -> None:
+        super().add_parameters()
+        n = self.backbone.hidden_size
+        self.free = self.normal((self.design.prompt_length, n), fan_in=1)
         self.weights = nn.ParameterList([self.normal((n, n), fan_in=n) for _ in range(3)])
         self.biases = nn.ParameterList([nn.Parameter(torch.zeros(n)) for _ in range(3)])
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from adapters.backbone.model import Backbone, Trunk
 from adapters.packed.packing import PackedBatch
-from train.methods.method import Design, PromptBaseline, Shape
+from train.methods.method import PromptBaseline, Shape
 
 
 class PromptTuning(PromptBaseline):
@@ -18,11 +18,11 @@ class PromptTuning(PromptBaseline):
 
     learning_rate = 2e-2
 
-    def __init__(
-        self, backbone: Backbone, design: Design, labels: int, random: torch.Generator
-    ) -> None:
-        super().__init__(backbone, design, labels, random)
-        self.prompt = nn.Parameter(token_embeddings(backbone, design.prompt_length, random))
+    def add_parameters(self) -> None:
+        super().add_parameters()
+        self.prompt = nn.Parameter(
+            token_embeddings(self.backbone, self.design.prompt_length, self.random)
+        )
 
     @property
     def shape(self) -> Shape:

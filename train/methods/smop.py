@@ -9,10 +9,10 @@ multiplied by its probability, through which the router learns.
 import torch
 from torch import Tensor, nn
 
-from adapters.backbone.model import Backbone, Trunk
+from adapters.backbone.model import Trunk
 from adapters.packed.layout import row_means
 from adapters.packed.packing import PackedBatch
-from train.methods.method import Design, PromptBaseline, Shape
+from train.methods.method import PromptBaseline, Shape
 from train.methods.prompt_tuning import token_embeddings
 
 PROMPTS, LENGTH = 4, 5
@@ -24,15 +24,13 @@ class Smop(PromptBaseline):
 
     learning_rate = 2e-2
 
-    def __init__(
-        self, backbone: Backbone, design: Design, labels: int, random: torch.Generator
-    ) -> None:
-        super().__init__(backbone, design, labels, random)
-        n = backbone.hidden_size
-        bank = token_embeddings(backbone, PROMPTS * LENGTH, random)
+    def add_parameters(self) -> None:
+        super().add_parameters()
+        n = self.backbone.hidden_size
+        bank = token_embeddings(self.backbone, PROMPTS * LENGTH, self.random)
         self.bank = nn.Parameter(bank.view(PROMPTS, LENGTH, n))
         self.router = nn.Parameter(torch.empty(n, PROMPTS))
-        nn.init.orthogonal_(self.router, generator=random)
+        nn.init.orthogonal_(self.router, generator=self.random)
 
     @property
     def shape(self) -> Shape:
