@@ -26,8 +26,8 @@ COMMANDS: Mapping[str, Command] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the process's exit code."""
-    given = list(sys.argv[1:] if argv is None else argv)
-    return exit_code(lambda: _run(given), explain=_explain, prefix="error")
+    words = list(sys.argv[1:] if argv is None else argv)
+    return exit_code(lambda: _run(words), explain=_explain, prefix="error")
 
 
 def _run(argv: Sequence[str]) -> int:

@@ -17,6 +17,7 @@ from adapters.errors import (
 )
 from adapters.format.spec import AdapterSpec
 from adapters.format.store import Revision
+from service.client.types import AdapterState
 from service.engine.interface import AdapterKey
 
 
@@ -96,7 +97,7 @@ class CatalogEntry:
         return None if self.current is None else self.specs.get(self.current)
 
     @property
-    def state(self) -> Literal["ready", "incompatible", "damaged", "unloaded"]:
+    def state(self) -> AdapterState:
         match self.refusal:
             case None:
                 return "ready"
