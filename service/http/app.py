@@ -27,6 +27,7 @@ DESCRIPTION = "Text classification by many small adapters on one frozen encoder,
 _ROUTERS = tuple(
     module.router for module in (predict, adapters, operations, tei, oip, oip_repository, vllm)
 )
+_ERRORS = (HTTPException, RequestValidationError, ClientDisconnect, AdapterError, ServiceError)
 
 
 def create_app(settings: Settings, backend: Backend, metrics: Observer) -> FastAPI:
@@ -51,13 +52,7 @@ def create_app(settings: Settings, backend: Backend, metrics: Observer) -> FastA
     for router in _ROUTERS:
         app.include_router(router)
     app.state.service = service
-    for error in (
-        HTTPException,
-        RequestValidationError,
-        ClientDisconnect,
-        AdapterError,
-        ServiceError,
-    ):
+    for error in _ERRORS:
         app.add_exception_handler(error, handle_error)
     app.add_middleware(Gate, service=service)
     describe(app)

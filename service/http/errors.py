@@ -121,14 +121,13 @@ ERRORS: Mapping[type[Exception], ErrorKind] = MappingProxyType(
 STATUS_TYPES: Mapping[int, str] = MappingProxyType(
     {404: "not_found", 405: "method_not_allowed", 415: "unsupported_media_type"}
 )
-OTHER_STATUS = "bad_request"
 INTERNAL = ErrorKind(500, "internal", "A defect; the log has it under the request id.")
 
 
 def error_types() -> list[str]:
     """Every `type` that an error can have."""
     kinds = [*(kind.type for kind in ERRORS.values()), *STATUS_TYPES.values()]
-    return sorted({*kinds, OTHER_STATUS, INTERNAL.type, DISCONNECTED})
+    return sorted({*kinds, INTERNAL.type, DISCONNECTED})
 
 
 def kind_of(error: BaseException) -> ErrorKind:
@@ -146,7 +145,8 @@ def refusal_of(error: Exception) -> Refusal:
     if isinstance(error, ClientDisconnect):
         return Refusal(ErrorKind(499, DISCONNECTED, ""), "the client closed the connection")
     if isinstance(error, HTTPException):
-        kind = ErrorKind(error.status_code, STATUS_TYPES.get(error.status_code, OTHER_STATUS), "")
+        status = error.status_code
+        kind = ErrorKind(status, STATUS_TYPES.get(status, ERRORS[RequestError].type), "")
         return Refusal(kind, _encodable(str(error.detail)), headers=dict(error.headers or {}))
     kind = kind_of(error)
     if kind is INTERNAL:
@@ -157,11 +157,8 @@ def refusal_of(error: Exception) -> Refusal:
 
 def own_shape(refusal: Refusal) -> Response:
     """The shape of every error of this project's own routes."""
-    content = {
-        "type": refusal.kind.type,
-        "message": refusal.message,
-        "details": list(refusal.details),
-    }
+    kind, details = refusal.kind, list(refusal.details)
+    content = {"type": kind.type, "message": refusal.message, "details": details}
     return refusal.response({"error": content})
 
 

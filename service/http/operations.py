@@ -35,9 +35,6 @@ async def metrics(request: Request) -> Response:
 
 
 def _answer(health: EngineHealth, *, ok: bool) -> Response:
-    content = {
-        "status": "ok" if ok else "unavailable",
-        "reason": health.reason,
-        "details": dict(health.details),
-    }
+    status = "ok" if ok else "unavailable"
+    content = {"status": status, "reason": health.reason, "details": dict(health.details)}
     return JsonResponse(content, status_code=200 if ok else 503)

@@ -121,13 +121,8 @@ def _refusals(*types: str) -> Responses:
 
 
 def _condition(name: str, meaning: str) -> dict[str, Any]:
-    return {
-        "name": name,
-        "in": "header",
-        "required": False,
-        "schema": {"type": "string"},
-        "description": meaning,
-    }
+    parameter = {"name": name, "in": "header", "required": False, "schema": {"type": "string"}}
+    return parameter | {"description": meaning}
 
 
 _FILE = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}

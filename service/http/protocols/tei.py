@@ -34,8 +34,6 @@ router = APIRouter()
 _SMALLEST_SCORE = 1e-45
 _EXPECTED = "expected a string, a pair [string, string], or a list of [string] and [string, string]"
 
-_Pair = tuple[str, str | None]
-
 
 class PipelineParameters(Lenient):
     """The parameters of the Inference API."""
@@ -91,15 +89,13 @@ async def predict_by_name(request: Request, name: str) -> Response:
 @router.get("/info", **TEI_INFO)
 async def info_of_default(request: Request) -> Response:
     """The labels of the default adapter, and the service's limits."""
-    service = service_of(request)
-    return JsonResponse(_info(service, default_adapter(service)))
+    return _info(service_of(request), default_adapter(service_of(request)))
 
 
 @router.get("/adapters/{name}/info", **TEI_INFO)
 async def info_of_adapter(request: Request, name: str) -> Response:
     """The labels of an adapter, and the service's limits."""
-    service = service_of(request)
-    return JsonResponse(_info(service, service.catalog.resolve(name)))
+    return _info(service_of(request), service_of(request).catalog.resolve(name))
 
 
 @router.get("/health", **TEI_HEALTH)
@@ -155,7 +151,7 @@ async def _predict(request: Request, adapter: Resolved) -> Response:
     return JsonResponse(content if nested else content[0], headers=headers)
 
 
-def _pairs(inputs: Any, limit: int) -> tuple[list[_Pair], bool]:
+def _pairs(inputs: Any, limit: int) -> tuple[list[tuple[str, str | None]], bool]:
     """The texts, and whether they are a batch.
 
     TEI's convention: `[a, b]` is one pair and not two texts, `[a]` is one text.
@@ -176,7 +172,7 @@ def _pairs(inputs: Any, limit: int) -> tuple[list[_Pair], bool]:
     return [_pair(item, f"inputs.{index}") for index, item in enumerate(inputs)], True
 
 
-def _pair(item: Any, place: str) -> _Pair:
+def _pair(item: Any, place: str) -> tuple[str, str | None]:
     if not isinstance(item, list) or not all(isinstance(text, str) for text in item):
         raise InvalidRequest([f"{place}: {_EXPECTED}"])
     if not 1 <= len(item) <= 2:
@@ -234,13 +230,13 @@ def _headers(service: Service, answers: Answers, *, seconds: float) -> Mapping[s
     }
 
 
-def _info(service: Service, adapter: Resolved) -> dict[str, Any]:
+def _info(service: Service, adapter: Resolved) -> Response:
     settings, info, spec = service.settings, service.engine.info, adapter.spec
     classifier = {
         "id2label": {str(index): label for index, label in enumerate(spec.labels)},
         "label2id": {label: index for index, label in enumerate(spec.labels)},
     }
-    return {
+    content = {
         "model_id": info.identity.name,
         "model_sha": adapter.key.revision,
         "model_dtype": info.dtype,
@@ -258,3 +254,4 @@ def _info(service: Service, adapter: Resolved) -> dict[str, Any]:
         "sha": None,
         "docker_label": None,
     }
+    return JsonResponse(content)

@@ -14,10 +14,10 @@ from starlette.responses import Response
 from service.catalog.entry import CatalogEntry, Condition
 from service.errors import InvalidRequest, TooLarge
 from service.http.adapters import publish
-from service.http.bodies import JsonResponse
+from service.http.bodies import JsonResponse, parse_json, validated
 from service.http.lifecycle import service_of
 from service.http.openapi.compatible import OIP_INDEX, OIP_LOAD, OIP_UNLOAD
-from service.http.protocols.oip.tensors import IndexRequest, LoadRequest, parse, read_parts
+from service.http.protocols.oip.tensors import IndexRequest, LoadRequest, read_parts
 
 router = APIRouter()
 
@@ -35,7 +35,7 @@ async def index(request: Request) -> Response:
     """Every adapter; the reason if it cannot be served."""
     service = service_of(request)
     text, _ = await read_parts(request, service.settings.max_body_bytes)
-    ready_only = bool(text) and parse(IndexRequest, text).ready
+    ready_only = bool(text) and validated(IndexRequest, parse_json(text)).ready
     entries = service.catalog.entries()
     return JsonResponse(
         [_line(entry) for entry in entries if entry.refusal is None or not ready_only]
@@ -66,7 +66,7 @@ async def unload(request: Request, name: str) -> Response:
     service = service_of(request)
     text, _ = await read_parts(request, service.settings.max_body_bytes)
     if text:
-        parse(LoadRequest, text)
+        validated(LoadRequest, parse_json(text))
     await service.catalog.unload(name)
     return JsonResponse({"name": name, "unload": True})
 
@@ -89,7 +89,9 @@ def _file_of(text: bytes, limit: int) -> bytes | None:
     """
     if sum(map(text.count, _DELIMITERS)) > _MAX_DELIMITERS:
         raise InvalidRequest(["body: far more fields than a load request has"])
-    parameters = (parse(LoadRequest, text) if text else LoadRequest()).parameters or {}
+    parameters = (
+        validated(LoadRequest, parse_json(text)) if text else LoadRequest()
+    ).parameters or {}
     paths = [path for path in parameters if path.startswith(_FILE)]
     if not paths:
         if "config" in parameters:

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from adapters import __version__
 from adapters.errors import AdapterError, UnknownAdapter, UnknownRevision
 from service.errors import MalformedRequest
-from service.http.bodies import JsonResponse
+from service.http.bodies import JsonResponse, parse_json, validated
 from service.http.classify import Answers, Text, classify
 from service.http.errors import Refusal
 from service.http.lifecycle import service_of
@@ -37,7 +37,6 @@ from service.http.protocols.oip.tensors import (
     RequestParameters,
     SelectedOutput,
     encode_answer,
-    parse,
     read_parts,
     read_texts,
     selected_outputs,
@@ -91,8 +90,12 @@ async def model(request: Request, name: str) -> Response:
     (name, _), spec = catalog.resolve(name)
     entry = catalog.entry(name)
     versions = dict.fromkeys([entry.current, *(stored.revision for stored in entry.revisions)])
-    outputs = {"label": ("BYTES", [-1]), "probs": ("FP32", [-1, len(spec.labels)])}
-    outputs |= {"truncated": ("BOOL", [-1]), "tokens": ("INT32", [-1])}
+    outputs = {
+        "label": ("BYTES", [-1]),
+        "probs": ("FP32", [-1, len(spec.labels)]),
+        "truncated": ("BOOL", [-1]),
+        "tokens": ("INT32", [-1]),
+    }
     return JsonResponse(
         {
             "name": name,
@@ -142,7 +145,7 @@ async def infer(request: Request, name: str) -> Response:
     if not text:
         raise MalformedRequest("the body is empty, expected JSON")
     adapter = service.catalog.resolve(name)
-    body = parse(InferRequest, text)
+    body = validated(InferRequest, parse_json(text))
     parameters = body.parameters or RequestParameters()
     outputs = selected_outputs(body)
     pairs = read_texts(body.inputs, attached, limit=service.settings.max_inputs)

@@ -1,6 +1,6 @@
 """Bodies of the Open Inference Protocol V2: their JSON, the tensors in it and those after it.
 
-A request:  read_parts -> parse -> read_texts, selected_outputs
+A request:  read_parts -> InferRequest -> read_texts, selected_outputs
 An answer:  encode_answer
 
 Fields and parameters that mean nothing here (`priority`, `sequence_id`, a model's configuration)
@@ -23,7 +23,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from service.errors import InvalidRequest, MalformedRequest, TooLarge
-from service.http.bodies import M, content_type, parse_json, read_body, validated
+from service.http.bodies import content_type, read_body
 from service.http.openapi.schemas import Lenient
 
 INPUTS = ("text", "text_pair")
@@ -163,16 +163,6 @@ async def read_parts(request: Request, limit: int) -> tuple[bytes, bytes]:
         )
     length = int(announced[:20])
     return body[:length], body[length:]
-
-
-def parse(model: type[M], text: bytes) -> M:
-    """JSON as a model.
-
-    Raises:
-        MalformedRequest: not JSON.
-        InvalidRequest: with every fault and its place.
-    """
-    return validated(model, parse_json(text))
 
 
 def _decompress(data: bytes, encoding: str, limit: int) -> bytes:
