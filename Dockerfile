@@ -1,8 +1,8 @@
 # The service, from a clean clone: docker build -t id-spam-service .
 #
-# TORCH        cpu, cuda: what the build of torch must be, or this stops before it is downloaded; any: what pip finds
-# TORCH_INDEX  another package index for pip, such as the CPU index that the torch web site names: an image of 1.2 GB, not 5.6
-# BASE         Debian with a Python from 3.11 on
+# TORCH        the build of torch that pip must choose, cpu or cuda, or else this stops before the download; any: pip's choice
+# TORCH_INDEX  another package index for pip; with the CPU index that the torch web site names the image has 1.2 GB, not 5.6
+# BASE         a Debian with Python 3.11 or newer
 # VERSION      a label
 ARG BASE=python:3.11-slim-bookworm
 
@@ -13,14 +13,14 @@ ENV PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /build
 COPY pyproject.toml constraints.txt ./
 COPY .ci/setup.py .ci/setup.py
-# Gone again: what only tests, or builds extensions of torch; and pip.
+# Removes pip, and what only tests and builds of torch extensions need.
 RUN TORCH=${TORCH} PIP_EXTRA_INDEX_URL=${TORCH_INDEX} python .ci/setup.py /opt/venv serve \
  && cd /opt/venv/lib/python3*/site-packages \
  && find torch/bin -type f ! -name torch_shm_manager -delete && rm -rf torch/include torch/share torch/test \
  && find sympy networkx -type d -name tests -prune -exec rm -rf {} + \
  && /opt/venv/bin/python -m pip uninstall -q -y pip
 
-# The commands that ask a service, the demo's load among them. They need neither torch nor what serves.
+# The client commands, including the demo's load. They need neither torch nor the server's packages.
 FROM ${BASE} AS client
 ENV PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore PYTHONDONTWRITEBYTECODE=1
 WORKDIR /app
@@ -37,11 +37,11 @@ CMD ["--help"]
 FROM ${BASE}
 ARG TORCH=any
 ARG VERSION=unknown
-# Triton makes its kernels on the machine where they run, and their launchers with a C compiler.
+# Triton compiles its kernels on the machine that runs them, and their launchers with a C compiler.
 RUN if [ "${TORCH}" = cuda ]; then \
       apt-get update -qq && apt-get install -y -qq --no-install-recommends gcc libc6-dev >/dev/null && rm -rf /var/lib/apt/lists/*; \
     fi
-# 10001: nobody's id on the host. Named volumes take over who owns these folders.
+# 10001 is not a user of the host. Named volumes inherit the owner of these folders.
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /var/cache/idspam --shell /usr/sbin/nologin idspam \
  && install -d -o idspam -g idspam /var/lib/idspam/adapters /var/cache/idspam
 COPY --from=packages /opt/venv /opt/venv
@@ -51,7 +51,7 @@ COPY adapters adapters
 COPY cli cli
 COPY service service
 COPY deploy/alive.py deploy/alive.py
-# The root file system may be read-only: what Python compiles must lie there already.
+# The root file system may be read-only, so Python's compiled files must be in the image.
 RUN /opt/venv/bin/python -m compileall -q adapters cli service deploy
 ENV PATH=/opt/venv/bin:$PATH \
     IDSPAM_HOST=0.0.0.0 \

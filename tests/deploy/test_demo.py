@@ -1,4 +1,4 @@
-"""The demo's load: what it does to a service, what it leaves there, and when it cannot be."""
+"""The demo's load: what it does to a service, that it cleans up, and when it refuses to run."""
 
 import random
 import socket
@@ -33,6 +33,7 @@ def demo(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_it_asks_every_adapter_and_leaves_nothing_behind(tmp_path: Path) -> None:
     backbone = make_backbone()
     with serve(tmp_path) as live:
@@ -57,6 +58,7 @@ def test_it_asks_every_adapter_and_leaves_nothing_behind(tmp_path: Path) -> None
     assert " answered, " in done.stdout.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_only_the_adapters_that_are_named_are_asked(tmp_path: Path) -> None:
     with serve(tmp_path) as live:
         for name in ("asked", "other"):
@@ -69,6 +71,7 @@ def test_only_the_adapters_that_are_named_are_asked(tmp_path: Path) -> None:
         assert live.metric("idspam_uploads_total", outcome="created") == 2
 
 
+@pytest.mark.slow
 def test_a_key_that_may_not_change_adapters_still_asks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,6 +90,7 @@ def test_a_key_that_may_not_change_adapters_still_asks(
         assert "401 unauthorized" in refused.stderr
 
 
+@pytest.mark.slow
 def test_without_an_adapter_or_with_an_unknown_one_it_ends_in_a_line(tmp_path: Path) -> None:
     with serve(tmp_path) as live:
         none = demo("--url", live.url)

@@ -1,4 +1,4 @@
-"""Container and compose file say what the code says; `make compose-test` runs them."""
+"""The container and the compose file agree with the code; `make compose-test` runs them."""
 
 import os
 import re
@@ -17,7 +17,7 @@ from tests.support.service_process import TREE
 
 COMPOSE = (TREE / "deploy" / "compose.yaml").read_text()
 DOCKERFILE = (TREE / "Dockerfile").read_text()
-# Seconds that a supervisor takes beyond draining, at most.
+# A supervisor takes at most this long in addition to draining.
 ENDING_SECONDS = 15.0
 
 
@@ -33,16 +33,16 @@ def script(path: str, *arguments: str, **environment: str) -> subprocess.Complet
 
 
 def default(name: str) -> str:
-    """What a variable of the compose file is where nobody sets it."""
-    (found,) = set(re.findall(rf"\$\{{{name}:-([^}}]*)\}}", COMPOSE))
-    return str(found)
+    """The default of a variable of the compose file."""
+    (value,) = set(re.findall(rf"\$\{{{name}:-([^}}]*)\}}", COMPOSE))
+    return str(value)
 
 
 def test_every_setting_is_passed_on_or_fixed() -> None:
     settings = {variable(item.name) for item in fields(Settings)}
     block = COMPOSE[COMPOSE.index("x-settings:") : COMPOSE.index("\nservices:")]
     named = re.findall(r"(?m)^  (IDSPAM_\w+):(.*)$", block)
-    # Each of the two services says its own device.
+    # Each of the two services sets its own device.
     assert {name for name, _ in named} == settings - {"IDSPAM_DEVICE"}
     assert COMPOSE.count("{<<: *settings, IDSPAM_DEVICE:") == 2
     assert {name for name, value in named if value} == {
@@ -81,14 +81,14 @@ def test_what_the_image_copies_is_not_ignored() -> None:
         assert (TREE / path).exists()
 
 
-def test_the_image_runs_as_nobody_in_particular() -> None:
+def test_the_image_runs_as_its_own_user() -> None:
     last = DOCKERFILE[DOCKERFILE.rindex("\nFROM ") :]
     assert re.search(r"(?m)^USER idspam$", last)
     assert "HEALTHCHECK" in last
     assert "deploy/alive.py" in last
 
 
-def test_health_is_liveness(tmp_path: Path) -> None:
+def test_the_health_check_asks_for_liveness(tmp_path: Path) -> None:
     with serve(tmp_path) as live:
         port = live.url.rpartition(":")[2]
         done = script("deploy/alive.py", IDSPAM_PORT=port)
@@ -96,7 +96,7 @@ def test_health_is_liveness(tmp_path: Path) -> None:
     assert '"status":"ok"' in done.stdout
 
 
-def test_no_answer_is_not_healthy() -> None:
+def test_a_service_that_does_not_answer_is_unhealthy() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
     done = script("deploy/alive.py", IDSPAM_PORT=port)
@@ -109,7 +109,7 @@ def test_no_answer_is_not_healthy() -> None:
     ("extra", "torch", "said"),
     [("nonsense", "", "no such extra: nonsense"), ("serve", "gpu", "TORCH=gpu: must be cpu")],
 )
-def test_an_environment_that_cannot_be_is_refused_before_it_is_made(
+def test_an_impossible_environment_is_refused_before_it_is_made(
     extra: str, torch: str, said: str, tmp_path: Path
 ) -> None:
     done = script(".ci/setup.py", str(tmp_path / "venv"), extra, TORCH=torch)

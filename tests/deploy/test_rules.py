@@ -5,6 +5,8 @@ import subprocess
 from itertools import groupby
 from pathlib import Path
 
+import pytest
+
 from tests.support.prometheus import CONFIG, binary
 from tests.support.promql import RULES, alert_expressions, selectors
 from tests.support.service_process import TREE
@@ -30,10 +32,12 @@ def test_promtool_accepts_the_rules_and_the_configuration() -> None:
     promtool("check", "config", "prometheus.yaml")
 
 
+@pytest.mark.slow
 def test_every_alert_fires_on_a_made_up_history_and_none_on_a_healthy_one() -> None:
     promtool("test", "rules", "rules_test.yaml")
 
 
+@pytest.mark.slow
 def test_promtool_notices_a_rule_that_never_fires(tmp_path: Path) -> None:
     (tmp_path / "rules.yaml").write_text(
         RULES.replace("== 0\n        for: 1m", "== 2\n        for: 1m")

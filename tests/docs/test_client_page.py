@@ -1,4 +1,4 @@
-"""docs/client.md: its Python runs as it stands there, its commands exist."""
+"""docs/client.md: its Python runs as shown, and its commands exist."""
 
 import inspect
 import re

@@ -1,4 +1,4 @@
-"""Generic package names are safe here: each is this tree's, and pyproject names them all."""
+"""The packages have generic names: each is imported from this tree, and pyproject lists them."""
 
 import importlib
 import tomllib

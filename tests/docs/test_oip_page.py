@@ -1,4 +1,4 @@
-"""docs/oip.md: the routes and names that it tells of are those that there are."""
+"""docs/oip.md lists the routes, tensors and parameters that exist."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""docs/protocols.md: every request on it is answered as it shows, by the default backbone."""
+"""docs/protocols.md: the default backbone answers every request on the page as shown there."""
 
 import json
 import re
@@ -25,23 +25,24 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield running.stdout.readline().split()[1]
 
 
-def close(found: Any, shown: Any) -> bool:
-    """Equal, but for digits that the page leaves out and bfloat16, which it was made with."""
+def close(answer: Any, shown: Any) -> bool:
+    """Equal, except for digits that the page leaves out: it shows scores in bfloat16."""
     match shown:
         case float():
-            return bool(abs(found - shown) < 0.02)
+            return bool(abs(answer - shown) < 0.02)
         case list():
-            return len(found) == len(shown) and all(map(close, found, shown))
+            return len(answer) == len(shown) and all(map(close, answer, shown))
         case dict():
-            return list(found) == list(shown) and all(map(close, found.values(), shown.values()))
+            return list(answer) == list(shown) and all(map(close, answer.values(), shown.values()))
         case _:
-            return bool(found == shown)
+            return bool(answer == shown)
 
 
 def test_the_page_has_examples() -> None:
     assert len(EXAMPLES) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "answer"), EXAMPLES)
 def test_a_request_is_answered_as_shown(url: str, command: str, answer: str) -> None:
     words = shlex.split(command.replace("\\\n", " "))
@@ -49,7 +50,7 @@ def test_a_request_is_answered_as_shown(url: str, command: str, answer: str) -> 
     body = words[words.index("-d") + 1]
     headers = {"Content-Type": "application/json"}
     response = httpx.post(url + urlsplit(address).path, content=body, headers=headers, timeout=60)
-    found = response.json()
-    for varying in {"id", "created"} & (found.keys() if isinstance(found, dict) else set()):
-        del found[varying]
-    assert close(found, json.loads(answer))
+    content = response.json()
+    for varying in {"id", "created"} & (content.keys() if isinstance(content, dict) else set()):
+        del content[varying]
+    assert close(content, json.loads(answer))

@@ -1,4 +1,4 @@
-"""README's example, run as it stands there: the default backbone, the zoo, a real process."""
+"""README's example runs as shown: the default backbone, the zoo, a real process."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from tests.support.service_process import environ, service_process
 
 TREE = Path(__file__).resolve().parents[2]
 ZOO = TREE / "adapters" / "zoo"
-# What each adapter must reach on its test split to be worth shipping.
+# The accuracy on the test split that an adapter needs to be part of the zoo.
 LEAST_ACCURACY = {"sms-spam": 0.985, "banking77": 0.905, "clinc150": 0.83, "sentiment": 0.80}
 
 
@@ -23,22 +23,23 @@ def _blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", readme, re.DOTALL)
 
 
+@pytest.mark.slow
 def test_the_first_request_is_answered_as_shown(tmp_path: Path) -> None:
     (command,) = (block for block in _blocks("sh") if '"top_k": 1' in block)
-    found = re.search(r"-d '(\{.*\})'", command, re.DOTALL)
-    assert found
+    request = re.search(r"-d '(\{.*\})'", command, re.DOTALL)
+    assert request
     shown = json.loads(next(block for block in _blocks("json") if '"results"' in block))
     environment = environ(Path("all-MiniLM-L6-v2"), tmp_path, ZOO_DIR="tree")
     with service_process(environment) as running:
         assert running.stdout is not None
         url = running.stdout.readline().split()[1]
-        answer = httpx.post(f"{url}/v1/predict", json=json.loads(found[1]), timeout=60).json()
-    for given, expected in zip(answer["results"], shown["results"], strict=True):
-        assert given["revision"].startswith(expected["revision"].removesuffix("..."))
+        answer = httpx.post(f"{url}/v1/predict", json=json.loads(request[1]), timeout=60).json()
+    for actual, expected in zip(answer["results"], shown["results"], strict=True):
+        assert actual["revision"].startswith(expected["revision"].removesuffix("..."))
         # The page shows `auto`, this is float32: the bound is that of docs/exactness.md.
-        assert given["score"] == pytest.approx(expected["score"], abs=0.02)
+        assert actual["score"] == pytest.approx(expected["score"], abs=0.02)
         for field in ("adapter", "label", "tokens", "truncated"):
-            assert given[field] == expected[field]
+            assert actual[field] == expected[field]
 
 
 def test_the_zoo_fits_the_default_backbone_and_says_where_it_comes_from() -> None:

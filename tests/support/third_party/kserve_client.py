@@ -12,13 +12,13 @@ from typing import Any
 
 import httpx
 import numpy as np
-from kserve import (  # another environment's
+from kserve import (
     InferenceRESTClient,
     InferInput,
     InferRequest,
     RESTConfig,
 )
-from kserve.protocol.infer_type import (  # another environment's
+from kserve.protocol.infer_type import (
     RequestedOutput,
 )
 
@@ -29,7 +29,7 @@ async def main(url: str) -> dict[str, Any]:
     config = RESTConfig(protocol="v2", retries=0)
     async with InferenceRESTClient(config) as client:
         texts = [_tensor("text", [SPAM, HAM])]
-        found: dict[str, Any] = {
+        answers: dict[str, Any] = {
             "live": await client.is_server_live(url),
             "ready": await client.is_server_ready(url),
             "model ready": await client.is_model_ready(url, "sms-spam"),
@@ -46,23 +46,25 @@ async def main(url: str) -> dict[str, Any]:
         }
         for name, inputs in cases.items():
             request = InferRequest("sms-spam", inputs, request_id=name)
-            found[name] = _seen(await client.infer(url, request, model_name="sms-spam"))
+            answers[name] = _outputs(await client.infer(url, request, model_name="sms-spam"))
             binary = InferRequest(
                 "sms-spam", inputs, request_id=name, parameters={"binary_data_output": True}
             )
-            found[f"{name}, binary"] = _seen(await client.infer(url, binary, model_name="sms-spam"))
+            answers[f"{name}, binary"] = _outputs(
+                await client.infer(url, binary, model_name="sms-spam")
+            )
         every = [
             RequestedOutput(name, {"binary_data": name != "tokens"})
             for name in ("truncated", "tokens", "probs", "label")
         ]
         request = InferRequest("sms-spam", texts, request_outputs=every)
-        found["every output"] = _seen(await client.infer(url, request, model_name="sms-spam"))
+        answers["every output"] = _outputs(await client.infer(url, request, model_name="sms-spam"))
         many = InferRequest("banking77", [_tensor("text", [HAM] * 64)])
-        answers = await asyncio.gather(
+        replies = await asyncio.gather(
             *(client.infer(url, many, model_name="banking77") for _ in range(4))
         )
-        found["many"] = [answer.get_output_by_name("probs").shape for answer in answers]
-        found["refused"] = {
+        answers["many"] = [reply.get_output_by_name("probs").shape for reply in replies]
+        answers["refused"] = {
             "unknown model": await _refusal(client.infer(url, request, model_name="no-such")),
             "wrong shape": await _refusal(
                 client.infer(
@@ -79,7 +81,7 @@ async def main(url: str) -> dict[str, Any]:
                 )
             ),
         }
-        return found
+        return answers
 
 
 def _tensor(name: str, texts: Sequence[Any], *, binary: bool = True) -> Any:
@@ -89,12 +91,12 @@ def _tensor(name: str, texts: Sequence[Any], *, binary: bool = True) -> Any:
     return tensor
 
 
-def _seen(answer: Any) -> dict[str, Any]:
+def _outputs(answer: Any) -> dict[str, Any]:
     """Every output as a list, and the request's id."""
-    found: dict[str, Any] = {
+    outputs: dict[str, Any] = {
         item.name: np.array(item.data).reshape(item.shape).tolist() for item in answer.outputs
     }
-    return found | {"id": answer.id, "model": answer.model_name}
+    return outputs | {"id": answer.id, "model": answer.model_name}
 
 
 async def _refusal(call: Awaitable[Any]) -> tuple[int, str] | None:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tritonclient.http as triton  # another environment's
-from tritonclient.utils import (  # another environment's
+import tritonclient.http as triton
+from tritonclient.utils import (
     InferenceServerException,
 )
 
@@ -21,7 +21,7 @@ SPAM, HAM = "WINNER!! Call now to claim your free prize", "see you at eight"
 
 def main(url: str, file: Path) -> dict[str, Any]:
     with triton.InferenceServerClient(url) as client:
-        found: dict[str, Any] = {
+        answers: dict[str, Any] = {
             "live": client.is_server_live(),
             "ready": client.is_server_ready(),
             "server": client.get_server_metadata(),
@@ -30,10 +30,10 @@ def main(url: str, file: Path) -> dict[str, Any]:
             "unknown ready": client.is_model_ready("no-such"),
             "index": client.get_model_repository_index(),
         }
-        found |= _answers(client) | _refusals(client)
-        found["asynchronous"] = _together(url)
-        found["life"] = _life(client, file)
-        return found
+        answers |= _answers(client) | _refusals(client)
+        answers["asynchronous"] = _together(url)
+        answers["life"] = _life(client, file)
+        return answers
 
 
 def _answers(client: Any) -> dict[str, Any]:
@@ -47,28 +47,28 @@ def _answers(client: Any) -> dict[str, Any]:
     best = [triton.InferRequestedOutput("probs", class_count=1)]
     long = [_tensor("text", [SPAM, "card " * 2000])]
     return {
-        "one": _seen(client.infer("sms-spam", one)),
-        "two": _seen(answer),
+        "one": _outputs(client.infer("sms-spam", one)),
+        "two": _outputs(answer),
         "response": answer.get_response(),
-        "as JSON": _seen(client.infer("sms-spam", [_tensor("text", [SPAM, HAM], binary=False)])),
-        "answered as JSON": _seen(client.infer("sms-spam", two, outputs=plain)),
-        "columns": _seen(client.infer("sms-spam", [_tensor("text", [[SPAM], [HAM]])])),
-        "pairs": _seen(client.infer("sms-spam", pairs)),
-        "pairs in one": _seen(
+        "as JSON": _outputs(client.infer("sms-spam", [_tensor("text", [SPAM, HAM], binary=False)])),
+        "answered as JSON": _outputs(client.infer("sms-spam", two, outputs=plain)),
+        "columns": _outputs(client.infer("sms-spam", [_tensor("text", [[SPAM], [HAM]])])),
+        "pairs": _outputs(client.infer("sms-spam", pairs)),
+        "pairs in one": _outputs(
             client.infer("sms-spam", [_tensor("text", [[SPAM, HAM], [HAM, ""]])])
         ),
-        "pinned": _seen(client.infer("sms-spam", two, model_version=version[:12])),
+        "pinned": _outputs(client.infer("sms-spam", two, model_version=version[:12])),
         "best": client.infer("sms-spam", two, outputs=best).as_numpy("probs").tolist(),
-        "truncated": _seen(client.infer("sms-spam", long, outputs=every)),
+        "truncated": _outputs(client.infer("sms-spam", long, outputs=every)),
         "truncated response": client.infer("sms-spam", long).get_response().get("parameters"),
-        "parameters": _seen(
+        "parameters": _outputs(
             client.infer(
                 "sms-spam", two, priority=1, sequence_id=7, timeout=5_000_000, parameters={"x": "y"}
             )
         ),
         "many": client.infer("banking77", [_tensor("text", [HAM] * 64)]).as_numpy("probs").shape,
     } | {
-        f"{sent} and {back}": _seen(
+        f"{sent} and {back}": _outputs(
             client.infer(
                 "sms-spam",
                 two,
@@ -82,11 +82,11 @@ def _answers(client: Any) -> dict[str, Any]:
 
 
 def _together(url: str) -> list[Any]:
-    """Requests that wait for their answers side by side, each on its connection."""
+    """Concurrent requests, each on its own connection."""
     with triton.InferenceServerClient(url, concurrency=4) as client:
         tensors = [_tensor("text", [SPAM, HAM])]
         waiting = [client.async_infer("sms-spam", tensors) for _ in range(4)]
-        return [_seen(item.get_result()) for item in waiting]
+        return [_outputs(item.get_result()) for item in waiting]
 
 
 def _refusals(client: Any) -> dict[str, Any]:
@@ -135,15 +135,15 @@ def _life(client: Any, file: Path) -> list[Any]:
         states = {item["name"]: (item["state"], item["reason"]) for item in index}
         return states.get("sms-spam"), client.is_model_ready("sms-spam"), states.get("copy")
 
-    found = [state()]
+    steps = [state()]
     client.unload_model("sms-spam")
-    found += [state(), _refusal(lambda: client.infer("sms-spam", one))]
+    steps += [state(), _refusal(lambda: client.infer("sms-spam", one))]
     client.load_model("sms-spam")
-    found += [state(), _seen(client.infer("sms-spam", one))]
+    steps += [state(), _outputs(client.infer("sms-spam", one))]
     client.load_model("copy", config="{}", files={"file:1/x.safetensors": file.read_bytes()})
-    found += [state(), _seen(client.infer("copy", one))]
+    steps += [state(), _outputs(client.infer("copy", one))]
     client.unload_model("copy", unload_dependents=True)
-    return [*found, state()]
+    return [*steps, state()]
 
 
 def _tensor(name: str, texts: Sequence[Any], *, binary: bool = True) -> Any:
@@ -153,15 +153,15 @@ def _tensor(name: str, texts: Sequence[Any], *, binary: bool = True) -> Any:
     return tensor
 
 
-def _seen(answer: Any) -> dict[str, Any]:
+def _outputs(answer: Any) -> dict[str, Any]:
     """Every output as a list."""
-    found = {}
+    outputs = {}
     for output in answer.get_response()["outputs"]:
         values = answer.as_numpy(output["name"])
         flat = [item.decode() if isinstance(item, bytes) else item for item in values.ravel()]
         shown = np.array(flat, dtype=object).reshape(values.shape).tolist()
-        found[output["name"]] = shown if values.dtype == object else values.tolist()
-    return found
+        outputs[output["name"]] = shown if values.dtype == object else values.tolist()
+    return outputs
 
 
 def _refusal(call: Callable[[], Any]) -> tuple[str, str] | None:
