@@ -33,8 +33,8 @@ _MAX_FRAMES = 64
 # An event takes about 100 bytes, and a process keeps at most MAX_EVENTS.
 _MAX_FRAME_BYTES = 64 * 2**20
 
-# The methods of `Observer` that another process may call: every call counts, whatever happens to
-# the process that made it.
+# The methods of `Observer` that another process may call. These calls always count, even if their
+# process has ended since.
 COUNTED = (
     "request_done",
     "tokenized",
@@ -49,8 +49,8 @@ COUNTED = (
     "failed",
     "dropped",
 )
-# And those that report the engine's present state. Only the last call counts, and none after that
-# engine has ended. By method: the argument whose values have states of their own, if any.
+# These report the engine's present state: only the last call counts, and none once that engine has
+# ended. By method: the argument with a separate state for each of its values, if any.
 STATES: Mapping[str, str | None] = {
     "waiting_tokens": None,
     "tier_size": "tier",
@@ -121,7 +121,7 @@ def event(method: str, *arguments: Any, **named: Any) -> Event:
 
 
 def call_of(event: Event, metrics: Metrics) -> Callable[[], None]:
-    """The call that an event describes, not yet made.
+    """The call that an event describes, for the receiver to make.
 
     Raises:
         Undecodable: the method may not be called, or these are not its arguments.

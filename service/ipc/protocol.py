@@ -158,7 +158,7 @@ class UnknownWorker(Message, frozen=True):
     """The engine does not know the sender: it must say `Hello` on a new connection."""
 
 
-class Predicted(Message, frozen=True):
+class PredictDone(Message, frozen=True):
     """labels: the number of labels of each row. scores, weights: float32, row after row; weights
     only if the request asked for them."""
 
@@ -194,7 +194,7 @@ FromWorker: TypeAlias = (
     Hello | HeartbeatReply | Predict | Cancel | ChangeRequest | Applied | Goodbye
 )
 FromEngine: TypeAlias = (
-    Heartbeat | Welcome | UnknownWorker | Predicted | RequestFailed | ChangeDone | CatalogUpdate
+    Heartbeat | Welcome | UnknownWorker | PredictDone | RequestFailed | ChangeDone | CatalogUpdate
 )
 
 
@@ -311,11 +311,11 @@ def entries_of(message: Predict) -> list[Entry]:
     return entries
 
 
-def predicted_of(number: int, completion: Completion) -> Predicted:
+def predict_done_of(number: int, completion: Completion) -> PredictDone:
     """An answer as a message; with weights if all rows have them."""
     rows = completion.rows
     weights = [row.token_weights for row in rows if row.token_weights is not None]
-    return Predicted(
+    return PredictDone(
         id=number,
         queue_seconds=completion.queue_seconds,
         inference_seconds=completion.inference_seconds,
@@ -325,7 +325,7 @@ def predicted_of(number: int, completion: Completion) -> Predicted:
     )
 
 
-def completion_of(message: Predicted, entries: Sequence[Entry]) -> Completion:
+def completion_of(message: PredictDone, entries: Sequence[Entry]) -> Completion:
     """The answer to these entries.
 
     Raises:

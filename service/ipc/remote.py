@@ -37,7 +37,7 @@ from service.ipc.protocol import (
     Hello,
     Malformed,
     Message,
-    Predicted,
+    PredictDone,
     RequestFailed,
     Undecodable,
     UnknownWorker,
@@ -62,8 +62,8 @@ _GRACE_SECONDS = 0.5
 _STARTING = "the engine's process is starting"
 _NO_HEARTBEAT = "the engine has not been heard of lately"
 
-Reply: TypeAlias = Predicted | ChangeDone
-R = TypeVar("R", Predicted, ChangeDone)
+Reply: TypeAlias = PredictDone | ChangeDone
+R = TypeVar("R", PredictDone, ChangeDone)
 
 
 class Connection:
@@ -302,7 +302,7 @@ class RemoteEngine:
         if not entries:
             return Completion((), 0.0, 0.0)
         reply = await self._requests.ask(
-            Predicted,
+            PredictDone,
             lambda number: predict_of(number, entries, deadline),
             rows=len(entries),
             deadline=deadline,
@@ -412,7 +412,7 @@ class RemoteBackend:
 
     def _receive(self, message: FromEngine) -> None:
         match message:
-            case Predicted() | ChangeDone():
+            case PredictDone() | ChangeDone():
                 self._requests.answer(message)
             case RequestFailed():
                 self._requests.fail(message)

@@ -43,7 +43,7 @@ from service.ipc.protocol import (
     encode,
     entries_of,
     fault_of,
-    predicted_of,
+    predict_done_of,
     welcome_of,
 )
 from service.ipc.remote import LEASE_SECONDS
@@ -212,7 +212,7 @@ class EngineServer:
         try:
             entries = entries_of(request)
             completion = await self._backend.engine.predict(entries, deadline=request.deadline)
-            worker.outbox.send(predicted_of(request.id, completion))
+            worker.outbox.send(predict_done_of(request.id, completion))
         except Exception as error:
             self._fail(worker, request.id, error)
 
@@ -228,7 +228,7 @@ class EngineServer:
             )
             result = await self._backend.catalog.apply(change)
         except Exception as error:
-            # A failure may have updates as well: damage that was found is served nowhere any more.
+            # A failed change may still have updated the catalog: it stops serving damaged files.
             await self._updated_everywhere()
             self._fail(worker, request.id, error)
             return

@@ -1,4 +1,4 @@
-"""What the service finds in its store and zoo when it starts, and what it makes of damage."""
+"""What the service serves of its store and zoo after a start, and how it treats damage."""
 
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def test_files_that_cannot_be_served_are_listed_with_their_reason(tmp_path: Path
             reasons = {item.name: item.reason for item in page.adapters}
             assert error_of(response)["message"] == reasons[name]
         assert live.predict(adapter="good", inputs="x")["results"]
-        # Sending the bytes again mends what rotted.
+        # Uploading the bytes again repairs the damaged file.
         assert live.client.put("/v1/adapters/rotten", content=data(2)).status_code == 200
         assert live.predict(adapter="rotten", inputs="x")["results"]
 
@@ -74,7 +74,7 @@ def test_zoo_is_registered_where_it_fits_and_names_are_free(tmp_path: Path) -> N
             assert live.predict(adapter="fits", inputs="x")["results"]
 
 
-def test_a_file_lost_while_serving_is_the_adapters_failure_alone(tmp_path: Path) -> None:
+def test_a_file_lost_while_serving_fails_its_own_adapter_only(tmp_path: Path) -> None:
     with serve(tmp_path, MAX_ACTIVE_ADAPTERS="1") as live:
         for seed, name in enumerate(("a", "b", "c", "d", "e", "f", "g")):
             live.put(name, make_adapter(make_backbone(), seed=seed))

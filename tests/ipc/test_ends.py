@@ -1,4 +1,4 @@
-"""The end of a service with workers: asked for, in order, or by the loss of its supervisor."""
+"""How a service with workers ends: on a signal, or when its supervisor is killed."""
 
 import os
 import signal
@@ -62,7 +62,7 @@ def test_sigterm_drains_the_workers_before_the_engine(
         assert "Traceback" not in running.log.read_text()
 
 
-def test_a_supervisor_that_vanishes_takes_its_children_along(folder: Path, tmp_path: Path) -> None:
+def test_a_killed_supervisor_takes_its_children_along(folder: Path, tmp_path: Path) -> None:
     with ready_service(folder, tmp_path) as running:
         assert len(running.children()) == 3
         os.kill(running.process.pid, signal.SIGKILL)

@@ -46,8 +46,8 @@ async def test_the_engines_end_fails_all_that_wait_at_once(
         worker = await engine.worker()
         await worker.catalog.publish("a", data(backbone, 1), ANY)
         brake.on()
-        asked = [entry(worker, "a", "x")] * 2
-        tasks = [asyncio.create_task(worker.engine.predict(asked)) for _ in range(5)]
+        entries = [entry(worker, "a", "x")] * 2
+        tasks = [asyncio.create_task(worker.engine.predict(entries)) for _ in range(5)]
         await until(lambda: engine.local.health().details["batch_seconds"] != 0)
         began = monotonic()
         engine.server.close()
@@ -62,7 +62,7 @@ async def test_the_engines_end_fails_all_that_wait_at_once(
         with pytest.raises(EngineUnavailable):
             worker.refuse_unless_ready()
         with pytest.raises(EngineUnavailable):
-            await worker.engine.predict(asked)
+            await worker.engine.predict(entries)
         with pytest.raises(EngineUnavailable):
             await worker.catalog.delete("a", ANY)
 

@@ -1,4 +1,4 @@
-"""What several processes report is counted once in the supervisor, in bounds, without dead gauges."""
+"""Reports of several processes are counted once in the supervisor, in bounds, without dead gauges."""
 
 import asyncio
 import inspect

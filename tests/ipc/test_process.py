@@ -72,7 +72,7 @@ def test_sigterm_while_idle_exits_0_at_once(tmp_path: Path, folder: Path) -> Non
 
 
 def refusals(tmp_path: Path, folder: Path) -> dict[str, tuple[dict[str, str], str]]:
-    """What cannot be started, by name: the environment, and words of the one line."""
+    """Services that cannot start, by name: the environment, and words of the one line."""
     (tmp_path / "file").write_text("not a folder")
     (tmp_path / "empty").mkdir()
     adapter_dir = tmp_path / "adapters"
@@ -114,7 +114,9 @@ def test_what_cannot_start_says_so_in_one_line_with_status_2(
     assert "Traceback" not in errors
 
 
-def test_an_occupied_port_is_told_in_one_line_with_status_2(tmp_path: Path, folder: Path) -> None:
+def test_an_occupied_port_is_reported_in_one_line_with_status_2(
+    tmp_path: Path, folder: Path
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with service_process(environ(folder, tmp_path, PORT=str(port))) as running:

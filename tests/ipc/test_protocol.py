@@ -48,8 +48,8 @@ from service.ipc.protocol import (
     entry_of,
     error_of,
     fault_of,
+    predict_done_of,
     predict_of,
-    predicted_of,
 )
 from tests.support.tiny_models import make_spec
 
@@ -106,7 +106,7 @@ def test_scores_arrive_to_the_bit_and_weights_if_there_are_any(
         )
         for item in entries
     )
-    (message,) = FROM_ENGINE.decode(encode([predicted_of(3, Completion(results, 0.25, 0.5))]))
+    (message,) = FROM_ENGINE.decode(encode([predict_done_of(3, Completion(results, 0.25, 0.5))]))
     arrived = completion_of(message, entries)  # type: ignore[arg-type]  # the union's one member
     assert (arrived.queue_seconds, arrived.inference_seconds) == (0.25, 0.5)
     for before, after in zip(results, arrived.rows, strict=True):
@@ -145,11 +145,11 @@ def test_a_request_whose_parts_contradict_each_other_is_refused(change: dict[str
 def test_an_answer_to_another_request_is_refused() -> None:
     one = [entry(0, [(5, 0)], False, 4)]
     scores = np.ones(2, dtype=np.float32)
-    predicted = predicted_of(1, Completion((RowResult(scores, np.ones(1, np.float32)),), 0.0, 0.0))
-    completion_of(predicted, one)
+    done = predict_done_of(1, Completion((RowResult(scores, np.ones(1, np.float32)),), 0.0, 0.0))
+    completion_of(done, one)
     for change in ({"labels": [2, 2]}, {"labels": [3]}, {"scores": b""}, {"weights": b"\0" * 8}):
         with pytest.raises(Malformed):
-            completion_of(msgspec.structs.replace(predicted, **change), one)
+            completion_of(msgspec.structs.replace(done, **change), one)
 
 
 ERRORS: list[AdapterError | ServiceError] = [
@@ -239,11 +239,11 @@ def test_a_change_arrives_as_it_was_sent(condition: Condition) -> None:
 
 def test_the_encoder_that_a_worker_makes_is_the_engines(backbone: Backbone) -> None:
     for encoder in (backbone.encoder, TextEncoder(backbone.encoder._base, read_token="[SEP]")):
-        made = TextEncoder(Tokenizer.from_str(encoder.to_json()))
-        assert made.sha256 == encoder.sha256
+        copy = TextEncoder(Tokenizer.from_str(encoder.to_json()))
+        assert copy.sha256 == encoder.sha256
         for pair in (None, "the card"):
             ours = encoder.encode("hello you", pair, max_length=9)
-            theirs = made.encode("hello you", pair, max_length=9)
+            theirs = copy.encode("hello you", pair, max_length=9)
             np.testing.assert_array_equal(ours.input_ids, theirs.input_ids)
 
 

@@ -30,9 +30,9 @@ async def test_workers_answer_what_the_engine_answers(tmp_path: Path, backbone: 
         for worker in workers:
             entries = [entry(worker, name, text, explain=True) for name, text in texts]
             completion = await worker.engine.predict(entries)
-            for (name, _), asked, row in zip(texts, entries, completion.rows, strict=True):
+            for (name, _), sent, row in zip(texts, entries, completion.rows, strict=True):
                 adapter = adapters["ab".index(name)]
-                batch = backbone.pack([Row(asked.encoding, adapter.spec, 0)])
+                batch = backbone.pack([Row(sent.encoding, adapter.spec, 0)])
                 (alone,) = classify(backbone, batch, [prepare(adapter, backbone)])
                 np.testing.assert_allclose(row.scores, alone.scores, atol=1e-5)
                 assert row.token_weights is not None
@@ -53,12 +53,11 @@ async def test_a_change_is_in_every_worker_when_it_returns(
         assert (first.created, first.changed) == (True, True)
         revisions = [first.revision]
         for turn in range(2, 12):
-            made = await workers[turn % 3].catalog.publish("a", data(backbone, turn), ANY)
-            revisions.append(made.revision)
+            published = await workers[turn % 3].catalog.publish("a", data(backbone, turn), ANY)
+            revisions.append(published.revision)
             for worker in workers:
-                found = worker.catalog.entry("a")
-                assert found == engine.local.catalog.entry("a")
-                assert worker.catalog.resolve("a").key.revision == made.revision
+                assert worker.catalog.entry("a") == engine.local.catalog.entry("a")
+                assert worker.catalog.resolve("a").key.revision == published.revision
                 assert worker.catalog.path("a")[1].is_file()
         back = await workers[1].catalog.rollback("a", revisions[0][:12], ANY)
         assert back == revisions[0]
@@ -110,12 +109,12 @@ async def test_a_cancelled_request_leaves_the_engines_queue(
     async with engine_with_workers(backbone, tmp_path, load=brake.load) as engine:
         worker = await engine.worker()
         await worker.catalog.publish("a", data(backbone, 1), ANY)
-        asked = [entry(worker, "a", "hello you")]
+        entries = [entry(worker, "a", "hello you")]
         brake.on()
         try:
-            running = asyncio.create_task(worker.engine.predict(asked))
+            running = asyncio.create_task(worker.engine.predict(entries))
             await until(lambda: engine.local.health().details["batch_seconds"] != 0)
-            waiting = asyncio.create_task(worker.engine.predict(asked))
+            waiting = asyncio.create_task(worker.engine.predict(entries))
             await until(lambda: engine.local.health().details["waiting_entries"] == 1)
             waiting.cancel()
             await until(lambda: engine.local.health().details["waiting_entries"] == 0)

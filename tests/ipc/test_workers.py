@@ -44,7 +44,7 @@ def saved(folder: Path) -> Backbone:
 
 @pytest.fixture(scope="module")
 def service(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReadyService]:
-    """Shared: every test leaves it ready, whatever it killed."""
+    """Shared: every test leaves it ready, even after killing a process."""
     with ready_service(folder, tmp_path_factory.mktemp("s")) as running:
         yield running
 
@@ -63,8 +63,8 @@ def test_every_worker_answers_what_the_texts_alone_get(
         for client in clients:
             inputs = [{"adapter": name, "text": text} for text in TEXTS for name in adapters]
             answer = client.post("/v1/predict", json={"inputs": inputs, "explain": True}).json()
-            for asked, result in zip(inputs, answer["results"], strict=True):
-                expected = alone(saved, adapters[asked["adapter"]], asked["text"])
+            for sent, result in zip(inputs, answer["results"], strict=True):
+                expected = alone(saved, adapters[sent["adapter"]], sent["text"])
                 scores = [item["score"] for item in result["scores"]]
                 assert scores == pytest.approx(expected, abs=1e-5)
                 assert sum(item["weight"] for item in result["explanation"]) == pytest.approx(1)
@@ -83,18 +83,18 @@ def test_every_worker_answers_what_the_texts_alone_get(
 def test_a_put_through_one_worker_is_answered_by_all_at_once_under_load(
     service: ReadyService, saved: Backbone
 ) -> None:
-    made = [
+    adapters = [
         make_adapter(saved, seed=1, labels=("ham", "spam")),
         make_adapter(saved, seed=2, labels=("x", "y", "z"), prompt_length=7),
     ]
     with service.clients(2) as clients:
         revisions = [
             str(clients[0].put("/v1/adapters/s", content=serialize(adapter)).json()["revision"])
-            for adapter in made
+            for adapter in adapters
         ]
         with Load(service.url, "s") as load:
             for turn in range(40):
-                put = clients[turn % 2].put("/v1/adapters/s", content=serialize(made[turn % 2]))
+                put = clients[turn % 2].put("/v1/adapters/s", content=serialize(adapters[turn % 2]))
                 assert put.status_code == 200
                 for client in clients:
                     result = client.post("/v1/predict", json=body_of("s", "win")).json()
@@ -106,7 +106,7 @@ def test_a_put_through_one_worker_is_answered_by_all_at_once_under_load(
     assert load.statuses() == {200}
     expected = {
         (revision, index): alone(saved, adapter, text)
-        for revision, adapter in zip(revisions, made, strict=True)
+        for revision, adapter in zip(revisions, adapters, strict=True)
         for index, text in enumerate(TEXTS)
     }
     for index, _, body in load.answers:
@@ -238,10 +238,10 @@ def test_a_killed_engine_fails_waiters_at_once_and_comes_back_with_everything(
     success = {"route": "/v1/predict", "outcome": "success"}
     with service.clients(2) as clients:
         adapter = make_adapter(saved, seed=1)
-        made = clients[0].put("/v1/adapters/k", content=serialize(adapter)).json()
+        published = clients[0].put("/v1/adapters/k", content=serialize(adapter)).json()
         with Load(service.url, "k") as load:
             until(lambda: len(load.answers) > 50)
-            # What the parts have not yet told when they are killed is lost.
+            # Events that a process has not sent when it is killed are lost.
             time.sleep(0.6)
             before = service.metric("idspam_requests_total", **success)
             restarts = service.metric("idspam_process_restarts_total", kind="engine")
@@ -264,7 +264,7 @@ def test_a_killed_engine_fails_waiters_at_once_and_comes_back_with_everything(
         assert load.slowest < 5
         assert {status for _, status, _ in load.answers[-20:]} == {200}
         assert service.children()["engine"] != killed
-        assert clients[1].get("/v1/adapters/k").json()["revision"] == made["revision"]
+        assert clients[1].get("/v1/adapters/k").json()["revision"] == published["revision"]
         answer = clients[0].post("/v1/predict", json=body_of("k", TEXTS[0])).json()
         scores = [item["score"] for item in answer["results"][0]["scores"]]
         assert scores == pytest.approx(alone(saved, adapter, TEXTS[0]), abs=1e-5)
@@ -282,7 +282,7 @@ def test_a_killed_worker_is_replaced_and_the_other_goes_on(
         killed = service.kill("worker-0")
         for _ in range(50):
             assert clients[1].post("/v1/predict", json=body_of("w", "x")).status_code == 200
-        # Changes do not wait for the dead longer than it might still have answered.
+        # Changes wait for the dead worker only while its lease could still hold.
         began = time.monotonic()
         put = clients[1].put("/v1/adapters/w", content=serialize(make_adapter(saved, seed=2)))
         assert put.status_code == 200

@@ -12,19 +12,19 @@ from opentelemetry.sdk.trace import TracerProvider
 from service.observability.logs import JsonFormatter, TextFormatter, request_id
 
 
-def line(message: object, *args: Any, **fields: Any) -> dict[str, Any]:
-    """What a record becomes as JSON."""
+def line(message: object, *args: Any, **attributes: Any) -> dict[str, Any]:
+    """A record as a JSON line."""
     record = logging.LogRecord("service.x", logging.WARNING, "x.py", 1, message, args, None)
-    vars(record).update(fields)
+    vars(record).update(attributes)
     text = JsonFormatter(None).format(record)
     assert "\n" not in text
     return dict(json.loads(text))
 
 
 def test_facts_are_fields_and_the_rest_is_the_message() -> None:
-    found = line("zoo adapter skipped file=%s size=%d: %s", "a.bin", 3, "no such head")
-    assert found.pop("time").endswith("+00:00")
-    assert found == {
+    fields = line("zoo adapter skipped file=%s size=%d: %s", "a.bin", 3, "no such head")
+    assert fields.pop("time").endswith("+00:00")
+    assert fields == {
         "level": "warning",
         "logger": "service.x",
         "message": "zoo adapter skipped: no such head",
@@ -51,8 +51,8 @@ def test_any_message_is_one_line_of_json(
 
 
 def test_a_fact_never_hides_what_every_line_has() -> None:
-    found = line("moved level=%s message=%s", "high", "hidden")
-    assert (found["level"], found["message"]) == ("warning", "moved")
+    fields = line("moved level=%s message=%s", "high", "hidden")
+    assert (fields["level"], fields["message"]) == ("warning", "moved")
 
 
 def test_the_request_and_the_trace_are_named() -> None:
@@ -60,11 +60,11 @@ def test_the_request_and_the_trace_are_named() -> None:
     tracer = TracerProvider().get_tracer("test")
     try:
         with tracer.start_as_current_span("x") as span:
-            found = line("done")
+            fields = line("done")
     finally:
         request_id.reset(token)
-    assert found["request_id"] == "abc-1"
-    assert found["trace_id"] == f"{span.get_span_context().trace_id:032x}"
+    assert fields["request_id"] == "abc-1"
+    assert fields["trace_id"] == f"{span.get_span_context().trace_id:032x}"
     assert {"request_id", "trace_id", "process"} & line("done").keys() == set()
 
 
@@ -72,8 +72,8 @@ def test_a_traceback_is_one_field() -> None:
     try:
         raise ValueError("bad\nthing")
     except ValueError:
-        found = line("failed", exc_info=sys.exc_info())
-    assert "ValueError: bad\nthing" in found["exception"]
+        fields = line("failed", exc_info=sys.exc_info())
+    assert "ValueError: bad\nthing" in fields["exception"]
 
 
 def test_text_lines_keep_facts_where_they_are() -> None:

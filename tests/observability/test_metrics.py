@@ -1,4 +1,4 @@
-"""Metrics: what happened is what is counted, once; labels are bounded; the table is the truth."""
+"""Metrics: everything is counted once, labels are bounded, and the documented table is complete."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,8 +111,8 @@ def test_unknown_routes_and_errors_make_no_new_series(metrics: Metrics) -> None:
 
 def test_adapter_series_come_with_an_adapter_and_go_with_it(metrics: Metrics) -> None:
     def series() -> dict[str, float]:
-        found = (line.rpartition(" ") for line in lines(metrics, "idspam_predictions_total{"))
-        return {name.partition("{")[2]: float(value) for name, _, value in found}
+        parts = (line.rpartition(" ") for line in lines(metrics, "idspam_predictions_total{"))
+        return {name.partition("{")[2]: float(value) for name, _, value in parts}
 
     metrics.adapter_published("a", ["x", "y"])
     metrics.predicted("a", "x")

@@ -1,4 +1,4 @@
-"""Traces: the caller's context goes on, stages are spans, and nothing is sent unless asked for."""
+"""Traces: the caller's context continues, stages are spans, and nothing is sent by default."""
 
 import json
 import threading
@@ -22,7 +22,7 @@ TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
 
 class Collector:
-    """A real OTLP endpoint: keeps what is sent to it."""
+    """A real OTLP endpoint that keeps what it receives."""
 
     def __init__(self) -> None:
         self.requests: list[ExportTraceServiceRequest] = []
@@ -58,15 +58,15 @@ class Collector:
 
 @contextmanager
 def collector() -> Iterator[Collector]:
-    found = Collector()
-    thread = threading.Thread(target=found.server.serve_forever)
+    running = Collector()
+    thread = threading.Thread(target=running.server.serve_forever)
     thread.start()
     try:
-        yield found
+        yield running
     finally:
-        found.server.shutdown()
+        running.server.shutdown()
         thread.join()
-        found.server.server_close()
+        running.server.server_close()
 
 
 def attributes(span: Span) -> dict[str, str | int]:
@@ -74,8 +74,8 @@ def attributes(span: Span) -> dict[str, str | int]:
 
 
 def test_a_request_is_a_span_under_its_callers_with_its_stages_below(tmp_path: Path) -> None:
-    with collector() as found:
-        with serve(tmp_path, OTLP_ENDPOINT=found.url) as live:
+    with collector() as received:
+        with serve(tmp_path, OTLP_ENDPOINT=received.url) as live:
             live.put("a", make_adapter(make_backbone()))
             answer = live.client.post(
                 "/v1/predict",
@@ -85,8 +85,8 @@ def test_a_request_is_a_span_under_its_callers_with_its_stages_below(tmp_path: P
             assert answer.status_code == 200
             missing = live.client.post("/v1/predict", json={"adapter": "b", "inputs": "you"})
             assert missing.status_code == 404
-        # Stopping has sent the rest.
-        mine = [span for span in found.spans() if span.trace_id.hex() == TRACE]
+        # The service has sent the rest while it stopped.
+        mine = [span for span in received.spans() if span.trace_id.hex() == TRACE]
         request = next(span for span in mine if span.kind == Span.SPAN_KIND_SERVER)
         assert request.name == "POST /v1/predict"
         assert request.parent_span_id.hex() == PARENT
@@ -111,11 +111,11 @@ def test_a_request_is_a_span_under_its_callers_with_its_stages_below(tmp_path: P
         assert stages[-1].end_time_unix_nano <= request.end_time_unix_nano
         (failed,) = (
             span
-            for span in found.spans()
-            if attributes(span).get("error.type") == "adapter_not_found"
+            for span in received.spans()
+            if attributes(span).get("error.type") == "adapter_not_received"
         )
         assert failed.status.code == 0
-        resource = found.requests[0].resource_spans[0].resource
+        resource = received.requests[0].resource_spans[0].resource
         names = {item.key: item.value.string_value for item in resource.attributes}
         assert names["service.name"] == "idspam"
 
@@ -123,19 +123,19 @@ def test_a_request_is_a_span_under_its_callers_with_its_stages_below(tmp_path: P
 @pytest.mark.slow
 def test_workers_send_spans_and_json_lines_with_the_same_ids(tmp_path: Path) -> None:
     folder = save_backbone(tmp_path / "backbone")
-    with collector() as found:
+    with collector() as received:
         with ready_service(
             folder,
             tmp_path,
             workers=1,
-            OTLP_ENDPOINT=found.url,
+            OTLP_ENDPOINT=received.url,
             LOG_FORMAT="json",
             LOG_LEVEL="debug",
         ) as running:
             headers = {"x-request-id": "mine-1", "traceparent": f"00-{TRACE}-{PARENT}-01"}
             httpx.get(f"{running.url}/v1/adapters", headers=headers)
         lines = [json.loads(line) for line in running.log.read_text().splitlines()]
-        assert found.named("GET /v1/adapters").trace_id.hex() == TRACE
+        assert received.named("GET /v1/adapters").trace_id.hex() == TRACE
     assert {line.get("process") for line in lines} == {"supervisor", "engine", "worker-0"}
     (mine,) = (line for line in lines if line.get("request_id") == "mine-1")
     assert (mine["trace_id"], mine["path"], mine["status"]) == (TRACE, "/v1/adapters", 200)

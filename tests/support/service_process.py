@@ -181,7 +181,7 @@ def alone(backbone: Backbone, adapter: Adapter, text: str) -> list[float]:
 
 @dataclass
 class Load:
-    """Clients that send requests without pause, each on its own connection, until the block ends."""
+    """Clients that send requests without pause, each on a connection of its own."""
 
     url: str
     name: str
