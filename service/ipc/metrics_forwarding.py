@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import count
-from typing import Any, TypeAlias, get_type_hints
+from typing import Any, Generic, TypeAlias, TypeVar, get_type_hints
 
 import msgspec
 import zmq
@@ -60,18 +60,22 @@ STATES: Mapping[str, str | None] = {
 }
 
 
-class Event(Message, frozen=True):
-    """A call of a method in `COUNTED` or `STATES`. arguments: a msgpack map by parameter name."""
+Arguments = TypeVar("Arguments")
+
+
+class Event(Message, Generic[Arguments], frozen=True):
+    """A call of a method in `COUNTED` or `STATES`. arguments: by parameter name; the receiver
+    decodes them when it knows the method."""
 
     method: str
-    arguments: msgspec.Raw
+    arguments: Arguments
 
 
-class Events(Message, frozen=True):
+class Events(Message, Generic[Arguments], frozen=True):
     """What happened in one process, in order. process: its id."""
 
     process: int
-    events: list[Event]
+    events: list[Event[Arguments]]
 
 
 class Scrape(Message, frozen=True):
@@ -87,7 +91,7 @@ class Exposition(Message, frozen=True):
     text: bytes
 
 
-ToSupervisor: TypeAlias = Events | Scrape
+ToSupervisor: TypeAlias = Events[msgspec.Raw] | Scrape
 FromSupervisor: TypeAlias = Exposition
 
 
@@ -111,16 +115,18 @@ def _parameters(method: str) -> type[msgspec.Struct]:
 
 _DECODERS = {method: msgspec.msgpack.Decoder(_parameters(method)) for method in (*COUNTED, *STATES)}
 _NAMES = {method: decoder.type.__struct_fields__ for method, decoder in _DECODERS.items()}
-_ENCODER = msgspec.msgpack.Encoder()
 
 
-def event(method: str, *arguments: Any, **named: Any) -> Event:
-    """The call as a message."""
-    named.update(zip(_NAMES[method], arguments, strict=False))
-    return Event(method, msgspec.Raw(_ENCODER.encode(named)))
+def event(method: str, *arguments: Any, **named: Any) -> Event[dict[str, Any]]:
+    """A call as a message."""
+    names = _NAMES[method]
+    # Two reports are made on the way of every request: this takes half as long as `zip`.
+    for index, value in enumerate(arguments):
+        named[names[index]] = value
+    return Event(method, named)
 
 
-def call_of(event: Event, metrics: Metrics) -> Callable[[], None]:
+def call_of(event: Event[msgspec.Raw], metrics: Metrics) -> Callable[[], None]:
     """The call that an event describes, for the receiver to make.
 
     Raises:
@@ -148,12 +154,12 @@ class MetricsForwarder(Observer):
         self._channel: Channel | None = None
         self._codec: Codec[FromSupervisor] = Codec(FromSupervisor)
         self._warnings = RateLimitedWarnings(logger)
-        self._events: list[Event] = []
+        self._events: list[Event[dict[str, Any]]] = []
         self._dropped = 0
         # Frequent, and easy to add up: by adapter and label.
         self._predicted: dict[tuple[str, str], int] = {}
-        # Arguments of the last call, by method and by the argument that `STATES` names.
-        self._states: dict[tuple[str, Any], dict[str, Any]] = {}
+        # The last call, by method and by the argument that `STATES` names.
+        self._states: dict[tuple[str, Any], Event[dict[str, Any]]] = {}
         self._numbers = count(1)
         self._scrapes: dict[int, asyncio.Future[bytes]] = {}
         for method in COUNTED:
@@ -177,8 +183,7 @@ class MetricsForwarder(Observer):
 
     def flush(self) -> None:
         """Send everything; what the socket does not take is kept."""
-        events = [*self._events]
-        events += [event(method, **named) for (method, _), named in self._states.items()]
+        events = [*self._events, *self._states.values()]
         events += [event("predicted", *key, number) for key, number in self._predicted.items()]
         if self._dropped:
             events.append(event("dropped", self._dropped))
@@ -226,8 +231,8 @@ class MetricsForwarder(Observer):
             self._dropped += 1
 
     def _set(self, method: str, distinct: str | None, *arguments: Any, **named: Any) -> None:
-        named.update(zip(_NAMES[method], arguments, strict=False))
-        self._states[method, distinct and named[distinct]] = named
+        state = event(method, *arguments, **named)
+        self._states[method, distinct and state.arguments[distinct]] = state
 
     def _flush_repeatedly(self) -> None:
         self.flush()
