@@ -63,7 +63,7 @@ STATES: Mapping[str, str | None] = {
 Arguments = TypeVar("Arguments")
 
 
-class Event(Message, Generic[Arguments], frozen=True):
+class Event(Message, Generic[Arguments], frozen=True, gc=False):
     """A call of a method in `COUNTED` or `STATES`. arguments: by parameter name; the receiver
     decodes them when it knows the method."""
 
@@ -119,8 +119,12 @@ _NAMES = {method: decoder.type.__struct_fields__ for method, decoder in _DECODER
 
 def event(method: str, *arguments: Any, **named: Any) -> Event[dict[str, Any]]:
     """A call as a message."""
+    return _event(method, arguments, named)
+
+
+def _event(method: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> Event[dict[str, Any]]:
+    """The same without another copy of the arguments, since every request makes two reports."""
     names = _NAMES[method]
-    # Two reports are made on the way of every request: this takes half as long as `zip`.
     for index, value in enumerate(arguments):
         named[names[index]] = value
     return Event(method, named)
@@ -226,12 +230,12 @@ class MetricsForwarder(Observer):
 
     def _count(self, method: str, *arguments: Any, **named: Any) -> None:
         if len(self._events) < MAX_EVENTS:
-            self._events.append(event(method, *arguments, **named))
+            self._events.append(_event(method, arguments, named))
         else:
             self._dropped += 1
 
     def _set(self, method: str, distinct: str | None, *arguments: Any, **named: Any) -> None:
-        state = event(method, *arguments, **named)
+        state = _event(method, arguments, named)
         self._states[method, distinct and state.arguments[distinct]] = state
 
     def _flush_repeatedly(self) -> None:
