@@ -128,6 +128,7 @@ def made(backbone: Backbone, case: Case) -> list[Adapter]:
     return [make_adapter(backbone, **fields) for fields in case.adapters]  # type: ignore[arg-type]  # drawn fields
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_packed_mixed_rows_equal_each_text_alone_through_the_plain_model(family: str) -> None:
     plain, tokenizer = model_of(family), tokenizer_of(family)
@@ -172,6 +173,7 @@ def test_a_batch_answers_as_its_rows_alone_and_in_any_order(family: str) -> None
     compare()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_every_length_from_one_word_to_the_maximum_is_answered_as_alone(family: str) -> None:
     plain, tokenizer = model_of(family, seed=3), tokenizer_of(family)

@@ -112,6 +112,7 @@ def test_a_row_gets_the_same_bits_beside_any_neighbours() -> None:
         assert torch.equal(alone, together)
 
 
+@pytest.mark.slow
 def test_a_row_gets_the_same_bits_however_many_programs_share_it() -> None:
     states = projected(sum(LENGTHS))
     rows = cumulative_of(LENGTHS)

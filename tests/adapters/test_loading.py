@@ -50,6 +50,7 @@ def scores(backbone: Backbone) -> Any:
     return answer.scores
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_a_saved_model_answers_as_the_one_in_memory(family: str, tmp_path: Path) -> None:
     save(family, tmp_path)

@@ -119,6 +119,7 @@ def test_mean_pooling_weighs_every_token_alike(backbone: Backbone) -> None:
     assert torch.equal(token_weights(queries, keys, layout), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_gradients_reach_every_generator_tensor_and_no_frozen_one(family: str) -> None:
     backbone = backbone_of(family)

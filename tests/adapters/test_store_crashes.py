@@ -138,6 +138,7 @@ class Disk:
         return call
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ACTIONS)
 def test_a_disk_that_fails_at_any_call_leaves_the_old_state_or_the_new_one(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -17,6 +17,7 @@ def encoder_of(family: str) -> TextEncoder:
     return backbone_of(family).encoder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [name for name in FAMILY_NAMES if name != "gpt2"])
 def test_texts_are_cut_as_the_tokenizer_cuts_them(family: str) -> None:
     encoder, chosen = encoder_of(family), random.Random(0)

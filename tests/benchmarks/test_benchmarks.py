@@ -81,6 +81,7 @@ def test_engine_is_compared_with_the_packed_forward_and_with_rivals_that_agree(
         assert by_name[name]["checked_difference"] < 1e-4
 
 
+@pytest.mark.slow
 def test_latency_is_reported_by_percentile_and_stage(tmp_path: Path) -> None:
     figures = run("latency", tmp_path, *TINY, "--calls", "20", "--sizes", "1", "4")
     assert [figure["texts"] for figure in figures] == [1, 4]
@@ -120,6 +121,7 @@ def test_swap_counts_answers_and_samples_memory(tmp_path: Path) -> None:
     assert figures["p99_over_without_uploads"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("equal", [True, False], ids=["no padding", "padding"])
 def test_padded_rival_answers_what_the_packed_batch_does(
     tiny: Backbone, source: str, equal: bool

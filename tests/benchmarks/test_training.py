@@ -83,6 +83,7 @@ class _Watched(TrunkCache):
         return super().pack(indices)
 
 
+@pytest.mark.slow
 def test_rivals_get_the_batches_that_our_loop_takes(work: Work, tiny: Backbone) -> None:
     trainee = PackedTrainee(work, Packed("idspam"), tiny)
     cache = trainee.split.cache
@@ -132,6 +133,7 @@ def test_rivals_learn_in_every_precision(work: Work, kind: Kind, precision: Prec
         assert len(method) == 2 * 2 * 4
 
 
+@pytest.mark.slow
 def test_a_rival_that_does_not_learn_is_refused(work: Work) -> None:
     system = Padded(Kind.LORA, Precision.FLOAT32)
     rival = PaddedTrainee(work, system, load_classifier(work, system))

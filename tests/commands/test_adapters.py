@@ -63,6 +63,7 @@ def test_adapters_are_uploaded_listed_shown_rolled_back_downloaded_and_deleted(
     assert "no adapter is named 'mine'" in refused("adapters", "show", "mine", "--url", live.url)
 
 
+@pytest.mark.slow
 def test_a_key_comes_from_a_flag_or_the_environment(tmp_path: Path) -> None:
     with serve(tmp_path, API_KEYS="user", ADMIN_KEYS="admin") as closed:
         words = ("adapters", "list", "--url", closed.url)

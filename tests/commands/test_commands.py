@@ -88,6 +88,7 @@ def test_a_text_that_must_not_be_truncated_is_named_by_its_line(
     assert "422 invalid_request: line 24: 502 tokens" in line
 
 
+@pytest.mark.slow
 def test_mistakes_about_the_service_or_the_files_are_one_line(
     live: RunningService, texts: Path, tmp_path: Path
 ) -> None:
@@ -188,6 +189,7 @@ def test_ctrl_c_ends_the_command_at_once_with_whole_lines(tmp_path: Path) -> Non
     assert len(output.read_text().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_service_that_goes_away_is_retried_and_then_reported(tmp_path: Path) -> None:
     path, output = tmp_path / "x.txt", tmp_path / "out.jsonl"
     path.write_text("free\n" * 40)
@@ -244,6 +246,7 @@ def test_flags_are_refused_before_anything_long_is_imported() -> None:
     assert done.stdout == "[]\n"
 
 
+@pytest.mark.slow
 def test_commands_run_with_the_packages_of_the_client_image() -> None:
     """The image of the demo has httpx, msgspec and rich, and nothing that serves or computes."""
     absent = [

@@ -150,6 +150,7 @@ def test_one_view_is_printed_without_a_terminal(live: RunningService) -> None:
     assert "\x1b" not in done.stdout
 
 
+@pytest.mark.slow
 def test_a_terminal_is_redrawn_until_ctrl_c(live: RunningService) -> None:
     words = command("top", "--interval", "0.1", "--url", live.url)
     with (

@@ -103,6 +103,7 @@ def test_without_an_adapter_or_with_an_unknown_one_it_ends_in_a_line(tmp_path: P
     )
 
 
+@pytest.mark.slow
 def test_it_waits_for_a_service_but_not_for_ever() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"

@@ -13,6 +13,8 @@ import pytest
 
 from tests.support.service_process import TREE, environ, service_process
 
+pytestmark = pytest.mark.slow
+
 PAGE = (TREE / "docs" / "protocols.md").read_text()
 EXAMPLES = re.findall(r"```sh\n(curl .*?)```\n\n```json\n(.*?)```", PAGE, re.DOTALL)
 

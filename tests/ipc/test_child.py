@@ -38,6 +38,7 @@ def watched(folder: Path, supervisor: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=TREE, capture_output=True, text=True, timeout=15)
 
 
+@pytest.mark.slow
 def test_a_stuck_event_loop_ends_its_process_and_shows_where(tmp_path: Path) -> None:
     ended = watched(tmp_path, "os.getppid()")
     assert ended.returncode == 1

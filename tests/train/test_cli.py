@@ -195,6 +195,7 @@ def test_an_unreachable_hub_is_refused_naming_the_local_way(folder: Path) -> Non
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_fit_and_evaluate_write_what_they_print(
     folder: Path, backbone_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

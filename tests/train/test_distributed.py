@@ -32,6 +32,8 @@ from train.loop.launch import Launch, is_first_to_fail
 from train.loop.progress import Progress
 from train.report.report import FitReport
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER = (
     *(sys.executable, "-m", "accelerate.commands.launch"),

@@ -33,6 +33,8 @@ from train.report.evaluation import evaluate
 from train.report.model_card import card_path
 from train.report.report import FitReport
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:

@@ -150,6 +150,7 @@ def made(family: str, name: str, design: str) -> tuple[Any, Method]:
     return plain, stirred(built(name, backbone, DESIGNS[design]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "name", "design"), list(cases()))
 def test_packed_logits_and_gradients_are_those_of_a_padded_batch(
     family: str, name: str, design: str

@@ -199,6 +199,7 @@ def apart(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
     return max(float((found[name] - expected[name]).abs().max()) for name in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", list(Preset))
 @pytest.mark.parametrize(
     ("cache_mode", "micro_batch"),
@@ -232,6 +233,7 @@ def test_a_roberta_and_its_own_padding_are_trained_on_as_plainly(
 
 
 # SMoP's router is noisy in training; what it computes otherwise is in test_methods_exactness.py.
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "smop"])
 def test_every_method_ends_where_a_plain_padded_loop_ends(method: str, tmp_path: Path) -> None:
     pairs = good_or_bad(30, seed=3, paired=True)
