@@ -112,7 +112,7 @@ def test_a_request_is_a_span_under_its_callers_with_its_stages_below(tmp_path: P
         (failed,) = (
             span
             for span in received.spans()
-            if attributes(span).get("error.type") == "adapter_not_received"
+            if attributes(span).get("error.type") == "adapter_not_found"
         )
         assert failed.status.code == 0
         resource = received.requests[0].resource_spans[0].resource
