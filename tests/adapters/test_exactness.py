@@ -152,6 +152,7 @@ def test_packed_mixed_rows_equal_each_text_alone_through_the_plain_model(family:
     compare()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_a_batch_answers_as_its_rows_alone_and_in_any_order(family: str) -> None:
     backbone = backbone_from(model_of(family), tokenizer_of(family))

@@ -111,6 +111,7 @@ def test_labels_in_another_order_keep_their_columns(folder: Path, tmp_path: Path
     _close(source, adapter, names="head.")
 
 
+@pytest.mark.slow
 def test_a_start_from_the_same_task_is_better_than_none(folder: Path, tmp_path: Path) -> None:
     plain = settings_of(str(folder / "bert"), epochs=1, prompt_length=3, insertion_layer=1)
     scratch, _ = fitted(plain, tmp_path / "a.safetensors")

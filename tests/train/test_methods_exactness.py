@@ -205,6 +205,7 @@ def test_rows_answer_alone_as_in_a_batch(name: str) -> None:
             torch.testing.assert_close(alone[0], expected, rtol=0, atol=BOUND)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("design", ["hidden", "embeddings"])
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_kept_of_the_lower_layers_depends_on_no_parameter(name: str, design: str) -> None:
