@@ -93,7 +93,7 @@ class _Comparison:
         """Write `results.csv` and `report.md` from the outcomes so far."""
         images = (
             image(self.session.store.output, f"plots/{name}.png", name.replace("_", " "))
-            for name in plots.COMPARISON
+            for name in plots.COMPARISON_PLOTS
         )
         self.session.write_report(
             "Methods compared",

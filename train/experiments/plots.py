@@ -25,7 +25,7 @@ from train.methods import METHODS
 from train.metrics import Metric, Metrics
 
 # The plots of a comparison.
-COMPARISON = ("score_parameters", "score_seconds", "learning_curves")
+COMPARISON_PLOTS = ("score_parameters", "score_seconds", "learning_curves")
 
 _ORDER = tuple(METHODS)
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -102,9 +102,9 @@ def write_comparison(
     score_axis = Axis(f"mean score over {tasks}, %" if len(tasks) < 50 else "mean score, %")
     if sizes:
         x = Axis("trained parameters", logarithmic=True)
-        scatter(folder / COMPARISON[0], sizes, _ORDER, x=x, y=score_axis)
+        scatter(folder / COMPARISON_PLOTS[0], sizes, _ORDER, x=x, y=score_axis)
         x = Axis("seconds of training a run", logarithmic=True)
-        scatter(folder / COMPARISON[1], times, _ORDER, x=x, y=score_axis)
+        scatter(folder / COMPARISON_PLOTS[1], times, _ORDER, x=x, y=score_axis)
     panels = {
         f"{task} ({curve_metric(metrics[task])})": [
             learning_curve(method, runs, metrics[task])
@@ -116,7 +116,7 @@ def write_comparison(
     }
     if panels:
         y = Axis("score on the selection rows, %")
-        curves(folder / COMPARISON[2], panels, _ORDER, x=Axis("epoch", counts=True), y=y)
+        curves(folder / COMPARISON_PLOTS[2], panels, _ORDER, x=Axis("epoch", counts=True), y=y)
 
 
 def write_switch(
