@@ -65,9 +65,9 @@ def attend(
             known = across < length
             # Never read other rows or the padding: zero times NaN is NaN.
             place = (start + across).to(tl.int64)[:, None] * stride + column[None, :]
-            found = known[:, None] & deep[None, :]
-            key = tl.load(keys + place, mask=found, other=0.0)
-            value = tl.load(values + place, mask=found, other=0.0)
+            valid = known[:, None] & deep[None, :]
+            key = tl.load(keys + place, mask=valid, other=0.0)
+            value = tl.load(values + place, mask=valid, other=0.0)
             scores = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
             scores = tl.where(known[None, :], scores, float("-inf"))
             higher = tl.maximum(highest, tl.max(scores, 1))

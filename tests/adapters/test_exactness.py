@@ -31,8 +31,8 @@ from tests.support.reference import answer_alone
 from tests.support.tiny_models import make_adapter
 
 BOUND = 1e-5  # on probabilities, float32
-# bfloat16 keeps 8 bits: a rounding that falls the other way moves a value by 0.4%. Observed: equal
-# answers on these models, 4e-6 apart on the default backbone.
+# bfloat16 keeps 8 bits: one different rounding changes a value by 0.4 %. Observed: equal answers on
+# these models, a difference of 4e-6 on the default backbone.
 BFLOAT16_BOUND = 1e-2
 WORDS = (
     "good",
@@ -90,7 +90,7 @@ def adapter_fields(draw: DrawFn) -> dict[str, object]:
 
 @st.composite
 def sentences(draw: DrawFn, *, least: int = 0) -> str:
-    """From nothing to several times what the backbone takes."""
+    """Texts from empty to several times the maximum of the backbone."""
     count = draw(st.sampled_from((least, 1, 2, 3, 8, 20, 4 * POSITIONS)))
     chosen = random.Random(draw(st.integers(0, 2**16)))
     return " ".join(chosen.choice(WORDS) for _ in range(count))
@@ -124,20 +124,20 @@ def classify_packed(
     return classify(backbone, backbone.pack(rows_of(prepared, inputs)), prepared)
 
 
-def made(backbone: Backbone, case: Case) -> list[Adapter]:
+def adapters_of(backbone: Backbone, case: Case) -> list[Adapter]:
     return [make_adapter(backbone, **fields) for fields in case.adapters]  # type: ignore[arg-type]  # drawn fields
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILY_NAMES)
-def test_packed_mixed_rows_equal_each_text_alone_through_the_plain_model(family: str) -> None:
+def test_rows_of_a_mixed_batch_equal_each_text_alone_through_the_plain_model(family: str) -> None:
     plain, tokenizer = model_of(family), tokenizer_of(family)
     backbone = backbone_from(plain, tokenizer)
 
     @settings(max_examples=10, derandomize=True, deadline=None, database=None)
     @given(case=cases())
     def compare(case: Case) -> None:
-        adapters = made(backbone, case)
+        adapters = adapters_of(backbone, case)
         for item, answer in zip(
             case.texts, classify_packed(backbone, adapters, case.texts), strict=True
         ):
@@ -154,13 +154,13 @@ def test_packed_mixed_rows_equal_each_text_alone_through_the_plain_model(family:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILY_NAMES)
-def test_a_batch_answers_as_its_rows_alone_and_in_any_order(family: str) -> None:
+def test_a_batch_gives_the_answers_of_its_rows_alone_in_any_order(family: str) -> None:
     backbone = backbone_from(model_of(family), tokenizer_of(family))
 
     @settings(max_examples=10, derandomize=True, deadline=None, database=None)
     @given(case=cases(), shuffle=st.randoms(use_true_random=False))
     def compare(case: Case, shuffle: random.Random) -> None:
-        adapters = made(backbone, case)
+        adapters = adapters_of(backbone, case)
         together = classify_packed(backbone, adapters, case.texts)
         order = list(range(len(case.texts)))
         shuffle.shuffle(order)
@@ -176,7 +176,7 @@ def test_a_batch_answers_as_its_rows_alone_and_in_any_order(family: str) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILY_NAMES)
-def test_every_length_from_one_word_to_the_maximum_is_answered_as_alone(family: str) -> None:
+def test_a_text_of_any_length_gets_the_same_answer_as_alone(family: str) -> None:
     plain, tokenizer = model_of(family, seed=3), tokenizer_of(family)
     backbone = backbone_from(plain, tokenizer)
     adapter = make_adapter(backbone, insertion_layer=2, prompt_length=4)
@@ -223,8 +223,8 @@ def test_a_text_that_spells_the_padding_token_keeps_its_positions(family: str) -
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_the_comparison_would_notice_another_method(family: str, change: dict[str, object]) -> None:
-    """A field that the reference reads differently must move the answer far past the bound."""
+def test_the_comparison_notices_another_method(family: str, change: dict[str, object]) -> None:
+    """If the reference reads one field differently, the answer changes far beyond the bound."""
     plain, tokenizer = model_of(family), tokenizer_of(family)
     backbone = backbone_from(plain, tokenizer)
     adapter = make_adapter(backbone, insertion_layer=1, prompt_length=6, attention_size=24)
@@ -261,7 +261,7 @@ def test_backbones_made_from_one_config_object_leave_each_other_alone() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)
-def test_bfloat16_rows_answer_as_alone_within_its_bound(family: str) -> None:
+def test_bfloat16_rows_get_their_answers_of_alone_within_its_bound(family: str) -> None:
     backbone = backbone_from(model_of(family), tokenizer_of(family)).to(dtype=torch.bfloat16)
     adapters = [
         make_adapter(

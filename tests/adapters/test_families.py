@@ -1,4 +1,4 @@
-"""Which models take the packed road, which are refused by name, and what the road leaves alone."""
+"""Models that can run packed batches, models that are refused, and what stays frozen."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ from tests.support.families import (
 from tests.support.tiny_models import make_adapter, make_spec
 
 
-def test_every_family_that_is_supported_is_tested() -> None:
+def test_every_supported_family_is_tested() -> None:
     assert set(FAMILIES) == set(FAMILY_NAMES)
 
 
@@ -37,7 +37,7 @@ def test_a_backbone_knows_its_size(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["mpnet", "deberta", "deberta-v2", "t5", "llama", "albert"])
-def test_a_family_off_the_packed_road_is_refused_by_name(family: str) -> None:
+def test_a_family_that_cannot_run_packed_batches_is_refused_by_name(family: str) -> None:
     with pytest.raises(UnsupportedBackbone, match=f"'{family}'.*supported: bert, distilbert"):
         family_of(AutoConfig.for_model(family))
 
@@ -53,7 +53,7 @@ def test_a_family_off_the_packed_road_is_refused_by_name(family: str) -> None:
     ids=str,
 )
 @pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta", "electra"])
-def test_an_encoder_set_up_as_something_else_is_refused(
+def test_an_encoder_configured_as_something_else_is_refused(
     family: str, fields: dict[str, Any]
 ) -> None:
     config = config_of(family)

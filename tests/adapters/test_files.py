@@ -1,4 +1,4 @@
-"""Adapter files: what is written is read again, whole or not at all."""
+"""Adapter files: what is written can be read, whole or not at all."""
 
 import errno
 import os
@@ -24,7 +24,7 @@ QUERY = "generator.query"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_a_written_adapter_is_read_as_it_was(
+def test_a_written_adapter_is_read_back_unchanged(
     adapter: Adapter, tmp_path: Path, dtype: torch.dtype
 ) -> None:
     stored = Adapter(adapter.spec, {k: v.to(dtype) for k, v in adapter.tensors.items()})
@@ -59,7 +59,7 @@ def test_a_spec_with_every_field_survives_the_file(adapter: Adapter) -> None:
     assert validate(serialize(replace(adapter, spec=spec))).spec == spec
 
 
-def test_what_cannot_be_read_is_not_written(adapter: Adapter, tmp_path: Path) -> None:
+def test_an_adapter_that_could_not_be_read_is_not_written(adapter: Adapter, tmp_path: Path) -> None:
     tensors = dict(adapter.tensors)
     tensors["head.out.bias"] = torch.tensor([0.0, torch.nan])
     tensors["generator.up.bias"] = tensors["generator.up.bias"].double()

@@ -1,4 +1,4 @@
-"""Weights that are numbers, and weights that are not."""
+"""Weights that are finite, and weights that are not."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def test_what_float32_cannot_hold_is_not_finite() -> None:
     assert not all_finite(torch.tensor([1e300], dtype=torch.float64))
 
 
-def test_a_file_is_looked_through_when_it_comes_and_only_parsed_when_it_is_known(
+def test_untrusted_values_are_checked_and_known_ones_are_only_parsed(
     adapter: Adapter,
 ) -> None:
     data = bytearray(serialize(adapter))

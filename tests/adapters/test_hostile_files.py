@@ -1,4 +1,4 @@
-"""Hostile files are refused with their faults named, and nothing in them is ever run."""
+"""Hostile files are refused with their faults, and nothing in them ever runs."""
 
 import io
 import json
@@ -43,7 +43,7 @@ def test_a_pickle_is_refused_by_name_and_not_run(
     with pytest.raises(InvalidAdapter, match="pickle"):
         read_spec(path)
     assert not trap.exists()
-    # The trap works: a reader that unpickles springs it.
+    # The trap works: a reader that unpickles runs it.
     if build is attacks.raw_pickle:
         pickle.loads(data)
     else:
@@ -116,7 +116,7 @@ def test_a_header_may_not_reach_beyond_the_file(adapter: Adapter) -> None:
         "field twice",
     ],
 )
-def test_a_header_that_is_no_plain_object_is_refused(text: str, named: str) -> None:
+def test_a_header_that_is_not_a_plain_object_is_refused(text: str, named: str) -> None:
     encoded = text.encode("utf-8", "surrogateescape")
     data = struct.pack("<Q", len(encoded)) + encoded
     assert any(named in fault for fault in faults_of(data))
@@ -133,7 +133,9 @@ def test_a_header_that_is_no_plain_object_is_refused(text: str, named: str) -> N
     ],
     ids=["none", "empty", "string", "another library's", "number"],
 )
-def test_a_file_without_a_spec_is_no_adapter(adapter: Adapter, metadata: Any, named: str) -> None:
+def test_a_file_without_a_spec_is_not_an_adapter(
+    adapter: Adapter, metadata: Any, named: str
+) -> None:
     def change(header: Header) -> None:
         header["__metadata__"] = metadata
 
@@ -259,13 +261,13 @@ def _extra_field(header: Header) -> None:
         _extra_field,
     ],
 )
-def test_a_tensor_entry_that_lies_is_refused(
+def test_a_wrong_tensor_entry_is_refused(
     adapter: Adapter, change: Callable[[Header], None]
 ) -> None:
     assert any("tensor" in fault for fault in faults_of(with_header(adapter, change)))
 
 
-def test_bytes_behind_the_tensors_are_refused(adapter: Adapter) -> None:
+def test_bytes_after_the_tensors_are_refused(adapter: Adapter) -> None:
     assert any("tensors:" in fault for fault in faults_of(serialize(adapter) + b"\x00"))
     assert any("tensors:" in fault for fault in faults_of(serialize(adapter) * 2))
 

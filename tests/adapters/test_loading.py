@@ -1,4 +1,4 @@
-"""From a name to a backbone: what is taken, what is refused, and what identifies the weights."""
+"""Loading a backbone by name: what is accepted, what is refused, and what identifies it."""
 
 import importlib
 import json
@@ -52,7 +52,7 @@ def scores(backbone: Backbone) -> Any:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILY_NAMES)
-def test_a_saved_model_answers_as_the_one_in_memory(family: str, tmp_path: Path) -> None:
+def test_a_saved_model_gives_the_answers_of_the_one_in_memory(family: str, tmp_path: Path) -> None:
     save(family, tmp_path)
     loaded, own = load_backbone(str(tmp_path), device="cpu"), backbone_of(family)
     assert loaded.identity.name == str(tmp_path)
@@ -66,7 +66,7 @@ def test_a_saved_model_answers_as_the_one_in_memory(family: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("family", ["mpnet", "deberta", "deberta-v2", "llama"])
-def test_an_unsupported_family_is_refused_before_its_weights_are_looked_for(
+def test_an_unsupported_family_is_refused_before_its_weights_are_read(
     family: str, tmp_path: Path
 ) -> None:
     AutoConfig.for_model(family).save_pretrained(tmp_path)
@@ -77,7 +77,9 @@ def test_an_unsupported_family_is_refused_before_its_weights_are_looked_for(
 @pytest.mark.parametrize(
     "fields", [{"position_embedding_type": "relative_key"}, {"is_decoder": True}], ids=str
 )
-def test_a_bert_set_up_as_something_else_is_refused(saved: Path, fields: dict[str, Any]) -> None:
+def test_a_bert_configured_as_something_else_is_refused(
+    saved: Path, fields: dict[str, Any]
+) -> None:
     edit(saved, **fields)
     with pytest.raises(UnsupportedBackbone, match="this bert"):
         load_backbone(str(saved), device="cpu")
@@ -187,7 +189,7 @@ def test_the_fingerprint_sees_fields_that_only_some_families_have(
     [{"num_attention_heads": 2}, {"hidden_act": "relu"}, {"layer_norm_eps": 1e-5}],
     ids=str,
 )
-def test_the_fingerprint_sees_what_the_weights_do_not_show(
+def test_the_fingerprint_sees_config_fields_that_change_no_weight(
     saved: Path, fields: dict[str, Any]
 ) -> None:
     before = load_backbone(str(saved), device="cpu").identity.fingerprint
@@ -195,7 +197,7 @@ def test_the_fingerprint_sees_what_the_weights_do_not_show(
     assert load_backbone(str(saved), device="cpu").identity.fingerprint != before
 
 
-def test_the_fingerprint_does_not_depend_on_the_type_that_is_computed_in(saved: Path) -> None:
+def test_the_fingerprint_does_not_depend_on_the_type_of_the_computation(saved: Path) -> None:
     exact = load_backbone(str(saved), device="cpu")
     narrow = load_backbone(str(saved), device="cpu", dtype="bfloat16")
     assert narrow.dtype is torch.bfloat16
@@ -217,13 +219,13 @@ def test_the_default_backbone_loads_from_its_package() -> None:
     assert scores(backbone).sum() == pytest.approx(1)
 
 
-def test_auto_takes_bfloat16_only_where_it_is_computed_natively() -> None:
+def test_auto_uses_bfloat16_only_where_it_is_native() -> None:
     backbone = load_backbone(device="cpu", dtype="auto")
     native = computes_bfloat16(torch.device("cpu"))
     assert backbone.dtype is (torch.bfloat16 if native else torch.float32)
 
 
-def test_auto_stays_with_float32_where_bfloat16_would_move_answers(
+def test_auto_keeps_float32_if_bfloat16_changes_answers(
     saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loading, "computes_bfloat16", lambda _: True)
@@ -237,7 +239,7 @@ def test_auto_stays_with_float32_where_bfloat16_would_move_answers(
 def test_changed_weights_of_the_default_backbone_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A copy of the installed package, first on the path, with one bit of its weights turned."""
+    """A copy of the installed package, first on the path, with one bit of its weights flipped."""
     installed = Path(str(importlib.import_module(PACKAGE).__file__)).parent
     shutil.copytree(installed, tmp_path / PACKAGE)
     weights = tmp_path / PACKAGE / "model" / "model.safetensors"

@@ -97,7 +97,7 @@ def test_a_read_gives_the_last_layer_at_the_positions(family: str) -> None:
         pytest.param([0, 1, 4, 7, 10, 11, 17], id="as many as rows, two of one"),
     ],
 )
-def test_whatever_positions_are_read(positions: list[int]) -> None:
+def test_any_positions_can_be_read(positions: list[int]) -> None:
     layer, layout = layer_of(backbone_of("bert")), layout_of()
     pair = both_reads(layer, states_of(layout), torch.tensor(positions), layout)
     assert difference(pair) < FLOAT32_ERROR

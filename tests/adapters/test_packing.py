@@ -1,4 +1,4 @@
-"""Index arrays of a packed batch, against lists of tokens moved one by one."""
+"""Index arrays of a packed batch, compared with plain lists of tokens."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -111,16 +111,16 @@ def prompts_of(batch: PackedBatch, generation: Generation, source: list[Item]) -
         group.adapter for group in generation.groups for _ in range(group.rows)
     ]
     assert [len(grouped)] == [sum(group.tokens for group in generation.groups)]
-    made: list[Item] = [
+    slots: list[Item] = [
         Slot(int(owners[row].encoding.input_ids[0]), place)
         for row in order
         for place in range(owners[row].spec.prompt_length)
     ]
     if grouping is None:
-        return made
+        return slots
     assert [seen[i] for i in grouping.tokens.tolist()] == grouped
     assert [grouped[i] for i in grouping.tokens_back.tolist()] == seen
-    return [made[i] for i in grouping.slots_back.tolist()]
+    return [slots[i] for i in grouping.slots_back.tolist()]
 
 
 @settings(max_examples=150, derandomize=True, deadline=None, database=None)
@@ -186,8 +186,8 @@ def test_runs_cover_a_layout_once_and_hold_rows_of_one_length(lengths: list[int]
     assert layout.starts.tolist() == layout.cumulative.tolist()[:-1]
 
 
-def test_one_adapter_in_a_batch_needs_no_index_arrays() -> None:
-    """The common case copies nothing: every row, token and slot belongs to the one group."""
+def test_a_batch_of_one_adapter_needs_no_index_arrays() -> None:
+    """The common case copies nothing: all rows, tokens and slots belong to one group."""
     spec = spec_of(2, 1, GeneratorInput.HIDDEN, Pooling.ANSWER)
     ids = np.arange(3, dtype=np.int64)
     (insertion,) = PackedBatch([Row(Encoding(ids, ids, truncated=False), spec, 7)] * 4).insertions

@@ -1,4 +1,4 @@
-"""The generator: its size, its folded form, its gradients, and that neighbours do not matter."""
+"""The prompt generator: its size, its folded form, its gradients, and independence of rows."""
 
 import math
 
@@ -68,7 +68,7 @@ def test_folded_weights_make_the_prompt_of_the_equation(
     (generation,) = insertion.generations
     source = torch.randn(batch.layout.tokens, 32, generator=_seeded())
     unfolded = GeneratorWeights.of(adapter.spec, dict(adapter.tensors))
-    made = {
+    outputs = {
         weights: generate(source, generation, {0: weights})
         for weights in (unfolded, unfolded.folded())
     }
@@ -77,7 +77,7 @@ def test_folded_weights_make_the_prompt_of_the_equation(
     ):
         tokens = source[start : start + length].double().numpy()
         expected, w = naive_prompt(tokens, adapter.spec, dict(adapter.tensors))
-        for prompts, weights in made.values():
+        for prompts, weights in outputs.values():
             t = adapter.spec.prompt_length
             prompt = prompts[place * t : (place + 1) * t].numpy()
             # Two products of float32 sums over 32 values of size ~10.
@@ -85,7 +85,7 @@ def test_folded_weights_make_the_prompt_of_the_equation(
             np.testing.assert_allclose(weights[start : start + length], w, rtol=0, atol=1e-5)
 
 
-def test_a_prompt_of_the_paper_is_never_negative(backbone: Backbone) -> None:
+def test_a_prompt_through_relu_is_never_negative(backbone: Backbone) -> None:
     adapter = make_adapter(backbone, final_activation="relu")
     batch = batch_of(backbone, adapter)
     generation = batch.insertions[0].generations[0]
@@ -96,8 +96,8 @@ def test_a_prompt_of_the_paper_is_never_negative(backbone: Backbone) -> None:
     assert 0 < int((prompts == 0).sum()) < prompts.numel()
 
 
-def test_a_texts_token_weights_do_not_depend_on_what_stands_beside_it() -> None:
-    """No padding exists, so nothing of a neighbour can leak into a text's softmax or mean."""
+def test_a_texts_token_weights_do_not_depend_on_its_neighbours() -> None:
+    """There is no padding, so no neighbour can leak into a text's softmax or mean."""
     random = torch.Generator().manual_seed(0)
     states = torch.randn(9, 8, generator=random)
     strange = torch.full((5, 8), 1e4)
@@ -110,7 +110,7 @@ def test_a_texts_token_weights_do_not_depend_on_what_stands_beside_it() -> None:
     assert torch.allclose(sums[1], weighted_sums(states, w, alone)[0], rtol=0, atol=1e-5)
 
 
-def test_mean_pooling_weighs_every_token_alike(backbone: Backbone) -> None:
+def test_mean_pooling_gives_every_token_the_same_weight(backbone: Backbone) -> None:
     adapter = make_adapter(backbone, generator_pooling="mean")
     weights = GeneratorWeights.of(adapter.spec, dict(adapter.tensors))
     queries, keys = project(torch.randn(6, 32), weights)
@@ -149,7 +149,7 @@ def test_gradients_reach_every_generator_tensor_and_no_frozen_one(family: str) -
 
 
 def test_gradients_are_those_of_finite_differences() -> None:
-    """A tensor that reached the answer by a shortcut around the graph would show here."""
+    """A tensor that reaches the answer outside the graph would fail here."""
     backbone = backbone_of("bert")
     adapter = make_adapter(
         backbone, insertion_layer=2, prompt_length=2, bottleneck=3, final_activation="tanh"

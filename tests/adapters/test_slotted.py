@@ -226,8 +226,8 @@ def test_an_image_says_where_each_matrix_is(backbone: Backbone) -> None:
     tensors, at = adapter.tensors, image.offsets[Column.UP]
     up = image.rest[at : at + 5 * t * n].view(5, t * n)
     assert torch.equal(up, tensors["generator.up.weight"])
-    behind = at + 5 * t * n
-    assert torch.equal(image.rest[behind : behind + t * n], tensors["generator.up.bias"])
+    bias = at + 5 * t * n
+    assert torch.equal(image.rest[bias : bias + t * n], tensors["generator.up.bias"])
     assert image.nbytes == image.query.nbytes + image.rest.nbytes
     linear = image_of(make_adapter(backbone), backbone)
     assert linear.widths[Column.DENSE] == 0
@@ -239,7 +239,9 @@ def test_a_skipped_row_writes_nothing(backbone: Backbone) -> None:
     slots = torch.tensor([-1, 0], dtype=torch.int32, device=backbone.device)
     sequence = torch.zeros(8, backbone.hidden_size, device=backbone.device)
     starts = torch.tensor([0, 4], dtype=torch.int32, device=backbone.device)
-    made = kernels.bottlenecks(states, slots, bank.table, width=8)
-    kernels.write_prompts(made, slots, bank.table, sequence, starts, width=3 * backbone.hidden_size)
+    bottleneck = kernels.bottlenecks(states, slots, bank.table, width=8)
+    kernels.write_prompts(
+        bottleneck, slots, bank.table, sequence, starts, width=3 * backbone.hidden_size
+    )
     written = sequence.abs().sum(1) > 0
     assert written.tolist() == [False] * 4 + [True] * 3 + [False]

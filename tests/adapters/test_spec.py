@@ -1,4 +1,4 @@
-"""The spec: every wrong field is named, and what is declared decides which tensors there are."""
+"""The spec: every wrong field is named, and its fields decide which tensors there are."""
 
 from typing import Any
 
@@ -61,7 +61,7 @@ def test_a_number_that_is_not_finite_is_refused(adapter: Adapter, value: str) ->
 @pytest.mark.parametrize(
     "text", ["", "null", "[]", "{", "\x00", '{"a":' * 50_000, "9" * 5000], ids=range(7)
 )
-def test_a_spec_that_is_no_object_is_refused(adapter: Adapter, text: str) -> None:
+def test_a_spec_that_is_not_an_object_is_refused(adapter: Adapter, text: str) -> None:
     assert all(
         fault.startswith("spec") for fault in faults_of(with_spec_text(adapter, lambda _: text))
     )

@@ -1,4 +1,4 @@
-"""The versioned store: names, revisions, comparisons, rollbacks, rot, and many writers at once."""
+"""The versioned store: names, revisions, comparisons, rollbacks, damage, and concurrent writers."""
 
 import multiprocessing
 import threading
@@ -31,7 +31,7 @@ def history(store: AdapterStore, name: str) -> list[str]:
     return [item.revision for item in store.revisions(name)]
 
 
-def test_put_says_what_it_did(store: AdapterStore) -> None:
+def test_put_returns_what_changed(store: AdapterStore) -> None:
     assert store.put("spam", A) == (REV_A, True, True)
     assert store.put("spam", B) == (REV_B, False, True)
     assert store.put("spam", B) == (REV_B, False, False)
@@ -69,7 +69,7 @@ def test_create_refuses_a_name_that_exists(store: AdapterStore) -> None:
     "name",
     ["", ".", "..", ".hidden", "Spam", "a/b", "../x", "a" * 65, "-a", "a b", "a\n", "ä", "a\x00"],
 )
-def test_names_that_are_none_are_refused_everywhere(store: AdapterStore, name: str) -> None:
+def test_invalid_names_are_refused_by_every_method(store: AdapterStore, name: str) -> None:
     actions: list[Callable[[], object]] = [
         lambda: store.put(name, A),
         lambda: store.create(name, A),
@@ -86,7 +86,7 @@ def test_names_that_are_none_are_refused_everywhere(store: AdapterStore, name: s
     assert store.names() == []
 
 
-def test_unknown_names_are_refused_naming_what_exists(store: AdapterStore) -> None:
+def test_an_unknown_name_is_refused_with_the_known_ones(store: AdapterStore) -> None:
     store.put("spam", A)
     for action in (store.current, store.revisions, store.resolve, store.rollback, store.delete):
         with pytest.raises(UnknownAdapter, match="spam"):
@@ -94,7 +94,7 @@ def test_unknown_names_are_refused_naming_what_exists(store: AdapterStore) -> No
 
 
 def test_a_revision_is_found_by_any_prefix_that_is_unique(store: AdapterStore) -> None:
-    # Two data whose hashes begin alike, found by trying.
+    # Try data until two hashes begin with the same digit.
     first = sha256(A).hexdigest()[0]
     twin = next(
         data for data in (b"%d" % i for i in range(999)) if sha256(data).hexdigest()[0] == first
@@ -109,7 +109,7 @@ def test_a_revision_is_found_by_any_prefix_that_is_unique(store: AdapterStore) -
             store.resolve("spam", prefix)
 
 
-def test_rollback_returns_to_what_was_current_before_even_after_a_restart(
+def test_rollback_returns_to_the_previous_revision_even_after_a_restart(
     store: AdapterStore,
 ) -> None:
     for data in (A, B, C):
@@ -126,16 +126,16 @@ def test_rollback_without_an_earlier_revision_is_refused(store: AdapterStore) ->
         store.rollback("spam")
 
 
-def test_rollback_to_a_rotten_file_is_refused_and_changes_nothing(store: AdapterStore) -> None:
+def test_rollback_to_a_damaged_file_is_refused_and_changes_nothing(store: AdapterStore) -> None:
     store.put("spam", A)
     store.put("spam", B)
-    store.path("spam", REV_A).write_bytes(b"rotten")
+    store.path("spam", REV_A).write_bytes(b"damaged")
     with pytest.raises(DamagedFile):
         store.rollback("spam")
     assert store.current("spam") == REV_B
 
 
-def test_a_rotten_or_missing_file_is_never_read_and_mended_by_the_same_upload(
+def test_a_damaged_or_missing_file_is_never_read_and_the_same_upload_repairs_it(
     store: AdapterStore,
 ) -> None:
     store.put("spam", A)
@@ -152,7 +152,9 @@ def test_a_rotten_or_missing_file_is_never_read_and_mended_by_the_same_upload(
 
 
 @pytest.mark.parametrize("content", [b"", b"../../etc/passwd\n", b"\xff\n", REV_A[:-1].encode()])
-def test_a_pointer_that_holds_no_revisions_is_named(store: AdapterStore, content: bytes) -> None:
+def test_a_damaged_current_file_is_refused_by_the_adapters_name(
+    store: AdapterStore, content: bytes
+) -> None:
     store.put("spam", A)
     (store.root / "spam" / "current").write_bytes(content)
     with pytest.raises(DamagedFile, match="spam"):
@@ -191,7 +193,7 @@ def test_opening_removes_what_interrupted_writers_left(store: AdapterStore) -> N
 # Many writers.
 
 
-def test_of_many_threads_that_expect_the_same_revision_one_wins(store: AdapterStore) -> None:
+def test_one_of_many_threads_that_expect_the_same_revision_wins(store: AdapterStore) -> None:
     store.put("spam", A)
     won: list[int] = []
     barrier = threading.Barrier(8)
@@ -235,7 +237,7 @@ def test_writers_in_several_processes_lose_no_update(store: AdapterStore) -> Non
     ]
     for process in writers:
         process.start()
-    # A reader beside them never sees anything but whole versions.
+    # Meanwhile a reader sees only whole versions.
     while any(process.is_alive() for process in writers):
         store.read("spam", store.current("spam"))
         AdapterStore(store.root)

@@ -1,4 +1,4 @@
-"""Texts become exactly the tokens of the tokenizer's own truncation, at a linear cost."""
+"""Texts are truncated exactly as by the tokenizer itself, but in linear time."""
 
 import random
 import time
@@ -30,13 +30,13 @@ def test_texts_are_cut_as_the_tokenizer_cuts_them(family: str) -> None:
         side = "right" if cut == "tail" else "left"
         own.enable_truncation(max_length, strategy="longest_first", direction=side)
         expected = own.encode(text, pair)
-        found = encoder.encode(text, pair, max_length=max_length, cut=cut)
-        assert found.input_ids.tolist() == expected.ids
-        assert found.token_type_ids.tolist() == expected.type_ids
-        assert found.truncated == bool(expected.overflowing)
+        encoding = encoder.encode(text, pair, max_length=max_length, cut=cut)
+        assert encoding.input_ids.tolist() == expected.ids
+        assert encoding.token_type_ids.tolist() == expected.type_ids
+        assert encoding.truncated == bool(expected.overflowing)
 
 
-def test_a_causal_backbone_reads_its_end_token_behind_every_text() -> None:
+def test_an_end_token_follows_every_text_of_a_causal_backbone() -> None:
     encoder = encoder_of("gpt2")
     end = gpt2_bytes().eos_token
     assert encoder.tokens(encoder.encode("", max_length=8)) == [end]
@@ -47,8 +47,8 @@ def test_a_causal_backbone_reads_its_end_token_behind_every_text() -> None:
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 @pytest.mark.parametrize("max_length", [2, 3, 4])
-def test_no_encoding_is_longer_than_was_asked_for(family: str, max_length: int) -> None:
-    """Even where a pair's special tokens do not fit: a longer one would overrun the positions."""
+def test_no_encoding_is_longer_than_its_maximum(family: str, max_length: int) -> None:
+    """Even if a pair's special tokens do not fit: a longer encoding would exceed the positions."""
     encoder = encoder_of(family)
     texts = (("good card", None), ("good card", "bad card"), ("", ""), ("good " * 99, ""))
     for text, pair in texts:
@@ -59,7 +59,7 @@ def test_no_encoding_is_longer_than_was_asked_for(family: str, max_length: int) 
         assert encoding.truncated == (len(whole) > max_length)
 
 
-def test_a_batch_is_its_texts_one_by_one() -> None:
+def test_a_batch_has_the_encodings_of_its_texts_alone() -> None:
     encoder = encoder_of("bert")
     texts = [("a good card", None), ("", None), ("one", "two words"), ("bad " * 80, "free " * 80)]
     together = encoder.encode_batch(texts, max_length=24)
@@ -71,7 +71,7 @@ def test_a_batch_is_its_texts_one_by_one() -> None:
 
 
 def test_two_long_texts_cost_no_more_than_their_tokens() -> None:
-    """The tokenizer's own truncation builds every piece of one beside every piece of the other.
+    """The tokenizer itself would combine every piece of one text with every piece of the other.
 
     Here that would be a minute and 20 GB.
     """

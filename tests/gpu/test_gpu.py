@@ -1,9 +1,7 @@
-"""On a CUDA device: the same answers as on the CPU, through the varlen kernels where they apply,
-for every family.
+"""On a CUDA device every family gives the answers of the CPU.
 
-float32 bound: the products' sums are in another order, 1e-5 as on the CPU. bfloat16 bound: its
-eight bits of mantissa over four wide random layers; what two batches of one text differ by is what
-the kernels' tiling changes.
+float32 bound: sums are in another order, 1e-5 as on the CPU. bfloat16 bound: eight bits over four
+wide random layers; two batches with the same text differ because the kernels tile them differently.
 """
 
 import copy

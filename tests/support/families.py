@@ -1,7 +1,7 @@
 """Tiny random models of every supported family with real tokenizers, built in memory.
 
-Weights are drawn far wider than a fresh model's: with the usual 0.02 all texts look alike, and a
-comparison of two answers would pass whatever was computed. Knows no adapter.
+The weights have a far larger spread than a new model's. With the usual 0.02 all texts get nearly
+the same answer, and a comparison of two answers would prove nothing.
 """
 
 import copy
@@ -135,7 +135,7 @@ def model_from(config: Any, *, seed: int = 0) -> Any:
         torch.manual_seed(seed)
         model = AutoModel.from_config(config, attn_implementation="eager")
         for name, weight in model.named_parameters():
-            if name.endswith("bias"):  # initialised with zeros, which would hide a forgotten one
+            if name.endswith("bias"):  # zeros would hide a forgotten bias
                 weight.data.normal_(std=0.1)
     if getattr(model, "pooler", None) is not None:
         model.pooler = None  # never run, and not part of a backbone's fingerprint
@@ -161,6 +161,6 @@ def backbone_of(family: str, *, seed: int = 0) -> Backbone:
 
 
 def save(family: str, folder: Path, *, seed: int = 0) -> None:
-    """Model and tokenizer as `save_pretrained` writes them."""
+    """Write model and tokenizer with `save_pretrained`."""
     model_of(family, seed=seed).save_pretrained(folder)
     tokenizer_of(family).save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Builders of hostile adapter files, joined by hand: no library would write them."""
+"""Hostile adapter files, built by hand because no library would write them."""
 
 import io
 import json
@@ -34,14 +34,14 @@ def raw_pickle(path: Path) -> bytes:
 
 
 def torch_pickle(path: Path) -> bytes:
-    """A zip archive with a pickle in it: what torch.save writes."""
+    """A zip archive with a pickle in it, as torch.save writes."""
     buffer = io.BytesIO()
     torch.save({"weights": torch.zeros(2), "payload": Payload(path)}, buffer)
     return buffer.getvalue()
 
 
 def old_torch_pickle(path: Path) -> bytes:
-    """Bare pickles one behind the other: what torch.save wrote before its zip format."""
+    """A sequence of pickles, as torch.save wrote before its zip format."""
     buffer = io.BytesIO()
     torch.save(Payload(path), buffer, _use_new_zipfile_serialization=False)
     return buffer.getvalue()
@@ -127,7 +127,7 @@ def with_dtype(adapter: Adapter, name: str, dtype: str, width: int) -> bytes:
 
 
 def faults_of(data: bytes) -> tuple[str, ...]:
-    """What the reader finds wrong with a file."""
+    """The faults that the reader finds in a file."""
     with pytest.raises(InvalidAdapter) as caught:
         validate(data)
     assert caught.value.faults
@@ -135,6 +135,6 @@ def faults_of(data: bytes) -> tuple[str, ...]:
 
 
 def fault_of(data: bytes) -> str:
-    """The one thing that it finds wrong."""
+    """The only fault that it finds."""
     (fault,) = faults_of(data)
     return fault

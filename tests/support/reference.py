@@ -1,8 +1,8 @@
-"""The claim's other side: one text alone through Hugging Face's own forward pass.
+"""The reference for exactness: one text alone through Hugging Face's own forward pass.
 
-Takes nothing from `adapters` but the spec: tokens come from the tokenizer's own call, the prompt
-from the equation as it is printed, token by token in float64, and the model runs its own `forward`
-with eager attention.
+It uses nothing of `adapters` but the spec. The tokenizer truncates, the prompt comes from the
+equation as printed, token by token in float64, and the model runs its own `forward` with eager
+attention.
 """
 
 import math
@@ -65,7 +65,7 @@ def tokenize(
 def naive_prompt(
     tokens: Array, spec: AdapterSpec, tensors: dict[str, Tensor]
 ) -> tuple[Array, Array]:
-    """Prompt [t, n] and column means [S] of the softmax, token by token as the paper has it."""
+    """Prompt [t, n] and column means [S] of the softmax, token by token as in the paper."""
     w = {name: tensor.double().numpy() for name, tensor in tensors.items()}
     values = [token @ w["generator.value"] for token in tokens]
     if spec.generator_pooling == "mean":
@@ -93,11 +93,11 @@ def layers_of(model: Any) -> nn.ModuleList:
     """The transformer layers of any supported family."""
     for path in ("encoder.layer", "transformer.layer", "h"):
         try:
-            found = model.get_submodule(path)
+            layers = model.get_submodule(path)
         except AttributeError:
             continue
-        assert isinstance(found, nn.ModuleList)
-        return found
+        assert isinstance(layers, nn.ModuleList)
+        return layers
     raise AssertionError(f"no layers in {type(model).__name__}")
 
 

@@ -1,4 +1,4 @@
-"""Tiny random backbones and adapters: real architectures, nothing downloaded, always the same."""
+"""Tiny random backbones and adapters: real architectures, seeded, without a download."""
 
 import string
 from pathlib import Path
