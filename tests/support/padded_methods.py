@@ -1,7 +1,7 @@
-"""Every training method written a second time: padded batches, a mask, Hugging Face's own layers.
+"""A second implementation of every method: padded batches, a mask, Hugging Face's own layers.
 
-Takes nothing from `train` but the declared design and the trained tensors by their names. Beside
-them a small task that all of them can learn.
+From `train` it uses only the design and the names of the trained tensors. `good_or_bad` is a small
+task that every method can learn.
 """
 
 import math
@@ -35,7 +35,7 @@ class Padded:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """States of the last layer, [B, T, n], and where the text's own tokens stand among them."""
+    """States of the last layer, [B, T, n], and a mask of the text's own tokens among them."""
 
     states: Tensor
     text: Tensor  # bool [B, T]
@@ -44,18 +44,18 @@ class Read:
 def pad(
     model: Any, tokenizer: PreTrainedTokenizerFast, texts: Sequence[Text], *, max_length: int
 ) -> Padded:
-    """Tokens by the tokenizer's own call, padded behind."""
-    made = [tokenize(model, tokenizer, *text, max_length=max_length) for text in texts]
+    """Tokens from the tokenizer's own call, padded at the end."""
+    rows = [tokenize(model, tokenizer, *text, max_length=max_length) for text in texts]
     padding = {"input_ids": getattr(model.config, "pad_token_id", None) or 0}
     inputs = {
         name: pad_sequence(
-            [item[name][0] for item in made],
+            [row[name][0] for row in rows],
             batch_first=True,
             padding_value=padding.get(name, 0),
         )
-        for name in made[0]
+        for name in rows[0]
     }
-    lengths = torch.tensor([item["input_ids"].shape[1] for item in made])
+    lengths = torch.tensor([row["input_ids"].shape[1] for row in rows])
     return Padded(inputs, torch.arange(int(lengths.max())) < lengths[:, None])
 
 
