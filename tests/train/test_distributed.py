@@ -223,7 +223,6 @@ def test_the_death_of_one_process_ends_the_run_and_leaves_a_checkpoint(folder: P
         _alone(folder, "dead.safetensors", epochs=1000, resume=True, progress=Interrupt(1))
 
 
-@pytest.mark.slow
 def test_an_error_of_all_processes_is_shown_once(folder: Path) -> None:
     (folder / "bad.jsonl").write_text("\n")
     with _launched(folder, _flags("none.safetensors", "--train", "bad.jsonl")) as launcher:

@@ -119,7 +119,6 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(
     assert not is_same(one, load_adapter(tmp_path / "c.safetensors"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("generator_input", ["hidden", "embeddings"])
 def test_cached_trunk_states_change_nothing(
     backbone: str, tmp_path: Path, generator_input: str
@@ -143,7 +142,6 @@ def test_cached_trunk_states_change_nothing(
         )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 5, 12, 13, 30])
 def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(
     backbone: str, tmp_path: Path, whole: tuple[FitReport, Adapter], steps: int
