@@ -165,7 +165,6 @@ def _largest_difference(folder: Path, output: str) -> float:
     )
 
 
-@pytest.mark.slow
 def test_two_processes_train_as_one_does_and_one_of_them_reports(
     folder: Path, whole: FitReport
 ) -> None:
@@ -186,7 +185,6 @@ def test_two_processes_train_as_one_does_and_one_of_them_reports(
     assert not checkpoint_path(folder / "two.safetensors").exists()
 
 
-@pytest.mark.slow
 def test_two_processes_resume_the_checkpoint_of_one_and_one_theirs(
     folder: Path, whole: FitReport
 ) -> None:
@@ -208,7 +206,6 @@ def test_two_processes_resume_the_checkpoint_of_one_and_one_theirs(
     )
 
 
-@pytest.mark.slow
 def test_the_death_of_one_process_ends_the_run_and_leaves_a_checkpoint(folder: Path) -> None:
     with _launched(folder, _flags("dead.safetensors", epochs=1000)) as launcher:
         _wait_for(launcher, "epoch 1:")

@@ -269,6 +269,7 @@ def trained(
     return training, losses, start
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_learns_and_every_tensor_of_it_takes_part(name: str, tmp_path: Path) -> None:
     backbone = backbone_of("bert")
@@ -283,6 +284,7 @@ def test_every_method_learns_and_every_tensor_of_it_takes_part(name: str, tmp_pa
         assert not any(item.requires_grad for item in backbone.editable_model().parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHANGING)
 def test_a_method_that_changes_its_backbone_leaves_another_one_alone(
     name: str, tmp_path: Path
