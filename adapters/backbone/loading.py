@@ -234,10 +234,10 @@ def _reading(part: str) -> Iterator[None]:
 
 
 def _load_model(source: str, revision: str | None) -> nn.Module:
-    with _reading(f"the config of {source!r}"):
+    with _reading(f"the config of the backbone {source!r}"):
         config = AutoConfig.from_pretrained(source, revision=revision)
     family_of(config)
-    with _reading(f"the weights of {source!r}"):
+    with _reading(f"the weights of the backbone {source!r}"):
         model, info = AutoModel.from_pretrained(
             source,
             revision=revision,
@@ -259,7 +259,7 @@ def _load_model(source: str, revision: str | None) -> nn.Module:
 
 
 def _load_tokenizer(source: str, revision: str | None, vocabulary: int) -> Any:
-    with _reading(f"the tokenizer of {source!r}"):
+    with _reading(f"the tokenizer of the backbone {source!r}"):
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, use_fast=True)
     if not getattr(tokenizer, "is_fast", False):
         raise UnusableBackbone(f"{source!r} has no fast tokenizer (tokenizer.json)")

@@ -1,4 +1,4 @@
-"""Training on a CUDA device: gradients through frozen layers, and the generator over padded rows."""
+"""Training on a CUDA device: gradients through frozen layers; the generator over padded rows."""
 
 import numpy as np
 import pytest

@@ -79,10 +79,13 @@ def refusals(tmp_path: Path, folder: Path) -> dict[str, tuple[dict[str, str], st
     return {
         "adapter folder": (environ(folder, tmp_path / "file"), "IDSPAM_ADAPTER_DIR"),
         "below a file": (environ(folder, tmp_path / "file" / "x"), "IDSPAM_ADAPTER_DIR"),
-        "empty backbone": (environ(tmp_path / "empty", adapter_dir), "cannot read the backbone"),
+        "empty backbone": (
+            environ(tmp_path / "empty", adapter_dir),
+            "cannot load the config of the backbone",
+        ),
         "empty backbone, workers": (
             environ(tmp_path / "empty", adapter_dir, WORKERS="1"),
-            "cannot read the backbone",
+            "cannot load the config of the backbone",
         ),
         "device": (environ(folder, adapter_dir, DEVICE="cuda:77"), "device 'cuda:77'"),
         "host": (environ(folder, adapter_dir, HOST="256.1.1.1"), "cannot listen on 256.1.1.1"),

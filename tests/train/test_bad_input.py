@@ -142,7 +142,7 @@ def test_a_backbone_that_the_hub_lacks_may_be_a_local_folder(folder: Path) -> No
     )
     assert done.returncode == 2
     *_, line = done.stderr.splitlines()
-    assert line.startswith("error: cannot read the backbone 'nobody/nothing': ")
+    assert line.startswith("error: cannot load the config of the backbone 'nobody/nothing': ")
     assert line.endswith("; --backbone takes a folder with the model's files as well")
     assert "Traceback" not in done.stderr
 

@@ -102,7 +102,7 @@ def test_bad_validation_and_test_data_are_refused_before_training(
         (["--output", "no/x.safetensors"], "--output no/x.safetensors: there is no folder no"),
         (["--output", "a.safetensors"], "--output a.safetensors: is a folder"),
         (["--device", "tpu"], "device 'tpu': expected auto, cpu, cuda or cuda:N"),
-        (["--backbone", "./nowhere"], "cannot load the config of './nowhere': "),
+        (["--backbone", "./nowhere"], "cannot load the config of the backbone './nowhere': "),
         (["--label-column", "text"], "good.jsonl: the same column is asked for twice: text, text"),
     ],
 )

@@ -161,7 +161,7 @@ class _Ablation:
     def publish(self) -> None:
         """Write `results.csv` and `report.md` from the outcomes so far."""
         explanation = (
-            "Percent: mean ± standard deviation over the seeds, on rows that were used for no choice. "
+            "Percent: mean ± standard deviation over the seeds, on rows used for no choice. "
             "All other settings are those of the rows marked *default*."
         )
         self.session.write_report(

@@ -37,7 +37,7 @@ def evaluate(
         dtype: None means float32 on a CPU and `auto` on a GPU.
 
     Raises:
-        InvalidAdapter, IncompatibleAdapter: the file cannot be read, or belongs to another backbone.
+        InvalidAdapter, IncompatibleAdapter: the file is unusable, or for another backbone.
         DataError: labels that the adapter does not know.
     """
     loaded = load_adapter(adapter)

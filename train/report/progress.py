@@ -41,7 +41,7 @@ class Stage:
         self.accuracy = self.accuracy if accuracy is None else accuracy
 
     def describe(self, now: float) -> str:
-        """`step 12, loss 0.4100, accuracy 0.8710, 310 texts/s, 0:42 left`, as far as it is known."""
+        """`step 12, loss 0.4100, accuracy 0.8710, 310 texts/s, 0:42 left`, as far as known."""
         parts = [f"step {self.steps}"]
         if self.loss is not None:
             parts.append(f"loss {self.loss:.4f}")
