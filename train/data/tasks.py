@@ -1,10 +1,12 @@
 """The tasks known by name: where their data is on the hub, their labels and their metric.
 
-`SHARED_LABELS` says which of them have labels of the same meaning.
+`tasks.toml` has the table. `SHARED_LABELS` says which of them have labels of the same meaning.
 """
 
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from string import Formatter
 
 from train.data.dataset import Dataset, Example, check_labels
@@ -45,180 +47,20 @@ class Task:
         return (*dict.fromkeys(name for _, name, _, _ in pieces if name), self.label)
 
 
-# The test splits of GLUE and SuperGLUE have no labels there.
-_DEVELOPED = {"train": "train", "validation": "validation"}
-_TESTED = {"train": "train", "test": "test"}
+def _read(file: Path) -> dict[str, Task]:
+    tables = tomllib.loads(file.read_text(encoding="utf-8"))
+    return {
+        name: Task(
+            name,
+            metric=Metric(fields.pop("metric", Metric.ACCURACY)),
+            labels=tuple(fields.pop("labels", ())),
+            **fields,
+        )
+        for name, fields in tables.items()
+    }
 
-_ENTAILMENT = ("entailment", "not_entailment")
-_SENTIMENT = ("negative", "positive")
-_TRUTH = ("false", "true")
-_TRUTH_WORDS = {"label": {"False": "false", "True": "true"}}
 
-# The metric is accuracy, except where GLUE (CoLA), SuperGLUE (CB) or the ID-SPAM paper (MRPC, QQP)
-# use another. MultiRC is judged by the accuracy of single answers: SuperGLUE's F1 of true answers
-# is no macro-F1, and its exact match needs all answers to a question together.
-_ALL = (
-    Task(
-        "mnli",
-        text="{premise}",
-        text_pair="{hypothesis}",
-        labels=("entailment", "neutral", "contradiction"),
-        hub="nyu-mll/glue:mnli",
-        splits={"train": "train", "validation": "validation_matched"},
-        rows={"train": 392_702, "validation": 9_815},
-    ),
-    Task(
-        "qnli",
-        text="{question}",
-        text_pair="{sentence}",
-        labels=_ENTAILMENT,
-        hub="nyu-mll/glue:qnli",
-        splits=_DEVELOPED,
-        rows={"train": 104_743, "validation": 5_463},
-    ),
-    Task(
-        "sst2",
-        text="{sentence}",
-        labels=_SENTIMENT,
-        hub="nyu-mll/glue:sst2",
-        splits=_DEVELOPED,
-        rows={"train": 67_349, "validation": 872},
-    ),
-    Task(
-        "mrpc",
-        metric=Metric.ACCURACY_F1,
-        text="{sentence1}",
-        text_pair="{sentence2}",
-        labels=("not_equivalent", "equivalent"),
-        hub="nyu-mll/glue:mrpc",
-        splits=_DEVELOPED,
-        rows={"train": 3_668, "validation": 408, "test": 1_725},
-    ),
-    Task(
-        "rte",
-        text="{sentence1}",
-        text_pair="{sentence2}",
-        labels=_ENTAILMENT,
-        hub="nyu-mll/glue:rte",
-        splits=_DEVELOPED,
-        rows={"train": 2_490, "validation": 277},
-    ),
-    Task(
-        "qqp",
-        metric=Metric.ACCURACY_F1,
-        text="{question1}",
-        text_pair="{question2}",
-        labels=("not_duplicate", "duplicate"),
-        hub="nyu-mll/glue:qqp",
-        splits=_DEVELOPED,
-        rows={"train": 363_846, "validation": 40_430},
-    ),
-    Task(
-        "cola",
-        metric=Metric.MATTHEWS,
-        text="{sentence}",
-        labels=("unacceptable", "acceptable"),
-        hub="nyu-mll/glue:cola",
-        splits=_DEVELOPED,
-        rows={"train": 8_551, "validation": 1_043},
-    ),
-    Task(
-        "cb",
-        metric=Metric.ACCURACY_F1,
-        text="{premise}",
-        text_pair="{hypothesis}",
-        labels=("entailment", "contradiction", "neutral"),
-        hub="aps/super_glue:cb",
-        splits=_DEVELOPED,
-        rows={"train": 250, "validation": 56},
-    ),
-    Task(
-        "copa",
-        text="{premise} {question}",
-        text_pair="(1) {choice1} (2) {choice2}",
-        labels=("choice1", "choice2"),
-        words={
-            "question": {
-                "cause": "What was the cause of this?",
-                "effect": "What happened as a result?",
-            }
-        },
-        hub="aps/super_glue:copa",
-        splits=_DEVELOPED,
-        rows={"train": 400, "validation": 100, "test": 500},
-    ),
-    Task(
-        "multirc",
-        text="{paragraph}",
-        text_pair="{question} {answer}",
-        labels=_TRUTH,
-        words=_TRUTH_WORDS,
-        hub="aps/super_glue:multirc",
-        splits=_DEVELOPED,
-        rows={"train": 27_243, "validation": 4_848},
-    ),
-    Task(
-        "boolq",
-        text="{question}",
-        text_pair="{passage}",
-        labels=_TRUTH,
-        words=_TRUTH_WORDS,
-        hub="aps/super_glue:boolq",
-        splits=_DEVELOPED,
-        rows={"train": 9_427, "validation": 3_270},
-    ),
-    Task(
-        "wic",
-        text="{word}: {sentence1}",
-        text_pair="{sentence2}",
-        labels=_TRUTH,
-        words=_TRUTH_WORDS,
-        hub="aps/super_glue:wic",
-        splits=_DEVELOPED,
-        rows={"train": 5_428, "validation": 638},
-    ),
-    Task(
-        "imdb",
-        labels=_SENTIMENT,
-        words={"label": {"neg": "negative", "pos": "positive"}},
-        hub="stanfordnlp/imdb",
-        splits=_TESTED,
-        rows={"train": 25_000, "test": 25_000},
-    ),
-    Task(
-        "sms_spam",
-        text="{sms}",
-        labels=("ham", "spam"),
-        hub="ucirvine/sms_spam",
-        splits={"train": "train"},
-        rows={"train": 5_574},
-    ),
-    Task(
-        "banking77",
-        hub="legacy-datasets/banking77",
-        splits=_TESTED,
-        rows={"train": 10_003, "test": 3_080},
-    ),
-    # The "full" version with out-of-scope rows. The hub has another, with 150 more of these.
-    Task(
-        "clinc150",
-        label="intent",
-        hub="clinc/clinc_oos:plus",
-        splits=_DEVELOPED | {"test": "test"},
-        rows={"train": 15_100, "validation": 3_100, "test": 5_500},
-    ),
-    Task(
-        "ag_news",
-        labels=("World", "Sports", "Business", "Sci/Tech"),
-        hub="fancyzhx/ag_news",
-        splits=_TESTED,
-        rows={"train": 120_000, "test": 7_600},
-    ),
-    # Blitzer's four domains (2007), 2,000 reviews each, without official splits.
-    Task("amazon_reviews", labels=_SENTIMENT, rows={"train": 8_000}),
-)
-
-TASKS: Mapping[str, Task] = {task.name: task for task in _ALL}
+TASKS: Mapping[str, Task] = _read(Path(__file__).with_suffix(".toml"))
 
 # In each group, labels with the same position mean the same.
 SHARED_LABELS: tuple[frozenset[str], ...] = (
