@@ -57,8 +57,7 @@ def test_everything_that_is_required_is_pinned() -> None:
 
 
 def test_the_version_is_the_same_everywhere() -> None:
-    newest = next(
-        line for line in (ROOT / "CHANGELOG.md").read_text().splitlines() if line.startswith("## [")
-    )
+    lines = (ROOT / "CHANGELOG.md").read_text().splitlines()
+    headings = [line for line in lines if line.startswith("## [") and line != "## [Unreleased]"]
     assert PROJECT["project"]["version"] == __version__
-    assert newest.startswith(f"## [{__version__}]")
+    assert headings[0].startswith(f"## [{__version__}]")
