@@ -54,7 +54,10 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started, status = perf_counter(), 0
+        started, status, method = perf_counter(), 0, scope["method"]
+        if method == "HEAD":
+            # Answered as GET, everywhere; the server sends no body after the headers.
+            scope = {**scope, "method": "GET"}
         headers = Headers(scope=scope)
         id_ = _id_of(headers)
         token = request_id.set(id_)
@@ -66,7 +69,7 @@ class Gate:
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", id_.encode())]
             await send(message)
 
-        with self._service.tracing.request(scope["method"], scope["path"], headers) as span:
+        with self._service.tracing.request(method, scope["path"], headers) as span:
             try:
                 await self._answer(scope, headers, receive, send_with_id)
             except Exception as error:
@@ -75,7 +78,7 @@ class Gate:
                 response = await handle_error(Request(scope), error)
                 await response(scope, receive, send_with_id)
             finally:
-                self._count(scope, span, status, perf_counter() - started)
+                self._count(scope, span, method, status, perf_counter() - started)
                 request_id.reset(token)
 
     async def _answer(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
@@ -95,15 +98,15 @@ class Gate:
             response = await predict(Request(scope, receive))
             await response(scope, receive, send)
 
-    def _count(self, scope: Scope, span: Span, status: int, seconds: float) -> None:
+    def _count(self, scope: Scope, span: Span, method: str, status: int, seconds: float) -> None:
         route: str = scope.get("idspam.route", getattr(scope.get("route"), "path", "other"))
         error = scope.get("idspam.error")
         outcome = _outcome(status, error)
         self._service.metrics.request_done(route, outcome, seconds=seconds, error=error)
-        answered(span, method=scope["method"], route=route, status=status, error=error)
+        answered(span, method=method, route=route, status=status, error=error)
         logger.debug(
             "request method=%s path=%r status=%d outcome=%s ms=%.2f",
-            scope["method"],
+            method,
             scope["path"],
             status,
             outcome,
