@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,10 @@ async def _load(url: str, files: list[bytes]) -> list[Answered]:
                 await asyncio.sleep(PAUSE_SECONDS)
 
         clients = [asyncio.create_task(keep_asking(number)) for number in range(CLIENTS)]
-        for turn in range(UPLOADS):
+        for turn in count():
+            # Uploads may be much faster than requests: go on until both are enough.
+            if turn >= UPLOADS and len(answers) > 3 * UPLOADS:
+                break
             # Even numbers are the first file's; -1, as before the load, is the second's.
             begun = turn
             response = await client.put("/v1/adapters/swapped", content=files[turn % 2])
@@ -143,7 +147,10 @@ async def _load_and_delete(url: str, files: list[bytes]) -> set[int]:
                 statuses.add((await client.post("/v1/predict", json=body)).status_code)
 
         clients = [asyncio.create_task(keep_asking(number)) for number in range(8)]
-        for _ in range(5):
+        # At least five rounds, and on until a request has met a deleted adapter.
+        for round_ in range(100):
+            if round_ >= 5 and 404 in statuses:
+                break
             for index, content in enumerate(files):
                 path = f"/v1/adapters/n{index}"
                 assert (await client.delete(path)).status_code == 204
