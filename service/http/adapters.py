@@ -91,7 +91,7 @@ async def download_adapter(
     """The adapter file as it was uploaded; its sha256 is its revision."""
     revision, path = service_of(request).catalog.path(name, revision)
     headers = _etag(revision)
-    if revision in _tags(request, "if-none-match"):
+    if _tags(request, "if-none-match", weak=True) & {revision, "*"}:
         return Response(status_code=304, headers=headers)
     try:
         status = await asyncio.to_thread(path.stat)
@@ -182,13 +182,21 @@ async def _form(request: Request, limit: int) -> tuple[str, bytes]:
 
 
 def _condition(request: Request) -> Condition:
-    match, none_match = _tags(request, "if-match"), _tags(request, "if-none-match")
+    match = _tags(request, "if-match")
+    none_match = _tags(request, "if-none-match", weak=True)
     return Condition(match or None, none_match or None)
 
 
-def _tags(request: Request, header: str) -> frozenset[str]:
-    """Revisions of an `If-Match` or `If-None-Match` header, or `*`. Weak tags never match."""
+def _tags(request: Request, header: str, *, weak: bool = False) -> frozenset[str]:
+    """Revisions of an `If-Match` or `If-None-Match` header, or `*`.
+
+    Args:
+        weak: a weak tag counts as its revision, as RFC 9110 compares for `If-None-Match`; for
+            `If-Match` it never matches.
+    """
     tags = (tag.strip() for value in request.headers.getlist(header) for tag in value.split(","))
+    if weak:
+        tags = (tag.removeprefix("W/") for tag in tags)
     return frozenset(tag.strip('"') if tag.strip('"') else "none" for tag in tags)
 
 
