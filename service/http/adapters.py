@@ -20,6 +20,7 @@ from service.http.bodies import (
     limited_stream,
     read_body,
     read_json,
+    refuse_encoded,
     validated,
 )
 from service.http.lifecycle import Service, service_of
@@ -39,6 +40,11 @@ async def put_adapter(request: Request, name: str) -> Response:
     Once this has returned, the old revision answers no further requests.
     """
     service = service_of(request)
+    if content_type(request).startswith("multipart/"):
+        raise HTTPException(
+            415, "this is a form: use POST /v1/adapters, or send the file itself (curl -T FILE)"
+        )
+    refuse_encoded(request)
     condition = _condition(request)
     service.catalog.check(name, condition)
     data = await read_body(request, service.settings.max_upload_bytes)
@@ -151,7 +157,7 @@ async def _form(request: Request, limit: int) -> tuple[str, bytes]:
     """The name and the file of a form.
 
     Raises:
-        HTTPException: 415, not a form.
+        HTTPException: 415, not a form, or encoded.
         MalformedRequest: a form that cannot be parsed.
         InvalidRequest: other fields than one `name` and one `file`.
         TooLarge: over `limit`.
@@ -159,6 +165,7 @@ async def _form(request: Request, limit: int) -> tuple[str, bytes]:
     kind = content_type(request) or "none"
     if kind != "multipart/form-data":
         raise HTTPException(415, f"Content-Type is {kind}, expected multipart/form-data")
+    refuse_encoded(request)
     stream = limited_stream(request, limit + _FORM_BYTES)
     try:
         form = await MultiPartParser(request.headers, stream, max_files=1, max_fields=1).parse()

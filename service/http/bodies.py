@@ -34,7 +34,7 @@ async def read_json(request: Request, limit: int) -> Any:
     """The body of a request, which must be announced as JSON.
 
     Raises:
-        HTTPException: 415, another content type.
+        HTTPException: 415, another content type, or encoded.
         TooLarge: over `limit` bytes.
         MalformedRequest: as `parse_json`, or the body is empty.
         ClientDisconnect: the client went away while sending.
@@ -45,7 +45,24 @@ async def read_json(request: Request, limit: int) -> Any:
         kind.startswith("application/") and kind.endswith("+json")
     ):
         raise HTTPException(415, f"Content-Type is {kind}, expected application/json")
+    refuse_encoded(request)
     return parse_json(await read_body(request, limit))
+
+
+def refuse_encoded(request: Request) -> None:
+    """
+    Raises:
+        HTTPException: 415, the body is compressed or encoded in another way.
+    """
+    encodings = request.headers.getlist("content-encoding")
+    if encodings and any(item.strip().lower() not in ("", "identity") for item in encodings):
+        shown = ", ".join(encodings)[:MAX_SHOWN_CHARACTERS]
+        # RFC 9110 names the encodings that are accepted in this header.
+        raise HTTPException(
+            415,
+            f"Content-Encoding is {shown}: send the body as it is, not encoded",
+            headers={"Accept-Encoding": "identity"},
+        )
 
 
 def parse_json(body: bytes) -> Any:

@@ -3,13 +3,16 @@
 Each is answered, or refused with one line that says what to do.
 """
 
+import gzip
 import hashlib
+import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from adapters.format.files import serialize
-from tests.support.http_service import RunningService, serve
+from tests.support.http_service import RunningService, error_of, serve
 from tests.support.tiny_models import make_adapter, make_backbone
 
 FILE = serialize(make_adapter(make_backbone(), seed=1))
@@ -73,3 +76,78 @@ def test_weak_tags_match_for_if_none_match_only(live: RunningService) -> None:
 
     assert put("If-Match") == 412
     assert put("If-None-Match") == 412
+
+
+def test_a_form_by_put_says_what_to_do(live: RunningService) -> None:
+    response = live.client.put("/v1/adapters/new", files={"file": FILE})
+    assert response.status_code == 415
+    error = error_of(response)
+    assert error["type"] == "unsupported_media_type"
+    assert error["message"].startswith("this is a form: use POST /v1/adapters, or send the file")
+    assert live.client.get("/v1/adapters/new").status_code == 404
+
+
+ENCODED = (
+    ("POST", "/v1/predict", {"adapter": "a", "inputs": "x"}),
+    ("POST", "/v1/adapters/a/rollback", {}),
+    ("POST", "/predict", {"inputs": "x"}),
+    ("POST", "/adapters/a/predict", {"inputs": "x"}),
+    ("POST", "/classify", {"input": "x", "model": "a"}),
+    ("PUT", "/v1/adapters/a", FILE),
+    ("POST", "/v1/adapters", FILE),
+)
+
+
+def _message(path: str, content: dict[str, Any]) -> str:
+    """The message of an error in the shape of the path's protocol."""
+    if path in ("/predict", "/adapters/a/predict"):
+        assert content["error_type"] == "Validation"
+        return str(content["error"])
+    if path == "/classify":
+        assert (content["error"]["type"], content["error"]["code"]) == ("BadRequestError", 415)
+    else:
+        assert content["error"]["type"] == "unsupported_media_type"
+    return str(content["error"]["message"])
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "identity, gzip", "x" * 200])
+@pytest.mark.parametrize(("method", "path", "body"), ENCODED)
+def test_encoded_bodies_are_415_in_the_shape_of_the_protocol(
+    live: RunningService, method: str, path: str, body: Any, encoding: str
+) -> None:
+    kind = "application/json" if isinstance(body, dict) else "application/octet-stream"
+    if path == "/v1/adapters":
+        kind = "multipart/form-data; boundary=b"
+    plain = json.dumps(body).encode() if isinstance(body, dict) else body
+    response = live.client.request(
+        method,
+        path,
+        content=gzip.compress(plain),
+        headers={"Content-Type": kind, "Content-Encoding": encoding},
+    )
+    assert response.status_code == 415, response.text
+    assert response.headers["accept-encoding"] == "identity"
+    message = _message(path, response.json())
+    assert message == f"Content-Encoding is {encoding[:64]}: send the body as it is, not encoded"
+
+
+def test_identity_is_no_encoding_and_every_header_line_counts(live: RunningService) -> None:
+    def status(*encodings: str) -> int:
+        headers = [("Content-Type", "application/json")]
+        headers += [("Content-Encoding", encoding) for encoding in encodings]
+        body = b'{"adapter": "a", "inputs": "x"}'
+        return live.client.post("/v1/predict", content=body, headers=headers).status_code
+
+    assert status("identity") == 200
+    assert status("Identity", "") == 200
+    assert status("identity", "gzip") == 415
+
+
+def test_the_open_inference_protocol_still_decodes(live: RunningService) -> None:
+    body = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["x"]}]}
+    response = live.client.post(
+        "/v2/models/a/infer",
+        content=gzip.compress(json.dumps(body).encode()),
+        headers={"Content-Encoding": "gzip"},
+    )
+    assert response.status_code == 200, response.text
