@@ -11,6 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.http.lifecycle import Service
+from service.http.plain_http import PlainHttpProtocol
 from service.start import freeze_loaded_objects, start_error
 
 BACKLOG = 2048
@@ -37,7 +38,7 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 app,
                 loop="uvloop",
-                http="httptools",
+                http=PlainHttpProtocol,
                 ws="none",
                 lifespan="on",
                 log_config=None,

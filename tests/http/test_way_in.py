@@ -5,7 +5,10 @@ Each is answered, or refused with one line that says what to do.
 
 import gzip
 import hashlib
+import http.client
 import json
+import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -87,7 +90,7 @@ def test_a_form_by_put_says_what_to_do(live: RunningService) -> None:
     assert live.client.get("/v1/adapters/new").status_code == 404
 
 
-ENCODED = (
+ENCODED: tuple[tuple[str, str, Any], ...] = (
     ("POST", "/v1/predict", {"adapter": "a", "inputs": "x"}),
     ("POST", "/v1/adapters/a/rollback", {}),
     ("POST", "/predict", {"inputs": "x"}),
@@ -151,3 +154,84 @@ def test_the_open_inference_protocol_still_decodes(live: RunningService) -> None
         headers={"Content-Encoding": "gzip"},
     )
     assert response.status_code == 200, response.text
+
+
+BODY = b'{"adapter": "a", "inputs": "hello you"}'
+H2C = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"
+
+
+def _request(offer: str, *, chunked: bool = False, target: str = "/v1/predict") -> bytes:
+    framing = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {len(BODY)}"
+    body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(BODY), BODY) if chunked else BODY
+    head = f"POST {target} HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
+    return f"{head}{framing}\r\n{offer}\r\n".encode() + body
+
+
+def _exchange(live: RunningService, *pieces: bytes, answers: int = 1) -> list[tuple[int, bytes]]:
+    """Send raw pieces, each in a packet of its own; the status and body of every answer."""
+    host, port = live.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for piece in pieces:
+            connection.sendall(piece)
+            if len(pieces) < 100:
+                time.sleep(0.02)
+        received = []
+        with connection.makefile("rb") as stream:
+            for _ in range(answers):
+                status = int(stream.readline().split()[1])
+                length = int(http.client.parse_headers(stream)["content-length"])
+                received.append((status, stream.read(length)))
+    return received
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize(
+    "offer",
+    [
+        H2C,
+        H2C.lower(),
+        H2C.replace("Connection: ", "Connection: keep-alive, "),
+        "Connection: Upgrade\r\nUpgrade: websocket\r\n",
+        "Upgrade: h2c\r\nConnection: Upgrade, close\r\n",
+    ],
+)
+def test_an_offer_of_another_protocol_is_ignored(
+    live: RunningService, offer: str, chunked: bool
+) -> None:
+    ((status, body),) = _exchange(live, _request(offer, chunked=chunked))
+    assert status == 200, body
+    assert json.loads(body)["results"][0]["adapter"] == "a"
+
+
+def test_an_offer_may_come_in_pieces_of_any_size(live: RunningService) -> None:
+    whole = _request(H2C)
+    head = whole.index(b"\r\n\r\n") + 4
+    for cut in (10, head - 2, head, head + 5):
+        ((status, _),) = _exchange(live, whole[:cut], whole[cut:])
+        assert status == 200, cut
+    ((status, _),) = _exchange(live, *(whole[at : at + 1] for at in range(len(whole))))
+    assert status == 200
+
+
+def test_a_connection_goes_on_after_an_offer(live: RunningService) -> None:
+    many = b"".join(_request(H2C if index % 2 else "") for index in range(6))
+    assert [status for status, _ in _exchange(live, many, answers=6)] == [200] * 6
+
+
+def test_thousands_of_offers_in_one_packet_are_answered_in_order(live: RunningService) -> None:
+    get = f"GET /v2 HTTP/1.1\r\nHost: h\r\n{H2C}\r\n".encode()
+    answers = _exchange(live, get * 2000, answers=2000)
+    assert {status for status, _ in answers} == {200}
+
+
+def test_a_broken_request_after_an_offer_is_400(live: RunningService) -> None:
+    statuses = [status for status, _ in _exchange(live, b"nonsense\r\n\r\n")]
+    assert statuses == [400]
+    bad = _request(H2C.replace("HTTP2-Settings: ", "HTTP2-Settings : "))
+    assert [status for status, _ in _exchange(live, bad)] == [400]
+
+
+def test_connect_is_refused(live: RunningService) -> None:
+    ((status, _),) = _exchange(live, b"CONNECT other:80 HTTP/1.1\r\nHost: other:80\r\n\r\n")
+    assert 400 <= status < 500

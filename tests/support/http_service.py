@@ -23,6 +23,7 @@ from adapters.format.store import AdapterStore
 from service.http.app import create_app, route_paths
 from service.http.errors import error_types
 from service.http.lifecycle import Service
+from service.http.plain_http import PlainHttpProtocol
 from service.http.server import listen, url_of
 from service.local import LocalBackend
 from service.observability.metrics import Metrics
@@ -119,7 +120,7 @@ def serve(
     }
     app = make_app(read_settings(environ | {"IDSPAM_ADAPTER_DIR": str(adapter_dir)}), load)
     listener = listen("127.0.0.1", 0)
-    config = uvicorn.Config(app, loop="uvloop", http="httptools", ws="none", log_config=None)
+    config = uvicorn.Config(app, loop="uvloop", http=PlainHttpProtocol, ws="none", log_config=None)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
