@@ -5,12 +5,29 @@ from collections import Counter
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from adapters.errors import InvalidAdapter, listing
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Label = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+def _integer(value: object) -> object:
+    # `Literal[1]` alone accepts all that equals 1.
+    if type(value) is not int:
+        raise ValueError("expected the integer 1")
+    return value
+
+
+Version = Annotated[Literal[1], BeforeValidator(_integer)]
 
 
 class FinalActivation(StrEnum):
@@ -96,7 +113,7 @@ class AdapterSpec(_Frozen):
     m = `insertion_layer`, d_k = `attention_size`.
     """
 
-    format_version: Literal[1] = 1
+    format_version: Version = 1
     method: Literal["idspam"] = "idspam"
     backbone: BackboneIdentity
     tokenizer_sha256: Sha256

@@ -17,6 +17,8 @@ from tests.support.tiny_models import make_spec
     [
         ({"format_version": 2}, "format_version"),
         ({"format_version": "1"}, "format_version"),
+        ({"format_version": True}, "format_version: Value error, expected the integer 1"),
+        ({"format_version": 1.0}, "format_version: Value error, expected the integer 1"),
         ({"method": "lora"}, "method"),
         ({"hidden_size": "32"}, "hidden_size"),
         ({"hidden_size": 32.5}, "hidden_size"),
