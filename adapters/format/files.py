@@ -24,6 +24,8 @@ from adapters.format.spec import AdapterSpec, without_repeats
 
 METADATA_KEY = "idspam"
 MAX_HEADER_BYTES = 4 * 2**20
+# safetensors pads its header with spaces, so that the tensors begin at a multiple of this.
+_ALIGNMENT = 8
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 Declared: TypeAlias = tuple[str, tuple[int, ...]]  # dtype and shape
@@ -155,13 +157,29 @@ def _header(data: bytes, total: int) -> dict[str, Any]:
         raise InvalidAdapter(
             [f"file: truncated inside its header ({total} of at least {size + 8} bytes)"]
         )
+    text = data[8 : 8 + size]
     try:
-        header = json.loads(data[8 : 8 + size], object_pairs_hook=without_repeats)
+        header = json.loads(text, object_pairs_hook=without_repeats)
     except (ValueError, RecursionError) as error:
         raise InvalidAdapter([f"header: {error}"]) from None
     if not isinstance(header, dict):
         raise InvalidAdapter(["header: not a JSON object"])
+    if (padding := size - len(text.rstrip(b" "))) >= _ALIGNMENT:
+        raise InvalidAdapter(
+            [f"header: ends with {padding} spaces, only padding to {_ALIGNMENT} bytes is allowed"]
+        )
+    _refuse_padding("header", text, header)
     return header
+
+
+def _refuse_padding(place: str, text: bytes | str, content: Any) -> None:
+    """
+    Raises:
+        InvalidAdapter: most of the JSON text is white space or needless escapes.
+    """
+    # Generous, so that indented JSON is accepted.
+    if len(text) > 4096 and len(text) > 4 * len(json.dumps(content)):
+        raise InvalidAdapter([f"{place}: {len(text)} bytes of JSON, most of them padding"])
 
 
 def _plausible(data: bytes, total: int) -> bool:
@@ -177,7 +195,9 @@ def _spec(header: Mapping[str, Any]) -> AdapterSpec:
         )
     if unknown := sorted(set(metadata) - {METADATA_KEY}):
         raise InvalidAdapter([f"metadata: unknown keys {listing(unknown)}"])
-    return AdapterSpec.from_json(metadata[METADATA_KEY])
+    spec = AdapterSpec.from_json(metadata[METADATA_KEY])
+    _refuse_padding("spec", metadata[METADATA_KEY], spec.model_dump(mode="json"))
+    return spec
 
 
 def _declared(header: Mapping[str, Any]) -> dict[str, Declared | None]:

@@ -1,11 +1,13 @@
 """The adapter spec: the configuration that an adapter file declares."""
 
 import json
+import unicodedata
 from collections import Counter
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -17,7 +19,31 @@ from pydantic import (
 from adapters.errors import InvalidAdapter, listing
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Label = Annotated[str, Field(min_length=1, max_length=256)]
+
+# Control characters, line and paragraph separators.
+_UNPRINTABLE = frozenset({"Cc", "Zl", "Zp"})
+# Embeddings, overrides and isolates: they show the text around a label in another order.
+_REORDERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def label_fault(label: str) -> str | None:
+    """Why a label could not be shown safely, naming it with escapes; None if it could."""
+    if label.isprintable():
+        return None
+    for character in label:
+        if character in _REORDERING or unicodedata.category(character) in _UNPRINTABLE:
+            shown = label.encode("unicode_escape").decode()[:128]
+            return f"the label '{shown}' has the control character U+{ord(character):04X}"
+    return None
+
+
+def _printable(label: str) -> str:
+    if (fault := label_fault(label)) is not None:
+        raise ValueError(fault)
+    return label
+
+
+Label = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_printable)]
 
 
 def _integer(value: object) -> object:

@@ -12,7 +12,14 @@ import pytest
 import torch
 
 from adapters.errors import InvalidAdapter
-from adapters.format.files import MAX_HEADER_BYTES, METADATA_KEY, Adapter, read_spec, serialize
+from adapters.format.files import (
+    MAX_HEADER_BYTES,
+    METADATA_KEY,
+    Adapter,
+    read_spec,
+    serialize,
+    validate,
+)
 from tests.support import hostile_files as attacks
 from tests.support.hostile_files import (
     Header,
@@ -289,3 +296,42 @@ def test_faults_of_every_part_are_listed_together(adapter: Adapter) -> None:
         ["spec", " colour"],
         [f"tensor {QUERY}", " 1 of 1024 values are not finite"],
     ]
+
+
+# Padding
+
+
+@pytest.mark.parametrize("spaces", [8, 100, 4 * 2**20 - 8192])
+def test_a_padded_header_is_refused(adapter: Adapter, tmp_path: Path, spaces: int) -> None:
+    header, body = parts(adapter)
+    text = json.dumps(header)
+    data = join(text + " " * spaces, body)
+    assert f"ends with {spaces} spaces" in fault_of(data)
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(InvalidAdapter, match="spaces"):
+        read_spec(path)
+
+
+@pytest.mark.parametrize("filler", [" ", "\n", "\t", "\r"])
+def test_a_header_of_white_space_between_its_parts_is_refused(
+    adapter: Adapter, filler: str
+) -> None:
+    header, body = parts(adapter)
+    text = json.dumps(header)
+    assert "padding" in fault_of(join("{" + filler * 100_000 + text[1:], body))
+
+
+def test_a_spec_of_white_space_is_refused(adapter: Adapter) -> None:
+    padded = attacks.with_spec_text(adapter, lambda text: "{" + " " * 100_000 + text[1:])
+    assert "spec: " in fault_of(padded)
+    assert "padding" in fault_of(padded)
+
+
+@pytest.mark.parametrize("spaces", range(8))
+def test_padding_to_eight_bytes_and_indented_json_are_accepted(
+    adapter: Adapter, spaces: int
+) -> None:
+    header, body = parts(adapter)
+    for text in (json.dumps(header), json.dumps(header, indent=4)):
+        assert validate(join(text + " " * spaces, body)).spec == adapter.spec

@@ -124,3 +124,33 @@ def test_the_spec_decides_which_tensors_there_are(
     shapes = make_spec(backbone, attention_size=16, **fields).shapes()
     assert shapes.keys() == (usual.keys() - without) | added
     assert all(shapes[name] == usual[name] for name in usual.keys() - without)
+
+
+UNSAFE = {
+    "sp\0am": r"sp\x00am", "sp\nam": r"sp\nam", "\x1b[31mspam": r"\x1b[31mspam",
+    "spam\t": r"spam\t",
+    "spam\x7f": r"spam\x7f", "spam\x85": r"spam\x85", "\u202eevil": r"\u202eevil",
+    "\u2066x": r"\u2066x", "a\u2028b": r"a\u2028b",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("label", "shown"), UNSAFE.items(), ids=range(len(UNSAFE)))
+def test_a_label_that_cannot_be_shown_safely_is_named_with_escapes(
+    adapter: Adapter, label: str, shown: str
+) -> None:
+    fault = fault_of(with_spec(adapter, labels=["ham", label]))
+    assert fault.startswith(f"spec: labels.1: Value error, the label '{shown}' has the control")
+    assert fault.isprintable()
+
+
+def test_labels_of_any_script_are_accepted(backbone: Backbone) -> None:
+    # With a joiner, a direction mark and a no-break space, which these scripts need.
+    marked = (
+        "\u0645\u06cc\u200c\u0645",
+        "\u05e9\u05dc\u200f!",
+        "a\u200db",
+        "très\u00a0bien",
+        "日本",
+    )
+    for label in marked:
+        assert make_spec(backbone, labels=("ham", label)).labels[1] == label

@@ -72,6 +72,17 @@ def test_texts_that_are_all_blank_are_refused_by_column(
     assert _refusal(argv, capsys) == "blank.csv: no row has any text in 'body'"
 
 
+@pytest.mark.parametrize("label", ["\x1b[31mbad", "bad\u202e", "b\nad"])
+def test_a_label_with_control_characters_is_refused_before_training(
+    folder: Path, capsys: pytest.CaptureFixture[str], label: str
+) -> None:
+    assert folder.is_dir()
+    _write("odd.csv", [("a", "good"), ("b", label)] * 3)
+    refusal = _refusal(_fit(train="odd.csv"), capsys)
+    assert label.encode("unicode_escape").decode() in refusal
+    assert "has the control character U+" in refusal
+
+
 def test_a_pair_is_blank_if_both_texts_are(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

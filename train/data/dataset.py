@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from adapters.errors import listing
+from adapters.format.spec import label_fault
 from cli.text_files import Columns
 from train.data.hf_datasets import PREFIX, HubName, read_hub
 from train.data.readers import reader_of
@@ -160,6 +161,8 @@ class _Converter:
                 "possible: is this the right column?",
                 line,
             )
+        if (fault := label_fault(label)) is not None:
+            raise self._error(f"{self._label!r}: {fault}", line)
         # A million rows share a handful of strings.
         return sys.intern(label)
 
