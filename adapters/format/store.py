@@ -157,14 +157,10 @@ class AdapterStore:
         try:
             data = self.path(name, revision).read_bytes()
         except FileNotFoundError:
-            raise DamagedFile(
-                f"the file of adapter {name!r}, revision {revision}, is gone"
-            ) from None
+            raise _gone(name, revision) from None
         actual = hashlib.sha256(data).hexdigest()
         if actual != revision:
-            raise DamagedFile(
-                f"the file of adapter {name!r}, revision {revision}, has sha256 {actual}"
-            )
+            raise _changed(name, revision, actual)
         return data
 
     def rollback(self, name: str, revision: str | None = None) -> str:
@@ -277,6 +273,33 @@ def file_of(root: Path, name: str, revision: str) -> Path:
     """
     assert _REVISION.fullmatch(revision), "resolve the revision first"
     return _folder_of(root, name) / f"{revision}{_SUFFIX}"
+
+
+def verified_file(root: Path, name: str, revision: str) -> Path:
+    """The path of a revision whose bytes were hashed just now, in pieces.
+
+    Raises:
+        DamagedFile: the file is gone, or its bytes have changed.
+        InvalidName: the name breaks the rules.
+        OSError: it cannot be read.
+    """
+    path = file_of(root, name, revision)
+    try:
+        with path.open("rb") as file:
+            actual = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise _gone(name, revision) from None
+    if actual != revision:
+        raise _changed(name, revision, actual)
+    return path
+
+
+def _gone(name: str, revision: str) -> DamagedFile:
+    return DamagedFile(f"the file of adapter {name!r}, revision {revision}, is gone")
+
+
+def _changed(name: str, revision: str, actual: str) -> DamagedFile:
+    return DamagedFile(f"the file of adapter {name!r}, revision {revision}, has sha256 {actual}")
 
 
 def _folder_of(root: Path, name: str) -> Path:

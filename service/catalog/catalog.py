@@ -8,7 +8,6 @@ by an older revision.
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -21,7 +20,7 @@ from adapters.errors import (
 )
 from adapters.format.files import read_spec
 from adapters.format.spec import AdapterSpec
-from adapters.format.store import AdapterStore
+from adapters.format.store import AdapterStore, verified_file
 from service.catalog.entry import CatalogEntry, Change, ChangeResult, Condition
 from service.catalog.view import CatalogView
 from service.engine.interface import AdapterKey, Engine
@@ -110,6 +109,8 @@ class Catalog(CatalogView):
                     return ChangeResult()
                 case "reload":
                     return await self._reload(change.name)
+                case "rehash":
+                    return await self._rehash(change.name, change.revision or "")
                 case "settle":
                     return ChangeResult()
 
@@ -157,6 +158,18 @@ class Catalog(CatalogView):
         key, _ = entry.resolved(entry.require_current())
         logger.info("adapter reloaded name=%s revision=%s", name, key.revision)
         return ChangeResult(key.revision, changed=True)
+
+    async def _rehash(self, name: str, prefix: str) -> ChangeResult:
+        entry = self.entry(name)
+        revision = entry.revision(prefix)
+        try:
+            await asyncio.to_thread(verified_file, self._store.root, name, revision)
+        except (AdapterError, OSError) as error:
+            damage = DamagedFile(f"adapter {name!r}, {revision}: {error}")
+            if not isinstance(entry.unusable.get(revision), DamagedFile):
+                self._set(entry.damaged(revision, damage))
+            raise damage from None
+        return ChangeResult()
 
     async def _add_from_zoo(self, path: Path) -> None:
         try:
@@ -225,7 +238,7 @@ class Catalog(CatalogView):
             self._store.read(name, current)
         except (AdapterError, OSError) as error:
             damage = DamagedFile(f"adapter {name!r}, {current}: {error}")
-            return replace(entry, unusable={**entry.unusable, current: damage}, refusal=damage)
+            return entry.damaged(current, damage)
         return entry
 
     def _lock(self, name: str) -> asyncio.Lock:

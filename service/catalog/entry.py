@@ -42,14 +42,14 @@ class Condition:
             raise RevisionConflict(name, "none of " + " or ".join(sorted(self.none_match)), current)
 
 
-Operation = Literal["publish", "rollback", "delete", "unload", "reload", "settle"]
+Operation = Literal["publish", "rollback", "delete", "unload", "reload", "rehash", "settle"]
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
     """What is to happen to a name; `CatalogView` has a method for each operation.
 
-    revision: for rollback, a prefix of the revision to serve. data: for publish, the file.
+    revision: for rollback and rehash, a prefix of the revision. data: for publish, the file.
     """
 
     operation: Operation
@@ -60,8 +60,8 @@ class Change:
 
 
 class ChangeResult(NamedTuple):
-    """revision: the one served now, empty after delete, unload and settle. created: the name is
-    new. changed: another revision is current now."""
+    """revision: the one served now, empty after delete, unload, rehash and settle. created: the
+    name is new. changed: another revision is current now."""
 
     revision: str = ""
     created: bool = False
@@ -131,6 +131,11 @@ class CatalogEntry:
             unusable={**dict.fromkeys(self.specs, refusal), **self.unusable},
             refusal=self.refusal or refusal,
         )
+
+    def damaged(self, revision: str, damage: AdapterError) -> "CatalogEntry":
+        """The entry with one revision no longer served."""
+        refusal = damage if revision == self.current else self.refusal
+        return replace(self, unusable={**self.unusable, revision: damage}, refusal=refusal)
 
     def revision(self, prefix: str) -> str:
         """The one stored revision that starts with `prefix`.

@@ -20,7 +20,7 @@ class CatalogView(ABC):
     """
 
     def __init__(self, root: Path) -> None:
-        self._root = root
+        self.root = root
         self._entries: dict[str, CatalogEntry] = {}
 
     def __len__(self) -> int:
@@ -61,7 +61,7 @@ class CatalogView(ABC):
         """
         entry = self.entry(name)
         revision = entry.require_current() if prefix is None else entry.revision(prefix)
-        return revision, file_of(self._root, name, revision)
+        return revision, file_of(self.root, name, revision)
 
     def check(self, name: str, condition: Condition) -> None:
         """Refuse an upload as far as possible before its bytes have arrived.
@@ -122,6 +122,15 @@ class CatalogView(ABC):
             IncompatibleAdapter, DamagedFile: it cannot be served.
         """
         return (await self.apply(Change("reload", name))).revision
+
+    async def rehash(self, name: str, revision: str) -> None:
+        """Hash a stored revision again. If its bytes have changed, it is no longer served.
+
+        Raises:
+            UnknownAdapter, UnknownRevision: it does not exist.
+            DamagedFile: its bytes have changed, or cannot be read.
+        """
+        await self.apply(Change("rehash", name, revision=revision))
 
     async def settled(self, name: str) -> None:
         """Return when no change of this name is in progress."""

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
 from adapters.errors import AdapterError, DamagedFile
+from adapters.format.store import verified_file
 from service.catalog.entry import CatalogEntry, ChangeResult, Condition
 from service.engine.observer import UploadOutcome
 from service.errors import InvalidRequest, MalformedRequest, RequestError, TooLarge
@@ -94,21 +95,25 @@ async def show_adapter(request: Request, name: str) -> Response:
 async def download_adapter(
     request: Request, name: str, revision: Annotated[str | None, Query(max_length=64)] = None
 ) -> Response:
-    """The adapter file as it was uploaded; its sha256 is its revision."""
-    revision, path = service_of(request).catalog.path(name, revision)
+    """The adapter file as it was uploaded; its sha256 is its revision.
+
+    It is hashed before it is sent, so other bytes are never sent as this revision.
+    """
+    service = service_of(request)
+    revision, path = service.catalog.path(name, revision)
     headers = _etag(revision)
     if _tags(request, "if-none-match", weak=True) & {revision, "*"}:
         return Response(status_code=304, headers=headers)
     try:
-        status = await asyncio.to_thread(path.stat)
-    except OSError as error:
-        raise DamagedFile(f"the file of adapter {name!r}, revision {revision}: {error}") from None
+        await asyncio.to_thread(verified_file, service.catalog.root, name, revision)
+    except (DamagedFile, OSError):
+        # Marks it as damaged everywhere, and raises unless it was repaired meanwhile.
+        await service.catalog.rehash(name, revision)
     return FileResponse(
         path,
         headers=headers,
         media_type="application/octet-stream",
         filename=f"{name}-{revision[:12]}.safetensors",
-        stat_result=status,
     )
 
 

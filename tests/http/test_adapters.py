@@ -13,6 +13,7 @@ import torch
 
 from adapters.format.files import serialize
 from service.http.openapi.schemas import AdapterDetail, AdapterList, PublishedAdapter
+from tests.support.hostile_files import with_spec
 from tests.support.http_service import RunningService, error_of, serve
 from tests.support.tiny_models import make_adapter, make_backbone
 
@@ -133,6 +134,8 @@ def refused_files() -> list[Any]:
         pytest.param(surrogate, 422, "", id="broken labels"),
         pytest.param(b'{"a": 1}', 422, "JSON", id="JSON"),
         pytest.param(b"\xff" * 5000, 422, "claims", id="noise"),
+        pytest.param(with_spec(adapter, labels=["ham", "sp\0am"]), 422, r"sp\x00am", id="NUL"),
+        pytest.param(with_spec(adapter, format_version=True), 422, "format_version", id="version"),
         pytest.param(foreign, 409, "backbone", id="another backbone"),
     ]
 
@@ -231,6 +234,54 @@ def test_download_gives_the_uploaded_bytes_of_any_revision(live: RunningService)
     gone = live.client.get("/v1/adapters/a/file")
     assert gone.status_code == 500
     assert error_of(gone)["type"] == "adapter_damaged"
+
+
+def flip(live: RunningService, revision: str | None = None) -> None:
+    """Change one byte of a stored file, which keeps its size."""
+    path = live.service.catalog.path("a", revision)[1]
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_rotted_file_is_never_sent_and_marked_as_damaged(live: RunningService) -> None:
+    put(live, "a", data(1))
+    flip(live)
+    for response in (
+        live.client.get("/v1/adapters/a/file"),
+        live.client.get("/v1/adapters/a/file"),
+    ):
+        assert response.status_code == 500
+        assert error_of(response)["type"] == "adapter_damaged"
+        assert "etag" not in response.headers
+    assert live.client.head("/v1/adapters/a/file").status_code == 500
+    assert live.client.get("/v1/adapters/a").json()["state"] == "damaged"
+    refused = live.client.post("/v1/predict", json={"adapter": "a", "inputs": "x"})
+    assert error_of(refused)["type"] == "adapter_damaged"
+    # Uploading the bytes again repairs it.
+    assert put(live, "a", data(1)).status_code == 200
+    assert live.client.get("/v1/adapters/a/file").content == data(1)
+    assert live.client.get("/v1/adapters/a").json()["state"] == "ready"
+
+
+def test_a_rotted_old_revision_leaves_the_current_one(live: RunningService) -> None:
+    old = put(live, "a", data(1)).json()["revision"]
+    put(live, "a", data(2))
+    flip(live, old)
+    response = live.client.get("/v1/adapters/a/file", params={"revision": old[:8]})
+    assert error_of(response)["type"] == "adapter_damaged"
+    assert live.client.get("/v1/adapters/a/file").content == data(2)
+    live.predict(adapter="a", inputs="x")
+    pinned = live.client.post("/v1/predict", json={"adapter": f"a@{old[:8]}", "inputs": "x"})
+    assert error_of(pinned)["type"] == "adapter_damaged"
+
+
+def test_a_rotted_file_of_an_unloaded_adapter_is_not_sent(live: RunningService) -> None:
+    put(live, "a", data(1))
+    assert live.client.post("/v2/repository/models/a/unload").status_code == 200
+    assert live.client.get("/v1/adapters/a/file").content == data(1)
+    flip(live)
+    assert error_of(live.client.get("/v1/adapters/a/file"))["type"] == "adapter_damaged"
 
 
 def test_rollback_serves_the_previous_or_the_named_revision(live: RunningService) -> None:

@@ -1,5 +1,6 @@
 """Two HTTP workers and an engine process: same answers, and what happens when one dies."""
 
+import hashlib
 import subprocess
 import sys
 import time
@@ -78,6 +79,39 @@ def test_every_worker_answers_what_the_texts_alone_get(
         for name in adapters:
             assert clients[1].delete(f"/v1/adapters/{name}").status_code == 204
         assert clients[0].get("/v1/adapters").json()["adapters"] == []
+
+
+def test_the_way_in_is_the_same_with_workers(service: ReadyService, saved: Backbone) -> None:
+    content = serialize(make_adapter(saved, seed=1))
+    revision = hashlib.sha256(content).hexdigest()
+    offer = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMA"}
+    with service.clients(2) as clients:
+        assert clients[0].put("/v1/adapters/w", content=content).status_code == 201
+        for client in clients:
+            answer = client.post("/v1/predict", json=body_of("w", "win"), headers=offer)
+            assert answer.status_code == 200, answer.text
+            head = client.head("/v1/adapters/w/file")
+            assert (head.status_code, head.content) == (200, b"")
+            assert head.headers["content-length"] == str(len(content))
+            tags = {"If-None-Match": f'W/"{revision}"'}
+            assert client.get("/v1/adapters/w/file", headers=tags).status_code == 304
+            assert client.put("/v1/adapters/w", files={"file": content}).status_code == 415
+            encoded = {"Content-Encoding": "gzip"}
+            refused = client.post("/v1/predict", json=body_of("w", "win"), headers=encoded)
+            assert refused.status_code == 415
+        # A file that has rotted: found by one worker, refused by both.
+        (path,) = (service.adapter_dir / "w").glob("*.safetensors")
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        for client in clients:
+            response = client.get("/v1/adapters/w/file")
+            assert error_of(response)["type"] == "adapter_damaged"
+        for client in clients:
+            assert client.get("/v1/adapters/w").json()["state"] == "damaged"
+            assert client.post("/v1/predict", json=body_of("w", "win")).status_code == 500
+        assert clients[1].put("/v1/adapters/w", content=content).status_code == 200
+        for client in clients:
+            assert client.get("/v1/adapters/w/file").content == content
+        assert clients[0].delete("/v1/adapters/w").status_code == 204
 
 
 def test_a_put_through_one_worker_is_answered_by_all_at_once_under_load(
