@@ -4,6 +4,8 @@ A mistake that the user can correct ends in one line on stderr and code 2, Ctrl-
 the reader of standard output closes the pipe, the code is 141 and nothing is printed.
 """
 
+import codecs
+import io
 import os
 import sys
 from argparse import ArgumentParser, Namespace
@@ -56,6 +58,7 @@ def exit_code(
             error again, because it is a defect of the program.
         prefix: the complaint's first word.
     """
+    escape_unencodable()
     try:
         code = work()
         # Flush here, where a closed pipe can still be told from other failures.
@@ -73,6 +76,24 @@ def exit_code(
             sys.stderr.write(f"{prefix}: {one_line(message)}\n")
         return FAILED
     return code
+
+
+def escape_unencodable() -> None:
+    """Make standard output escape what its encoding lacks, as `\\u20ac`, instead of failing.
+
+    The escapes are those of JSON, so JSON that is printed can still be parsed.
+    """
+    codecs.register_error("json_escape", _json_escape)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="json_escape")
+
+
+def _json_escape(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    units = text.encode("utf-16-be", "surrogatepass")
+    pairs = (units[index : index + 2] for index in range(0, len(units), 2))
+    return "".join(f"\\u{pair.hex()}" for pair in pairs), error.end
 
 
 def one_line(message: str) -> str:

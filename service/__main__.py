@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cli.shell import escape_unencodable
 from service.settings import InvalidSettings, Settings, read_settings
 from service.start import StartFailed
 
@@ -18,6 +19,7 @@ def main(arguments: list[str]) -> int:
         from service.commands.main import main as run
 
         return run(arguments)
+    escape_unencodable()
     try:
         _serve(read_settings(os.environ))
     except (InvalidSettings, StartFailed) as error:

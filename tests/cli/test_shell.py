@@ -1,5 +1,6 @@
 """The shell around commands: exit codes, and one harmless line for every mistake."""
 
+import json
 import subprocess
 import sys
 from argparse import ArgumentParser
@@ -70,3 +71,32 @@ def test_flags_are_not_abbreviated_at_any_depth() -> None:
     assert parser.parse_args(["a", "deep", "--long-flag", "x"]).long_flag == "x"
     with pytest.raises(CommandFailed, match=r"unrecognized arguments: --long x \(see p"):
         parser.parse_args(["a", "deep", "--long", "x"])
+
+
+def _printed(script: str, encoding: str) -> bytes:
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; from cli.shell import exit_code\n{script}"],
+        cwd=ROOT,
+        capture_output=True,
+        check=False,
+        env={"PATH": "", "PYTHONIOENCODING": encoding},
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    return done.stdout
+
+
+WRITE = (
+    "sys.exit(exit_code(lambda: sys.stdout.write({text!a}) and 0, "
+    "explain=lambda _: None, prefix='error'))"
+)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+@pytest.mark.parametrize("text", ["café €", "日本 🙂", "a\udcffb", "plain"])
+def test_output_escapes_what_its_encoding_lacks_and_stays_json(encoding: str, text: str) -> None:
+    printed = _printed(WRITE.format(text=json.dumps(text, ensure_ascii=False)), encoding)
+    assert json.loads(printed.decode(encoding)) == text
+
+
+def test_escapes_are_readable() -> None:
+    assert _printed(WRITE.format(text="ab é €"), "ascii") == rb"ab \u00e9 \u20ac"

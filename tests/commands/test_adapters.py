@@ -73,3 +73,19 @@ def test_a_key_comes_from_a_flag_or_the_environment(tmp_path: Path) -> None:
         assert typed(*words, ID_SPAM_API_KEY="user").returncode == 0
         forbidden = ("adapters", "delete", "a", "--url", closed.url, "--api-key", "user")
         assert "may change adapters" in refused(*forbidden)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("action", [("show", "c"), ("show", "c", "--json"), ("list",)])
+def test_labels_that_the_terminal_cannot_encode_are_escaped(
+    live: RunningService, action: tuple[str, ...]
+) -> None:
+    live.put("c", make_adapter(make_backbone(), labels=("caf\u00e9", "\u20ac \U0001f642")))
+    done = typed("adapters", *action, "--url", live.url, PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    if "--json" in action:
+        labels = json.loads(done.stdout)["labels"]
+        assert labels == ["caf\u00e9", "\u20ac \U0001f642"]
+    elif "show" in action:
+        assert r"caf\u00e9" in done.stdout
+        assert r"\u20ac \ud83d\ude42" in done.stdout

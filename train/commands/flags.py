@@ -1,6 +1,5 @@
 """Flags that several commands have: data, settings, progress; and the values they give."""
 
-import io
 import logging
 import shlex
 import sys
@@ -157,9 +156,7 @@ def progress_of(arguments: Namespace) -> Progress:
 
 
 def stdout() -> Console:
-    """A console for results. It escapes characters that the terminal's encoding lacks."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+    """A console for results."""
     return Console(file=sys.stdout)
 
 
