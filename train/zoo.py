@@ -47,22 +47,13 @@ ZOO = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Fit the chosen adapters one after the other; returns the first exit code that is not 0."""
     parser = argparse.ArgumentParser(prog="python -m train.zoo", description=__doc__)
+    parser.add_argument("--data-root", type=Path, required=True, help="holds TASK/SPLIT.jsonl.gz")
     parser.add_argument(
-        "--data-root",
-        type=Path,
-        required=True,
-        help="holds <task>/{train,validation,test}.jsonl.gz",
+        "--output", type=Path, default=Path("adapters/zoo"), help="adapters' folder"
     )
+    parser.add_argument("--only", choices=sorted(ZOO), action="append", help="may be repeated")
     parser.add_argument(
-        "--output", type=Path, default=Path("adapters/zoo"), help="folder for the adapters"
-    )
-    parser.add_argument(
-        "--only", choices=sorted(ZOO), action="append", help="only this adapter; may be repeated"
-    )
-    parser.add_argument(
-        "--snippets",
-        type=Path,
-        help="hutto_ICWSM_2014.tar.gz: write <data-root>/sentiment from it first",
+        "--snippets", type=Path, help="hutto_ICWSM_2014.tar.gz: write DATA_ROOT/sentiment from it"
     )
     parser.add_argument("--threads", type=int, help="CPU threads; torch's own default if not given")
     options = parser.parse_args(arguments)

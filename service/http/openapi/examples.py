@@ -1,8 +1,9 @@
 """Examples of this project's own requests, answers and errors; a test validates each of them.
 
-Error bodies are made by the code that makes them for clients.
+`examples.json` has the requests and answers; error bodies are made as those for clients are.
 """
 
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -40,59 +41,16 @@ ERRORS: tuple[Exception, ...] = (
     errors.DeadlineExceeded("the deadline passed before the answer was there"),
 )
 
-PREDICT_REQUESTS: dict[str, Any] = {
-    "one text": {"adapter": "sms-spam", "inputs": "WINNER!! Call now to claim your free prize"},
-    "many texts": {
-        "adapter": "sms-spam",
-        "inputs": [
-            "see you at eight",
-            {"text": "Free entry in a weekly competition", "id": "second", "adapter": "sms-spam"},
-        ],
-        "top_k": 1,
-        "truncate": True,
-        "explain": True,
-        "timeout_ms": 2000,
-    },
-}
-PREDICT_RESPONSE: dict[str, Any] = {
-    "results": [
-        {
-            "id": None,
-            "adapter": "sms-spam",
-            "revision": REVISION,
-            "label": "spam",
-            "score": 0.99,
-            "scores": [{"label": "spam", "score": 0.99}, {"label": "ham", "score": 0.01}],
-            "tokens": 12,
-            "truncated": False,
-        }
-    ],
-    "timings_ms": {"tokenize": 0.08, "queue": 0.31, "inference": 4.7},
-}
-PUBLISHED = {"name": "sms-spam", "revision": REVISION, "created": False, "changed": True}
-SUMMARY = {
-    "name": "sms-spam",
-    "revision": REVISION,
-    "state": "ready",
-    "reason": None,
-    "labels": ["ham", "spam"],
-    "method": "idspam",
-    "backbone": "all-MiniLM-L6-v2",
-    "prompt_length": 10,
-    "created": "2026-11-20T12:00:00Z",
-    "size": 1843200,
-}
-HEALTHY = {"status": "ok", "reason": None, "details": {"waiting_tokens": 0}}
-NOT_READY = {"status": "unavailable", "reason": "warming up", "details": {"waiting_tokens": 0}}
-LIST_PAGE: dict[str, Any] = {"adapters": [SUMMARY], "next_cursor": None}
-DETAIL: dict[str, Any] = SUMMARY | {
-    "revisions": [REVISION, OLDER],
-    "spec": {"format_version": 1, "method": "idspam", "labels": ["ham", "spam"]},
-}
-ROLLBACKS: dict[str, Any] = {
-    "the previous one": {"revision": None},
-    "a named one": {"revision": OLDER[:8]},
-}
+# Requests are by name.
+_BODIES = orjson.loads(Path(__file__).with_suffix(".json").read_bytes())
+PREDICT_REQUESTS: dict[str, Any] = _BODIES["predict_requests"]
+PREDICT_RESPONSE: dict[str, Any] = _BODIES["predict_response"]
+PUBLISHED: dict[str, Any] = _BODIES["published"]
+HEALTHY: dict[str, Any] = _BODIES["healthy"]
+NOT_READY: dict[str, Any] = _BODIES["not_ready"]
+LIST_PAGE: dict[str, Any] = _BODIES["list_page"]
+DETAIL: dict[str, Any] = _BODIES["detail"]
+ROLLBACKS: dict[str, Any] = _BODIES["rollbacks"]
 
 
 def error_body(error: Exception) -> Any:
