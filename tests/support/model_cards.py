@@ -56,11 +56,13 @@ def facts_of(labels: Sequence[str] = ("ham", "spam"), *, rows: int = 60) -> Card
         bottleneck=34,
         attention_size=32,
         insertion_layer=3,
-        labels=tuple(labels),
+        labels=("ham", "spam"),
         max_length=128,
         calibration=Calibration(temperature=1.5),
         provenance=Provenance(data="My data", data_licence="CC BY 4.0", code_version="0.3.0"),
     )
+    # Unchecked: a card must hold any label, also those that a spec refuses.
+    spec = spec.model_copy(update={"labels": tuple(labels)})
     counts = {label: 10 + index for index, label in enumerate(labels)}
     control = Metrics(0.1, 0.1, 0.0)
     report = replace(
