@@ -5,6 +5,7 @@ Each caller passes a `Fault`, which makes its own kind of error.
 
 import csv
 import gzip
+import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ class Fault(Protocol):
 class TextFile:
     """An open file. line: the number of the line that was read last. total: its size in bytes.
 
+    bytes_read: the bytes of the lines so far, unpacked.
+
     Args:
         compressed: the file is gzipped.
         total: None for pipes and devices.
@@ -43,16 +46,16 @@ class TextFile:
     ) -> None:
         self.fault = fault
         self.total = total
+        self.max_line_bytes = max_line_bytes
         self.line = 0
+        self.bytes_read = 0
         self._file = cast(BinaryIO, gzip.GzipFile(fileobj=file)) if compressed else file
         self._compressed_file = file if compressed else None
-        self._max_line_bytes = max_line_bytes
-        self._bytes_read = 0
 
     @property
     def position(self) -> int:
         """How many of the `total` bytes have been read; compressed bytes if it is gzipped."""
-        return self._compressed_file.tell() if self._compressed_file else self._bytes_read
+        return self._compressed_file.tell() if self._compressed_file else self.bytes_read
 
     def lines(self) -> Iterator[str]:
         """Decoded lines with their endings, read one at a time.
@@ -60,7 +63,7 @@ class TextFile:
         Raises:
             Exception: `fault`'s, for a line that is too long or not UTF-8, or a file that breaks.
         """
-        limit = -1 if self._max_line_bytes is None else self._max_line_bytes + 1
+        limit = -1 if self.max_line_bytes is None else self.max_line_bytes + 1
         while True:
             try:
                 line = self._file.readline(limit)
@@ -72,8 +75,8 @@ class TextFile:
                 return
             self.line += 1
             if len(line) == limit:
-                raise self.fault(f"longer than {self._max_line_bytes} bytes", line=self.line)
-            self._bytes_read += len(line)
+                raise self.fault(f"longer than {self.max_line_bytes} bytes", line=self.line)
+            self.bytes_read += len(line)
             yield self._decode(line)
 
     def _decode(self, line: bytes) -> str:
@@ -137,16 +140,34 @@ def read_table(
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """Rows of CSV or TSV by column, each with the line at which it begins; the first is the header.
 
-    Quoted fields may hold delimiters, quotes and newlines. Empty lines are skipped.
+    CSV: quoted fields may hold delimiters, quotes and newlines. TSV: nothing is quoted, a quote is
+    a character. A field may be as long as the file, but no row longer than the file's
+    `max_line_bytes`. Empty lines are skipped.
 
     Raises:
-        Exception: `fault`'s, for missing or repeated columns, broken quotes and rows that are
-            longer or shorter than the header.
+        Exception: `fault`'s, for missing or repeated columns, broken quotes, rows that are too long
+            and rows that have more or fewer fields than the header.
     """
-    rows = csv.reader(file.lines(), delimiter=delimiter, strict=True)
+    # One limit for the whole process, 131,072 characters at first. It is only ever raised.
+    csv.field_size_limit(sys.maxsize)
+    start = row_begin = 0
+
+    def lines() -> Iterator[str]:
+        limit = file.max_line_bytes
+        for line in file.lines():
+            # A quote that is never closed must not collect an endless pipe in memory.
+            if limit is not None and file.bytes_read - row_begin > limit:
+                raise file.fault(f"row is longer than {limit} bytes", line=start)
+            yield line
+
+    rows = (
+        csv.reader(lines(), delimiter=delimiter, quoting=csv.QUOTE_NONE, strict=True)
+        if delimiter == "\t"
+        else csv.reader(lines(), delimiter=delimiter, strict=True)
+    )
     header: list[str] | None = None
     while True:
-        start = rows.line_num + 1
+        start, row_begin = rows.line_num + 1, file.bytes_read
         try:
             fields = next(rows)
         except StopIteration:

@@ -2,7 +2,7 @@
 
 Plain text: every line is a text, even an empty one. `.jsonl`: strings, or objects with `text` and
 optionally `text_pair`, `adapter` and `id`; blank lines are skipped. `.csv` and `.tsv`: the same
-fields as columns. All of them may be gzipped.
+fields as columns; only CSV is quoted. All of them may be gzipped.
 """
 
 import sys

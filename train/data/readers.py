@@ -59,7 +59,7 @@ def _json_object(line: str, fault: Callable[[str], Exception]) -> dict[str, obje
 
 
 def read_separated(path: Path, columns: Columns, *, delimiter: str) -> Iterator[Row]:
-    """A table with a header.
+    """A table with a header; CSV may be quoted, TSV is not.
 
     Raises:
         DataError: with the line at which the row begins.
