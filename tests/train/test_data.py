@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from train.data.dataset import Example, read_examples
+from train.data.dataset import Example, check_labels, read_examples
 from train.errors import DataError
 
 ROWS = [
@@ -25,9 +25,9 @@ def _jsonl() -> bytes:
     return b"".join(json.dumps({"text": t, "label": y}).encode() + b"\n" for t, y in ROWS)
 
 
-def _separated(path: Path, delimiter: str) -> bytes:
+def _separated(path: Path) -> bytes:
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, delimiter=delimiter)
+        writer = csv.writer(file)
         writer.writerow(["label", "text"])
         writer.writerows([label, text] for text, label in ROWS)
     return path.read_bytes()
@@ -40,8 +40,7 @@ def _write(folder: Path, extension: str) -> Path:
         columns = {"text": [text for text, _ in ROWS], "label": [label for _, label in ROWS]}
         parquet.write_table(pa.table(columns | {"other": [0.5] * len(ROWS)}), path)
         return path
-    delimiter = {".csv": ",", ".tsv": "\t"}.get(plain)
-    data = _jsonl() if delimiter is None else _separated(folder / f"plain{plain}", delimiter)
+    data = _separated(folder / f"plain{plain}") if plain == ".csv" else _jsonl()
     path.write_bytes(gzip.compress(data) if extension.endswith(".gz") else data)
     return path
 
@@ -56,7 +55,7 @@ def _refusal(path: Path, content: bytes | str) -> str:
 
 
 @pytest.mark.parametrize(
-    "extension", [".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet", ".CSV"]
+    "extension", [".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".parquet", ".CSV"]
 )
 def test_every_format_gives_the_same_examples(tmp_path: Path, extension: str) -> None:
     path = _write(tmp_path, extension) if extension != ".CSV" else _write(tmp_path, ".csv")
@@ -66,6 +65,99 @@ def test_every_format_gives_the_same_examples(tmp_path: Path, extension: str) ->
     assert dataset.examples == tuple(Example(text, None, label) for text, label in ROWS)
     assert dataset.labels == ("ham", "spam")
     assert dataset.source == str(path)
+
+
+@pytest.mark.parametrize("extension", [".tsv", ".tsv.gz", ".TSV"])
+def test_a_quote_in_tsv_is_a_character(tmp_path: Path, extension: str) -> None:
+    rows = [
+        ('"Hello, how are you', "ham"),
+        ("win cash now", "spam"),
+        ('and he said bye"', "spam"),
+        ('he wrote "no" twice', "ham"),
+        ('"quoted" word', "spam"),
+    ]
+    data = "".join("\t".join(row) + "\n" for row in [("text", "label"), *rows]).encode()
+    path = tmp_path / f"rows{extension}"
+    path.write_bytes(gzip.compress(data) if extension.endswith(".gz") else data)
+    assert read_examples(str(path)).examples == tuple(Example(t, None, y) for t, y in rows)
+
+
+def test_a_cell_may_be_as_long_as_the_file(tmp_path: Path) -> None:
+    text = "word " * 100_000
+    for name, content in {
+        "a.csv": f'text,label\n"{text}",x\n',
+        "a.tsv": f"text\tlabel\n{text}\tx\n",
+    }.items():
+        (tmp_path / name).write_text(content)
+        assert read_examples(str(tmp_path / name)).examples == (Example(text, None, "x"),)
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (["11", "2", "0", "10", "1"], ("0", "1", "2", "10", "11")),
+        (["-1", "10", "+2", "-0.5", ".25", "3."], ("-1", "-0.5", ".25", "+2", "3.", "10")),
+        (["10", "9" * 60, "9" * 59 + "8"], ("10", "9" * 59 + "8", "9" * 60)),
+        (["10", "2", "none"], ("10", "2", "none")),
+        (["v10", "v2"], ("v10", "v2")),
+        (["1e3", "20"], ("1e3", "20")),
+        (["inf", "2", "10"], ("10", "2", "inf")),
+    ],
+)
+def test_labels_are_in_numeric_order_only_if_all_are_numbers(
+    tmp_path: Path, labels: list[str], expected: tuple[str, ...]
+) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text,label\n" + "".join(f"t,{label}\n" for label in labels))
+    assert read_examples(str(path)).labels == expected
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ("1.0", "1", "label '1' is the same number as '1.0'"),
+        ("+7", "007", "label '007' is the same number as '+7'"),
+        ("1.0", " 1", "label ' 1' is the same number as '1.0'"),
+        ("spam", "spam ", "label 'spam ' looks like 'spam'"),
+        ("spam", "\u00a0spam", r"label '\xa0spam' looks like 'spam'"),
+        ("not spam", "not\u00a0spam", r"label 'not\xa0spam' looks like 'not spam'"),
+        ("spam", "sp\u200bam", r"label 'sp\u200bam' looks like 'spam'"),
+        ("caf\u00e9", "cafe\u0301", r"label 'cafe\u0301' looks like 'caf\xe9'"),
+    ],
+)
+@pytest.mark.parametrize("extension", [".csv", ".jsonl", ".parquet"])
+def test_two_spellings_of_a_label_are_refused_with_a_row_of_each(
+    tmp_path: Path, extension: str, first: str, second: str, expected: str
+) -> None:
+    path = tmp_path / f"a{extension}"
+    labels = ["other", first, first, second, second]
+    if extension == ".csv":
+        content = "text,label\n" + "".join(f"t,{label}\n" for label in labels)
+        path.write_text(content, encoding="utf-8")
+    elif extension == ".jsonl":
+        rows = ({"text": "t", "label": label} for label in labels)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        parquet.write_table(pa.table({"text": ["t"] * 5, "label": labels}), path)
+    message = _refusal(path, path.read_bytes())
+    at, row = (5, 3) if extension == ".csv" else (4, 2)
+    hint = "write them the same way, or rename one"
+    assert message == f"F:{at}: {expected} at F:{row}: {hint}"
+
+
+def test_labels_that_differ_in_what_one_sees_are_different_labels(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text,label\na,spam\nb,Spam\nc,s pam\nd,caf\u00e9\ne,cafe\nf,1\ng,1.5\n")
+    assert len(read_examples(str(path)).labels) == 7
+
+
+def test_another_files_spelling_of_a_label_is_named_with_the_known_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text,label\na,spam \nb,1.0\nc,new\n")
+    with pytest.raises(DataError) as caught:
+        check_labels(read_examples(str(path)), ["1", "spam"], known_to="train.csv")
+    known = "'1.0' (it has '1'), 'new', 'spam ' (it has 'spam')"
+    assert str(caught.value) == f"{path}: labels that train.csv does not have: {known}"
 
 
 def test_the_hash_is_that_of_the_file(tmp_path: Path) -> None:

@@ -4,10 +4,13 @@ import hashlib
 import json
 import math
 import random
+import re
 import sys
+import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import TypeAlias
 
@@ -25,6 +28,10 @@ LABEL_COLUMN = "label"
 # The limits of `adapters.format.spec`, checked here so that no training ends in a refused file.
 MAX_LABELS = 4096
 MAX_LABEL_LENGTH = 256
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)", re.ASCII)
+# Soft hyphen, zero-width space, word joiner, byte order mark: none of them shows inside a word.
+_INVISIBLE = dict.fromkeys((0xAD, 0x200B, 0x2060, 0xFEFF))
 
 # A text, or a pair of texts.
 Text: TypeAlias = tuple[str, str | None]
@@ -60,8 +67,14 @@ class Dataset:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Distinct labels, sorted, so that their order does not depend on the order of the rows."""
-        return tuple(sorted({example.label for example in self.examples}))
+        """Distinct labels, sorted, so that their order does not depend on the order of the rows.
+
+        By value if all of them are numbers, else as strings.
+        """
+        labels = sorted({example.label for example in self.examples})
+        if all(_NUMBER.fullmatch(label) for label in labels):
+            labels.sort(key=Decimal)
+        return tuple(labels)
 
     @property
     def paired(self) -> bool:
@@ -124,6 +137,8 @@ class _Converter:
         self._source = source
         self._text, self._pair, self._label = text, pair, label
         self._paired = paired
+        self._labels: set[str] = set()
+        self._first: dict[str | Decimal, tuple[str, int]] = {}
 
     def __call__(self, line: int, values: Mapping[str, object]) -> Example:
         text = self._string(line, self._text, values[self._text])
@@ -163,8 +178,22 @@ class _Converter:
             )
         if (fault := label_fault(label)) is not None:
             raise self._error(f"{self._label!r}: {fault}", line)
+        if label not in self._labels:
+            self._refuse_second_spelling(label, line)
+            self._labels.add(label)
         # A million rows share a handful of strings.
         return sys.intern(label)
+
+    def _refuse_second_spelling(self, label: str, line: int) -> None:
+        meaning = _meaning(label)
+        first, first_line = self._first.setdefault(meaning, (label, line))
+        if first != label:
+            likeness = "is the same number as" if isinstance(meaning, Decimal) else "looks like"
+            raise self._error(
+                f"label {label!a} {likeness} {first!a} at {self._source}:{first_line}: "
+                "write them the same way, or rename one",
+                line,
+            )
 
     def _string(self, line: int, column: str, value: object) -> str:
         if _is_missing(value):
@@ -182,6 +211,12 @@ class _Converter:
 
     def _error(self, message: str, line: int) -> DataError:
         return DataError(message, source=self._source, line=line)
+
+
+def _meaning(label: str) -> str | Decimal:
+    """The same for labels that a reader cannot tell apart, and for spellings of one number."""
+    shown = unicodedata.normalize("NFC", " ".join(label.translate(_INVISIBLE).split()))
+    return Decimal(shown) if _NUMBER.fullmatch(shown) else shown
 
 
 def _is_missing(value: object) -> bool:
@@ -266,9 +301,15 @@ def check_labels(dataset: Dataset, known: Sequence[str], *, known_to: str) -> No
     """
     unknown = sorted(set(dataset.labels) - set(known))
     if unknown:
+        spellings = {_meaning(label): label for label in known}
+        names = [
+            f"{label!a} (it has {other!a})"
+            if (other := spellings.get(_meaning(label)))
+            else repr(label)
+            for label in unknown
+        ]
         raise DataError(
-            f"labels that {known_to} does not have: {listing([repr(label) for label in unknown])}",
-            source=dataset.source,
+            f"labels that {known_to} does not have: {listing(names)}", source=dataset.source
         )
 
 

@@ -360,6 +360,7 @@ def set_up(
         "method": method_name,
         "backbone": backbone.identity.fingerprint,
         "data": _data_identity(sets),
+        "labels": labels,
         "design": asdict(design),
         "recipe": asdict(recipe),
         "starts_from": starts_from,
