@@ -38,9 +38,16 @@ class DeviceLoader:
         self._busy = True
         loads, self._waiting = self._waiting[:_MAX_JOB], self._waiting[_MAX_JOB:]
         started = perf_counter()
-        job = asyncio.get_running_loop().run_in_executor(
-            self._copying, self._runner.load, [(slot, adapter) for slot, adapter, _ in loads]
-        )
+        try:
+            job = asyncio.get_running_loop().run_in_executor(
+                self._copying, self._runner.load, [(slot, adapter) for slot, adapter, _ in loads]
+            )
+        except RuntimeError as error:
+            # The executor is shut down: the engine has ended while adapters waited.
+            self._busy, dropped, self._waiting = False, [*loads, *self._waiting], []
+            for _, _, on_loaded in dropped:
+                on_loaded(error, 0.0)
+            return
         job.add_done_callback(lambda done: self._finish_job(loads, started, done))
 
     def _finish_job(
