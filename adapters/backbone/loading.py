@@ -31,7 +31,7 @@ from adapters.tokenizer import TextEncoder
 
 logger = logging.getLogger(__name__)
 transformers_logging.disable_progress_bar()
-# The lines of transformers go through the root logger, like all others.
+# The log lines of transformers go through the root logger, like all others.
 transformers_logging.disable_default_handler()
 transformers_logging.enable_propagation()
 
@@ -54,8 +54,8 @@ _PROBES = (
     "The plot is thin, but the two leads are so good together that one hardly minds. " * 6,
 )
 
-# The fields of a config that change a forward pass. Those of the second kind count only in families
-# that have them.
+# The fields of a config that change a forward pass. `_FAMILY_FIELDS` count only in families that
+# have them.
 _COMMON_FIELDS = (
     "model_type",
     "num_hidden_layers",
@@ -174,7 +174,7 @@ def _in_bfloat16(backbone: Backbone, *, checked: bool) -> Backbone:
 def answer_error(backbone: Backbone, dtype: torch.dtype) -> float:
     """Largest ||cast - exact|| / ||exact|| of the states that a head reads, over a few texts.
 
-    The backbone is float32, and its weights are restored from a copy.
+    The backbone must be float32. It is cast in place, then its weights are restored from a copy.
     """
     exact = _probe_states(backbone)
     weights = {key: tensor.clone() for key, tensor in backbone.state_dict().items()}
@@ -269,7 +269,7 @@ def _load_tokenizer(source: str, revision: str | None, vocabulary: int) -> Any:
         raise UnusableBackbone(f"the tokenizer of {source!r} has no vocabulary")
     if max(tokens.values()) >= vocabulary:
         raise UnusableBackbone(
-            f"the tokenizer of {source!r} has token {max(tokens.values())}, "
-            f"but the model has {vocabulary} tokens"
+            f"the tokenizer of {source!r} has the token id {max(tokens.values())}, "
+            f"but the model knows only {vocabulary} tokens"
         )
     return tokenizer

@@ -54,7 +54,7 @@ class ForwardOutput:
 
 
 class Host(Protocol):
-    """What decides whether an adapter fits: a backbone, or a description of one elsewhere."""
+    """What decides whether an adapter fits: a backbone, or the description of one."""
 
     @property
     def identity(self) -> BackboneIdentity: ...
@@ -163,7 +163,7 @@ class Backbone:
         """Run the layers below `layer`, which is at most the lowest insertion layer.
 
         Args:
-            start: layers that have been run already.
+            start: the states after the layers that have already been run.
         """
         if start is None:
             embedded = self.embed(batch.input_ids, batch.token_type_ids, batch.offsets)

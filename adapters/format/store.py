@@ -4,10 +4,10 @@
     <root>/<name>/current                 all published revisions, one a line, the current one first
     <root>/.locks/<name>                  the lock of this name's writers, in all processes
 
-A revision is the sha256 of its bytes; a name is an alias. To publish, roll back or delete is one
-atomic rename, after everything that it refers to was synced: a crash at any point leaves the old
-state or the new one. Readers take no lock. The file system must be local, because the store relies
-on `flock` and on atomic renames.
+A revision is the sha256 of its bytes; a name is an alias. Publishing, rolling back and deleting are
+each one atomic rename, after everything that it refers to was synced: a crash at any point leaves
+the old state or the new one. Readers take no lock. The file system must be local, because the store
+relies on `flock` and on atomic renames.
 """
 
 import fcntl
@@ -41,7 +41,7 @@ _DELETED = ".deleted-"
 
 
 class PutResult(NamedTuple):
-    """The result of a put. created: the name is new. changed: the current revision is another."""
+    """The result of a put. created: the name is new. changed: it was not current before."""
 
     revision: str
     created: bool
@@ -113,7 +113,7 @@ class AdapterStore:
         return self._known(name)[0]
 
     def revisions(self, name: str) -> list[Revision]:
-        """All revisions that can be read: the current one first, then those that were current last.
+        """All revisions that can be read: the current one first, then the most recently current.
 
         Raises:
             UnknownAdapter: there is no such adapter.
@@ -164,7 +164,7 @@ class AdapterStore:
         return data
 
     def rollback(self, name: str, revision: str | None = None) -> str:
-        """Make an earlier revision current and return it. Two calls without a revision do nothing.
+        """Make an earlier revision current and return it. Two calls without a revision cancel out.
 
         Args:
             revision: the whole revision or a prefix; None is the previously current one.
@@ -238,7 +238,7 @@ class AdapterStore:
             return []
         if not lines or not all(_REVISION.fullmatch(line) for line in lines):
             raise DamagedFile(
-                f"the file of current revisions of adapter {name!r} is damaged; "
+                f"the file that lists the revisions of adapter {name!r} is damaged; "
                 "delete the adapter to repair it"
             )
         return lines

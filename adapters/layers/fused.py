@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 # The blocks of larger heads do not fit in registers.
 MAX_HEAD_SIZE = 128
-# A device runs some hundreds of programs at a time: more than this many only cost their start.
+# A device runs some hundreds of programs at a time: beyond this number more only cost launch time.
 _PROGRAMS = 2048
 # The largest rounding error of bfloat16 on numbers around one.
 _ROUNDING = 0.05
@@ -123,7 +123,7 @@ def attend(
 def tiling_of(rows: int, heads: int, longest: int) -> Tiling:
     block = 64 if longest > 32 else 32
     blocks = triton.cdiv(longest, block)
-    # Among many rows few are long, so most programs for the longest row's blocks would find none.
+    # Of many rows few are long: most programs for the longest row's blocks would have no work.
     return Tiling(block, max(1, min(blocks, _PROGRAMS // (rows * heads))))
 
 

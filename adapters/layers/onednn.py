@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from adapters.packed.layout import Extents
 
-# Sizes within an octave: padding is 1/32 on average.
+# Padded sizes from one power of two to the next: padding is 1/32 on average.
 _SIZES = 16
 _SMALLEST_STEP = 8
 # The scores of longer rows do not fit in the processor's caches: the flash kernel computes them.
@@ -68,7 +68,7 @@ def linears_of(layer: Any) -> tuple[nn.Linear, ...]:
 class OneDnnLayer:
     """A layer's reordered weights (`adapters.layers.bert.FastLayer`).
 
-    Either the projection of all tokens is needed, or in the last layer query and key_value.
+    When one position of each row is read, `_query` and `_key_value` replace `_projection`.
     """
 
     def __init__(self, layer: Any) -> None:

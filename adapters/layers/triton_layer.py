@@ -40,7 +40,7 @@ def attend(
     """One head of one row; the programs of a row share its blocks of queries.
 
     Blocks are counted from the row's own start, so that a row's result does not depend on its
-    neighbours. `scale` is for powers of two.
+    neighbours. `scale` includes log2(e), since the softmax uses powers of two.
     """
     head = tl.program_id(0)
     row = tl.program_id(1)

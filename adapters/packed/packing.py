@@ -1,8 +1,8 @@
-"""The position of every token and every prompt slot in a packed batch.
+"""The position of every token and every prompt vector in a packed batch.
 
 Integers only. The rows of a batch form one flat sequence without padding. Below its insertion layer
-m a row consists of its tokens; from there on, t prompt slots precede them. So the sequence grows at
-every layer where rows insert, and between two such layers it has one `Layout`. Rows are ordered by
+m a row consists of its tokens; from there on, t prompt vectors precede them. So the sequence grows
+at every layer where rows insert; between two such layers it has one `Layout`. Rows are ordered by
 length, so that rows of equal length are neighbours: attention takes each such run as one view.
 """
 
@@ -22,7 +22,7 @@ from adapters.tokenizer import Encoding
 
 
 class RowShape(Protocol):
-    """The fields of an adapter's spec that decide the positions of a row's tokens and slots.
+    """The fields of an adapter's spec that decide the positions of a row's tokens and prompt.
 
     A row with prompt length 0 has no prompt: its text passes every layer alone.
     """
@@ -57,17 +57,17 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Grouping:
-    """Indices between the rows' order and the groups' (adapter by adapter), all int64."""
+    """Indices that reorder rows into groups (adapter by adapter) and back, all int64."""
 
     rows: Tensor  # [rows], into the rows' order
     tokens: Tensor  # [tokens], into the rows' order
     tokens_back: Tensor  # [tokens], into the groups' order
-    slots_back: Tensor  # [slots], prompt slots into the groups' order
+    prompts_back: Tensor  # [prompt positions], into the groups' order
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """Prompts that are made from one source: the embeddings, or the current hidden states."""
+    """Prompts generated from one source: the embeddings, or the current hidden states."""
 
     source: GeneratorInput
     rows: Indices  # among the batch's rows
@@ -79,7 +79,7 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Insertion:
-    """Some rows get their prompt, in front of layer `layer`."""
+    """Some rows get their prompts, before layer `layer`."""
 
     layer: int
     generations: tuple[Generation, ...]
@@ -119,7 +119,7 @@ class PackedBatch:
         self.insertions = self._insertions()
         self._read(causal=causal)
 
-    # The inputs of the embeddings are made on demand: training mostly keeps the trunk's states, and
+    # The inputs of the embeddings are built on demand: training mostly has the trunk's states, and
     # every array is a copy to the device.
     @cached_property
     def input_ids(self) -> Tensor:
@@ -133,13 +133,13 @@ class PackedBatch:
 
     @cached_property
     def offsets(self) -> Tensor:
-        """Of every token, from its row's start: int64 [T]."""
+        """Each token's distance from the start of its row: int64 [T]."""
         return self._put(
             np.arange(self.layout.tokens) - np.repeat(self.layout.starts, self._lengths)
         )
 
     @property
-    def slots(self) -> int:
+    def prompt_positions(self) -> int:
         """Prompt positions after the last insertion."""
         return int(self._prompts.sum())
 
@@ -154,12 +154,12 @@ class PackedBatch:
         self.read_layout = Layout(counts, self.device)
 
     def _insertions(self) -> tuple[Insertion, ...]:
-        current, done = self.layout, np.zeros(len(self.rows), dtype=bool)
+        current, inserted = self.layout, np.zeros(len(self.rows), dtype=bool)
         insertions = []
         for layer in np.unique(self._layers):
             here = self._layers == layer
-            done = done | here
-            expanded = Layout(self._lengths + np.where(done, self._prompts, 0), self.device)
+            inserted = inserted | here
+            expanded = Layout(self._lengths + np.where(inserted, self._prompts, 0), self.device)
             generations, prompt_starts = [], np.zeros(len(self.rows), dtype=np.int64)
             offset = 0
             for source in GeneratorInput:
@@ -184,11 +184,11 @@ class PackedBatch:
         """For every position of `expanded`: its index in concat(current, new prompts)."""
         row = np.repeat(np.arange(len(self.rows)), expanded.lengths)
         within = np.arange(expanded.tokens) - expanded.starts[row]
-        slots = np.where(here, self._prompts, 0)[row]
+        prompts = np.where(here, self._prompts, 0)[row]
         return np.where(
-            within < slots,
+            within < prompts,
             current.tokens + prompt_starts[row] + within,
-            current.starts[row] + within - slots,
+            current.starts[row] + within - prompts,
         )
 
     def _generation(
@@ -212,16 +212,16 @@ class PackedBatch:
         if owners[order[0]] == owners[order[-1]]:
             return None
         tokens = _reordered(self._lengths[rows], order)
-        slots = _reordered(self._prompts[rows], order)
+        prompts = _reordered(self._prompts[rows], order)
         return Grouping(
             rows=self._put(order),
             tokens=self._put(tokens),
             tokens_back=self._put(np.argsort(tokens)),
-            slots_back=self._put(np.argsort(slots)),
+            prompts_back=self._put(np.argsort(prompts)),
         )
 
     def _put(self, array: Indices) -> Tensor:
-        # The driver copies pageable memory before the call returns, so the array may go.
+        # The driver copies pageable memory before the call returns, so the array may be freed.
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
 
 

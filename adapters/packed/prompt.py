@@ -181,7 +181,7 @@ def _prompts(pooled: Tensor, generation: Generation, members: Sequence[Generator
         return soft_prompt(pooled, members[0])
     parts = pooled[grouping.rows].split([group.rows for group in generation.groups])
     prompts = [soft_prompt(*pair) for pair in zip(parts, members, strict=True)]
-    return torch.cat(prompts)[grouping.slots_back]
+    return torch.cat(prompts)[grouping.prompts_back]
 
 
 def _concat(parts: Sequence[Tensor], width: int) -> Tensor:

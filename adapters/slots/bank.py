@@ -2,9 +2,9 @@
 
     Adapter --image_of--> AdapterImage (host memory, as the device wants it) --write--> slot
 
-All that can be computed ahead is in the image, so filling a slot is two copies: the folded query
-matrix into a bank with one place for each slot, and everything else as one run of float32. The
-copies go through a few pinned buffers. Images are not pinned: pinning takes a millisecond for each
+All that can be computed ahead is in the image, so filling a slot takes two copies: the folded query
+matrix, into a bank with a place for each slot, and the rest as one float32 array. The copies go
+through a few pinned buffers. Images are not pinned: pinning takes a millisecond for each
 megabyte, during which every other thread waits for the driver.
 """
 
@@ -133,7 +133,7 @@ class SlotBank:
         self.facts = np.zeros((slots, len(Fact)), dtype=np.int64)
         # Kernels know these tensors only by address: this list keeps them alive.
         self._rests: list[Tensor | None] = [None] * slots
-        # Pinned memory for as many images as were ever written in one call.
+        # Pinned memory for the largest number of images that one call has written.
         self._staging: list[tuple[Tensor, Tensor]] = []
 
     def __len__(self) -> int:
@@ -146,9 +146,9 @@ class SlotBank:
         return self.query.nbytes + rests
 
     def write(self, images: Sequence[tuple[int, AdapterImage]]) -> None:
-        """Fill slots that no running batch uses, on the current stream; (slot, image) each.
+        """Fill slots that no running batch uses from (slot, image) pairs, on the current stream.
 
-        Asynchronous on CUDA: the stream must have finished before the next call.
+        Asynchronous on CUDA: synchronise the stream before the next call.
         """
         device = self.query.device
         rows = np.zeros((len(images), len(Column)), dtype=np.int64)
@@ -170,7 +170,7 @@ class SlotBank:
         self.table.index_copy_(0, slots, torch.from_numpy(rows).to(device))
 
     def _staged(self, index: int, image: AdapterImage) -> tuple[Tensor, Tensor]:
-        """Query and rest of a call's index-th image, in pinned memory on CUDA."""
+        """The query and the rest of an image, on CUDA in the pinned buffers number `index`."""
         if not self.query.is_cuda:
             return image.query, image.rest
         if index == len(self._staging):

@@ -1,4 +1,4 @@
-"""A batch over slots as one int32 array: all that a device must know of it, in one copy.
+"""A batch over slots as one int32 array: all that the device must know, in one copy.
 
 Integers only. On a CPU `adapters.packed.packing` does the same. There rows are ordered by length;
 here they are ordered by slot, so that the tokens of one adapter are neighbours.
@@ -22,17 +22,17 @@ from adapters.tokenizer import Encoding
 
 Int32: TypeAlias = npt.NDArray[np.int32]
 
-# Tokens of one tile of the grouped product; all tokens of a tile belong to one slot.
+# Tokens in a tile of the grouped product; they all belong to one slot.
 TILE = 64
 # Sections start at multiples of this many int32: 16 bytes.
 _ALIGNMENT = 4
-# Kernels skip a row whose slot is this one.
+# Kernels skip a row that has this slot.
 _NO_SLOT = -1
 
 
 @dataclass(frozen=True, slots=True)
 class InsertionPoint:
-    """A layer in front of which some rows get their prompt, and what those are made from."""
+    """A layer before which some rows get their prompts, and the sources of these prompts."""
 
     layer: int
     sources: tuple[GeneratorInput, ...]
@@ -65,7 +65,7 @@ class BatchShape:
     tiles: int
 
     def holds(self, other: "BatchShape") -> bool:
-        """Whether a batch of the other shape can be written with this one."""
+        """Whether a batch of the other shape fits into an array of this one."""
         return (
             other.rows <= self.rows
             and other.tokens <= self.tokens
@@ -134,12 +134,12 @@ def _aligned(size: int) -> int:
 
 
 class Fact(IntEnum):
-    """What a batch must know of an adapter, as columns of an int64 array.
+    """What a batch must know about an adapter, as columns of an int64 array.
 
-    A batch looks up the facts of all its rows at once. To ask the spec of every row would take
-    longer than all the rest.
+    A batch looks up the facts of all its rows at once: reading each row's spec would take longer
+    than everything else.
 
-    embedded: 1 if the prompt is made from the embeddings. mean: 1 if tokens are read as their mean.
+    embedded: 1 if the prompt comes from the embeddings. mean: 1 if tokens are read as their mean.
     dense: 1 if the head has two layers.
     """
 
@@ -177,8 +177,8 @@ class SlottedBatch:
 
     Args:
         encodings: at least one; each holds at least one token.
-        slots: int64 [rows], of the rows' adapters.
-        facts: int64 [rows, Fact], of the same.
+        slots: int64 [rows], the slot of each row's adapter.
+        facts: int64 [rows, Fact], the facts of each row's adapter.
         causal: the answer is read at the last token instead of at index t.
 
     Attributes:
@@ -196,7 +196,7 @@ class SlottedBatch:
         self._prompts = self.facts[:, Fact.PROMPT]
         ids = [row.input_ids for row in rows]
         text = Layout(np.fromiter(map(len, ids), dtype=np.int64, count=len(ids)))
-        # Of the text alone, then after each insertion.
+        # The layout of the text alone, then the layout after each insertion.
         self._layouts = [text]
         offsets = np.arange(text.tokens, dtype=np.int32) - _int32(text.starts).repeat(text.lengths)
         self._sections = {
@@ -237,7 +237,7 @@ class SlottedBatch:
             out[end : place.stop] = tail
 
     def _insert(self) -> tuple[tuple[InsertionPoint, ...], int]:
-        """Add the sections of all insertions; these, and the most tiles that one of them needs."""
+        """Add all insertions' sections; returns the insertions, and the most tiles of any one."""
         layers, text = self.facts[:, Fact.LAYER], self._layouts[0]
         # Rows with the same layer and source get their prompts together.
         kinds = layers * 2 + self.facts[:, Fact.EMBEDDED]
@@ -260,7 +260,7 @@ class SlottedBatch:
         return tuple(insertions), most_tiles
 
     def _read(self, mean: npt.NDArray[np.bool_], *, causal: bool) -> int:
-        """Add the sections of the positions that are read; the number of these positions."""
+        """Add the sections of the positions that are read; returns their number."""
         last = self._layouts[-1]
         first = last.ends - 1 if causal else last.starts + self._prompts
         if not self.signature.mean:
@@ -276,7 +276,7 @@ class SlottedBatch:
 
 
 def _cumulative(layout: Layout) -> _Section:
-    """[rows + 1]; rows of the tail are empty."""
+    """[rows + 1]; the rows of the padding are empty."""
     return _Section(layout.edges, layout.tokens)
 
 

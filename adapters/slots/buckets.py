@@ -16,9 +16,9 @@ _SMALL = (64, 128, 256, 512, _LAUNCH_BOUND)
 _STEPS = (1.0, 1.25, 1.5, 1.75)
 # The share of text among a large bucket's positions; prompts are the rest.
 _TEXT_SHARES = (0.75, 0.82, 0.9, 1.0)
-# Mean positions of a row, at least. One more row costs a few empty thread blocks in every layer.
+# Rows of this mean length fill a bucket; an unused row costs a few empty thread blocks a layer.
 _SHORTEST_MEAN = 24
-# Positions of the longest row: a bucket for short rows saves part of every attention's grid.
+# Positions of the longest row in buckets for short rows, whose attention launches fewer blocks.
 _SHORT = 256
 
 
@@ -26,7 +26,7 @@ class Buckets:
     """The buckets of one signature.
 
     Args:
-        max_positions: of a batch, prompts included.
+        max_positions: positions of a batch, prompts included.
         longest: positions of the longest row that any adapter takes, its prompt included.
 
     Attributes:

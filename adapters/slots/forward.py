@@ -29,7 +29,7 @@ class SlottedExtents:
     """`adapters.packed.layout.Extents` of rows that may be followed by padding.
 
     lengths: int64 [rows] on the host, for devices without an attention kernel for packed rows. None
-    in a graph, which has only sizes.
+    in a graph, where only sizes are known.
     """
 
     cumulative: Tensor
@@ -57,7 +57,7 @@ class Widths:
 
     @classmethod
     def of(cls, facts: npt.NDArray[np.int64], *, hidden_size: int) -> "Widths":
-        """Of adapters with these facts [rows, Fact]."""
+        """The widths of adapters with these facts [rows, Fact]."""
         largest = facts.max(axis=0).tolist()
         return cls(
             bottleneck=largest[Fact.BOTTLENECK],
@@ -149,7 +149,7 @@ def run(backbone: Backbone, bank: SlotBank, inputs: Inputs, widths: Widths) -> O
 
 
 def _means(states: Tensor, cumulative: Tensor) -> Tensor:
-    """[positions read, n] -> the mean of every row's, float32 [rows, n]."""
+    """[positions read, n] -> the mean of each row's positions, float32 [rows, n]."""
     counts = cumulative.diff()
     positions = torch.arange(len(states), device=states.device)
     owners = torch.searchsorted(cumulative[1:], positions, right=True).clamp(max=len(counts) - 1)

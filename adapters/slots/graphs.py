@@ -20,9 +20,9 @@ from adapters.slots.forward import Inputs, Outputs, Widths, run
 
 logger = logging.getLogger(__name__)
 
-# A bucket that was not captured at the start is captured once so many batches wanted it.
+# A bucket that was not captured at the start is captured when this many batches have needed it.
 _CAPTURE_AFTER = 16
-# Signatures that may have graphs: each keeps device memory for them.
+# At most this many signatures have graphs, because every graph keeps device memory.
 _MAX_SIGNATURES = 8
 
 
@@ -38,7 +38,7 @@ class CudaGraphs:
 
     Args:
         widths: a batch with wider adapters has no graph.
-        max_positions: of a batch, prompts included.
+        max_positions: positions of a batch, prompts included.
         longest: positions of the longest row that any adapter takes.
     """
 
@@ -59,7 +59,7 @@ class CudaGraphs:
         self._pool = torch.cuda.graph_pool_handle()
         self._buckets: dict[Signature, Buckets] = {}
         self._graphs: dict[tuple[Signature, BatchShape], _Graph] = {}
-        self._wanted: Counter[tuple[Signature, BatchShape]] = Counter()
+        self._misses: Counter[tuple[Signature, BatchShape]] = Counter()
 
     def __len__(self) -> int:
         return len(self._graphs)
@@ -72,7 +72,7 @@ class CudaGraphs:
     def bucket_for(self, batch: SlottedBatch, widths: Widths) -> BatchShape | None:
         """The bucket whose graph can run this batch; None if there is none.
 
-        A bucket that is wanted often enough is captured here: some tens of milliseconds, once.
+        A bucket that is needed often enough is captured here, which takes tens of milliseconds.
         """
         signature = batch.signature
         if not self._widths.holds(widths):
@@ -83,8 +83,8 @@ class CudaGraphs:
         if bucket is None:
             return None
         if (signature, bucket) not in self._graphs:
-            self._wanted[signature, bucket] += 1
-            if self._wanted[signature, bucket] < _CAPTURE_AFTER:
+            self._misses[signature, bucket] += 1
+            if self._misses[signature, bucket] < _CAPTURE_AFTER:
                 return None
             self._capture(signature, bucket)
         return bucket
@@ -106,14 +106,14 @@ class CudaGraphs:
     def _capture(self, signature: Signature, shape: BatchShape) -> None:
         array = torch.from_numpy(blank_array(shape, signature)).to(self._backbone.device)
         inputs = Inputs(array, shape, signature)
-        # The first run compiles kernels and makes libraries allocate, which a capture may not.
+        # The first run compiles kernels and lets libraries allocate: a capture allows neither.
         run(self._backbone, self._bank, inputs, self._widths)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(
             graph,
             pool=self._pool,
             stream=torch.cuda.current_stream(),
-            # Other threads load adapters meanwhile.
+            # Other threads load adapters during the capture.
             capture_error_mode="thread_local",
         ):
             outputs = run(self._backbone, self._bank, inputs, self._widths)

@@ -21,10 +21,10 @@ from adapters.slots.bank import Column
 from adapters.slots.batch import TILE
 
 _NONE, _RELU, _TANH = 0, 1, 2
-_ADAPTERS_OWN = -1  # the activation that the slot table says
+_ADAPTERS_OWN = -1  # the activation in the slot table
 _WIDTHS = Column.DOWN_WIDTH - Column.DOWN
-# By matrix: the most outputs of a program, and the weights that it holds at a time. Narrow matrices
-# are split, so that even one row keeps several multiprocessors reading.
+# For each matrix: the most outputs of one program, and the number of weights that it holds at a
+# time. Narrow matrices are split too, so that even one row keeps several multiprocessors reading.
 _BLOCKS = {
     Column.DOWN: (16, 4096),
     Column.UP: (128, 2048),
@@ -102,14 +102,14 @@ def weighted_sums(weights: Tensor, source: Tensor, texts: Texts) -> Tensor:
 
 
 def expand(source: Tensor, before: Tensor, after: Tensor, *, positions: int) -> Tensor:
-    """Copy rows apart, so that those that get a prompt have room in front.
+    """Copy the rows with gaps: room for a prompt in front of every row that gets one.
 
     Args:
         source: [T, n], laid out by `before`.
         before, after: int32 [rows + 1]: where rows start in `source` and in the result.
 
     Returns:
-        [positions, n]; undefined in the new room and after the last row.
+        [positions, n]; undefined in the gaps and after the last row.
     """
     n = source.shape[1]
     expanded = torch.empty(positions, n, dtype=source.dtype, device=source.device)

@@ -1,4 +1,4 @@
-"""Triton kernels for one vector a row; `adapters.slots.kernels` launches them.
+"""Triton kernels for one vector per row; `adapters.slots.kernels` launches them.
 
 Compiled when a CUDA device first runs them. Weights are found by their address in the slot table
 (`adapters.slots.bank.Column`); products and sums are float32.
@@ -111,7 +111,7 @@ def scores(
         value = tl.load(logits + row * stride + columns, mask=columns < labels, other=float("-inf"))
         value = value / temperature
         higher = tl.maximum(highest, value)
-        # A column that has seen no label adds exp(-inf), not exp(-inf + inf).
+        # A column that has seen no label adds exp(-inf) = 0, not exp(-inf + inf) = NaN.
         known = tl.where(higher > float("-inf"), higher, 0.0)
         total = total * tl.exp(highest - known) + tl.exp(value - known)
         highest = higher

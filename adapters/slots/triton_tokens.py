@@ -1,7 +1,7 @@
 """Triton kernels for the tokens of every row; `adapters.slots.kernels` launches them.
 
-Compiled when a CUDA device first runs them. A `while` loops over a row's tokens, whose number only
-the row knows; loops over the hidden size have their trip count compiled in.
+Compiled when a CUDA device first runs them. A `while` loops over a row's tokens, because their
+number is known only at run time; loops over the hidden size have a trip count that is compiled in.
 """
 
 import triton
@@ -55,28 +55,28 @@ def grouped_project(
 def _block_scores(
     queries,
     keys,
-    some,
-    others,
-    some_here,
-    others_here,
+    query_tokens,
+    key_tokens,
+    query_mask,
+    key_mask,
     N: tl.constexpr,
     BLOCK: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    """[BLOCK, BLOCK] of Q K^T: queries of tokens `some`, keys of tokens `others`."""
+    """[BLOCK, BLOCK] of Q K^T; the masks are False for tokens past the end of the row."""
     depth = tl.arange(0, DEPTH)
     total = tl.zeros([BLOCK, BLOCK], tl.float32)
     for start in range(0, N, DEPTH):
         k = start + depth
         deep = k < N
         a = tl.load(
-            queries + some[:, None] * N + k[None, :],
-            mask=some_here[:, None] & deep[None, :],
+            queries + query_tokens[:, None] * N + k[None, :],
+            mask=query_mask[:, None] & deep[None, :],
             other=0.0,
         )
         b = tl.load(
-            keys + others[None, :] * N + k[:, None],
-            mask=others_here[None, :] & deep[:, None],
+            keys + key_tokens[None, :] * N + k[:, None],
+            mask=key_mask[None, :] & deep[:, None],
             other=0.0,
         )
         total = tl.dot(a, b, total, input_precision="ieee")
@@ -203,7 +203,7 @@ def expand(source, before, after, out, N: tl.constexpr, ROWS: tl.constexpr, COLU
     row = tl.program_id(0)
     start = tl.load(before + row).to(tl.int64)
     length = tl.load(before + row + 1) - start
-    # New room is in front of the row.
+    # The room for a prompt is in front of the row.
     target = tl.load(after + row + 1).to(tl.int64) - length
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     wide = columns < N

@@ -18,7 +18,7 @@ from service.engine.runners.base import HostAdapter, Runner
 
 
 class HostCache:
-    """The tier `registered`.
+    """The tier `registered`: adapters in host memory.
 
     Args:
         reading: the threads that read, check and prepare files.
@@ -64,14 +64,14 @@ class HostCache:
 
     def _read(self, key: AdapterKey) -> HostAdapter:
         """Runs in a reading thread."""
-        # `parse` suffices: a stored file was validated, and its hash shows that it is the same.
+        # `parse` suffices: the file was validated before it was stored, and has the same hash.
         return self._runner.prepare(parse(self._store.read(key.name, key.revision)))
 
     def _loaded(
         self, key: AdapterKey, started: float, loading: asyncio.Future[HostAdapter]
     ) -> None:
         del self._loading[key]
-        # Retrieving the exception also keeps asyncio from reporting it; the waiters get it.
+        # The waiters get the exception; retrieving it here keeps asyncio from reporting it.
         if loading.cancelled() or loading.exception() is not None:
             return
         adapter = loading.result()

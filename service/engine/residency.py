@@ -26,9 +26,9 @@ from service.errors import AdapterLoadFailed, EngineUnavailable, InvalidRequest
 
 logger = logging.getLogger(__name__)
 
-# This many requests whose adapters are all active may overtake one that waits for slots.
+# At most this many requests whose adapters are all active overtake one that waits for slots.
 MAX_OVERTAKEN = 64
-# For this many requests at the head of the queue, files are read while they wait for slots.
+# For the first requests of the queue, this many, files are read while they wait for slots.
 _PREFETCHED = 64
 
 
@@ -107,7 +107,7 @@ class Residency:
         # The active slots that are loaded and not leased, least recently used first.
         self._evictable: OrderedDict[AdapterKey, Slot] = OrderedDict()
         self._nbytes = 0
-        # Waiters for slots, in order of arrival, and the adapters that they want.
+        # Waiters for slots, in order of arrival, and how many of them need each adapter.
         self._queue: deque[Waiter] = deque()
         self._wanted: Counter[AdapterKey] = Counter()
         # Waiters that have their slots, some of which still load.
@@ -141,7 +141,7 @@ class Residency:
         return waiter.lease
 
     async def try_out(self, key: AdapterKey, adapter: HostAdapter) -> Lease:
-        """Lease a trial slot, which no tier counts, for an adapter that no store holds."""
+        """Lease a trial slot for an adapter that is not in the store. No tier counts it."""
         index = await self._free_trial.get()
         ready: asyncio.Future[DeviceAdapter] = asyncio.get_running_loop().create_future()
 
@@ -176,7 +176,7 @@ class Residency:
             self.release(await self.acquire((key,)))
 
     def has_room(self, key: AdapterKey) -> bool:
-        """Whether this adapter is active or could become so without evicting another."""
+        """Whether this adapter is active, or could be loaded without evicting another."""
         return key in self._active or (not self._queue and bool(self._free))
 
     def fail_all(self, reason: str) -> None:
@@ -242,7 +242,7 @@ class Residency:
         return True
 
     def _victims(self, number: int, keep: frozenset[AdapterKey]) -> list[AdapterKey]:
-        """The least recently used, but those that a waiter wants only if nothing else is left."""
+        """The least recently used; those that a waiter needs only if nothing else is left."""
         unwanted: list[AdapterKey] = []
         wanted: list[AdapterKey] = []
         for key in self._evictable:
@@ -254,10 +254,10 @@ class Residency:
         return unwanted + wanted[: number - len(unwanted)]
 
     def _serve_queue(self) -> None:
-        """Give slots to waiters, strictly in order of arrival, until the first has to wait on."""
+        """Give slots to waiters, strictly in order of arrival, until one has to keep waiting."""
         while self._queue:
             waiter = self._queue[0]
-            # A cancelled one leaves the queue itself as soon as its task runs again.
+            # A waiter that failed or was cancelled gets no slots: it only leaves the queue.
             if not waiter.ready.done():
                 waiter.lease = lease = self._reserve(waiter.keys)
                 if lease is None:
@@ -280,7 +280,7 @@ class Residency:
                 waiter.ready.set_result(None)
 
     def _abandon(self, waiter: Waiter) -> None:
-        """The request failed or was cancelled while it waited."""
+        """Clean up after a request that failed or was cancelled while it waited."""
         if waiter in self._queue:
             self._dequeue(waiter)
         self._loading.discard(waiter)
@@ -290,7 +290,7 @@ class Residency:
             self._serve_queue()
 
     def _load(self, slot: Slot) -> None:
-        """Start a load. Requests that lease the slot meanwhile wait for the same load."""
+        """Start a load. Other requests that lease the slot meanwhile wait for it too."""
         adapter = self._host_cache.get(slot.key)
         if adapter is not None:
             self._copy(slot, adapter)

@@ -139,7 +139,7 @@ def test_a_tokenizer_with_tokens_that_the_model_does_not_know_is_refused(saved: 
     description = json.loads(path.read_text())
     description["model"]["vocab"]["stranger"] = 10_000
     path.write_text(json.dumps(description))
-    with pytest.raises(UnusableBackbone, match="token 10000, but the model has"):
+    with pytest.raises(UnusableBackbone, match="token id 10000, but the model knows only"):
         load_backbone(str(saved), device="cpu")
 
 

@@ -120,7 +120,7 @@ def prompts_of(batch: PackedBatch, generation: Generation, source: list[Item]) -
         return slots
     assert [seen[i] for i in grouping.tokens.tolist()] == grouped
     assert [grouped[i] for i in grouping.tokens_back.tolist()] == seen
-    return [slots[i] for i in grouping.slots_back.tolist()]
+    return [slots[i] for i in grouping.prompts_back.tolist()]
 
 
 @settings(max_examples=150, derandomize=True, deadline=None, database=None)
@@ -138,7 +138,7 @@ def test_every_layer_sees_each_row_as_its_slots_and_tokens(rows: list[Row]) -> N
     assert [insertion.layer for insertion in batch.insertions] == sorted(
         {row.spec.insertion_layer for row in rows}
     )
-    assert batch.slots == sum(row.spec.prompt_length for row in rows)
+    assert batch.prompt_positions == sum(row.spec.prompt_length for row in rows)
 
 
 @settings(max_examples=150, derandomize=True, deadline=None, database=None)

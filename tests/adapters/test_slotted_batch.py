@@ -30,7 +30,7 @@ SLOTS, TILES, CUMULATIVE = "layer1.hidden.slots", "layer1.hidden.tiles", "layer1
 
 
 def batch_of(backbone: Backbone, *rows: tuple[int, int], **fields: Any) -> SlottedBatch:
-    """Rows of (slot, words), their adapters with three prompt slots in front of layer 1."""
+    """Rows of (slot, words), their adapters with three prompt positions from layer 1 on."""
     spec = make_spec(backbone, generator_input=GeneratorInput.HIDDEN, **fields)
     encode = backbone.encoder.encode
     return SlottedBatch(
@@ -68,7 +68,7 @@ def test_rows_of_a_slot_are_neighbours_and_each_section_says_where(backbone: Bac
         "text.cumulative": [0, 2, 5, 9],
         SLOTS: [2, 5, 5],
         TILES: [2, 0, 2, 5, 2, 9],
-        # Three prompt slots in front of each row.
+        # Three prompt positions in front of each row.
         CUMULATIVE: [0, 5, 11, 18],
         "reads": [3, 8, 14],
         "slots": [2, 5, 5],

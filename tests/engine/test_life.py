@@ -149,7 +149,7 @@ async def test_the_engine_is_ready_after_a_warm_up_with_the_whole_budget(
     assert harness.engine.health().ready
     assert isinstance(info, EngineInfo)
     assert (info.device, info.dtype, info.max_tokens) == ("cpu", "float32", 128)
-    # 128 tokens and 10 prompt slots a row.
+    # 128 tokens and 10 prompt positions a row.
     assert harness.device.rows == [1, 1000 // 138]
     await harness.engine.stop()
 

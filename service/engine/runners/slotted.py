@@ -44,7 +44,7 @@ _COMMON_BOTTLENECK = 64
 _COMMON_PROMPT = 16
 _COMMON_LABELS = 256
 
-# Texts on which the start compares slots with the packed forward pass, within bfloat16's error.
+# At the start, the scores of these texts must match the packed forward pass to bfloat16's error.
 _PROBES = (
     "",
     "A first text.",
@@ -81,7 +81,7 @@ class _Launched:
         try:
             self.done.synchronize()
         except RuntimeError as error:
-            # An error that CUDA raises here it raises again for every later call.
+            # After an error here, CUDA raises the same error for every later call.
             raise DeviceLost(str(error).splitlines()[0]) from error
         return BatchResult(
             self._outcomes(), backbone_seconds=perf_counter() - self.started, graphs=self.graphs
@@ -114,7 +114,7 @@ class SlottedRunner:
 
     Args:
         slots: adapters on the device at once.
-        max_tokens: of a batch, prompts included.
+        max_tokens: tokens of a batch, prompts included.
     """
 
     launches_ahead = True
@@ -139,7 +139,7 @@ class SlottedRunner:
 
     def enter_lane(self) -> None:
         torch.cuda.set_device(self.backbone.device)
-        # For this thread and once: entering a stream context for every batch takes longer.
+        # Set once for this thread: entering a stream context for every batch takes longer.
         torch.cuda.set_stream(self._computing)
 
     def prepare(self, adapter: Adapter) -> AdapterImage:
@@ -163,7 +163,7 @@ class SlottedRunner:
         (loaded,) = self.load([(0, self.prepare(adapter))])
         limit = adapter.spec.max_length
         texts = [self.backbone.encoder.encode(text, max_length=limit) for text in _PROBES]
-        # Outside a lane, so the stream context also sets the device for the kernels.
+        # This runs outside a lane: the stream context also sets the device for the kernels.
         with torch.cuda.stream(self._computing):
             result = self.launch([BatchRow(text, loaded) for text in texts]).wait()
         prepared = [prepare(adapter, self.backbone)]
