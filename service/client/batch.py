@@ -1,7 +1,7 @@
 """Splits any number of inputs into requests of limited size.
 
 The service counts `inputs.N` in an error from the first input of the request; `renumbered` counts
-from the first input of all.
+from the first input of the call.
 """
 
 import re
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from service.client.errors import InvalidCall, Refused
 from service.client.types import Input, Text
 
-# Texts of one request, and requests in flight. They fill the service's batches: one runs while the
-# next waits. With 256 tokens a text, they stay below what a service lets wait by default.
+# Texts of one request, and requests in flight: enough to fill the service's batches (one runs while
+# the next waits), and with 256 tokens a text still below what a service lets wait by default.
 PER_REQUEST = 128
 IN_FLIGHT = 6
 # The default deadline of a request: it may have to wait for other requests of the same file.
@@ -104,7 +104,7 @@ def check_sizes(
 
 
 def renumbered(error: Refused, first: int) -> Refused:
-    """The same error, with its inputs counted from the first of all."""
+    """The same error, with its inputs counted from the first of the call."""
 
     def shift(text: str) -> str:
         return _PLACE.sub(lambda place: f"inputs.{first + int(place[1])}", text)

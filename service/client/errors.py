@@ -17,7 +17,7 @@ ClientError
 from collections.abc import Sequence
 
 _HINTS = {401: "give --api-key", 403: "give an --api-key that may change adapters"}
-# A 404 of the service's own has another type.
+# Error types that suggest a wrong address; the 404 of an unknown adapter has another.
 _ELSEWHERE = ("", "not_found", "method_not_allowed")
 _SHOWN_DETAILS = 20
 

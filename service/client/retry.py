@@ -1,4 +1,4 @@
-"""One call from its first attempt to its answer, without input or output.
+"""One call from its first attempt to its answer, without I/O.
 
 An exchange is a generator. It yields attempts, is sent the outcome of each, a `Reply` or a
 `NoReply`, and returns the decoded answer. A blocking client, an async one or a test can drive it.
@@ -21,7 +21,7 @@ from service.client.types import ErrorBody, ErrorContent
 T = TypeVar("T")
 
 _BUSY = frozenset({429, 503})
-# The only 503 that says that nothing was begun: an `unavailable` engine may have stopped halfway.
+# The only 503 after which nothing was begun: an `unavailable` engine may have stopped halfway.
 _NOT_READY = "not_ready"
 # How much of another server's page an error quotes.
 _QUOTED_BYTES = 200
@@ -72,7 +72,7 @@ Exchange: TypeAlias = Generator[Attempt, Outcome, T]
 class Call(Generic[T]):
     """A request, how to read its answer, and whether it may be sent again.
 
-    repeatable: doing it twice is harmless. accepted: statuses besides 2xx that are answers.
+    repeatable: sending it twice is harmless. accepted: statuses besides 2xx that are answers.
     """
 
     request: Request
@@ -85,8 +85,8 @@ class Call(Generic[T]):
 class Retries:
     """How often a call is attempted, and for how many seconds in all, waits included.
 
-    first, longest: seconds of a wait if the service names none. Waits double from the first to the
-    longest; half of each is random.
+    first, longest: seconds of the first and of the longest wait, if the service names none. Waits
+    double; half of each is random.
 
     Raises:
         InvalidCall: numbers that are not positive.
@@ -109,7 +109,7 @@ class Retries:
         Args:
             attempt: the one that just failed, counted from 1.
             elapsed: seconds since the first attempt began.
-            retry_after: seconds that the service asked for. They are kept, never shortened.
+            retry_after: seconds that the service asked for; the wait is exactly that long.
             chance: a random number from 0 up to 1.
         """
         if attempt >= self.attempts:

@@ -18,7 +18,7 @@ Hooks: TypeAlias = Mapping[str, list[Callable[..., Any]]]
 CONNECT_SECONDS = 10.0
 # Shorter than the service keeps idle connections, so that no request is sent on a closing one.
 _KEEP_ALIVE_SECONDS = 4.0
-# The errors before which nothing was sent.
+# Errors that occur before anything is sent.
 _UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
 
 
@@ -87,8 +87,8 @@ class Address:
 class BlockingTransport:
     """Runs exchanges for any number of threads.
 
-    httpx gets no more requests at a time than it has connections: when some wait inside it, it may
-    close a connection that another thread has just begun to use, and that thread then hangs.
+    httpx gets no more requests at a time than it has connections. While requests wait inside it, it
+    may close a connection that another thread has just begun to use, and that thread then hangs.
     """
 
     def __init__(

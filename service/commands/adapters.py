@@ -37,10 +37,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     add("show", "one adapter, with its revisions", _show).add_argument("name")
     upload = add("upload", "publish a file", _upload)
     upload.add_argument("file", type=Path, metavar="FILE")
-    upload.add_argument("--name", help=f"to serve it under; default: FILE's, without {SUFFIX}")
+    upload.add_argument("--name", help=f"default: FILE's name, without {SUFFIX}")
     conditions = upload.add_mutually_exclusive_group()
     conditions.add_argument(
-        "--if-match", metavar="REVISION", help="only if this one is served; *: any"
+        "--if-match", metavar="REVISION", help="only if REVISION is served; *: any"
     )
     conditions.add_argument("--new", action="store_true", help="only if the name is new")
     download = add("download", "save a file", _download, json=False)
@@ -139,7 +139,7 @@ def _print_table(adapters: Sequence[AdapterSummary]) -> None:
             _size(adapter.size),
         )
         table.add_row(*(Text(cell, no_wrap=True) for cell in row))
-    # A pipe has no width, and nothing may be cut there.
+    # A pipe has no width; print wide enough that nothing is cut.
     width = None if sys.stdout.isatty() else _PIPE_WIDTH
     Console(file=sys.stdout, width=width).print(table)
     for adapter in adapters:

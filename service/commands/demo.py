@@ -1,7 +1,7 @@
 """`python -m service demo`: made-up load, so that every panel of the dashboard shows something.
 
-It asks all adapters, the first one most (Zipf), in a slow wave with bursts, and never has more than
-`--in-flight` requests open. Some requests are wrong on purpose. Unless `--no-changes` is given, it
+It sends requests for all adapters, most for the first (Zipf), in a slow wave with bursts, with at
+most `--in-flight` requests open. Some requests are wrong on purpose. Without `--no-changes` it also
 uploads a copy of an adapter under a name of its own, replaces it, rolls it back and, when it ends,
 deletes it.
 """
@@ -61,7 +61,7 @@ WORDS = {
 def add_arguments(parser: ArgumentParser) -> None:
     add_service(parser)
     parser.add_argument(
-        "--adapters", nargs="+", default=[], metavar="NAME", help="to ask; default: all"
+        "--adapters", nargs="+", default=[], metavar="NAME", help="adapters to use; default: all"
     )
     parser.add_argument(
         "--seconds", type=positive_seconds, metavar="S", help="default: until it is stopped"
@@ -109,7 +109,7 @@ COMMAND = Command(
 
 
 class Demo:
-    """One run: waits for the service, asks it until the end, and prints what it has counted."""
+    """One run: waits for the service, sends requests until the end, and prints its counts."""
 
     def __init__(self, client: "AsyncClient", arguments: Namespace) -> None:
         self._client = client
@@ -126,7 +126,7 @@ class Demo:
     async def run(self) -> None:
         """
         Raises:
-            CommandFailed: there is no adapter to ask, or no service for too long.
+            CommandFailed: there is no adapter, or no service for too long.
             Refused: the service needs another key.
         """
         loop = asyncio.get_running_loop()
@@ -206,7 +206,7 @@ class Demo:
         elif chance < 0.04:
             await self._client.predict([mixture.long_input()], truncate=False)
         elif chance < 0.044:
-            # No service can keep this deadline, so it counts as its failure.
+            # No service can meet this deadline; it counts as a failure of the service.
             await self._client.predict(inputs, timeout_ms=1)
         else:
             explain = chance > 0.95
@@ -256,7 +256,7 @@ class Demo:
 
     def _summary(self) -> str:
         counts = ", ".join(f"{number} {name}" for name, number in sorted(self._counts.items()))
-        return counts or "nothing was asked"
+        return counts or "no request was sent"
 
     async def _end(self, background: Sequence["asyncio.Task[None]"]) -> None:
         for task in background:

@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def parser() -> ArgumentParser:
-    description = "Without a command: serve, with the settings of the environment's IDSPAM_*."
+    description = "Without a command it serves, with settings from the environment (IDSPAM_*)."
     return parser_of(COMMANDS, prog="python -m service", description=description)
 
 

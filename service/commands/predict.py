@@ -64,7 +64,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="stop at a text that is longer than its adapter reads, instead of cutting it",
     )
     sending = parser.add_argument_group("sending")
-    sending.add_argument("--per-request", type=count, metavar="N", help="texts of one request")
+    sending.add_argument("--per-request", type=count, metavar="N", help="texts per request")
     sending.add_argument("--in-flight", type=count, metavar="N", help="requests at a time")
     sending.add_argument(
         "--retry-seconds",
@@ -137,7 +137,7 @@ def _output(name: str, source: str) -> Iterator[BinaryIO]:
 
 
 class _Work:
-    """Texts that were read but not answered, and answers that were not written yet.
+    """Texts that were read but not yet answered, and answers that were not yet written.
 
     fault: the line that stopped the reading, if one did.
     """
@@ -155,7 +155,7 @@ class _Work:
     def inputs(self) -> Iterator[str | Input]:
         """Reads one text at a time. A fault ends it, so that the texts before it are answered."""
         while True:
-            # Reading may wait for a slow writer, and the answers so far must not.
+            # Reading may wait for a slow writer: write the answers so far before that.
             self._flush()
             try:
                 record = next(self._records, None)

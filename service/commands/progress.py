@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from cli.progress import bar_console, duration
 
-# So many more texts were answered; the last of them ends at this byte of the file.
+# Called with the number of newly answered texts, and the byte of the file where the last one ends.
 Advance: TypeAlias = Callable[[int, int], None]
 
 

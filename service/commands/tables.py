@@ -1,4 +1,4 @@
-"""`python -m service settings` and `metrics`: the tables of the documentation."""
+"""`python -m service settings` and `metrics`: print the tables of the documentation."""
 
 import sys
 from argparse import Namespace

@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 Labels: TypeAlias = frozenset[tuple[str, str]]
 
-# Until the first view, which needs two scrapes.
+# The wait for the first view, which needs two scrapes.
 _FIRST_SECONDS = 1.0
 # Columns of a view that is printed, not drawn on a terminal.
 _PRINTED_WIDTH = 160
-# Columns from which panels are drawn side by side.
+# From this many columns on, panels are drawn side by side.
 _WIDE = 100
-# Series of probes and pages, which are no part of the latency.
+# Series of probes and pages, which the latency leaves out.
 _NOT_REQUESTS = frozenset(("route", path) for path in OPEN_PATHS)
 STAGES: Mapping[str, str] = {
     "tokenize": "idspam_tokenize_seconds",
@@ -287,7 +287,7 @@ def _processes(between: Between) -> Panel:
 
 
 def _restarts(process: str, restarts: Mapping[str, float]) -> str:
-    """worker-3 is of the kind worker."""
+    """Restarts of all processes of this kind; worker-3 is of the kind worker."""
     return number(restarts.get(process.partition("-")[0], math.nan))
 
 
