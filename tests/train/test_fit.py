@@ -76,11 +76,12 @@ def test_the_card_and_the_json_say_what_was_measured(backbone: str, tmp_path: Pa
     assert report.card == str(card_path(output))
     content = json.loads(report.to_json())
     assert content["assessments"].keys() == {"validation", "test"}
-    for split, found in content["assessments"].items():
-        assert found["accuracy"]["value"] == content[split]["accuracy"]
-        assert found["accuracy"]["low"] <= found["accuracy"]["value"] <= found["accuracy"]["high"]
-        assert f"| `{split}` | accuracy | {found['accuracy']['value']:.4f} |" in card
-    assert found["rows"] == len(TEST)
+    for split, assessment in content["assessments"].items():
+        accuracy = assessment["accuracy"]
+        assert accuracy["value"] == content[split]["accuracy"]
+        assert accuracy["low"] <= accuracy["value"] <= accuracy["high"]
+        assert f"| `{split}` | accuracy | {accuracy['value']:.4f} |" in card
+    assert assessment["rows"] == len(TEST)
     assert hashlib.sha256(output.read_bytes()).hexdigest() in card
     assert "--name my-task " in card
     # A later run replaces the card.
@@ -124,7 +125,7 @@ def test_cached_trunk_states_change_nothing(
     backbone: str, tmp_path: Path, generator_input: str
 ) -> None:
     """To rounding: the trunk ran on batches of other sizes, so float32 sums differ in order."""
-    found = {}
+    adapters = {}
     for mode in (CacheMode.OFF, CacheMode.MEMORY, CacheMode.DISK):
         report, adapter = _fit(
             backbone,
@@ -134,11 +135,11 @@ def test_cached_trunk_states_change_nothing(
             storage_dtype=StorageType.FLOAT32,
         )
         assert report.cache["mode"] == mode.value
-        found[mode] = adapter
-    assert is_same(found[CacheMode.MEMORY], found[CacheMode.DISK])
-    for name, tensor in found[CacheMode.OFF].tensors.items():
+        adapters[mode] = adapter
+    assert is_same(adapters[CacheMode.MEMORY], adapters[CacheMode.DISK])
+    for name, tensor in adapters[CacheMode.OFF].tensors.items():
         torch.testing.assert_close(
-            tensor, found[CacheMode.MEMORY].tensors[name], rtol=1e-3, atol=1e-4
+            tensor, adapters[CacheMode.MEMORY].tensors[name], rtol=1e-3, atol=1e-4
         )
 
 
@@ -236,7 +237,7 @@ def test_without_room_for_a_cache_the_run_goes_on_and_a_note_says_so(
     report, adapter = fitted(settings, tmp_path / "b.safetensors", recorded)
     assert report.cache["mode"] == "off"
     note = next(
-        note for note in recorded.notes if note.startswith("no room to keep the layers below")
+        note for note in recorded.notes if note.startswith("no room to keep the lower layers")
     )
     assert "train, validation, test" in note
     for name, tensor in kept.tensors.items():
@@ -282,7 +283,9 @@ def test_evaluate_finds_the_figures_that_fit_reported(
     }
     assert dtypes == expected[storage]
     assert len(dtypes) == 1
-    found = evaluate(output, TEST, backbone=backbone, device="cpu", dtype=None, progress=Progress())
-    assert found.metrics == report.test
+    evaluation = evaluate(
+        output, TEST, backbone=backbone, device="cpu", dtype=None, progress=Progress()
+    )
+    assert evaluation.metrics == report.test
     assert report.test is not None
     assert adapter.spec.provenance.metrics["test_accuracy"] == pytest.approx(report.test.accuracy)

@@ -234,8 +234,8 @@ def test_progress_says_which_trial_and_the_best_so_far(backbone: str, tmp_path: 
     line = f"trial 1/2: {first:.4f}, best {first:.4f} (trial 1): --dropout"
     assert recorded.notes[0].startswith(line)
     # The layer stays the same, so what lies below it is computed once.
-    below = [stage for stage in recorded.stages if "layers below" in stage]
-    assert below == ["trial 1/2, layers below"]
+    lower = [stage for stage in recorded.stages if "lower layers" in stage]
+    assert lower == ["trial 1/2, lower layers"]
 
 
 def test_a_search_needs_validation_rows_and_something_to_choose(
@@ -244,9 +244,10 @@ def test_a_search_needs_validation_rows_and_something_to_choose(
     settings = _settings(backbone, validation_fraction=0.0)
     with pytest.raises(SettingsError, match="validation rows, and there are none"):
         fit(TRAIN, None, None, settings, tmp_path / "a.safetensors", Progress())
-    given = ("learning_rate", "weight_decay", "dropout", "insertion_layer", "batch_size")
-    with pytest.raises(SettingsError, match=r"nothing to choose: --batch-size, --lr, --weight"):
-        fitted(_settings(backbone, given=given), tmp_path / "a.safetensors")
+    every_setting = ("learning_rate", "weight_decay", "dropout", "insertion_layer", "batch_size")
+    fault = "nothing to choose: you set --batch-size, --lr, --weight"
+    with pytest.raises(SettingsError, match=fault):
+        fitted(_settings(backbone, given=every_setting), tmp_path / "a.safetensors")
     assert not list(tmp_path.iterdir())
 
 

@@ -212,10 +212,10 @@ class _Pool:
                 return worker
         if None not in self._workers:
             return None
-        seat = self._workers.index(None)
-        device = self._placement.devices[seat % len(self._placement.devices)]
+        index = self._workers.index(None)
+        device = self._placement.devices[index % len(self._placement.devices)]
         worker = _Worker(device=device, threads=self._placement.threads, cells=self._cells)
-        self._workers[seat] = worker
+        self._workers[index] = worker
         return worker
 
     def messages(self) -> Iterator[tuple["_Worker", Message]]:
@@ -277,7 +277,7 @@ class _Worker:
         )
         with _interrupts_blocked():
             self.process.start()
-        # The child now holds the only writing end, so its death ends a read of the pipe.
+        # The child now holds the only writing end: if it dies, a read of the pipe ends.
         childs_end.close()
 
     def start(self, planned: PlannedCell) -> None:
@@ -305,7 +305,7 @@ class _Worker:
         return message
 
     def _send(self, planned: PlannedCell) -> None:
-        # If the worker is dead already, the next `receive` finds that out.
+        # If the worker has died, the next `receive` notices.
         with suppress(BrokenPipeError):
             self.pipe.send(planned)
 
@@ -336,7 +336,7 @@ class _Worker:
 @contextmanager
 def _interrupts_blocked() -> Iterator[None]:
     """A new process inherits the mask, so that a Ctrl-C during its first imports is held back."""
-    # Otherwise the tracker would start together with the first process and lift the mask.
+    # Start the tracker first: it would start with the first process, and unblock the signal.
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -353,11 +353,11 @@ def serve(pipe: Connection, *, device: str, threads: int, cells: str) -> None:
     os.setpgrp()
     progress = _PipeProgress(pipe)
     signal.signal(signal.SIGINT, lambda *_: progress.interrupt())
-    # The parent blocked it until now.
+    # The parent blocked SIGINT before it started this process.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
-    # Every worker would print the same remarks about the backbone's files across the display.
+    # Otherwise every worker prints the same remarks about the backbone's files into the display.
     logging.set_verbosity_error()
     backbones = Backbones()
     with suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
@@ -383,8 +383,8 @@ def _exit_with_parent() -> None:
 class _PipeProgress(Progress):
     """Sends progress to the parent, twice a second at most.
 
-    Only here is an interruption raised: between two steps, where a run can save its state, and
-    never in the middle of an update or a file.
+    It alone raises an interruption. So a run stops only where it can save its state: between two
+    steps, never in the middle of an update or a file.
     """
 
     def __init__(self, pipe: Connection) -> None:

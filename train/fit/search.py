@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # Trials before the proposals learn from them: the defaults, then random settings.
 FIRST_TRIALS = 5
-# Trials that are trained to their end before another one may be ended early.
+# Trials that are trained to the end before another one may be ended early.
 WHOLE_TRIALS = 3
 # Epochs before a trial may be ended early, or a third of all if that is more: some start slowly.
 LEAST_EPOCHS = 2
@@ -38,7 +38,7 @@ WEIGHT_DECAYS = (1e-3, 10.0)
 MOST_DROPOUT = 0.3
 BATCH_SIZES = (16, 32, 64)
 
-# Sets a run up: its checkpoint is beside the output.
+# Sets up a run, whose checkpoint is beside the output.
 SetUp: TypeAlias = Callable[[FitSettings, Progress], Loop]
 
 
@@ -87,7 +87,7 @@ class Proposals:
         }
         if not self.space:
             flags = [entry.flag for entry in entries() if entry.name in whole_space]
-            raise SettingsError([f"--search has nothing to choose: {', '.join(flags)} are given"])
+            raise SettingsError([f"--search has nothing to choose: you set {', '.join(flags)}"])
         self._seed = settings.seed
         self._study = optuna.create_study(
             direction="maximize",
@@ -131,7 +131,7 @@ class Proposals:
         return self._study.ask(self.space)
 
     def again(self, settings: Mapping[str, Any]) -> "Trial":
-        """The trial that the interruption of the search cut short."""
+        """Start again the trial during which the search was interrupted."""
         self._study.enqueue_trial(dict(settings))
         return self._study.ask(self.space)
 

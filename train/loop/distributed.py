@@ -1,4 +1,4 @@
-"""The processes that train together: one alone, or several with a device and a share of each step.
+"""The processes that train together: one, or several that share each step, each on its device.
 
 `accelerate launch` or `torchrun` starts several. All of them hold the same weights, read the same
 rows in the same order, sum their gradients and take the same step. The one with rank 0 writes the
@@ -30,7 +30,7 @@ class ProcessGroup:
     world_size = 1
 
     def shard(self, rows: Sequence[int]) -> list[int]:
-        """This process's part of some rows. The parts of all processes are all rows."""
+        """This process's part of some rows; each row is in the part of one process."""
         return list(rows)
 
     def all_reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -49,7 +49,7 @@ class ProcessGroup:
         return values
 
     def deferred_interrupts(self) -> AbstractContextManager[None]:
-        """Inside, an interrupt of one process waits until all processes `raise_if_interrupted`.
+        """In the block, an interrupt of one process waits until all call `raise_if_interrupted`.
 
         A single process is interrupted at once.
         """
@@ -136,10 +136,10 @@ def process_group(launch: Launch, device: str) -> Iterator[tuple[ProcessGroup, s
     """The group that this process belongs to, and this process's own device.
 
     Args:
-        device: as the settings have it.
+        device: as in the settings.
 
     Raises:
-        SettingsError: one device named for all processes, or a package is missing.
+        SettingsError: the settings name one device for all processes, or a package is missing.
         UnusableBackbone: no such device on this machine.
     """
     if launch.world_size == 1:

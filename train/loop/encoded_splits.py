@@ -100,13 +100,13 @@ def _note_failures(splits: Mapping[str, Split], progress: Progress) -> None:
     if failures:
         reasons = "; ".join(dict.fromkeys(failures.values()))
         progress.note(
-            f"no room to keep the layers below for {', '.join(failures)} ({reasons}): they are "
-            "computed again in every epoch"
+            f"no room to keep the lower layers' states for {', '.join(failures)} ({reasons}): "
+            "they are computed again in every epoch"
         )
 
 
 def _fill(splits: Mapping[str, Split], progress: Progress) -> None:
-    progress.begin("layers below", texts=sum(len(split.cache) for split in splits.values()))
+    progress.begin("lower layers", texts=sum(len(split.cache) for split in splits.values()))
     for split in splits.values():
         for done in split.cache.fill():
             progress.advance(done)

@@ -27,12 +27,12 @@ BETAS = (0.9, 0.98)
 EPSILON = 1e-6
 CLIP_NORM = 1.0
 EVALUATION_TOKENS = {"cpu": 8192, "cuda": 65536}
-# Steps between two reads of the losses on the device. A GPU waits for the host at each read.
+# Steps between two reads of the losses from the device; a GPU idles during each read.
 CHECK_STEPS = {"cpu": 1, "cuda": 32}
 # Steps between two trims of the heap, which take some milliseconds.
 TRIM_STEPS = 32
-# A killed run loses at most this much work. The end of an epoch is saved as well, where saving
-# takes at most this share of the time.
+# A killed run loses at most SAVE_SECONDS of work. The end of an epoch is saved as well, if saving
+# takes at most SAVE_SHARE of the time.
 SAVE_SECONDS = 30.0
 SAVE_SHARE = 0.05
 

@@ -32,7 +32,7 @@ class Progress:
         Args:
             stage: `epoch 3/20`, `lower layers`, ...
             texts: how many texts this stage works through.
-            later: how many texts the stages of this kind after it have: for the time left.
+            later: texts of the later stages of this kind, from which the time left is estimated.
         """
 
     def advance(

@@ -60,8 +60,8 @@ class TrunkCache:
         tokens = int(lengths.sum())
         states = 2 if self._keeps_embeddings else 1
         self.nbytes = tokens * backbone.hidden_size * states * backbone.dtype.itemsize
-        self.place = _chosen(place, self.nbytes) if trunk_layers else "off"
-        # Why nothing is kept although it was asked for.
+        self.place = _resolve_place(place, self.nbytes) if trunk_layers else "off"
+        # Why nothing is kept although the caller asked for it.
         self.failure: str | None = None
         self._file: tempfile._TemporaryFileWrapper[bytes] | None = None
         self._states: Tensor | None = None
@@ -155,7 +155,7 @@ class TrunkCache:
     def _mapped(self, shape: tuple[int, int, int], folder: Path | None) -> Tensor:
         # `close` deletes it.
         self._file = tempfile.NamedTemporaryFile(prefix="idspam-cache-", dir=folder)  # noqa: SIM115
-        # Reserve the blocks now, so that a full disk is an error here and no bus error in an epoch.
+        # Reserve the blocks now: a full disk is an error here, instead of a bus error in an epoch.
         os.posix_fallocate(self._file.fileno(), 0, max(self.nbytes, 1))
         flat = torch.from_file(
             self._file.name, shared=True, size=int(np.prod(shape)), dtype=self._backbone.dtype
@@ -171,7 +171,7 @@ class TrunkCache:
         return spans.to(self._states.device, non_blocking=True)
 
 
-def _chosen(place: Place, nbytes: int) -> Literal["memory", "disk", "off"]:
+def _resolve_place(place: Place, nbytes: int) -> Literal["memory", "disk", "off"]:
     if place == "auto":
         return "memory" if nbytes <= MEMORY_BYTES else "disk"
     return place
