@@ -32,12 +32,12 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
 
 def routes(live: RunningService) -> list[tuple[str, str]]:
     """Method and path of every route of the app, also of those that OpenAPI does not show."""
-    found = []
+    routes_of_app = []
     for context in iter_route_contexts(live.app.routes):
         assert context.path is not None
         path = context.path.replace("{name}", "a")
-        found += [(method, path) for method in sorted(context.methods or ())]
-    return found
+        routes_of_app += [(method, path) for method in sorted(context.methods or ())]
+    return routes_of_app
 
 
 def ask(live: RunningService, method: str, path: str, **headers: str) -> httpx.Response:

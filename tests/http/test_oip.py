@@ -63,10 +63,10 @@ def test_metadata_is_of_the_revision_that_was_asked_for(live: RunningService) ->
     new, old = revisions(live)
     assert live.client.get("/v2/models").json() == {"models": ["a"]}
     for path, labels in (("", 3), (f"/versions/{new}", 3), (f"/versions/{old[:9]}", 2)):
-        found = live.client.get(f"/v2/models/a{path}").json()
-        assert list(found) == ["name", "versions", "platform", "inputs", "outputs"]
-        assert found["versions"] == [new, old]
-        tensors = [*found["inputs"], *found["outputs"]]
+        metadata = live.client.get(f"/v2/models/a{path}").json()
+        assert list(metadata) == ["name", "versions", "platform", "inputs", "outputs"]
+        assert metadata["versions"] == [new, old]
+        tensors = [*metadata["inputs"], *metadata["outputs"]]
         assert [(item["name"], item["datatype"], item["shape"]) for item in tensors] == [
             ("text", "BYTES", [-1]),
             ("text_pair", "BYTES", [-1]),
@@ -109,9 +109,9 @@ def test_pairs_are_read_as_the_native_route_reads_them(live: RunningService) -> 
     one, two = (tuple(item[name] for item in pairs) for name in ("text", "text_pair"))
     both = text_tensor("free win", "now", "my card", "", shape=[2, 2])
     for inputs in ([text_tensor(*one), text_tensor(*two, name="text_pair")], [both]):
-        found = outputs_of(infer(live, *inputs, outputs=[{"name": "label"}, {"name": "tokens"}]))
-        assert found["label"] == [item["label"] for item in results]
-        assert found["tokens"] == [item["tokens"] for item in results]
+        outputs = outputs_of(infer(live, *inputs, outputs=[{"name": "label"}, {"name": "tokens"}]))
+        assert outputs["label"] == [item["label"] for item in results]
+        assert outputs["tokens"] == [item["tokens"] for item in results]
     # An empty second text is a pair: it has one more separator than no second text.
     alone = outputs_of(infer(live, text_tensor("my card"), outputs=[{"name": "tokens"}]))["tokens"]
     assert results[1]["tokens"] == alone[0] + 1
@@ -126,8 +126,8 @@ def test_a_version_pins_its_revision(live: RunningService) -> None:
 
 
 def test_what_was_cut_is_said_and_may_be_refused(live: RunningService) -> None:
-    wanted = [{"name": "truncated"}, {"name": "tokens"}]
-    answer = infer(live, text_tensor("x", LONG, LONG), outputs=wanted)
+    requested = [{"name": "truncated"}, {"name": "tokens"}]
+    answer = infer(live, text_tensor("x", LONG, LONG), outputs=requested)
     assert answer.json()["parameters"] == {"truncated": 2}
     assert outputs_of(answer)["truncated"] == [False, True, True]
     assert outputs_of(answer)["tokens"][1:] == [32, 32]

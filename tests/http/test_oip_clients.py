@@ -72,17 +72,17 @@ def expected(url: str, inputs: list[Any]) -> Found:
     }
 
 
-def same(found: Found, wanted: Found) -> bool:
-    flat = [value for row in found["probs"] for value in row]
-    return bool(found["label"] == wanted["label"] and flat == wanted["probs"])
+def same(answer: Found, expected_answer: Found) -> bool:
+    flat = [value for row in answer["probs"] for value in row]
+    return bool(answer["label"] == expected_answer["label"] and flat == expected_answer["probs"])
 
 
 def test_both_clients_see_a_live_and_ready_service(triton: Found, kserve: Found) -> None:
-    for found in (triton, kserve):
-        assert found["live"] is True
-        assert found["ready"] is True
-        assert found["model ready"] is True
-        assert found["unknown ready"] is False
+    for seen in (triton, kserve):
+        assert seen["live"] is True
+        assert seen["ready"] is True
+        assert seen["model ready"] is True
+        assert seen["unknown ready"] is False
     assert triton["server"]["name"] == "id-spam-service"
     assert triton["model"]["name"] == "sms-spam"
     assert [item["name"] for item in triton["index"]] == KNOWN.split(", ")
@@ -96,7 +96,7 @@ def test_tritons_client_classifies_singles_and_batches_however_they_travel(
     compressed = [f"{one} and {two}" for one in ("gzip", "deflate") for two in ("gzip", "deflate")]
     for name in (*forms, *compressed):
         assert same(triton[name], texts), name
-    assert all(same(found, texts) for found in triton["asynchronous"])
+    assert all(same(answer, texts) for answer in triton["asynchronous"])
     assert triton["one"]["label"] == texts["label"][:1] == ["spam"]
     assert triton["many"] == [64, 77]
     response = triton["response"]
@@ -165,7 +165,7 @@ def test_tritons_client_unloads_loads_and_publishes(triton: Found, texts: Found)
 def test_kserves_client_classifies_singles_pairs_and_batches(
     kserve: Found, texts: Found, pairs: Found
 ) -> None:
-    for name, wanted in (
+    for name, expected_answer in (
         ("two", texts),
         ("plain lists", texts),
         ("nested lists", texts),
@@ -173,9 +173,9 @@ def test_kserves_client_classifies_singles_pairs_and_batches(
         ("pairs", pairs),
         ("pairs in one", pairs),
     ):
-        for found in (kserve[name], kserve[f"{name}, binary"]):
-            assert same(found, wanted), name
-            assert (found["id"], found["model"]) == (name, "sms-spam")
+        for answer in (kserve[name], kserve[f"{name}, binary"]):
+            assert same(answer, expected_answer), name
+            assert (answer["id"], answer["model"]) == (name, "sms-spam")
     assert kserve["one"]["label"] == ["spam"]
     every = kserve["every output"]
     assert list(every)[:4] == ["truncated", "tokens", "probs", "label"]
@@ -202,14 +202,14 @@ def test_the_pages_examples_are_answered_as_shown(url: str) -> None:
     shown = re.search(r"```json\n(.*?)```", page, re.DOTALL)
     assert asked
     assert shown
-    wanted = json.loads(shown[1])
+    example = json.loads(shown[1])
     body = json.loads(asked[1])
     answer = httpx.post(f"{url}/v2/models/sms-spam/infer", json=body, timeout=60).json()
-    assert list(answer) == list(wanted)
-    assert answer["model_version"].startswith(wanted["model_version"].removesuffix("..."))
-    assert answer["outputs"][0] == wanted["outputs"][0]
+    assert list(answer) == list(example)
+    assert answer["model_version"].startswith(example["model_version"].removesuffix("..."))
+    assert answer["outputs"][0] == example["outputs"][0]
     # The page shows `auto`, this is float32: the bound is that of docs/exactness.md.
-    assert answer["outputs"][1]["data"] == pytest.approx(wanted["outputs"][1]["data"], abs=0.02)
+    assert answer["outputs"][1]["data"] == pytest.approx(example["outputs"][1]["data"], abs=0.02)
     with_triton, with_kserve = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     said = python("-c", f"{with_triton}print(answer.as_numpy('label').tolist())")
     assert said.split() == ["[b'spam',", "b'ham']"]

@@ -94,10 +94,10 @@ def test_pairs_are_the_same_in_one_tensor_and_in_two(pairs: list[tuple[str, str]
 @given(st.binary(max_size=60), st.integers(0, 6))
 def test_junk_bytes_are_refused_or_are_what_they_would_pack_to(data: bytes, count: int) -> None:
     try:
-        found = list(unpack_strings(data, count))
+        texts = list(unpack_strings(data, count))
     except InvalidRequest:
         return
-    assert (pack_strings(found), len(found)) == (data, count)
+    assert (pack_strings(texts), len(texts)) == (data, count)
 
 
 @given(st.dictionaries(st.sampled_from(list(InferRequest.model_fields)), JUNK), st.binary())
@@ -122,13 +122,13 @@ def test_tensors_whose_parts_disagree_raise_nothing_but_refusals(
     name: str, datatype: str, shape: list[int], data: Any, size: int | None, attached: bytes
 ) -> None:
     parameters = {"binary_data_size": size}
-    made = tensor(name, datatype=datatype, shape=shape, data=data, parameters=parameters)
+    text_input = tensor(name, datatype=datatype, shape=shape, data=data, parameters=parameters)
     try:
-        found = read_texts([made], attached, limit=LIMIT)
+        texts = read_texts([text_input], attached, limit=LIMIT)
     except InvalidRequest:
         return
-    assert len(found) == shape[0]
-    assert all(isinstance(text, str) for text, _ in found)
+    assert len(texts) == shape[0]
+    assert all(isinstance(text, str) for text, _ in texts)
 
 
 @pytest.mark.parametrize(

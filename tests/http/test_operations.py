@@ -43,8 +43,10 @@ def live(tmp_path: Path) -> Iterator[RunningService]:
 
 
 def classes_of(module: Any, base: type[Exception]) -> list[type[Exception]]:
-    found = [item for _, item in inspect.getmembers(module, inspect.isclass)]
-    return [item for item in found if issubclass(item, base) and not item.__name__.startswith("_")]
+    classes = [item for _, item in inspect.getmembers(module, inspect.isclass)]
+    return [
+        item for item in classes if issubclass(item, base) and not item.__name__.startswith("_")
+    ]
 
 
 def test_every_error_class_has_its_own_row_in_the_table() -> None:
@@ -112,14 +114,14 @@ def test_a_dead_engine_is_not_live_and_every_request_says_so(tmp_path: Path) -> 
 
 
 def test_request_ids_are_echoed_if_plain_and_made_if_not(live: RunningService) -> None:
-    def ask(given: str | None) -> str:
-        headers = {} if given is None else {"X-Request-ID": given}
+    def ask(sent: str | None) -> str:
+        headers = {} if sent is None else {"X-Request-ID": sent}
         return str(live.client.get("/healthz", headers=headers).headers["x-request-id"])
 
     assert ask("abc-1.2:3_4") == "abc-1.2:3_4"
-    made = [ask(given) for given in (None, "a b", "x" * 129, "a=b", "")]
-    assert len(set(made)) == 5
-    assert all(len(item) == 16 for item in made)
+    new_ids = [ask(sent) for sent in (None, "a b", "x" * 129, "a=b", "")]
+    assert len(set(new_ids)) == 5
+    assert all(len(item) == 16 for item in new_ids)
     assert live.client.get("/nowhere").headers["x-request-id"]
 
 

@@ -53,8 +53,8 @@ def alone(backbone: Backbone, adapter: Adapter, text: str, pair: str | None = No
     prepared = prepare(adapter, backbone)
     encoding = backbone.encoder.encode(text, pair, max_length=adapter.spec.max_length)
     batch = backbone.pack([Row(encoding, adapter.spec, 0)])
-    found: list[float] = classify(backbone, batch, [prepared])[0].scores.tolist()
-    return found
+    scores: list[float] = classify(backbone, batch, [prepared])[0].scores.tolist()
+    return scores
 
 
 def current(live: RunningService, name: str) -> str:
@@ -106,9 +106,9 @@ def test_mixed_inputs_answer_in_order_as_each_would_alone(
         (one, alone(backbone, one, "the bad card")),
     ]
     for item, (adapter, scores) in zip(results, expected, strict=True):
-        found = {score["label"]: score["score"] for score in item["scores"]}
+        by_label = {score["label"]: score["score"] for score in item["scores"]}
         # float32 and another order of additions in a packed batch
-        assert [found[label] for label in adapter.spec.labels] == pytest.approx(scores, abs=1e-5)
+        assert [by_label[label] for label in adapter.spec.labels] == pytest.approx(scores, abs=1e-5)
 
 
 def test_text_and_object_and_list_of_one_are_the_same_request(live: RunningService) -> None:

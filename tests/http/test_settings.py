@@ -121,9 +121,9 @@ def test_the_table_has_a_row_for_every_setting() -> None:
 
 def test_readme_has_the_table_as_it_is() -> None:
     readme = (TREE / "README.md").read_text()
-    found = re.search(r"<!-- settings -->\n(.*?)<!-- /settings -->", readme, re.DOTALL)
-    assert found, "README.md has no <!-- settings --> ... <!-- /settings -->"
-    assert found[1].strip() == settings_table().strip(), "run: python -m service settings"
+    table = re.search(r"<!-- settings -->\n(.*?)<!-- /settings -->", readme, re.DOTALL)
+    assert table, "README.md has no <!-- settings --> ... <!-- /settings -->"
+    assert table[1].strip() == settings_table().strip(), "run: python -m service settings"
 
 
 def test_a_bad_setting_stops_the_start_with_one_line_and_status_2() -> None:

@@ -76,8 +76,8 @@ def alone(backbone: Backbone, adapter: Adapter, text: str) -> list[float]:
     """The scores of a text in a batch of its own, best first."""
     encoding = backbone.encoder.encode(text, max_length=adapter.spec.max_length)
     batch = backbone.pack([Row(encoding, adapter.spec, 0)])
-    found = classify(backbone, batch, [prepare(adapter, backbone)])[0]
-    return sorted(found.scores.tolist(), reverse=True)
+    classification = classify(backbone, batch, [prepare(adapter, backbone)])[0]
+    return sorted(classification.scores.tolist(), reverse=True)
 
 
 async def _load(url: str, files: list[bytes]) -> list[Answered]:

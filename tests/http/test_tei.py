@@ -39,16 +39,16 @@ def ask(live: RunningService, inputs: Any, path: str = "/predict", **fields: Any
 
 def own(live: RunningService, text: str, pair: str | None = None) -> list[dict[str, Any]]:
     """What the native route answers, in the other shape."""
-    (found,) = live.predict(adapter="a", inputs={"text": text, "text_pair": pair})["results"]
-    return [{"score": item["score"], "label": item["label"]} for item in found["scores"]]
+    (native,) = live.predict(adapter="a", inputs={"text": text, "text_pair": pair})["results"]
+    return [{"score": item["score"], "label": item["label"]} for item in native["scores"]]
 
 
-def same(found: Any, expected: list[dict[str, Any]]) -> bool:
+def same(answer: Any, expected: list[dict[str, Any]]) -> bool:
     """Keys in this order, labels best first, and scores to float32's last digits."""
-    return [list(item) for item in found] == [["score", "label"]] * len(expected) and all(
+    return [list(item) for item in answer] == [["score", "label"]] * len(expected) and all(
         mine["label"] == theirs["label"]
         and math.isclose(mine["score"], theirs["score"], abs_tol=1e-6)
-        for mine, theirs in zip(found, expected, strict=True)
+        for mine, theirs in zip(answer, expected, strict=True)
     )
 
 
@@ -65,10 +65,10 @@ def test_two_strings_are_a_pair_and_not_two_texts(live: RunningService) -> None:
 
 
 def test_a_list_of_lists_is_a_batch_of_texts_and_pairs(live: RunningService) -> None:
-    found = ask(live, [["free win now"], ["a good card", "hello"], ["you"]]).json()
+    answers = ask(live, [["free win now"], ["a good card", "hello"], ["you"]]).json()
     expected = [own(live, "free win now"), own(live, "a good card", "hello"), own(live, "you")]
-    assert len(found) == 3
-    assert all(same(mine, theirs) for mine, theirs in zip(found, expected, strict=True))
+    assert len(answers) == 3
+    assert all(same(mine, theirs) for mine, theirs in zip(answers, expected, strict=True))
 
 
 def test_a_name_may_pin_a_revision(live: RunningService) -> None:
@@ -220,13 +220,13 @@ def test_overload_is_429_with_that_servers_type(tmp_path: Path) -> None:
 def test_the_hubs_client_classifies_texts_pairs_and_batches(live: RunningService) -> None:
     for base in (live.url, f"{live.url}/adapters/a", f"{live.url}/adapters/a/predict"):
         client = InferenceClient(base)
-        found = client.text_classification("free win now")
+        elements = client.text_classification("free win now")
         assert same(
-            [{"score": item.score, "label": item.label} for item in found],
+            [{"score": item.score, "label": item.label} for item in elements],
             own(live, "free win now"),
         )
         best = client.text_classification("free win now", top_k=1)
-        assert [item.label for item in best] == [found[0].label]
+        assert [item.label for item in best] == [elements[0].label]
         # It declares a string and sends what it is given; of a batch it returns the first answer.
         pair: Any = ["a good card", "hello"]
         assert [item.label for item in client.text_classification(pair)] == [

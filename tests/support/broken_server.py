@@ -28,7 +28,7 @@ def answer(content: object, status: str = "200 OK", *headers: str) -> bytes:
 
 
 def results(number: int) -> bytes:
-    """The response to a predict request with so many inputs."""
+    """The response to a predict request with this many inputs."""
     timings = {"tokenize": 0.1, "queue": 0.1, "inference": 0.1}
     return answer({"results": [RESULT] * number, "timings_ms": timings})
 

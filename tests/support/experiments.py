@@ -1,4 +1,4 @@
-"""Small experiments: four tiny tasks, a tiny random backbone, a display that acts on events."""
+"""Small experiments: four tiny tasks, a tiny random backbone, and a display that runs callbacks."""
 
 import json
 import random
@@ -62,7 +62,7 @@ def settings_of(workspace: Path, *, epochs: int = 3) -> FitSettings:
 
 
 class Watch(Display):
-    """Records what an experiment reports, and acts on it."""
+    """Records what an experiment reports, and calls back."""
 
     def __init__(
         self,

@@ -90,12 +90,12 @@ class _Holder(nn.Module):
 
 
 def _words(model: Any, batch: Padded) -> Tensor:
-    found: Tensor = model.get_input_embeddings()(batch.inputs["input_ids"])
-    return found
+    embeddings: Tensor = model.get_input_embeddings()(batch.inputs["input_ids"])
+    return embeddings
 
 
 def _embedded(model: Any, batch: Padded, words: Tensor | None = None) -> Tensor:
-    """[B, S, n] what enters the first layer; `words` stand in for the word embeddings."""
+    """[B, S, n], the input of the first layer; `words` replace the word embeddings."""
     types = {name: value for name, value in batch.inputs.items() if name != "input_ids"}
     outputs = model(
         inputs_embeds=_words(model, batch) if words is None else words,
@@ -125,7 +125,7 @@ def _finished(model: Any, hidden: Tensor) -> Tensor:
     return states
 
 
-def _behind_prompts(
+def _after_prompts(
     model: Any, hidden: Tensor, prompts: Tensor, batch: Padded, *, layer: int
 ) -> Read:
     """Run on from `layer` with `prompts`, [B, t, n], in front of [BOS]."""
@@ -175,7 +175,7 @@ def _idspam(model: Any, tensors: Tensors, design: Design, batch: Padded) -> Read
     if design.final_activation != "none":
         flat = torch.relu(flat) if design.final_activation == "relu" else torch.tanh(flat)
     prompts = flat.view(len(pooled), design.prompt_length, -1)
-    return _behind_prompts(model, hidden, prompts, batch, layer=design.insertion_layer)
+    return _after_prompts(model, hidden, prompts, batch, layer=design.insertion_layer)
 
 
 def _plain(model: Any, _: Tensors, __: Design, batch: Padded) -> Read:
@@ -186,7 +186,7 @@ def _plain(model: Any, _: Tensors, __: Design, batch: Padded) -> Read:
 
 def _prompt_tuning(model: Any, tensors: Tensors, _: Design, batch: Padded) -> Read:
     prompts = tensors["prompt"].expand(len(batch.mask), -1, -1)
-    return _behind_prompts(model, _embedded(model, batch), prompts, batch, layer=0)
+    return _after_prompts(model, _embedded(model, batch), prompts, batch, layer=0)
 
 
 def _p_tuning(model: Any, tensors: Tensors, _: Design, batch: Padded) -> Read:
@@ -194,7 +194,7 @@ def _p_tuning(model: Any, tensors: Tensors, _: Design, batch: Padded) -> Read:
     states = torch.relu(w["free"] @ w["weights.0"] + w["biases.0"])
     states = torch.relu(states @ w["weights.1"] + w["biases.1"])
     prompts = (states @ w["weights.2"] + w["biases.2"]).expand(len(batch.mask), -1, -1)
-    return _behind_prompts(model, _embedded(model, batch), prompts, batch, layer=0)
+    return _after_prompts(model, _embedded(model, batch), prompts, batch, layer=0)
 
 
 def _smop(model: Any, tensors: Tensors, _: Design, batch: Padded) -> Read:
@@ -204,7 +204,7 @@ def _smop(model: Any, tensors: Tensors, _: Design, batch: Padded) -> Read:
     for row in shares:
         chosen = int(row.argmax())
         prompts.append(tensors["bank"][chosen] * row[chosen])
-    return _behind_prompts(model, hidden, torch.stack(prompts), batch, layer=0)
+    return _after_prompts(model, hidden, torch.stack(prompts), batch, layer=0)
 
 
 def _lpt(model: Any, tensors: Tensors, design: Design, batch: Padded) -> Read:
@@ -213,7 +213,7 @@ def _lpt(model: Any, tensors: Tensors, design: Design, batch: Padded) -> Read:
     prompts = (narrow @ tensors["up"] + tensors["up_bias"]).view(
         len(hidden), design.prompt_length, -1
     )
-    return _behind_prompts(model, hidden, prompts, batch, layer=design.insertion_layer)
+    return _after_prompts(model, hidden, prompts, batch, layer=design.insertion_layer)
 
 
 def _dept(model: Any, tensors: Tensors, _: Design, batch: Padded) -> Read:
@@ -221,21 +221,21 @@ def _dept(model: Any, tensors: Tensors, _: Design, batch: Padded) -> Read:
     places = torch.arange(batch.mask.shape[1]).clamp(max=len(table) - 1)
     words = _words(model, batch) + table[places]
     prompts = tensors["prompt"].expand(len(batch.mask), -1, -1)
-    return _behind_prompts(model, _embedded(model, batch, words), prompts, batch, layer=0)
+    return _after_prompts(model, _embedded(model, batch, words), prompts, batch, layer=0)
 
 
 def _idpg(model: Any, tensors: Tensors, _: Design, batch: Padded) -> Read:
-    """As the source has it: the prompts stand behind [BOS], and every layer gets its own."""
+    """As in the source: the prompts come after [BOS], and every layer has its own."""
     frozen = model(**batch.inputs, attention_mask=batch.mask.long()).last_hidden_state[:, 0]
-    made = functional.gelu(frozen @ tensors["down"]) @ tensors["up"]
+    prompts = functional.gelu(frozen @ tensors["down"]) @ tensors["up"]
     hidden = _embedded(model, batch)
     rows, _length, n = hidden.shape
     slots = torch.ones(rows, 5, dtype=torch.bool)
     first, others = batch.mask[:, :1], batch.mask[:, 1:]
     mask = torch.cat([first, slots, others], dim=1)
     for layer, bias in enumerate(tensors["biases"]):
-        behind = hidden[:, 1:] if layer == 0 else hidden[:, 6:]
-        hidden = torch.cat([hidden[:, :1], (made + bias).view(rows, 5, n), behind], dim=1)
+        text = hidden[:, 1:] if layer == 0 else hidden[:, 6:]
+        hidden = torch.cat([hidden[:, :1], (prompts + bias).view(rows, 5, n), text], dim=1)
         hidden = _through(model, hidden, mask, slice(layer, layer + 1))
     return Read(hidden, torch.cat([first, ~slots, others], dim=1))
 

@@ -79,7 +79,7 @@ def prometheus(folder: Path, target: str) -> Iterator[Prometheus]:
 def wait_for(
     missing: Callable[[], list[str]], *, seconds: float, meanwhile: Callable[[], None]
 ) -> list[str]:
-    """Wait until nothing is missing; what still is after so many seconds is returned."""
+    """Wait at most `seconds` until nothing is missing; returns what still is."""
     deadline = time.monotonic() + seconds
     while (left := missing()) and time.monotonic() < deadline:
         meanwhile()

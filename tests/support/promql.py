@@ -26,5 +26,5 @@ def selectors(text: str) -> Iterator[tuple[str, set[str]]]:
     """Each series that an expression selects, with the labels that it selects by."""
     names = r"(?<![\w:$])(up|idspam_\w+|process_\w+)\b(?!\s*:)(?:\{([^{}]*)\})?"
     for name, matchers in re.findall(names, text):
-        # A label stands before an operator; what is quoted after it may hold anything.
+        # A label comes before an operator; the quoted text after it may contain anything.
         yield name, set(re.findall(r'(\w+)\s*(?:=~|!~|!=|=)\s*"', matchers))

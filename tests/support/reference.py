@@ -102,7 +102,7 @@ def layers_of(model: Any) -> nn.ModuleList:
 
 
 def _states_below(model: Any, inputs: dict[str, Tensor], layer: int) -> tuple[Tensor, Tensor]:
-    """[S, n] what enters the first layer, and what enters `layer`, in a pass without any prompt."""
+    """[S, n] each: the inputs of the first layer and of `layer`, in a pass without a prompt."""
     outputs = model(**inputs, output_hidden_states=True)
     return outputs.hidden_states[0][0], outputs.hidden_states[layer][0]
 

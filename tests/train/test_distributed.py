@@ -127,13 +127,13 @@ def _launched(folder: Path, flags: list[str]) -> Iterator[subprocess.Popen[str]]
 
 def _processes(launcher: int) -> list[int]:
     """The running processes of a launcher, by rank."""
-    found = {}
+    by_rank = {}
     for children in Path(f"/proc/{launcher}/task").glob("*/children"):
         for pid in map(int, children.read_text().split()):
             for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
                 if entry.startswith(b"RANK="):
-                    found[int(entry.removeprefix(b"RANK="))] = pid
-    return [found[rank] for rank in sorted(found)]
+                    by_rank[int(entry.removeprefix(b"RANK="))] = pid
+    return [by_rank[rank] for rank in sorted(by_rank)]
 
 
 def _wait_for(launcher: subprocess.Popen[str], start: str) -> str:
@@ -157,10 +157,10 @@ def _ended(launcher: subprocess.Popen[str]) -> tuple[str, str]:
 
 def _largest_difference(folder: Path, output: str) -> float:
     """The largest difference between its weights and those of the whole run in one process."""
-    expected, found = (load_adapter(folder / name) for name in ("whole.safetensors", output))
-    assert found.tensors.keys() == expected.tensors.keys()
+    expected, trained = (load_adapter(folder / name) for name in ("whole.safetensors", output))
+    assert trained.tensors.keys() == expected.tensors.keys()
     return max(
-        float((tensor - found.tensors[name]).abs().max())
+        float((tensor - trained.tensors[name]).abs().max())
         for name, tensor in expected.tensors.items()
     )
 
@@ -173,9 +173,9 @@ def test_two_processes_train_as_one_does_and_one_of_them_reports(
     assert launcher.returncode == 0, err
     report = json.loads((folder / "two.json").read_text())
     assert report["settings"]["processes"] == 2
-    for found, expected in zip(report["epochs"], whole.epochs, strict=True):
-        assert found["loss"] == pytest.approx(expected.loss, rel=1e-5)
-        assert found["accuracy"] == expected.accuracy
+    for epoch, expected in zip(report["epochs"], whole.epochs, strict=True):
+        assert epoch["loss"] == pytest.approx(expected.loss, rel=1e-5)
+        assert epoch["accuracy"] == expected.accuracy
     assert whole.epochs[-1].loss < whole.epochs[0].loss - 0.1, (
         "a loss that hardly falls proves nothing"
     )
@@ -235,13 +235,13 @@ def test_the_first_process_to_fail_is_one_of_this_start_of_this_run(
     monkeypatch.delenv("TORCHELASTIC_ERROR_FILE", raising=False)
     assert [is_first_to_fail(), is_first_to_fail()] == [True, True], "there is no other process"
     for attempt in ("attempt_0", "attempt_1"):
-        found = []
+        first_to_fail = []
         for rank in ("1", "0", "2"):
             folder = tmp_path / attempt / rank
             folder.mkdir(parents=True)
             monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(folder / "error.json"))
-            found.append(is_first_to_fail())
-        assert found == [True, False, False]
+            first_to_fail.append(is_first_to_fail())
+        assert first_to_fail == [True, False, False]
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "gone" / "0" / "error.json"))
     assert is_first_to_fail(), "an error shown twice is better than none"
 

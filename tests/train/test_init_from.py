@@ -129,9 +129,9 @@ def test_an_adapter_that_does_not_fit_is_refused_with_every_difference(
     assert fault.startswith(f"--init-from {folder}/source.safetensors: backbone: trained on ")
     assert fault.endswith("; --prompt-length 4: its is 3; --head mlp: its is linear")
     # The default, asked for.
-    given = replace(_from(folder), given=("generator_pooling",))
+    with_default = replace(_from(folder), given=("generator_pooling",))
     with pytest.raises(SettingsError, match="--generator-pooling attention: its is mean"):
-        fitted(given, tmp_path / "a.safetensors")
+        fitted(with_default, tmp_path / "a.safetensors")
     (tmp_path / "x.safetensors").write_text("no adapter")
     with pytest.raises(SettingsError, match=r"--init-from .*: not a valid adapter: "):
         fitted(

@@ -93,8 +93,8 @@ def logits(method: Method, texts: tuple[str, ...] = TEXTS) -> Tensor:
     )
     everything = list(range(len(texts)))
     batch = cache.pack(everything)
-    made: Tensor = method(batch, cache.trunk(everything, batch))
-    return made[torch.from_numpy(batch.order.argsort())]
+    logits: Tensor = method(batch, cache.trunk(everything, batch))
+    return logits[torch.from_numpy(batch.order.argsort())]
 
 
 def same(some: dict[str, Tensor], others: dict[str, Tensor]) -> bool:

@@ -131,8 +131,8 @@ def packed_logits(method: Method, cache: TrunkCache) -> Tensor:
     """In the texts' order."""
     everything = list(range(len(cache)))
     batch = cache.pack(everything)
-    made: Tensor = method(batch, cache.trunk(everything, batch))
-    return made[torch.from_numpy(batch.order.argsort())]
+    logits: Tensor = method(batch, cache.trunk(everything, batch))
+    return logits[torch.from_numpy(batch.order.argsort())]
 
 
 def plain_logits(
@@ -162,10 +162,10 @@ def test_packed_logits_and_gradients_are_those_of_a_padded_batch(
     # Without gradients layers are run by other code (`adapters.layers.bert`).
     with torch.no_grad():
         torch.testing.assert_close(packed_logits(method, cache), expected, rtol=0, atol=BOUND)
-    found = packed_logits(method, cache)
-    torch.testing.assert_close(found, expected, rtol=0, atol=BOUND)
+    packed = packed_logits(method, cache)
+    torch.testing.assert_close(packed, expected, rtol=0, atol=BOUND)
     functional.cross_entropy(expected, TRUE).backward()
-    functional.cross_entropy(found, TRUE).backward()
+    functional.cross_entropy(packed, TRUE).backward()
     assert_same_gradients(method, tensors)
 
 
@@ -233,8 +233,8 @@ def test_a_method_that_changes_a_backbone_which_has_already_run_is_evaluated_wit
         earlier = built("prompt-tuning", backbone, DESIGNS["hidden"])
         packed_logits(earlier, cached(earlier))
         method = stirred(built(name, backbone, DESIGNS["hidden"]))
-        found = packed_logits(method, cached(method))
-    torch.testing.assert_close(found, plain_logits(method, name, plain), rtol=0, atol=BOUND)
+        packed = packed_logits(method, cached(method))
+    torch.testing.assert_close(packed, plain_logits(method, name, plain), rtol=0, atol=BOUND)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -244,9 +244,9 @@ def test_over_a_bfloat16_backbone_a_method_trains_float32_tensors(name: str) -> 
     bfloat16 = backbone_of("bert").to(dtype=torch.bfloat16)
     narrow = stirred(built(name, bfloat16, DESIGNS["hidden"]))
     assert {tensor.dtype for tensor in narrow.tensors.values()} == {torch.float32}
-    found, expected = (packed_logits(method, cached(method)) for method in (narrow, wide))
-    torch.testing.assert_close(found, expected, rtol=0, atol=BFLOAT16_BOUND)
-    functional.cross_entropy(found, TRUE).backward()
+    packed, expected = (packed_logits(method, cached(method)) for method in (narrow, wide))
+    torch.testing.assert_close(packed, expected, rtol=0, atol=BFLOAT16_BOUND)
+    functional.cross_entropy(packed, TRUE).backward()
     functional.cross_entropy(expected, TRUE).backward()
     one, other = (
         torch.cat([_gradient(tensor).flatten() for tensor in method.tensors.values()])

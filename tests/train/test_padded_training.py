@@ -126,8 +126,8 @@ def train_plainly(
     assert settings.batch_size is not None
     assert settings.learning_rate is not None
     rate, size = settings.learning_rate, settings.batch_size
-    chosen, given = training.recipe.weight_decay, settings.weight_decay
-    decay = chosen if given is None else given
+    default_decay, set_decay = training.recipe.weight_decay, settings.weight_decay
+    decay = default_decay if set_decay is None else set_decay
     optimizer = torch.optim.AdamW(
         [
             {"params": [tensor], "lr": rate * training.method.rate_factor(name)}
@@ -189,14 +189,14 @@ def idspam_trained_plainly(preset: Preset, family: str) -> Trained:
     return train_plainly("idspam", training, start, family=family)
 
 
-def compare(found: Mapping[str, Tensor], losses: Losses, expected: Trained) -> None:
+def compare(weights: Mapping[str, Tensor], losses: Losses, expected: Trained) -> None:
     np.testing.assert_allclose(losses.steps, expected.losses, rtol=0, atol=LOSS_BOUND)
-    assert apart(found, expected.weights[-1]) < WEIGHT_BOUND
+    assert apart(weights, expected.weights[-1]) < WEIGHT_BOUND
 
 
-def apart(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
-    assert found.keys() == expected.keys()
-    return max(float((found[name] - expected[name]).abs().max()) for name in found)
+def apart(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
+    assert weights.keys() == expected.keys()
+    return max(float((weights[name] - expected[name]).abs().max()) for name in weights)
 
 
 @pytest.mark.slow
@@ -213,11 +213,11 @@ def test_idspam_ends_where_a_plain_padded_loop_ends(
     losses = Losses()
     training.loop.fit(losses)
     training.close()
-    found = training.method.snapshot()
-    compare(found, losses, idspam_trained_plainly(preset, "bert"))
+    weights = training.method.snapshot()
+    compare(weights, losses, idspam_trained_plainly(preset, "bert"))
     # Far more than rounding has happened.
     assert min(losses.steps) < 0.9 * losses.steps[0]
-    assert apart(found, start) > 500 * WEIGHT_BOUND
+    assert apart(weights, start) > 500 * WEIGHT_BOUND
 
 
 @pytest.mark.parametrize("preset", list(Preset))
@@ -267,10 +267,10 @@ def test_the_weights_of_the_best_epoch_on_the_selection_rows_are_kept(
     best = scores.index(max(scores))
     assert 0 < best < len(scores) - 1, "the first or last epoch would show less"
     assert training.loop.checkpoint.best_epoch == best + 1
-    found = training.method.snapshot()
-    assert apart(found, expected.weights[best]) < 0.1 * apart(found, expected.weights[-1])
+    kept = training.method.snapshot()
+    assert apart(kept, expected.weights[best]) < 0.1 * apart(kept, expected.weights[-1])
     with torch.no_grad():
-        logits = answers(method, model_of("bert"), found, training, data=SELECTION, rows=everything)
+        logits = answers(method, model_of("bert"), kept, training, data=SELECTION, rows=everything)
     torch.testing.assert_close(training.logits()["selection"], logits, rtol=0, atol=1e-5)
 
 

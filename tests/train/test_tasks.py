@@ -172,9 +172,9 @@ def test_a_row_on_the_hub_becomes_what_local_files_hold(folder: Path, name: str)
     task = TASKS[name]
     data = load_named(replace(task, hub=_hub_of(folder / "mini", name)), data_root=None)
     names, _, expected = ON_THE_HUB[name]
-    found = {split: getattr(data, split) for split in SPLITS}
-    assert {split for split, dataset in found.items() if dataset} == set(task.splits)
-    for dataset in found.values():
+    datasets = {split: getattr(data, split) for split in SPLITS}
+    assert {split for split, dataset in datasets.items() if dataset} == set(task.splits)
+    for dataset in datasets.values():
         if dataset is not None:
             first, second = dataset.examples
             assert first == expected
