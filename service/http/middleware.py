@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Callable, Iterable, Mapping
 from time import perf_counter
 from types import MappingProxyType
+from typing import NamedTuple
 
 from opentelemetry.trace import Span
 from starlette.datastructures import Headers
@@ -83,7 +84,8 @@ class Gate:
 
     async def _answer(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
         method, path = scope["method"], scope["path"]
-        self._keyring.check(method=method, path=path, headers=headers)
+        client = self._keyring.check(method=method, path=path, headers=headers)
+        scope["idspam.client"], scope["idspam.weight"] = client.name, client.weight
         if not _needs_service(path):
             await self._app(scope, receive, send)
             return
@@ -114,33 +116,48 @@ class Gate:
         )
 
 
+class KeyHolder(NamedTuple):
+    """Who sent a request.
+
+    name: of the key; empty without one. weight: its share when several compete, relative to others.
+    """
+
+    name: str = ""
+    weight: float = 1.0
+
+
+NOBODY = KeyHolder()
+
+
 class Keyring:
     """The accepted keys, as hashes: a comparison takes equally long whatever key was sent."""
 
     def __init__(self, settings: Settings) -> None:
-        self._admin_keys = tuple(map(_hash, settings.admin_keys))
-        self._api_keys = tuple(map(_hash, settings.api_keys))
+        self._admin_keys = _hashed("admin", settings.admin_keys)
+        self._api_keys = _hashed("api", settings.api_keys)
 
-    def check(self, *, method: str, path: str, headers: Mapping[str, str]) -> None:
-        """
+    def check(self, *, method: str, path: str, headers: Mapping[str, str]) -> KeyHolder:
+        """Who sent this request, if it may be sent.
+
         Raises:
             Unauthorized: no key, or an unknown one.
             Forbidden: an API key where an admin key is needed.
         """
         if path in OPEN_PATHS:
-            return
+            return NOBODY
         changes_adapters = method not in _READING_METHODS and path.startswith(_ADMIN_PATHS)
         needs_admin = bool(self._admin_keys) and changes_adapters
         if not (self._api_keys or needs_admin):
-            return
+            return NOBODY
         key = _key_of(headers)
         digest = _hash(key or "")
-        is_admin = _is_among(digest, self._admin_keys)
-        is_known = _is_among(digest, self._api_keys) or is_admin
-        if key is None or not is_known:
+        admin = _found(digest, self._admin_keys)
+        holder = _found(digest, self._api_keys) or admin
+        if key is None or holder is None:
             raise Unauthorized("send a key as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
-        if needs_admin and not is_admin:
+        if needs_admin and admin is None:
             raise Forbidden("changing adapters asks for an admin key")
+        return admin or holder
 
 
 async def handle_error(request: Request, error: Exception) -> Response:
@@ -195,9 +212,15 @@ def _key_of(headers: Mapping[str, str]) -> str | None:
     return headers.get("x-api-key") or None
 
 
-def _is_among(digest: bytes, hashes: Iterable[bytes]) -> bool:
-    # A sum compares with every hash; `any` would stop at the first match.
-    return bool(sum(hmac.compare_digest(digest, known) for known in hashes))
+def _found(digest: bytes, known: Mapping[bytes, KeyHolder]) -> KeyHolder | None:
+    # Compares with every hash: stopping at the first match would tell how far the search went.
+    matches = [holder for key, holder in known.items() if hmac.compare_digest(digest, key)]
+    return matches[0] if matches else None
+
+
+def _hashed(kind: str, keys: Iterable[str]) -> dict[bytes, KeyHolder]:
+    """Keys of the environment have no names of their own, only a position."""
+    return {_hash(key): KeyHolder(f"{kind}-{number}") for number, key in enumerate(keys, start=1)}
 
 
 def _hash(key: str) -> bytes:

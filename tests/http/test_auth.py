@@ -123,5 +123,16 @@ def test_plain_keys_alone_may_change_adapters() -> None:
         keyring.check(method="PUT", path="/v1/adapters/a", headers={})
 
 
+def test_a_request_is_attributed_to_its_key() -> None:
+    keyring = Keyring(read_settings({"IDSPAM_API_KEYS": "x,y", "IDSPAM_ADMIN_KEYS": ADMIN}))
+
+    def holder(path: str, **headers: str) -> tuple[str, float]:
+        return keyring.check(method="GET", path=path, headers=headers)
+
+    assert holder("/v1/adapters", authorization="Bearer y") == ("api-2", 1.0)
+    assert holder("/v1/adapters", authorization=f"Bearer {ADMIN}") == ("admin-1", 1.0)
+    assert holder("/healthz", authorization="Bearer y") == ("", 1.0)
+
+
 def test_without_keys_everything_is_open() -> None:
     Keyring(read_settings({})).check(method="DELETE", path="/v1/adapters/a", headers={})
