@@ -11,7 +11,7 @@ from time import monotonic
 
 import torch
 
-from adapters import __version__
+from adapters import __version__, faults
 from adapters.backbone.loading import load_backbone, resolve_device
 from adapters.backbone.model import Backbone
 from adapters.errors import AdapterError
@@ -65,6 +65,8 @@ class LocalBackend:
 
     async def start(self) -> None:
         started = monotonic()
+        if faults.installed():
+            logger.warning("this is a test: %s makes this process fail", faults.VARIABLE)
         info = await self.engine.start()
         catalog = Catalog(self._store, self.engine, observer=self._observer)
         await catalog.load(self._settings.zoo_dir)
