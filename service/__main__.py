@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cli.shell import escape_unencodable
 from service.settings import InvalidSettings, Settings, read_settings
-from service.start import StartFailed
+from service.start import StartFailed, log_service_links
 
 
 def main(arguments: list[str]) -> int:
@@ -32,12 +32,12 @@ def main(arguments: list[str]) -> int:
 
 def _serve(settings: Settings) -> None:
     # Imported only to serve: commands also run where no web framework is installed.
-    from service.http.server import listen
+    from service.http.server import address_text, listen
 
     # Checked at once, not seconds later when torch has been imported.
     with _start_errors(f"IDSPAM_ADAPTER_DIR: cannot use {settings.adapter_dir}"):
         _require_writable(settings.adapter_dir)
-    with _start_errors(f"cannot listen on {settings.host}:{settings.port}"):
+    with _start_errors(f"cannot listen on {address_text(settings.host, settings.port)}"):
         listener = listen(settings.host, settings.port)
 
     if settings.workers:
@@ -59,6 +59,7 @@ def _serve_in_this_process(settings: Settings, listener: socket.socket) -> None:
     from service.observability.metrics import Metrics
 
     configure_logging(settings.log_level, settings.log_format)
+    log_service_links(os.environ)
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     metrics = Metrics(registry, routes=route_paths(), error_types=error_types())

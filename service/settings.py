@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from service.service_links import is_service_link
+
 PREFIX = "IDSPAM_"
 _SECRET = ("api_keys", "admin_keys")
 CPU_BATCH_TOKENS = 2048
@@ -125,7 +127,10 @@ class Settings:
         "passes, else float32",
     )
     host: str = _setting(
-        _text, "127.0.0.1", "address", "Where to listen; with `0.0.0.0` (all interfaces) set keys"
+        _text,
+        "127.0.0.1",
+        "address",
+        "Where to listen; with `0.0.0.0` or `::` (all interfaces, `::` with IPv6) set keys",
     )
     port: int = _setting(_whole(0, 65535), "8000", "TCP port", "0 takes a free port and prints it")
     workers: int = _setting(
@@ -226,6 +231,8 @@ class Settings:
 def read_settings(environ: Mapping[str, str]) -> Settings:
     """The settings of an environment; a variable that is not set has its default.
 
+    Variables that Kubernetes has set are ignored (`service.service_links`).
+
     Raises:
         InvalidSettings: bad values and unknown `IDSPAM_*` variables, all of them named.
     """
@@ -233,6 +240,8 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
     values: dict[str, Any] = {}
     faults = []
     for key in sorted(key for key in environ if key.startswith(PREFIX)):
+        if is_service_link(key, environ[key]):
+            continue
         if key not in known:
             faults.append(f"{key}: no such setting{_advice(key, list(known))}")
             continue

@@ -1,8 +1,14 @@
-"""The end of a start: the error that stopped it, or freezing what was loaded."""
+"""Parts of every start: what it ignored, the error that stopped it, freezing what was loaded."""
 
 import gc
+import logging
+from collections.abc import Mapping
 
 from adapters.errors import AdapterError
+from service.service_links import service_links
+from service.settings import PREFIX
+
+logger = logging.getLogger(__name__)
 
 
 class StartFailed(Exception):
@@ -13,6 +19,16 @@ def start_error(error: BaseException) -> str:
     """Why a start failed, in one line. Errors that are not expected keep their class name."""
     expected = isinstance(error, (AdapterError, OSError))
     return str(error) if expected else f"{type(error).__name__}: {error}"
+
+
+def log_service_links(environ: Mapping[str, str]) -> None:
+    """Log, in one line, which variables of Kubernetes were not taken for settings."""
+    if links := service_links(environ, PREFIX):
+        logger.warning(
+            "ignored variables of Kubernetes' service links (enableServiceLinks: false in the "
+            "pod's spec leaves them out): %s",
+            ", ".join(links),
+        )
 
 
 def freeze_loaded_objects() -> None:

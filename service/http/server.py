@@ -1,10 +1,13 @@
 """uvicorn: when it starts and stops, which signals do what, and which sockets it listens on."""
 
 import asyncio
+import errno
+import os
 import signal
 import socket
 from collections.abc import Callable
 from contextvars import Context
+from ipaddress import ip_address
 from types import FrameType
 
 import uvicorn
@@ -19,6 +22,7 @@ BACKLOG = 2048
 CLOSING_SECONDS = 2
 # Longer than client pools keep idle connections, so that it is the client that closes them.
 KEEP_ALIVE_SECONDS = 75
+_NO_SUCH_ADDRESS = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -109,13 +113,13 @@ def ignore_repeated_signals() -> None:
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket; port 0 takes a free one.
 
+    `::` is every address of the machine, those of IPv4 too. If a name has several addresses, the
+    first one that can be used is taken.
+
     Raises:
         OSError: no such address, or the port is taken.
     """
-    family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    listener = socket.create_server(address[:2], family=family, backlog=BACKLOG)
-    listener.setblocking(False)
-    return listener
+    return _listener(host, port, reuse_port=False)
 
 
 def reserve(listener: socket.socket) -> socket.socket:
@@ -125,13 +129,14 @@ def reserve(listener: socket.socket) -> socket.socket:
         OSError: another process took the address in between.
     """
     address = listener.getsockname()
+    is_v6 = listener.family == socket.AF_INET6
+    v6_only = listener.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) if is_v6 else 0
     listener.close()
     reserved = socket.socket(listener.family, socket.SOCK_STREAM)
     reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    if listener.family == socket.AF_INET6:
-        # As `socket.create_server` sets it.
-        reserved.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    if is_v6:
+        reserved.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, v6_only)
     reserved.bind(address)
     return reserved
 
@@ -142,16 +147,58 @@ def listen_shared(host: str, port: int) -> socket.socket:
     The kernel spreads new connections over them evenly. If several processes accept from one
     socket, those that wake first take up to two and a half times their share.
 
+    Args:
+        host: as `bound_host` gives it.
+
     Raises:
         OSError: the address is taken and not reserved.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=True)
-    listener.setblocking(False)
-    return listener
+    return _listener(host, port, reuse_port=True)
+
+
+def _listener(host: str, port: int, *, reuse_port: bool) -> socket.socket:
+    failure: OSError | None = None
+    for family, *_, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        everywhere = family == socket.AF_INET6 and ip_address(str(address[0])).is_unspecified
+        try:
+            listener = socket.create_server(
+                # With the scope of a link-local address, which is the last of the four.
+                address,  # type: ignore[arg-type]  # typeshed has addresses of IPv4 alone
+                family=family,
+                backlog=BACKLOG,
+                reuse_port=reuse_port,
+                dualstack_ipv6=everywhere and socket.has_dualstack_ipv6(),
+            )
+        except OSError as error:
+            failure = failure or _explained(error, family)
+        else:
+            listener.setblocking(False)
+            return listener
+    assert failure is not None, "getaddrinfo raises if there is no address"
+    raise failure
+
+
+def _explained(error: OSError, family: int) -> OSError:
+    """The error with its reason where the system's words do not say it."""
+    if family != socket.AF_INET6 or error.errno not in _NO_SUCH_ADDRESS:
+        return error
+    advice = "is IPv6 switched off here? IDSPAM_HOST=0.0.0.0 listens on every address of IPv4"
+    return OSError(error.errno, f"{os.strerror(error.errno or 0)}; {advice}")
+
+
+def bound_host(listener: socket.socket) -> str:
+    """The address that a socket is bound to, with the scope of a link-local one: `fe80::1%2`."""
+    host, _, *rest = listener.getsockname()
+    scope = rest[1] if rest else 0
+    return f"{host}%{scope}" if scope else str(host)
+
+
+def address_text(host: str, port: int) -> str:
+    """An address and a port as they are written in a URL: an address of IPv6 is in brackets."""
+    # The scope's sign is written as RFC 6874 asks.
+    return f"[{host.replace('%', '%25')}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def url_of(listener: socket.socket) -> str:
     """The URL of a listening socket."""
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"http://{address_text(bound_host(listener), listener.getsockname()[1])}"

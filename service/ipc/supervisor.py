@@ -23,14 +23,14 @@ from prometheus_client import CollectorRegistry
 
 from service.http.app import route_paths
 from service.http.errors import error_types
-from service.http.server import reserve, url_of
+from service.http.server import bound_host, reserve, url_of
 from service.ipc.channel import Context
 from service.ipc.child import Callbacks, Child, ChildContext, Kind, NeverReady, Usage, usage_of
 from service.ipc.metrics_forwarding import MetricsReceiver
 from service.observability.logs import configure_logging
 from service.observability.metrics import Metrics
 from service.settings import Settings
-from service.start import StartFailed
+from service.start import StartFailed, log_service_links
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,7 @@ def supervise(settings: Settings, listener: socket.socket) -> None:
         StartFailed: a process ended before it was ready for the first time.
     """
     configure_logging(settings.log_level, settings.log_format, process="supervisor")
+    log_service_links(os.environ)
     try:
         reserved = reserve(listener)
     except OSError as error:
@@ -88,7 +89,7 @@ class Supervisor:
         engine = ChildContext("engine", str(folder), os.getpid(), report=-1, url=url_of(reserved))
         self._endpoint = engine.supervisor_endpoint
         self._engine = Child("engine", engine, callbacks)
-        host, port = reserved.getsockname()[:2]
+        host, port = bound_host(reserved), reserved.getsockname()[1]
         self._workers = [
             Child(
                 "worker",

@@ -10,7 +10,7 @@ import sys
 import zmq
 
 from service.http.app import create_app
-from service.http.server import Server, ignore_repeated_signals, listen_shared
+from service.http.server import Server, address_text, ignore_repeated_signals, listen_shared
 from service.ipc.channel import Context
 from service.ipc.child import ChildContext, begin
 from service.ipc.metrics_forwarding import MetricsForwarder
@@ -59,7 +59,9 @@ def main() -> int:
     try:
         listener = listen_shared(child.host, child.port)
     except OSError as error:
-        child.failed(f"cannot listen on {child.host}:{child.port}: {error.strerror or error}")
+        child.failed(
+            f"cannot listen on {address_text(child.host, child.port)}: {error.strerror or error}"
+        )
         return 2
     context: Context = zmq.Context()
     metrics = MetricsForwarder(context, child.supervisor_endpoint)

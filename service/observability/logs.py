@@ -2,13 +2,19 @@
 
 A text line is `time level logger request=id message`. Facts are part of the message as `key=value`,
 written `"adapter published name=%s", name`; in JSON they are fields of their own.
+
+What clients send may be part of a line, so characters that could end a line or move a terminal's
+cursor are escaped, and a flood of warnings is cut to a few a second (`LineLimit`).
 """
 
 import json
 import logging
 import re
+import threading
 from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from time import monotonic
 from typing import Any, Literal
 
 import orjson
@@ -18,12 +24,15 @@ LogFormat = Literal["text", "json"]
 
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
 
+# Warnings and errors of one place in the code, in each process.
+LINES_PER_SECOND = 10
+
 # A printf placeholder, with the key in front of it if it is a fact.
 _PLACEHOLDER = re.compile(r"(?P<fact> ?(?P<key>[a-z_]+)=)?%[-#0 +]*\d*(?:\.\d+)?(?P<kind>[a-z%])")
 
 
 class TextFormatter(logging.Formatter):
-    """One line a record: line breaks are escaped, and a traceback is one quoted field.
+    """One line a record: control characters are escaped, and a traceback is one quoted field.
 
     Args:
         process: the name of this process, if the service has several.
@@ -34,9 +43,7 @@ class TextFormatter(logging.Formatter):
         self._process = process
 
     def format(self, record: logging.LogRecord) -> str:
-        message = (
-            record.getMessage().replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
-        )
+        message = _escaped(record.getMessage())
         process = "" if self._process is None else f" process={self._process}"
         line = (
             f"{_time(record)} {record.levelname.lower()} {record.name}{process} "
@@ -68,13 +75,77 @@ class JsonFormatter(TextFormatter):
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         # A fact never replaces a field that every line has.
-        return orjson.dumps(line | facts | line, default=str).decode()
+        text = orjson.dumps(line | facts | line, default=str).decode()
+        # orjson writes DEL, C1 controls and bidirectional marks as they are.
+        return text if text.isprintable() else _in_json(text)
+
+
+@dataclass(slots=True)
+class _Window:
+    """The lines of one place in the code within one second. until: on `time.monotonic`."""
+
+    until: float
+    lines: int = 0
+
+
+class LineLimit(logging.Filter):
+    """Lets a place in the code log `LINES_PER_SECOND` warnings or errors a second, and counts the
+    others: one line at the end of that second says how many they were.
+
+    A request that is refused or broken costs its sender nothing, so its log line must not cost the
+    service a disk. Lines below a warning pass: no refused request writes one.
+
+    Args:
+        handler: gets the line with the count.
+    """
+
+    def __init__(self, handler: logging.Handler) -> None:
+        super().__init__()
+        self._handler = handler
+        self._lock = threading.Lock()
+        # By file and line: a message may hold text of clients, and would make endless kinds.
+        self._windows: dict[tuple[str, int], _Window] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno < logging.WARNING:
+            return True
+        place, now = (record.pathname, record.lineno), monotonic()
+        with self._lock:
+            window = self._windows.get(place)
+            if window is None or now >= window.until:
+                window = self._windows[place] = _Window(now + 1.0)
+            window.lines += 1
+            if window.lines == LINES_PER_SECOND + 1:
+                timer = threading.Timer(window.until - now, self._report, (record, window))
+                timer.daemon = True
+                timer.start()
+            return window.lines <= LINES_PER_SECOND
+
+    def _report(self, record: logging.LogRecord, window: _Window) -> None:
+        with self._lock:
+            suppressed = window.lines - LINES_PER_SECOND
+        line = logging.LogRecord(
+            record.name,
+            record.levelno,
+            record.pathname,
+            record.lineno,
+            "further lines like this one were not logged suppressed=%d: %s",
+            (suppressed, record.getMessage()),
+            None,
+        )
+        # Not `handle`, which would ask this filter.
+        self._handler.acquire()
+        try:
+            self._handler.emit(line)
+        finally:
+            self._handler.release()
 
 
 def configure_logging(level: str, form: LogFormat, *, process: str | None = None) -> None:
     """Log everything to stderr, including uvicorn's lines; its access log is replaced by ours."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter(process) if form == "json" else TextFormatter(process))
+    handler.addFilter(LineLimit(handler))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for name in ("uvicorn", "uvicorn.error"):
         # "Started server process" and the like repeat what our own lines say.
@@ -109,6 +180,21 @@ def _message_and_facts(record: logging.LogRecord) -> tuple[str, dict[str, Any]]:
     except (StopIteration, TypeError, ValueError):
         # A library's message that is written in another way.
         return _encodable(record.getMessage()), {}
+
+
+def _escaped(text: str) -> str:
+    """Text without control characters, lone surrogates and bidirectional marks."""
+    text = text.replace("\\", "\\\\")
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
+
+
+def _in_json(text: str) -> str:
+    """JSON with such characters as JSON's own escapes; it means the same."""
+    return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
 
 
 def _encodable(text: str) -> str:

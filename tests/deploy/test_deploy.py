@@ -96,6 +96,29 @@ def test_the_health_check_asks_for_liveness(tmp_path: Path) -> None:
     assert '"status":"ok"' in done.stdout
 
 
+@pytest.mark.parametrize("host", ["::", "::1", "0.0.0.0", "localhost"])
+def test_the_health_check_asks_the_address_that_the_service_listens_on(
+    tmp_path: Path, host: str
+) -> None:
+    with serve(tmp_path, host=host) as live:
+        port = live.url.rpartition(":")[2].rstrip("/")
+        done = script("deploy/alive.py", IDSPAM_PORT=port, IDSPAM_HOST=host)
+    assert done.returncode == 0
+    assert '"status":"ok"' in done.stdout
+
+
+def test_the_health_check_knows_a_service_link_from_a_port() -> None:
+    """Port 8000 is the service's default; whoever answers there, no traceback is shown."""
+    done = script("deploy/alive.py", IDSPAM_PORT="tcp://10.0.0.1:8000", IDSPAM_HOST="127.0.0.9")
+    assert done.returncode == 1
+    assert "no answer on port 8000 of 127.0.0.9" in done.stdout
+    for port in ("0", "x", "99999"):
+        done = script("deploy/alive.py", IDSPAM_PORT=port)
+        assert done.returncode == 1
+        assert done.stdout.startswith(f"IDSPAM_PORT: '{port}': ")
+        assert not done.stderr
+
+
 def test_a_service_that_does_not_answer_is_unhealthy() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])

@@ -10,6 +10,7 @@ import pytest
 
 from adapters.backbone.loading import DEFAULT_BACKBONE
 from service.local import engine_settings
+from service.service_links import service_links
 from service.settings import (
     CPU_BATCH_TOKENS,
     InvalidSettings,
@@ -89,6 +90,56 @@ def test_a_clients_key_under_the_services_prefix_is_refused_naming_both_variable
     assert "service reads IDSPAM_API_KEYS" in fault
     assert "clients read ID_SPAM_API_KEY" in fault
     assert "hush" not in fault
+
+
+# What Kubernetes sets for the services `idspam` and `idspam-foo` of a namespace.
+SERVICE_LINKS = {
+    "IDSPAM_PORT": "tcp://10.0.0.1:8000",
+    "IDSPAM_PORT_8000_TCP": "tcp://10.0.0.1:8000",
+    "IDSPAM_PORT_8000_TCP_ADDR": "10.0.0.1",
+    "IDSPAM_PORT_8000_TCP_PORT": "8000",
+    "IDSPAM_PORT_8000_TCP_PROTO": "tcp",
+    "IDSPAM_SERVICE_HOST": "10.0.0.1",
+    "IDSPAM_SERVICE_PORT": "8000",
+    "IDSPAM_SERVICE_PORT_HTTP": "8000",
+    "IDSPAM_FOO_PORT": "udp://[fd00::7]:53",
+    "IDSPAM_FOO_PORT_53_UDP": "udp://[fd00::7]:53",
+    "IDSPAM_FOO_PORT_53_UDP_ADDR": "fd00::7",
+    "IDSPAM_FOO_SERVICE_HOST": "fd00::7",
+    "IDSPAM_FOO_SERVICE_PORT": "53",
+}
+
+
+def test_service_links_of_kubernetes_are_no_settings() -> None:
+    assert read_settings(SERVICE_LINKS) == Settings()
+    environ = SERVICE_LINKS | {"PATH": "/bin", "FOO_SERVICE_HOST": "10.0.0.1"}
+    assert service_links(environ, "IDSPAM_") == sorted(SERVICE_LINKS)
+    settings = read_settings(SERVICE_LINKS | {"IDSPAM_PORT": "8001"})
+    assert settings.port == 8001
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("IDSPAM_PORT", "tcp"),
+        ("IDSPAM_PORT", "tcp://10.0.0.1"),
+        ("IDSPAM_PORT", "tcp://:8000"),
+        ("IDSPAM_PORT", "tcp://10.0.0.1:80000"),
+        ("IDSPAM_PORT", "tcp://[10.0.0.1:8000"),
+        ("IDSPAM_PORT", "http://10.0.0.1:8000"),
+        ("IDSPAM_SERVICE_HOST", "0.0.0.0"),
+        ("IDSPAM_SERVICE_HOST", "localhost"),
+        ("IDSPAM_SERVICE_PORT", "eight"),
+        ("IDSPAM_SERVICE_PORT", "0"),
+        ("IDSPAM_HOST_ADDR", "10.0.0.1"),
+        ("IDSPAM_PROT", "8000"),
+        ("IDSPAM_PORT_8000_TCP_PROTO", "http"),
+    ],
+)
+def test_a_typo_is_not_taken_for_a_service_link(key: str, value: str) -> None:
+    with pytest.raises(InvalidSettings) as caught:
+        read_settings({key: value})
+    assert caught.value.faults[0].startswith(f"{key}: ")
 
 
 def test_the_variables_of_clients_are_ignored() -> None:

@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 
-from service.observability.logs import JsonFormatter, TextFormatter, request_id
+from service.observability.logs import (
+    LINES_PER_SECOND,
+    JsonFormatter,
+    LineLimit,
+    TextFormatter,
+    request_id,
+)
+from tests.support.http_service import until
 
 
 def line(message: object, *args: Any, **attributes: Any) -> dict[str, Any]:
@@ -83,3 +90,58 @@ def test_text_lines_keep_facts_where_they_are() -> None:
     record = logging.LogRecord("s", logging.INFO, "x", 1, "made name=%s\nx", ("a",), None)
     handler.emit(record)
     assert stream.getvalue().endswith(" info s process=worker-1 request=- made name=a\\nx\n")
+
+
+def handler() -> tuple[logging.Logger, io.StringIO]:
+    """A logger whose lines go through a line limit into a text."""
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(TextFormatter(None))
+    handler.addFilter(LineLimit(handler))
+    logger = logging.Logger("service.x", logging.INFO)
+    logger.addHandler(handler)
+    return logger, stream
+
+
+def test_a_flood_of_one_warning_is_cut_and_counted() -> None:
+    logger, stream = handler()
+    for index in range(500):
+        logger.warning("refused path=%r", f"/{index}")
+    logger.warning("another place is not affected")
+    for _ in range(50):
+        logger.info("a change")
+    lines = stream.getvalue().splitlines()
+    assert len([line for line in lines if "refused" in line]) == LINES_PER_SECOND
+    assert len([line for line in lines if "another" in line]) == 1
+    assert len([line for line in lines if "a change" in line]) == 50
+    until(lambda: "suppressed" in stream.getvalue())
+    (counted,) = [line for line in stream.getvalue().splitlines() if "suppressed" in line]
+    assert f"suppressed={500 - LINES_PER_SECOND}: refused path=" in counted
+    # The next second has its own lines.
+    logger.warning("refused path=%r", "/later")
+    for index in range(5):
+        logger.warning("refused path=%r", f"/{index}")
+    until(lambda: "/4" in stream.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("sent", "shown"),
+    [
+        ("a\nb\r\tc", "a\\nb\\r\\tc"),
+        ("\x1b[2Jred", "\\x1b[2Jred"),
+        ("\x00\x7f\x9b", "\\x00\\x7f\\x9b"),
+        ("\u202eevil\u2066", "\\u202eevil\\u2066"),
+        ("\u2028line", "\\u2028line"),
+        ("lone \udcff", "lone \\udcff"),
+        ("back\\slash", "back\\\\slash"),
+        ("gr\u00fcn \u6f22", "gr\u00fcn \u6f22"),
+    ],
+)
+def test_control_characters_cannot_forge_a_line_or_move_a_cursor(sent: str, shown: str) -> None:
+    record = logging.LogRecord("service.x", logging.WARNING, "x.py", 1, "path %s", (sent,), None)
+    text = TextFormatter(None).format(record)
+    assert text.endswith(f"path {shown}")
+    assert text.isprintable()
+    as_json = JsonFormatter(None).format(record)
+    assert as_json.isprintable()
+    assert json.loads(as_json)["message"] == f"path {sent}".replace("\udcff", "?")

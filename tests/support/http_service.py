@@ -106,12 +106,14 @@ def serve(
     *,
     load: Callable[[], Backbone] = make_backbone,
     wait: bool = True,
+    host: str = "127.0.0.1",
     **settings: str,
 ) -> Iterator[RunningService]:
     """A service that runs until the block ends.
 
     Args:
         wait: until it is ready.
+        host: where it listens.
         settings: as in the environment, without the prefix.
     """
     # One lane, so that a test that holds one batch holds the whole device.
@@ -119,7 +121,7 @@ def serve(
         f"IDSPAM_{key}": value for key, value in settings.items()
     }
     app = make_app(read_settings(environ | {"IDSPAM_ADAPTER_DIR": str(adapter_dir)}), load)
-    listener = listen("127.0.0.1", 0)
+    listener = listen(host, 0)
     config = uvicorn.Config(app, loop="uvloop", http=PlainHttpProtocol, ws="none", log_config=None)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
