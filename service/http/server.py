@@ -163,7 +163,7 @@ def _listener(host: str, port: int, *, reuse_port: bool) -> socket.socket:
         try:
             listener = socket.create_server(
                 # With the scope of a link-local address, which is the last of the four.
-                address,  # type: ignore[arg-type]  # typeshed has addresses of IPv4 alone
+                address,
                 family=family,
                 backlog=BACKLOG,
                 reuse_port=reuse_port,
