@@ -9,7 +9,7 @@ import hmac
 import logging
 import re
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from time import perf_counter
 from types import MappingProxyType
 from typing import NamedTuple
@@ -22,19 +22,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.engine.observer import Outcome
 from service.errors import Forbidden, Unauthorized
-from service.http.errors import DISCONNECTED, INTERNAL, Refusal, own_shape, refusal_of
+from service.http.error_shapes import shape_of
+from service.http.errors import DISCONNECTED, INTERNAL, own_shape, refusal_of
 from service.http.lifecycle import Service
 from service.http.open_paths import OPEN_PATHS, PROBES
 from service.http.predict import PATH, predict
-from service.http.protocols import tei, vllm
-from service.http.protocols.oip import routes as oip
 from service.observability.logs import request_id
 from service.observability.tracing import answered
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-_TEI_PATHS = frozenset({"/", "/predict", "/invocations", "/info", "/health", "/ping"})
 _ADMIN_PATHS = ("/v1/adapters", "/v2/repository/models/")
 _READING_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -168,25 +166,14 @@ async def handle_error(request: Request, error: Exception) -> Response:
         logger.error("request failed with an unexpected error", exc_info=error)
     elif refusal.kind.status == 500:
         logger.error("request failed: %s: %s", refusal.kind.type, error)
-    return _error_shape(request.scope["path"])(refusal)
-
-
-def _error_shape(path: str) -> Callable[[Refusal], Response]:
-    """How errors on a path look, also where there is no such route."""
-    if path in _TEI_PATHS or path.startswith("/adapters/"):
-        return tei.error_shape
-    if path == "/v2" or path.startswith("/v2/"):
-        return oip.error_shape
-    if path == "/classify":
-        return vllm.error_shape
-    return own_shape
+    return shape_of(request.scope["path"])(refusal)
 
 
 def _needs_service(path: str) -> bool:
     """Whether a path needs a service that is ready; a drain then waits for its answer."""
     if path.startswith("/v1/"):
         return True
-    return path != "/v2" and path not in PROBES and _error_shape(path) is not own_shape
+    return path != "/v2" and path not in PROBES and shape_of(path) is not own_shape
 
 
 def _id_of(headers: Headers) -> str:

@@ -23,7 +23,6 @@ from service.catalog.entry import Resolved
 from service.errors import InvalidRequest, NoInputs, TooLarge
 from service.http.bodies import JsonResponse, read_json, validated
 from service.http.classify import Answers, Text, classify, ranked
-from service.http.errors import ERRORS, Refusal
 from service.http.lifecycle import Service, service_of
 from service.http.openapi.compatible import TEI_HEALTH, TEI_INFO, TEI_PREDICT
 from service.http.openapi.schemas import Lenient
@@ -53,22 +52,6 @@ class TeiPredictRequest(Lenient):
     ] = "right"
     raw_scores: bool = False
     parameters: PipelineParameters | None = None
-
-
-def error_shape(refusal: Refusal) -> Response:
-    """TEI's error body: a sentence and one of its types, each with its status."""
-    match refusal.kind.status:
-        case 503:
-            kind, status = "Unhealthy", 503
-        case 429:
-            kind, status = "Overloaded", 429
-        case code if code >= 500:
-            kind, status = "Backend", 424
-        case _ if refusal.kind is ERRORS[NoInputs]:
-            kind, status = "Empty", 400
-        case code:
-            kind, status = "Validation", code
-    return refusal.response({"error": refusal.message, "error_type": kind}, status=status)
 
 
 @router.post("/predict", **TEI_PREDICT)

@@ -11,7 +11,6 @@ from starlette.responses import Response
 from service.errors import InvalidRequest, NoInputs, TooLarge
 from service.http.bodies import JsonResponse, read_json, validated
 from service.http.classify import Text, classify
-from service.http.errors import Refusal
 from service.http.lifecycle import Service, service_of
 from service.http.openapi.compatible import VLLM_CLASSIFY
 from service.http.openapi.schemas import Lenient
@@ -19,8 +18,6 @@ from service.http.protocols.tei import default_adapter
 from service.observability.logs import request_id
 
 router = APIRouter()
-
-_TYPES = {401: "AuthenticationError", 403: "PermissionDeniedError", 404: "NotFoundError"}
 
 
 class VllmClassifyRequest(Lenient):
@@ -35,14 +32,6 @@ class VllmClassifyRequest(Lenient):
     truncate_prompt_tokens: int | None = Field(default=None, ge=-1)
     add_special_tokens: bool = True
     use_activation: bool | None = None
-
-
-def error_shape(refusal: Refusal) -> Response:
-    """vLLM's error body; it answers 400 where this service answers 422."""
-    status = 400 if refusal.kind.status == 422 else refusal.kind.status
-    name = _TYPES.get(status, "BadRequestError" if status < 500 else "InternalServerError")
-    content = {"message": refusal.message, "type": name, "param": None, "code": status}
-    return refusal.response({"error": content}, status=status)
 
 
 @router.post("/classify", **VLLM_CLASSIFY)

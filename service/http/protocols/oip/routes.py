@@ -18,7 +18,6 @@ from adapters.errors import AdapterError, UnknownAdapter, UnknownRevision
 from service.errors import MalformedRequest
 from service.http.bodies import JsonResponse, parse_json, validated
 from service.http.classify import Answers, Text, classify
-from service.http.errors import Refusal
 from service.http.lifecycle import service_of
 from service.http.openapi.compatible import (
     OIP_INFER,
@@ -47,13 +46,6 @@ router = APIRouter()
 
 NAME, PLATFORM = "id-spam-service", "idspam_safetensors"
 EXTENSIONS = ("binary_tensor_data", "classification", "model_repository", "parameters")
-
-
-def error_shape(refusal: Refusal) -> Response:
-    """The protocol's error body: one sentence, which has the details already."""
-    # Neither Triton nor KServe answers 422.
-    status = 400 if refusal.kind.status == 422 else refusal.kind.status
-    return refusal.response({"error": refusal.message}, status=status)
 
 
 @router.get("/v2", **OIP_SERVER)
