@@ -56,6 +56,11 @@ def _integer(value: object) -> object:
 Version = Annotated[Literal[1], BeforeValidator(_integer)]
 
 
+# A score of 0 or 1 would give a label to every text or to none.
+Threshold = Annotated[float, Field(gt=0.0, lt=1.0)]
+DEFAULT_THRESHOLD = 0.5
+
+
 class FinalActivation(StrEnum):
     """The activation of the prompt. The paper uses `relu`, so its prompts are not negative."""
 
@@ -155,6 +160,8 @@ class AdapterSpec(_Frozen):
     head: HeadKind = HeadKind.LINEAR
     activation: Literal["softmax", "sigmoid"] = "softmax"
     labels: tuple[Label, ...] = Field(min_length=1, max_length=4096)
+    # None also where an answer is one label. It is then not written: see `to_json`.
+    thresholds: tuple[Threshold, ...] | None = None
     max_length: int = Field(ge=2, le=8192)
     calibration: Calibration = Calibration()
     provenance: Provenance = Provenance()
@@ -166,6 +173,26 @@ class AdapterSpec(_Frozen):
         if self.activation == "softmax" and len(self.labels) < 2:
             raise ValueError("softmax needs at least two labels")
         return self
+
+    @model_validator(mode="after")
+    def _thresholds_belong_to_the_labels(self) -> Self:
+        if self.thresholds is None:
+            return self
+        if self.activation != "sigmoid":
+            raise ValueError(f"thresholds are for sigmoid, activation is {self.activation}")
+        if len(self.thresholds) != len(self.labels):
+            raise ValueError(f"{len(self.thresholds)} thresholds for {len(self.labels)} labels")
+        return self
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an answer is a set of labels: those whose scores reach their thresholds."""
+        return self.activation == "sigmoid"
+
+    @property
+    def label_thresholds(self) -> tuple[float, ...]:
+        """The score that each label needs; `DEFAULT_THRESHOLD` where the file has none."""
+        return self.thresholds or (DEFAULT_THRESHOLD,) * len(self.labels)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor of an adapter with this spec."""
@@ -186,8 +213,11 @@ class AdapterSpec(_Frozen):
         return shapes | {"head.out.weight": (n, labels), "head.out.bias": (labels,)}
 
     def to_json(self) -> str:
-        """The metadata value of an adapter file."""
-        return self.model_dump_json()
+        """The metadata value of an adapter file.
+
+        Without thresholds it has no such field, so readers that do not have the field take it.
+        """
+        return self.model_dump_json(exclude={"thresholds"} if self.thresholds is None else None)
 
     @classmethod
     def from_json(cls, text: str) -> Self:

@@ -9,7 +9,7 @@ from adapters.backbone.model import Backbone
 from adapters.format.files import Adapter
 from adapters.format.spec import AdapterSpec
 from tests.support.hostile_files import fault_of, faults_of, with_spec, with_spec_text
-from tests.support.tiny_models import make_spec
+from tests.support.tiny_models import make_adapter, make_spec
 
 
 @pytest.mark.parametrize(
@@ -42,6 +42,17 @@ from tests.support.tiny_models import make_spec
         ({"backbone": None}, "backbone"),
         ({"backbone": {"name": "x"}}, "backbone.fingerprint"),
         ({"colour": "red"}, "colour"),
+        ({"thresholds": [0.5, 0.5]}, "thresholds are for sigmoid, activation is softmax"),
+        ({"activation": "sigmoid", "thresholds": [0.5]}, "1 thresholds for 2 labels"),
+        ({"activation": "sigmoid", "thresholds": []}, "0 thresholds for 2 labels"),
+        ({"activation": "sigmoid", "thresholds": [0.5] * 3}, "3 thresholds for 2 labels"),
+        ({"activation": "sigmoid", "thresholds": [0.5, 0.0]}, "thresholds.1"),
+        ({"activation": "sigmoid", "thresholds": [1.0, 0.5]}, "thresholds.0"),
+        ({"activation": "sigmoid", "thresholds": [1, 0.5]}, "thresholds.0"),
+        ({"activation": "sigmoid", "thresholds": [-0.5, 0.5]}, "thresholds.0"),
+        ({"activation": "sigmoid", "thresholds": ["0.5", 0.5]}, "thresholds.0"),
+        ({"activation": "sigmoid", "thresholds": [True, 0.5]}, "thresholds.0"),
+        ({"activation": "sigmoid", "thresholds": 0.5}, "thresholds"),
     ],
     ids=lambda value: str(value) if isinstance(value, str) else None,
 )
@@ -92,6 +103,35 @@ def test_a_spec_is_read_as_it_was_written(backbone: Backbone) -> None:
 def test_a_spec_cannot_be_changed(backbone: Backbone) -> None:
     with pytest.raises(ValidationError, match="frozen"):
         make_spec(backbone).hidden_size = 3  # type: ignore[misc]  # refused by mypy as well
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "1e400", "null"])
+def test_a_threshold_that_is_not_finite_is_refused(backbone: Backbone, value: str) -> None:
+    adapter = make_adapter(backbone, activation="sigmoid", thresholds=(0.25, 0.75))
+
+    def change(text: str) -> str:
+        assert '"thresholds":[0.25,0.75]' in text
+        return text.replace("0.75", value)
+
+    assert "spec: thresholds.1" in fault_of(with_spec_text(adapter, change))
+
+
+def test_a_file_without_thresholds_has_no_such_field(backbone: Backbone) -> None:
+    # So that services that do not have the field take every file that they could serve.
+    for activation in ("softmax", "sigmoid"):
+        text = make_spec(backbone, activation=activation).to_json()
+        assert "thresholds" not in text
+        assert AdapterSpec.from_json(text).thresholds is None
+
+
+def test_thresholds_are_read_as_they_were_written(backbone: Backbone) -> None:
+    spec = make_spec(backbone, activation="sigmoid", thresholds=(0.1, 1 / 3))
+    assert AdapterSpec.from_json(spec.to_json()).thresholds == (0.1, 1 / 3)
+    assert spec.label_thresholds == (0.1, 1 / 3)
+
+
+def test_without_thresholds_every_label_needs_a_half(backbone: Backbone) -> None:
+    assert make_spec(backbone, activation="sigmoid").label_thresholds == (0.5, 0.5)
 
 
 def test_a_sigmoid_may_have_one_label(backbone: Backbone) -> None:

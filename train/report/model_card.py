@@ -56,7 +56,14 @@ _HUB_LICENCE = re.compile(
 _MARK = b'library_name: "id-spam"'
 _FRONT_MATTER_BYTES = 2**16
 # Fields of the spec that the card shows elsewhere.
-_SHOWN_ELSEWHERE = {"backbone", "labels", "calibration", "provenance", "tokenizer_sha256"}
+_SHOWN_ELSEWHERE = {
+    "backbone",
+    "labels",
+    "thresholds",
+    "calibration",
+    "provenance",
+    "tokenizer_sha256",
+}
 
 
 @dataclass(frozen=True, slots=True)
