@@ -206,6 +206,17 @@ ROWS = (
                 "A label that suddenly leads or vanishes: the texts have changed, or the adapter.",
             ),
             Chart(
+                "Several labels a text: the ten most given",
+                "short",
+                [
+                    Query(
+                        f"topk(10, {rate('idspam_labels_given_total', OF, 'adapter, label')})",
+                        "{{adapter}}: {{label}}",
+                    )
+                ],
+                "A text counts once for each of its labels. Without a label: texts that got none.",
+            ),
+            Chart(
                 "Texts that failed, by adapter",
                 "short",
                 per("idspam_adapter_failures_total", "adapter", labels=OF),

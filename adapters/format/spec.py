@@ -3,6 +3,7 @@
 import json
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
@@ -193,6 +194,24 @@ class AdapterSpec(_Frozen):
     def label_thresholds(self) -> tuple[float, ...]:
         """The score that each label needs; `DEFAULT_THRESHOLD` where the file has none."""
         return self.thresholds or (DEFAULT_THRESHOLD,) * len(self.labels)
+
+    def label_set(self, scores: Sequence[float]) -> list[str]:
+        """The labels whose scores reach their thresholds, the best first; possibly none.
+
+        Of equal scores the earlier label comes first.
+
+        Args:
+            scores: of one text, in the order of `labels`.
+        """
+        thresholds = self.label_thresholds
+        reached = [
+            index
+            for index, (score, threshold) in enumerate(zip(scores, thresholds, strict=True))
+            if score >= threshold
+        ]
+        # The sort is stable in reverse as well.
+        reached.sort(key=scores.__getitem__, reverse=True)
+        return [self.labels[index] for index in reached]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor of an adapter with this spec."""

@@ -54,7 +54,9 @@ class TokenWeight(msgspec.Struct, frozen=True):
 class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     """The answer for one input. scores: best first. tokens: how many were read.
 
-    truncated: the text was longer than its adapter reads. explanation: only with `explain`.
+    label: the label of the highest score. labels: if the adapter gives several labels a text, all
+    whose scores reach their thresholds, perhaps none; None if it gives one. truncated: the text was
+    longer than its adapter reads. explanation: only with `explain`.
     """
 
     id: str | None
@@ -66,6 +68,7 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     tokens: int
     truncated: bool
     explanation: tuple[TokenWeight, ...] | None = None
+    labels: tuple[str, ...] | None = None
 
 
 class Timings(msgspec.Struct, frozen=True):

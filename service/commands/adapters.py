@@ -2,9 +2,9 @@
 
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -156,6 +156,7 @@ def _described(adapter: AdapterDetail) -> dict[str, str]:
         "revision": adapter.revision or "-",
         "reason": adapter.reason,
         "labels": f"{len(adapter.labels)}: {labels}",
+        "answers": _answers(adapter.spec),
         "method": adapter.method,
         "backbone": adapter.backbone,
         "prompt length": adapter.prompt_length,
@@ -164,6 +165,18 @@ def _described(adapter: AdapterDetail) -> dict[str, str]:
         "earlier": ", ".join(revision[:_SHORT] for revision in earlier),
     }
     return {name: str(value) for name, value in described.items() if value not in (None, "")}
+
+
+def _answers(spec: Mapping[str, Any] | None) -> str | None:
+    """Whether a text gets one label or a set of them, and what a label needs to be in the set."""
+    if spec is None:
+        return None
+    if spec.get("activation") != "sigmoid":
+        return "one label a text"
+    thresholds = spec.get("thresholds") or [0.5]
+    least, most = min(thresholds), max(thresholds)
+    span = f"{least:.2f}" if least == most else f"{least:.2f} to {most:.2f}"
+    return f"several labels a text, thresholds {span}"
 
 
 def _size(size: int | None) -> str:

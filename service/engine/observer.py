@@ -28,6 +28,8 @@ Outcome = Literal[
 ]
 UploadOutcome = Literal["created", "replaced", "unchanged", "refused", "failed"]
 Tier = Literal["registered", "active"]
+# No label is empty.
+NO_LABEL = ""
 FailureReason = Literal[
     "overloaded",
     "deadline",
@@ -81,7 +83,16 @@ class Observer:
         """A request's texts were turned into tokens; `truncated` of them had to be cut."""
 
     def predicted(self, adapter: str, label: str, count: int = 1) -> None:
-        """Texts were answered; not counted if their adapter has been deleted since."""
+        """Texts were answered, with `label` as the best one.
+
+        Not counted if their adapter has been deleted since.
+        """
+
+    def label_given(self, adapter: str, label: str, count: int = 1) -> None:
+        """Texts got this label, beside others or alone; `NO_LABEL`: they got none.
+
+        For adapters that give several labels a text; not counted as for `predicted`.
+        """
 
     def adapter_failed(self, adapter: str, count: int) -> None:
         """Texts failed through no fault of the caller; not counted as for `predicted`."""

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from adapters.format.spec import AdapterSpec
 from adapters.tokenizer import Encoding, End, TextEncoder
 from service.engine.interface import AdapterKey, Completion, Entry, RowResult, cost_of
+from service.engine.observer import NO_LABEL
 from service.errors import AdapterLoadFailed, InferenceFailed, InvalidRequest
 from service.http.bodies import MAX_DETAILS
 from service.http.connection import while_connected
@@ -38,13 +39,15 @@ class Text:
 class Answers:
     """The answers to a request's texts, in their order. Seconds are those of the slowest text.
 
-    labels: each text's best label.
+    labels: each text's best label. label_sets: all labels of each text whose adapter gives several,
+    None for the others.
     """
 
     texts: Sequence[Text]
     encodings: Sequence[Encoding]
     rows: Sequence[RowResult]
     labels: Sequence[str]
+    label_sets: Sequence[list[str] | None]
     tokenize_seconds: float
     queue_seconds: float
     inference_seconds: float
@@ -107,11 +110,16 @@ async def classify(
         text.spec.labels[row.scores.argmax()]
         for text, row in zip(texts, completion.rows, strict=True)
     ]
+    label_sets = [
+        text.spec.label_set(row.scores.tolist()) if text.spec.multi_label else None
+        for text, row in zip(texts, completion.rows, strict=True)
+    ]
     answers = Answers(
         texts,
         encodings,
         completion.rows,
         labels,
+        label_sets,
         tokenize_seconds,
         completion.queue_seconds,
         completion.inference_seconds,
@@ -189,6 +197,10 @@ def _count_answers(service: Service, answers: Answers) -> None:
     names = (text.key.name for text in answers.texts)
     for (name, label), count in Counter(zip(names, answers.labels, strict=True)).items():
         service.metrics.predicted(name, label, count)
+    for text, labels in zip(answers.texts, answers.label_sets, strict=True):
+        if labels is not None:
+            for label in labels or (NO_LABEL,):
+                service.metrics.label_given(text.key.name, label)
 
 
 def _count_failures(

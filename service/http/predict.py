@@ -51,6 +51,9 @@ async def predict(request: Request) -> Response:
             inputs, answers.texts, answers.encodings, answers.rows, strict=True
         )
     ]
+    for result, labels in zip(results, answers.label_sets, strict=True):
+        if labels is not None:
+            result["labels"] = labels
     if body.explain:
         encoder = service.engine.info.encoder
         for result, encoding, row in zip(results, answers.encodings, answers.rows, strict=True):

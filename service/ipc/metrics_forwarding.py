@@ -39,6 +39,7 @@ COUNTED = (
     "request_done",
     "tokenized",
     "predicted",
+    "label_given",
     "adapter_failed",
     "uploaded",
     "adapter_published",
@@ -160,8 +161,8 @@ class MetricsForwarder(Observer):
         self._warnings = RateLimitedWarnings(logger)
         self._events: list[Event[dict[str, Any]]] = []
         self._dropped = 0
-        # Frequent, and easy to add up: by adapter and label.
-        self._predicted: dict[tuple[str, str], int] = {}
+        # Frequent, and easy to add up: by method, adapter and label.
+        self._labels: dict[tuple[str, str, str], int] = {}
         # The last call, by method and by the argument that `STATES` names.
         self._states: dict[tuple[str, Any], Event[dict[str, Any]]] = {}
         self._numbers = count(1)
@@ -188,13 +189,13 @@ class MetricsForwarder(Observer):
     def flush(self) -> None:
         """Send everything; what the socket does not take is kept."""
         events = [*self._events, *self._states.values()]
-        events += [event("predicted", *key, number) for key, number in self._predicted.items()]
+        events += [event(*key, number) for key, number in self._labels.items()]
         if self._dropped:
             events.append(event("dropped", self._dropped))
         if not events or self._channel is None:
             return
         if self._channel.send([encode([Events(os.getpid(), events)])]):
-            self._events, self._dropped, self._predicted, self._states = [], 0, {}, {}
+            self._events, self._dropped, self._labels, self._states = [], 0, {}, {}
 
     async def scrape(self) -> bytes:
         self.flush()
@@ -212,9 +213,15 @@ class MetricsForwarder(Observer):
             del self._scrapes[number]
 
     def predicted(self, adapter: str, label: str, count: int = 1) -> None:
-        key = (adapter, label)
-        if key in self._predicted or len(self._predicted) < MAX_EVENTS:
-            self._predicted[key] = self._predicted.get(key, 0) + count
+        self._add("predicted", adapter, label, count)
+
+    def label_given(self, adapter: str, label: str, count: int = 1) -> None:
+        self._add("label_given", adapter, label, count)
+
+    def _add(self, method: str, adapter: str, label: str, count: int) -> None:
+        key = (method, adapter, label)
+        if key in self._labels or len(self._labels) < MAX_EVENTS:
+            self._labels[key] = self._labels.get(key, 0) + count
         else:
             self._dropped += 1
 

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from service.engine.interface import AdapterKey
 from service.engine.observer import (
+    NO_LABEL,
     BatchReport,
     FailureReason,
     Observer,
@@ -99,6 +100,8 @@ class Metrics(Observer):
         self._passes = _children(of["idspam_passes_total"], ("graph", "eager"))
         self._uploads = _children(of["idspam_uploads_total"], get_args(UploadOutcome))
         self._predictions: dict[str, dict[str, Any]] = {}
+        # Created when they are first counted: only some adapters give several labels.
+        self._given: dict[str, dict[str, Any]] = {}
         self._adapter_failures: dict[str, Any] = {}
 
     def exposition(self) -> bytes:
@@ -127,6 +130,19 @@ class Metrics(Observer):
         if (counter := series.get(label) or series.get(ALL_LABELS)) is not None:
             counter.inc(count)
 
+    def label_given(self, adapter: str, label: str, count: int = 1) -> None:
+        if (known := self._predictions.get(adapter)) is None:
+            return
+        if label != NO_LABEL and label not in known:
+            if ALL_LABELS not in known:
+                return
+            label = ALL_LABELS
+        given = self._given.setdefault(adapter, {})
+        if (counter := given.get(label)) is None:
+            counter = self._by_name["idspam_labels_given_total"].labels(adapter, label)
+            given[label] = counter
+        counter.inc(count)
+
     def adapter_failed(self, adapter: str, count: int) -> None:
         if (counter := self._adapter_failures.get(adapter)) is not None:
             counter.inc(count)
@@ -142,12 +158,16 @@ class Metrics(Observer):
         self._predictions[name] = {label: collector.labels(name, label) for label in shown}
         for label in set(before) - set(shown):
             collector.remove(name, label)
+            if self._given.get(name, {}).pop(label, None) is not None:
+                self._by_name["idspam_labels_given_total"].remove(name, label)
         failures = self._by_name["idspam_adapter_failures_total"]
         self._adapter_failures[name] = failures.labels(name)
 
     def adapter_removed(self, name: str) -> None:
         for label in self._predictions.pop(name, {}):
             self._by_name["idspam_predictions_total"].remove(name, label)
+        for label in self._given.pop(name, {}):
+            self._by_name["idspam_labels_given_total"].remove(name, label)
         if self._adapter_failures.pop(name, None) is not None:
             self._by_name["idspam_adapter_failures_total"].remove(name)
 

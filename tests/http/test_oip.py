@@ -74,6 +74,7 @@ def test_metadata_is_of_the_revision_that_was_asked_for(live: RunningService) ->
             ("probs", "FP32", [-1, labels]),
             ("truncated", "BOOL", [-1]),
             ("tokens", "INT32", [-1]),
+            ("predicted", "BOOL", [-1, labels]),
         ]
         ready = live.client.get(f"/v2/models/a{path}/ready")
         assert ready.content == b'{"name":"a","ready":true}'
@@ -115,6 +116,30 @@ def test_pairs_are_read_as_the_native_route_reads_them(live: RunningService) -> 
     # An empty second text is a pair: it has one more separator than no second text.
     alone = outputs_of(infer(live, text_tensor("my card"), outputs=[{"name": "tokens"}]))["tokens"]
     assert results[1]["tokens"] == alone[0] + 1
+
+
+def test_the_predicted_labels_are_those_of_the_native_route(live: RunningService) -> None:
+    backbone = make_backbone()
+    several = make_adapter(
+        backbone, seed=3, labels=LABELS, activation="sigmoid", thresholds=(0.02, 0.5, 0.98)
+    )
+    live.put("several", several)
+    for name in ("a", "several"):
+        results = live.predict(adapter=name, inputs=TEXTS)["results"]
+        sets = [result.get("labels", [result["label"]]) for result in results]
+        requested = [{"name": "predicted"}]
+        for binary in (False, True):
+            answer = infer(
+                live,
+                text_tensor(*TEXTS),
+                path=f"/v2/models/{name}/infer",
+                outputs=requested,
+                parameters={"binary_data_output": binary},
+            )
+            flat = list(answer.content[-9:]) if binary else outputs_of(answer)["predicted"]
+            assert flat == [label in labels for labels in sets for label in LABELS]
+    assert {len(labels) for labels in sets} != {1}
+    assert live.client.delete("/v1/adapters/several").status_code == 204
 
 
 def test_a_version_pins_its_revision(live: RunningService) -> None:

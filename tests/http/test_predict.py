@@ -20,6 +20,10 @@ from service.http.openapi.schemas import PredictResponse
 from tests.support.http_service import Brake, RunningService, error_of, serve, until
 from tests.support.tiny_models import make_adapter, make_backbone
 
+TOPICS = ("sport", "money", "food")
+# No score of a random head reaches the second one.
+STRICT = (0.01, 0.9999, 0.01)
+
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
@@ -28,6 +32,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
         running.put("sms-spam", spam(backbone))
         running.put("topics", topics(backbone))
         running.put("tags", topics(backbone, seed=3, activation="sigmoid"))
+        running.put("strict", topics(backbone, seed=3, activation="sigmoid", thresholds=STRICT))
         running.put("short", make_adapter(backbone, seed=4, max_length=8))
         yield running
 
@@ -36,15 +41,22 @@ def spam(backbone: Backbone) -> Adapter:
     return make_adapter(backbone, seed=1, labels=("ham", "spam"))
 
 
-def topics(backbone: Backbone, *, seed: int = 2, activation: str = "softmax") -> Adapter:
+def topics(
+    backbone: Backbone,
+    *,
+    seed: int = 2,
+    activation: str = "softmax",
+    thresholds: tuple[float, ...] | None = None,
+) -> Adapter:
     """Differs from `spam` in all that a batch is made of."""
     return make_adapter(
         backbone,
         seed=seed,
-        labels=("sport", "money", "food"),
+        labels=TOPICS,
         prompt_length=5,
         insertion_layer=2,
         activation=activation,
+        thresholds=thresholds,
     )
 
 
@@ -142,6 +154,50 @@ def test_sigmoid_scores_stand_alone_and_come_best_first(
     assert abs(sum(scores) - 1.0) > 1e-3
 
 
+@pytest.mark.parametrize("name", ["tags", "strict"])
+def test_a_label_is_given_if_its_score_reaches_its_threshold(
+    live: RunningService, name: str
+) -> None:
+    thresholds = dict(zip(TOPICS, STRICT if name == "strict" else (0.5,) * 3, strict=True))
+    texts = ["my card", "win now", "free", "call you hello", ""]
+    for result in live.predict(adapter=name, inputs=texts)["results"]:
+        reached = [
+            item["label"] for item in result["scores"] if item["score"] >= thresholds[item["label"]]
+        ]
+        # In the order of the scores, which are best first.
+        assert result["labels"] == reached
+        assert result["label"] == result["scores"][0]["label"]
+
+
+def test_a_set_of_labels_is_whole_whatever_top_k_is(live: RunningService) -> None:
+    for text in ("my card", "win now", "free"):
+        whole = live.predict(adapter="strict", inputs=text)["results"][0]
+        cut = live.predict(adapter="strict", inputs=text, top_k=1)["results"][0]
+        assert (cut["labels"], len(cut["scores"])) == (whole["labels"], 1)
+        assert len(whole["labels"]) == 2
+
+
+def test_an_empty_set_is_an_answer_and_is_counted(live: RunningService, backbone: Backbone) -> None:
+    live.put("none", topics(backbone, seed=3, activation="sigmoid", thresholds=(0.9999,) * 3))
+    answer = live.client.post("/v1/predict", json={"adapter": "none", "inputs": ["a", "b"]})
+    assert [item.labels for item in PredictResponse.model_validate(answer.json()).results] == [
+        [],
+        [],
+    ]
+    given = "idspam_labels_given_total"
+    assert live.metric(given, adapter="none", label="") == 2
+    # Texts are counted by their best label as well.
+    assert (
+        sum(live.metric("idspam_predictions_total", adapter="none", label=each) for each in TOPICS)
+        == 2
+    )
+    live.put("none", topics(backbone, seed=3, activation="sigmoid", thresholds=(0.0001,) * 3))
+    live.predict(adapter="none", inputs="a")
+    assert [live.metric(given, adapter="none", label=each) for each in TOPICS] == [1, 1, 1]
+    assert live.client.delete("/v1/adapters/none").status_code == 204
+    assert 'idspam_labels_given_total{adapter="none"' not in live.client.get("/metrics").text
+
+
 def test_equal_scores_keep_the_order_of_the_labels(
     live: RunningService, backbone: Backbone
 ) -> None:
@@ -217,7 +273,7 @@ def test_unknown_adapter_is_never_another_one_and_names_what_exists(live: Runnin
         response = live.client.post("/v1/predict", json=body)
         assert response.status_code == 404
         assert error_of(response)["type"] == "adapter_not_found"
-        assert error_of(response)["details"] == ["short", "sms-spam", "tags", "topics"]
+        assert error_of(response)["details"] == ["short", "sms-spam", "strict", "tags", "topics"]
 
 
 def test_unknown_or_ambiguous_revision_is_404(live: RunningService) -> None:

@@ -135,8 +135,13 @@ class Result(_Answer):
     id: str | None
     adapter: str
     revision: str = Field(description="sha256 of the adapter file that made this answer.")
-    label: str
+    label: str = Field(description="The label of the highest score.")
     score: float
+    labels: list[str] | None = Field(
+        default=None,
+        description="Only of adapters for several labels a text: those whose scores reach their "
+        "thresholds, best first. May be empty. `top_k` does not cut it.",
+    )
     scores: list[Score] = Field(
         description="Best first. Softmax scores sum to one, sigmoid scores are independent."
     )

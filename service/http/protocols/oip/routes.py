@@ -87,6 +87,7 @@ async def model(request: Request, name: str) -> Response:
         "probs": ("FP32", [-1, len(spec.labels)]),
         "truncated": ("BOOL", [-1]),
         "tokens": ("INT32", [-1]),
+        "predicted": ("BOOL", [-1, len(spec.labels)]),
     }
     return JsonResponse(
         {
@@ -189,5 +190,12 @@ def _values(output: SelectedOutput, answers: Answers) -> npt.NDArray[Any]:
             return np.array([len(item) for item in answers.encodings], dtype=np.int32)
     scores = np.stack([row.scores for row in answers.rows])
     # All texts of a request have the same adapter.
-    labels = answers.texts[0].spec.labels
-    return top_classes(scores, labels, output.classes) if output.classes else scores
+    spec = answers.texts[0].spec
+    if output.name == "predicted":
+        reached: npt.NDArray[np.bool_] = (
+            scores >= np.array(spec.label_thresholds)
+            if spec.multi_label
+            else np.arange(len(spec.labels)) == scores.argmax(axis=1)[:, None]
+        )
+        return reached
+    return top_classes(scores, spec.labels, output.classes) if output.classes else scores
