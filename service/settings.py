@@ -47,6 +47,10 @@ def _one_of(*allowed: str) -> Callable[[str], str]:
     return parse
 
 
+def _yes_or_no(value: str) -> bool:
+    return _one_of("yes", "no")(value) == "yes"
+
+
 def _whole(low: int, high: int) -> Callable[[str], int]:
     def parse(value: str) -> int:
         digits = value.strip().replace("_", "")
@@ -135,6 +139,13 @@ class Settings:
     port: int = _setting(_whole(0, 65535), "8000", "TCP port", "0 takes a free port and prints it")
     workers: int = _setting(
         _whole(0, 256), "0", "processes", "HTTP processes beside the engine's; 0: a single process"
+    )
+    standby: bool = _setting(
+        _yes_or_no,
+        "yes",
+        "yes or no",
+        "With workers, on Linux: whether a process with the backbone loaded waits to replace a dead "
+        "engine within a second; it takes about 120 MB",
     )
     # ruff mistakes the call in a Path's default for shared state; it makes a dataclass field.
     adapter_dir: Path = _setting(  # noqa: RUF009

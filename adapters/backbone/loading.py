@@ -91,7 +91,17 @@ def load_backbone(
     """
     if dtype not in (*DTYPES, "auto"):
         raise UnusableBackbone(f"dtype {dtype!r}: expected auto, float32 or bfloat16")
-    target = resolve_device(device)
+    # Before anything is read: a device that does not exist is refused at once.
+    resolve_device(device)
+    return place(load_on_cpu(name), device=device, dtype=dtype)
+
+
+def load_on_cpu(name: str) -> Backbone:
+    """A frozen backbone in float32 on the CPU; no other device is touched.
+
+    Raises:
+        UnsupportedBackbone, UnusableBackbone: as `load_backbone`.
+    """
     source, revision = _locate(name)
     model = _load_model(source, revision)
     config: Any = model.config
@@ -101,7 +111,13 @@ def load_backbone(
         tokenizer.backend_tokenizer, read_token=tokenizer.eos_token if family.causal else None
     )
     identity = BackboneIdentity(name=name, revision=revision, fingerprint=fingerprint(model))
-    backbone = Backbone(model, encoder, identity).to(device=target)
+    return Backbone(model, encoder, identity)
+
+
+def place(backbone: Backbone, *, device: str, dtype: str) -> Backbone:
+    """Move a backbone to a device, and cast it: arguments and errors as of `load_backbone`."""
+    target = resolve_device(device)
+    backbone = backbone.to(device=target)
     if dtype == "bfloat16" or (dtype == "auto" and computes_bfloat16(target)):
         backbone = _in_bfloat16(backbone, checked=dtype == "auto")
     return backbone
