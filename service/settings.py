@@ -144,8 +144,8 @@ class Settings:
         _yes_or_no,
         "yes",
         "yes or no",
-        "With workers, on Linux: whether a process with the backbone loaded waits to replace a dead "
-        "engine within a second; it takes about 120 MB",
+        "With workers: whether a process with the backbone loaded waits to replace a dead engine "
+        "in about a second; it takes about 50 MB",
     )
     # ruff mistakes the call in a Path's default for shared state; it makes a dataclass field.
     adapter_dir: Path = _setting(  # noqa: RUF009
