@@ -87,8 +87,28 @@ class RevisionConflict(StoreError):
         )
 
 
+class CurrentRevision(StoreError):
+    """The current revision cannot be deleted alone."""
+
+    def __init__(self, name: str, revision: str) -> None:
+        self.name = name
+        self.revision = revision
+        super().__init__(
+            f"{revision[:12]} is the current revision of adapter {name!r}: roll back or publish "
+            "another one first, or delete the adapter"
+        )
+
+
 class DamagedFile(StoreError):
     """A stored file is missing, or its bytes do not match the hash in its name."""
+
+
+class StoreFailed(StoreError):
+    """The disk failed, is read-only or gone; the message has the system's reason."""
+
+
+class StoreFull(StoreFailed):
+    """No space is left, or no quota."""
 
 
 def listing(items: Sequence[str], limit: int = 20) -> str:

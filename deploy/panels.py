@@ -108,11 +108,6 @@ ROWS = (
             Chart(
                 "Errors by type", "reqps", per("idspam_request_errors_total", "type", where=" > 0")
             ),
-            Chart(
-                "Refused for key, quota or origin",
-                "reqps",
-                per("idspam_access_refusals_total", "reason", where=" > 0"),
-            ),
         ),
     ),
     (

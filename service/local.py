@@ -68,6 +68,8 @@ class LocalBackend:
         if faults.installed():
             logger.warning("this is a test: %s makes this process fail", faults.VARIABLE)
         info = await self.engine.start()
+        if collected := await asyncio.to_thread(self._store.collect):
+            logger.info("removed what interrupted changes left items=%d", collected)
         catalog = Catalog(self._store, self.engine, observer=self._observer)
         await catalog.load(self._settings.zoo_dir)
         self._observer.started(
@@ -103,20 +105,13 @@ class LocalBackend:
             raise (NotReady if health.live else EngineUnavailable)(health.reason or "starting")
 
 
-def local_backend(
-    settings: Settings, observer: Observer, *, load: Callable[[], Backbone] | None = None
-) -> LocalBackend:
+def local_backend(settings: Settings, observer: Observer) -> LocalBackend:
     """The backend that the settings describe.
-
-    Args:
-        load: as of `LocalBackend`; by default it loads the settings' backbone.
 
     Raises:
         StartFailed: there is no such device, or the adapter folder cannot be used.
     """
-    load = load or partial(
-        load_backbone, settings.backbone, device=settings.device, dtype=settings.dtype
-    )
+    load = partial(load_backbone, settings.backbone, device=settings.device, dtype=settings.dtype)
     try:
         store = AdapterStore(settings.adapter_dir)
         return LocalBackend(settings, store, load=load, observer=observer)

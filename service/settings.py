@@ -14,7 +14,7 @@ from typing import Any, Literal
 from service.service_links import is_service_link
 
 PREFIX = "IDSPAM_"
-_SECRET = ("api_keys", "admin_keys", "keys")
+_SECRET = ("api_keys", "admin_keys")
 CPU_BATCH_TOKENS = 2048
 GPU_BATCH_TOKENS = 16384
 TREE = Path(__file__).resolve().parent.parent
@@ -47,10 +47,6 @@ def _one_of(*allowed: str) -> Callable[[str], str]:
     return parse
 
 
-def _yes_or_no(value: str) -> bool:
-    return _one_of("yes", "no")(value) == "yes"
-
-
 def _whole(low: int, high: int) -> Callable[[str], int]:
     def parse(value: str) -> int:
         digits = value.strip().replace("_", "")
@@ -78,10 +74,6 @@ def _seconds(value: str) -> float:
 
 def _folder(value: str) -> Path:
     return Path(_text(value)).expanduser()
-
-
-def _file(value: str) -> Path | None:
-    return Path(value.strip()).expanduser() if value.strip() else None
 
 
 def _zoo(value: str) -> Path | None:
@@ -144,13 +136,6 @@ class Settings:
     workers: int = _setting(
         _whole(0, 256), "0", "processes", "HTTP processes beside the engine's; 0: a single process"
     )
-    standby: bool = _setting(
-        _yes_or_no,
-        "yes",
-        "yes or no",
-        "With workers: whether a process with the backbone loaded waits to replace a dead engine "
-        "in about a second; it takes about 50 MB",
-    )
     # ruff mistakes the call in a Path's default for shared state; it makes a dataclass field.
     adapter_dir: Path = _setting(  # noqa: RUF009
         _folder, "data/adapters", "folder", "Where uploaded adapters are kept; created if missing"
@@ -204,22 +189,11 @@ class Settings:
     drain_seconds: float = _setting(
         _seconds, "30", "seconds", "How long requests in flight may take to finish after SIGTERM"
     )
-    keys_file: Path | None = _setting(  # noqa: RUF009
-        _file,
-        "",
-        "file",
-        "Keys with scopes, a line of JSON each ([access.md](docs/access.md)); if there are keys of "
-        "any kind, all but probes and documentation needs one",
-    )
-    keys: str = _setting(str, "", "lines of JSON", "The same lines as in `IDSPAM_KEYS_FILE`")
     api_keys: tuple[str, ...] = _setting(
-        _keys,
-        "",
-        "keys, comma-separated",
-        "Keys that may predict and read adapters and metrics, but change nothing",
+        _keys, "", "keys, comma-separated", "If set, all but probes and documentation need one"
     )
     admin_keys: tuple[str, ...] = _setting(
-        _keys, "", "keys, comma-separated", "Keys that may do everything"
+        _keys, "", "keys, comma-separated", "If set, changing adapters needs one; valid everywhere"
     )
     log_level: str = _setting(
         _one_of("debug", "info", "warning", "error"), "info", "level", "What is logged, to stderr"
@@ -242,8 +216,8 @@ class Settings:
 
     @property
     def max_message_bytes(self) -> int:
-        """The largest message between processes: an upload, or a body of short texts as tokens."""
-        return max(self.max_upload_bytes, 16 * self.max_body_bytes) + 2**20
+        """The largest message between processes: a body of short texts as tokens."""
+        return 16 * self.max_body_bytes + 2**20
 
     def __repr__(self) -> str:
         """Without the keys: settings end up in logs and in failing tests."""

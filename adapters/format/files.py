@@ -8,14 +8,14 @@ refused with all its faults.
 import json
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load, load_file, save
 from torch import Tensor
 
 from adapters.errors import InvalidAdapter, listing
@@ -91,6 +91,20 @@ def load_adapter(path: Path | str) -> Adapter:
     return validate(Path(path).read_bytes())
 
 
+def validate_file(path: Path) -> Adapter:
+    """As `validate`, of a file that nothing changes: its tensors are mapped, not copied.
+
+    Raises:
+        InvalidAdapter: with every fault.
+        OSError: the file cannot be read.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        header = _header(file.read(8 + MAX_HEADER_BYTES), size)
+    spec, tensors, faults = _parsed(header, lambda: load_file(path))
+    return _without_faults(spec, tensors, faults + _not_finite(tensors))
+
+
 def validate(data: bytes) -> Adapter:
     """Parse the bytes of an untrusted adapter file.
 
@@ -99,7 +113,7 @@ def validate(data: bytes) -> Adapter:
     Raises:
         InvalidAdapter: with every fault.
     """
-    spec, tensors, faults = _parsed(data)
+    spec, tensors, faults = _parsed(_header(data, len(data)), lambda: load(data))
     return _without_faults(spec, tensors, faults + _not_finite(tensors))
 
 
@@ -112,12 +126,13 @@ def parse(data: bytes) -> Adapter:
     Raises:
         InvalidAdapter: with every fault.
     """
-    return _without_faults(*_parsed(data))
+    return _without_faults(*_parsed(_header(data, len(data)), lambda: load(data)))
 
 
-def _parsed(data: bytes) -> tuple[AdapterSpec | None, dict[str, Tensor], list[str]]:
+def _parsed(
+    header: Mapping[str, Any], read: Callable[[], dict[str, Tensor]]
+) -> tuple[AdapterSpec | None, dict[str, Tensor], list[str]]:
     """The spec (None if it is not valid), the tensors and the faults."""
-    header = _header(data, len(data))
     faults: list[str] = []
     spec, tensors = None, {}
     try:
@@ -125,7 +140,7 @@ def _parsed(data: bytes) -> tuple[AdapterSpec | None, dict[str, Tensor], list[st
     except InvalidAdapter as error:
         faults += error.faults
     try:
-        tensors = load(data)
+        tensors = read()
     except (SafetensorError, KeyError) as error:
         faults.append(f"tensors: {error}")
     if spec is not None:

@@ -3,34 +3,46 @@
     <root>/<name>/<sha256>.safetensors    one revision; never changes
     <root>/<name>/current                 all published revisions, one a line, the current one first
     <root>/.locks/<name>                  the lock of this name's writers, in all processes
+    <root>/.uploads/                      files that are being received (`adapters.format.uploads`)
 
 A revision is the sha256 of its bytes; a name is an alias. Publishing, rolling back and deleting are
 each one atomic rename, after everything that it refers to was synced: a crash at any point leaves
-the old state or the new one. Readers take no lock. The file system must be local, because the store
-relies on `flock` and on atomic renames.
+the old state or the new one, and files to which nothing refers, which `collect` removes. Readers
+take no lock. The file system must have `flock` and atomic renames among all who use it: a local
+one, or NFS 4 without `local_lock`.
 """
 
+import contextlib
 import fcntl
+import functools
 import hashlib
+import logging
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from adapters.errors import (
+    CurrentRevision,
     DamagedFile,
     InvalidName,
     RevisionConflict,
+    StoreError,
     UnknownAdapter,
     UnknownRevision,
 )
+from adapters.faults import fault_point
 from adapters.format.durable import sync_folder, write_atomically
+from adapters.format.failures import store_failures
+from adapters.format.uploads import ReceivedFile, collect_uploads, received, received_path
+
+logger = logging.getLogger(__name__)
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
@@ -38,6 +50,9 @@ _POINTER = "current"
 _SUFFIX = ".safetensors"
 _REVISION = re.compile(r"[0-9a-f]{64}")
 _DELETED = ".deleted-"
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class PutResult(NamedTuple):
@@ -57,53 +72,96 @@ class Revision:
     size: int
 
 
+def _reporting(
+    doing: str,
+) -> Callable[
+    [Callable[Concatenate["AdapterStore", P], T]], Callable[Concatenate["AdapterStore", P], T]
+]:
+    """A method whose OSErrors are raised as StoreFailed; `doing` says what it does."""
+
+    def decorate(
+        method: Callable[Concatenate["AdapterStore", P], T],
+    ) -> Callable[Concatenate["AdapterStore", P], T]:
+        @functools.wraps(method)
+        def reporting(self: "AdapterStore", /, *args: P.args, **kwargs: P.kwargs) -> T:
+            with store_failures(self.root, doing):
+                return method(self, *args, **kwargs)
+
+        return reporting
+
+    return decorate
+
+
 class AdapterStore:
     """A folder of versioned adapter files.
 
     Every method but `names` raises InvalidName if a name breaks the rules, DamagedFile if a
-    `current` file was damaged, and OSError if the disk fails.
+    `current` file was damaged, and all raise StoreFailed (StoreFull without space) if the disk
+    fails. A failed change leaves nothing behind.
 
     Args:
-        root: created if missing. Files that an interrupted writer left there are removed.
+        root: created if missing.
+        kept: how many revisions of a name are kept when another one is published; None: all.
+
+    Raises:
+        OSError: the folder cannot be created.
     """
 
-    def __init__(self, root: Path | str) -> None:
+    def __init__(self, root: Path | str, *, kept: int | None = None) -> None:
         self.root = Path(root)
+        self._kept = kept
         self._locks = self.root / ".locks"
         self._locks.mkdir(parents=True, exist_ok=True)
-        self._clean()
 
+    @_reporting("list its adapters")
     def names(self) -> list[str]:
         """All adapters that have a current revision, sorted."""
         names = (entry.name for entry in os.scandir(self.root) if NAME.fullmatch(entry.name))
         return sorted(name for name in names if (self.root / name / _POINTER).is_file())
 
-    def put(self, name: str, data: bytes, *, expected: str | None = None) -> PutResult:
-        """Make `data` the current revision. Putting the current bytes again changes nothing.
+    @_reporting("publish")
+    def put(
+        self,
+        name: str,
+        content: bytes | ReceivedFile,
+        *,
+        expected: str | None = None,
+        spare: Collection[str] = (),
+    ) -> PutResult:
+        """Make a file the current revision. Putting the current one again changes nothing.
 
         Args:
+            content: bytes, or a file that was received beside this store; it is moved.
             expected: the revision that must be current; None accepts any.
+            spare: revisions that are kept whatever their number.
 
         Raises:
             RevisionConflict: another revision, or none, is current.
         """
-        with self._locked(name):
+        with self._received(content) as file, self._locked(name):
             history = self._history(name)
             _compare(name, expected, history)
-            return self._publish(name, data, history)
+            return self._publish(name, file, history, spare)
 
-    def create(self, name: str, data: bytes) -> PutResult:
+    @_reporting("publish")
+    def create(self, name: str, content: bytes | ReceivedFile) -> PutResult:
         """As `put`, for a name that must be new.
 
         Raises:
             RevisionConflict: the name has a current revision.
         """
-        with self._locked(name):
+        with self._received(content) as file, self._locked(name):
             history = self._history(name)
             if history:
                 raise RevisionConflict(name, "no revision", history[0])
-            return self._publish(name, data, history)
+            return self._publish(name, file, history, ())
 
+    @_reporting("be read")
+    def history(self, name: str) -> list[str]:
+        """All published revisions, the current one first; none for an unknown name."""
+        return self._history(name)
+
+    @_reporting("be read")
     def current(self, name: str) -> str:
         """The current revision.
 
@@ -112,6 +170,7 @@ class AdapterStore:
         """
         return self._known(name)[0]
 
+    @_reporting("be read")
     def revisions(self, name: str) -> list[Revision]:
         """All revisions that can be read: the current one first, then the most recently current.
 
@@ -129,6 +188,7 @@ class AdapterStore:
             )
         return revisions
 
+    @_reporting("be read")
     def resolve(self, name: str, prefix: str | None = None) -> str:
         """The one revision that starts with `prefix`; without a prefix, the current one.
 
@@ -148,6 +208,7 @@ class AdapterStore:
         """The path of a revision's file, which need not exist."""
         return file_of(self.root, name, revision)
 
+    @_reporting("be read")
     def read(self, name: str, revision: str) -> bytes:
         """The bytes of a revision, verified by their hash.
 
@@ -157,12 +218,13 @@ class AdapterStore:
         try:
             data = self.path(name, revision).read_bytes()
         except FileNotFoundError:
-            raise _gone(name, revision) from None
+            raise _gone(self.root, name, revision) from None
         actual = hashlib.sha256(data).hexdigest()
         if actual != revision:
             raise _changed(name, revision, actual)
         return data
 
+    @_reporting("roll back")
     def rollback(self, name: str, revision: str | None = None) -> str:
         """Make an earlier revision current and return it. Two calls without a revision cancel out.
 
@@ -182,10 +244,11 @@ class AdapterStore:
                 target = history[1]
             else:
                 raise UnknownRevision(name, "before the current one", history)
-            self.read(name, target)
-            self._point(name, target, history)
+            verified_file(self.root, name, target)
+            self._point(name, [target, *(other for other in history if other != target)])
             return target
 
+    @_reporting("delete")
     def delete(self, name: str, *, expected: str | None = None) -> None:
         """Delete a name and all its revisions, also if its `current` file is damaged.
 
@@ -200,28 +263,102 @@ class AdapterStore:
                 if expected is not None:
                     raise
             deleted = self.root / f"{_DELETED}{name}-{secrets.token_hex(8)}"
+            fault_point("name.rename")
             _folder_of(self.root, name).rename(deleted)
             sync_folder(self.root)
+        fault_point("name.remove")
         shutil.rmtree(deleted, ignore_errors=True)
 
-    def _publish(self, name: str, data: bytes, history: list[str]) -> PutResult:
-        revision = hashlib.sha256(data).hexdigest()
+    @_reporting("delete a revision")
+    def delete_revision(self, name: str, revision: str, *, expected: str | None = None) -> None:
+        """Delete one revision, given whole. The current one cannot be deleted.
+
+        Raises:
+            UnknownAdapter: there is no such adapter.
+            UnknownRevision: there is no such revision.
+            CurrentRevision: it is the current one.
+            RevisionConflict: `expected` is not the current revision.
+        """
+        with self._locked(name):
+            history = self._known(name)
+            _compare(name, expected, history)
+            if revision == history[0]:
+                raise CurrentRevision(name, revision)
+            if revision not in history:
+                raise UnknownRevision(name, revision, history)
+            self._point(name, [other for other in history if other != revision])
+            self._remove_unlisted(name, [revision])
+
+    @_reporting("be cleaned")
+    def collect(self) -> int:
+        """Remove what interrupted writers left; returns how many files and folders that were.
+
+        Running writers, in any process, are not disturbed.
+        """
+        collected = collect_uploads(self.root)
+        for entry in list(os.scandir(self.root)):
+            if entry.name.startswith(_DELETED):
+                shutil.rmtree(entry.path, ignore_errors=True)
+                collected += 1
+            elif NAME.fullmatch(entry.name) and entry.is_dir():
+                with self._locked(entry.name):
+                    collected += self._collect_in(entry.name)
+        for entry in list(os.scandir(self._locks)):
+            if NAME.fullmatch(entry.name) and not (self.root / entry.name).exists():
+                with self._locked(entry.name):
+                    collected += 1
+        return collected
+
+    def _publish(
+        self, name: str, file: ReceivedFile, history: list[str], spare: Collection[str]
+    ) -> PutResult:
+        revision = file.revision
         folder, path = _folder_of(self.root, name), self.path(name, revision)
-        if not folder.is_dir():
-            folder.mkdir()
-            sync_folder(self.root)
-        # This also repairs a damaged file: the same bytes were just sent again.
-        if not path.is_file() or path.read_bytes() != data:
-            write_atomically(path, data)
-        changed = history[:1] != [revision]
-        if changed:
-            self._point(name, revision, history)
+        is_new = not folder.is_dir()
+        try:
+            if is_new:
+                fault_point("name.create")
+                folder.mkdir()
+                sync_folder(self.root)
+            # This also repairs a damaged file: the same bytes were just sent again.
+            if not _is_whole(path, revision):
+                fault_point("revision.rename")
+                os.replace(received_path(self.root, file.name), path)
+                sync_folder(folder)
+            changed = history[:1] != [revision]
+            if changed:
+                listed, dropped = self._limited(revision, history, spare)
+                self._point(name, listed)
+                self._remove_unlisted(name, dropped)
+        except BaseException:
+            with contextlib.suppress(OSError, StoreError):
+                # It may be listed although the change failed: syncing comes after the rename.
+                if revision not in self._history(name):
+                    _remove(path)
+                if is_new:
+                    folder.rmdir()
+            raise
         return PutResult(revision, created=not history, changed=changed)
 
-    def _point(self, name: str, revision: str, history: list[str]) -> None:
-        lines = [revision, *(other for other in history if other != revision)]
-        text = "".join(f"{line}\n" for line in lines)
+    def _limited(
+        self, revision: str, history: list[str], spare: Collection[str]
+    ) -> tuple[list[str], list[str]]:
+        """The revisions that stay listed once this one is current, and those that go."""
+        listed = [revision, *(other for other in history if other != revision)]
+        if self._kept is None:
+            return listed, []
+        beyond = listed[self._kept :]
+        dropped = [other for other in beyond if other not in spare]
+        return [other for other in listed if other not in dropped], dropped
+
+    def _point(self, name: str, revisions: list[str]) -> None:
+        text = "".join(f"{line}\n" for line in revisions)
         write_atomically(_folder_of(self.root, name) / _POINTER, text.encode())
+
+    def _remove_unlisted(self, name: str, revisions: list[str]) -> None:
+        for revision in revisions:
+            fault_point("revision.remove")
+            _remove(self.path(name, revision))
 
     def _known(self, name: str) -> list[str]:
         history = self._history(name)
@@ -235,6 +372,8 @@ class AdapterStore:
         try:
             lines = pointer.read_bytes().decode("ascii", "replace").splitlines()
         except (FileNotFoundError, NotADirectoryError):
+            if not self.root.is_dir():
+                raise
             return []
         if not lines or not all(_REVISION.fullmatch(line) for line in lines):
             raise DamagedFile(
@@ -244,25 +383,64 @@ class AdapterStore:
         return lines
 
     @contextmanager
-    def _locked(self, name: str) -> Iterator[None]:
-        """One writer for each name, among the threads and processes of this machine."""
-        _folder_of(self.root, name)
-        descriptor = os.open(self._locks / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            # The lock file stays: if it were removed, two writers could lock two files of one name.
-            os.close(descriptor)
+    def _received(self, content: bytes | ReceivedFile) -> Iterator[ReceivedFile]:
+        if isinstance(content, ReceivedFile):
+            yield content
+            return
+        with received(self.root, content) as upload:
+            yield upload.file
 
-    def _clean(self) -> None:
-        for entry in list(os.scandir(self.root)):
-            if entry.name.startswith(_DELETED):
-                shutil.rmtree(entry.path, ignore_errors=True)
-            elif NAME.fullmatch(entry.name) and entry.is_dir():
-                with self._locked(entry.name):
-                    for temporary in Path(entry.path).glob(".*.tmp"):
-                        temporary.unlink(missing_ok=True)
+    @contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        """One writer for each name, among all threads and processes.
+
+        The lock's file goes with the name.
+        """
+        folder, path = _folder_of(self.root, name), self._locks / name
+        while True:
+            try:
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            except FileNotFoundError:
+                # The store was removed and is back, without its locks. Without its root this fails.
+                self._locks.mkdir(exist_ok=True)
+                continue
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                # Not if it was removed meanwhile: another writer may lock another file here.
+                if os.fstat(descriptor).st_nlink:
+                    try:
+                        yield
+                    finally:
+                        if not folder.exists():
+                            fault_point("lock.remove")
+                            _remove(path)
+                    return
+            finally:
+                os.close(descriptor)
+
+    def _collect_in(self, name: str) -> int:
+        """Remove the temporary files and unlisted revisions of one name, which is locked."""
+        folder, collected = _folder_of(self.root, name), 0
+        for temporary in folder.glob(".*.tmp"):
+            collected += _remove(temporary)
+        try:
+            history = self._history(name)
+        except DamagedFile:
+            # Which revisions were published cannot be told any more: all may be needed.
+            return collected
+        files = {path.name.removesuffix(_SUFFIX): path for path in folder.glob(f"*{_SUFFIX}")}
+        unlisted = [files[item] for item in files if _REVISION.fullmatch(item)]
+        unlisted = [path for path in unlisted if path.name.removesuffix(_SUFFIX) not in history]
+        if not history and len(unlisted) > 1:
+            # A first upload that was interrupted leaves one file: here a list was lost.
+            logger.warning("adapter %s has revisions, but no list of them: they are kept", name)
+            return collected
+        collected += sum(map(_remove, unlisted))
+        if not history:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+                collected += 1
+        return collected
 
 
 def file_of(root: Path, name: str, revision: str) -> Path:
@@ -281,20 +459,43 @@ def verified_file(root: Path, name: str, revision: str) -> Path:
     Raises:
         DamagedFile: the file is gone, or its bytes have changed.
         InvalidName: the name breaks the rules.
-        OSError: it cannot be read.
+        StoreFailed: it cannot be read.
     """
     path = file_of(root, name, revision)
-    try:
-        with path.open("rb") as file:
-            actual = hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        raise _gone(name, revision) from None
+    with store_failures(root, "be read"):
+        try:
+            actual = _hash_of(path)
+        except FileNotFoundError:
+            raise _gone(root, name, revision) from None
     if actual != revision:
         raise _changed(name, revision, actual)
     return path
 
 
-def _gone(name: str, revision: str) -> DamagedFile:
+def _is_whole(path: Path, revision: str) -> bool:
+    try:
+        return _hash_of(path) == revision
+    except FileNotFoundError:
+        return False
+
+
+def _hash_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _remove(path: Path) -> bool:
+    """Remove a file to which nothing refers; where that fails, `collect` tries again."""
+    with contextlib.suppress(OSError):
+        path.unlink()
+        return True
+    return False
+
+
+def _gone(root: Path, name: str, revision: str) -> Exception:
+    """A file that is gone is damage, unless the whole store is gone."""
+    if not root.is_dir():
+        return FileNotFoundError()
     return DamagedFile(f"the file of adapter {name!r}, revision {revision}, is gone")
 
 

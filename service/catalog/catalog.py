@@ -21,6 +21,7 @@ from adapters.errors import (
 from adapters.format.files import read_spec
 from adapters.format.spec import AdapterSpec
 from adapters.format.store import AdapterStore, verified_file
+from adapters.format.uploads import received_path
 from service.catalog.entry import CatalogEntry, Change, ChangeResult, Condition
 from service.catalog.view import CatalogView
 from service.engine.interface import AdapterKey, Engine
@@ -87,7 +88,8 @@ class Catalog(CatalogView):
         spec = None
         if change.operation == "publish":
             self.check(change.name, change.condition)
-            spec = await self._engine.check(change.data)
+            assert change.file is not None, "a file is received before it is published"
+            spec = await self._engine.check(received_path(self.root, change.file.name))
         # Runs to its end even if its request is cancelled: store and map must stay the same.
         task = asyncio.ensure_future(self._apply(change, spec))
         self._changes.add(task)
@@ -96,6 +98,8 @@ class Catalog(CatalogView):
 
     async def _apply(self, change: Change, uploaded: AdapterSpec | None) -> ChangeResult:
         async with self._lock(change.name):
+            if change.operation not in ("unload", "rehash", "settle"):
+                await self._reconcile(change.name)
             match change.operation:
                 case "publish":
                     assert uploaded is not None
@@ -114,13 +118,29 @@ class Catalog(CatalogView):
                 case "settle":
                     return ChangeResult()
 
+    async def _reconcile(self, name: str) -> None:
+        """Take over what another writer has done to the store, or that it came back empty."""
+        try:
+            history = await asyncio.to_thread(self._store.history, name)
+        except DamagedFile:
+            return
+        entry = self._entries.get(name)
+        if (history[0] if history else None) == (entry.current if entry else None):
+            return
+        logger.warning("adapter %s was changed by something else than this service", name)
+        if history:
+            await self._read(name, {})
+        else:
+            self._forget(name)
+
     async def _publish(self, change: Change, spec: AdapterSpec) -> ChangeResult:
-        name, current = change.name, self._current(change.name)
+        name, current, file = change.name, self._current(change.name), change.file
+        assert file is not None
         change.condition.check(name, current)
         if current is None:
-            stored = await asyncio.to_thread(self._store.create, name, change.data)
+            stored = await asyncio.to_thread(self._store.create, name, file)
         else:
-            stored = await asyncio.to_thread(self._store.put, name, change.data, expected=current)
+            stored = await asyncio.to_thread(self._store.put, name, file, expected=current)
         await self._preload(AdapterKey(name, stored.revision))
         await self._read(name, {stored.revision: spec})
         logger.info("adapter published name=%s revision=%s", name, stored.revision)
@@ -142,10 +162,7 @@ class Catalog(CatalogView):
         name, entry = change.name, self.entry(change.name)
         change.condition.check(name, entry.current)
         await asyncio.to_thread(self._store.delete, name, expected=entry.current)
-        self._stored_bytes -= self._entries.pop(name).size or 0
-        self._observer.adapter_removed(name)
-        self.on_update(name, None)
-        self._observer.stored(len(self._entries), self._stored_bytes)
+        self._forget(name)
         logger.info("adapter deleted name=%s", name)
         return ChangeResult()
 
@@ -193,6 +210,12 @@ class Catalog(CatalogView):
             usable = {key: spec for key, spec in before.specs.items() if key not in before.unusable}
             known = {**usable, **known}
         self._set(await asyncio.to_thread(self._entry_of, name, known))
+
+    def _forget(self, name: str) -> None:
+        self._stored_bytes -= self._entries.pop(name).size or 0
+        self._observer.adapter_removed(name)
+        self.on_update(name, None)
+        self._observer.stored(len(self._entries), self._stored_bytes)
 
     def _set(self, entry: CatalogEntry) -> None:
         name, before = entry.name, self._entries.get(entry.name)

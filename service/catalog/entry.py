@@ -17,6 +17,7 @@ from adapters.errors import (
 )
 from adapters.format.spec import AdapterSpec
 from adapters.format.store import Revision
+from adapters.format.uploads import ReceivedFile
 from service.client.types import AdapterState
 from service.engine.interface import AdapterKey
 
@@ -42,6 +43,18 @@ class Condition:
             raise RevisionConflict(name, "none of " + " or ".join(sorted(self.none_match)), current)
 
 
+class Origin(NamedTuple):
+    """Who asks for a change. client: the name of its key, empty without one. request_id: "-" for
+    what the service does by itself. address: of the other end of the connection, if known."""
+
+    client: str = ""
+    request_id: str = "-"
+    address: str = ""
+
+
+# The service itself.
+ITSELF = Origin()
+
 Operation = Literal["publish", "rollback", "delete", "unload", "reload", "rehash", "settle"]
 
 
@@ -49,14 +62,18 @@ Operation = Literal["publish", "rollback", "delete", "unload", "reload", "rehash
 class Change:
     """What is to happen to a name; `CatalogView` has a method for each operation.
 
-    revision: for rollback and rehash, a prefix of the revision. data: for publish, the file.
+    revision: for rollback and rehash, a prefix of the revision. file: for publish, received beside
+    the store. client, request_id, address: as in `Origin`.
     """
 
     operation: Operation
     name: str
     condition: Condition = Condition()
     revision: str | None = None
-    data: bytes = b""
+    file: ReceivedFile | None = None
+    client: str = ""
+    request_id: str = "-"
+    address: str = ""
 
 
 class ChangeResult(NamedTuple):

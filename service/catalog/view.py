@@ -3,12 +3,22 @@
 `Catalog` keeps the map beside the store; each HTTP worker holds a `RemoteCatalog`, a copy of it.
 """
 
+import asyncio
 from abc import ABC, abstractmethod
 from pathlib import Path
 
 from adapters.errors import InvalidName, UnknownAdapter
 from adapters.format.store import NAME, file_of
-from service.catalog.entry import CatalogEntry, Change, ChangeResult, Condition, Resolved
+from adapters.format.uploads import ReceivedFile, received
+from service.catalog.entry import (
+    ITSELF,
+    CatalogEntry,
+    Change,
+    ChangeResult,
+    Condition,
+    Origin,
+    Resolved,
+)
 
 
 class CatalogView(ABC):
@@ -75,16 +85,34 @@ class CatalogView(ABC):
             raise InvalidName(f"adapter name {name[:80]!r}: expected {expected}")
         condition.check(name, self._current(name))
 
-    async def publish(self, name: str, data: bytes, condition: Condition) -> ChangeResult:
+    async def publish(
+        self,
+        name: str,
+        content: bytes | ReceivedFile,
+        condition: Condition,
+        *,
+        by: Origin = ITSELF,
+    ) -> ChangeResult:
         """Check an adapter file, store it and serve it. A failure changes nothing.
+
+        Args:
+            content: the file's bytes, or the file as it was received beside the store.
 
         Raises:
             InvalidName, RevisionConflict: before anything else is done.
             InvalidAdapter, IncompatibleAdapter: with every fault.
+            StoreFailed: it cannot be stored.
         """
-        return await self.apply(Change("publish", name, condition, data=data))
+        if isinstance(content, bytes):
+            self.check(name, condition)
+            with await asyncio.to_thread(received, self.root, content) as upload:
+                return await self.publish(name, upload.file, condition, by=by)
+        change = Change("publish", name, condition, file=content, **by._asdict())
+        return await self.apply(change)
 
-    async def rollback(self, name: str, prefix: str | None, condition: Condition) -> str:
+    async def rollback(
+        self, name: str, prefix: str | None, condition: Condition, *, by: Origin = ITSELF
+    ) -> str:
         """Serve an earlier revision again and return it; None is the one that was served before.
 
         Raises:
@@ -92,28 +120,31 @@ class CatalogView(ABC):
             RevisionConflict: the condition does not hold.
             IncompatibleAdapter, DamagedFile: it cannot be served; the current one stays.
             UnloadedAdapter: the name was unloaded.
+            StoreFailed: the disk fails; the current one stays.
         """
-        return (await self.apply(Change("rollback", name, condition, prefix))).revision
+        change = Change("rollback", name, condition, prefix, **by._asdict())
+        return (await self.apply(change)).revision
 
-    async def delete(self, name: str, condition: Condition) -> None:
+    async def delete(self, name: str, condition: Condition, *, by: Origin = ITSELF) -> None:
         """Forget a name and all its revisions.
 
         Raises:
             UnknownAdapter: it does not exist.
             RevisionConflict: the condition does not hold.
+            StoreFailed: the disk fails; it stays.
         """
-        await self.apply(Change("delete", name, condition))
+        await self.apply(Change("delete", name, condition, **by._asdict()))
 
-    async def unload(self, name: str) -> None:
+    async def unload(self, name: str, *, by: Origin = ITSELF) -> None:
         """Stop serving a name until it is reloaded, published again, or the service restarts.
         Requests in flight are answered; the store keeps everything.
 
         Raises:
             UnknownAdapter: it does not exist.
         """
-        await self.apply(Change("unload", name))
+        await self.apply(Change("unload", name, **by._asdict()))
 
-    async def reload(self, name: str) -> str:
+    async def reload(self, name: str, *, by: Origin = ITSELF) -> str:
         """Read and check again what the store holds of a name, serve it, and return its current
         revision.
 
@@ -121,7 +152,7 @@ class CatalogView(ABC):
             UnknownAdapter: it does not exist.
             IncompatibleAdapter, DamagedFile: it cannot be served.
         """
-        return (await self.apply(Change("reload", name))).revision
+        return (await self.apply(Change("reload", name, **by._asdict()))).revision
 
     async def rehash(self, name: str, revision: str) -> None:
         """Hash a stored revision again. If its bytes have changed, it is no longer served.

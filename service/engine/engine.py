@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from uuid import uuid4
 
 from adapters.backbone.model import Backbone
 from adapters.errors import InvalidAdapter
-from adapters.format.files import validate
+from adapters.format.files import validate_file
 from adapters.format.spec import AdapterSpec
 from adapters.format.store import AdapterStore
 from service.engine.device import Device
@@ -134,10 +135,10 @@ class LocalEngine:
             return Completion((), 0.0, 0.0)
         return await parts.in_flight.predict(entries, deadline)
 
-    async def check(self, data: bytes) -> AdapterSpec:
+    async def check(self, file: Path) -> AdapterSpec:
         runner = self._require_ready().runner
         adapter = await asyncio.get_running_loop().run_in_executor(
-            self._reading, lambda: runner.prepare(validate(data))
+            self._reading, lambda: runner.prepare(validate_file(file))
         )
         spec = adapter.spec
         encoding = self.info.encoder.encode(_TRIAL_TEXT, max_length=spec.max_length)

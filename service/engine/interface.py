@@ -6,6 +6,7 @@ another process (`service.ipc`). So all values here can be sent through a socket
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -143,10 +144,13 @@ class Engine(Predictor, Protocol):
     def health(self) -> EngineHealth:
         """Cheap enough for every probe."""
 
-    async def check(self, data: bytes) -> AdapterSpec:
+    async def check(self, file: Path) -> AdapterSpec:
         """Validate an adapter file against the backbone and run it once; nothing is published.
 
+        The file must not change meanwhile, and is not needed afterwards.
+
         Raises:
+            OSError: it cannot be read.
             adapters.errors.InvalidAdapter, adapters.errors.IncompatibleAdapter: naming every fault.
             Overloaded, InferenceFailed, NotReady, EngineUnavailable: as `predict`.
         """

@@ -4,32 +4,27 @@ import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
-from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
-from adapters.errors import AdapterError, DamagedFile
+from adapters.errors import AdapterError, DamagedFile, StoreFailed
 from adapters.format.store import verified_file
+from adapters.format.uploads import ReceivedFile
 from service.catalog.entry import CatalogEntry, ChangeResult, Condition
 from service.engine.observer import UploadOutcome
-from service.errors import InvalidRequest, MalformedRequest, RequestError, TooLarge
+from service.errors import RequestError
+from service.http import uploads
 from service.http.bodies import (
     JsonResponse,
     content_type,
-    limited_stream,
-    read_body,
     read_json,
     refuse_encoded,
     validated,
 )
-from service.http.lifecycle import Service, service_of
+from service.http.lifecycle import origin_of, service_of
 from service.http.openapi.documentation import DELETE, DOWNLOAD, LIST, POST, PUT, ROLLBACK, SHOW
 from service.http.openapi.schemas import RollbackRequest
-
-# Beside the file, a multipart form may have this much.
-_FORM_BYTES = 64 * 1024
 
 router = APIRouter()
 
@@ -48,16 +43,20 @@ async def put_adapter(request: Request, name: str) -> Response:
     refuse_encoded(request)
     condition = _condition(request)
     service.catalog.check(name, condition)
-    data = await read_body(request, service.settings.max_upload_bytes)
-    return _published(name, await publish(service, name, data, condition))
+    async with uploads.receive(request, service.settings.max_upload_bytes) as file:
+        return _published(name, await publish(request, name, file, condition))
 
 
 @router.post("/v1/adapters", **POST)
 async def post_adapter(request: Request) -> Response:
     """Publish an adapter file from a form, for browsers and `curl -F`."""
-    service = service_of(request)
-    name, data = await _form(request, service.settings.max_upload_bytes)
-    return _published(name, await publish(service, name, data, _condition(request)))
+    kind = content_type(request) or "none"
+    if kind != "multipart/form-data":
+        raise HTTPException(415, f"Content-Type is {kind}, expected multipart/form-data")
+    refuse_encoded(request)
+    limit = service_of(request).settings.max_upload_bytes
+    async with uploads.receive_form(request, limit) as (name, file):
+        return _published(name, await publish(request, name, file, _condition(request)))
 
 
 @router.get("/v1/adapters", **LIST)
@@ -106,7 +105,7 @@ async def download_adapter(
         return Response(status_code=304, headers=headers)
     try:
         await asyncio.to_thread(verified_file, service.catalog.root, name, revision)
-    except (DamagedFile, OSError):
+    except DamagedFile:
         # Marks it as damaged everywhere, and raises unless it was repaired meanwhile.
         await service.catalog.rehash(name, revision)
     return FileResponse(
@@ -124,28 +123,34 @@ async def roll_back_adapter(request: Request, name: str) -> Response:
     content = await read_json(request, service.settings.max_body_bytes)
     prefix = validated(RollbackRequest, content).revision
     before = service.catalog.entry(name).current
-    revision = await service.catalog.rollback(name, prefix, _condition(request))
+    revision = await service.catalog.rollback(
+        name, prefix, _condition(request), by=origin_of(request)
+    )
     return _published(name, ChangeResult(revision, created=False, changed=revision != before))
 
 
 @router.delete("/v1/adapters/{name}", **DELETE)
 async def delete_adapter(request: Request, name: str) -> Response:
     """Delete a name and all its revisions. An adapter of the zoo comes back at the next start."""
-    await service_of(request).catalog.delete(name, _condition(request))
+    catalog = service_of(request).catalog
+    await catalog.delete(name, _condition(request), by=origin_of(request))
     return Response(status_code=204)
 
 
-async def publish(service: Service, name: str, data: bytes, condition: Condition) -> ChangeResult:
+async def publish(
+    request: Request, name: str, content: bytes | ReceivedFile, condition: Condition
+) -> ChangeResult:
     """Publish an adapter file and count the upload's outcome; raises as `CatalogView.publish`."""
     outcome: UploadOutcome = "failed"
+    service = service_of(request)
     try:
-        published = await service.catalog.publish(name, data, condition)
+        published = await service.catalog.publish(name, content, condition, by=origin_of(request))
         if published.created:
             outcome = "created"
         else:
             outcome = "replaced" if published.changed else "unchanged"
     except (AdapterError, RequestError) as error:
-        outcome = "failed" if isinstance(error, DamagedFile) else "refused"
+        outcome = "failed" if isinstance(error, (DamagedFile, StoreFailed)) else "refused"
         raise
     finally:
         service.metrics.uploaded(outcome)
@@ -156,41 +161,6 @@ def _published(name: str, published: ChangeResult) -> Response:
     content = {"name": name} | published._asdict()
     status = 201 if published.created else 200
     return JsonResponse(content, status_code=status, headers=_etag(published.revision))
-
-
-async def _form(request: Request, limit: int) -> tuple[str, bytes]:
-    """The name and the file of a form.
-
-    Raises:
-        HTTPException: 415, not a form, or encoded.
-        MalformedRequest: a form that cannot be parsed.
-        InvalidRequest: other fields than one `name` and one `file`.
-        TooLarge: over `limit`.
-    """
-    kind = content_type(request) or "none"
-    if kind != "multipart/form-data":
-        raise HTTPException(415, f"Content-Type is {kind}, expected multipart/form-data")
-    refuse_encoded(request)
-    stream = limited_stream(request, limit + _FORM_BYTES)
-    try:
-        form = await MultiPartParser(request.headers, stream, max_files=1, max_fields=1).parse()
-    except MultiPartException as error:
-        raise MalformedRequest(f"the form cannot be read: {error.message}") from None
-    try:
-        fields = dict(form.multi_items())
-        name, file = fields.pop("name", None), fields.pop("file", None)
-        faults = [f"form.{field[:64]}: no such field" for field in fields]
-        if not isinstance(name, str):
-            faults.append("form.name: missing, expected text")
-        if not isinstance(file, UploadFile):
-            faults.append("form.file: missing, expected a file")
-        if faults or not isinstance(name, str) or not isinstance(file, UploadFile):
-            raise InvalidRequest(faults)
-        if file.size is not None and file.size > limit:
-            raise TooLarge(f"the file is larger than {limit} bytes")
-        return name, await file.read()
-    finally:
-        await form.close()
 
 
 def _condition(request: Request) -> Condition:

@@ -18,12 +18,15 @@ from starlette.responses import Response
 
 from adapters.errors import (
     AdapterError,
+    CurrentRevision,
     DamagedFile,
     IncompatibleAdapter,
     InvalidAdapter,
     InvalidName,
     RevisionConflict,
     StoreError,
+    StoreFailed,
+    StoreFull,
     UnknownAdapter,
     UnknownRevision,
     UnloadedAdapter,
@@ -37,17 +40,13 @@ from service.errors import (
     Forbidden,
     InferenceFailed,
     InvalidRequest,
-    KeyExpired,
-    KeyRevoked,
     MalformedRequest,
     NoInputs,
     NotReady,
     Overloaded,
-    QuotaExceeded,
     RequestError,
     ServiceError,
     TooLarge,
-    TooManyFailures,
     Unauthorized,
     Unavailable,
 )
@@ -93,13 +92,12 @@ _TABLE: tuple[tuple[type[Exception], int, str, str], ...] = (
     (MalformedRequest, 400, "malformed_request", "The body is not JSON, or not a valid form."),
     (RequestError, 400, "bad_request", "The request cannot be used."),
     (Unauthorized, 401, "unauthorized", "No key, or an unknown one."),
-    (KeyExpired, 401, "key_expired", "The key is right, but its time is over."),
-    (KeyRevoked, 401, "key_revoked", "The key is right, but it was revoked."),
-    (Forbidden, 403, "forbidden", "Not with this key, or not from a web page of another origin."),
+    (Forbidden, 403, "forbidden", "The key may not change adapters."),
     (UnknownAdapter, 404, "adapter_not_found", "No such adapter; the message names what exists."),
     (UnknownRevision, 404, "revision_not_found", "No single stored revision begins like this."),
     (IncompatibleAdapter, 409, "adapter_incompatible", "Made for another backbone; see `details`."),
     (UnloadedAdapter, 409, "adapter_unloaded", "Not served until it is loaded or published again."),
+    (CurrentRevision, 409, "revision_current", "The current revision cannot be deleted alone."),
     (RevisionConflict, 412, "revision_conflict", "`If-Match` or `If-None-Match` does not hold."),
     (TooLarge, 413, "too_large", "The body or the number of inputs is over its limit."),
     (InvalidAdapter, 422, "adapter_invalid", "The file is not an adapter; every fault is named."),
@@ -107,12 +105,12 @@ _TABLE: tuple[tuple[type[Exception], int, str, str], ...] = (
     (InvalidRequest, 422, "invalid_request", _INVALID),
     (NoInputs, 422, "invalid_request", _INVALID),
     (Overloaded, 429, "overloaded", "Too much is waiting; `Retry-After` says when to come back."),
-    (QuotaExceeded, 429, "quota_exceeded", "The key's quota is used up; `Retry-After` is set."),
-    (TooManyFailures, 429, "too_many_failures", "Wrong keys from here; `Retry-After` is set."),
     (InferenceFailed, 500, "inference_failed", "The device failed, or the scores are not finite."),
     (AdapterLoadFailed, 500, "adapter_load_failed", "Its stored file has vanished or is damaged."),
     (DamagedFile, 500, "adapter_damaged", "The stored file is not what was published."),
     (StoreError, 500, "store_failed", "The adapter store cannot do this."),
+    (StoreFailed, 503, "store_failed", "Its disk fails, is read-only or gone; nothing changed."),
+    (StoreFull, 507, "store_failed", "Its disk or quota is full; nothing changed."),
     (UnsupportedBackbone, 500, "backbone_unsupported", "A start error: unsupported model family."),
     (UnusableBackbone, 500, "backbone_unusable", "A start error: unusable backbone files."),
     (AdapterError, 500, "adapter_error", "Another failure around an adapter."),
@@ -184,7 +182,7 @@ def _details(error: Exception) -> Sequence[str]:
 
 
 def _headers(error: Exception, kind: ErrorKind) -> Mapping[str, str]:
-    if isinstance(error, Overloaded | QuotaExceeded | TooManyFailures):
+    if isinstance(error, Overloaded):
         return {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
     if kind.status == 503:
         return {"Retry-After": str(UNAVAILABLE_RETRY_SECONDS)}

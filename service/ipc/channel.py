@@ -115,13 +115,8 @@ class Outbox:
         self._loop = asyncio.get_running_loop()
         self._messages: list[Message] = []
 
-    def send(self, message: Message, attachment: bytes | None = None) -> None:
-        """Send after everything that is about to run on the loop, or at once with an attachment,
-        which is not copied. Messages keep their order."""
-        if attachment is not None:
-            self.flush()
-            self._send_frames([encode([message]), attachment])
-            return
+    def send(self, message: Message) -> None:
+        """Send after everything that is about to run on the loop. Messages keep their order."""
         if not self._messages:
             self._loop.call_soon(self.flush)
         self._messages.append(message)

@@ -9,12 +9,10 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
 
 import uvloop
 import zmq
 
-from adapters.backbone.model import Backbone
 from service.ipc.channel import Context
 from service.ipc.child import ChildContext, begin
 from service.ipc.metrics_forwarding import MetricsForwarder
@@ -94,17 +92,12 @@ class EngineProcess:
         self._server.beat()
 
 
-async def _run(
-    child: ChildContext,
-    settings: Settings,
-    context: Context,
-    load: Callable[[], Backbone] | None,
-) -> str | None:
+async def _run(child: ChildContext, settings: Settings, context: Context) -> str | None:
     """Run to the end; returns why it could not start, or None."""
     metrics = MetricsForwarder(context, child.supervisor_endpoint)
     metrics.open()
     try:
-        backend = local_backend(settings, metrics, load=load)
+        backend = local_backend(settings, metrics)
         await EngineProcess(child, settings, backend, context).run()
     except StartFailed as error:
         return str(error)
@@ -117,15 +110,9 @@ async def _run(
 
 def main() -> int:
     """The exit status: 0 after SIGTERM, 2 when it cannot start."""
-    return run_engine(*begin())
-
-
-def run_engine(
-    child: ChildContext, settings: Settings, load: Callable[[], Backbone] | None = None
-) -> int:
-    """The same; load: as of `service.local.local_backend`."""
+    child, settings = begin()
     context: Context = zmq.Context()
-    failure = uvloop.run(_run(child, settings, context, load))
+    failure = uvloop.run(_run(child, settings, context))
     context.destroy(linger=_LINGER_MILLISECONDS)
     child.tidy()
     if failure is not None:

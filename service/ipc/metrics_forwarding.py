@@ -41,7 +41,6 @@ COUNTED = (
     "predicted",
     "label_given",
     "adapter_failed",
-    "access_refused",
     "uploaded",
     "adapter_published",
     "adapter_removed",

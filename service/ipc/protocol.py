@@ -5,6 +5,7 @@ A frame is one byte of version and a msgpack array of tagged messages. Anything 
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any, Generic, TypeAlias, TypeVar
 
 import msgspec
@@ -15,9 +16,10 @@ from adapters import errors as adapter_errors
 from adapters.errors import AdapterError
 from adapters.format.spec import AdapterSpec, BackboneIdentity
 from adapters.format.store import Revision
+from adapters.format.uploads import ReceivedFile
 from adapters.tokenizer import Encoding, TextEncoder
 from service import errors as service_errors
-from service.catalog.entry import CatalogEntry, ChangeResult, Condition, Operation
+from service.catalog.entry import CatalogEntry, Change, ChangeResult, Condition, Operation
 from service.engine.interface import AdapterKey, Completion, EngineInfo, Entry, RowResult
 from service.errors import ServiceError
 
@@ -104,13 +106,17 @@ class Cancel(Message, frozen=True):
 
 
 class ChangeRequest(Message, frozen=True):
-    """A `Change` of the catalog. Uploaded bytes are the next part of the same multipart message."""
+    """A `Change` of the catalog. An uploaded file is beside the store; its name is here."""
 
     id: int
     operation: Operation
     name: str
     condition: Condition
     revision: str | None
+    file: ReceivedFile | None
+    client: str
+    request_id: str
+    address: str
 
 
 class Applied(Message, frozen=True):
@@ -348,6 +354,22 @@ def completion_of(message: PredictDone, entries: Sequence[Entry]) -> Completion:
     return Completion(rows, message.queue_seconds, message.inference_seconds)
 
 
+def change_request_of(number: int, change: Change) -> ChangeRequest:
+    return ChangeRequest(
+        number, **{item.name: getattr(change, item.name) for item in fields(change)}
+    )
+
+
+def change_of(message: ChangeRequest) -> Change:
+    """
+    Raises:
+        Malformed: an upload without its file, or a file without an upload.
+    """
+    if (message.file is not None) != (message.operation == "publish"):
+        raise Malformed("an upload without its file, or a file without an upload")
+    return Change(**{item.name: getattr(message, item.name) for item in fields(Change)})
+
+
 def adapter_of(entry: CatalogEntry, known: Mapping[str, AdapterSpec]) -> Adapter:
     """An entry as a message, without the specs that the receiver has: those in `known`."""
     return Adapter(
@@ -398,13 +420,9 @@ def welcome_of(info: EngineInfo, entries: Sequence[CatalogEntry]) -> Welcome:
     )
 
 
-def info_of(message: Welcome, encoder: TextEncoder | None = None) -> EngineInfo:
-    """
-    Args:
-        encoder: of an earlier welcome with the same tokenizer, which takes 0.3 s to read.
-    """
+def info_of(message: Welcome) -> EngineInfo:
     return EngineInfo(
-        encoder=encoder or TextEncoder(Tokenizer.from_str(message.tokenizer)),
+        encoder=TextEncoder(Tokenizer.from_str(message.tokenizer)),
         identity=BackboneIdentity(
             name=message.backbone,
             revision=message.backbone_revision,

@@ -28,7 +28,6 @@ from service.ipc.protocol import (
     Cancel,
     CatalogUpdate,
     ChangeDone,
-    ChangeRequest,
     Codec,
     FromEngine,
     Goodbye,
@@ -42,6 +41,7 @@ from service.ipc.protocol import (
     Undecodable,
     UnknownWorker,
     Welcome,
+    change_request_of,
     completion_of,
     entry_of,
     error_of,
@@ -128,10 +128,10 @@ class Connection:
             self._outbox.flush()
         self._disconnect(linger_milliseconds=100)
 
-    def send(self, message: Message, attachment: bytes | None = None) -> None:
-        """Send a message in the next frame, or in a frame of its own with an attachment."""
+    def send(self, message: Message) -> None:
+        """Send a message in the next frame."""
         if self._outbox is not None:
-            self._outbox.send(message, attachment)
+            self._outbox.send(message)
 
     def check(self) -> None:
         """Give up a connection on which nothing arrives; call this regularly."""
@@ -213,7 +213,6 @@ class Requests:
         self,
         reply_type: type[R],
         request: Callable[[int], Message],
-        attachment: bytes | None = None,
         *,
         rows: int = 0,
         deadline: float | None = None,
@@ -231,7 +230,7 @@ class Requests:
         if self.unavailable is not None:
             raise EngineUnavailable(self.unavailable)
         number = next(self._numbers)
-        self._connection.send(request(number), attachment)
+        self._connection.send(request(number))
         pending = _Pending(asyncio.get_running_loop().create_future(), rows, deadline)
         self._pending[number] = pending
         try:
@@ -289,7 +288,6 @@ class RemoteEngine:
     def __init__(self, requests: Requests) -> None:
         self._requests = requests
         self._info: EngineInfo | None = None
-        self._tokenizer = ""
 
     @property
     def info(self) -> EngineInfo:
@@ -313,11 +311,8 @@ class RemoteEngine:
     async def drain(self) -> None:
         await self._requests.drain()
 
-    def welcomed(self, message: Welcome) -> None:
-        """Take over the engine's facts; the encoder stays if the tokenizer is the same."""
-        known = self._info.encoder if self._info and message.tokenizer == self._tokenizer else None
-        self._info = info_of(message, known)
-        self._tokenizer = message.tokenizer
+    def set_info(self, info: EngineInfo) -> None:
+        self._info = info
 
 
 class RemoteCatalog(CatalogView):
@@ -331,10 +326,7 @@ class RemoteCatalog(CatalogView):
     async def apply(self, change: Change) -> ChangeResult:
         done = await self._requests.ask(
             ChangeDone,
-            lambda number: ChangeRequest(
-                number, change.operation, change.name, change.condition, change.revision
-            ),
-            change.data if change.operation == "publish" else None,
+            lambda number: change_request_of(number, change),
         )
         return done.result
 
@@ -427,7 +419,7 @@ class RemoteBackend:
                 self._heartbeat = message
             case Welcome():
                 self.catalog.replace_all(message.adapters)
-                self.engine.welcomed(message)
+                self.engine.set_info(info_of(message))
                 self._requests.unavailable = None
                 self._welcomed.set()
                 logger.info("welcomed by the engine adapters=%d", len(self.catalog))

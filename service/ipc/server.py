@@ -18,7 +18,7 @@ import zmq
 from adapters.errors import AdapterError
 from adapters.format.spec import AdapterSpec
 from service.backend import Backend
-from service.catalog.entry import CatalogEntry, Change
+from service.catalog.entry import CatalogEntry
 from service.errors import ServiceError
 from service.ipc.channel import Channel, Context, Outbox, RateLimitedWarnings
 from service.ipc.child import BEAT_SECONDS
@@ -34,12 +34,12 @@ from service.ipc.protocol import (
     Heartbeat,
     HeartbeatReply,
     Hello,
-    Malformed,
     Predict,
     RequestFailed,
     Undecodable,
     UnknownWorker,
     adapter_of,
+    change_of,
     encode,
     entries_of,
     fault_of,
@@ -47,6 +47,7 @@ from service.ipc.protocol import (
     welcome_of,
 )
 from service.ipc.remote import LEASE_SECONDS
+from service.observability.logs import request_id
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +153,7 @@ class EngineServer:
     def _receive(self, frames: list[bytes]) -> None:
         identity, *parts = frames
         try:
-            if not 1 <= len(parts) <= 2:
+            if len(parts) != 1:
                 raise Undecodable(f"{len(parts)} parts")
             messages = self._codec.decode(parts[0])
         except Undecodable as error:
@@ -167,7 +168,7 @@ class EngineServer:
                 return
             else:
                 worker.heard = monotonic()
-                self._handle(identity, worker, message, parts[1:])
+                self._handle(identity, worker, message)
 
     def _meet(self, identity: bytes, hello: Hello) -> None:
         for known, worker in list(self._workers.items()):
@@ -185,14 +186,12 @@ class EngineServer:
         entries = self._backend.catalog.entries()
         worker.outbox.send(welcome_of(self._backend.engine.info, entries))
 
-    def _handle(
-        self, identity: bytes, worker: _Worker, message: FromWorker, attachments: list[bytes]
-    ) -> None:
+    def _handle(self, identity: bytes, worker: _Worker, message: FromWorker) -> None:
         match message:
             case Predict():
                 self._begin(worker, message.id, self._predict(worker, message))
             case ChangeRequest():
-                self._begin(worker, message.id, self._change(worker, message, attachments))
+                self._begin(worker, message.id, self._change(worker, message))
             case Cancel():
                 if (task := worker.tasks.get(message.id)) is not None:
                     task.cancel()
@@ -216,17 +215,12 @@ class EngineServer:
         except Exception as error:
             self._fail(worker, request.id, error)
 
-    async def _change(
-        self, worker: _Worker, request: ChangeRequest, attachments: list[bytes]
-    ) -> None:
+    async def _change(self, worker: _Worker, request: ChangeRequest) -> None:
+        # Of this task alone: what it logs names the request.
+        request_id.set(request.request_id)
         try:
             self._backend.refuse_unless_ready()
-            if len(attachments) != (request.operation == "publish"):
-                raise Malformed("an upload without its file, or a file without an upload")
-            change = Change(
-                request.operation, request.name, request.condition, request.revision, *attachments
-            )
-            result = await self._backend.catalog.apply(change)
+            result = await self._backend.catalog.apply(change_of(request))
         except Exception as error:
             # A failed change may still have updated the catalog: it stops serving damaged files.
             await self._updated_everywhere()

@@ -9,7 +9,6 @@ import sys
 
 import zmq
 
-from service.access.key_file import BadKeys
 from service.http.app import create_app
 from service.http.server import Server, address_text, ignore_repeated_signals, listen_shared
 from service.ipc.channel import Context
@@ -66,12 +65,7 @@ def main() -> int:
         return 2
     context: Context = zmq.Context()
     metrics = MetricsForwarder(context, child.supervisor_endpoint)
-    try:
-        app = create_app(settings, WorkerBackend(child, settings, metrics, context), metrics)
-    except BadKeys as error:
-        # The file has become unusable since the service was started.
-        child.failed(str(error))
-        return 2
+    app = create_app(settings, WorkerBackend(child, settings, metrics, context), metrics)
     server = Server(app, app.state.service, url=child.url, announce=child.ready)
     ignore_repeated_signals()
     server.run(sockets=[listener])

@@ -1,6 +1,9 @@
 """The versioned store: names, revisions, comparisons, rollbacks, damage, and concurrent writers."""
 
 import multiprocessing
+import os
+import shutil
+import signal
 import threading
 from collections.abc import Callable
 from hashlib import sha256
@@ -10,13 +13,17 @@ from pathlib import Path
 import pytest
 
 from adapters.errors import (
+    CurrentRevision,
     DamagedFile,
     InvalidName,
     RevisionConflict,
+    StoreFailed,
+    StoreFull,
     UnknownAdapter,
     UnknownRevision,
 )
-from adapters.format.store import AdapterStore
+from adapters.format.store import AdapterStore, verified_file
+from adapters.format.uploads import Upload
 
 A, B, C = (letter * 1000 for letter in (b"a", b"b", b"c"))
 REV_A, REV_B, REV_C = (sha256(data).hexdigest() for data in (A, B, C))
@@ -173,21 +180,161 @@ def test_delete_forgets_everything_and_compares(store: AdapterStore) -> None:
         store.delete("spam", expected=REV_B)
     store.delete("spam", expected=REV_A)
     assert store.names() == []
-    assert [path.name for path in store.root.iterdir()] == [".locks"]
+    assert sorted(path.name for path in store.root.rglob("*")) == [".locks", ".uploads"]
     assert store.put("spam", B) == (REV_B, True, True)
     assert history(store, "spam") == [REV_B]
 
 
-def test_opening_removes_what_interrupted_writers_left(store: AdapterStore) -> None:
+def test_collecting_removes_what_interrupted_writers_left(store: AdapterStore) -> None:
     store.put("spam", A)
-    temporary = store.root / "spam" / ".current.abc.tmp"
-    temporary.write_bytes(b"half")
-    deleted = store.root / ".deleted-ham-0123"
-    deleted.mkdir()
-    (deleted / "current").write_bytes(b"")
-    assert history(AdapterStore(store.root), "spam") == [REV_A]
-    assert not temporary.exists()
-    assert not deleted.exists()
+    debris = [
+        ".deleted-ham-0123/current",
+        f".deleted-ham-0123/{REV_B}.safetensors",
+        ".locks/ham",
+        f".uploads/{'0' * 32}.part",
+        "spam/.current.abc.tmp",
+        f"spam/{REV_B}.safetensors",
+        f"first/{REV_C}.safetensors",
+    ]
+    for path in debris:
+        (store.root / path).parent.mkdir(exist_ok=True)
+        (store.root / path).write_bytes(b"half")
+    assert store.collect() == 7
+    left = {str(path.relative_to(store.root)) for path in store.root.rglob("*") if path.is_file()}
+    assert left == {".locks/spam", "spam/current", f"spam/{REV_A}.safetensors"}
+    assert not (store.root / "first").exists()
+    assert history(store, "spam") == [REV_A]
+    assert store.collect() == 0
+
+
+def test_collecting_keeps_revisions_whose_list_is_lost(store: AdapterStore) -> None:
+    for name in ("damaged", "lost"):
+        store.put(name, A)
+        store.put(name, B)
+    (store.root / "damaged" / "current").write_bytes(b"nonsense")
+    (store.root / "lost" / "current").unlink()
+    assert store.collect() == 0
+    assert len(list(store.root.glob("*/*.safetensors"))) == 4
+
+
+# Uploads.
+
+
+def test_a_received_file_is_moved_into_the_store(store: AdapterStore) -> None:
+    with Upload(store.root, announced=1000) as upload:
+        for start in range(0, 1000, 300):
+            upload.write(A[start : start + 300])
+        received = upload.finish()
+        assert (received.revision, received.size) == (REV_A, 1000)
+        assert store.put("spam", received) == (REV_A, True, True)
+    assert store.read("spam", REV_A) == A
+    assert store.path("spam", REV_A).stat().st_mode & 0o777 == 0o644
+    assert not list((store.root / ".uploads").iterdir())
+
+
+def test_an_upload_that_nothing_took_leaves_nothing(store: AdapterStore) -> None:
+    with Upload(store.root) as upload:
+        upload.write(A)
+        assert len(list((store.root / ".uploads").iterdir())) == 1
+    assert not list((store.root / ".uploads").iterdir())
+
+
+def test_an_upload_larger_than_the_disk_is_refused_before_its_first_byte(
+    store: AdapterStore,
+) -> None:
+    with pytest.raises(StoreFull, match="bytes free"):
+        Upload(store.root, announced=2**60)
+    assert not (store.root / ".uploads").exists()
+
+
+def test_uploads_of_dead_writers_are_collected_and_those_of_others_are_not(
+    store: AdapterStore,
+) -> None:
+    child = os.fork()
+    if child == 0:
+        Upload(store.root).write(A)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    with Upload(store.root) as mine:
+        # The next upload has collected it.
+        assert len(list((store.root / ".uploads").iterdir())) == 1
+        assert store.collect() == 0
+        mine.write(B)
+        assert store.put("spam", mine.finish()).revision == REV_B
+
+
+# A limit of kept revisions, and deleting one.
+
+
+def test_publishing_drops_the_revisions_beyond_the_limit(tmp_path: Path) -> None:
+    store = AdapterStore(tmp_path, kept=2)
+    for data in (A, B, C):
+        store.put("spam", data)
+    assert history(store, "spam") == [REV_C, REV_B]
+    assert not store.path("spam", REV_A).exists()
+    # What was rolled back to is recent again.
+    store.rollback("spam")
+    store.put("spam", A)
+    assert history(store, "spam") == [REV_A, REV_B]
+    assert store.put("spam", A) == (REV_A, False, False)
+
+
+def test_revisions_in_use_are_kept_beyond_the_limit(tmp_path: Path) -> None:
+    store = AdapterStore(tmp_path, kept=1)
+    store.put("spam", A)
+    store.put("spam", B, spare={REV_A})
+    assert history(store, "spam") == [REV_B, REV_A]
+    store.put("spam", C)
+    assert history(store, "spam") == [REV_C]
+
+
+def test_one_revision_is_deleted_but_never_the_current_one(store: AdapterStore) -> None:
+    for data in (A, B, C):
+        store.put("spam", data)
+    with pytest.raises(CurrentRevision, match="roll back or publish"):
+        store.delete_revision("spam", REV_C)
+    with pytest.raises(RevisionConflict):
+        store.delete_revision("spam", REV_B, expected=REV_A)
+    store.delete_revision("spam", REV_B, expected=REV_C)
+    assert history(store, "spam") == [REV_C, REV_A]
+    assert not store.path("spam", REV_B).exists()
+    with pytest.raises(UnknownRevision):
+        store.delete_revision("spam", REV_B)
+    with pytest.raises(UnknownAdapter):
+        store.delete_revision("ham", REV_B)
+    assert store.rollback("spam") == REV_A
+
+
+# A store that is gone.
+
+
+def test_a_removed_store_says_so_and_works_again_when_it_is_back(store: AdapterStore) -> None:
+    store.put("spam", A)
+    away = store.root.with_name("away")
+    store.root.rename(away)
+    actions: list[Callable[[], object]] = [
+        store.names,
+        lambda: store.put("spam", B),
+        lambda: store.create("ham", B),
+        lambda: store.current("spam"),
+        lambda: store.revisions("spam"),
+        lambda: store.read("spam", REV_A),
+        lambda: store.rollback("spam"),
+        lambda: store.delete("spam"),
+        lambda: store.delete_revision("spam", REV_A),
+        lambda: verified_file(store.root, "spam", REV_A),
+        store.collect,
+    ]
+    for action in actions:
+        with pytest.raises(StoreFailed, match="its folder is gone"):
+            action()
+    assert not store.root.exists()
+    away.rename(store.root)
+    assert store.read("spam", REV_A) == A
+    # It may also come back empty.
+    shutil.rmtree(store.root)
+    store.root.mkdir()
+    assert store.put("spam", B) == (REV_B, True, True)
 
 
 # Many writers.

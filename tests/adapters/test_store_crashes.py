@@ -1,21 +1,24 @@
 """Writers that are killed or fail: a reader always finds the store's old state or the new one."""
 
+import inspect
 import os
+import re
 import shutil
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import pytest
 
-from adapters.format import durable
+from adapters import faults
+from adapters.errors import StoreFull
+from adapters.format import durable, uploads
 from adapters.format import store as store_module
 from adapters.format.store import AdapterStore
+from adapters.format.uploads import Upload
 
 A, B, C = (letter * 1000 for letter in (b"a", b"b", b"c"))
 REV_A, REV_B, REV_C = (sha256(data).hexdigest() for data in (A, B, C))
@@ -28,27 +31,51 @@ def history(store: AdapterStore, name: str) -> list[str]:
 
 
 def state(root: Path) -> State:
-    """What a new reader sees; fails unless every revision can be read."""
+    """What a new reader sees; fails unless every revision can be read and nothing else is there."""
     store = AdapterStore(root)
+    store.collect()
     seen = {name: history(store, name) for name in store.names()}
     for name, revisions in seen.items():
         assert store.current(name) == revisions[0]
         for revision in revisions:
             store.read(name, revision)
+    files = {f"{name}/current" for name in seen}
+    files |= {f"{name}/{revision}.safetensors" for name in seen for revision in seen[name]}
+    files |= {f".locks/{name}" for name in seen}
+    left = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+    # A name that was never locked since has no lock.
+    assert files - {f".locks/{name}" for name in seen} <= left <= files
+    folders = {path.name for path in root.iterdir()} - {".locks", ".uploads"}
+    assert folders == set(seen)
     return seen
 
 
-# A forked child is killed before every line of the store and of the writing functions in turn, and
-# the test looks at what it left. A power failure may also lose pages; the order of the syncs
-# prevents that and has a test of its own.
+# A forked child is killed at every fault point of an action in turn, as they are passed, and the
+# test looks at what it left. A power failure may also lose pages; the order of the syncs prevents
+# that and has a test of its own.
 
 Action = Callable[[AdapterStore], object]
+
+
+def receive_and_put(store: AdapterStore) -> None:
+    """As the service does: piece by piece, then moved into its place."""
+    with Upload(store.root, announced=len(C)) as upload:
+        for start in range(0, len(C), 400):
+            upload.write(C[start : start + 400])
+        store.put("spam", upload.finish())
+
 
 ACTIONS: dict[str, tuple[Action, State]] = {
     "put a new name": (lambda s: s.put("new", B), {"spam": [REV_B, REV_A], "new": [REV_B]}),
     "put a new revision": (lambda s: s.put("spam", C), {"spam": [REV_C, REV_B, REV_A]}),
     "put an old revision": (lambda s: s.put("spam", A), {"spam": [REV_A, REV_B]}),
+    "receive and put": (receive_and_put, {"spam": [REV_C, REV_B, REV_A]}),
+    "put and prune": (
+        lambda s: AdapterStore(s.root, kept=1).put("spam", C),
+        {"spam": [REV_C]},
+    ),
     "roll back": (lambda s: s.rollback("spam"), {"spam": [REV_A, REV_B]}),
+    "delete a revision": (lambda s: s.delete_revision("spam", REV_A), {"spam": [REV_B]}),
     "delete": (lambda s: s.delete("spam"), {}),
 }
 BEFORE: State = {"spam": [REV_B, REV_A]}
@@ -61,67 +88,135 @@ def filled(root: Path) -> AdapterStore:
     return store
 
 
-def killed_before_line(number: int, store: AdapterStore, action: Action) -> bool:
-    """Run the action in a child, killed before its `number`-th line; False if it finished."""
+def in_child(work: Callable[[], object]) -> int:
+    """Run this in a forked child; the signal that ended it, or 0."""
     child = os.fork()
     if child == 0:
-        lines = 0
-        watched = {store_module.__file__, durable.__file__}
-
-        def trace(frame: FrameType, event: str, _: Any) -> Any:
-            nonlocal lines
-            if frame.f_code.co_filename not in watched:
-                return None
-            if event == "line":
-                lines += 1
-                if lines == number:
-                    os.kill(os.getpid(), signal.SIGKILL)
-            return trace
-
         try:
-            sys.settrace(trace)
-            action(store)
+            work()
         finally:
             os._exit(0)
     _, status = os.waitpid(child, 0)
-    return os.WIFSIGNALED(status)
+    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
 
 
-@pytest.mark.slow
+@contextmanager
+def handling(handler: faults.Handler) -> Iterator[None]:
+    faults.install(handler)
+    try:
+        yield
+    finally:
+        faults.install(None)
+
+
+def noting(passed: list[str]) -> faults.Handler:
+    """A handler that only writes down which points are passed."""
+
+    def note(name: str) -> bool:
+        passed.append(name)
+        return False
+
+    return note
+
+
+def points_of(store: AdapterStore, action: Action) -> list[str]:
+    """The names of the fault points that an action passes, in order."""
+    passed: list[str] = []
+    with handling(noting(passed)):
+        action(store)
+    return passed
+
+
+def killed_at(number: int, store: AdapterStore, action: Action) -> bool:
+    """Run the action in a child that is killed at its `number`-th fault point."""
+    passed = 0
+
+    def kill(_: str) -> bool:
+        nonlocal passed
+        passed += 1
+        return faults.act("kill") if passed == number else False
+
+    def work() -> None:
+        with handling(kill):
+            action(store)
+
+    return in_child(work) == signal.SIGKILL
+
+
 @pytest.mark.parametrize("name", ACTIONS)
-def test_a_kill_at_any_line_leaves_the_old_state_or_the_new_one(name: str, tmp_path: Path) -> None:
+def test_a_kill_at_any_fault_point_leaves_the_old_state_or_the_new_one(
+    name: str, tmp_path: Path
+) -> None:
     action, after = ACTIONS[name]
-    seen = []
     filled(tmp_path / "before")
-    for number in range(1, 400):
+    points = points_of(AdapterStore(shutil.copytree(tmp_path / "before", tmp_path / "0")), action)
+    seen = []
+    for number, point in enumerate(points, 1):
         root = Path(shutil.copytree(tmp_path / "before", tmp_path / str(number)))
-        if not killed_before_line(number, AdapterStore(root), action):
-            break
+        assert killed_at(number, AdapterStore(root), action), point
         seen.append(state(root))
-        assert seen[-1] in (BEFORE, after)
+        assert seen[-1] in (BEFORE, after), point
         # The store is not only readable: the same action still works.
         if seen[-1] == BEFORE:
             action(AdapterStore(root))
-        assert state(root) == after
-    else:
-        pytest.fail("the action never ended")
-    assert state(root) == after
+        assert state(root) == after, point
+    assert not killed_at(len(points) + 1, AdapterStore(tmp_path / "0"), lambda _: None)
+    # Once it is done it is not undone.
+    assert seen == sorted(seen, key=lambda item: item == after)
     assert BEFORE in seen
     assert after in seen
-    assert len(seen) > 20
+
+
+def test_the_actions_pass_every_fault_point_of_the_store(tmp_path: Path) -> None:
+    written = {
+        name
+        for module in (durable, store_module, uploads)
+        for name in re.findall(r'fault_point\("([a-z.]+)"\)', inspect.getsource(module))
+    }
+    passed = {
+        point
+        for number, (action, _) in enumerate(ACTIONS.values())
+        for point in points_of(filled(tmp_path / str(number)), action)
+    }
+    assert passed == written
+    assert len(written) >= 15
+
+
+CHANGES = ("mkdir", "write", "fsync", "replace", "rename", "unlink")
+
+
+@pytest.mark.parametrize("name", ACTIONS)
+def test_a_fault_point_is_in_front_of_every_call_that_changes_the_disk(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a kill between two calls would never be tried."""
+    action, _ = ACTIONS[name]
+    store = filled(tmp_path)
+    store.put("other", A)  # the folder of uploads is there by now
+    passed: list[str] = []
+    with handling(noting(passed)):
+        disk = Disk(fails=-1, passed=passed)
+        with disk.attached(monkeypatch):
+            action(store)
+    calls = [call for call in passed if call in CHANGES]
+    assert len(calls) >= 3
+    # Opening a store makes folders that are there; a folder that was deleted already loses files.
+    passed = [call for call in passed if call != "mkdir"]
+    for earlier, call in pairwise(passed):
+        assert call not in CHANGES or earlier not in CHANGES or earlier == call == "unlink", passed
 
 
 class Disk:
-    """Real calls of `os`, one of which fails."""
+    """Real calls of `os`, one of which fails. calls: their names, or those given are continued."""
 
-    def __init__(self, fails: int) -> None:
+    def __init__(self, fails: int, passed: list[str] | None = None) -> None:
         self.left = fails
-        self.calls: list[str] = []
+        self.calls: list[str] = [] if passed is None else passed
 
     @contextmanager
     def attached(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         with monkeypatch.context() as patch:
-            for name in ("open", "mkdir", "fsync", "chmod", "replace", "rename", "close"):
+            for name in (*CHANGES, "open", "fchmod", "close"):
                 patch.setattr(os, name, self._wrapped(name))
             yield
 
@@ -152,7 +247,7 @@ def test_a_disk_that_fails_at_any_call_leaves_the_old_state_or_the_new_one(
         try:
             with disk.attached(monkeypatch):
                 action(store)
-        except OSError:
+        except StoreFull:
             failures += 1
             assert state(root) in (BEFORE, after)
         else:
@@ -174,6 +269,5 @@ def test_bytes_are_synced_before_a_name_refers_to_them(
     with disk.attached(monkeypatch):
         store.put("spam", A)
     durable = [call for call in disk.calls if call in ("mkdir", "fsync", "replace")]
-    folder = ["mkdir", "fsync"]
-    file = ["fsync", "replace", "fsync"]
-    assert durable == folder + file + file
+    upload, folder, file = ["mkdir", "fsync"], ["mkdir", "fsync"], ["fsync", "replace", "fsync"]
+    assert durable == upload + folder + file[1:] + file

@@ -29,17 +29,23 @@ pytestmark = pytest.mark.timeout(30)
 
 
 async def test_checking_a_file_names_its_faults_and_publishes_nothing(
-    open_engine: OpenEngine,
+    open_engine: OpenEngine, tmp_path: Path
 ) -> None:
+    file = tmp_path / "file"
     async with open_engine() as harness:
         adapter = make_adapter(harness.backbone, seed=7)
-        assert await harness.engine.check(serialize(adapter)) == adapter.spec
-        with pytest.raises(InvalidAdapter):
-            await harness.engine.check(b"\x80\x04 a pickle")
-        with pytest.raises(IncompatibleAdapter):
-            await harness.engine.check(serialize(make_adapter(make_backbone(seed=5))))
-        with pytest.raises(InvalidAdapter, match="not finite"):
-            await harness.engine.check(serialize(adapter_with_infinite_scores(harness.backbone)))
+        file.write_bytes(serialize(adapter))
+        assert await harness.engine.check(file) == adapter.spec
+        foreign = serialize(make_adapter(make_backbone(seed=5)))
+        infinite = serialize(adapter_with_infinite_scores(harness.backbone))
+        for content, error, reason in (
+            (b"\x80\x04 a pickle", InvalidAdapter, "pickle"),
+            (foreign, IncompatibleAdapter, "backbone"),
+            (infinite, InvalidAdapter, "not finite"),
+        ):
+            file.write_bytes(content)
+            with pytest.raises(error, match=reason):
+                await harness.engine.check(file)
         assert harness.store.names() == ["a", "b", "c"]
 
 
@@ -121,7 +127,7 @@ async def test_before_the_start_every_call_is_refused(tmp_path: Path, backbone: 
     harness = EngineHarness(tmp_path, backbone)
     for refused in (
         harness.engine.predict(harness.entries(("a", "x"))),
-        harness.engine.check(b""),
+        harness.engine.check(tmp_path / "none"),
         harness.engine.preload(harness.keys["a"]),
     ):
         with pytest.raises(NotReady):

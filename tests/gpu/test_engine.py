@@ -116,6 +116,7 @@ async def test_during_swaps_every_request_is_answered_by_its_revision_and_memory
     async with open_engine(tmp_path, backbone, max_active_adapters=4) as harness:
         versions = [make_adapter(backbone, seed=seed) for seed in range(6)]
         files = [serialize(version) for version in versions]
+        file = tmp_path / "file"
         encoding = backbone.encoder.encode("hello you", max_length=64)
         revisions, expected = [], []
         for data, version in zip(files, versions, strict=True):
@@ -136,7 +137,8 @@ async def test_during_swaps_every_request_is_answered_by_its_revision_and_memory
         clients = [asyncio.create_task(ask()) for _ in range(16)]
         used = []
         for number in range(300):
-            await harness.engine.check(files[number % 6])
+            file.write_bytes(files[number % 6])
+            await harness.engine.check(file)
             await asyncio.to_thread(harness.store.put, "swapped", files[number % 6])
             if number in (99, 299):
                 gc.collect()

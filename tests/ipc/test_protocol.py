@@ -1,5 +1,6 @@
 """Messages between the processes arrive as they were sent; anything else is refused."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import get_args
 
@@ -22,16 +23,23 @@ from adapters.errors import (
     UnknownRevision,
 )
 from adapters.format.store import Revision
+from adapters.format.uploads import ReceivedFile
 from adapters.tokenizer import Encoding, TextEncoder
 from service import errors
-from service.catalog.entry import CatalogEntry, ChangeResult, Condition, Operation
+from service.catalog.entry import (
+    CatalogEntry,
+    Change,
+    ChangeResult,
+    Condition,
+    Operation,
+    Origin,
+)
 from service.engine.interface import AdapterKey, Completion, Entry, RowResult
 from service.errors import ServiceError
 from service.ipc.protocol import (
     VERSION,
     Cancel,
     ChangeDone,
-    ChangeRequest,
     Codec,
     EngineDefect,
     Fault,
@@ -42,6 +50,8 @@ from service.ipc.protocol import (
     Predict,
     Undecodable,
     adapter_of,
+    change_of,
+    change_request_of,
     completion_of,
     encode,
     entries_of,
@@ -228,11 +238,19 @@ def test_an_entry_of_the_catalog_arrives_as_it_was(backbone: Backbone) -> None:
 )
 def test_a_change_arrives_as_it_was_sent(condition: Condition) -> None:
     for operation in get_args(Operation):
-        request = ChangeRequest(5, operation, "a", condition, None)
+        file = ReceivedFile("f.part", "0" * 64, 9) if operation == "publish" else None
+        change = Change(operation, "a", condition, "0", file, *Origin("ci", "r1", "::1"))
+        request = change_request_of(5, change)
         assert FROM_WORKER.decode(encode([request])) == [request]
+        assert change_of(request) == change
+        other = None if file else ReceivedFile("f.part", "0" * 64, 9)
+        with pytest.raises(Malformed, match="without"):
+            change_of(change_request_of(5, replace(change, file=other)))
         done = ChangeDone(5, ChangeResult("0", created=True, changed=False))
         assert FROM_ENGINE.decode(encode([done])) == [done]
-    unknown = msgspec.msgpack.encode([["ChangeRequest", 5, "format_disk", "a", {}, None]])
+    unknown = msgspec.msgpack.encode(
+        [["ChangeRequest", 5, "format_disk", "a", {}, None, None, "", "-", ""]]
+    )
     with pytest.raises(Undecodable, match="format_disk"):
         FROM_WORKER.decode(bytes([VERSION]) + unknown)
 

@@ -15,7 +15,7 @@ from service.catalog.entry import CatalogEntry, Condition
 from service.errors import InvalidRequest, TooLarge
 from service.http.adapters import publish
 from service.http.bodies import JsonResponse, parse_json, validated
-from service.http.lifecycle import service_of
+from service.http.lifecycle import origin_of, service_of
 from service.http.openapi.compatible import OIP_INDEX, OIP_LOAD, OIP_UNLOAD
 from service.http.protocols.oip.tensors import IndexRequest, LoadRequest, read_parts
 
@@ -51,9 +51,9 @@ async def load(request: Request, name: str) -> Response:
     text, _ = await read_parts(request, limit)
     data = await asyncio.to_thread(_file_of, text, service.settings.max_upload_bytes)
     if data is None:
-        await service.catalog.reload(name)
+        await service.catalog.reload(name, by=origin_of(request))
     else:
-        await publish(service, name, data, Condition())
+        await publish(request, name, data, Condition())
     return JsonResponse({"name": name, "load": True})
 
 
@@ -67,7 +67,7 @@ async def unload(request: Request, name: str) -> Response:
     text, _ = await read_parts(request, service.settings.max_body_bytes)
     if text:
         validated(LoadRequest, parse_json(text))
-    await service.catalog.unload(name)
+    await service.catalog.unload(name, by=origin_of(request))
     return JsonResponse({"name": name, "unload": True})
 
 

@@ -1,0 +1,119 @@
+"""Uploads: bodies and forms that are written to the store's disk while they arrive.
+
+A file takes a megabyte of memory however large it is. It is removed when its block ends, unless it
+was published.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+
+from starlette.datastructures import Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+from adapters.format.uploads import ReceivedFile, Upload
+from service.errors import InvalidRequest, MalformedRequest, TooLarge
+from service.http.bodies import limited_stream
+from service.http.lifecycle import service_of
+
+# The pieces that are written. Each takes a trip to a thread, about as long as hashing 100 KB.
+PIECE_BYTES = 2**20
+# Beside the file, a multipart form may have this much.
+_FORM_BYTES = 64 * 1024
+
+
+@asynccontextmanager
+async def receive(request: Request, limit: int) -> AsyncIterator[ReceivedFile]:
+    """The body as a file beside the store.
+
+    Raises:
+        TooLarge: over `limit` bytes.
+        StoreFailed: the disk fails, or has less space than announced.
+        ClientDisconnect: the client went away while sending.
+    """
+    async with _opened(request, limit) as upload:
+        piece = bytearray()
+        async for chunk in limited_stream(request, limit):
+            piece += chunk
+            if len(piece) >= PIECE_BYTES:
+                await asyncio.to_thread(upload.write, piece)
+                piece = bytearray()
+        await asyncio.to_thread(upload.write, piece)
+        yield await asyncio.to_thread(upload.finish)
+
+
+@asynccontextmanager
+async def receive_form(request: Request, limit: int) -> AsyncIterator[tuple[str, ReceivedFile]]:
+    """The name and the file of a form.
+
+    Raises:
+        MalformedRequest: a form that cannot be parsed.
+        InvalidRequest: other fields than one `name` and one `file`.
+        TooLarge, StoreFailed, ClientDisconnect: as `receive`.
+    """
+    async with _opened(request, limit) as upload:
+        stream = limited_stream(request, limit + _FORM_BYTES)
+        parser = _FormParser(request.headers, stream, _FormFile(upload, limit))
+        try:
+            form = await parser.parse()
+        except MultiPartException as error:
+            raise MalformedRequest(f"the form cannot be read: {error.message}") from None
+        fields = dict(form.multi_items())
+        name, file = fields.pop("name", None), fields.pop("file", None)
+        faults = [f"form.{field[:64]}: no such field" for field in fields]
+        if not isinstance(name, str):
+            faults.append("form.name: missing, expected text")
+        if not isinstance(file, UploadFile):
+            faults.append("form.file: missing, expected a file")
+        if faults or not isinstance(name, str):
+            raise InvalidRequest(faults)
+        yield name, await asyncio.to_thread(upload.finish)
+
+
+@asynccontextmanager
+async def _opened(request: Request, limit: int) -> AsyncIterator[Upload]:
+    announced = request.headers.get("content-length", "0")
+    # Of a body over the limit, the limit is the reason.
+    size = int(announced[:20]) if announced.isdecimal() else 0
+    root = service_of(request).catalog.root
+    upload = await asyncio.to_thread(Upload, root, announced=size if size <= limit else 0)
+    try:
+        yield upload
+    finally:
+        await asyncio.to_thread(upload.close)
+
+
+class _FormFile:
+    """An upload as Starlette's parser writes it: in a thread, since it has no `_rolled`."""
+
+    def __init__(self, upload: Upload, limit: int) -> None:
+        self._upload = upload
+        self._limit = limit
+
+    def write(self, data: bytes) -> None:
+        if self._upload.size + len(data) > self._limit:
+            raise TooLarge(f"the file is larger than {self._limit} bytes")
+        self._upload.write(data)
+
+    def seek(self, offset: int) -> None:
+        """Called at the end of the file, for a reader; there is none."""
+
+    def close(self) -> None:
+        """The upload has an owner."""
+
+
+class _FormParser(MultiPartParser):
+    """Writes the one file of a form to a file of ours; a spooled one would be copied again."""
+
+    def __init__(
+        self, headers: Headers, stream: AsyncGenerator[bytes, None], file: _FormFile
+    ) -> None:
+        super().__init__(headers, stream, max_files=1, max_fields=1)
+        self._file = file
+
+    def on_headers_finished(self) -> None:
+        super().on_headers_finished()
+        if (part := self._current_part.file) is not None:
+            part.file.close()
+            part.file = self._file  # type: ignore[assignment]  # a file as far as it is used
