@@ -2,7 +2,7 @@
 #
 # TORCH        the build of torch that pip must choose, cpu or cuda, or else this stops before the download; any: pip's choice
 # TORCH_INDEX  another package index for pip; with the CPU index that the torch web site names the image has 1.2 GB, not 5.6
-# BASE         a Debian with Python 3.11 or newer
+# BASE         a Debian with Python 3.11; name it by digest for a build that can be repeated: docs/supply-chain.md
 # VERSION      a label
 ARG BASE=python:3.11-slim-bookworm
 
@@ -11,10 +11,13 @@ ARG TORCH=any
 ARG TORCH_INDEX=
 ENV PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /build
-COPY pyproject.toml constraints.txt ./
-COPY .ci/setup.py .ci/setup.py
-# Removes pip, and what only tests and builds of torch extensions need.
+COPY constraints.txt ./
+COPY requirements requirements
+COPY .ci/setup.py .ci/sbom.py .ci/
+# Every package must have a sha256 of requirements/*.txt. Then lists them as a CycloneDX document, and removes pip and what only tests
+# and builds of torch extensions need.
 RUN TORCH=${TORCH} PIP_EXTRA_INDEX_URL=${TORCH_INDEX} python .ci/setup.py /opt/venv serve \
+ && python .ci/sbom.py /opt/venv /opt/sbom.cdx.json \
  && cd /opt/venv/lib/python3*/site-packages \
  && find torch/bin -type f ! -name torch_shm_manager -delete && rm -rf torch/include torch/share torch/test \
  && find sympy networkx -type d -name tests -prune -exec rm -rf {} + \
@@ -24,8 +27,8 @@ RUN TORCH=${TORCH} PIP_EXTRA_INDEX_URL=${TORCH_INDEX} python .ci/setup.py /opt/v
 FROM ${BASE} AS client
 ENV PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore PYTHONDONTWRITEBYTECODE=1
 WORKDIR /app
-COPY constraints.txt ./
-RUN python -m pip install -qq --disable-pip-version-check --constraint constraints.txt httpx msgspec rich \
+COPY requirements/client.txt requirements/
+RUN python -m pip install -qq --disable-pip-version-check --no-deps --require-hashes --requirement requirements/client.txt \
  && useradd --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin idspam
 COPY adapters adapters
 COPY cli cli
@@ -47,6 +50,7 @@ RUN useradd --uid 10001 --user-group --no-create-home --home-dir /var/cache/idsp
 COPY --from=packages /opt/venv /opt/venv
 WORKDIR /app
 COPY LICENSE pyproject.toml ./
+COPY --from=packages /opt/sbom.cdx.json /usr/share/doc/id-spam-service/sbom.cdx.json
 COPY adapters adapters
 COPY cli cli
 COPY service service

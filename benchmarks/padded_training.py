@@ -151,11 +151,10 @@ def load_classifier(work: Work, system: Padded) -> nn.Module:
     """The model as `transformers` loads it, on its device, with a new random class head."""
     # As in `benchmarks.padded`: cuDNN's attention plans every new shape.
     torch.backends.cuda.enable_cudnn_sdp(False)
-    place, revision = place_of(work.source)
+    place = place_of(work.source)
     with _seeded(), _without_warnings():
         model: nn.Module = AutoModelForSequenceClassification.from_pretrained(
             place,
-            revision=revision,
             num_labels=len(LABELS),
             dtype=torch.bfloat16 if system.precision is Precision.WEIGHTS else torch.float32,
             attn_implementation="sdpa",
@@ -175,8 +174,8 @@ def _config(peft: Any, kind: Kind) -> Any:
 
 
 def _encoder(source: str) -> TextEncoder:
-    place, revision = place_of(source)
-    tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
+    place = place_of(source)
+    tokenizer = AutoTokenizer.from_pretrained(place)
     return TextEncoder(tokenizer.backend_tokenizer, read_token=None)
 
 

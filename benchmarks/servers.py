@@ -90,15 +90,15 @@ def litserve(python: Path, model: Path, *, dtype: str, log: Path) -> Iterator[Se
 
 def write_classifier(folder: Path) -> None:
     """Save a classifier: the default backbone's weights and a random head of two labels."""
-    source, revision = locate_default()
+    source = locate_default()
     torch.manual_seed(0)
-    config = AutoConfig.from_pretrained(source, revision=revision)
+    config = AutoConfig.from_pretrained(source)
     # With label names: without them Infinity takes the model for a re-ranker.
     config.id2label, config.label2id = {0: "no", 1: "yes"}, {"no": 0, "yes": 1}
     model = BertForSequenceClassification(config)
-    model.bert = AutoModel.from_pretrained(source, revision=revision)
+    model.bert = AutoModel.from_pretrained(source)
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(source, revision=revision).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
 
 
 _OFFLINE: Mapping[str, str] = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}

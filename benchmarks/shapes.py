@@ -59,9 +59,9 @@ def located(name: str, folder: Path) -> str:
     return str(target)
 
 
-def place_of(source: str) -> tuple[str, str | None]:
-    """Name or folder, and revision, for `from_pretrained`."""
-    return (source, None) if source != DEFAULT_BACKBONE else locate_default()
+def place_of(source: str) -> str:
+    """Hub name or folder, for `from_pretrained`."""
+    return source if source != DEFAULT_BACKBONE else locate_default()
 
 
 def described(name: str) -> str:

@@ -15,8 +15,8 @@ _SPREAD = 0.7
 
 def words_of(source: str) -> list[str]:
     """The plain words that a backbone's tokenizer has one token for. source: a path or a name."""
-    place, revision = place_of(source)
-    pieces = list(AutoTokenizer.from_pretrained(place, revision=revision).get_vocab())
+    place = place_of(source)
+    pieces = list(AutoTokenizer.from_pretrained(place).get_vocab())
     # Byte-level vocabularies mark what starts a word, WordPiece what continues one.
     marked = [piece[1:] for piece in pieces if piece.startswith("Ġ")]
     words = marked or [piece for piece in pieces if not piece.startswith("##")]

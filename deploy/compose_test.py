@@ -104,6 +104,8 @@ def _test(stack: Stack) -> None:
         _say(f"  {_sized(f'id-spam-{image}:{version}')}")
     stack.compose("up", "-d", shown=lambda _: False)
     _say(f"  {_ready(stack)}")
+    _say("# the image lists what it contains")
+    _say(f"  {_packages(os.environ.get('VERSION') or _default('VERSION'))}")
 
     _say(f"# upload {ADAPTER} under another name, and ask it")
     published = _json(
@@ -137,6 +139,16 @@ def _test(stack: Stack) -> None:
     stack.compose("up", "-d", "--force-recreate", "--no-deps", "service", shown=lambda _: False)
     _say(f"  {_ready(stack)}")
     _predict(stack, revision)
+
+
+def _packages(version: str) -> str:
+    """The CycloneDX document of the service's image, in a line."""
+    file = "/usr/share/doc/id-spam-service/sbom.cdx.json"
+    command = ["docker", "run", "--rm", "--entrypoint", "cat", f"id-spam-service:{version}", file]
+    document = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    names = {item["name"] for item in document["components"]}
+    _require({"torch", "uvicorn", "safetensors"} <= names, f"{file} lists only {sorted(names)}")
+    return f"{document['bomFormat']} {document['specVersion']}: {len(names)} packages"
 
 
 def _predict(stack: Stack, revision: str) -> None:

@@ -108,6 +108,11 @@ ROWS = (
             Chart(
                 "Errors by type", "reqps", per("idspam_request_errors_total", "type", where=" > 0")
             ),
+            Chart(
+                "Refused for key, quota or origin",
+                "reqps",
+                per("idspam_access_refusals_total", "reason", where=" > 0"),
+            ),
         ),
     ),
     (

@@ -32,9 +32,15 @@ def main(arguments: list[str]) -> int:
 
 def _serve(settings: Settings) -> None:
     # Imported only to serve: commands also run where no web framework is installed.
+    from service.access.key_file import BadKeys
+    from service.access.keyring import keyring_of
     from service.http.server import address_text, listen
 
     # Checked at once, not seconds later when torch has been imported.
+    try:
+        keyring_of(settings)
+    except BadKeys as error:
+        raise StartFailed(str(error)) from None
     with _start_errors(f"IDSPAM_ADAPTER_DIR: cannot use {settings.adapter_dir}"):
         _require_writable(settings.adapter_dir)
     with _start_errors(f"cannot listen on {address_text(settings.host, settings.port)}"):

@@ -7,7 +7,11 @@
     |   |   `-- NoInputs          it has nothing to classify
     |   |-- TooLarge              the body, or the number of inputs
     |   |-- Unauthorized          no key, or an unknown one
-    |   `-- Forbidden             a known key that may not do this
+    |   |   |-- KeyExpired        a key whose time is over
+    |   |   `-- KeyRevoked        a key that was taken back
+    |   `-- Forbidden             a known key that may not do this, or a web page of another origin
+    |-- QuotaExceeded             the key's quota is used up; says when to retry
+    |-- TooManyFailures           this address has sent too many wrong keys; says when to retry
     |-- Overloaded                not admitted: too many tokens wait; says when to retry
     |-- DeadlineExceeded          it waited longer than the client allows
     |-- InferenceFailed           the batch failed, or the scores are not finite
@@ -63,7 +67,31 @@ class Unauthorized(RequestError):
 
 
 class Forbidden(RequestError):
-    """A known key that may not do this."""
+    """A known key that may not do this, or a web page of another origin."""
+
+
+class KeyExpired(Unauthorized):
+    """The key was right, but its time is over."""
+
+
+class KeyRevoked(Unauthorized):
+    """The key was right, but it was taken back."""
+
+
+class QuotaExceeded(ServiceError):
+    """The key has used up its requests or tokens. retry_after: seconds until it has some again."""
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        self.retry_after = retry_after
+        super().__init__(message)
+
+
+class TooManyFailures(ServiceError):
+    """The address has sent too many wrong keys. retry_after: seconds until its next try."""
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        self.retry_after = retry_after
+        super().__init__(message)
 
 
 class Overloaded(ServiceError):

@@ -105,13 +105,20 @@ class LocalBackend:
             raise (NotReady if health.live else EngineUnavailable)(health.reason or "starting")
 
 
-def local_backend(settings: Settings, observer: Observer) -> LocalBackend:
+def local_backend(
+    settings: Settings, observer: Observer, *, load: Callable[[], Backbone] | None = None
+) -> LocalBackend:
     """The backend that the settings describe.
+
+    Args:
+        load: as of `LocalBackend`; by default it loads the settings' backbone.
 
     Raises:
         StartFailed: there is no such device, or the adapter folder cannot be used.
     """
-    load = partial(load_backbone, settings.backbone, device=settings.device, dtype=settings.dtype)
+    load = load or partial(
+        load_backbone, settings.backbone, device=settings.device, dtype=settings.dtype
+    )
     try:
         store = AdapterStore(settings.adapter_dir)
         return LocalBackend(settings, store, load=load, observer=observer)

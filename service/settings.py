@@ -14,7 +14,7 @@ from typing import Any, Literal
 from service.service_links import is_service_link
 
 PREFIX = "IDSPAM_"
-_SECRET = ("api_keys", "admin_keys")
+_SECRET = ("api_keys", "admin_keys", "keys")
 CPU_BATCH_TOKENS = 2048
 GPU_BATCH_TOKENS = 16384
 TREE = Path(__file__).resolve().parent.parent
@@ -47,6 +47,10 @@ def _one_of(*allowed: str) -> Callable[[str], str]:
     return parse
 
 
+def _yes_or_no(value: str) -> bool:
+    return _one_of("yes", "no")(value) == "yes"
+
+
 def _whole(low: int, high: int) -> Callable[[str], int]:
     def parse(value: str) -> int:
         digits = value.strip().replace("_", "")
@@ -74,6 +78,10 @@ def _seconds(value: str) -> float:
 
 def _folder(value: str) -> Path:
     return Path(_text(value)).expanduser()
+
+
+def _file(value: str) -> Path | None:
+    return Path(value.strip()).expanduser() if value.strip() else None
 
 
 def _zoo(value: str) -> Path | None:
@@ -136,6 +144,13 @@ class Settings:
     workers: int = _setting(
         _whole(0, 256), "0", "processes", "HTTP processes beside the engine's; 0: a single process"
     )
+    standby: bool = _setting(
+        _yes_or_no,
+        "yes",
+        "yes or no",
+        "With workers: whether a process with the backbone loaded waits to replace a dead engine "
+        "in about a second; it takes about 50 MB",
+    )
     # ruff mistakes the call in a Path's default for shared state; it makes a dataclass field.
     adapter_dir: Path = _setting(  # noqa: RUF009
         _folder, "data/adapters", "folder", "Where uploaded adapters are kept; created if missing"
@@ -189,11 +204,22 @@ class Settings:
     drain_seconds: float = _setting(
         _seconds, "30", "seconds", "How long requests in flight may take to finish after SIGTERM"
     )
+    keys_file: Path | None = _setting(  # noqa: RUF009
+        _file,
+        "",
+        "file",
+        "Keys with scopes, a line of JSON each ([access.md](docs/access.md)); if there are keys of "
+        "any kind, all but probes and documentation needs one",
+    )
+    keys: str = _setting(str, "", "lines of JSON", "The same lines as in `IDSPAM_KEYS_FILE`")
     api_keys: tuple[str, ...] = _setting(
-        _keys, "", "keys, comma-separated", "If set, all but probes and documentation need one"
+        _keys,
+        "",
+        "keys, comma-separated",
+        "Keys that may predict and read adapters and metrics, but change nothing",
     )
     admin_keys: tuple[str, ...] = _setting(
-        _keys, "", "keys, comma-separated", "If set, changing adapters needs one; valid everywhere"
+        _keys, "", "keys, comma-separated", "Keys that may do everything"
     )
     log_level: str = _setting(
         _one_of("debug", "info", "warning", "error"), "info", "level", "What is logged, to stderr"

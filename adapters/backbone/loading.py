@@ -1,20 +1,21 @@
 """Load a `Backbone` by name: find its files, check them, and choose the type that it runs in.
 
 A name is the default backbone's, a folder, or a hub name (`name@revision` pins one). The default
-backbone comes from the installed package that ships it, whose weights must have the published hash,
-or else from the hub at a pinned revision.
+backbone comes from the installed package that ships it, or else from the hub at a pinned revision.
+Every file of it that is read must have the published hash.
 """
 
 import hashlib
 import importlib.util
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
@@ -41,7 +42,13 @@ _DEFAULT_HUB = (
     "sentence-transformers/all-MiniLM-L6-v2",
     "c9745ed1d9f207416be6d2e6f8de32d1f16199bf",
 )
-_DEFAULT_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+_DEFAULT_SHA256 = {
+    "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+    "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+}
 
 # `auto` keeps float32 if bfloat16 changes an answer by more than this share of its norm. The error
 # of the default backbone is 0.009 (docs/exactness.md); one that breaks in bfloat16 is near 1.
@@ -91,7 +98,17 @@ def load_backbone(
     """
     if dtype not in (*DTYPES, "auto"):
         raise UnusableBackbone(f"dtype {dtype!r}: expected auto, float32 or bfloat16")
-    target = resolve_device(device)
+    # Before anything is read: a device that does not exist is refused at once.
+    resolve_device(device)
+    return place(load_on_cpu(name), device=device, dtype=dtype)
+
+
+def load_on_cpu(name: str) -> Backbone:
+    """A frozen backbone in float32 on the CPU; no other device is touched.
+
+    Raises:
+        UnsupportedBackbone, UnusableBackbone: as `load_backbone`.
+    """
     source, revision = _locate(name)
     model = _load_model(source, revision)
     config: Any = model.config
@@ -101,7 +118,13 @@ def load_backbone(
         tokenizer.backend_tokenizer, read_token=tokenizer.eos_token if family.causal else None
     )
     identity = BackboneIdentity(name=name, revision=revision, fingerprint=fingerprint(model))
-    backbone = Backbone(model, encoder, identity).to(device=target)
+    return Backbone(model, encoder, identity)
+
+
+def place(backbone: Backbone, *, device: str, dtype: str) -> Backbone:
+    """Move a backbone to a device, and cast it: arguments and errors as of `load_backbone`."""
+    target = resolve_device(device)
+    backbone = backbone.to(device=target)
     if dtype == "bfloat16" or (dtype == "auto" and computes_bfloat16(target)):
         backbone = _in_bfloat16(backbone, checked=dtype == "auto")
     return backbone
@@ -197,31 +220,45 @@ def _probe_states(backbone: Backbone) -> Tensor:
 def _locate(name: str) -> tuple[str, str | None]:
     """Folder or hub name, and the pinned revision if there is one."""
     if name == DEFAULT_BACKBONE:
-        return locate_default()
+        return locate_default(), None
     if Path(name).is_dir():
         return name, None
     source, _, revision = name.partition("@")
     return source, revision or None
 
 
-def locate_default() -> tuple[str, str | None]:
-    """Folder or hub name of the default backbone, and the revision to fetch from the hub.
+def locate_default() -> str:
+    """The folder of the default backbone, downloaded from the hub if no package ships it.
 
     Raises:
-        UnusableBackbone: the installed weights are not the published ones.
+        UnusableBackbone: a file is missing, or its bytes are not the published ones.
     """
     package = importlib.util.find_spec(_DEFAULT_PACKAGE)
-    if package is None or package.origin is None:
-        return _DEFAULT_HUB
-    folder = Path(package.origin).parent / "model"
-    with (folder / "model.safetensors").open("rb") as file:
-        actual = hashlib.file_digest(file, "sha256").hexdigest()
-    if actual != _DEFAULT_WEIGHTS_SHA256:
-        raise UnusableBackbone(
-            f"the installed weights of {DEFAULT_BACKBONE} have sha256 {actual}, "
-            f"but the published ones have {_DEFAULT_WEIGHTS_SHA256}"
-        )
-    return str(folder), None
+    with _reading(f"the default backbone {DEFAULT_BACKBONE!r}"):
+        if package is None or package.origin is None:
+            name, revision = _DEFAULT_HUB
+            files = list(_DEFAULT_SHA256)
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=files))
+        else:
+            folder = Path(package.origin).parent / "model"
+        _verify(folder, _DEFAULT_SHA256)
+    return str(folder)
+
+
+def _verify(folder: Path, published: Mapping[str, str]) -> None:
+    """
+    Raises:
+        UnusableBackbone: the bytes of a file do not have the published sha256.
+        OSError: a file is missing or cannot be read.
+    """
+    for name, expected in published.items():
+        with (folder / name).open("rb") as file:
+            actual = hashlib.file_digest(file, "sha256").hexdigest()
+        if actual != expected:
+            raise UnusableBackbone(
+                f"{name} of the default backbone {DEFAULT_BACKBONE} in {folder} has sha256 "
+                f"{actual}, but the published file has {expected}"
+            )
 
 
 @contextmanager

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from cli.shell import Command, CommandFailed
+from service.access.scopes import needs
 from service.client import ClientError
 from service.client.retry import ONCE
 from service.commands.flags import add_service, client_of, count, positive_seconds
-from service.http.open_paths import OPEN_PATHS
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -32,7 +32,11 @@ _PRINTED_WIDTH = 160
 # From this many columns on, panels are drawn side by side.
 _WIDE = 100
 # Series of probes and pages, which the latency leaves out.
-_NOT_REQUESTS = frozenset(("route", path) for path in OPEN_PATHS)
+_NOT_REQUESTS = frozenset(
+    ("route", path)
+    for (_, path), need in needs().items()
+    if need.is_open or "metrics" in need.scopes
+)
 STAGES: Mapping[str, str] = {
     "tokenize": "idspam_tokenize_seconds",
     "queue": "idspam_queue_seconds",

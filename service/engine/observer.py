@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from service.access.events import RefusalReason
 from service.engine.interface import AdapterKey
 from service.errors import (
     AdapterLoadFailed,
@@ -96,6 +97,9 @@ class Observer:
 
     def adapter_failed(self, adapter: str, count: int) -> None:
         """Texts failed through no fault of the caller; not counted as for `predicted`."""
+
+    def access_refused(self, reason: RefusalReason) -> None:
+        """A request was refused for its key, its quota or where it comes from."""
 
     def uploaded(self, outcome: UploadOutcome) -> None:
         """An upload ended."""

@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect
 
 from adapters import __version__
 from adapters.errors import AdapterError
+from service.access.scopes import needs
 from service.backend import Backend
 from service.engine.observer import Observer
 from service.errors import ServiceError
@@ -31,7 +32,11 @@ _ERRORS = (HTTPException, RequestValidationError, ClientDisconnect, AdapterError
 
 
 def create_app(settings: Settings, backend: Backend, metrics: Observer) -> FastAPI:
-    """The app; its service, `app.state.service`, starts and stops with its lifespan."""
+    """The app; its service, `app.state.service`, starts and stops with its lifespan.
+
+    Raises:
+        BadKeys: the keys cannot be used.
+    """
     service = Service(settings, backend, metrics)
 
     @asynccontextmanager
@@ -54,9 +59,27 @@ def create_app(settings: Settings, backend: Backend, metrics: Observer) -> FastA
     app.state.service = service
     for error in _ERRORS:
         app.add_exception_handler(error, handle_error)
+    _require_scopes(app)
     app.add_middleware(Gate, service=service)
     describe(app)
     return app
+
+
+def _require_scopes(app: FastAPI) -> None:
+    """Every route has its row in the table of scopes, without which no request reaches it.
+
+    Raises:
+        RuntimeError: naming the routes that have none.
+    """
+    routes = {
+        (method, str(context.path))
+        for context in iter_route_contexts(app.routes)
+        for method in context.methods or ()
+    }
+    # The gate answers HEAD as GET.
+    missing = sorted(route for route in routes - needs().keys() if route[0] != "HEAD")
+    if missing:
+        raise RuntimeError(f"no scope in service/access/scopes.py for {missing}")
 
 
 def route_paths() -> list[str]:

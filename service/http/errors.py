@@ -40,13 +40,17 @@ from service.errors import (
     Forbidden,
     InferenceFailed,
     InvalidRequest,
+    KeyExpired,
+    KeyRevoked,
     MalformedRequest,
     NoInputs,
     NotReady,
     Overloaded,
+    QuotaExceeded,
     RequestError,
     ServiceError,
     TooLarge,
+    TooManyFailures,
     Unauthorized,
     Unavailable,
 )
@@ -92,7 +96,9 @@ _TABLE: tuple[tuple[type[Exception], int, str, str], ...] = (
     (MalformedRequest, 400, "malformed_request", "The body is not JSON, or not a valid form."),
     (RequestError, 400, "bad_request", "The request cannot be used."),
     (Unauthorized, 401, "unauthorized", "No key, or an unknown one."),
-    (Forbidden, 403, "forbidden", "The key may not change adapters."),
+    (KeyExpired, 401, "key_expired", "The key is right, but its time is over."),
+    (KeyRevoked, 401, "key_revoked", "The key is right, but it was revoked."),
+    (Forbidden, 403, "forbidden", "Not with this key, or not from a web page of another origin."),
     (UnknownAdapter, 404, "adapter_not_found", "No such adapter; the message names what exists."),
     (UnknownRevision, 404, "revision_not_found", "No single stored revision begins like this."),
     (IncompatibleAdapter, 409, "adapter_incompatible", "Made for another backbone; see `details`."),
@@ -105,6 +111,8 @@ _TABLE: tuple[tuple[type[Exception], int, str, str], ...] = (
     (InvalidRequest, 422, "invalid_request", _INVALID),
     (NoInputs, 422, "invalid_request", _INVALID),
     (Overloaded, 429, "overloaded", "Too much is waiting; `Retry-After` says when to come back."),
+    (QuotaExceeded, 429, "quota_exceeded", "The key's quota is used up; `Retry-After` is set."),
+    (TooManyFailures, 429, "too_many_failures", "Wrong keys from here; `Retry-After` is set."),
     (InferenceFailed, 500, "inference_failed", "The device failed, or the scores are not finite."),
     (AdapterLoadFailed, 500, "adapter_load_failed", "Its stored file has vanished or is damaged."),
     (DamagedFile, 500, "adapter_damaged", "The stored file is not what was published."),
@@ -182,7 +190,7 @@ def _details(error: Exception) -> Sequence[str]:
 
 
 def _headers(error: Exception, kind: ErrorKind) -> Mapping[str, str]:
-    if isinstance(error, Overloaded):
+    if isinstance(error, Overloaded | QuotaExceeded | TooManyFailures):
         return {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
     if kind.status == 503:
         return {"Retry-After": str(UNAVAILABLE_RETRY_SECONDS)}

@@ -14,8 +14,10 @@ from time import monotonic
 
 from starlette.requests import Request
 
+from service.access.guard import Guard, current_key
 from service.backend import Backend
 from service.catalog.entry import Origin
+from service.catalog.restricted import RestrictedCatalog
 from service.catalog.view import CatalogView
 from service.engine.interface import EngineHealth
 from service.engine.observer import Observer
@@ -35,13 +37,19 @@ class Service:
 
     Attributes:
         starting: the task that loads; its exception says why the service could not start.
+        guard: decides who may do what.
+
+    Raises:
+        BadKeys: the keys cannot be used.
     """
 
     starting: "asyncio.Task[None]"
+    _watching: "asyncio.Task[None]"
 
     def __init__(self, settings: Settings, backend: Backend, metrics: Observer) -> None:
         self.settings = settings
         self.metrics = metrics
+        self.guard = Guard(settings, metrics)
         self.tracing = Tracing(settings.otlp_endpoint)
         self.engine = backend.engine
         self._backend = backend
@@ -52,12 +60,15 @@ class Service:
 
     @property
     def catalog(self) -> CatalogView:
-        """Which adapters there are; requests that are admitted may use it."""
-        return self._backend.catalog
+        """The adapters that this request's key may see; requests that are admitted may use it."""
+        key = current_key.get()
+        whole = self._backend.catalog
+        return whole if key.sees_every_name else RestrictedCatalog(whole, key)
 
     def start(self) -> None:
         """Begin to load."""
         self.starting = asyncio.create_task(self._backend.start())
+        self._watching = asyncio.create_task(self.guard.watch())
 
     @contextmanager
     def admitted(self) -> Iterator[None]:
@@ -104,6 +115,7 @@ class Service:
         """Stop the backend; requests still in flight fail."""
         self._draining = True
         self.starting.cancel()
+        self._watching.cancel()
         await self._backend.stop()
         await asyncio.to_thread(self.tracing.close)
 

@@ -4,38 +4,37 @@ This is also where a path decides what it needs: a key, a service that is ready,
 protocol's shape its errors have.
 """
 
-import hashlib
-import hmac
 import logging
 import re
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from time import perf_counter
 from types import MappingProxyType
-from typing import NamedTuple
 
 from opentelemetry.trace import Span
+from starlette._utils import get_route_path
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.access.guard import Client, current_key
+from service.access.scopes import match, methods_of, needs
 from service.engine.observer import Outcome
-from service.errors import Forbidden, Unauthorized
+from service.errors import QuotaExceeded, TooManyFailures
 from service.http.error_shapes import shape_of
-from service.http.errors import DISCONNECTED, INTERNAL, own_shape, refusal_of
+from service.http.errors import DISCONNECTED, ERRORS, INTERNAL, own_shape, refusal_of
 from service.http.lifecycle import Service
-from service.http.open_paths import OPEN_PATHS, PROBES
 from service.http.predict import PATH, predict
 from service.observability.logs import request_id
 from service.observability.tracing import answered
-from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-_ADMIN_PATHS = ("/v1/adapters", "/v2/repository/models/")
-_READING_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_PROBES = frozenset(path for (_, path), need in needs().items() if need.is_probe)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_LIMITED = frozenset({ERRORS[QuotaExceeded].type, ERRORS[TooManyFailures].type})
 _OUTCOMES: Mapping[int, Outcome] = MappingProxyType(
     {429: "overloaded", 503: "unavailable", 504: "deadline"}
 )
@@ -47,7 +46,7 @@ class Gate:
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
         self._service = service
-        self._keyring = Keyring(service.settings)
+        self._guard = service.guard
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -81,9 +80,23 @@ class Gate:
                 request_id.reset(token)
 
     async def _answer(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
-        method, path = scope["method"], scope["path"]
-        client = self._keyring.check(method=method, path=path, headers=headers)
-        scope["idspam.client"], scope["idspam.weight"] = client.name, client.weight
+        method, path = scope["method"], get_route_path(scope)
+        route = match(method, path)
+        address = (scope.get("client") or ("",))[0]
+        key = self._guard.authorise(route, headers, Client(address, method, path))
+        scope["idspam.client"], scope["idspam.weight"] = key.name, key.weight
+        if route is None:
+            # Not left to the router: only what the table of scopes has reaches a route.
+            raise _no_route(path)
+        token = current_key.set(key)
+        try:
+            await self._admit(scope, receive, send, method, path)
+        finally:
+            current_key.reset(token)
+
+    async def _admit(
+        self, scope: Scope, receive: Receive, send: Send, method: str, path: str
+    ) -> None:
         if not _needs_service(path):
             await self._app(scope, receive, send)
             return
@@ -114,50 +127,6 @@ class Gate:
         )
 
 
-class KeyHolder(NamedTuple):
-    """Who sent a request.
-
-    name: of the key; empty without one. weight: its share when several compete, relative to others.
-    """
-
-    name: str = ""
-    weight: float = 1.0
-
-
-NOBODY = KeyHolder()
-
-
-class Keyring:
-    """The accepted keys, as hashes: a comparison takes equally long whatever key was sent."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._admin_keys = _hashed("admin", settings.admin_keys)
-        self._api_keys = _hashed("api", settings.api_keys)
-
-    def check(self, *, method: str, path: str, headers: Mapping[str, str]) -> KeyHolder:
-        """Who sent this request, if it may be sent.
-
-        Raises:
-            Unauthorized: no key, or an unknown one.
-            Forbidden: an API key where an admin key is needed.
-        """
-        if path in OPEN_PATHS:
-            return NOBODY
-        changes_adapters = method not in _READING_METHODS and path.startswith(_ADMIN_PATHS)
-        needs_admin = bool(self._admin_keys) and changes_adapters
-        if not (self._api_keys or needs_admin):
-            return NOBODY
-        key = _key_of(headers)
-        digest = _hash(key or "")
-        admin = _found(digest, self._admin_keys)
-        holder = _found(digest, self._api_keys) or admin
-        if key is None or holder is None:
-            raise Unauthorized("send a key as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
-        if needs_admin and admin is None:
-            raise Forbidden("changing adapters asks for an admin key")
-        return admin or holder
-
-
 async def handle_error(request: Request, error: Exception) -> Response:
     """The app's one exception handler: any error, in the shape of the path's protocol."""
     refusal = refusal_of(error)
@@ -169,11 +138,18 @@ async def handle_error(request: Request, error: Exception) -> Response:
     return shape_of(request.scope["path"])(refusal)
 
 
+def _no_route(path: str) -> HTTPException:
+    """As the router would answer."""
+    if methods := methods_of(path):
+        return HTTPException(405, headers={"Allow": ", ".join(methods)})
+    return HTTPException(404)
+
+
 def _needs_service(path: str) -> bool:
     """Whether a path needs a service that is ready; a drain then waits for its answer."""
     if path.startswith("/v1/"):
         return True
-    return path != "/v2" and path not in PROBES and shape_of(path) is not own_shape
+    return path != "/v2" and path not in _PROBES and shape_of(path) is not own_shape
 
 
 def _id_of(headers: Headers) -> str:
@@ -185,30 +161,11 @@ def _id_of(headers: Headers) -> str:
 def _outcome(status: int, error: str | None) -> Outcome:
     if error == DISCONNECTED:
         return "disconnected"
+    if error in _LIMITED:
+        # Of this client alone: the service itself has room.
+        return "client_error"
     if status in _OUTCOMES:
         return _OUTCOMES[status]
     if 200 <= status < 400:
         return "success"
     return "client_error" if 400 <= status < 500 else "server_error"
-
-
-def _key_of(headers: Mapping[str, str]) -> str | None:
-    scheme, _, credentials = headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and credentials.strip():
-        return credentials.strip()
-    return headers.get("x-api-key") or None
-
-
-def _found(digest: bytes, known: Mapping[bytes, KeyHolder]) -> KeyHolder | None:
-    # Compares with every hash: stopping at the first match would tell how far the search went.
-    matches = [holder for key, holder in known.items() if hmac.compare_digest(digest, key)]
-    return matches[0] if matches else None
-
-
-def _hashed(kind: str, keys: Iterable[str]) -> dict[bytes, KeyHolder]:
-    """Keys of the environment have no names of their own, only a position."""
-    return {_hash(key): KeyHolder(f"{kind}-{number}") for number, key in enumerate(keys, start=1)}
-
-
-def _hash(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()

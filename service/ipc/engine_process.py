@@ -9,10 +9,12 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
 
 import uvloop
 import zmq
 
+from adapters.backbone.model import Backbone
 from service.ipc.channel import Context
 from service.ipc.child import ChildContext, begin
 from service.ipc.metrics_forwarding import MetricsForwarder
@@ -92,12 +94,17 @@ class EngineProcess:
         self._server.beat()
 
 
-async def _run(child: ChildContext, settings: Settings, context: Context) -> str | None:
+async def _run(
+    child: ChildContext,
+    settings: Settings,
+    context: Context,
+    load: Callable[[], Backbone] | None,
+) -> str | None:
     """Run to the end; returns why it could not start, or None."""
     metrics = MetricsForwarder(context, child.supervisor_endpoint)
     metrics.open()
     try:
-        backend = local_backend(settings, metrics)
+        backend = local_backend(settings, metrics, load=load)
         await EngineProcess(child, settings, backend, context).run()
     except StartFailed as error:
         return str(error)
@@ -110,9 +117,15 @@ async def _run(child: ChildContext, settings: Settings, context: Context) -> str
 
 def main() -> int:
     """The exit status: 0 after SIGTERM, 2 when it cannot start."""
-    child, settings = begin()
+    return run_engine(*begin())
+
+
+def run_engine(
+    child: ChildContext, settings: Settings, load: Callable[[], Backbone] | None = None
+) -> int:
+    """The same; load: as of `service.local.local_backend`."""
     context: Context = zmq.Context()
-    failure = uvloop.run(_run(child, settings, context))
+    failure = uvloop.run(_run(child, settings, context, load))
     context.destroy(linger=_LINGER_MILLISECONDS)
     child.tidy()
     if failure is not None:

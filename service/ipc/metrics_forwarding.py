@@ -41,6 +41,7 @@ COUNTED = (
     "predicted",
     "label_given",
     "adapter_failed",
+    "access_refused",
     "uploaded",
     "adapter_published",
     "adapter_removed",

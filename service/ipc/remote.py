@@ -288,6 +288,7 @@ class RemoteEngine:
     def __init__(self, requests: Requests) -> None:
         self._requests = requests
         self._info: EngineInfo | None = None
+        self._tokenizer = ""
 
     @property
     def info(self) -> EngineInfo:
@@ -311,8 +312,11 @@ class RemoteEngine:
     async def drain(self) -> None:
         await self._requests.drain()
 
-    def set_info(self, info: EngineInfo) -> None:
-        self._info = info
+    def welcomed(self, message: Welcome) -> None:
+        """Take over the engine's facts; the encoder stays if the tokenizer is the same."""
+        known = self._info.encoder if self._info and message.tokenizer == self._tokenizer else None
+        self._info = info_of(message, known)
+        self._tokenizer = message.tokenizer
 
 
 class RemoteCatalog(CatalogView):
@@ -419,7 +423,7 @@ class RemoteBackend:
                 self._heartbeat = message
             case Welcome():
                 self.catalog.replace_all(message.adapters)
-                self.engine.set_info(info_of(message))
+                self.engine.welcomed(message)
                 self._requests.unavailable = None
                 self._welcomed.set()
                 logger.info("welcomed by the engine adapters=%d", len(self.catalog))

@@ -1,4 +1,4 @@
-"""The parent of one engine process and N HTTP workers: it starts, replaces and ends them.
+"""The parent of an engine, its standby and N HTTP workers: it starts, replaces and ends them.
 
 It reserves the address on which the workers listen, and keeps the metrics of all processes.
 """
@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
@@ -27,6 +27,7 @@ from service.http.server import bound_host, reserve, url_of
 from service.ipc.channel import Context
 from service.ipc.child import Callbacks, Child, ChildContext, Kind, NeverReady, Usage, usage_of
 from service.ipc.metrics_forwarding import MetricsReceiver
+from service.ipc.standby import Standby, adopt_orphans
 from service.observability.logs import configure_logging
 from service.observability.metrics import Metrics
 from service.settings import Settings
@@ -88,7 +89,12 @@ class Supervisor:
         callbacks = Callbacks(self._begun, self._ready, self._ended)
         engine = ChildContext("engine", str(folder), os.getpid(), report=-1, url=url_of(reserved))
         self._endpoint = engine.supervisor_endpoint
-        self._engine = Child("engine", engine, callbacks)
+        self._standby: Standby | None = None
+        if settings.standby and adopt_orphans():
+            context_of_standby = msgspec.structs.replace(engine, name="standby")
+            self._standby = Standby(context_of_standby, callbacks)
+        launch = self._standby.fork if self._standby is not None else None
+        self._engine = Child("engine", engine, callbacks, launch)
         host, port = bound_host(reserved), reserved.getsockname()[1]
         self._workers = [
             Child(
@@ -100,6 +106,8 @@ class Supervisor:
             )
             for number in range(settings.workers)
         ]
+        standby = [self._standby.child] if self._standby is not None else []
+        self._children = [*standby, self._engine, *self._workers]
 
     async def run(self) -> None:
         """
@@ -116,24 +124,22 @@ class Supervisor:
             # The series exists before the first restart.
             self._metrics.restarted(kind, 0)
         self._show_alive()
-        engine = asyncio.create_task(self._engine.keep())
-        workers = [asyncio.create_task(worker.keep()) for worker in self._workers]
+        keeping = {child: asyncio.create_task(child.keep()) for child in self._children}
         stopping = asyncio.create_task(self._stopping.wait())
         try:
             # Until a signal comes, a child's task ends only by an error.
             done, _ = await asyncio.wait(
-                [engine, *workers, stopping], return_when=asyncio.FIRST_COMPLETED
+                [*keeping.values(), stopping], return_when=asyncio.FIRST_COMPLETED
             )
         finally:
             stopping.cancel()
-            await self._end(engine, workers)
+            await self._end(keeping)
         for task in done - {stopping}:
             await task
 
-    async def _end(
-        self, engine: "asyncio.Task[None]", workers: "Sequence[asyncio.Task[None]]"
-    ) -> None:
+    async def _end(self, keeping: "Mapping[Child, asyncio.Task[None]]") -> None:
         """End workers first: while they drain, their requests need the engine."""
+        workers = [keeping[worker] for worker in self._workers]
         for worker in self._workers:
             worker.stop()
         await asyncio.wait(workers, timeout=self._settings.drain_seconds + _CLOSING_SECONDS)
@@ -141,16 +147,23 @@ class Supervisor:
             worker.kill()
         await asyncio.wait(workers)
         self._engine.stop()
-        await asyncio.wait([engine], timeout=_ENGINE_SECONDS)
-        self._engine.kill()
-        await asyncio.wait([engine])
+        if self._standby is not None:
+            self._standby.stop()
+        await asyncio.wait(keeping.values(), timeout=_ENGINE_SECONDS)
+        self._kill_all()
+        await asyncio.wait(keeping.values())
         self._receiver.close()
+
+    def _kill_all(self) -> None:
+        for child in self._children:
+            child.kill()
+        if self._standby is not None:
+            self._standby.kill()
 
     def _signalled(self) -> None:
         """The first signal drains, the second one ends everything at once."""
         if self._stopping.is_set():
-            for child in (*self._workers, self._engine):
-                child.kill()
+            self._kill_all()
         self._stopping.set()
 
     def _begun(self, child: Child, process: int) -> None:
@@ -164,8 +177,9 @@ class Supervisor:
 
     def _ready(self, child: Child, line: str) -> None:
         logger.info("%s is ready", child.name)
-        children = (self._engine, *self._workers)
-        if not self._announced and all(child.was_ready for child in children):
+        if self._standby is not None and child is self._standby.child:
+            self._standby.ready()
+        if not self._announced and all(child.was_ready for child in self._children):
             self._announced = True
             sys.stdout.write(f"{self._line or line}\n")
             sys.stdout.flush()
@@ -176,6 +190,8 @@ class Supervisor:
         self._metrics.process_used(child.name, resident_bytes=0, cpu_seconds=0.0)
         if child is self._engine:
             self._receiver.set_engine(None)
+        elif self._standby is not None and child is self._standby.child:
+            self._standby.ended()
         self._show_alive()
 
     def _show_alive(self) -> None:

@@ -9,6 +9,7 @@ import sys
 
 import zmq
 
+from service.access.key_file import BadKeys
 from service.http.app import create_app
 from service.http.server import Server, address_text, ignore_repeated_signals, listen_shared
 from service.ipc.channel import Context
@@ -65,7 +66,12 @@ def main() -> int:
         return 2
     context: Context = zmq.Context()
     metrics = MetricsForwarder(context, child.supervisor_endpoint)
-    app = create_app(settings, WorkerBackend(child, settings, metrics, context), metrics)
+    try:
+        app = create_app(settings, WorkerBackend(child, settings, metrics, context), metrics)
+    except BadKeys as error:
+        # The file has become unusable since the service was started.
+        child.failed(str(error))
+        return 2
     server = Server(app, app.state.service, url=child.url, announce=child.ready)
     ignore_repeated_signals()
     server.run(sockets=[listener])

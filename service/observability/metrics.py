@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from service.access.events import RefusalReason
 from service.engine.interface import AdapterKey
 from service.engine.observer import (
     NO_LABEL,
@@ -90,6 +91,7 @@ class Metrics(Observer):
             route: of["idspam_request_seconds"].labels(route) for route in names
         }
         self._errors = _children(of["idspam_request_errors_total"], error_types)
+        self._refusals = _children(of["idspam_access_refusals_total"], get_args(RefusalReason))
         self._failures = _children(of["idspam_failures_total"], get_args(FailureReason))
         self._tier_adapters = _children(of["idspam_tier_adapters"], ("stored", *tiers))
         self._tier_bytes = _children(of["idspam_tier_bytes"], ("stored", *tiers))
@@ -146,6 +148,9 @@ class Metrics(Observer):
     def adapter_failed(self, adapter: str, count: int) -> None:
         if (counter := self._adapter_failures.get(adapter)) is not None:
             counter.inc(count)
+
+    def access_refused(self, reason: RefusalReason) -> None:
+        self._refusals[reason].inc()
 
     def uploaded(self, outcome: UploadOutcome) -> None:
         self._uploads[outcome].inc()

@@ -2,7 +2,9 @@
 
 import importlib
 import json
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -236,19 +238,74 @@ def test_auto_keeps_float32_if_bfloat16_changes_answers(
     assert all(torch.equal(tensor, exact[name]) for name, tensor in tried.state_dict().items())
 
 
-def test_changed_weights_of_the_default_backbone_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A copy of the installed package, first on the path, with one bit of its weights flipped."""
-    installed = Path(str(importlib.import_module(PACKAGE).__file__)).parent
-    shutil.copytree(installed, tmp_path / PACKAGE)
-    weights = tmp_path / PACKAGE / "model" / "model.safetensors"
-    with weights.open("r+b") as file:
+PUBLISHED = (
+    "config.json",
+    "model.safetensors",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
+
+
+def flip_last_bit(path: Path) -> None:
+    with path.open("r+b") as file:
         file.seek(-1, 2)
         last = file.read(1)[0]
         file.seek(-1, 2)
         file.write(bytes([last ^ 1]))
+
+
+@pytest.mark.parametrize("changed", PUBLISHED)
+def test_a_changed_file_of_the_default_backbone_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    """A copy of the installed package, first on the path, with one bit of one file flipped."""
+    installed = Path(str(importlib.import_module(PACKAGE).__file__)).parent
+    shutil.copytree(installed, tmp_path / PACKAGE)
+    flip_last_bit(tmp_path / PACKAGE / "model" / changed)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, PACKAGE, raising=False)
-    with pytest.raises(UnusableBackbone, match="published ones have 53aa51172d142c89"):
+    with pytest.raises(UnusableBackbone, match=rf"^{changed} of the default .* published file"):
         load_backbone(device="cpu")
+
+
+# The package is hidden, so the hub's own client finds the files in its cache.
+FROM_HUB = f"""
+import sys
+sys.modules[{PACKAGE!r}] = None
+from adapters.backbone.loading import locate_default
+from adapters.errors import UnusableBackbone
+try:
+    print(locate_default())
+except UnusableBackbone as error:
+    print("refused:", error)
+"""
+
+
+def from_hub(cache: Path) -> str:
+    environment = os.environ | {"HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", FROM_HUB],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+@pytest.mark.slow
+def test_the_default_backbone_from_the_hub_is_verified_too(tmp_path: Path) -> None:
+    installed = Path(str(importlib.import_module(PACKAGE).__file__)).parent / "model"
+    revision = "c9745ed1d9f207416be6d2e6f8de32d1f16199bf"
+    folder = tmp_path / "models--sentence-transformers--all-MiniLM-L6-v2/snapshots" / revision
+    folder.mkdir(parents=True)
+    for name in PUBLISHED:
+        shutil.copy(installed / name, folder)
+    assert from_hub(tmp_path) == str(folder)
+    flip_last_bit(folder / "tokenizer.json")
+    assert from_hub(tmp_path).startswith("refused: tokenizer.json of the default backbone")
+    shutil.rmtree(tmp_path / "models--sentence-transformers--all-MiniLM-L6-v2")
+    missing = from_hub(tmp_path)
+    assert missing.startswith("refused: cannot load the default backbone"), missing

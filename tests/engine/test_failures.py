@@ -13,6 +13,8 @@ from time import monotonic
 import pytest
 import torch
 
+from adapters.faults import install
+from adapters.packed.packing import PackedBatch
 from service.engine.interface import AdapterKey
 from service.errors import (
     AdapterLoadFailed,
@@ -123,6 +125,78 @@ async def test_a_batch_too_large_for_the_memory_is_split_until_it_fits(
         harness.assert_answered_as_alone(entries, await harness.engine.predict(entries))
         assert harness.device.rows == [11, 5, 2, 3, 6, 3, 3]
         assert [report.rows for report in harness.recorder.batches] == [11]
+
+
+async def test_a_row_that_fails_does_not_take_the_others_of_its_batch_along(
+    open_engine: OpenEngine,
+) -> None:
+    async with open_engine(max_batch_tokens=1024) as harness:
+        # The one text with this many tokens makes every batch fail that it is in.
+        poison = harness.entries(("a", "win " * 29))
+        length = len(poison[0].encoding)
+
+        def fail_with_poison(batch: PackedBatch) -> None:
+            if any(len(row.encoding) == length for row in batch.rows):
+                raise RuntimeError("a kernel failed")
+
+        harness.device.inspect = fail_with_poison
+        held = await harness.hold_device()
+        others = [harness.entries(("abc"[i % 3], "win " * i)) for i in range(11)]
+        answers = [asyncio.create_task(harness.engine.predict(entries)) for entries in others]
+        failing = asyncio.create_task(harness.engine.predict(poison))
+        await harness.until_waiting(12)
+        harness.device.release()
+        await held
+        for entries, answer in zip(others, answers, strict=True):
+            harness.assert_answered_as_alone(entries, await answer)
+        with pytest.raises(InferenceFailed, match="RuntimeError"):
+            await failing
+
+
+async def test_an_error_of_every_batch_is_not_retried_for_ever(open_engine: OpenEngine) -> None:
+    async with open_engine(max_batch_tokens=2048) as harness:
+        harness.device.rows.clear()
+        harness.device.error = lambda: RuntimeError("a kernel failed")
+        with pytest.raises(InferenceFailed):
+            await harness.engine.predict(harness.entries(*(("a", "x"),) * 100))
+        assert len(harness.device.rows) <= 32
+        assert harness.engine.health().ready
+
+
+@pytest.mark.parametrize(
+    ("point", "reason"),
+    [
+        ("runner.out_of_memory", "out_of_memory"),
+        ("runner.kernel", "batch_error"),
+        ("runner.not_finite", "not_finite"),
+    ],
+)
+async def test_an_injected_fault_of_the_device_fails_its_requests_and_no_others(
+    open_engine: OpenEngine, point: str, reason: str
+) -> None:
+    async with open_engine() as harness:
+        entries = harness.entries(("a", "x"), ("b", "y"))
+        harness.assert_answered_as_alone(entries, await harness.engine.predict(entries))
+        install(lambda name: name == point)
+        try:
+            with pytest.raises(InferenceFailed) as failed:
+                await harness.engine.predict(entries)
+        finally:
+            install(None)
+        assert failed.value.reason == reason
+        harness.assert_answered_as_alone(entries, await harness.engine.predict(entries))
+        assert harness.engine.health().ready
+
+
+async def test_an_injected_fault_that_passes_is_not_seen(open_engine: OpenEngine) -> None:
+    async with open_engine() as harness:
+        passings = iter([True])
+        install(lambda name: name == "runner.kernel" and next(passings, False))
+        try:
+            entries = harness.entries(("a", "x"), ("b", "y"), ("c", "win"))
+            harness.assert_answered_as_alone(entries, await harness.engine.predict(entries))
+        finally:
+            install(None)
 
 
 @pytest.mark.parametrize(

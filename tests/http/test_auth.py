@@ -1,19 +1,20 @@
 """Keys: everything is closed unless it is named open, whatever routes there will be."""
 
 from collections.abc import Iterator
+from contextlib import closing
+from http.client import HTTPConnection
+from pathlib import Path
 
 import httpx
 import pytest
 from fastapi.routing import iter_route_contexts
 
-from service.errors import Unauthorized
-from service.http.middleware import Keyring
-from service.http.open_paths import OPEN_PATHS
-from service.settings import read_settings
+from service.access.scopes import SCOPES, Need, match, needs
 from tests.support.http_service import RunningService, error_of, serve
+from tests.support.key_files import bearer, write_keys
 from tests.support.tiny_models import make_adapter, make_backbone
 
-OPEN = {"/healthz", "/readyz", "/metrics", "/docs", "/docs/oauth2-redirect", "/openapi.json"} | {
+OPEN = {"/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/openapi.json"} | {
     "/health",
     "/ping",
     "/v2/health/live",
@@ -23,20 +24,36 @@ USER, ADMIN = "user-key", "admin-key"
 
 
 @pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+def tokens() -> dict[str, str]:
+    return {}
+
+
+@pytest.fixture(scope="module")
+def live(
+    tmp_path_factory: pytest.TempPathFactory, tokens: dict[str, str]
+) -> Iterator[RunningService]:
     folder = tmp_path_factory.mktemp("adapters")
-    with serve(folder, API_KEYS=f"{USER}, second", ADMIN_KEYS=ADMIN) as running:
-        running.put("a", make_adapter(make_backbone()), Authorization=f"Bearer {ADMIN}")
+    file = folder / "keys.jsonl"
+    one_scope = {scope.replace(":", "_"): {"scopes": [scope]} for scope in SCOPES}
+    team = {"adapters": ["team-*", "b"], "scopes": ["predict", "adapters:read", "adapters:write"]}
+    tokens |= write_keys(file, everything={}, team=team, **one_scope)
+    with serve(
+        folder / "adapters", API_KEYS=f"{USER}, second", ADMIN_KEYS=ADMIN, KEYS_FILE=str(file)
+    ) as running:
+        for name in ("a", "b", "team-x"):
+            running.put(name, make_adapter(make_backbone()), Authorization=f"Bearer {ADMIN}")
         yield running
 
 
-def routes(live: RunningService) -> list[tuple[str, str]]:
-    """Method and path of every route of the app, also of those that OpenAPI does not show."""
+def routes(live: RunningService) -> list[tuple[str, str, Need]]:
+    """Method, path and need of every route of the app, also of those that OpenAPI does not show."""
     routes_of_app = []
     for context in iter_route_contexts(live.app.routes):
         assert context.path is not None
-        path = context.path.replace("{name}", "a")
-        routes_of_app += [(method, path) for method in sorted(context.methods or ())]
+        path = context.path.replace("{name}", "a").replace("{version}", "0").replace("{", "")
+        for method in sorted(context.methods or ()):
+            need = needs()["GET" if method == "HEAD" else method, context.path]
+            routes_of_app.append((method, path.replace("}", ""), need))
     return routes_of_app
 
 
@@ -46,16 +63,104 @@ def ask(live: RunningService, method: str, path: str, **headers: str) -> httpx.R
 
 def test_every_route_but_the_open_ones_asks_for_a_key(live: RunningService) -> None:
     asked = routes(live)
-    assert {path for _, path in asked} > OPEN
-    assert OPEN_PATHS == OPEN
-    for method, path in asked:
+    assert {path for _, path, _ in asked} > OPEN
+    for method, path, need in asked:
         status = ask(live, method, path).status_code
-        assert (status == 401) == (path not in OPEN), (method, path, status)
+        assert (status == 401) == (path not in OPEN) == (not need.is_open), (method, path, status)
+        assert ask(live, method, path, **bearer("wrong")).status_code in (
+            (status,) if need.is_open else (401, 429)
+        )
 
 
-def test_paths_without_a_route_are_closed_too(live: RunningService) -> None:
+def test_every_scope_opens_its_own_routes_and_no_other(
+    live: RunningService, tokens: dict[str, str]
+) -> None:
+    """The table is written down here a second time: by what a route does."""
+    for method, path, need in routes(live):
+        if need.is_open:
+            continue
+        enough = expected_scopes(method, path)
+        for scope in SCOPES:
+            answer = ask(live, method, path, **bearer(tokens[scope.replace(":", "-")]))
+            refused = answer.status_code == 403
+            assert refused == (scope not in enough), (method, path, scope, answer.text)
+            assert answer.status_code != 401
+            if scope in enough and scope == "adapters:write":
+                # DELETE and unload have worked.
+                live.put("a", make_adapter(make_backbone()), **bearer(tokens["everything"]))
+
+
+def expected_scopes(method: str, path: str) -> set[str]:
+    if path == "/metrics":
+        return {"metrics"}
+    if path == "/v2":
+        return set(SCOPES)
+    if path.startswith("/v1/adapters"):
+        return {"adapters:read"} if method in ("GET", "HEAD") else {"adapters:write"}
+    if path.startswith("/v2/repository/models"):
+        return {"adapters:write"}
+    if path in ("/v2/repository/index", "/v2/models"):
+        return {"adapters:read"}
+    if method == "POST":
+        return {"predict"}
+    return {"predict", "adapters:read"}
+
+
+VARIANTS = (
+    "{0}/",
+    "/{0}",
+    "{0}//",
+    "{0}?key=1",
+    "/.{0}",
+    "/%2e{0}",
+    "/x/..{0}",
+    "{0}%2f",
+    "{0}%00",
+    "{0};a=b",
+)
+
+
+def test_a_variant_of_a_path_is_another_path_and_closed(
+    live: RunningService, tokens: dict[str, str]
+) -> None:
+    """Variants reach no route: a key that may do nothing but read metrics gets 404 or 403."""
+    address = httpx.URL(live.url)
+    # httpx would send another path than this.
+    with closing(HTTPConnection(address.host, address.port or 0, timeout=20)) as connection:
+
+        def status(method: str, path: str, **headers: str) -> int:
+            connection.request(method, path, headers=headers)
+            answer = connection.getresponse()
+            answer.read()
+            return answer.status
+
+        for method, path, need in routes(live):
+            for variant in [*VARIANTS, path.upper()]:
+                other = variant.format(path)
+                same = other == path or "?" in other
+                if same and need.is_open:
+                    continue
+                assert status(method, other) == 401, (method, other)
+                answered = status(method, other, **bearer(tokens["metrics"]))
+                may = same and "metrics" in (need.scopes or SCOPES)
+                assert may or answered in (403, 404, 405), (method, other, answered)
+
+
+def test_other_methods_of_a_path_need_a_key_and_are_405_with_one(
+    live: RunningService, tokens: dict[str, str]
+) -> None:
+    known = {(method, path) for method, path, _ in routes(live)}
+    for path in sorted({path for _, path in known}):
+        for method in ("OPTIONS", "PATCH", "TRACE", "PROPFIND"):
+            assert ask(live, method, path).status_code == 401, (method, path)
+            answer = ask(live, method, path, **bearer(tokens["metrics"]))
+            assert answer.status_code == 405, (method, path)
+            allowed = set(answer.headers["allow"].split(", "))
+            assert allowed == {known_method for known_method, at in known if at == path} - {"HEAD"}
+
+
+def test_paths_without_a_route_are_closed_too(live: RunningService, tokens: dict[str, str]) -> None:
     for path in (
-        "/",
         "/v1",
         "/v1/nothing",
         "//healthz",
@@ -64,11 +169,11 @@ def test_paths_without_a_route_are_closed_too(live: RunningService) -> None:
         "/healthz/../v1/adapters",
     ):
         assert ask(live, "GET", path).status_code == 401, path
+        assert ask(live, "GET", path, **bearer(tokens["everything"])).status_code in (404, 405, 200)
 
 
 def test_unknown_keys_are_401_and_say_how_to_send_one(live: RunningService) -> None:
     for headers in (
-        {"Authorization": "Bearer wrong"},
         {"Authorization": f"Basic {USER}"},
         {"Authorization": USER},
         {"Authorization": "Bearer"},
@@ -77,62 +182,108 @@ def test_unknown_keys_are_401_and_say_how_to_send_one(live: RunningService) -> N
         {"X-API-Key": USER[:-1]},
     ):
         response = ask(live, "GET", "/v1/adapters", **headers)
-        assert response.status_code == 401, headers
-        assert error_of(response)["type"] == "unauthorized"
-        assert response.headers["www-authenticate"] == "Bearer"
+        assert response.status_code in (401, 429), headers
+        if response.status_code == 401:
+            assert error_of(response)["type"] == "unauthorized"
+            assert response.headers["www-authenticate"] == "Bearer"
 
 
-def test_either_header_carries_a_key(live: RunningService) -> None:
-    for key in (USER, "second", ADMIN):
+def test_either_header_carries_a_key(live: RunningService, tokens: dict[str, str]) -> None:
+    for key in (tokens["everything"], tokens["adapters-read"]):
         for headers in ({"Authorization": f"bearer {key}"}, {"X-API-Key": key}):
             assert ask(live, "GET", "/v1/adapters", **headers).status_code == 200
 
 
-def test_changing_adapters_is_403_with_a_plain_key(live: RunningService) -> None:
-    for method, path in routes(live):
-        if path.startswith("/v1/adapters") and method not in ("GET", "HEAD"):
-            response = ask(live, method, path, **{"X-API-Key": USER})
-            assert response.status_code == 403, (method, path)
-            assert error_of(response)["type"] == "forbidden"
-            assert ask(live, method, path, **{"X-API-Key": "wrong"}).status_code == 401
-    assert live.service.catalog.entry("a").state == "ready"
-    body = {"adapter": "a", "inputs": "x"}
-    assert (
-        live.client.post("/v1/predict", json=body, headers={"X-API-Key": USER}).status_code == 200
+def test_a_key_for_some_adapters_reaches_and_sees_no_other(
+    live: RunningService, tokens: dict[str, str]
+) -> None:
+    team = bearer(tokens["team"])
+    everything = bearer(tokens["everything"])
+    listed = ask(live, "GET", "/v1/adapters", **team).json()["adapters"]
+    assert [item["name"] for item in listed] == ["b", "team-x"]
+    assert ask(live, "GET", "/v2/models", **team).json() == {"models": ["b", "team-x"]}
+    index = ask(live, "POST", "/v2/repository/index", **team).json()
+    assert [item["name"] for item in index] == ["b", "team-x"]
+    for method, path, need in routes(live):
+        if not need.is_open and "/a" in path.replace("/adapters", ""):
+            for name in ("a", "nothing"):
+                asked = path.replace("/a", f"/{name}") if path.count("/a") == 1 else None
+                asked = asked or path.replace("/adapters/a", f"/adapters/{name}")
+                answer = ask(live, method, asked, **team)
+                assert answer.status_code == 403, (method, asked)
+    file = live.client.get("/v1/adapters/a/file", headers=everything).content
+    form = {"data": {"name": "other"}, "files": {"file": file}}
+    assert live.client.post("/v1/adapters", headers=team, **form).status_code == 403  # type: ignore[arg-type]
+    assert live.client.put("/v1/adapters/team-y", headers=team, content=file).status_code == 201
+
+
+@pytest.mark.parametrize("name", ["a", "nothing"])
+def test_a_key_for_some_adapters_cannot_name_another_in_a_body(
+    live: RunningService, tokens: dict[str, str], name: str
+) -> None:
+    team = bearer(tokens["team"])
+    bodies = (
+        ("/v1/predict", {"adapter": name, "inputs": "x"}),
+        ("/v1/predict", {"adapter": "b", "inputs": [{"text": "x", "adapter": name}]}),
+        ("/classify", {"model": name, "input": "x"}),
     )
+    for path, body in bodies:
+        answer = live.client.post(path, json=body, headers=team)
+        assert answer.status_code == 403, path
+        assert name in answer.text
+        assert "team-*" in answer.text
+    fine = {"adapter": "b", "inputs": "x"}
+    assert live.client.post("/v1/predict", json=fine, headers=team).status_code == 200
 
 
-def test_admin_keys_alone_leave_reading_open() -> None:
-    keyring = Keyring(read_settings({"IDSPAM_ADMIN_KEYS": ADMIN}))
-    keyring.check(method="POST", path="/v1/predict", headers={})
-    keyring.check(method="GET", path="/v1/adapters", headers={})
-    keyring.check(method="DELETE", path="/v1/adapters/a", headers={"x-api-key": ADMIN})
-    for method, path in (
-        ("PUT", "/v1/adapters/a"),
-        ("POST", "/v1/adapters"),
-        ("DELETE", "/v1/adapters/a"),
-    ):
-        with pytest.raises(Unauthorized):
-            keyring.check(method=method, path=path, headers={})
+def test_an_error_names_no_adapter_that_the_key_may_not_see(
+    live: RunningService, tokens: dict[str, str]
+) -> None:
+    body = {"adapter": "team-none", "inputs": "x"}
+    shown = live.client.post("/v1/predict", json=body, headers=bearer(tokens["team"])).json()
+    assert [name for name in shown["error"]["details"] if not name.startswith("team-")] == ["b"]
+    hidden = live.client.post("/v1/predict", json=body, headers=bearer(tokens["predict"])).json()
+    assert hidden["error"]["details"] == []
+    assert hidden["error"]["message"] == "no adapter is named 'team-none'"
 
 
-def test_plain_keys_alone_may_change_adapters() -> None:
-    keyring = Keyring(read_settings({"IDSPAM_API_KEYS": USER}))
-    keyring.check(method="PUT", path="/v1/adapters/a", headers={"x-api-key": USER})
-    with pytest.raises(Unauthorized):
-        keyring.check(method="PUT", path="/v1/adapters/a", headers={})
+def test_keys_of_the_environment_may_read_or_do_everything(tmp_path: Path) -> None:
+    with serve(tmp_path, API_KEYS=f"{USER},second", ADMIN_KEYS=ADMIN) as live:
+        live.put("a", make_adapter(make_backbone()), **bearer(ADMIN))
+        body = {"adapter": "a", "inputs": "x"}
+        for key in (USER, "second", ADMIN):
+            assert live.client.post("/v1/predict", json=body, headers=bearer(key)).is_success
+            assert ask(live, "GET", "/metrics", **bearer(key)).is_success
+            assert ask(live, "GET", "/v1/adapters", **bearer(key)).is_success
+        for method, path, need in routes(live):
+            if need.changes_adapters:
+                response = ask(live, method, path, **bearer(USER))
+                assert response.status_code == 403, (method, path)
+        assert ask(live, "DELETE", "/v1/adapters/a", **bearer(ADMIN)).status_code == 204
 
 
-def test_a_request_is_attributed_to_its_key() -> None:
-    keyring = Keyring(read_settings({"IDSPAM_API_KEYS": "x,y", "IDSPAM_ADMIN_KEYS": ADMIN}))
-
-    def holder(path: str, **headers: str) -> tuple[str, float]:
-        return keyring.check(method="GET", path=path, headers=headers)
-
-    assert holder("/v1/adapters", authorization="Bearer y") == ("api-2", 1.0)
-    assert holder("/v1/adapters", authorization=f"Bearer {ADMIN}") == ("admin-1", 1.0)
-    assert holder("/healthz", authorization="Bearer y") == ("", 1.0)
+def test_admin_keys_alone_close_everything_too(tmp_path: Path) -> None:
+    with serve(tmp_path, ADMIN_KEYS=ADMIN) as live:
+        assert ask(live, "GET", "/v1/adapters").status_code == 401
+        assert ask(live, "GET", "/v1/adapters", **bearer(ADMIN)).status_code == 200
 
 
-def test_without_keys_everything_is_open() -> None:
-    Keyring(read_settings({})).check(method="DELETE", path="/v1/adapters/a", headers={})
+def test_without_keys_everything_is_open_but_only_known_routes_are_reached(
+    tmp_path: Path,
+) -> None:
+    with serve(tmp_path) as live:
+        live.put("a", make_adapter(make_backbone()))
+        assert ask(live, "GET", "/metrics").status_code == 200
+        assert ask(live, "GET", "/v1/adapters").status_code == 200
+        assert ask(live, "GET", "/v1/adapters/").status_code == 404
+        assert ask(live, "PATCH", "/v1/adapters").status_code == 405
+
+
+def test_every_row_of_the_table_is_a_route(live: RunningService) -> None:
+    asked = {
+        (method, context.path)
+        for context in iter_route_contexts(live.app.routes)
+        for method in context.methods or ()
+    }
+    assert set(needs()) <= asked
+    assert match("GET", "/v1/adapters/") is None

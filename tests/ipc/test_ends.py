@@ -64,6 +64,6 @@ def test_sigterm_drains_the_workers_before_the_engine(
 
 def test_a_killed_supervisor_takes_its_children_along(folder: Path, tmp_path: Path) -> None:
     with ready_service(folder, tmp_path) as running:
-        assert len(running.children()) == 3
+        assert len(running.children()) == 4
         os.kill(running.process.pid, signal.SIGKILL)
         until(lambda: running.children() == {})

@@ -136,7 +136,12 @@ def test_workers_send_spans_and_json_lines_with_the_same_ids(tmp_path: Path) -> 
             httpx.get(f"{running.url}/v1/adapters", headers=headers)
         lines = [json.loads(line) for line in running.log.read_text().splitlines()]
         assert received.named("GET /v1/adapters").trace_id.hex() == TRACE
-    assert {line.get("process") for line in lines} == {"supervisor", "engine", "worker-0"}
+    assert {line.get("process") for line in lines} == {
+        "supervisor",
+        "engine",
+        "standby",
+        "worker-0",
+    }
     (mine,) = (line for line in lines if line.get("request_id") == "mine-1")
     assert (mine["trace_id"], mine["path"], mine["status"]) == (TRACE, "/v1/adapters", 200)
 

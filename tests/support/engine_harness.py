@@ -49,7 +49,7 @@ class DeviceControl:
     """Holds, fails and counts the forward passes of a `ControlledBackbone`.
 
     rows: the size of every pass. both_held: set when two passes are held at once. max_rows: larger
-    passes run out of memory. error: makes what every pass raises.
+    passes run out of memory. error: makes what every pass raises. inspect: called with every batch.
     """
 
     def __init__(self) -> None:
@@ -61,6 +61,7 @@ class DeviceControl:
         self.both_held = Event()
         self.max_rows: int | None = None
         self.error: Callable[[], BaseException] | None = None
+        self.inspect: Callable[[PackedBatch], None] | None = None
 
     def before_forward(self, batch: PackedBatch) -> None:
         self.entered.set()
@@ -69,6 +70,8 @@ class DeviceControl:
             self.both_held.set()
         assert self.gate.wait(20)
         self.rows.append(len(batch.rows))
+        if self.inspect is not None:
+            self.inspect(batch)
         if self.error is not None:
             raise self.error()
         if self.max_rows is not None and len(batch.rows) > self.max_rows:

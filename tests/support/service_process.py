@@ -69,7 +69,9 @@ class ReadyService:
             if "-m service.ipc." in " ".join(arguments[:3]) and len(arguments) > 3:
                 context = json.loads(arguments[3])
                 if context["supervisor"] == self.process.pid:
-                    pids[context["name"]] = pid
+                    # A forked engine has the arguments of its standby, and a name of its own.
+                    name = _comm(pid)
+                    pids["engine" if name == "idspam-engine" else context["name"]] = pid
         return pids
 
     def folder(self) -> Path:
@@ -165,6 +167,13 @@ def _processes() -> Iterator[tuple[int, list[str]]]:
             except OSError:
                 continue
             yield int(folder.name), arguments
+
+
+def _comm(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
 
 
 def body_of(adapter: str, *texts: str) -> dict[str, Any]:

@@ -10,9 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from adapters.backbone.model import Backbone
+from adapters.faults import fault_point
 from adapters.format.files import Adapter
 from adapters.format.spec import AdapterSpec
 from adapters.tokenizer import Encoding
@@ -30,6 +33,10 @@ _OUT_OF_MEMORY = (
     "could not create a primitive",
     "could not execute a primitive",
 )
+
+
+# Enough to find two rows of a thousand that fail alone.
+_MAX_ERRORS = 32
 
 
 class DeviceLost(Exception):
@@ -139,8 +146,8 @@ class Runner(Protocol):
     def launch(self, rows: Sequence[BatchRow]) -> RunningBatch:
         """Start a batch of any mixture of adapters.
 
-        A batch that does not fit into memory is halved until it does; a single row that does not
-        fit fails alone, and so does a row whose scores are not finite. Other errors fail all rows.
+        A batch that fails, for lack of memory or otherwise, is halved, so that only the rows fail
+        that fail alone: `launch_or_halve`. So does a row whose scores are not finite.
         """
 
 
@@ -173,37 +180,77 @@ def launch_or_halve(
     launch: Callable[[Sequence[BatchRow]], RunningBatch],
     device: torch.device,
 ) -> RunningBatch:
-    """Launch a batch. If there is no memory for it, run its halves one after the other.
+    """Launch a batch. If it fails, run its halves one after the other, until each row is answered
+    or has failed alone.
+
+    A batch that lacks memory is halved as often as it takes. After `_MAX_ERRORS` other errors the
+    remaining rows fail without another attempt: then the rows are not the cause.
 
     Raises:
         DeviceLost: after this error every later call to the device fails.
     """
+    return _launch_or_halve(rows, launch, device, [])
+
+
+def _launch_or_halve(
+    rows: Sequence[BatchRow],
+    launch: Callable[[Sequence[BatchRow]], RunningBatch],
+    device: torch.device,
+    errors: list[str],
+) -> RunningBatch:
+    """errors: of this batch up to now."""
+    if len(errors) >= _MAX_ERRORS:
+        return _failed(rows, errors[-1])
     try:
+        _inject_faults()
         return launch(rows)
     except torch.AcceleratorError as error:
         raise DeviceLost(str(error).splitlines()[0]) from error
+    except DeviceLost:
+        raise
     except Exception as error:
-        failure = _failure_of(rows, error)
+        lacks_memory = _is_out_of_memory(error)
+        if not lacks_memory:
+            # With its traceback only once: what the halves raise is mostly the same.
+            logger.error(
+                "a batch of %d rows failed: %r",
+                len(rows),
+                error,
+                exc_info=None if errors else error,
+            )
+            errors.append(type(error).__name__)
     # Not inside the handler: the traceback would keep the failed pass's tensors alive.
-    if failure is not None:
-        return BatchResult([failure] * len(rows))
+    if len(rows) == 1 and not lacks_memory:
+        return _failed(rows, errors[-1])
+    if len(rows) == 1:
+        logger.error("the device has no memory for a text of %d tokens", len(rows[0].encoding))
+        return BatchResult([RowFailure("out_of_memory", "the device has no memory for this text")])
     if device.type == "cuda":
         torch.cuda.current_stream().synchronize()
         torch.cuda.empty_cache()
     middle = len(rows) // 2
-    first = launch_or_halve(rows[:middle], launch, device).wait()
-    return _joined(first, launch_or_halve(rows[middle:], launch, device).wait())
+    first = _launch_or_halve(rows[:middle], launch, device, errors).wait()
+    return _joined(first, _launch_or_halve(rows[middle:], launch, device, errors).wait())
 
 
-def _failure_of(rows: Sequence[BatchRow], error: Exception) -> RowFailure | None:
-    """Why every row of a batch fails; None if the batch lacked memory and can be halved."""
-    if not _is_out_of_memory(error):
-        logger.error("a batch of %d rows failed", len(rows), exc_info=error)
-        return RowFailure("batch_error", f"the batch failed: {type(error).__name__}")
-    if len(rows) == 1:
-        logger.error("the device has no memory for a text of %d tokens", len(rows[0].encoding))
-        return RowFailure("out_of_memory", "the device has no memory for this text")
-    return None
+def _failed(rows: Sequence[BatchRow], error: str) -> BatchResult:
+    return BatchResult([RowFailure("batch_error", f"the batch failed: {error}")] * len(rows))
+
+
+def _inject_faults() -> None:
+    """The faults of a device, for tests: `adapters.faults`."""
+    if fault_point("runner.out_of_memory"):
+        raise torch.OutOfMemoryError("out of memory: injected by a test")
+    if fault_point("runner.kernel"):
+        raise RuntimeError("a kernel failed: injected by a test")
+    if fault_point("runner.device_lost"):
+        raise DeviceLost("injected by a test")
+
+
+def spoil_scores(scores: NDArray[np.float32]) -> None:
+    """Make the scores of a row not finite if a test asks for it."""
+    if fault_point("runner.not_finite"):
+        scores[...] = np.nan
 
 
 def _joined(first: BatchResult, second: BatchResult) -> BatchResult:

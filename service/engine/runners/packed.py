@@ -21,6 +21,7 @@ from service.engine.runners.base import (
     RunningBatch,
     launch_or_halve,
     run_warm_up,
+    spoil_scores,
 )
 
 
@@ -69,6 +70,7 @@ class PackedRunner:
         started = perf_counter()
         classified, generator_seconds = classify_timed(self.backbone, batch, adapters)
         seconds = perf_counter() - started
+        spoil_scores(classified[0].scores)
         outcomes = [_outcome(row, one) for row, one in zip(rows, classified, strict=True)]
         return BatchResult(outcomes, generator_seconds, seconds - generator_seconds)
 

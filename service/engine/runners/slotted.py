@@ -35,6 +35,7 @@ from service.engine.runners.base import (
     RunningBatch,
     launch_or_halve,
     run_warm_up,
+    spoil_scores,
 )
 
 logger = logging.getLogger(__name__)
@@ -90,6 +91,7 @@ class _Launched:
     def _outcomes(self) -> list[RowResult | RowFailure]:
         """One per row, in the order of `rows`."""
         batch, scores = self.batch, self.scores.numpy()
+        spoil_scores(scores[0])
         order, labels = batch.order.tolist(), batch.facts[:, Fact.LABELS].tolist()
         outcomes: list[RowResult | RowFailure] = [NOT_FINITE] * len(order)
         # One check for the whole batch; rows are checked one by one only if it fails.
