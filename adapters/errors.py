@@ -29,6 +29,21 @@ class IncompatibleAdapter(_Faulty):
     summary = "made for another backbone"
 
 
+class UnforcedReplacement(AdapterError):
+    """The new revision means something else than the one it would replace.
+
+    changes: what differs, in words.
+    """
+
+    def __init__(self, name: str, changes: Sequence[str]) -> None:
+        self.name = name
+        self.changes = tuple(changes)
+        super().__init__(
+            f"this file would change what adapter {name!r} answers: {'; '.join(self.changes)}. "
+            "Send it with ?force=true, or with If-Match and the current revision"
+        )
+
+
 class UnloadedAdapter(AdapterError):
     """The adapter was taken out of service on request; its files are kept."""
 
@@ -101,6 +116,10 @@ class CurrentRevision(StoreError):
 
 class DamagedFile(StoreError):
     """A stored file is missing, or its bytes do not match the hash in its name."""
+
+
+class StoreInUse(StoreError):
+    """Another service uses the store's folder."""
 
 
 class StoreFailed(StoreError):

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from adapters.errors import StoreInUse
+from adapters.format.ownership import StoreLock
 from cli.shell import escape_unencodable
 from service.settings import InvalidSettings, Settings, read_settings
 from service.start import StartFailed, log_service_links
@@ -43,6 +45,12 @@ def _serve(settings: Settings) -> None:
         raise StartFailed(str(error)) from None
     with _start_errors(f"IDSPAM_ADAPTER_DIR: cannot use {settings.adapter_dir}"):
         _require_writable(settings.adapter_dir)
+        lock = StoreLock(settings.adapter_dir, "service")
+        try:
+            # Held until this process ends.
+            lock.acquire()
+        except StoreInUse as error:
+            raise StartFailed(f"IDSPAM_ADAPTER_DIR: {error}") from None
     with _start_errors(f"cannot listen on {address_text(settings.host, settings.port)}"):
         listener = listen(settings.host, settings.port)
 

@@ -6,6 +6,7 @@ Starting loads the backbone, warms it up, and reads the adapter store and the zo
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from time import monotonic
 
@@ -15,7 +16,9 @@ from adapters import __version__, faults
 from adapters.backbone.loading import load_backbone, resolve_device
 from adapters.backbone.model import Backbone
 from adapters.errors import AdapterError
+from adapters.format.ownership import StoreLock
 from adapters.format.store import AdapterStore
+from adapters.format.uploads import free_bytes
 from service.catalog.catalog import Catalog
 from service.engine.engine import LocalEngine
 from service.engine.interface import EngineHealth
@@ -29,6 +32,10 @@ logger = logging.getLogger(__name__)
 
 # The most lanes on a CPU: more would only wait for Python between their matrix products.
 MAX_LANES = 4
+# How often the store is looked at.
+STORE_SECONDS = 5.0
+# For the engine before this one to end once it has drained.
+_ENDING_SECONDS = 15.0
 # torch's own number of threads. Read before any lane starts, since lanes change the default.
 THREADS = torch.get_num_threads()
 
@@ -57,6 +64,10 @@ class LocalBackend:
         self._observer = observer
         self._catalog: Catalog | None = None
         self._verifying: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._lock = StoreLock(store.root, "engine")
+        # Why the store cannot be changed now, if it cannot.
+        self._store_trouble: str | None = None
 
     @property
     def catalog(self) -> Catalog:
@@ -68,6 +79,9 @@ class LocalBackend:
         if faults.installed():
             logger.warning("this is a test: %s makes this process fail", faults.VARIABLE)
         info = await self.engine.start()
+        # The process before this one may still be ending, with a change of its own.
+        patience = self._settings.drain_seconds + _ENDING_SECONDS
+        await asyncio.to_thread(self._lock.acquire, wait_seconds=patience)
         if collected := await asyncio.to_thread(self._store.collect):
             logger.info("removed what interrupted changes left items=%d", collected)
         catalog = Catalog(self._store, self.engine, observer=self._observer)
@@ -77,6 +91,7 @@ class LocalBackend:
         )
         self._observer.waiting_limit(self._settings.max_waiting_tokens)
         self._catalog = catalog
+        self._watching = asyncio.create_task(self._watch_store(catalog))
         self._verifying = asyncio.create_task(catalog.verify())
         logger.info(
             "ready backbone=%s device=%s dtype=%s adapters=%d seconds=%.1f",
@@ -88,16 +103,52 @@ class LocalBackend:
         )
 
     async def stop(self) -> None:
-        if self._verifying is not None:
-            self._verifying.cancel()
+        for task in (self._verifying, self._watching):
+            if task is not None:
+                task.cancel()
         await self.engine.stop()
+        self._lock.release()
 
     def health(self) -> EngineHealth:
         health = self.engine.health()
         if health.ready and self._catalog is None:
             reason = "reading the adapters"
             return EngineHealth(health.live, ready=False, reason=reason, details=health.details)
-        return health
+        details = {**health.details, "store": self._store_trouble or "ok"}
+        return replace(health, details=details)
+
+    async def _watch_store(self, catalog: Catalog) -> None:
+        """Tell whether the store can be changed, and take over a folder that was replaced."""
+        while True:
+            trouble, free = await asyncio.to_thread(self._look_at_store)
+            if trouble != self._store_trouble:
+                if trouble is None:
+                    logger.info("the adapter store can be changed again")
+                else:
+                    logger.error("the adapter store cannot be changed: %s", trouble)
+            self._store_trouble = trouble
+            self._observer.store_state(usable=trouble is None, free_bytes=free)
+            if trouble is None and not self._lock.is_held():
+                await self._take_over(catalog)
+            await asyncio.sleep(STORE_SECONDS)
+
+    def _look_at_store(self) -> tuple[str | None, int]:
+        trouble = self._store.trouble()
+        try:
+            return trouble, free_bytes(self._store.root)
+        except OSError:
+            return trouble, 0
+
+    async def _take_over(self, catalog: Catalog) -> None:
+        """The folder is another one than at the start: serve what it holds."""
+        logger.warning("the adapter store's folder was replaced: it is read again")
+        try:
+            await asyncio.to_thread(self._lock.acquire)
+            await asyncio.to_thread(self._store.collect)
+            await catalog.reconcile()
+        except (AdapterError, OSError) as error:
+            self._store_trouble = str(error)
+            logger.error("the adapter store cannot be used: %s", error)
 
     def refuse_unless_ready(self) -> None:
         if self._catalog is None:
@@ -120,7 +171,7 @@ def local_backend(
         load_backbone, settings.backbone, device=settings.device, dtype=settings.dtype
     )
     try:
-        store = AdapterStore(settings.adapter_dir)
+        store = AdapterStore(settings.adapter_dir, kept=settings.kept_revisions)
         return LocalBackend(settings, store, load=load, observer=observer)
     except (AdapterError, OSError) as error:
         raise StartFailed(start_error(error)) from None

@@ -191,6 +191,12 @@ class Settings:
         "Batches that run side by side on a CPU, each on its share of the cores; `auto` is one "
         "for each core, at most 4",
     )
+    kept_revisions: int = _setting(
+        _whole(1, 10_000),
+        "10",
+        "revisions",
+        "How many revisions of an adapter are kept; publishing another one removes the oldest",
+    )
     max_upload_bytes: int = _setting(
         _whole(1024, 2**34), str(256 * 2**20), "bytes", "Largest adapter file of an upload"
     )

@@ -46,6 +46,9 @@ logger = logging.getLogger(__name__)
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
+# With less free space, a store counts as full: not even a small adapter fits.
+LEAST_FREE_BYTES = 256 * 1024
+
 _POINTER = "current"
 _SUFFIX = ".safetensors"
 _REVISION = re.compile(r"[0-9a-f]{64}")
@@ -215,14 +218,7 @@ class AdapterStore:
         Raises:
             DamagedFile: the file is gone, or its bytes have changed.
         """
-        try:
-            data = self.path(name, revision).read_bytes()
-        except FileNotFoundError:
-            raise _gone(self.root, name, revision) from None
-        actual = hashlib.sha256(data).hexdigest()
-        if actual != revision:
-            raise _changed(name, revision, actual)
-        return data
+        return verified_bytes(self.root, name, revision)
 
     @_reporting("roll back")
     def rollback(self, name: str, revision: str | None = None) -> str:
@@ -288,6 +284,22 @@ class AdapterStore:
                 raise UnknownRevision(name, revision, history)
             self._point(name, [other for other in history if other != revision])
             self._remove_unlisted(name, [revision])
+
+    def trouble(self) -> str | None:
+        """Why nothing can be published now, as far as the system tells without writing; or None."""
+        try:
+            status = os.statvfs(self.root)
+        except OSError as error:
+            gone = isinstance(error, FileNotFoundError)
+            return "its folder is gone" if gone else error.strerror or str(error)
+        if status.f_flag & os.ST_RDONLY:
+            return "its file system is read-only"
+        if not os.access(self.root, os.W_OK | os.X_OK):
+            return "its folder cannot be written"
+        # Some file systems do not tell their size.
+        if status.f_blocks and status.f_bavail * status.f_frsize < LEAST_FREE_BYTES:
+            return "its file system is full"
+        return None
 
     @_reporting("be cleaned")
     def collect(self) -> int:
@@ -451,6 +463,19 @@ def file_of(root: Path, name: str, revision: str) -> Path:
     """
     assert _REVISION.fullmatch(revision), "resolve the revision first"
     return _folder_of(root, name) / f"{revision}{_SUFFIX}"
+
+
+def verified_bytes(root: Path, name: str, revision: str) -> bytes:
+    """The bytes of a revision, which have its hash; raises as `verified_file`."""
+    with store_failures(root, "be read"):
+        try:
+            data = file_of(root, name, revision).read_bytes()
+        except FileNotFoundError:
+            raise _gone(root, name, revision) from None
+    actual = hashlib.sha256(data).hexdigest()
+    if actual != revision:
+        raise _changed(name, revision, actual)
+    return data
 
 
 def verified_file(root: Path, name: str, revision: str) -> Path:

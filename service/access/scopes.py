@@ -51,6 +51,7 @@ _TABLE: tuple[tuple[Access, str, str], ...] = (
     ("adapters:write", "PUT", "/v1/adapters/{name}"),
     ("adapters:write", "DELETE", "/v1/adapters/{name}"),
     ("adapters:read", "GET", "/v1/adapters/{name}/file"),
+    ("adapters:write", "DELETE", "/v1/adapters/{name}/revisions/{revision}"),
     ("adapters:write", "POST", "/v1/adapters/{name}/rollback"),
     # Text Embeddings Inference. Its clients ask for the labels before they predict.
     ("predict", "POST", "/"),

@@ -17,12 +17,14 @@ from adapters.errors import (
     DamagedFile,
     IncompatibleAdapter,
     InvalidAdapter,
+    UnforcedReplacement,
 )
 from adapters.format.files import read_spec
 from adapters.format.spec import AdapterSpec
 from adapters.format.store import AdapterStore, verified_file
 from adapters.format.uploads import received_path
 from service.catalog.entry import CatalogEntry, Change, ChangeResult, Condition
+from service.catalog.meaning import changed_meaning
 from service.catalog.view import CatalogView
 from service.engine.interface import AdapterKey, Engine
 from service.engine.observer import Observer
@@ -108,6 +110,8 @@ class Catalog(CatalogView):
                     return await self._roll_back(change)
                 case "delete":
                     return await self._delete(change)
+                case "delete_revision":
+                    return await self._delete_revision(change)
                 case "unload":
                     self._set(self.entry(change.name).unloaded())
                     return ChangeResult()
@@ -117,6 +121,13 @@ class Catalog(CatalogView):
                     return await self._rehash(change.name, change.revision or "")
                 case "settle":
                     return ChangeResult()
+
+    async def reconcile(self) -> None:
+        """Take over what the store holds now, for when its folder was replaced."""
+        names = await asyncio.to_thread(self._store.names)
+        for name in {*names, *self._entries}:
+            async with self._lock(name):
+                await self._reconcile(name)
 
     async def _reconcile(self, name: str) -> None:
         """Take over what another writer has done to the store, or that it came back empty."""
@@ -137,10 +148,14 @@ class Catalog(CatalogView):
         name, current, file = change.name, self._current(change.name), change.file
         assert file is not None
         change.condition.check(name, current)
+        if not change.force and current not in (change.condition.match or ()):
+            self._refuse_another_meaning(name, spec)
         if current is None:
             stored = await asyncio.to_thread(self._store.create, name, file)
         else:
-            stored = await asyncio.to_thread(self._store.put, name, file, expected=current)
+            stored = await asyncio.to_thread(
+                self._store.put, name, file, expected=current, spare=self._engine.in_use(name)
+            )
         await self._preload(AdapterKey(name, stored.revision))
         await self._read(name, {stored.revision: spec})
         logger.info("adapter published name=%s revision=%s", name, stored.revision)
@@ -165,6 +180,25 @@ class Catalog(CatalogView):
         self._forget(name)
         logger.info("adapter deleted name=%s", name)
         return ChangeResult()
+
+    async def _delete_revision(self, change: Change) -> ChangeResult:
+        name, entry = change.name, self.entry(change.name)
+        change.condition.check(name, entry.current)
+        target = entry.revision(change.revision or "")
+        await asyncio.to_thread(self._store.delete_revision, name, target, expected=entry.current)
+        self._set(entry.without(target))
+        logger.info("adapter revision deleted name=%s revision=%s", name, target)
+        return ChangeResult(target)
+
+    def _refuse_another_meaning(self, name: str, spec: AdapterSpec) -> None:
+        """
+        Raises:
+            UnforcedReplacement: the spec means something else than the current one.
+        """
+        entry = self._entries.get(name)
+        before = None if entry is None else entry.spec
+        if before is not None and (changes := changed_meaning(before, spec)):
+            raise UnforcedReplacement(name, changes)
 
     async def _reload(self, name: str) -> ChangeResult:
         self.entry(name)

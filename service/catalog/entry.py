@@ -55,15 +55,18 @@ class Origin(NamedTuple):
 # The service itself.
 ITSELF = Origin()
 
-Operation = Literal["publish", "rollback", "delete", "unload", "reload", "rehash", "settle"]
+Operation = Literal[
+    "publish", "rollback", "delete", "delete_revision", "unload", "reload", "rehash", "settle"
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
     """What is to happen to a name; `CatalogView` has a method for each operation.
 
-    revision: for rollback and rehash, a prefix of the revision. file: for publish, received beside
-    the store. client, request_id, address: as in `Origin`.
+    revision: for rollback, rehash and delete_revision, a prefix of it. file: for publish, received
+    beside the store. force: publish also what means something else than the current revision.
+    client, request_id, address: as in `Origin`.
     """
 
     operation: Operation
@@ -71,13 +74,15 @@ class Change:
     condition: Condition = Condition()
     revision: str | None = None
     file: ReceivedFile | None = None
+    force: bool = False
     client: str = ""
     request_id: str = "-"
     address: str = ""
 
 
 class ChangeResult(NamedTuple):
-    """revision: the one served now, empty after delete, unload, rehash and settle. created: the
+    """revision: the one served now, or that was deleted alone; empty after delete, unload, rehash
+    and settle. created: the
     name is new. changed: another revision is current now."""
 
     revision: str = ""
@@ -153,6 +158,15 @@ class CatalogEntry:
         """The entry with one revision no longer served."""
         refusal = damage if revision == self.current else self.refusal
         return replace(self, unusable={**self.unusable, revision: damage}, refusal=refusal)
+
+    def without(self, revision: str) -> "CatalogEntry":
+        """The entry once one revision, not the current one, was deleted."""
+        return replace(
+            self,
+            revisions=tuple(item for item in self.revisions if item.revision != revision),
+            specs={key: spec for key, spec in self.specs.items() if key != revision},
+            unusable={key: error for key, error in self.unusable.items() if key != revision},
+        )
 
     def revision(self, prefix: str) -> str:
         """The one stored revision that starts with `prefix`.

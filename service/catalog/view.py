@@ -91,23 +91,27 @@ class CatalogView(ABC):
         content: bytes | ReceivedFile,
         condition: Condition,
         *,
+        force: bool = False,
         by: Origin = ITSELF,
     ) -> ChangeResult:
         """Check an adapter file, store it and serve it. A failure changes nothing.
 
         Args:
             content: the file's bytes, or the file as it was received beside the store.
+            force: replace an adapter also by one that means something else.
 
         Raises:
             InvalidName, RevisionConflict: before anything else is done.
             InvalidAdapter, IncompatibleAdapter: with every fault.
+            UnforcedReplacement: it means something else, and the caller did not say that it knows:
+                neither by `force` nor by naming the current revision in the condition.
             StoreFailed: it cannot be stored.
         """
         if isinstance(content, bytes):
             self.check(name, condition)
             with await asyncio.to_thread(received, self.root, content) as upload:
-                return await self.publish(name, upload.file, condition, by=by)
-        change = Change("publish", name, condition, file=content, **by._asdict())
+                return await self.publish(name, upload.file, condition, force=force, by=by)
+        change = Change("publish", name, condition, file=content, force=force, **by._asdict())
         return await self.apply(change)
 
     async def rollback(
@@ -134,6 +138,20 @@ class CatalogView(ABC):
             StoreFailed: the disk fails; it stays.
         """
         await self.apply(Change("delete", name, condition, **by._asdict()))
+
+    async def delete_revision(
+        self, name: str, prefix: str, condition: Condition, *, by: Origin = ITSELF
+    ) -> str:
+        """Forget one revision, and return it. Requests that hold it are answered.
+
+        Raises:
+            UnknownAdapter, UnknownRevision: it does not exist.
+            CurrentRevision: it is the current one.
+            RevisionConflict: the condition does not hold.
+            StoreFailed: the disk fails; it stays.
+        """
+        change = Change("delete_revision", name, condition, prefix, **by._asdict())
+        return (await self.apply(change)).revision
 
     async def unload(self, name: str, *, by: Origin = ITSELF) -> None:
         """Stop serving a name until it is reloaded, published again, or the service restarts.

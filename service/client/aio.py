@@ -115,10 +115,16 @@ class AsyncClient:
         *,
         if_match: str | None = None,
         if_none_match: str | None = None,
+        force: bool = False,
     ) -> Published:
         """As `Client.upload`."""
         call = await asyncio.to_thread(
-            operations.upload, name, file, if_match=if_match, if_none_match=if_none_match
+            operations.upload,
+            name,
+            file,
+            if_match=if_match,
+            if_none_match=if_none_match,
+            force=force,
         )
         return await self._call(call)
 
@@ -135,6 +141,12 @@ class AsyncClient:
     async def delete(self, name: str, *, if_match: str | None = None) -> None:
         """As `Client.delete`."""
         await self._call(operations.delete(name, if_match=if_match))
+
+    async def delete_revision(
+        self, name: str, revision: str, *, if_match: str | None = None
+    ) -> None:
+        """As `Client.delete_revision`."""
+        await self._call(operations.delete_revision(name, revision, if_match=if_match))
 
     async def health(self) -> Health:
         """As `Client.health`."""

@@ -78,7 +78,12 @@ def show(name: str) -> Call[AdapterDetail]:
 
 
 def upload(
-    name: str, file: bytes | Path | str, *, if_match: str | None, if_none_match: str | None
+    name: str,
+    file: bytes | Path | str,
+    *,
+    if_match: str | None,
+    if_none_match: str | None,
+    force: bool = False,
 ) -> Call[Published]:
     """
     Raises:
@@ -98,7 +103,8 @@ def upload(
 
     # A revision is the hash of its content, so a second upload changes nothing. With a condition it
     # would fail: the first upload has changed what the condition is about.
-    request = Request("PUT", _path(name), headers=headers, body=data)
+    params = {"force": "true"} if force else {}
+    request = Request("PUT", _path(name), params, headers=headers, body=data)
     return Call(request, decode, repeatable=not conditions)
 
 
@@ -129,6 +135,12 @@ def rollback(name: str, revision: str | None, *, if_match: str | None) -> Call[P
 def delete(name: str, *, if_match: str | None) -> Call[None]:
     request = Request("DELETE", _path(name), headers=_conditions(if_match, None))
     # A second request could delete what someone has published since.
+    return Call(request, lambda _: None, repeatable=False)
+
+
+def delete_revision(name: str, revision: str, *, if_match: str | None) -> Call[None]:
+    path = f"{_path(name)}/revisions/{_revision(revision)}"
+    request = Request("DELETE", path, headers=_conditions(if_match, None))
     return Call(request, lambda _: None, repeatable=False)
 
 

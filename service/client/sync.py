@@ -132,19 +132,24 @@ class Client:
         *,
         if_match: str | None = None,
         if_none_match: str | None = None,
+        force: bool = False,
     ) -> Published:
         """Publish an adapter file, given as bytes or as a path, under a name.
 
         Args:
             if_match: only if this is the current revision; "*": only if the name exists.
             if_none_match: only if this is not the current revision; "*": only if the name is new.
+            force: replace an adapter also by one with other labels or another task.
 
         Raises:
             OSError: the file cannot be read.
             Conflict: a condition does not hold.
+            Rejected: 409, the labels or the task would change; `details` says how.
         """
         return self._call(
-            operations.upload(name, file, if_match=if_match, if_none_match=if_none_match)
+            operations.upload(
+                name, file, if_match=if_match, if_none_match=if_none_match, force=force
+            )
         )
 
     def download(self, name: str, revision: str | None = None) -> AdapterFile:
@@ -160,6 +165,10 @@ class Client:
     def delete(self, name: str, *, if_match: str | None = None) -> None:
         """Delete an adapter and all its revisions."""
         self._call(operations.delete(name, if_match=if_match))
+
+    def delete_revision(self, name: str, revision: str, *, if_match: str | None = None) -> None:
+        """Delete one revision, which must not be the current one; also by its first characters."""
+        self._call(operations.delete_revision(name, revision, if_match=if_match))
 
     def health(self) -> Health:
         """Whether the service works; sent once."""

@@ -43,6 +43,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--if-match", metavar="REVISION", help="only if REVISION is served; *: any"
     )
     conditions.add_argument("--new", action="store_true", help="only if the name is new")
+    upload.add_argument(
+        "--force", action="store_true", help="also if the labels or the task change"
+    )
     download = add("download", "save a file", _download, json=False)
     download.add_argument("name")
     download.add_argument("--revision", metavar="R", help="its first characters")
@@ -51,8 +54,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     rollback.add_argument("name")
     rollback.add_argument("--revision", metavar="R", help="its first characters; default: previous")
     rollback.add_argument("--if-match", metavar="REVISION", help="only if this one is served")
-    delete = add("delete", "delete an adapter and all its revisions", _delete, json=False)
+    delete = add("delete", "delete an adapter, or one revision of it", _delete, json=False)
     delete.add_argument("name")
+    delete.add_argument(
+        "--revision", metavar="R", help="only this one, by its first characters; not the served one"
+    )
     delete.add_argument("--if-match", metavar="REVISION", help="only if this one is served")
 
 
@@ -91,7 +97,10 @@ def _upload(client: "Client", arguments: Namespace) -> None:
         raise CommandFailed(f"{arguments.file}: cannot be read: {reason}") from None
     new = "*" if arguments.new else None
     _print_published(
-        client.upload(name, data, if_match=arguments.if_match, if_none_match=new), arguments
+        client.upload(
+            name, data, if_match=arguments.if_match, if_none_match=new, force=arguments.force
+        ),
+        arguments,
     )
 
 
@@ -115,8 +124,13 @@ def _rollback(client: "Client", arguments: Namespace) -> None:
 
 
 def _delete(client: "Client", arguments: Namespace) -> None:
-    client.delete(arguments.name, if_match=arguments.if_match)
-    _print(f"{arguments.name} deleted")
+    name, revision = arguments.name, arguments.revision
+    if revision is None:
+        client.delete(name, if_match=arguments.if_match)
+        _print(f"{name} deleted")
+    else:
+        client.delete_revision(name, revision, if_match=arguments.if_match)
+        _print(f"{name} {revision} deleted")
 
 
 def _print_table(adapters: Sequence[AdapterSummary]) -> None:

@@ -153,6 +153,9 @@ class LocalEngine:
             raise
         return spec
 
+    def in_use(self, name: str) -> frozenset[str]:
+        return self._loaded().residency.in_use(name)
+
     async def preload(self, key: AdapterKey) -> None:
         await self._require_ready().residency.preload(key)
 

@@ -155,6 +155,9 @@ class Engine(Predictor, Protocol):
             Overloaded, InferenceFailed, NotReady, EngineUnavailable: as `predict`.
         """
 
+    def in_use(self, name: str) -> frozenset[str]:
+        """The revisions of a name that running requests hold or wait for."""
+
     async def preload(self, key: AdapterKey) -> None:
         """Activate an adapter if that evicts no other.
 

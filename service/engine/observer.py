@@ -115,6 +115,9 @@ class Observer:
     def stored(self, adapters: int, bytes_held: int) -> None:
         """How many adapters the catalog knows, and the size of their current files."""
 
+    def store_state(self, usable: bool, free_bytes: int) -> None:
+        """Whether the store can be changed now, and how much space it has."""
+
     def started(self, *, version: str, backbone: str, device: str, dtype: str) -> None:
         """The engine is ready."""
 

@@ -179,6 +179,11 @@ class Residency:
         """Whether this adapter is active, or could be loaded without evicting another."""
         return key in self._active or (not self._queue and bool(self._free))
 
+    def in_use(self, name: str) -> frozenset[str]:
+        """The revisions of a name that requests hold or wait for."""
+        leased = (key for key, slot in self._active.items() if slot.leases)
+        return frozenset(key.revision for key in (*leased, *self._wanted) if key.name == name)
+
     def fail_all(self, reason: str) -> None:
         """Fail every request that waits for slots or loads with EngineUnavailable."""
         waiters = [*self._queue, *self._loading]

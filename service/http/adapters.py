@@ -1,6 +1,7 @@
 """/v1/adapters: publish, list, show, download, roll back, delete."""
 
 import asyncio
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -9,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
 from adapters.errors import AdapterError, DamagedFile, StoreFailed
-from adapters.format.store import verified_file
+from adapters.format.store import file_of, verified_bytes, verified_file
 from adapters.format.uploads import ReceivedFile
 from service.catalog.entry import CatalogEntry, ChangeResult, Condition
 from service.engine.observer import UploadOutcome
@@ -23,17 +24,30 @@ from service.http.bodies import (
     validated,
 )
 from service.http.lifecycle import origin_of, service_of
-from service.http.openapi.documentation import DELETE, DOWNLOAD, LIST, POST, PUT, ROLLBACK, SHOW
+from service.http.openapi.documentation import (
+    DELETE,
+    DELETE_REVISION,
+    DOWNLOAD,
+    LIST,
+    POST,
+    PUT,
+    ROLLBACK,
+    SHOW,
+)
 from service.http.openapi.schemas import RollbackRequest
+
+# A file up to this size is read once, and sent from memory.
+_SMALL_BYTES = 4 * 2**20
 
 router = APIRouter()
 
 
 @router.put("/v1/adapters/{name}", **PUT)
-async def put_adapter(request: Request, name: str) -> Response:
+async def put_adapter(request: Request, name: str, force: bool = False) -> Response:
     """Publish an adapter file under a name.
 
-    Once this has returned, the old revision answers no further requests.
+    Once this has returned, the old revision answers no further requests. A file with other labels
+    or another task than the current one needs `force`, or `If-Match` with its revision.
     """
     service = service_of(request)
     if content_type(request).startswith("multipart/"):
@@ -44,11 +58,11 @@ async def put_adapter(request: Request, name: str) -> Response:
     condition = _condition(request)
     service.catalog.check(name, condition)
     async with uploads.receive(request, service.settings.max_upload_bytes) as file:
-        return _published(name, await publish(request, name, file, condition))
+        return _published(name, await publish(request, name, file, condition, force=force))
 
 
 @router.post("/v1/adapters", **POST)
-async def post_adapter(request: Request) -> Response:
+async def post_adapter(request: Request, force: bool = False) -> Response:
     """Publish an adapter file from a form, for browsers and `curl -F`."""
     kind = content_type(request) or "none"
     if kind != "multipart/form-data":
@@ -56,7 +70,8 @@ async def post_adapter(request: Request) -> Response:
     refuse_encoded(request)
     limit = service_of(request).settings.max_upload_bytes
     async with uploads.receive_form(request, limit) as (name, file):
-        return _published(name, await publish(request, name, file, _condition(request)))
+        published = await publish(request, name, file, _condition(request), force=force)
+        return _published(name, published)
 
 
 @router.get("/v1/adapters", **LIST)
@@ -103,16 +118,23 @@ async def download_adapter(
     headers = _etag(revision)
     if _tags(request, "if-none-match", weak=True) & {revision, "*"}:
         return Response(status_code=304, headers=headers)
+    filename = f"{name}-{revision[:12]}.safetensors"
+    data: bytes | None = None
     try:
-        await asyncio.to_thread(verified_file, service.catalog.root, name, revision)
+        if "range" not in request.headers:
+            data = await asyncio.to_thread(_small_file, service.catalog.root, name, revision)
+        if data is None:
+            # Read twice, since its hash is known only after its last byte; the second time from
+            # the system's cache.
+            await asyncio.to_thread(verified_file, service.catalog.root, name, revision)
     except DamagedFile:
         # Marks it as damaged everywhere, and raises unless it was repaired meanwhile.
         await service.catalog.rehash(name, revision)
+    if data is not None:
+        headers["Content-Disposition"] = f'attachment; filename="{filename}"'
+        return Response(data, headers=headers, media_type="application/octet-stream")
     return FileResponse(
-        path,
-        headers=headers,
-        media_type="application/octet-stream",
-        filename=f"{name}-{revision[:12]}.safetensors",
+        path, headers=headers, media_type="application/octet-stream", filename=filename
     )
 
 
@@ -137,14 +159,29 @@ async def delete_adapter(request: Request, name: str) -> Response:
     return Response(status_code=204)
 
 
+@router.delete("/v1/adapters/{name}/revisions/{revision}", **DELETE_REVISION)
+async def delete_revision(request: Request, name: str, revision: str) -> Response:
+    """Delete one revision that is not the current one, given by its first characters."""
+    catalog = service_of(request).catalog
+    await catalog.delete_revision(name, revision, _condition(request), by=origin_of(request))
+    return Response(status_code=204)
+
+
 async def publish(
-    request: Request, name: str, content: bytes | ReceivedFile, condition: Condition
+    request: Request,
+    name: str,
+    content: bytes | ReceivedFile,
+    condition: Condition,
+    *,
+    force: bool = False,
 ) -> ChangeResult:
     """Publish an adapter file and count the upload's outcome; raises as `CatalogView.publish`."""
     outcome: UploadOutcome = "failed"
     service = service_of(request)
     try:
-        published = await service.catalog.publish(name, content, condition, by=origin_of(request))
+        published = await service.catalog.publish(
+            name, content, condition, force=force, by=origin_of(request)
+        )
         if published.created:
             outcome = "created"
         else:
@@ -155,6 +192,15 @@ async def publish(
     finally:
         service.metrics.uploaded(outcome)
     return published
+
+
+def _small_file(root: Path, name: str, revision: str) -> bytes | None:
+    """The verified bytes of a file that is small enough to be sent from memory, else None."""
+    try:
+        size = file_of(root, name, revision).stat().st_size
+    except OSError:
+        return None
+    return verified_bytes(root, name, revision) if size <= _SMALL_BYTES else None
 
 
 def _published(name: str, published: ChangeResult) -> Response:

@@ -27,6 +27,8 @@ from adapters.errors import (
     StoreError,
     StoreFailed,
     StoreFull,
+    StoreInUse,
+    UnforcedReplacement,
     UnknownAdapter,
     UnknownRevision,
     UnloadedAdapter,
@@ -90,6 +92,7 @@ class Refusal:
 
 
 _INVALID = "Wrong types or values; every fault is named with its place."
+_STORE_FAILED = "The store's disk fails, is read-only, gone or another service's; nothing changed."
 _UNAVAILABLE = "Draining, stopped or dead. `Retry-After` is set."
 # In the order of the documentation. A class that is missing here gets the row of its nearest base.
 _TABLE: tuple[tuple[type[Exception], int, str, str], ...] = (
@@ -104,6 +107,12 @@ _TABLE: tuple[tuple[type[Exception], int, str, str], ...] = (
     (IncompatibleAdapter, 409, "adapter_incompatible", "Made for another backbone; see `details`."),
     (UnloadedAdapter, 409, "adapter_unloaded", "Not served until it is loaded or published again."),
     (CurrentRevision, 409, "revision_current", "The current revision cannot be deleted alone."),
+    (
+        UnforcedReplacement,
+        409,
+        "replacement_not_forced",
+        "It has other labels or another task; `?force=true` replaces all the same.",
+    ),
     (RevisionConflict, 412, "revision_conflict", "`If-Match` or `If-None-Match` does not hold."),
     (TooLarge, 413, "too_large", "The body or the number of inputs is over its limit."),
     (InvalidAdapter, 422, "adapter_invalid", "The file is not an adapter; every fault is named."),
@@ -117,8 +126,9 @@ _TABLE: tuple[tuple[type[Exception], int, str, str], ...] = (
     (AdapterLoadFailed, 500, "adapter_load_failed", "Its stored file has vanished or is damaged."),
     (DamagedFile, 500, "adapter_damaged", "The stored file is not what was published."),
     (StoreError, 500, "store_failed", "The adapter store cannot do this."),
-    (StoreFailed, 503, "store_failed", "Its disk fails, is read-only or gone; nothing changed."),
-    (StoreFull, 507, "store_failed", "Its disk or quota is full; nothing changed."),
+    (StoreInUse, 503, "store_failed", _STORE_FAILED),
+    (StoreFailed, 503, "store_failed", _STORE_FAILED),
+    (StoreFull, 507, "store_failed", "The store's disk or quota is full; nothing changed."),
     (UnsupportedBackbone, 500, "backbone_unsupported", "A start error: unsupported model family."),
     (UnusableBackbone, 500, "backbone_unusable", "A start error: unusable backbone files."),
     (AdapterError, 500, "adapter_error", "Another failure around an adapter."),
@@ -183,6 +193,8 @@ def _details(error: Exception) -> Sequence[str]:
             return error.details
         case InvalidAdapter() | IncompatibleAdapter():
             return error.faults
+        case UnforcedReplacement():
+            return error.changes
         case UnknownAdapter() | UnknownRevision():
             return error.known[:MAX_DETAILS]
         case _:

@@ -57,6 +57,7 @@ STATES: Mapping[str, str | None] = {
     "waiting_tokens": None,
     "tier_size": "tier",
     "stored": None,
+    "store_state": None,
     "started": None,
     "waiting_limit": None,
 }

@@ -114,6 +114,7 @@ class ChangeRequest(Message, frozen=True):
     condition: Condition
     revision: str | None
     file: ReceivedFile | None
+    force: bool
     client: str
     request_id: str
     address: str

@@ -180,6 +180,10 @@ class Metrics(Observer):
         self._tier_adapters["stored"].set(adapters)
         self._tier_bytes["stored"].set(bytes_held)
 
+    def store_state(self, usable: bool, free_bytes: int) -> None:
+        self._by_name["idspam_store_usable"].set(usable)
+        self._by_name["idspam_store_free_bytes"].set(free_bytes)
+
     def started(self, *, version: str, backbone: str, device: str, dtype: str) -> None:
         self._by_name["idspam_build_info"].labels(version, backbone, device, dtype).set(1)
 

@@ -1,9 +1,11 @@
 """/v1/adapters: publishing, conditions, paging, rollback, deletion, and files that are refused."""
 
+import base64
 import hashlib
 import io
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch
 from adapters.format.files import serialize
 from service.http.openapi.schemas import AdapterDetail, AdapterList, PublishedAdapter
 from tests.support.hostile_files import with_spec
-from tests.support.http_service import RunningService, error_of, serve
+from tests.support.http_service import Brake, RunningService, error_of, serve, until
 from tests.support.tiny_models import make_adapter, make_backbone
 
 LIMIT = 200_000
@@ -170,7 +172,7 @@ def test_bad_names_are_422_and_never_a_path(live: RunningService, name: str) -> 
     response = put(live, name, data())
     assert response.status_code == 422
     assert error_of(response)["type"] == "adapter_name_invalid"
-    assert [item.name for item in live.adapter_dir.iterdir()] == [".locks"]
+    assert {item.name for item in live.adapter_dir.iterdir()} == {".locks", ".engine.lock"}
 
 
 def test_list_pages_by_name_and_shows_what_the_files_say(live: RunningService) -> None:
@@ -330,3 +332,116 @@ def test_delete_forgets_the_name_and_its_series(live: RunningService) -> None:
     assert not [labels for _, labels in live.series() if ("adapter", "a") in labels]
     assert live.metric("idspam_tier_adapters", tier="stored") == 0
     assert put(live, "a", data(1)).status_code == 201
+
+
+# One revision.
+
+
+def test_one_revision_is_deleted_and_the_others_stay(live: RunningService) -> None:
+    one, two, three = (put(live, "a", data(seed)).json()["revision"] for seed in (1, 2, 3))
+    path = "/v1/adapters/a/revisions"
+    stale = {"If-Match": f'"{one}"'}
+    assert live.client.delete(f"{path}/{two[:9]}", headers=stale).status_code == 412
+    assert live.client.delete(f"{path}/{two[:9]}").status_code == 204
+    assert live.client.get("/v1/adapters/a").json()["revisions"] == [three, one]
+    assert not live.adapter_dir.joinpath("a", f"{two}.safetensors").exists()
+    gone = live.client.post("/v1/predict", json={"adapter": f"a@{two}", "inputs": "x"})
+    assert error_of(gone)["type"] == "revision_not_found"
+    for reference, revision in (("a", three), (f"a@{one}", one)):
+        assert live.predict(adapter=reference, inputs="x")["results"][0]["revision"] == revision
+    assert live.client.delete(f"{path}/{two}").status_code == 404
+    assert live.client.delete(f"/v1/adapters/b/revisions/{two}").status_code == 404
+    current = live.client.delete(f"{path}/{three}")
+    assert current.status_code == 409
+    assert error_of(current)["type"] == "revision_current"
+    assert live.client.post("/v1/adapters/a/rollback", json={}).json()["revision"] == one
+
+
+def test_deleting_a_revision_of_an_unloaded_adapter_does_not_load_it(live: RunningService) -> None:
+    old = put(live, "a", data(1)).json()["revision"]
+    put(live, "a", data(2))
+    live.client.post("/v2/repository/models/a/unload")
+    assert live.client.delete(f"/v1/adapters/a/revisions/{old}").status_code == 204
+    assert live.client.get("/v1/adapters/a").json()["state"] == "unloaded"
+
+
+def test_a_limit_of_kept_revisions_removes_the_oldest(tmp_path: Path) -> None:
+    with serve(tmp_path, KEPT_REVISIONS="2") as live:
+        revisions = [put(live, "a", data(seed)).json()["revision"] for seed in range(4)]
+        shown = live.client.get("/v1/adapters/a").json()["revisions"]
+        assert shown == [revisions[3], revisions[2]]
+        assert len(list(tmp_path.glob("a/*.safetensors"))) == 2
+        gone = live.client.post("/v1/predict", json={"adapter": f"a@{revisions[0]}", "inputs": "x"})
+        assert error_of(gone)["type"] == "revision_not_found"
+
+
+def test_a_revision_that_a_request_holds_outlives_the_limit(tmp_path: Path) -> None:
+    brake = Brake()
+    with serve(tmp_path, load=brake.load, KEPT_REVISIONS="1") as live:
+        old = put(live, "a", data(1)).json()["revision"]
+        live.predict(adapter="a", inputs="x")
+        brake.on()
+        with ThreadPoolExecutor(1) as pool:
+            held = pool.submit(live.predict, adapter=f"a@{old}", inputs="x")
+            until(lambda: live.service.engine.in_use("a") == {old})  # type: ignore[attr-defined]
+            publishing = pool.submit(put, live, "a", data(2))
+            brake.off()
+            assert held.result()["results"][0]["revision"] == old
+            assert publishing.result().status_code == 200
+
+
+# Another meaning.
+
+OTHERS: list[tuple[dict[str, Any], str]] = [
+    ({"labels": ("ham", "spam", "scam")}, "labels added: scam"),
+    ({"labels": ("ham", "phishing")}, "labels removed: spam"),
+    ({"labels": ("spam", "ham")}, "labels in another order: spam, ham"),
+    ({"activation": "sigmoid"}, "activation softmax -> sigmoid"),
+]
+
+
+@pytest.mark.parametrize(("fields", "change"), OTHERS)
+def test_replacing_by_another_meaning_must_be_forced(
+    live: RunningService, fields: dict[str, Any], change: str
+) -> None:
+    first, other = data(1), data(2, **fields)
+    put(live, "a", first)
+
+    def form(query: str = "", **headers: str) -> httpx.Response:
+        parts: dict[str, Any] = {"data": {"name": "a"}, "files": {"file": other}}
+        return live.client.post(f"/v1/adapters{query}", headers=headers, **parts)
+
+    def load(query: str = "") -> httpx.Response:
+        body = {"parameters": {"file:1/a": base64.b64encode(other).decode()}}
+        return live.client.post(f"/v2/repository/models/a/load{query}", json=body)
+
+    for refused in (put(live, "a", other), put(live, "a", other, If_Match="*"), form()):
+        assert refused.status_code == 409
+        error = error_of(refused)
+        assert error["type"] == "replacement_not_forced"
+        assert change in error["details"]
+        assert "force=true" in error["message"]
+    assert load().status_code == 409
+    assert change in load().json()["error"]
+    assert live.client.get("/v1/adapters/a").json()["revision"] == etag(first)[1:-1]
+    ways: list[Callable[[], httpx.Response]] = [
+        lambda: live.client.put("/v1/adapters/a?force=true", content=other),
+        lambda: put(live, "a", other, If_Match=etag(first)),
+        lambda: form("?force=true"),
+        lambda: form(**{"If-Match": etag(first)}),
+        lambda: load("?force=true"),
+    ]
+    for forced in ways:
+        assert forced().status_code == 200
+        assert live.client.get("/v1/adapters/a").json()["revision"] == etag(other)[1:-1]
+        assert live.client.post("/v1/adapters/a/rollback", json={}).status_code == 200
+    assert live.client.put("/v1/adapters/a?force=perhaps", content=other).status_code == 422
+
+
+def test_a_name_that_is_new_or_cannot_be_read_needs_no_force(live: RunningService) -> None:
+    put(live, "a", data(1))
+    assert put(live, "b", data(2, labels=("x", "y"))).status_code == 201
+    path = live.service.catalog.path("a")[1]
+    path.write_bytes(b"rotten")
+    assert live.client.post("/v2/repository/models/a/load").status_code == 500
+    assert put(live, "a", data(2, labels=("x", "y"))).status_code == 200

@@ -8,8 +8,12 @@ from pathlib import Path
 import httpx
 import pytest
 
+from adapters.errors import StoreInUse
 from adapters.format.files import serialize
-from tests.support.http_service import RunningService, error_of, serve
+from adapters.format.ownership import StoreLock
+from adapters.format.store import AdapterStore
+from service import local
+from tests.support.http_service import RunningService, error_of, serve, until
 from tests.support.small_disk import fill, make_read_only, make_writable, small_disk
 from tests.support.tiny_models import make_adapter, make_backbone
 
@@ -107,6 +111,53 @@ def test_a_removed_store_refuses_every_change_until_it_is_back(live: RunningServ
     assert live.client.get("/v1/adapters/a/file").content == data(2)
     assert live.client.post("/v1/adapters/a/rollback", json={}).status_code == 200
     assert live.client.get("/v1/adapters/a").json()["state"] == "ready"
+
+
+def test_readiness_and_metrics_tell_that_the_store_cannot_be_changed(
+    live: RunningService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "STORE_SECONDS", 0.05)
+
+    def store() -> str:
+        response = live.client.get("/readyz")
+        assert response.status_code == 200
+        return str(response.json()["details"]["store"])
+
+    # The first interval began before it was made shorter.
+    until(lambda: store() == "ok")
+    disk, away = live.adapter_dir.parent, live.adapter_dir.with_name("away")
+    make_read_only(disk)
+    until(lambda: store() == "its file system is read-only")
+    assert live.metric("idspam_store_usable") == 0
+    make_writable(disk)
+    until(lambda: store() == "ok")
+    filler = fill(disk)
+    until(lambda: store() == "its file system is full")
+    assert live.metric("idspam_store_free_bytes") < 2**18
+    filler.unlink()
+    live.adapter_dir.rename(away)
+    until(lambda: store() == "its folder is gone")
+    still_serves(live)
+    away.rename(live.adapter_dir)
+    until(lambda: store() == "ok")
+    assert live.metric("idspam_store_usable") == 1
+
+
+def test_a_folder_that_was_replaced_is_served_as_it_is_now(
+    live: RunningService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "STORE_SECONDS", 0.05)
+    shutil.rmtree(live.adapter_dir)
+    AdapterStore(live.adapter_dir).put("b", data(3))
+
+    def names() -> list[str]:
+        return [item["name"] for item in live.client.get("/v1/adapters").json()["adapters"]]
+
+    until(lambda: names() == ["b"])
+    assert live.predict(adapter="b", inputs="x")["results"]
+    # The new folder has an owner again.
+    with pytest.raises(StoreInUse):
+        StoreLock(live.adapter_dir, "engine").acquire()
 
 
 def test_a_store_that_comes_back_empty_takes_uploads_again(live: RunningService) -> None:

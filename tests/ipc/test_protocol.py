@@ -239,7 +239,7 @@ def test_an_entry_of_the_catalog_arrives_as_it_was(backbone: Backbone) -> None:
 def test_a_change_arrives_as_it_was_sent(condition: Condition) -> None:
     for operation in get_args(Operation):
         file = ReceivedFile("f.part", "0" * 64, 9) if operation == "publish" else None
-        change = Change(operation, "a", condition, "0", file, *Origin("ci", "r1", "::1"))
+        change = Change(operation, "a", condition, "0", file, True, *Origin("ci", "r1", "::1"))
         request = change_request_of(5, change)
         assert FROM_WORKER.decode(encode([request])) == [request]
         assert change_of(request) == change
@@ -249,7 +249,7 @@ def test_a_change_arrives_as_it_was_sent(condition: Condition) -> None:
         done = ChangeDone(5, ChangeResult("0", created=True, changed=False))
         assert FROM_ENGINE.decode(encode([done])) == [done]
     unknown = msgspec.msgpack.encode(
-        [["ChangeRequest", 5, "format_disk", "a", {}, None, None, "", "-", ""]]
+        [["ChangeRequest", 5, "format_disk", "a", {}, None, None, False, "", "-", ""]]
     )
     with pytest.raises(Undecodable, match="format_disk"):
         FROM_WORKER.decode(bytes([VERSION]) + unknown)

@@ -96,7 +96,7 @@ class RunningService:
 def make_app(settings: Settings, load: Callable[[], Backbone]) -> FastAPI:
     """The app with everything in this process."""
     metrics = Metrics(CollectorRegistry(), routes=route_paths(), error_types=error_types())
-    store = AdapterStore(settings.adapter_dir)
+    store = AdapterStore(settings.adapter_dir, kept=settings.kept_revisions)
     return create_app(settings, LocalBackend(settings, store, load=load, observer=metrics), metrics)
 
 

@@ -9,10 +9,8 @@ from pathlib import Path
 import pytest
 
 
-def _mount(*arguments: str) -> None:
-    done = subprocess.run(["mount", *arguments], capture_output=True, text=True)
-    if done.returncode != 0:
-        pytest.skip(f"cannot mount a tmpfs here (this needs root): {done.stderr.strip()}")
+def _mount(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(["mount", *arguments], capture_output=True, text=True)
 
 
 @contextmanager
@@ -21,7 +19,9 @@ def small_disk(folder: Path, *, megabytes: int = 3) -> Iterator[Path]:
     if os.geteuid() != 0:
         pytest.skip("cannot mount a tmpfs here: this needs root")
     folder.mkdir()
-    _mount("-t", "tmpfs", "-o", f"size={megabytes}M", "tmpfs", str(folder))
+    done = _mount("-t", "tmpfs", "-o", f"size={megabytes}M", "tmpfs", str(folder))
+    if done.returncode != 0:
+        pytest.skip(f"cannot mount a tmpfs here: {done.stderr.strip()}")
     try:
         yield folder
     finally:
@@ -29,11 +29,11 @@ def small_disk(folder: Path, *, megabytes: int = 3) -> Iterator[Path]:
 
 
 def make_read_only(folder: Path) -> None:
-    _mount("-o", "remount,ro", str(folder))
+    _mount("-o", "remount,ro", str(folder)).check_returncode()
 
 
 def make_writable(folder: Path) -> None:
-    _mount("-o", "remount,rw", str(folder))
+    _mount("-o", "remount,rw", str(folder)).check_returncode()
 
 
 def fill(folder: Path) -> Path:

@@ -28,6 +28,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--if-match", metavar="REVISION", help="publish only if this revision is served now"
     )
+    parser.add_argument(
+        "--force", action="store_true", help="also if the labels or the task change"
+    )
 
 
 def run(arguments: Namespace) -> int:
@@ -37,6 +40,7 @@ def run(arguments: Namespace) -> int:
         arguments.url,
         key=api_key(arguments.api_key),
         if_match=arguments.if_match,
+        force=arguments.force,
         note=LineProgress(sys.stderr).note,
     )
     sys.stdout.write(f"{published.name} {published.revision} {published.outcome}\n")
@@ -53,6 +57,7 @@ def push(
     *,
     key: str | None = None,
     if_match: str | None = None,
+    force: bool = False,
     note: Callable[[str], None] = lambda _: None,
 ) -> Published:
     """Validate a file here, then publish exactly these bytes under a name.
@@ -63,6 +68,7 @@ def push(
     Args:
         url: where the service's paths begin: `http://host:8000`.
         if_match: publish only over this revision (compare-and-swap).
+        force: replace an adapter also by one with other labels or another task.
         note: called before every wait.
 
     Raises:
@@ -81,7 +87,7 @@ def push(
             attempt = 1
             while True:
                 try:
-                    return client.upload(name, data, if_match=revision)
+                    return client.upload(name, data, if_match=revision, force=force)
                 except Busy as error:
                     if attempt == ATTEMPTS:
                         raise

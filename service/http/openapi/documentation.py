@@ -138,7 +138,7 @@ _IF_MATCH = _condition(
 _IF_NONE_MATCH = _condition("If-None-Match", "`*`: only if the name is new.")
 
 _ANYWHERE = ("unauthorized", "not_ready", "unavailable")
-_CHANGING = (*_ANYWHERE, "forbidden", "revision_conflict")
+_CHANGING = (*_ANYWHERE, "forbidden", "revision_conflict", "store_failed")
 _RESOLVING = ("adapter_not_found", "revision_not_found")
 _SERVING = (*_RESOLVING, "adapter_incompatible", "adapter_unloaded", "adapter_damaged")
 
@@ -148,6 +148,7 @@ def _upload(request: Mapping[str, Any]) -> dict[str, Any]:
     refusals = _refusals(
         *_CHANGING,
         "adapter_incompatible",
+        "replacement_not_forced",
         "adapter_invalid",
         "adapter_name_invalid",
         "too_large",
@@ -198,7 +199,7 @@ SHOW = entry(
 DOWNLOAD = entry(
     "adapters",
     errors={
-        **_refusals(*_ANYWHERE, *_RESOLVING, "adapter_damaged"),
+        **_refusals(*_ANYWHERE, *_RESOLVING, "adapter_damaged", "store_failed"),
         200: {"description": "The file", "content": _FILE},
         304: response("`If-None-Match` names this revision"),
     },
@@ -210,6 +211,13 @@ ROLLBACK = entry(
     answer=examples.PUBLISHED,
     model=PublishedAdapter,
     errors=_refusals(*_CHANGING, *_SERVING, "invalid_request"),
+)
+DELETE_REVISION = entry(
+    "adapters",
+    parameters=(_IF_MATCH,),
+    status=204,
+    description="Gone",
+    errors=_refusals(*_CHANGING, *_RESOLVING, "revision_current"),
 )
 DELETE = entry(
     "adapters",

@@ -25,6 +25,8 @@ ERRORS: tuple[Exception, ...] = (
         ["backbone: made for 'roberta-large', loaded is 'all-MiniLM-L6-v2'"]
     ),
     adapter_errors.UnloadedAdapter("sms-spam"),
+    adapter_errors.CurrentRevision("sms-spam", REVISION),
+    adapter_errors.UnforcedReplacement("sms-spam", ["labels removed: ham"]),
     adapter_errors.RevisionConflict("sms-spam", OLDER, REVISION),
     errors.TooLarge("2000 inputs in one request, at most 1024 are allowed"),
     adapter_errors.InvalidAdapter(["tensor head.out.bias: missing, expected shape [2]"]),
@@ -36,6 +38,8 @@ ERRORS: tuple[Exception, ...] = (
     errors.InferenceFailed("the scores are not finite"),
     errors.AdapterLoadFailed("sms-spam", REVISION, "the file is gone"),
     adapter_errors.DamagedFile(f"the file of adapter 'sms-spam', revision {REVISION}, is gone"),
+    adapter_errors.StoreFailed("the adapter store cannot publish: Read-only file system"),
+    adapter_errors.StoreFull("the adapter store cannot publish: No space left on device"),
     errors.NotReady("warming up"),
     errors.EngineUnavailable("the service is draining"),
     errors.DeadlineExceeded("the deadline passed before the answer was there"),

@@ -43,7 +43,7 @@ async def index(request: Request) -> Response:
 
 
 @router.post("/v2/repository/models/{name}/load", **OIP_LOAD)
-async def load(request: Request, name: str) -> Response:
+async def load(request: Request, name: str, force: bool = False) -> Response:
     """Serve an adapter: read from the store again, or published from a file in the request."""
     service = service_of(request)
     # Base64 takes four bytes for three.
@@ -53,7 +53,7 @@ async def load(request: Request, name: str) -> Response:
     if data is None:
         await service.catalog.reload(name, by=origin_of(request))
     else:
-        await publish(request, name, data, Condition())
+        await publish(request, name, data, Condition(), force=force)
     return JsonResponse({"name": name, "load": True})
 
 
