@@ -6,13 +6,14 @@
     |   |-- InvalidRequest        it is parsed, but not acceptable; lists every fault
     |   |   `-- NoInputs          it has nothing to classify
     |   |-- TooLarge              the body, or the number of inputs
+    |   |-- BodyTimeout           the body stalls or comes too slowly
     |   |-- Unauthorized          no key, or an unknown one
     |   |   |-- KeyExpired        a key whose time is over
     |   |   `-- KeyRevoked        a key that was taken back
     |   `-- Forbidden             a known key that may not do this, or a web page of another origin
     |-- QuotaExceeded             the key's quota is used up; says when to retry
     |-- TooManyFailures           this address has sent too many wrong keys; says when to retry
-    |-- Overloaded                not admitted: too many tokens wait; says when to retry
+    |-- Overloaded                not admitted: too many tokens or bytes in flight; when to retry
     |-- DeadlineExceeded          it waited longer than the client allows
     |-- InferenceFailed           the batch failed, or the scores are not finite
     |-- AdapterLoadFailed         a registered adapter's file has vanished, is damaged or unusable
@@ -60,6 +61,10 @@ class NoInputs(InvalidRequest):
 
 class TooLarge(RequestError):
     """The body or the number of inputs is over its limit."""
+
+
+class BodyTimeout(RequestError):
+    """The body stalls, or comes more slowly than the settings allow."""
 
 
 class Unauthorized(RequestError):

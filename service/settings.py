@@ -6,7 +6,7 @@ capitals.
 
 import difflib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,9 @@ PREFIX = "IDSPAM_"
 _SECRET = ("api_keys", "admin_keys", "keys")
 CPU_BATCH_TOKENS = 2048
 GPU_BATCH_TOKENS = 16384
+DEFAULT_BODY_BYTES_IN_FLIGHT = 512 * 2**20
+# Beside the file, a multipart form may have this much.
+FORM_BYTES = 64 * 1024
 TREE = Path(__file__).resolve().parent.parent
 
 
@@ -73,6 +76,13 @@ def _seconds(value: str) -> float:
         number = -1.0
     if not 0.0 <= number <= 3600.0:
         raise ValueError("must be a number of seconds from 0 to 3600")
+    return number
+
+
+def _positive_seconds(value: str) -> float:
+    number = _seconds(value)
+    if number < 0.1:
+        raise ValueError("must be a number of seconds from 0.1 to 3600")
     return number
 
 
@@ -203,6 +213,36 @@ class Settings:
     max_body_bytes: int = _setting(
         _whole(1024, 2**31), str(8 * 2**20), "bytes", "Largest body of every other request"
     )
+    max_body_bytes_in_flight: int | None = _setting(
+        _auto_or(_whole(64 * 1024, 2**40)),
+        "auto",
+        "bytes",
+        "Most bytes of all bodies in memory, and as many of uploads on disk; more gets 429. Each "
+        "worker has its share; `auto` is 512 MiB, or one largest upload for each worker",
+    )
+    max_connections: int | None = _setting(
+        _auto_or(_whole(1, 2**20)),
+        "auto",
+        "connections",
+        "Most connections of an HTTP process; beyond, those that wait for a request make room, "
+        "else 503. `auto` is 4096, or fewer if there are not as many descriptors",
+    )
+    header_seconds: float = _setting(
+        _positive_seconds,
+        "10",
+        "seconds",
+        "How long a connection may take to send its first headers, and the headers of each request",
+    )
+    stall_seconds: float = _setting(
+        _positive_seconds,
+        "20",
+        "seconds",
+        "In each such period of a body or an answer, so many times `IDSPAM_MIN_BYTES_PER_SECOND` "
+        "must be moved, or all that is left",
+    )
+    min_bytes_per_second: int = _setting(
+        _whole(1, 2**30), "1024", "bytes/s", "The slowest pace of bodies and answers"
+    )
     max_inputs: int = _setting(_whole(1, 2**20), "1024", "texts", "Most texts in one request")
     default_timeout_ms: int = _setting(
         _whole(1, 3_600_000), "30000", "milliseconds", "Deadline of requests without a `timeout_ms`"
@@ -247,6 +287,20 @@ class Settings:
         return self.max_batch_tokens or default
 
     @property
+    def body_bytes_share(self) -> int:
+        """The bytes of bodies in flight in one HTTP process, at most."""
+        processes = max(1, self.workers)
+        total = self.max_body_bytes_in_flight or max(
+            DEFAULT_BODY_BYTES_IN_FLIGHT, processes * self.largest_body
+        )
+        return total // processes
+
+    @property
+    def largest_body(self) -> int:
+        """The largest body of any request, in bytes."""
+        return max(self.max_upload_bytes, self.max_body_bytes) + FORM_BYTES
+
+    @property
     def max_message_bytes(self) -> int:
         """The largest message between processes: a body of short texts as tokens."""
         return 16 * self.max_body_bytes + 2**20
@@ -282,9 +336,21 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         except ValueError as error:
             shown = "" if known[key].name in _SECRET else f"{environ[key]!r}: "
             faults.append(f"{key}: {shown}{error}")
+    if not faults:
+        settings = Settings(**values)
+        faults = list(_contradictions(settings))
     if faults:
         raise InvalidSettings(faults)
-    return Settings(**values)
+    return settings
+
+
+def _contradictions(settings: Settings) -> Iterator[str]:
+    """Values that are good alone but not together."""
+    if settings.body_bytes_share < settings.largest_body:
+        yield (
+            f"{variable('max_body_bytes_in_flight')}: {settings.max_body_bytes_in_flight}: must be "
+            f"{settings.largest_body} for each worker, the largest body or upload that is allowed"
+        )
 
 
 def variable(name: str) -> str:

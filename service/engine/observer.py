@@ -28,6 +28,17 @@ Outcome = Literal[
     "disconnected",
 ]
 UploadOutcome = Literal["created", "replaced", "unchanged", "refused", "failed"]
+ConnectionEnd = Literal[
+    "too_many",
+    "evicted",
+    "url",
+    "headers",
+    "malformed",
+    "slow_head",
+    "slow_body",
+    "slow_reader",
+    "draining",
+]
 Tier = Literal["registered", "active"]
 # No label is empty.
 NO_LABEL = ""
@@ -103,6 +114,14 @@ class Observer:
 
     def uploaded(self, outcome: UploadOutcome) -> None:
         """An upload ended."""
+
+    # Reported by each process that has connections.
+
+    def connections(self, process: str, *, opened: int, held_bytes: int, stored_bytes: int) -> None:
+        """Connections that are open now; bytes of their bodies in memory, and on disk."""
+
+    def connections_ended(self, reason: ConnectionEnd, number: int) -> None:
+        """Connections that the service ended before their clients did."""
 
     # Reported by the catalog and the start.
 

@@ -10,12 +10,16 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from service.errors import InvalidRequest, MalformedRequest, TooLarge
+from service.http.body_budget import FREE_BYTES, Place
+from service.http.lifecycle import service_of
 from service.http.openapi.schemas import BRANCHES
 
 M = TypeVar("M", bound=BaseModel)
 
 MAX_DETAILS = 100
 MAX_SHOWN_CHARACTERS = 64
+# In the scope of a request: the error that ended its body, which reading it raises.
+BODY_FAULT = "idspam.body_fault"
 
 
 class JsonResponse(Response):
@@ -108,18 +112,38 @@ async def read_body(request: Request, limit: int) -> bytes:
 
     Raises:
         TooLarge: over `limit` bytes.
+        BodyTimeout: it stalls, or comes too slowly.
+        MalformedRequest: its chunks are not valid.
+        Overloaded: with all other bodies in flight it is over `IDSPAM_MAX_BODY_BYTES_IN_FLIGHT`.
+        EngineUnavailable: the service drains, and the body has not come completely.
         ClientDisconnect: the client went away while sending.
     """
-    chunks = [chunk async for chunk in limited_stream(request, limit)]
+    chunks = [chunk async for chunk in _stream(request, limit, "memory")]
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-async def limited_stream(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
-    """The body chunk by chunk, for streaming parsers; raises as `read_body`."""
+def limited_stream(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
+    """The body chunk by chunk, for readers that write it to disk; raises as `read_body`."""
+    return _stream(request, limit, "disk")
+
+
+def hold(request: Request, size: int) -> None:
+    """Count bytes that were made from a body, as by decompression.
+
+    Raises:
+        Overloaded: they are over the bound of all bodies in flight.
+    """
+    if size > FREE_BYTES:
+        service_of(request).body_budget.share_of(request.scope).take(size, "memory")
+
+
+async def _stream(request: Request, limit: int, place: Place) -> AsyncGenerator[bytes, None]:
     announced = request.headers.get("content-length", "0")
-    if announced.isdecimal() and int(announced[:20]) > limit:
-        raise _too_large(limit)
-    total, more = 0, True
+    if announced.isdecimal() and (length := int(announced[:20])) > FREE_BYTES:
+        if length > limit:
+            raise _too_large(limit)
+        service_of(request).body_budget.refuse_unless_fits(length, place)
+    total, counted, more = 0, 0, True
     while more:
         message = await request.receive()
         if message["type"] == "http.disconnect":
@@ -129,6 +153,12 @@ async def limited_stream(request: Request, limit: int) -> AsyncGenerator[bytes, 
         if total > limit:
             raise _too_large(limit)
         more = message.get("more_body", False)
+        if more and (fault := request.scope.get(BODY_FAULT)) is not None:
+            raise fault
+        if total > FREE_BYTES:
+            budget = service_of(request).body_budget
+            budget.share_of(request.scope).take(total - counted, place)
+            counted = total
         if chunk:
             yield chunk
 

@@ -37,6 +37,7 @@ from adapters.errors import (
 )
 from service.errors import (
     AdapterLoadFailed,
+    BodyTimeout,
     DeadlineExceeded,
     EngineUnavailable,
     Forbidden,
@@ -104,6 +105,7 @@ _TABLE: tuple[tuple[type[Exception], int, str, str], ...] = (
     (Forbidden, 403, "forbidden", "Not with this key, or not from a web page of another origin."),
     (UnknownAdapter, 404, "adapter_not_found", "No such adapter; the message names what exists."),
     (UnknownRevision, 404, "revision_not_found", "No single stored revision begins like this."),
+    (BodyTimeout, 408, "request_timeout", "The body stalls, or comes too slowly."),
     (IncompatibleAdapter, 409, "adapter_incompatible", "Made for another backbone; see `details`."),
     (UnloadedAdapter, 409, "adapter_unloaded", "Not served until it is loaded or published again."),
     (CurrentRevision, 409, "revision_current", "The current revision cannot be deleted alone."),

@@ -22,6 +22,7 @@ from service.catalog.view import CatalogView
 from service.engine.interface import EngineHealth
 from service.engine.observer import Observer
 from service.errors import EngineUnavailable
+from service.http.body_budget import BodyBudget
 from service.observability.logs import request_id
 from service.observability.tracing import Tracing
 from service.settings import Settings
@@ -36,6 +37,7 @@ class Service:
         backend: started and stopped with the service.
 
     Attributes:
+        body_budget: of the bodies in flight in this process.
         starting: the task that loads; its exception says why the service could not start.
         guard: decides who may do what.
 
@@ -52,6 +54,7 @@ class Service:
         self.guard = Guard(settings, metrics)
         self.tracing = Tracing(settings.otlp_endpoint)
         self.engine = backend.engine
+        self.body_budget = BodyBudget(settings.body_bytes_share)
         self._backend = backend
         self._draining = False
         self._in_flight = 0

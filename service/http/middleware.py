@@ -23,6 +23,7 @@ from service.access.guard import Client, current_key
 from service.access.scopes import match, methods_of, needs
 from service.engine.observer import Outcome
 from service.errors import QuotaExceeded, TooManyFailures
+from service.http.body_budget import SHARE
 from service.http.error_shapes import shape_of
 from service.http.errors import DISCONNECTED, ERRORS, INTERNAL, own_shape, refusal_of
 from service.http.lifecycle import Service
@@ -76,6 +77,8 @@ class Gate:
                 response = await handle_error(Request(scope), error)
                 await response(scope, receive, send_with_id)
             finally:
+                if (share := scope.get(SHARE)) is not None:
+                    share.release()
                 self._count(scope, span, method, status, perf_counter() - started)
                 request_id.reset(token)
 

@@ -15,30 +15,37 @@ _OFFER = (b"upgrade", b"http2-settings")
 class PlainHttpProtocol(HttpToolsProtocol):
     """For requests without an offer the cost is two method calls, under a microsecond."""
 
-    def data_received(self, data: bytes) -> None:
-        self._unset_keepalive_if_required()
-        # A slice of a view copies nothing, and one packet may hold many requests.
-        rest = memoryview(data)
-        try:
-            while (end := self._parsed_to(rest)) is not None:
-                head, rest = self._head_without_offer(), rest[end:]
-                # A new parser, made as uvicorn makes it: the old one may have ended with
-                # `Connection: close`.
-                self.parser = httptools.HttpRequestParser(self)
-                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-                self.parser.feed_data(head)
-        except httptools.HttpParserError:
-            message = "Invalid HTTP request received."
-            self.logger.warning(message)
-            self.send_400_response(message)
+    def parse(self, data: memoryview) -> None:
+        """Parse what has come, which may be many requests or a part of one.
+
+        Raises:
+            HttpParserError: not HTTP, or a callback raised an error.
+        """
+        rest = data
+        while (end := self._parsed_to(rest)) is not None:
+            # A slice of a view copies nothing.
+            head, rest = self._head_without_offer(), rest[end:]
+            # A new parser, made as uvicorn makes it: the old one may have ended with
+            # `Connection: close`.
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            self.parser.feed_data(head)
 
     def on_headers_complete(self) -> None:
         if not self._has_offer():
-            super().on_headers_complete()
+            self.head_complete()
 
     def on_message_complete(self) -> None:
         if not self._has_offer():
-            super().on_message_complete()
+            self.message_complete()
+
+    def head_complete(self) -> None:
+        """The headers of a request have come: it is answered from here on."""
+        super().on_headers_complete()
+
+    def message_complete(self) -> None:
+        """All of a request has come."""
+        super().on_message_complete()
 
     def _parsed_to(self, data: memoryview) -> int | None:
         """Where the headers of an offer end; None if all of the data was parsed."""

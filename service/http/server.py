@@ -7,14 +7,17 @@ import signal
 import socket
 from collections.abc import Callable
 from contextvars import Context
+from functools import partial
 from ipaddress import ip_address
 from types import FrameType
+from typing import cast
 
 import uvicorn
 from fastapi import FastAPI
 
+from service.http.bounded_http import BoundedHttpProtocol
+from service.http.connections import Connection, Connections, limits_of
 from service.http.lifecycle import Service
-from service.http.plain_http import PlainHttpProtocol
 from service.start import freeze_loaded_objects, start_error
 
 BACKLOG = 2048
@@ -22,6 +25,8 @@ BACKLOG = 2048
 CLOSING_SECONDS = 2
 # Longer than client pools keep idle connections, so that it is the client that closes them.
 KEEP_ALIVE_SECONDS = 75
+# Connections are checked every so many tenths of a second.
+CHECK_TICKS = 5
 _NO_SUCH_ADDRESS = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -31,18 +36,34 @@ class Server(uvicorn.Server):
 
     Args:
         announce: called with one line as soon as the service is ready.
+        process: the name of this process in metrics.
+
+    Raises:
+        StartFailed: this process may not have descriptors for its connections.
 
     `failure` says, once `run` has returned, why the service could not start.
     """
 
     def __init__(
-        self, app: FastAPI, service: Service, *, url: str, announce: Callable[[str], None]
+        self,
+        app: FastAPI,
+        service: Service,
+        *,
+        url: str,
+        announce: Callable[[str], None],
+        process: str = "service",
     ) -> None:
+        self._connections = connections = Connections(
+            limits_of(service.settings),
+            opened=self._report,
+            ended=service.metrics.connections_ended,
+        )
         super().__init__(
             uvicorn.Config(
                 app,
                 loop="uvloop",
-                http=PlainHttpProtocol,
+                # Called as a class is.
+                http=cast("type[asyncio.Protocol]", partial(BoundedHttpProtocol, connections)),
                 ws="none",
                 lifespan="on",
                 log_config=None,
@@ -54,6 +75,7 @@ class Server(uvicorn.Server):
         )
         self._service = service
         self._url = url
+        self._process = process
         self._announce = announce
         self._loop: asyncio.AbstractEventLoop | None = None
         self._draining: asyncio.Task[None] | None = None
@@ -80,6 +102,24 @@ class Server(uvicorn.Server):
             f"dtype={info.dtype} adapters={len(self._service.catalog)}"
         )
 
+    async def on_tick(self, counter: int) -> bool:
+        """Called by uvicorn every tenth of a second."""
+        if counter % CHECK_TICKS == 0 or self._connections.draining:
+            self._connections.check(self._open, asyncio.get_running_loop().time())
+        return await super().on_tick(counter)
+
+    @property
+    def _open(self) -> "set[Connection]":
+        return cast("set[Connection]", self.server_state.connections)
+
+    def _report(self, opened: int) -> None:
+        self._service.metrics.connections(
+            self._process,
+            opened=opened,
+            held_bytes=self._service.body_budget.bytes_in["memory"],
+            stored_bytes=self._service.body_budget.bytes_in["disk"],
+        )
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drain on the first signal, end at once on the second. Runs between any two bytecodes."""
         if self._loop is None or self._draining is not None:
@@ -91,6 +131,7 @@ class Server(uvicorn.Server):
 
     def _drain(self) -> None:
         if self._draining is None:
+            self._connections.drain(self._open, asyncio.get_running_loop().time())
             self._draining = asyncio.ensure_future(self._service.drain())
             self._draining.add_done_callback(self._drained)
 

@@ -43,6 +43,8 @@ COUNTED = (
     "adapter_failed",
     "access_refused",
     "uploaded",
+    "connections",
+    "connections_ended",
     "adapter_published",
     "adapter_removed",
     "batch_done",

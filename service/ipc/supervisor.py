@@ -192,6 +192,8 @@ class Supervisor:
             self._receiver.set_engine(None)
         elif self._standby is not None and child is self._standby.child:
             self._standby.ended()
+        else:
+            self._metrics.connections(child.name, opened=0, held_bytes=0, stored_bytes=0)
         self._show_alive()
 
     def _show_alive(self) -> None:

@@ -17,6 +17,7 @@ from service.ipc.child import ChildContext, begin
 from service.ipc.metrics_forwarding import MetricsForwarder
 from service.ipc.remote import RemoteBackend
 from service.settings import Settings
+from service.start import StartFailed
 
 _LINGER_MILLISECONDS = 500
 
@@ -68,11 +69,13 @@ def main() -> int:
     metrics = MetricsForwarder(context, child.supervisor_endpoint)
     try:
         app = create_app(settings, WorkerBackend(child, settings, metrics, context), metrics)
-    except BadKeys as error:
-        # The file has become unusable since the service was started.
+        service = app.state.service
+        server = Server(app, service, url=child.url, announce=child.ready, process=child.name)
+    except (BadKeys, StartFailed) as error:
+        # A file of keys has become unusable since the service was started, or there are too few
+        # descriptors.
         child.failed(str(error))
         return 2
-    server = Server(app, app.state.service, url=child.url, announce=child.ready)
     ignore_repeated_signals()
     server.run(sockets=[listener])
     context.destroy(linger=_LINGER_MILLISECONDS)

@@ -18,6 +18,7 @@ from service.engine.interface import AdapterKey
 from service.engine.observer import (
     NO_LABEL,
     BatchReport,
+    ConnectionEnd,
     FailureReason,
     Observer,
     Outcome,
@@ -100,6 +101,7 @@ class Metrics(Observer):
         self._evictions = _children(of["idspam_adapter_evictions_total"], tiers)
         self._eviction_ages = _children(of["idspam_adapter_eviction_age_seconds"], tiers)
         self._passes = _children(of["idspam_passes_total"], ("graph", "eager"))
+        self._ends = _children(of["idspam_connections_ended_total"], get_args(ConnectionEnd))
         self._uploads = _children(of["idspam_uploads_total"], get_args(UploadOutcome))
         self._predictions: dict[str, dict[str, Any]] = {}
         # Created when they are first counted: only some adapters give several labels.
@@ -154,6 +156,14 @@ class Metrics(Observer):
 
     def uploaded(self, outcome: UploadOutcome) -> None:
         self._uploads[outcome].inc()
+
+    def connections(self, process: str, *, opened: int, held_bytes: int, stored_bytes: int) -> None:
+        self._by_name["idspam_connections"].labels(process).set(opened)
+        self._by_name["idspam_body_bytes"].labels(process, "memory").set(held_bytes)
+        self._by_name["idspam_body_bytes"].labels(process, "disk").set(stored_bytes)
+
+    def connections_ended(self, reason: ConnectionEnd, number: int) -> None:
+        self._ends[reason].inc(number)
 
     def adapter_published(self, name: str, labels: Sequence[str]) -> None:
         """Create an adapter's series, and remove those of labels that it no longer has."""

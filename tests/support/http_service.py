@@ -3,6 +3,7 @@
 Nothing of the service is replaced. `Brake` holds a batch on the device for tests that need one.
 """
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import uvicorn
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
@@ -23,8 +23,7 @@ from adapters.format.store import AdapterStore
 from service.http.app import create_app, route_paths
 from service.http.errors import error_types
 from service.http.lifecycle import Service
-from service.http.plain_http import PlainHttpProtocol
-from service.http.server import listen, url_of
+from service.http.server import Server, listen, url_of
 from service.local import LocalBackend
 from service.observability.metrics import Metrics
 from service.settings import Settings, read_settings
@@ -93,6 +92,13 @@ class RunningService:
         }
 
 
+class _Server(Server):
+    """Leaves the garbage collector as it is, and goes on if the service could not start."""
+
+    def _started(self, starting: "asyncio.Task[None]") -> None:
+        pass
+
+
 def make_app(settings: Settings, load: Callable[[], Backbone]) -> FastAPI:
     """The app with everything in this process."""
     metrics = Metrics(CollectorRegistry(), routes=route_paths(), error_types=error_types())
@@ -122,8 +128,7 @@ def serve(
     }
     app = make_app(read_settings(environ | {"IDSPAM_ADAPTER_DIR": str(adapter_dir)}), load)
     listener = listen(host, 0)
-    config = uvicorn.Config(app, loop="uvloop", http=PlainHttpProtocol, ws="none", log_config=None)
-    server = uvicorn.Server(config)
+    server = _Server(app, app.state.service, url=url_of(listener), announce=lambda _: None)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     service = app.state.service

@@ -23,7 +23,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from service.errors import InvalidRequest, MalformedRequest, TooLarge
-from service.http.bodies import content_type, read_body
+from service.http.bodies import content_type, hold, read_body
 from service.http.openapi.schemas import Lenient
 
 INPUTS = ("text", "text_pair")
@@ -135,7 +135,7 @@ async def read_parts(request: Request, limit: int) -> tuple[bytes, bytes]:
         HTTPException: 415, another content type or encoding.
         TooLarge: over `limit` bytes.
         MalformedRequest: it cannot be decompressed, or is shorter than its announced JSON.
-        ClientDisconnect: the client went away while sending.
+        Overloaded, ...: as `read_body`.
     """
     kind = content_type(request)
     # Triton's client names no type. Neither may a web page of another origin, and its browser would
@@ -152,6 +152,7 @@ async def read_parts(request: Request, limit: int) -> tuple[bytes, bytes]:
     body = await read_body(request, limit)
     if encoding != "identity":
         body = await asyncio.to_thread(_decompress, body, encoding, limit)
+        hold(request, len(body))
     announced = request.headers.get(LENGTH_HEADER)
     if announced is None:
         return body, b""
