@@ -16,11 +16,10 @@ from adapters.format.uploads import ReceivedFile, Upload
 from service.errors import InvalidRequest, MalformedRequest, TooLarge
 from service.http.bodies import limited_stream
 from service.http.lifecycle import service_of
+from service.settings import FORM_BYTES
 
 # The pieces that are written. Each takes a trip to a thread, about as long as hashing 100 KB.
 PIECE_BYTES = 2**20
-# Beside the file, a multipart form may have this much.
-_FORM_BYTES = 64 * 1024
 
 
 @asynccontextmanager
@@ -28,9 +27,8 @@ async def receive(request: Request, limit: int) -> AsyncIterator[ReceivedFile]:
     """The body as a file beside the store.
 
     Raises:
-        TooLarge: over `limit` bytes.
         StoreFailed: the disk fails, or has less space than announced.
-        ClientDisconnect: the client went away while sending.
+        TooLarge, Overloaded, ...: as `service.http.bodies.read_body`.
     """
     async with _opened(request, limit) as upload:
         piece = bytearray()
@@ -50,10 +48,10 @@ async def receive_form(request: Request, limit: int) -> AsyncIterator[tuple[str,
     Raises:
         MalformedRequest: a form that cannot be parsed.
         InvalidRequest: other fields than one `name` and one `file`.
-        TooLarge, StoreFailed, ClientDisconnect: as `receive`.
+        TooLarge, StoreFailed, ...: as `receive`.
     """
     async with _opened(request, limit) as upload:
-        stream = limited_stream(request, limit + _FORM_BYTES)
+        stream = limited_stream(request, limit + FORM_BYTES)
         parser = _FormParser(request.headers, stream, _FormFile(upload, limit))
         try:
             form = await parser.parse()
