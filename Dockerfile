@@ -46,7 +46,8 @@ RUN if [ "${TORCH}" = cuda ]; then \
     fi
 # 10001 is not a user of the host. Named volumes inherit the owner of these folders.
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /var/cache/idspam --shell /usr/sbin/nologin idspam \
- && install -d -o idspam -g idspam /var/lib/idspam/adapters /var/cache/idspam
+ && install -d -o idspam -g idspam /var/lib/idspam/adapters /var/cache/idspam \
+ && install -d -o idspam -g idspam -m 700 /var/lib/idspam/keys
 COPY --from=packages /opt/venv /opt/venv
 WORKDIR /app
 COPY LICENSE pyproject.toml ./
@@ -66,7 +67,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1
 USER idspam
 EXPOSE 8000
-VOLUME ["/var/lib/idspam/adapters", "/var/cache/idspam"]
+VOLUME ["/var/lib/idspam/adapters", "/var/lib/idspam/keys", "/var/cache/idspam"]
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 CMD ["python", "-S", "deploy/alive.py"]
 LABEL org.opencontainers.image.title="ID-SPAM service" \
       org.opencontainers.image.licenses="Apache-2.0" \

@@ -34,6 +34,7 @@ def main(arguments: list[str]) -> int:
 
 def _serve(settings: Settings) -> None:
     # Imported only to serve: commands also run where no web framework is installed.
+    from service.access.exposure import Exposed, refuse_exposed
     from service.access.key_file import BadKeys
     from service.access.keyring import keyring_of
     from service.http.server import address_text, listen
@@ -41,7 +42,8 @@ def _serve(settings: Settings) -> None:
     # Checked at once, not seconds later when torch has been imported.
     try:
         keyring_of(settings)
-    except BadKeys as error:
+        refuse_exposed(settings)
+    except (BadKeys, Exposed) as error:
         raise StartFailed(str(error)) from None
     with _start_errors(f"IDSPAM_ADAPTER_DIR: cannot use {settings.adapter_dir}"):
         _require_writable(settings.adapter_dir)
@@ -65,6 +67,7 @@ def _serve(settings: Settings) -> None:
 def _serve_in_this_process(settings: Settings, listener: socket.socket) -> None:
     from prometheus_client import CollectorRegistry, ProcessCollector
 
+    from service.access.exposure import log_access
     from service.http.app import create_app, route_paths
     from service.http.errors import error_types
     from service.http.server import Server, ignore_repeated_signals, url_of
@@ -74,6 +77,7 @@ def _serve_in_this_process(settings: Settings, listener: socket.socket) -> None:
 
     configure_logging(settings.log_level, settings.log_format)
     log_service_links(os.environ)
+    log_access(settings)
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     metrics = Metrics(registry, routes=route_paths(), error_types=error_types())

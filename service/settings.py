@@ -5,6 +5,7 @@ capitals.
 """
 
 import difflib
+import ipaddress
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -109,6 +110,35 @@ def _url(value: str) -> str | None:
     if url and not re.fullmatch(r"https?://[^\s/]+\S*", url):
         raise ValueError("must be a URL: http://host:4318")
     return url or None
+
+
+def _published(value: str) -> str:
+    address = value.strip()
+    try:
+        if address not in ("", "localhost"):
+            ipaddress.ip_address(address.strip("[]"))
+    except ValueError:
+        raise ValueError("must be an address: 127.0.0.1") from None
+    return address.strip("[]")
+
+
+def _items(value: str) -> tuple[str, ...]:
+    return tuple(item.strip() for item in value.split(",") if item.strip())
+
+
+def _hosts(value: str) -> tuple[str, ...]:
+    names = tuple(name.lower().removesuffix(".") for name in _items(value))
+    for name in names:
+        if name != "*" and not re.fullmatch(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*", name):
+            raise ValueError(f"{name[:80]!r}: expected a name, as idspam.example.org")
+    return names
+
+
+def _origins(value: str) -> tuple[str, ...]:
+    for origin in _items(value):
+        if origin != "*" and not re.fullmatch(r"https?://[a-z0-9._\[\]:-]+", origin):
+            raise ValueError(f"{origin[:80]!r}: expected an origin, as https://app.example.org")
+    return _items(value)
 
 
 def _keys(value: str) -> tuple[str, ...]:
@@ -249,6 +279,32 @@ class Settings:
     )
     drain_seconds: float = _setting(
         _seconds, "30", "seconds", "How long requests in flight may take to finish after SIGTERM"
+    )
+    published: str = _setting(
+        _published,
+        "",
+        "address",
+        "In a container: the host's address on which its port is published. In place of "
+        "`IDSPAM_HOST` it decides whether a service without keys may start",
+    )
+    open: bool = _setting(
+        _yes_or_no,
+        "no",
+        "yes or no",
+        "`yes` lets a service without keys listen where others can reach it",
+    )
+    allowed_hosts: tuple[str, ...] = _setting(
+        _hosts,
+        "",
+        "names, comma-separated",
+        "Without keys, names under which the service may be asked beside addresses and "
+        "`localhost`; `*.example.org`, `*`",
+    )
+    allowed_origins: tuple[str, ...] = _setting(
+        _origins,
+        "",
+        "origins, comma-separated",
+        "Web pages that may use the service from a browser, as `https://app.example.org`; `*`",
     )
     keys_file: Path | None = _setting(  # noqa: RUF009
         _file,

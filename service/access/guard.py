@@ -13,6 +13,7 @@ from service.access.keyring import KeySource
 from service.access.keys import ANYONE, Key, forbidden_adapter, parse_token
 from service.access.scopes import SCOPES, Match
 from service.access.throttle import Throttle
+from service.access.web_pages import KnownHosts, KnownOrigins
 from service.errors import Forbidden, KeyExpired, KeyRevoked, TooManyFailures, Unauthorized
 from service.observability.logs import request_id
 from service.settings import Settings
@@ -55,6 +56,9 @@ class Guard:
         self._source = KeySource(settings)
         self._keyring = self._source.read()
         self._throttle = Throttle()
+        own = [name for name in (settings.host, settings.published) if name]
+        self._hosts = KnownHosts((*settings.allowed_hosts, *own))
+        self._origins = KnownOrigins(settings.allowed_origins)
         self._listeners: list[Callable[[AccessEvent], None]] = []
         # By reason: when the next line may be logged, and how many were left out since the last.
         self._logged: dict[RefusalReason, tuple[float, int]] = {}
@@ -80,9 +84,13 @@ class Guard:
 
         Raises:
             Unauthorized: no key, or one that is unknown, expired or revoked.
-            Forbidden: the key has not the scope that the route needs, or is not for its adapter.
+            Forbidden: the key has not the scope that the route needs, or is not for its adapter; or
+                a web page of another origin sends this.
             TooManyFailures: too many wrong keys came from this address.
         """
+        if match is not None and match.need.is_probe:
+            return ANYONE
+        self._check_page(match, headers, client)
         if not self._source.required or (match is not None and match.need.is_open):
             return ANYONE
         key = self._identify(headers, client)
@@ -116,6 +124,21 @@ class Guard:
         logger.info("keys reloaded keys=%d", len(keyring))
         if change is not None:
             self._tell(change)
+
+    def _check_page(self, match: Match | None, headers: Mapping[str, str], client: Client) -> None:
+        # A page can send what a browser sends for it, but not a key that it does not have.
+        if not self._source.required:
+            try:
+                self._hosts.check(headers.get("host"))
+            except Forbidden as error:
+                self._refuse("host", client, error)
+        elif match is None or not match.need.changes_adapters:
+            return
+        if client.method != "GET":
+            try:
+                self._origins.check(headers)
+            except Forbidden as error:
+                self._refuse("origin", client, error)
 
     def _identify(self, headers: Mapping[str, str], client: Client) -> Key:
         credentials = _credentials(headers)

@@ -9,6 +9,7 @@ from pathlib import Path
 from time import time
 
 from service.access.events import KeysChanged
+from service.access.exposure import has_keys
 from service.access.key_file import BadKeys, StoredKey, parse, read
 from service.access.keys import Key, Secret, parse_token
 from service.access.scopes import SCOPES, Scope
@@ -89,7 +90,7 @@ class KeySource:
         self._environment = settings.keys
         self._plain = _plain_keys(settings)
         self._signature: tuple[int, ...] | None = None
-        self.required = bool(self.path or self._environment or self._plain)
+        self.required = has_keys(settings)
 
     def read(self) -> Keyring:
         """All keys, now.

@@ -7,13 +7,14 @@ from types import MappingProxyType
 from cli.shell import Command, CommandFailed, exit_code, parser_of
 from service.client import ClientError
 from service.client.errors import describe
-from service.commands import adapters, demo, predict, tables, top
+from service.commands import adapters, demo, keys, predict, tables, top
 
 # In the order of the help.
 COMMANDS: Mapping[str, Command] = MappingProxyType(
     {
         "predict": predict.COMMAND,
         "adapters": adapters.COMMAND,
+        "keys": keys.COMMAND,
         "top": top.COMMAND,
         "demo": demo.COMMAND,
         "settings": tables.SETTINGS,

@@ -2,11 +2,13 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from adapters import __version__
@@ -61,8 +63,27 @@ def create_app(settings: Settings, backend: Backend, metrics: Observer) -> FastA
         app.add_exception_handler(error, handle_error)
     _require_scopes(app)
     app.add_middleware(Gate, service=service)
+    if settings.allowed_origins:
+        # Around the gate: it answers preflights, which carry no key.
+        app.add_middleware(CORSMiddleware, **_cross_origin(settings))
     describe(app)
     return app
+
+
+def _cross_origin(settings: Settings) -> dict[str, Any]:
+    return {
+        "allow_origins": settings.allowed_origins,
+        "allow_methods": ["GET", "HEAD", "POST", "PUT", "DELETE"],
+        "allow_headers": [
+            "Authorization",
+            "Content-Type",
+            "If-Match",
+            "If-None-Match",
+            "X-API-Key",
+            "X-Request-ID",
+        ],
+        "expose_headers": ["ETag", "Retry-After", "X-Request-ID"],
+    }
 
 
 def _require_scopes(app: FastAPI) -> None:

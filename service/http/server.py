@@ -15,6 +15,7 @@ from typing import cast
 import uvicorn
 from fastapi import FastAPI
 
+from service.access.exposure import access_of
 from service.http.bounded_http import BoundedHttpProtocol
 from service.http.connections import Connection, Connections, limits_of
 from service.http.lifecycle import Service
@@ -99,7 +100,8 @@ class Server(uvicorn.Server):
         info = self._service.engine.info
         self._announce(
             f"serving {self._url} backbone={info.identity.name} device={info.device} "
-            f"dtype={info.dtype} adapters={len(self._service.catalog)}"
+            f"dtype={info.dtype} adapters={len(self._service.catalog)} "
+            f"access={access_of(self._service.settings)}"
         )
 
     async def on_tick(self, counter: int) -> bool:

@@ -21,6 +21,7 @@ import uvloop
 import zmq
 from prometheus_client import CollectorRegistry
 
+from service.access.exposure import log_access
 from service.http.app import route_paths
 from service.http.errors import error_types
 from service.http.server import bound_host, reserve, url_of
@@ -47,6 +48,7 @@ def supervise(settings: Settings, listener: socket.socket) -> None:
         StartFailed: a process ended before it was ready for the first time.
     """
     configure_logging(settings.log_level, settings.log_format, process="supervisor")
+    log_access(settings)
     log_service_links(os.environ)
     try:
         reserved = reserve(listener)

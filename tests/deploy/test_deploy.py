@@ -49,6 +49,8 @@ def test_every_setting_is_passed_on_or_fixed() -> None:
         "IDSPAM_HOST",
         "IDSPAM_PORT",
         "IDSPAM_ADAPTER_DIR",
+        "IDSPAM_PUBLISHED",
+        "IDSPAM_ALLOWED_HOSTS",
     }
 
 

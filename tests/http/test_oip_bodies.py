@@ -88,11 +88,12 @@ def test_bodies_of_other_kinds_and_sizes_are_refused(live: RunningService) -> No
     for headers in (
         {"Content-Type": "text/plain"},
         {"Content-Type": "application/x-www-form-urlencoded"},
-        # A page of another origin may leave the type out.
-        {"Origin": "http://elsewhere"},
+        # A page of the same origin names its type, too.
+        {"Origin": live.url},
         {"Content-Encoding": "br"},
     ):
         assert "expected" in refusal_of(raw(live, good, **headers), 415)
+    assert "may not do this" in refusal_of(raw(live, good, Origin="http://elsewhere"), 403)
     bomb = gzip.compress(b" " * 10_000_000)
     assert len(bomb) < 20_000
     assert "when decompressed" in refusal_of(raw(live, bomb, **{"Content-Encoding": "gzip"}), 413)
