@@ -157,6 +157,26 @@ ROWS = (
                 ],
             ),
             Chart("Texts that failed, by reason", "short", per("idspam_failures_total", "reason")),
+            Chart(
+                "Requests refused, by reason",
+                "short",
+                per("idspam_overload_refusals_total", "reason"),
+                note="429: deadline, it would be missed; queue, too much waits; share, this "
+                "client or adapter has its part of it.",
+            ),
+            Chart(
+                "Estimated wait",
+                "s",
+                [Query(f"max (idspam_estimated_wait_seconds{{{ON}}})", "last in the queue")],
+            ),
+            Chart(
+                "Device, tokens per second in full batches",
+                "short",
+                [
+                    Query(f"sum (idspam_device_tokens_per_second{{{ON}}})", "at most"),
+                    Query(f"sum (rate(idspam_batch_tokens_sum{{{ON}}}[$__rate_interval]))", "now"),
+                ],
+            ),
         ),
     ),
     (

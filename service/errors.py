@@ -13,8 +13,8 @@
     |   `-- Forbidden             a known key that may not do this, or a web page of another origin
     |-- QuotaExceeded             the key's quota is used up; says when to retry
     |-- TooManyFailures           this address has sent too many wrong keys; says when to retry
-    |-- Overloaded                not admitted: too many tokens or bytes in flight; when to retry
-    |-- DeadlineExceeded          it waited longer than the client allows
+    |-- Overloaded                not admitted: too much waits or is read; when to retry
+    |-- DeadlineExceeded          it cannot be answered in the time that the client allows
     |-- InferenceFailed           the batch failed, or the scores are not finite
     |-- AdapterLoadFailed         a registered adapter's file has vanished, is damaged or unusable
     `-- Unavailable               no request is answered now
@@ -30,6 +30,7 @@ from typing import Literal, TypeAlias
 from adapters.errors import listing
 
 InferenceFailure: TypeAlias = Literal["out_of_memory", "not_finite", "batch_error"]
+OverloadReason: TypeAlias = Literal["queue", "share", "deadline"]
 
 
 class ServiceError(Exception):
@@ -100,15 +101,23 @@ class TooManyFailures(ServiceError):
 
 
 class Overloaded(ServiceError):
-    """Not admitted. retry_after: seconds until enough tokens have drained, at the measured rate."""
+    """Not admitted.
 
-    def __init__(self, message: str, *, retry_after: float) -> None:
+    retry_after: seconds until it would be, at the measured rate and if nothing else came. reason:
+    `queue`, the tokens that wait are at their bound; `share`, they are, and this client or adapter
+    has its share of them; `deadline`, the answer would come after the request's deadline.
+    """
+
+    def __init__(
+        self, message: str, *, retry_after: float, reason: OverloadReason = "queue"
+    ) -> None:
         self.retry_after = retry_after
+        self.reason: OverloadReason = reason
         super().__init__(message)
 
 
 class DeadlineExceeded(ServiceError):
-    """An entry waited past its request's deadline."""
+    """The deadline has passed, or will have before the device could be done."""
 
 
 class InferenceFailed(ServiceError):

@@ -89,7 +89,6 @@ class LocalBackend:
         self._observer.started(
             version=__version__, backbone=info.identity.name, device=info.device, dtype=info.dtype
         )
-        self._observer.waiting_limit(self._settings.max_waiting_tokens)
         self._catalog = catalog
         self._watching = asyncio.create_task(self._watch_store(catalog))
         self._verifying = asyncio.create_task(catalog.verify())
@@ -187,6 +186,7 @@ def engine_settings(settings: Settings) -> EngineSettings:
     return EngineSettings(
         max_batch_tokens=settings.batch_tokens(device),
         max_waiting_tokens=settings.max_waiting_tokens,
+        adapter_weights=settings.adapter_weights,
         max_active_adapters=settings.max_active_adapters,
         # Host memory is cheaper than device memory, and every active adapter is registered, too.
         max_registered_adapters=settings.max_registered_adapters

@@ -87,6 +87,25 @@ def _positive_seconds(value: str) -> float:
     return number
 
 
+def _weights(value: str) -> Mapping[str, float]:
+    weights: dict[str, float] = {}
+    for item in value.split(","):
+        if not item.strip():
+            continue
+        name, separator, number = (part.strip() for part in item.partition("="))
+        try:
+            weight = float(number) if separator else -1.0
+        except ValueError:
+            weight = -1.0
+        if not name or name in weights or not 0.01 <= weight <= 100.0:
+            raise ValueError(
+                "must be name=weight pairs, separated by commas, each name once and each weight "
+                "from 0.01 to 100"
+            )
+        weights[name] = weight
+    return weights
+
+
 def _folder(value: str) -> Path:
     return Path(_text(value)).expanduser()
 
@@ -211,8 +230,18 @@ class Settings:
         "tokens",
         "Most tokens of a forward pass, prompts included; `auto` is 2048 on a CPU, 16384 on a GPU",
     )
-    max_waiting_tokens: int = _setting(
-        _whole(16, 2**30), "262144", "tokens", "Most tokens that may wait; requests beyond get 429"
+    max_waiting_tokens: int | None = _setting(
+        _auto_or(_whole(16, 2**30)),
+        "auto",
+        "tokens",
+        "Most tokens that may wait, requests beyond get 429; `auto` is 5 seconds of work at the "
+        "measured rate",
+    )
+    adapter_weights: Mapping[str, float] = _setting(
+        _weights,
+        "",
+        "name=weight, comma-separated",
+        "Shares of the device while adapters compete for it, as `urgent=2,bulk=0.5`; others have 1",
     )
     max_active_adapters: int = _setting(
         _whole(1, 65536), "256", "adapters", "Most adapters on the device at once"

@@ -100,7 +100,8 @@ class Device:
             self._loop.call_soon_threadsafe(self._died, error)
 
     def _warm_up(self) -> None:
-        self._runner.warm_up(self._max_batch_tokens)
+        for tokens, seconds in self._runner.warm_up(self._max_batch_tokens):
+            self._scheduler.measured(tokens, seconds)
         for thread in self._threads[1:]:
             thread.start()
         self._loop.call_soon_threadsafe(self._warmed_up)
@@ -108,6 +109,7 @@ class Device:
     def _run_batches(self, lane: _Lane) -> None:
         """Take a batch, launch it, wait for it, hand it over; until the scheduler is closed."""
         launched: LaunchedBatch | None = None
+        lane.free_since = monotonic()
         while True:
             if launched is None:
                 selection = self._scheduler.take()
@@ -126,8 +128,7 @@ class Device:
             lane.running_since = started
         rows = rows_of(selection.batch)
         running = self._runner.launch(rows) if rows else BatchResult([])
-        tokens = sum([queued.entry.cost for queued in selection.batch])
-        return LaunchedBatch(selection, tokens, running, started)
+        return LaunchedBatch(selection, running, started)
 
     def _launch_ahead(self, lane: _Lane, launched: LaunchedBatch) -> LaunchedBatch | None:
         """Launch the next batch while one runs, if it is full.
@@ -137,7 +138,7 @@ class Device:
         """
         if not self._runner.launches_ahead:
             return None
-        large = launched.tokens >= _LARGE_SHARE * self._max_batch_tokens
+        large = launched.selection.tokens >= _LARGE_SHARE * self._max_batch_tokens
         patience = _POLL_SECONDS if large else 0.0
         while True:
             if (selection := self._scheduler.take_full(patience)) is not None:
@@ -150,9 +151,10 @@ class Device:
         now = monotonic()
         if ended.selection.batch:
             # The device has worked on a batch that was launched ahead only since the one before it
-            # ended, and one of several lanes has only its share of the device.
-            share = (now - max(ended.started, lane.free_since)) / self._runner.lanes
-            self._scheduler.record_batch(ended.tokens, share)
+            # ended. A lane that did not have to wait was making this batch since then.
+            idle = ended.selection.waited
+            begun = max(ended.started, lane.free_since) if idle else lane.free_since
+            self._scheduler.record_batch(ended.selection, now - begun, now)
         lane.free_since = now
         lane.running_since = None if following is None else now
         return now - ended.started

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from time import monotonic
 from uuid import uuid4
 
 from adapters.backbone.model import Backbone
@@ -30,6 +31,7 @@ from service.engine.interface import (
     Entry,
     cost_of,
 )
+from service.engine.load import Load
 from service.engine.observer import Observer
 from service.engine.requests import InFlight, Request
 from service.engine.residency import Residency
@@ -127,13 +129,27 @@ class LocalEngine:
             raise
         return parts.info
 
+    @property
+    def load(self) -> Load:
+        return self._scheduler.load(monotonic())
+
+    def foresee(
+        self, adapters: Sequence[str], *, timeout: float, client: str = "", weight: float = 1.0
+    ) -> None:
+        self._scheduler.foresee(adapters, timeout=timeout, client=client, weight=weight)
+
     async def predict(
-        self, entries: Sequence[Entry], *, deadline: float | None = None
+        self,
+        entries: Sequence[Entry],
+        *,
+        deadline: float | None = None,
+        client: str = "",
+        weight: float = 1.0,
     ) -> Completion:
         parts = self._require_ready()
         if not entries:
             return Completion((), 0.0, 0.0)
-        return await parts.in_flight.predict(entries, deadline)
+        return await parts.in_flight.predict(entries, deadline, client=client, weight=weight)
 
     async def check(self, file: Path) -> AdapterSpec:
         runner = self._require_ready().runner

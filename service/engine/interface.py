@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from adapters.format.spec import AdapterSpec, BackboneIdentity
 from adapters.tokenizer import Encoding, TextEncoder
+from service.engine.load import Load
 
 
 class AdapterKey(NamedTuple):
@@ -104,8 +105,32 @@ class Predictor(Protocol):
             NotReady: it is not loaded yet.
         """
 
+    @property
+    def load(self) -> Load | None:
+        """How busy the engine is, as far as is known here."""
+
+    def foresee(
+        self, adapters: Sequence[str], *, timeout: float, client: str = "", weight: float = 1.0
+    ) -> None:
+        """Refuse a request that `predict` would refuse however short its texts are.
+
+        Takes microseconds: ask before texts are tokenised.
+
+        Args:
+            adapters: names of the adapters that it needs.
+            timeout: seconds until its deadline.
+
+        Raises:
+            Overloaded: as `predict`.
+        """
+
     async def predict(
-        self, entries: Sequence[Entry], *, deadline: float | None = None
+        self,
+        entries: Sequence[Entry],
+        *,
+        deadline: float | None = None,
+        client: str = "",
+        weight: float = 1.0,
     ) -> Completion:
         """Classify all entries of one request, or fail as a whole.
 
@@ -114,12 +139,15 @@ class Predictor(Protocol):
         Args:
             entries: without any, the completion is empty and comes at once.
             deadline: on the clock of `time.monotonic`.
+            client: who asks. Clients share the device, in proportion to their weights.
 
         Raises:
-            Overloaded: it does not fit beside the tokens that wait. Nothing was queued.
+            Overloaded: it would be done after its deadline, or does not fit beside what waits.
+                Nothing was queued.
             TooLarge: more tokens than may ever wait.
             InvalidRequest: more distinct adapters than can be active at once.
-            DeadlineExceeded: the request was not answered by its deadline.
+            DeadlineExceeded: the request was not answered by its deadline, or could not have been
+                by an idle device.
             AdapterLoadFailed: an adapter's file is missing or damaged.
             InferenceFailed: the batch of an entry failed, or its scores are not finite.
             NotReady: the engine has not started yet.

@@ -14,6 +14,7 @@ from service.errors import (
     DeadlineExceeded,
     InferenceFailed,
     Overloaded,
+    OverloadReason,
     ServiceError,
     Unavailable,
 )
@@ -159,6 +160,12 @@ class Observer:
 
     def adapter_evicted(self, key: AdapterKey, tier: Tier, age_seconds: float) -> None:
         """An adapter left a tier, this long after its last use."""
+
+    def overload_refused(self, reason: OverloadReason) -> None:
+        """A request was refused because too much waits."""
+
+    def pace(self, tokens_per_second: float, estimated_wait: float) -> None:
+        """What the device does at most, and when a further text would be answered, in seconds."""
 
     def failed(self, reason: FailureReason, rows: int) -> None:
         """Rows got an error instead of an answer."""

@@ -15,8 +15,18 @@ from service.engine.interface import Completion, Entry, RowResult
 from service.engine.observer import BatchReport, Observer, failure_reason
 from service.engine.residency import Lease, Residency
 from service.engine.runners.base import BatchResult, BatchRow, HostAdapter, RowFailure, RunningBatch
-from service.engine.scheduler import QueuedEntry, Scheduler, Selection
-from service.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed, ServiceError
+from service.engine.scheduler import QueuedEntry, Scheduler, Selection, Ticket
+from service.errors import (
+    DeadlineExceeded,
+    EngineUnavailable,
+    InferenceFailed,
+    Overloaded,
+    ServiceError,
+)
+
+# Trying out an uploaded adapter shares the device like the requests of a client.
+_TRIALS = "(trials)"
+_PACE_SECONDS = 0.25
 
 
 @dataclass(slots=True, eq=False)
@@ -24,7 +34,7 @@ class Request:
     """Entries that are answered together. Only the event loop changes it.
 
     admitted, deadline: on the clock of `time.monotonic`. unsettled: entries not yet answered,
-    failed or dropped. lease: their adapters, set before the entries are queued and unchanged while
+    failed or dropped. ticket: its room, once it is admitted. lease: their adapters, set before the entries are queued and unchanged while
     one of them may run.
     """
 
@@ -32,16 +42,14 @@ class Request:
     deadline: float | None
     admitted: float
     answer: asyncio.Future[Completion]
-    tokens: int = field(init=False)
     unsettled: int = field(init=False)
     rows: list[RowResult | None] = field(init=False)
-    queued: list[QueuedEntry["Request"]] = field(init=False, default_factory=list)
+    ticket: Ticket["Request"] | None = None
     lease: Lease | None = None
     queue_seconds: float = 0.0
     inference_seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        self.tokens = sum(entry.cost for entry in self.entries)
         self.unsettled = len(self.entries)
         self.rows = [None] * len(self.entries)
 
@@ -75,10 +83,9 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class LaunchedBatch:
-    """A selection whose batch was launched. tokens: of the batch. started: of `time.monotonic`."""
+    """A selection whose batch was launched. started: of `time.monotonic`."""
 
     selection: Selection[Request]
-    tokens: int
     running: RunningBatch
     started: float
 
@@ -106,15 +113,21 @@ class InFlight:
         self._open: set[Request] = set()
         self._all_settled = asyncio.Event()
         self._wake_scheduled = False
+        self._pace_reported = 0.0
+        observer.waiting_limit(scheduler.limit)
 
-    async def predict(self, entries: Sequence[Entry], deadline: float | None) -> Completion:
+    async def predict(
+        self, entries: Sequence[Entry], deadline: float | None, *, client: str, weight: float
+    ) -> Completion:
         """Answer a request.
 
         Raises:
             As `service.engine.interface.Predictor.predict`.
         """
         keys = tuple({entry.adapter: None for entry in entries})
-        return await self._run(entries, deadline, lambda: self._residency.acquire(keys))
+        return await self._run(
+            entries, deadline, client, weight, lambda: self._residency.acquire(keys)
+        )
 
     async def try_out(self, entry: Entry, adapter: HostAdapter) -> None:
         """Run one entry with an adapter that no store holds.
@@ -122,28 +135,36 @@ class InFlight:
         Raises:
             Overloaded, InferenceFailed, EngineUnavailable: as `predict`.
         """
-        await self._run([entry], None, lambda: self._residency.try_out(entry.adapter, adapter))
+        await self._run(
+            [entry],
+            None,
+            _TRIALS,
+            1.0,
+            lambda: self._residency.try_out(entry.adapter, adapter),
+        )
 
     def deliver(self, launched: LaunchedBatch, result: BatchResult, seconds: float) -> None:
         """Hand the results of a batch to its requests. seconds: from its launch to its result."""
         batch = launched.selection.batch
         for queued in launched.selection.expired:
-            queued.request.fail(DeadlineExceeded("an entry waited past the deadline"))
+            queued.request.fail(DeadlineExceeded("it could not be done by its deadline"))
             self._settle(queued.request, 1)
         for queued, outcome in zip(batch, result.outcomes, strict=True):
             if isinstance(outcome, RowFailure):
                 queued.request.fail(InferenceFailed(outcome.message, reason=outcome.reason))
             else:
                 queued.request.rows[queued.index] = outcome
-        queue_seconds = [launched.started - queued.since for queued in batch]
+        queue_seconds = [launched.started - queued.ticket.since for queued in batch]
+        now = monotonic()
         # Per request, not per entry: the entries of a request mostly leave together.
         for request, entries in Counter([queued.request for queued in batch]).items():
             request.note_seconds(launched.started - request.admitted, seconds)
-            self._settle(request, entries)
+            if self._settle(request, entries) and request.ticket is not None:
+                self._scheduler.record_answer(request.ticket, now)
         if batch:
             report = BatchReport(
                 rows=len(batch),
-                tokens=launched.tokens,
+                tokens=launched.selection.tokens,
                 adapters=len({queued.entry.adapter for queued in batch}),
                 queue_seconds=queue_seconds,
                 generator_seconds=result.generator_seconds,
@@ -153,7 +174,8 @@ class InFlight:
                 graphs=result.graphs,
             )
             self._observer.batch_done(report)
-        self._observer.waiting_tokens(self._scheduler.waiting_tokens)
+            self._report_pace(now)
+        self._report_waiting()
 
     def fail_all(self, reason: str) -> None:
         """Fail every open request with EngineUnavailable, whatever it waits for."""
@@ -173,12 +195,16 @@ class InFlight:
         self,
         entries: Sequence[Entry],
         deadline: float | None,
+        client: str,
+        weight: float,
         lease: Callable[[], Awaitable[Lease]],
     ) -> Completion:
         now = monotonic()
         request = Request(entries, deadline, now, asyncio.get_running_loop().create_future())
         try:
-            self._scheduler.admit(request.tokens)
+            request.ticket = self._scheduler.admit(
+                entries, now=now, deadline=deadline, client=client, weight=weight
+            )
             self._open.add(request)
             try:
                 async with asyncio.timeout(None if deadline is None else deadline - now):
@@ -196,21 +222,25 @@ class InFlight:
         except ServiceError as error:
             if (reason := failure_reason(error)) is not None:
                 self._observer.failed(reason, len(entries))
+            if isinstance(error, Overloaded):
+                self._observer.overload_refused(error.reason)
             raise
 
     def _enqueue(self, request: Request) -> None:
-        request.queued = [
-            QueuedEntry(entry, request, index, request.admitted, request.deadline)
+        ticket = request.ticket
+        assert ticket is not None
+        queued = [
+            QueuedEntry(entry, request, index, ticket)
             for index, entry in enumerate(request.entries)
         ]
-        self._scheduler.enqueue(request.queued)
+        self._scheduler.enqueue(ticket, queued)
         # An idle device is woken only after everything that the loop is about to run. Answering a
         # batch resumes all its callers in one turn of the loop; what they ask next becomes one
         # batch again, instead of one for the first caller and one for the rest.
         if not self._wake_scheduled:
             self._wake_scheduled = True
             asyncio.get_running_loop().call_soon(self._wake)
-        self._observer.waiting_tokens(self._scheduler.waiting_tokens)
+        self._report_waiting()
 
     def _wake(self) -> None:
         self._wake_scheduled = False
@@ -221,19 +251,29 @@ class InFlight:
         request.abandon()
         if request.unsettled == 0:
             return
-        if request.queued:
-            dropped = self._scheduler.drop(request.queued)
-        else:
-            self._scheduler.withdraw(request.tokens)
-            dropped = len(request.entries)
-        self._settle(request, dropped)
+        assert request.ticket is not None
+        dropped = self._scheduler.withdraw(request.ticket)
+        self._settle(request, dropped if request.ticket.queued else len(request.entries))
+        self._report_waiting()
+
+    def _report_pace(self, now: float) -> None:
+        """A few times a second: a GPU runs hundreds of batches in that time."""
+        if now >= self._pace_reported + _PACE_SECONDS:
+            self._pace_reported = now
+            rate, wait = self._scheduler.pace(now)
+            self._observer.pace(rate, wait)
+            self._observer.waiting_limit(self._scheduler.limit)
+
+    def _report_waiting(self) -> None:
         self._observer.waiting_tokens(self._scheduler.waiting_tokens)
 
-    def _settle(self, request: Request, entries: int) -> None:
+    def _settle(self, request: Request, entries: int) -> bool:
+        """Count entries as settled; returns whether all of the request are."""
         if not request.settle(entries):
-            return
+            return False
         self._open.discard(request)
         if request.lease is not None:
             self._residency.release(request.lease)
         if not self._open:
             self._all_settled.set()
+        return True

@@ -1,22 +1,33 @@
-"""Admits requests and decides which entries run next.
+"""Admits requests by the time they would take, and decides which entries run next.
 
-There is no timer: when the device becomes free, whatever waits forms the next batch. Entries leave
-in order of arrival, as many as the token budget holds. One that does not fit may be overtaken by
-later entries that do, in a bounded number of batches; after that nothing passes it. The oldest
-entry is in every batch, so none starves.
+Admission. The device's pace is measured (`pace.py`). From it, from what runs and from what waits
+ahead of it, the scheduler works out when a request would be answered. It refuses at once a request
+that would miss its deadline, or that does not fit beside what waits. So under overload the queue is
+short and all that waits is still useful.
+
+Order. There is no timer: when the device becomes free, whatever waits forms the next batch, as many
+tokens as the budget holds. Clients and adapters share the device by weight (`flows.py`). An entry
+that cannot be done by its deadline leaves without being run. One that does not fit into the rest of
+a batch may be overtaken by entries that do, in a bounded number of batches. Every flow's oldest
+entry gets its turn within one round of the flows, so none starves.
 
 The event loop fills the queue and the device's threads empty it, so one lock guards it here.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from heapq import nlargest
+from itertools import islice
 from threading import Condition
 from time import monotonic
 from typing import Generic, TypeVar
 
+from service.engine.flows import Flows, Node
 from service.engine.interface import AdapterKey, Entry
+from service.engine.load import MAX_CORRECTION, FlowKey, Load, urgency_of
+from service.engine.pace import Pace
 from service.engine.settings import EngineSettings
-from service.errors import Overloaded, TooLarge
+from service.errors import DeadlineExceeded, Overloaded, OverloadReason, TooLarge
 
 # An entry is overtaken in at most this many batches.
 MAX_OVERTAKEN = 4
@@ -26,11 +37,51 @@ MAX_PASSED_OVER = 64
 # Entries cannot be split, so a batch that fills this share of the budget counts as full.
 _FULL_SHARE = 0.9
 
-# The weight of a batch in the measured rate halves after about three further batches.
-_DECAY = 0.8
+# How much may wait by default, in seconds of work at the measured rate.
+WAITING_SECONDS = 5.0
 _RETRY_SECONDS_UNMEASURED = 1.0
 
+# A batch takes at most this share of the shortest timeout that clients ask for, so that a request
+# which has just missed a batch can still be in the next one. Batches are not made smaller than this
+# share of the budget, nor if the device would do less than this share of its work.
+_TIMEOUT_SHARE = 1 / 3
+_SMALLEST_LIMIT = 1 / 4
+_EFFICIENT = 0.85
+# The shortest timeout rises again by this share of the difference with every longer one.
+_FORGET_SHORTEST = 0.01
+
+# Promises are corrected by how much later than promised requests were answered lately: by the mean
+# error and this many mean deviations, but by no more than `MAX_CORRECTION` of a timeout.
+_DEVIATIONS = 3.0
+_BATCH_DEVIATIONS = 2.0
+_LEARNING = 0.05
+
+# Without new measurements, old ones lose their force: expected times halve every second. Otherwise
+# an engine that once was too slow for a deadline would never try again.
+_TRUSTED_SECONDS = 1.0
+# The most flows whose waits are told to other processes.
+_MAX_FLOWS = 64
+_MAX_SEEN_FLOWS = 1024
+
 R = TypeVar("R")
+
+
+@dataclass(slots=True, eq=False)
+class Ticket(Generic[R]):
+    """A request's place: room for its tokens, in the flows of its adapters.
+
+    since, deadline: when it was admitted and when it expires, in seconds of one clock. promised:
+    when its last entry should be done; None if nothing is measured yet. flows: the leaf of each of
+    its adapters and the tokens reserved there. left: tokens that no batch has taken. queued: its
+    entries in the queue, once they are queued.
+    """
+
+    since: float
+    deadline: float | None
+    promised: float | None
+    flows: dict[str, tuple[Node["QueuedEntry[R]"], int]]
+    left: int
+    queued: Sequence["QueuedEntry[R]"] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -38,25 +89,31 @@ class QueuedEntry(Generic[R]):
     """An entry in the queue. Compared by identity: two equal texts are two entries.
 
     request: the request it belongs to; index: its position there. The scheduler uses neither.
-    since, deadline: when it was admitted and when it expires, in seconds of one clock.
-    overtaken: batches that took a later entry instead.
+    overtaken: batches that took a later entry instead. waits: whether it is in the queue.
     """
 
     entry: Entry
     request: R
     index: int
-    since: float
-    deadline: float | None = None
+    ticket: Ticket[R]
     overtaken: int = 0
+    waits: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Selection(Generic[R]):
-    """What leaves the queue. batch: entries to run, in order. expired: entries past their
-    deadline."""
+    """What leaves the queue. batch: entries to run, in order. expired: entries that cannot be done
+    by their deadline, and the other waiting entries of their requests.
+
+    tokens: of the batch. ends: when the batch should be done. waited: whether the device was idle
+    before.
+    """
 
     batch: list[QueuedEntry[R]] = field(default_factory=list)
     expired: list[QueuedEntry[R]] = field(default_factory=list)
+    tokens: int = 0
+    ends: float = 0.0
+    waited: bool = False
 
     def __bool__(self) -> bool:
         return bool(self.batch or self.expired)
@@ -67,83 +124,159 @@ class Scheduler(Generic[R]):
 
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
-        # A dict keeps the order of arrival and removes any entry at once.
-        self._waiting: dict[QueuedEntry[R], None] = {}
-        self._admitted_tokens = 0
+        self._pace = Pace(settings.lanes)
+        self._flows: Flows[QueuedEntry[R]] = Flows()
+        self._waiting_entries = 0
         self._queued_tokens = 0
-        # Tokens and seconds of recent batches, each batch weighing less as others follow.
-        self._recent_tokens = 0.0
-        self._recent_seconds = 0.0
+        # Batches on the device, the oldest first, and when each of them should be done.
+        self._running: dict[Selection[R], None] = {}
+        self._idle_since: float | None = None
+        self._limit = settings.max_waiting_tokens or self._bound(0.0)
+        self._batch_limit = settings.max_batch_tokens
+        self._shortest = 3600.0
+        # How much later than promised requests were answered: mean, and mean deviation from it.
+        self._late = self._late_deviation = 0.0
         self._lock = Condition()
         self._idle_threads = 0
         self._closed = False
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return self._waiting_entries
 
     @property
     def waiting_tokens(self) -> int:
         """Tokens admitted and neither taken by a batch nor withdrawn."""
-        return self._admitted_tokens
+        return self._flows.root.tokens
+
+    @property
+    def limit(self) -> int:
+        """Tokens that may wait, at present."""
+        return self._limit
 
     @property
     def full(self) -> bool:
         """Whether the queue fills a batch, so that waiting would not make it larger."""
         return self._queued_tokens >= _FULL_SHARE * self._settings.max_batch_tokens
 
-    def admit(self, tokens: int) -> None:
+    def admit(
+        self,
+        entries: Sequence[Entry],
+        *,
+        now: float,
+        deadline: float | None = None,
+        client: str = "",
+        weight: float = 1.0,
+    ) -> Ticket[R]:
         """Reserve room for all entries of a request, before they are enqueued.
 
         Raises:
             TooLarge: it would not fit even if nothing waited.
-            Overloaded: it does not fit now; says when it would at the measured rate.
+            Overloaded: it does not fit now, or would be done too late; says when to come back.
+            DeadlineExceeded: it would be done too late even if nothing waited.
         """
-        limit = self._settings.max_waiting_tokens
-        if tokens > limit:
-            raise TooLarge(f"the request takes {tokens} tokens, at most {limit} may wait")
+        by_adapter: dict[str, int] = {}
+        for entry in entries:
+            name = entry.adapter.name
+            by_adapter[name] = by_adapter.get(name, 0) + entry.cost
+        tokens = sum(by_adapter.values())
+        urgency = urgency_of(None if deadline is None else deadline - now)
+        keys = {name: FlowKey(client, name, urgency) for name in by_adapter}
         with self._lock:
-            excess = self._admitted_tokens + tokens - limit
-            if excess > 0:
-                raise Overloaded(
-                    f"{self._admitted_tokens} of {limit} tokens wait, the request takes {tokens}",
-                    retry_after=self._seconds_for(excess),
-                )
-            self._admitted_tokens += tokens
+            if deadline is not None:
+                self._note_timeout(deadline - now)
+            ahead = self._find_room(keys, by_adapter, tokens, weight)
+            promised = self._promise(now, ahead, tokens, deadline)
+            flows = {}
+            for name, key in keys.items():
+                leaf = self._flows.leaf(key, weight, self._weight_of(name))
+                self._flows.reserve(leaf, by_adapter[name])
+                flows[name] = (leaf, by_adapter[name])
+        return Ticket(now, deadline, promised, flows, tokens)
 
-    def withdraw(self, tokens: int) -> None:
-        """Give back room that was admitted and will not be enqueued."""
-        with self._lock:
-            self._admitted_tokens -= tokens
-            assert self._admitted_tokens >= 0
+    def foresee(
+        self, adapters: Sequence[str], *, timeout: float, client: str = "", weight: float = 1.0
+    ) -> None:
+        """Refuse now what `admit` would refuse even if it had a single token for each adapter.
 
-    def enqueue(self, entries: Iterable[QueuedEntry[R]]) -> None:
-        """Queue entries whose tokens were admitted. An idle device sees them after `wake`."""
+        Raises:
+            Overloaded: as `admit`.
+        """
+        urgency = urgency_of(timeout)
+        keys = {name: FlowKey(client, name, urgency) for name in adapters}
+        now = monotonic()
         with self._lock:
+            self._note_timeout(timeout)
+            ahead = self._find_room(keys, dict.fromkeys(keys, 1), len(keys), weight)
+            try:
+                self._promise(now, ahead, len(keys), now + timeout)
+            except DeadlineExceeded:
+                # Left to `admit`, which knows what the request takes.
+                return
+
+    def load(self, now: float) -> Load:
+        """What another process needs to refuse as `foresee` does."""
+        with self._lock:
+            full = self.waiting_tokens >= self._limit
+            # The busiest flows; what is not among them is taken for a flow without a backlog.
+            waits = {}
+            some = islice(self._flows.leaves(), _MAX_SEEN_FLOWS)
+            for key, leaf in nlargest(_MAX_FLOWS, some, key=lambda item: item[1].tokens):
+                weights = _weights(leaf)
+                position = self._flows.position(key, *weights, 1)
+                barred = full and position.held + 1 > position.share * self._limit
+                waits[key] = (self._finish(now, position.ahead) - now, barred)
+            return Load(
+                at=now,
+                limit=self._limit,
+                rate=self._rate(),
+                correction=self._correction,
+                waits=waits,
+                otherwise=self._finish(now, 1) - now,
+            )
+
+    def pace(self, now: float) -> tuple[float, float]:
+        """Tokens per second of the device, and in how many seconds a further text would be done
+        that comes after all that waits."""
+        with self._lock:
+            return self._rate(), self._finish(now, self.waiting_tokens + 1) - now
+
+    def withdraw(self, ticket: Ticket[R]) -> int:
+        """Give back the room of a request, queued or not; returns how many entries waited."""
+        with self._lock:
+            if not ticket.queued:
+                for leaf, tokens in ticket.flows.values():
+                    self._flows.release(leaf, tokens)
+                ticket.flows, ticket.left = {}, 0
+                return 0
+            return len(self._remove(ticket))
+
+    def enqueue(self, ticket: Ticket[R], entries: Sequence[QueuedEntry[R]]) -> None:
+        """Queue the entries of an admitted request. An idle device sees them after `wake`."""
+        with self._lock:
+            ticket.queued = entries
             for queued in entries:
-                self._waiting[queued] = None
-                self._queued_tokens += queued.entry.cost
+                queued.waits = True
+                self._flows.add(ticket.flows[queued.entry.adapter.name][0], queued)
+            self._waiting_entries += len(entries)
+            self._queued_tokens += ticket.left
 
     def wake(self) -> None:
         """Wake an idle device."""
         with self._lock:
             self._lock.notify()
 
-    def drop(self, entries: Iterable[QueuedEntry[R]]) -> int:
-        """Remove those entries that still wait; returns how many did."""
-        with self._lock:
-            dropped = [queued for queued in entries if queued in self._waiting]
-            self._remove(dropped)
-        return len(dropped)
-
     def take(self) -> Selection[R] | None:
         """Wait for entries and take the next batch; None once the scheduler is closed."""
+        waited = False
         with self._lock:
             while not self._closed:
                 selection = self.next_batch(monotonic(), shares=1 + self._idle_threads)
                 if selection:
-                    if self._waiting:
+                    selection.waited = waited
+                    if self._waiting_entries:
                         self._lock.notify()
                     return selection
+                waited = True
                 self._idle_threads += 1
                 self._lock.wait()
                 self._idle_threads -= 1
@@ -162,7 +295,7 @@ class Scheduler(Generic[R]):
             return self.next_batch(monotonic())
 
     def next_batch(self, now: float, *, shares: int = 1) -> Selection[R]:
-        """Remove the entries that run next from the queue, and those found expired on the way.
+        """Remove the entries that run next from the queue, and those that cannot be done in time.
 
         The caller holds the lock (`take`, `take_full`) or shares the scheduler with no thread.
 
@@ -170,40 +303,69 @@ class Scheduler(Generic[R]):
             shares: how many threads take a batch now; each gets its share of the queue.
         """
         selection: Selection[R] = Selection()
-        left = min(self._settings.max_batch_tokens, -(-self._queued_tokens // shares))
-        max_adapters = self._settings.max_active_adapters
+        trust = self._trust(now)
+        begins = self._free(now) if self._settings.lanes == 1 else now
+        planned = min(self._batch_limit, -(-self._queued_tokens // shares))
+        # Entries must be in time even if the batch takes longer than expected.
+        trust *= 1 + _BATCH_DEVIATIONS * self._pace.deviation
+        ends = begins + trust * self._pace.seconds(planned)
         adapters: set[AdapterKey] = set()
+        aside: list[Node[QueuedEntry[R]]] = []
         passed_over: list[QueuedEntry[R]] = []
         overtaken = 0
-        for queued in self._waiting:
-            if queued.deadline is not None and queued.deadline <= now:
-                selection.expired.append(queued)
-                continue
-            cost, adapter = queued.entry.cost, queued.entry.adapter
-            # An entry over the whole budget runs alone.
-            fits = cost <= left or not selection.batch
-            if fits and (adapter in adapters or len(adapters) < max_adapters):
-                selection.batch.append(queued)
-                adapters.add(adapter)
-                left -= cost
-                overtaken = len(passed_over)
-                if left <= 0:
+        while selection.tokens < planned and (leaf := self._flows.first()) is not None:
+            queued = next(iter(leaf.entries))
+            ticket = queued.ticket
+            if ticket.deadline is not None and (ticket.deadline <= ends or ticket.left > planned):
+                room = self._room(queued, begins, trust, selection.tokens, planned)
+                if room == 0:
+                    selection.expired += self._remove(ticket)
+                    continue
+                if room < planned:
+                    planned = room
+                    ends = begins + trust * self._pace.seconds(planned)
+            fitting = self._fitting(leaf, planned, selection, adapters, passed_over)
+            if fitting is None:
+                if queued.overtaken >= MAX_OVERTAKEN or len(passed_over) >= MAX_PASSED_OVER:
                     break
+                self._flows.set_aside(leaf)
+                aside.append(leaf)
                 continue
-            passed_over.append(queued)
-            if queued.overtaken >= MAX_OVERTAKEN or len(passed_over) == MAX_PASSED_OVER:
-                break
-        for queued in passed_over[:overtaken]:
+            self._serve(leaf, fitting)
+            selection.batch.append(fitting)
+            selection.tokens += fitting.entry.cost
+            adapters.add(fitting.entry.adapter)
+            overtaken = len(passed_over)
+        self._flows.restore(aside)
+        for queued in dict.fromkeys(passed_over[:overtaken]):
             queued.overtaken += 1
-        self._remove(selection.batch)
-        self._remove(selection.expired)
+        if selection.batch:
+            selection.ends = begins + self._pace.seconds(selection.tokens)
+            self._running[selection] = None
         return selection
 
-    def record_batch(self, tokens: int, seconds: float) -> None:
-        """Note how long a batch took; refusals derive their `retry_after` from it."""
+    def measured(self, tokens: int, seconds: float) -> None:
+        """Note what a batch of the warm-up took: all that is known before the first request."""
         with self._lock:
-            self._recent_tokens = _DECAY * self._recent_tokens + tokens
-            self._recent_seconds = _DECAY * self._recent_seconds + seconds
+            self._pace.record(tokens, seconds)
+            self._adjust()
+
+    def record_batch(self, selection: Selection[R], seconds: float, now: float) -> None:
+        """Note that a batch has ended. seconds: what the lane took for it."""
+        with self._lock:
+            self._running.pop(selection, None)
+            if not self._running:
+                self._idle_since = now
+            self._pace.record(selection.tokens, seconds)
+            self._adjust()
+
+    def record_answer(self, ticket: Ticket[R], now: float) -> None:
+        """Note when a request's answer was ready, or when it was found to be too late."""
+        if ticket.promised is not None:
+            # Only the event loop calls this, and a promise may miss the last correction.
+            error = now - ticket.promised
+            self._late += _LEARNING * (error - self._late)
+            self._late_deviation += _LEARNING * (abs(error - self._late) - self._late_deviation)
 
     def close(self) -> None:
         """Make every `take` return None from now on."""
@@ -211,13 +373,200 @@ class Scheduler(Generic[R]):
             self._closed = True
             self._lock.notify_all()
 
-    def _seconds_for(self, tokens: int) -> float:
-        if self._recent_tokens <= 0:
-            return _RETRY_SECONDS_UNMEASURED
-        return tokens * self._recent_seconds / self._recent_tokens
+    # Admission.
 
-    def _remove(self, entries: Sequence[QueuedEntry[R]]) -> None:
-        for queued in entries:
-            del self._waiting[queued]
-            self._admitted_tokens -= queued.entry.cost
-            self._queued_tokens -= queued.entry.cost
+    def _find_room(
+        self, keys: dict[str, FlowKey], by_adapter: dict[str, int], tokens: int, weight: float
+    ) -> float:
+        """The tokens that the device runs until the request is done.
+
+        Raises:
+            TooLarge, Overloaded: as `admit`, for want of room.
+        """
+        limit, excess = self._limit, self.waiting_tokens + tokens - self._limit
+        if self._settings.max_waiting_tokens is not None and tokens > limit:
+            raise TooLarge(f"the request takes {tokens} tokens, at most {limit} may wait")
+        ahead, within_share, alone = 0.0, True, True
+        for name, key in keys.items():
+            wanted = by_adapter[name]
+            position = self._flows.position(key, weight, self._weight_of(name), wanted)
+            # The adapters of a request are served side by side, the last one decides.
+            ahead = max(ahead, position.ahead)
+            # Where the bound is not set, a request that is larger than it can still be served.
+            first = position.held == 0 and self._settings.max_waiting_tokens is None
+            within_share &= first or position.held + wanted <= position.share * limit
+            alone &= position.share == 1.0
+        if excess > 0 and not within_share and self.waiting_tokens:
+            reason: OverloadReason = "queue" if alone else "share"
+            whose = "" if alone else ", more than this flow's share"
+            raise Overloaded(
+                f"{self.waiting_tokens} of {limit} tokens wait{whose}, the request takes {tokens}",
+                retry_after=self._seconds_for(excess),
+                reason=reason,
+            )
+        return max(ahead, tokens)
+
+    def _promise(
+        self, now: float, ahead: float, tokens: int, deadline: float | None
+    ) -> float | None:
+        """When a request will be done that has this much ahead of it, itself included.
+
+        Raises:
+            Overloaded: after its deadline. DeadlineExceeded: even if nothing waited.
+        """
+        if not self._pace.measured:
+            return None
+        promised = self._finish(now, ahead)
+        if deadline is None:
+            return promised
+        timeout = deadline - now
+        late = promised + min(self._correction, MAX_CORRECTION * timeout) - deadline
+        if late <= 0:
+            return promised
+        alone = self._trust(now) * self._seconds_alone(tokens)
+        if alone > timeout:
+            raise DeadlineExceeded(
+                f"the request takes {alone:.2g} s, its deadline is in {max(0.0, timeout):.2g} s"
+            )
+        if not self._running and not self.waiting_tokens:
+            return promised
+        raise Overloaded(
+            f"it would be answered in {promised - now:.2g} s, its deadline is in {timeout:.2g} s",
+            retry_after=late,
+            reason="deadline",
+        )
+
+    def _finish(self, now: float, ahead: float) -> float:
+        """When the device has run this many tokens, the last of them in a batch with others."""
+        limit = self._batch_limit
+        batches = max(0, -(-int(ahead) // limit) - 1)
+        trust, free = self._trust(now), self._free(now)
+        between = batches * self._pace.seconds(limit) / self._settings.lanes
+        return free + trust * (between + self._pace.seconds(min(ahead, limit)))
+
+    def _seconds_alone(self, tokens: int) -> float:
+        """What a request takes while nothing else is there."""
+        limit = self._settings.max_batch_tokens
+        batches = max(0, -(-tokens // limit) - 1) // self._settings.lanes
+        return batches * self._pace.seconds(limit) + self._pace.seconds(
+            min(limit, -(-tokens // self._settings.lanes))
+        )
+
+    def _free(self, now: float) -> float:
+        """When the next batch can begin."""
+        if len(self._running) < self._settings.lanes:
+            return now
+        ends = [selection.ends for selection in self._running]
+        # A single lane has batches that were launched ahead: they follow each other.
+        return max(now, max(ends) if self._settings.lanes == 1 else min(ends))
+
+    @property
+    def _correction(self) -> float:
+        return max(0.0, self._late + _DEVIATIONS * self._late_deviation)
+
+    def _trust(self, now: float) -> float:
+        if self._running or self._idle_since is None:
+            return 1.0
+        return float(0.5 ** max(0.0, now - self._idle_since - _TRUSTED_SECONDS))
+
+    def _note_timeout(self, timeout: float) -> None:
+        if timeout >= self._shortest:
+            self._shortest += _FORGET_SHORTEST * (min(timeout, 60.0) - self._shortest)
+        elif timeout >= self._pace.seconds(self._settings.max_batch_tokens * _SMALLEST_LIMIT):
+            # A timeout that no batch can keep must not make the batches small.
+            self._shortest = timeout
+            self._adjust()
+
+    def _adjust(self) -> None:
+        """After a new measurement: what may wait, and the tokens of a batch."""
+        if self._settings.max_waiting_tokens is None:
+            self._limit = self._bound(self._rate())
+        most, seconds = self._settings.max_batch_tokens, _TIMEOUT_SHARE * self._shortest
+        self._batch_limit = most
+        if self._pace.seconds(most) > seconds:
+            less = max(self._pace.tokens_within(seconds, most), int(_SMALLEST_LIMIT * most), 1)
+            if self._pace.rate(less) >= _EFFICIENT * self._rate():
+                self._batch_limit = less
+
+    def _bound(self, rate: float) -> int:
+        """`max_waiting_tokens` where it is not set."""
+        batches = self._settings.lanes * self._settings.max_batch_tokens
+        return max(batches, int(WAITING_SECONDS * rate)) if rate else 4 * batches
+
+    def _rate(self) -> float:
+        return self._pace.rate(self._settings.max_batch_tokens)
+
+    def _seconds_for(self, tokens: int) -> float:
+        rate = self._rate()
+        return tokens / rate if rate else _RETRY_SECONDS_UNMEASURED
+
+    def _weight_of(self, adapter: str) -> float:
+        return self._settings.adapter_weights.get(adapter, 1.0)
+
+    # Batches.
+
+    def _room(
+        self, queued: QueuedEntry[R], begins: float, trust: float, taken: int, planned: int
+    ) -> int:
+        """The tokens that a batch may have for this entry to be done in time; 0 if none will do."""
+        ticket, cost = queued.ticket, queued.entry.cost
+        assert ticket.deadline is not None
+        seconds = (ticket.deadline - begins) / trust
+        if seconds <= 0 or self._pace.seconds(cost) > seconds:
+            return 0
+        if ticket.left > planned and self._seconds_alone(ticket.left) > seconds:
+            return 0
+        if self._pace.seconds(planned) <= seconds:
+            return planned
+        # A smaller batch is done sooner. But a few late entries must not make all batches small.
+        room = self._pace.tokens_within(seconds, planned)
+        least = min(planned, int(_SMALLEST_LIMIT * self._settings.max_batch_tokens))
+        return room if room >= max(taken + cost, least) else 0
+
+    def _fitting(
+        self,
+        leaf: Node[QueuedEntry[R]],
+        planned: int,
+        selection: Selection[R],
+        adapters: set[AdapterKey],
+        passed_over: list[QueuedEntry[R]],
+    ) -> QueuedEntry[R] | None:
+        """The first entry of a leaf that fits into the rest of the batch."""
+        left = planned - selection.tokens
+        for queued in islice(leaf.entries, MAX_PASSED_OVER):
+            # An entry over the whole budget runs alone.
+            fits = queued.entry.cost <= left or not selection.batch
+            known = queued.entry.adapter in adapters
+            if fits and (known or len(adapters) < self._settings.max_active_adapters):
+                return queued
+            passed_over.append(queued)
+            if queued.overtaken >= MAX_OVERTAKEN or len(passed_over) >= MAX_PASSED_OVER:
+                break
+        return None
+
+    def _serve(self, leaf: Node[QueuedEntry[R]], queued: QueuedEntry[R]) -> None:
+        cost = queued.entry.cost
+        self._flows.serve(leaf, queued, cost)
+        self._left(queued, cost)
+
+    def _remove(self, ticket: Ticket[R]) -> list[QueuedEntry[R]]:
+        """Take all waiting entries of a request out of the queue."""
+        removed = [queued for queued in ticket.queued if queued.waits]
+        for queued in removed:
+            leaf = ticket.flows[queued.entry.adapter.name][0]
+            self._flows.remove(leaf, queued, queued.entry.cost)
+            self._left(queued, queued.entry.cost)
+        return removed
+
+    def _left(self, queued: QueuedEntry[R], cost: int) -> None:
+        queued.waits = False
+        queued.ticket.left -= cost
+        self._queued_tokens -= cost
+        self._waiting_entries -= 1
+
+
+def _weights(leaf: Node[QueuedEntry[R]]) -> tuple[float, float]:
+    adapter = leaf.parent
+    assert adapter is not None
+    assert adapter.parent is not None
+    return adapter.parent.weight, adapter.weight

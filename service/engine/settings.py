@@ -1,6 +1,7 @@
 """The engine's limits. `service.settings` reads them from environment variables."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -9,22 +10,25 @@ class EngineSettings:
 
     max_batch_tokens: budget of one batch; a longer text still runs, alone.
     max_waiting_tokens: what may wait at once; a request that does not fit is refused as a whole.
+    None: a few seconds of work at the measured rate.
     max_active_adapters: adapters on the device, and so the most in one batch or request.
     max_registered_adapters: adapters in host memory, validated and ready to be activated.
     lanes: batches that a CPU runs side by side, each on its share of the cores.
     stall_seconds: when a batch runs longer than this, the engine is not live.
+    adapter_weights: shares of the device by adapter name, 1 for all others.
     """
 
     max_batch_tokens: int = 16384
-    max_waiting_tokens: int = 262144
+    max_waiting_tokens: int | None = None
     max_active_adapters: int = 64
     max_registered_adapters: int = 256
     lanes: int = 1
     stall_seconds: float = 60.0
+    adapter_weights: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.stall_seconds <= 0:
             raise ValueError(f"stall_seconds must be positive, not {self.stall_seconds}")
         for name, value in asdict(self).items():
-            if name != "stall_seconds" and value < 1:
+            if isinstance(value, int) and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")

@@ -2,9 +2,9 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Literal
 
 from starlette.requests import Request
@@ -13,7 +13,7 @@ from adapters.format.spec import AdapterSpec
 from adapters.tokenizer import Encoding, End, TextEncoder
 from service.engine.interface import AdapterKey, Completion, Entry, RowResult, cost_of
 from service.engine.observer import NO_LABEL
-from service.errors import AdapterLoadFailed, InferenceFailed, InvalidRequest
+from service.errors import AdapterLoadFailed, InferenceFailed, InvalidRequest, Overloaded
 from service.http.bodies import MAX_DETAILS
 from service.http.connection import while_connected
 from service.http.lifecycle import Service, service_of
@@ -87,6 +87,19 @@ async def classify(
     """
     service = service_of(request)
     encoder = service.engine.info.encoder
+    client: str = request.scope.get("idspam.client", "")
+    weight: float = request.scope.get("idspam.weight", 1.0)
+    try:
+        # Under overload most requests end here, before they cost anything.
+        service.engine.foresee(
+            tuple({text.key.name: None for text in texts}),
+            timeout=deadline - monotonic(),
+            client=client,
+            weight=weight,
+        )
+    except Overloaded as error:
+        service.metrics.overload_refused(error.reason)
+        raise
 
     started = perf_counter()
     encodings = await _encode(encoder, texts, "tail" if cut == "nothing" else cut)
@@ -101,7 +114,9 @@ async def classify(
         for text, encoding in zip(texts, encodings, strict=True)
     ]
     try:
-        completion = await while_connected(request, _submit(service, entries, deadline))
+        completion = await while_connected(
+            request, _submit(service, entries, deadline, client, weight)
+        )
     except (AdapterLoadFailed, InferenceFailed) as error:
         _count_failures(service, entries, error)
         raise
@@ -174,15 +189,20 @@ async def _too_long(
     )
 
 
-async def _submit(service: Service, entries: Sequence[Entry], deadline: float) -> Completion:
+async def _submit(
+    service: Service, entries: Sequence[Entry], deadline: float, client: str, weight: float
+) -> Completion:
+    def predict() -> Awaitable[Completion]:
+        return service.engine.predict(entries, deadline=deadline, client=client, weight=weight)
+
     try:
-        return await service.engine.predict(entries, deadline=deadline)
+        return await predict()
     except AdapterLoadFailed as error:
         # Deleted since its name was resolved? Then `resolve` says so, once the deletion is done.
         # Published again meanwhile? Then it loads now. A file that is really lost fails again.
         await service.catalog.settled(error.name)
         service.catalog.resolve(f"{error.name}@{error.revision}")
-    return await service.engine.predict(entries, deadline=deadline)
+    return await predict()
 
 
 def _count_answers(service: Service, answers: Answers) -> None:

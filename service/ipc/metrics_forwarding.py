@@ -50,6 +50,7 @@ COUNTED = (
     "batch_done",
     "adapter_loaded",
     "adapter_evicted",
+    "overload_refused",
     "failed",
     "dropped",
 )
@@ -62,6 +63,7 @@ STATES: Mapping[str, str | None] = {
     "store_state": None,
     "started": None,
     "waiting_limit": None,
+    "pace": None,
 }
 
 

@@ -21,6 +21,7 @@ from adapters.tokenizer import Encoding, TextEncoder
 from service import errors as service_errors
 from service.catalog.entry import CatalogEntry, Change, ChangeResult, Condition, Operation
 from service.engine.interface import AdapterKey, Completion, EngineInfo, Entry, RowResult
+from service.engine.load import FlowKey, Load
 from service.errors import ServiceError
 
 VERSION = 1
@@ -84,7 +85,8 @@ class Predict(Message, frozen=True):
 
     deadline: on the clock of `time.monotonic`, which all processes of a machine share. adapters:
     distinct (name, revision) pairs. rows: each row's index into them. input_ids: int32.
-    token_type_ids: uint8. truncated: one byte a row.
+    token_type_ids: uint8. truncated: one byte a row. client, weight: who shares the device, and in
+    what proportion.
     """
 
     id: int
@@ -97,6 +99,8 @@ class Predict(Message, frozen=True):
     token_type_ids: bytes
     truncated: bytes
     explain: bool
+    client: str
+    weight: float
 
 
 class Cancel(Message, frozen=True):
@@ -141,6 +145,17 @@ class Heartbeat(Message, frozen=True):
     ready: bool
     reason: str | None
     details: dict[str, float | str]
+
+
+class EngineLoad(Message, frozen=True):
+    """A `Load`, while requests come. waits: client, adapter, urgency, seconds, barred."""
+
+    at: float
+    limit: int
+    rate: float
+    correction: float
+    waits: list[tuple[str, str, int, float, bool]]
+    otherwise: float
 
 
 class Welcome(Message, frozen=True):
@@ -201,7 +216,14 @@ FromWorker: TypeAlias = (
     Hello | HeartbeatReply | Predict | Cancel | ChangeRequest | Applied | Goodbye
 )
 FromEngine: TypeAlias = (
-    Heartbeat | Welcome | UnknownWorker | PredictDone | RequestFailed | ChangeDone | CatalogUpdate
+    Heartbeat
+    | EngineLoad
+    | Welcome
+    | UnknownWorker
+    | PredictDone
+    | RequestFailed
+    | ChangeDone
+    | CatalogUpdate
 )
 
 
@@ -268,7 +290,13 @@ def error_of(fault: Fault) -> AdapterError | ServiceError | EngineDefect:
     return error
 
 
-def predict_of(number: int, entries: Sequence[Entry], deadline: float | None) -> Predict:
+def predict_of(
+    number: int,
+    entries: Sequence[Entry],
+    deadline: float | None,
+    client: str = "",
+    weight: float = 1.0,
+) -> Predict:
     """A request as a message; token ids are narrowed to 32 bits, which fit every vocabulary."""
     adapters: dict[AdapterKey, int] = {}
     rows = [adapters.setdefault(entry.adapter, len(adapters)) for entry in entries]
@@ -284,6 +312,8 @@ def predict_of(number: int, entries: Sequence[Entry], deadline: float | None) ->
         token_type_ids=_joined([encoding.token_type_ids for encoding in encodings], "u1"),
         truncated=bytes(encoding.truncated for encoding in encodings),
         explain=entries[0].explain,
+        client=client,
+        weight=weight,
     )
 
 
@@ -403,6 +433,31 @@ def entry_of(message: Adapter, known: Mapping[str, AdapterSpec]) -> CatalogEntry
         specs=specs,
         unusable={revision: _adapter_error(item) for revision, item in message.unusable.items()},
         refusal=None if message.refusal is None else _adapter_error(message.refusal),
+    )
+
+
+def engine_load_of(load: Load) -> EngineLoad:
+    return EngineLoad(
+        at=load.at,
+        limit=load.limit,
+        rate=load.rate,
+        correction=load.correction,
+        waits=[(*key, *wait) for key, wait in load.waits.items()],
+        otherwise=load.otherwise,
+    )
+
+
+def load_of(message: EngineLoad) -> Load:
+    return Load(
+        at=message.at,
+        limit=message.limit,
+        rate=message.rate,
+        correction=message.correction,
+        waits={
+            FlowKey(client, adapter, urgency): (seconds, barred)
+            for client, adapter, urgency, seconds, barred in message.waits
+        },
+        otherwise=message.otherwise,
     )
 
 

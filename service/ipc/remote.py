@@ -19,6 +19,7 @@ from zmq.utils.monitor import parse_monitor_message
 from service.catalog.entry import Change, ChangeResult
 from service.catalog.view import CatalogView
 from service.engine.interface import Completion, EngineHealth, EngineInfo, Entry
+from service.engine.load import Load
 from service.engine.observer import Observer
 from service.errors import DeadlineExceeded, EngineUnavailable, NotReady
 from service.ipc.channel import Channel, Context, Outbox, RateLimitedWarnings
@@ -29,6 +30,7 @@ from service.ipc.protocol import (
     CatalogUpdate,
     ChangeDone,
     Codec,
+    EngineLoad,
     FromEngine,
     Goodbye,
     Heartbeat,
@@ -46,6 +48,7 @@ from service.ipc.protocol import (
     entry_of,
     error_of,
     info_of,
+    load_of,
     predict_of,
 )
 
@@ -289,6 +292,7 @@ class RemoteEngine:
         self._requests = requests
         self._info: EngineInfo | None = None
         self._tokenizer = ""
+        self._load: Load | None = None
 
     @property
     def info(self) -> EngineInfo:
@@ -296,14 +300,34 @@ class RemoteEngine:
             raise NotReady(self._requests.unavailable or _STARTING)
         return self._info
 
+    @property
+    def load(self) -> Load | None:
+        return self._load
+
+    def foresee(
+        self,
+        adapters: Sequence[str],
+        *,
+        timeout: float,
+        client: str = "",
+        weight: float = 1.0,  # noqa: ARG002
+    ) -> None:
+        if self._load is not None:
+            self._load.foresee(adapters, timeout=timeout, client=client)
+
     async def predict(
-        self, entries: Sequence[Entry], *, deadline: float | None = None
+        self,
+        entries: Sequence[Entry],
+        *,
+        deadline: float | None = None,
+        client: str = "",
+        weight: float = 1.0,
     ) -> Completion:
         if not entries:
             return Completion((), 0.0, 0.0)
         reply = await self._requests.ask(
             PredictDone,
-            lambda number: predict_of(number, entries, deadline),
+            lambda number: predict_of(number, entries, deadline, client, weight),
             rows=len(entries),
             deadline=deadline,
         )
@@ -317,6 +341,9 @@ class RemoteEngine:
         known = self._info.encoder if self._info and message.tokenizer == self._tokenizer else None
         self._info = info_of(message, known)
         self._tokenizer = message.tokenizer
+
+    def set_load(self, load: Load | None) -> None:
+        self._load = load
 
 
 class RemoteCatalog(CatalogView):
@@ -421,6 +448,8 @@ class RemoteBackend:
                 self._connection.send(Applied(message.update))
             case Heartbeat():
                 self._heartbeat = message
+            case EngineLoad():
+                self.engine.set_load(load_of(message))
             case Welcome():
                 self.catalog.replace_all(message.adapters)
                 self.engine.welcomed(message)
@@ -434,4 +463,5 @@ class RemoteBackend:
 
     def _leave(self, reason: str) -> None:
         self._heartbeat = None
+        self.engine.set_load(None)
         self._requests.fail_all(reason)

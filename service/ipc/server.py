@@ -41,6 +41,7 @@ from service.ipc.protocol import (
     adapter_of,
     change_of,
     encode,
+    engine_load_of,
     entries_of,
     fault_of,
     predict_done_of,
@@ -54,6 +55,9 @@ logger = logging.getLogger(__name__)
 # Once the engine stops waiting for a worker, that worker's lease has expired: it cannot serve stale
 # revisions.
 GIVE_UP_SECONDS = LEASE_SECONDS
+
+# While requests come, workers hear this often how busy the engine is.
+LOAD_SECONDS = 0.02
 
 _UNKNOWN_WORKER = encode([UnknownWorker()])
 
@@ -103,6 +107,7 @@ class EngineServer:
         self._known_specs: dict[str, Mapping[str, AdapterSpec]] = {}
         self._progress = asyncio.Event()
         self._last_beat = monotonic()
+        self._load_scheduled = False
         self._loop = asyncio.get_running_loop()
         self._channel = Channel(socket, self._receive)
 
@@ -130,6 +135,7 @@ class EngineServer:
                 self._give_up(identity)
             else:
                 worker.outbox.send(self._heartbeat(now))
+        self._send_load()
 
     def update(self, name: str, entry: CatalogEntry | None) -> None:
         """Send a name's new entry to every worker: `service.catalog.catalog.Catalog.on_update`."""
@@ -209,11 +215,25 @@ class EngineServer:
 
     async def _predict(self, worker: _Worker, request: Predict) -> None:
         try:
+            if not self._load_scheduled:
+                self._load_scheduled = True
+                self._loop.call_later(LOAD_SECONDS, self._send_load)
             entries = entries_of(request)
-            completion = await self._backend.engine.predict(entries, deadline=request.deadline)
+            completion = await self._backend.engine.predict(
+                entries, deadline=request.deadline, client=request.client, weight=request.weight
+            )
             worker.outbox.send(predict_done_of(request.id, completion))
         except Exception as error:
             self._fail(worker, request.id, error)
+
+    def _send_load(self) -> None:
+        """Tell the workers how busy the engine is, so that they refuse what it would refuse."""
+        self._load_scheduled = False
+        load = self._backend.engine.load
+        if load is not None:
+            message = engine_load_of(load)
+            for worker in self._workers.values():
+                worker.outbox.send(message)
 
     async def _change(self, worker: _Worker, request: ChangeRequest) -> None:
         # Of this task alone: what it logs names the request.

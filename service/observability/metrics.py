@@ -25,6 +25,7 @@ from service.engine.observer import (
     Tier,
     UploadOutcome,
 )
+from service.errors import OverloadReason
 
 _KINDS: Mapping[str, type[Counter] | type[Gauge] | type[Histogram]] = MappingProxyType(
     {"counter": Counter, "gauge": Gauge, "histogram": Histogram}
@@ -94,6 +95,9 @@ class Metrics(Observer):
         self._errors = _children(of["idspam_request_errors_total"], error_types)
         self._refusals = _children(of["idspam_access_refusals_total"], get_args(RefusalReason))
         self._failures = _children(of["idspam_failures_total"], get_args(FailureReason))
+        self._overload_refusals = _children(
+            of["idspam_overload_refusals_total"], get_args(OverloadReason)
+        )
         self._tier_adapters = _children(of["idspam_tier_adapters"], ("stored", *tiers))
         self._tier_bytes = _children(of["idspam_tier_bytes"], ("stored", *tiers))
         self._loads = _children(of["idspam_adapter_loads_total"], tiers)
@@ -236,6 +240,13 @@ class Metrics(Observer):
         self._evictions[tier].inc()
         self._eviction_ages[tier].observe(age_seconds)
 
+    def overload_refused(self, reason: OverloadReason) -> None:
+        self._overload_refusals[reason].inc()
+
+    def pace(self, tokens_per_second: float, estimated_wait: float) -> None:
+        self._by_name["idspam_device_tokens_per_second"].set(tokens_per_second)
+        self._by_name["idspam_estimated_wait_seconds"].set(estimated_wait)
+
     def failed(self, reason: FailureReason, rows: int) -> None:
         self._failures[reason].inc(rows)
 
@@ -255,6 +266,7 @@ class Metrics(Observer):
     def engine_gone(self) -> None:
         """Reset the states that the engine's process reported."""
         self._by_name["idspam_waiting_tokens"].set(0)
+        self.pace(0.0, 0.0)
         self._by_name["idspam_build_info"].clear()
         for tier in get_args(Tier):
             self.tier_size(tier, 0, 0)

@@ -67,8 +67,8 @@ class AheadRunner:
     def load(self, adapters: Sequence[tuple[int, HostAdapter]]) -> list[DeviceAdapter]:
         return self._packed.load(adapters)
 
-    def warm_up(self, max_tokens: int) -> None:
-        self._packed.warm_up(max_tokens)
+    def warm_up(self, max_tokens: int) -> Sequence[tuple[int, float]]:
+        return self._packed.warm_up(max_tokens)
 
     def launch(self, rows: Sequence[BatchRow]) -> RunningBatch:
         self.launched.append(len(rows))

@@ -8,6 +8,7 @@ cost is in launching. Every failure becomes an outcome of its row: `Runner.launc
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -37,6 +38,8 @@ _OUT_OF_MEMORY = (
 
 # Enough to find two rows of a thousand that fail alone.
 _MAX_ERRORS = 32
+# A full batch that takes longer is not run a second time at the start.
+_QUICK_SECONDS = 0.1
 
 
 class DeviceLost(Exception):
@@ -136,8 +139,10 @@ class Runner(Protocol):
     def load(self, adapters: Sequence[tuple[int, HostAdapter]]) -> list[DeviceAdapter]:
         """Copy adapters into slots (from 0) that no batch uses; returns when they can be used."""
 
-    def warm_up(self, max_tokens: int) -> None:
+    def warm_up(self, max_tokens: int) -> Sequence[tuple[int, float]]:
         """Run one short text and a batch of `max_tokens`, so that the first requests are not slow.
+
+        Returns the tokens and seconds of a few batches that were run again once all was warm.
 
         Raises:
             RuntimeError: the device cannot run this backbone.
@@ -151,8 +156,9 @@ class Runner(Protocol):
         """
 
 
-def run_warm_up(runner: Runner, adapter: Adapter, max_tokens: int) -> None:
-    """Run one short text, then as many of the longest texts as a batch of `max_tokens` holds.
+def run_warm_up(runner: Runner, adapter: Adapter, max_tokens: int) -> list[tuple[int, float]]:
+    """Run one short text, then as many of the longest texts as a batch of `max_tokens` holds; then
+    both again, now with a clock. Where a full batch is slow, a quarter of it is timed.
 
     Raises:
         RuntimeError: a row has no answer.
@@ -162,8 +168,11 @@ def run_warm_up(runner: Runner, adapter: Adapter, max_tokens: int) -> None:
     short = BatchRow(encode("warm", max_length=spec.max_length), loaded)
     long = BatchRow(encode("warm up " * spec.max_length, max_length=spec.max_length), loaded)
     fitting = max(1, max_tokens // (len(long.encoding) + spec.prompt_length))
-    for rows in ([short], [long] * fitting):
+
+    def run(rows: Sequence[BatchRow]) -> tuple[int, float]:
+        started = perf_counter()
         result = runner.launch(rows).wait()
+        seconds = perf_counter() - started
         for outcome in result.outcomes:
             if isinstance(outcome, RowFailure):
                 raise RuntimeError(f"the warm-up failed: {outcome.message}")
@@ -173,6 +182,12 @@ def run_warm_up(runner: Runner, adapter: Adapter, max_tokens: int) -> None:
                 max_tokens,
                 result.passes,
             )
+        return sum(len(row.encoding) + spec.prompt_length for row in rows), seconds
+
+    run([short])
+    _, seconds = run([long] * fitting)
+    quick = seconds < _QUICK_SECONDS
+    return [run([short]), run([long] * (fitting if quick else -(-fitting // 4)))]
 
 
 def launch_or_halve(

@@ -50,8 +50,8 @@ class PackedRunner:
         # Nothing to copy: a CPU runs adapters from host memory.
         return [_prepared(adapter) for _, adapter in adapters]
 
-    def warm_up(self, max_tokens: int) -> None:
-        run_warm_up(self, random_adapter(self.backbone), max_tokens)
+    def warm_up(self, max_tokens: int) -> Sequence[tuple[int, float]]:
+        return run_warm_up(self, random_adapter(self.backbone), max_tokens)
 
     def launch(self, rows: Sequence[BatchRow]) -> RunningBatch:
         return launch_or_halve(rows, self._run, self.backbone.device)

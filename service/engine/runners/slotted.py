@@ -178,11 +178,11 @@ class SlottedRunner:
             if not difference <= _PROBE_BOUND:
                 raise RuntimeError(f"a score differs by {difference:.3g}")
 
-    def warm_up(self, max_tokens: int) -> None:
+    def warm_up(self, max_tokens: int) -> Sequence[tuple[int, float]]:
         adapter = random_adapter(self.backbone)
         if self._graphs is not None:
             self._capture(self._graphs, adapter.spec)
-        run_warm_up(self, adapter, max_tokens)
+        return run_warm_up(self, adapter, max_tokens)
 
     def launch(self, rows: Sequence[BatchRow]) -> RunningBatch:
         return launch_or_halve(rows, self._launch, self.backbone.device)

@@ -215,6 +215,8 @@ def _headers(service: Service, answers: Answers, *, seconds: float) -> Mapping[s
 
 def _info(service: Service, adapter: Resolved) -> Response:
     settings, info, spec = service.settings, service.engine.info, adapter.spec
+    load = service.engine.load
+    limit = settings.max_waiting_tokens or (0 if load is None else load.limit)
     classifier = {
         "id2label": {str(index): label for index, label in enumerate(spec.labels)},
         "label2id": {label: index for index, label in enumerate(spec.labels)},
@@ -226,7 +228,7 @@ def _info(service: Service, adapter: Resolved) -> Response:
         "served_model_name": adapter.key.name,
         "model_type": {"classifier": classifier},
         # Admission counts tokens: this many texts of the maximum length may wait.
-        "max_concurrent_requests": settings.max_waiting_tokens // spec.max_length,
+        "max_concurrent_requests": max(1, limit // spec.max_length),
         "max_input_length": spec.max_length,
         "max_batch_tokens": settings.batch_tokens(info.device),
         "max_batch_requests": None,

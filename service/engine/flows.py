@@ -1,0 +1,235 @@
+"""Who is served next: clients share the device by weight, and within a client its adapters do.
+
+    client -> adapter -> urgency -> entries, first come first served
+
+This is hierarchical start-time fair queueing. Every node has a tag, the service that it has
+received divided by its weight, and the child with the lowest tag is served. A node that was idle
+starts at the tag being served now: it neither saves up service while idle nor pays for it. So
+whoever sends less than its share never waits for those that send more, each entry costs a few heap
+operations, and neighbours in a batch come from different flows.
+
+Urgency separates requests that allow a fraction of a second from those that allow a minute. A queue
+of patient requests then does not keep impatient ones out, nor the other way round.
+"""
+
+from collections.abc import Iterator
+from heapq import heappop, heappush, heapreplace
+from itertools import count
+from typing import Generic, NamedTuple, TypeVar
+
+from service.engine.load import FlowKey
+
+E = TypeVar("E")
+
+
+class Node(Generic[E]):
+    """A client, an adapter of a client, or a leaf: one urgency of an adapter of a client.
+
+    tag: service received, in tokens by weight. tokens: admitted and not yet taken, of all below.
+    active_weight: the weights of the children that have tokens. time: the tag served last among the
+    children. entries: of a leaf, in order of arrival.
+    """
+
+    __slots__ = (
+        "active_weight",
+        "children",
+        "entries",
+        "heap",
+        "in_heap",
+        "key",
+        "parent",
+        "tag",
+        "time",
+        "tokens",
+        "weight",
+    )
+
+    def __init__(self, key: str | int, parent: "Node[E] | None", weight: float) -> None:
+        self.key, self.parent, self.weight = key, parent, weight
+        self.time = 0.0
+        self.tag: float = 0.0 if parent is None else parent.time
+        self.tokens = 0
+        self.active_weight = 0.0
+        self.children: dict[str | int, Node[E]] = {}
+        self.heap: list[tuple[float, int, Node[E]]] = []
+        self.in_heap = False
+        self.entries: dict[E, None] = {}
+
+
+class Position(NamedTuple):
+    """Where a flow's next tokens would stand.
+
+    ahead: tokens that the device runs until they are done, themselves included. share: of the
+    device that its adapter has beside the flows that wait now. held: tokens of that adapter that
+    wait already.
+    """
+
+    ahead: float
+    share: float
+    held: int
+
+
+class Flows(Generic[E]):
+    """All flows, from the root down. Not safe for threads: the scheduler's lock guards it."""
+
+    def __init__(self) -> None:
+        self.root: Node[E] = Node("", None, 1.0)
+        self._order = count()
+
+    def leaf(self, key: FlowKey, client_weight: float, adapter_weight: float) -> Node[E]:
+        """The flow of a key, created if it is new; it disappears again once it is empty.
+
+        The last weights given for a client or an adapter hold.
+        """
+        client = self._child(self.root, key.client, client_weight)
+        adapter = self._child(client, key.adapter, adapter_weight)
+        return self._child(adapter, key.urgency, 1.0)
+
+    def reserve(self, leaf: Node[E], tokens: int) -> None:
+        """Count tokens that were admitted."""
+        for node in _upwards(leaf):
+            if node.tokens == 0 and node.parent is not None:
+                node.parent.active_weight += node.weight
+            node.tokens += tokens
+
+    def release(self, leaf: Node[E], tokens: int) -> None:
+        """Count tokens that were taken or withdrawn."""
+        for node in _upwards(leaf):
+            node.tokens -= tokens
+            assert node.tokens >= 0
+            if node.tokens == 0 and node.parent is not None:
+                node.parent.active_weight -= node.weight
+                _forget(node)
+
+    def add(self, leaf: Node[E], entry: E) -> None:
+        """Queue an entry whose tokens are reserved."""
+        leaf.entries[entry] = None
+        node = leaf
+        while node.parent is not None and not node.in_heap:
+            node.tag = max(node.tag, node.parent.time)
+            self._push(node)
+            node = node.parent
+
+    def first(self) -> Node[E] | None:
+        """The leaf that is served next; None if nothing is queued or all was set aside."""
+        node = self.root
+        while True:
+            while node.heap:
+                child = node.heap[0][2]
+                if child.heap or child.entries:
+                    break
+                # Its entries were withdrawn, or it is set aside.
+                heappop(node.heap)
+                child.in_heap = False
+                _forget(child)
+            else:
+                if node.parent is None:
+                    return None
+                # Its parent drops it now.
+                node = self.root
+                continue
+            node = child
+            if node.entries:
+                return node
+
+    def remove(self, leaf: Node[E], entry: E, cost: int) -> None:
+        """Withdraw an entry that is queued."""
+        del leaf.entries[entry]
+        self.release(leaf, cost)
+
+    def serve(self, leaf: Node[E], entry: E, cost: int) -> None:
+        """Take an entry out of the leaf that `first` returned, and charge its cost."""
+        del leaf.entries[entry]
+        node = leaf
+        while (parent := node.parent) is not None:
+            parent.time = max(parent.time, node.tag)
+            node.tag += cost / node.weight
+            if node.entries or node.heap:
+                heapreplace(parent.heap, (node.tag, next(self._order), node))
+            else:
+                heappop(parent.heap)
+                node.in_heap = False
+            node = parent
+        self.release(leaf, cost)
+
+    def set_aside(self, leaf: Node[E]) -> None:
+        """Skip the leaf that `first` returned until `restore`; its turn is not lost."""
+        assert leaf.parent is not None
+        heappop(leaf.parent.heap)
+        leaf.in_heap = False
+
+    def restore(self, leaves: list[Node[E]]) -> None:
+        """End what `set_aside` did."""
+        for leaf in leaves:
+            node = leaf
+            while node.parent is not None and not node.in_heap and (node.entries or node.heap):
+                self._push(node)
+                node = node.parent
+
+    def position(
+        self, key: FlowKey, client_weight: float, adapter_weight: float, tokens: int
+    ) -> Position:
+        """Where these tokens would stand, if they were added to a flow. Nothing changes.
+
+        At no level is more ahead of them than all that waits there, nor more than the flow's share
+        of that level allows.
+        """
+        node: Node[E] | None = self.root
+        ahead, share, held = float(self.root.tokens + tokens), 1.0, 0
+        adapter_share, adapter_held = 1.0, 0
+        weights = (client_weight, adapter_weight, 1.0)
+        parts: tuple[str | int, ...] = key
+        for depth, (part, weight) in enumerate(zip(parts, weights, strict=True)):
+            child = None if node is None else node.children.get(part)
+            held = 0 if child is None else child.tokens
+            if node is not None:
+                others = node.active_weight - (child.weight if child is not None and held else 0.0)
+                share *= weight / (max(0.0, others) + weight)
+            ahead = min(ahead, (held + tokens) / share)
+            if depth == 1:
+                adapter_share, adapter_held = share, held
+            node = child
+        return Position(ahead, adapter_share, adapter_held)
+
+    def leaves(self) -> Iterator[tuple[FlowKey, Node[E]]]:
+        """All leaves with admitted tokens."""
+        for client, below in self.root.children.items():
+            for adapter, inner in below.children.items():
+                for urgency, leaf in inner.children.items():
+                    if leaf.tokens:
+                        yield FlowKey(str(client), str(adapter), int(urgency)), leaf
+
+    def _child(self, node: Node[E], key: str | int, weight: float) -> Node[E]:
+        child = node.children.get(key)
+        if child is None:
+            child = node.children[key] = Node(key, node, weight)
+        elif child.weight != weight:
+            if child.tokens:
+                node.active_weight += weight - child.weight
+            child.weight = weight
+        return child
+
+    def _push(self, node: Node[E]) -> None:
+        assert node.parent is not None
+        heappush(node.parent.heap, (node.tag, next(self._order), node))
+        node.in_heap = True
+
+
+def _upwards(node: Node[E]) -> Iterator[Node[E]]:
+    at: Node[E] | None = node
+    while at is not None:
+        yield at
+        at = at.parent
+
+
+def _forget(node: Node[E]) -> None:
+    """Remove a node that has nothing left, so that names once asked for take no memory."""
+    parent = node.parent
+    if parent is None or node.tokens or node.in_heap or node.children:
+        return
+    if parent.children.get(node.key) is node:
+        del parent.children[node.key]
+        if not parent.children:
+            # No rounding errors are carried on.
+            parent.active_weight = 0.0
+        _forget(parent)

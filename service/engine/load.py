@@ -1,0 +1,73 @@
+"""How busy an engine is, in a form that another process can refuse requests by."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from time import monotonic
+from typing import NamedTuple
+
+from service.errors import Overloaded
+
+# Promises are corrected by at most this share of a timeout.
+MAX_CORRECTION = 0.3
+# An older load says nothing about the present.
+_VALID_SECONDS = 1.0
+_NO_DEADLINE = 16
+
+
+class FlowKey(NamedTuple):
+    """What shares the device: a client's texts for an adapter, of similar urgency."""
+
+    client: str
+    adapter: str
+    urgency: int
+
+
+def urgency_of(timeout: float | None) -> int:
+    """Timeouts within a factor of two have the same urgency: 0 up to 1/8 s, 1 up to 1/4 s, ..."""
+    if timeout is None:
+        return _NO_DEADLINE
+    return min(_NO_DEADLINE - 1, int(max(0.0, timeout) * 8).bit_length())
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """The engine's load at one time.
+
+    at: that time, on the clock of `time.monotonic`. limit: tokens that may wait. rate: tokens per
+    second of the device; 0 if not measured. correction: how much later than expected requests are
+    answered, in seconds. waits: for the busiest flows, in how many seconds a single further token
+    would be done, and whether the flow has all the room that it may have. otherwise: the same time
+    for any other flow.
+    """
+
+    at: float
+    limit: int
+    rate: float
+    correction: float
+    waits: Mapping[FlowKey, tuple[float, bool]]
+    otherwise: float
+
+    def foresee(self, adapters: Sequence[str], *, timeout: float, client: str) -> None:
+        """Refuse what the engine would refuse even if its texts had no tokens.
+
+        Raises:
+            Overloaded: as `service.engine.interface.Predictor.predict`.
+        """
+        age = monotonic() - self.at
+        if age > _VALID_SECONDS:
+            return
+        urgency = urgency_of(timeout)
+        for name in adapters:
+            wait, barred = self.waits.get(FlowKey(client, name, urgency), (self.otherwise, False))
+            if barred:
+                raise Overloaded(
+                    f"{self.limit} tokens wait", retry_after=max(0.0, wait - age), reason="share"
+                )
+            late = wait - age + min(self.correction, MAX_CORRECTION * timeout) - timeout
+            if late > 0:
+                raise Overloaded(
+                    f"it would be answered in {wait - age:.2g} s, "
+                    f"its deadline is in {timeout:.2g} s",
+                    retry_after=late,
+                    reason="deadline",
+                )
