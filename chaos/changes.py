@@ -1,0 +1,168 @@
+"""Clients that change adapters and read them, and write down what they saw: `chaos.history`."""
+
+import asyncio
+import json
+import math
+import random
+import time
+from collections.abc import Sequence
+
+from chaos.answers import Answers, Version
+from chaos.history import ABSENT, UNLOADED, Kind, Operation
+from chaos.http import Answer, Connection, Cut, NotConnected, Silent
+from chaos.load import PATIENCE_SECONDS, TIMEOUT_MS, judge
+
+_PAUSE_SECONDS = 0.02
+_KINDS: tuple[Kind, ...] = ("put", "rollback", "delete", "unload", "load")
+_WEIGHTS = (10, 4, 2, 1, 2)
+
+
+class Changes:
+    """Writers and readers of some names, and their history.
+
+    Attributes:
+        faults: what was wrong with an answer, whatever its order.
+        lost: requests that got neither an answer nor the end of their connection.
+        answered: operations with an answer; unknown: changes whose outcome is unknown.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        answers: Answers,
+        names: Sequence[str],
+        *,
+        writers: int,
+        readers: int,
+        seed: int,
+    ) -> None:
+        self._host, self._port = host, port
+        self._answers = answers
+        self._names = names
+        self._seed = seed
+        self._writers, self._readers = writers, readers
+        self._put: dict[str, list[str]] = {name: [] for name in names}
+        self._stopping = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self.history: list[Operation] = []
+        self.faults: list[str] = []
+        self.lost = self.unknown = self.answered = self.cut = self.in_flight = 0
+
+    async def __aenter__(self) -> "Changes":
+        self._tasks = [
+            *(asyncio.create_task(self._write(number)) for number in range(self._writers)),
+            *(asyncio.create_task(self._read(number)) for number in range(self._readers)),
+        ]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._stopping = True
+        await asyncio.gather(*self._tasks)
+
+    def restarted(self, began: float, ended: float) -> None:
+        """The engine's process was replaced between these times: unloaded names are loaded."""
+        self.history += [Operation(name, "restart", began, ended) for name in self._names]
+
+    async def read_all(self) -> None:
+        """Read every name once more: what was acknowledged must still be there."""
+        connection = Connection(self._host, self._port)
+        for name in self._names:
+            await self._predict(connection, name, [0])
+        connection.close()
+
+    async def _write(self, number: int) -> None:
+        chance = random.Random(f"{self._seed} writer {number}")
+        connection = Connection(self._host, self._port)
+        while not self._stopping:
+            name = chance.choice(self._names)
+            (kind,) = chance.choices(_KINDS, _WEIGHTS)
+            await self._change(connection, name, kind, chance)
+            await asyncio.sleep(chance.uniform(0, 4 * _PAUSE_SECONDS))
+        connection.close()
+
+    async def _read(self, number: int) -> None:
+        chance = random.Random(f"{self._seed} reader {number}")
+        connection = Connection(self._host, self._port)
+        while not self._stopping:
+            texts = chance.choices(range(len(self._answers.texts)), k=chance.choice((1, 2)))
+            await self._predict(connection, chance.choice(self._names), texts)
+            await asyncio.sleep(chance.uniform(0, _PAUSE_SECONDS))
+        connection.close()
+
+    async def _change(
+        self, connection: Connection, name: str, kind: Kind, chance: random.Random
+    ) -> None:
+        path, model = f"/v1/adapters/{name}", f"/v2/repository/models/{name}"
+        revision, content, media = ABSENT, b"", "application/json"
+        if kind == "put":
+            version: Version = self._answers.version()
+            revision, content, media = version.revision, version.file, "application/octet-stream"
+            request = ("PUT", path)
+            self._put[name].append(revision)
+        elif kind == "rollback":
+            # Of those before: whether it is still there is for the service to say.
+            revision = chance.choice(self._put[name][-4:] or ["0" * 64])
+            request, content = (
+                ("POST", f"{path}/rollback"),
+                json.dumps({"revision": revision}).encode(),
+            )
+        elif kind == "delete":
+            request = ("DELETE", path)
+        else:
+            request, content = ("POST", f"{model}/{kind}"), b"{}"
+        began = time.monotonic()
+        answer = await self._ask(connection, *request, content, media)
+        ended = time.monotonic()
+        if answer is None or answer.status >= 500:
+            if isinstance(answer, Answer) and answer.error in (None, "internal"):
+                self.faults.append(f"{kind} {name}: {answer.status} {str(answer.body)[:200]}")
+            # It may have happened, or happen later.
+            self.unknown += 1
+            self.history.append(Operation(name, kind, began, math.inf, revision))
+        elif answer.status < 300:
+            self.answered += 1
+            self.history.append(Operation(name, kind, began, ended, revision))
+        elif answer.error is None:
+            self.faults.append(f"{kind} {name}: {answer.status} {str(answer.body)[:200]}")
+
+    async def _predict(self, connection: Connection, name: str, texts: list[int]) -> None:
+        content = json.dumps({**self._answers.body(name, texts), "timeout_ms": TIMEOUT_MS})
+        began = time.monotonic()
+        answer = await self._ask(
+            connection, "POST", "/v1/predict", content.encode(), "application/json"
+        )
+        ended = time.monotonic()
+        if answer is None:
+            return
+        outcome, detail = judge(self._answers, answer, texts)
+        if outcome == "wrong":
+            self.faults.append(f"predict {name}: {detail}")
+        elif outcome == "right":
+            revisions = {result["revision"] for result in answer.body["results"]}
+            for revision in revisions:
+                self.history.append(Operation(name, "read", began, ended, revision))
+        elif answer.error == "adapter_not_found":
+            self.history.append(Operation(name, "read", began, ended, ABSENT))
+        elif answer.error == "adapter_unloaded":
+            self.history.append(Operation(name, "read", began, ended, UNLOADED))
+        else:
+            return
+        self.answered += 1
+
+    async def _ask(
+        self, connection: Connection, method: str, path: str, content: bytes, media: str
+    ) -> Answer | None:
+        self.in_flight += 1
+        try:
+            return await connection.ask(method, path, content, seconds=PATIENCE_SECONDS, kind=media)
+        except Silent as error:
+            self.lost += 1
+            self.faults.append(str(error))
+        except Cut:
+            self.cut += 1
+        except NotConnected:
+            await asyncio.sleep(_PAUSE_SECONDS)
+        finally:
+            self.in_flight -= 1
+        return None
