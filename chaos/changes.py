@@ -14,6 +14,7 @@ from chaos.load import PATIENCE_SECONDS, TIMEOUT_MS, judge
 
 _PAUSE_SECONDS = 0.02
 _KINDS: tuple[Kind, ...] = ("put", "rollback", "delete", "unload", "load")
+_AFTER_FAILURE_SECONDS = 0.5
 _WEIGHTS = (10, 4, 2, 1, 2)
 
 
@@ -112,14 +113,22 @@ class Changes:
         else:
             request, content = ("POST", f"{model}/{kind}"), b"{}"
         began = time.monotonic()
-        answer = await self._ask(connection, *request, content, media)
+        try:
+            answer = await self._ask(connection, *request, content, media)
+        except NotConnected:
+            # It was never sent.
+            await asyncio.sleep(_AFTER_FAILURE_SECONDS)
+            return
         ended = time.monotonic()
         if answer is None or answer.status >= 500:
-            if isinstance(answer, Answer) and answer.error in (None, "internal"):
+            if answer is not None and answer.error in (None, "internal"):
                 self.faults.append(f"{kind} {name}: {answer.status} {str(answer.body)[:200]}")
-            # It may have happened, or happen later.
-            self.unknown += 1
-            self.history.append(Operation(name, kind, began, math.inf, revision))
+            if answer is None or answer.error != "not_ready":
+                # It may have happened, or happen later.
+                self.unknown += 1
+                self.history.append(Operation(name, kind, began, math.inf, revision))
+            # The more of these there are at once, the harder is the search for an order.
+            await asyncio.sleep(_AFTER_FAILURE_SECONDS)
         elif answer.status < 300:
             self.answered += 1
             self.history.append(Operation(name, kind, began, ended, revision))
@@ -129,9 +138,12 @@ class Changes:
     async def _predict(self, connection: Connection, name: str, texts: list[int]) -> None:
         content = json.dumps({**self._answers.body(name, texts), "timeout_ms": TIMEOUT_MS})
         began = time.monotonic()
-        answer = await self._ask(
-            connection, "POST", "/v1/predict", content.encode(), "application/json"
-        )
+        try:
+            answer = await self._ask(
+                connection, "POST", "/v1/predict", content.encode(), "application/json"
+            )
+        except NotConnected:
+            return
         ended = time.monotonic()
         if answer is None:
             return
@@ -153,6 +165,11 @@ class Changes:
     async def _ask(
         self, connection: Connection, method: str, path: str, content: bytes, media: str
     ) -> Answer | None:
+        """None: no answer.
+
+        Raises:
+            NotConnected: nobody listens.
+        """
         self.in_flight += 1
         try:
             return await connection.ask(method, path, content, seconds=PATIENCE_SECONDS, kind=media)
@@ -161,8 +178,6 @@ class Changes:
             self.faults.append(str(error))
         except Cut:
             self.cut += 1
-        except NotConnected:
-            await asyncio.sleep(_PAUSE_SECONDS)
         finally:
             self.in_flight -= 1
         return None

@@ -152,46 +152,76 @@ class _Event:
                 event.following.previous = event
 
 
+class _Frame(NamedTuple):
+    """A point of the search. done: the operations before it, as bits. state: after them. taken: the
+    last of them. choices: what may come next and was not tried yet."""
+
+    done: int
+    state: State
+    taken: _Event | None
+    choices: list[_Event]
+
+
 def check_name(name: str, operations: Sequence[Operation]) -> Violation | None:
     """
     Raises:
         Undecided: as `check`.
     """
     head = _linked(operations)
-    state, done = State(), 0
+    read = {operation.revision for operation in operations if operation.kind == "read"}
     visited: set[tuple[int, State]] = set()
-    taken: list[tuple[_Event, State]] = []
+    frames = [_Frame(0, State(), None, _choices(head, operations, read))]
     longest: list[int] = []
     stuck = 0
-    event = head.following
     while head.following is not None:
-        assert event is not None, "the list ends with answers"
-        if event.answer is not None:
-            following = step(state, operations[event.number])
-            if following is not None:
-                candidate = (done | 1 << event.number, following)
-                if candidate not in visited:
-                    visited.add(candidate)
-                    if len(visited) > MAX_STATES:
-                        raise Undecided(f"{name}: {len(operations)} operations")
-                    taken.append((event, state))
-                    done, state = candidate
-                    event.remove()
-                    event = head.following
-                    continue
-            event = event.following
+        done, state, taken, choices = frames[-1]
+        if not choices:
+            if len(frames) > len(longest):
+                longest = [frame.taken.number for frame in frames if frame.taken is not None]
+                stuck = _first_answer(head)
+            if taken is None:
+                before = tuple(operations[number] for number in longest[-6:])
+                return Violation(name, len(operations), len(longest), operations[stuck], before)
+            frames.pop()
+            taken.restore()
             continue
-        # An answer whose operation has no place before it: go back.
-        if len(taken) >= len(longest):
-            longest, stuck = [each.number for each, _ in taken], event.number
-        if not taken:
-            before = tuple(operations[number] for number in longest[-6:])
-            return Violation(name, len(operations), len(longest), operations[stuck], before)
-        event, state = taken.pop()
-        done &= ~(1 << event.number)
-        event.restore()
-        event = event.following
+        call = choices.pop()
+        following = step(state, operations[call.number])
+        if following is None or (done | 1 << call.number, following) in visited:
+            continue
+        done |= 1 << call.number
+        visited.add((done, following))
+        if len(visited) > MAX_STATES:
+            raise Undecided(f"{name}: {len(operations)} operations")
+        call.remove()
+        frames.append(_Frame(done, following, call, _choices(head, operations, read)))
     return None
+
+
+def _choices(head: _Event, operations: Sequence[Operation], read: set[str]) -> list[_Event]:
+    """The calls that came before the first answer, the most promising one last.
+
+    An operation whose outcome is unknown is tried after the others, and last of all if nobody read
+    what it wrote: mostly it never happened, or it does not matter when.
+    """
+    calls: list[_Event] = []
+    event = head.following
+    while event is not None and event.answer is not None:
+        calls.append(event)
+        event = event.following
+
+    def promise(call: _Event) -> int:
+        operation = operations[call.number]
+        return 2 if operation.known else int(operation.revision in read)
+
+    return sorted(reversed(calls), key=promise)
+
+
+def _first_answer(head: _Event) -> int:
+    event = head.following
+    while event is not None and event.answer is not None:
+        event = event.following
+    return -1 if event is None else event.number
 
 
 def _linked(operations: Sequence[Operation]) -> _Event:
