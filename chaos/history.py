@@ -214,7 +214,9 @@ def _choices(head: _Event, operations: Sequence[Operation], read: set[str]) -> l
         operation = operations[call.number]
         return 2 if operation.known else int(operation.revision in read)
 
-    return sorted(reversed(calls), key=promise)
+    calls.reverse()
+    calls.sort(key=promise)
+    return calls
 
 
 def _first_answer(head: _Event) -> int:

@@ -155,7 +155,7 @@ def _engine(context: ChildContext, load: Callable[[], Backbone] | None) -> int:
     os.setpgrp()
     until = time.monotonic() + _ADOPTION_SECONDS
     while context.orphaned() and time.monotonic() < until:
-        time.sleep(0.001)
+        select.select([], [], [], 0.001)
     if load is None:
         os.set_inheritable(context.report, True)
         arguments = [sys.executable, "-m", "service.ipc.engine_process"]
