@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic, perf_counter
 from typing import Literal
@@ -39,15 +39,15 @@ class Text:
 class Answers:
     """The answers to a request's texts, in their order. Seconds are those of the slowest text.
 
-    labels: each text's best label. label_sets: all labels of each text whose adapter gives several,
-    None for the others.
+    labels: each text's best label. label_sets: by the text's index, all its labels, where its
+    adapter gives several.
     """
 
     texts: Sequence[Text]
     encodings: Sequence[Encoding]
     rows: Sequence[RowResult]
     labels: Sequence[str]
-    label_sets: Sequence[list[str] | None]
+    label_sets: Mapping[int, list[str]]
     tokenize_seconds: float
     queue_seconds: float
     inference_seconds: float
@@ -125,10 +125,11 @@ async def classify(
         text.spec.labels[row.scores.argmax()]
         for text, row in zip(texts, completion.rows, strict=True)
     ]
-    label_sets = [
-        text.spec.label_set(row.scores.tolist()) if text.spec.multi_label else None
-        for text, row in zip(texts, completion.rows, strict=True)
-    ]
+    label_sets = {
+        index: text.spec.label_set(completion.rows[index].scores.tolist())
+        for index, text in enumerate(texts)
+        if text.spec.multi_label
+    }
     answers = Answers(
         texts,
         encodings,
@@ -217,10 +218,9 @@ def _count_answers(service: Service, answers: Answers) -> None:
     names = (text.key.name for text in answers.texts)
     for (name, label), count in Counter(zip(names, answers.labels, strict=True)).items():
         service.metrics.predicted(name, label, count)
-    for text, labels in zip(answers.texts, answers.label_sets, strict=True):
-        if labels is not None:
-            for label in labels or (NO_LABEL,):
-                service.metrics.label_given(text.key.name, label)
+    for index, labels in answers.label_sets.items():
+        for label in labels or (NO_LABEL,):
+            service.metrics.label_given(answers.texts[index].key.name, label)
 
 
 def _count_failures(

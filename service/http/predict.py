@@ -51,9 +51,8 @@ async def predict(request: Request) -> Response:
             inputs, answers.texts, answers.encodings, answers.rows, strict=True
         )
     ]
-    for result, labels in zip(results, answers.label_sets, strict=True):
-        if labels is not None:
-            result["labels"] = labels
+    for index, labels in answers.label_sets.items():
+        results[index]["labels"] = labels
     if body.explain:
         encoder = service.engine.info.encoder
         for result, encoding, row in zip(results, answers.encodings, answers.rows, strict=True):
