@@ -41,19 +41,42 @@ class Metrics:
     matthews: float
 
 
+@dataclass(frozen=True, slots=True)
+class MultiLabelMetrics:
+    """Figures where a text has a set of labels; shares from 0 to 1.
+
+    micro_f1: of all decisions about a label and a text together. macro_f1: the plain mean of the
+    labels' F1. exact_match: texts whose whole set is right, scikit-learn's subset accuracy.
+    """
+
+    micro_f1: float
+    macro_f1: float
+    exact_match: float
+
+
 class Metric(StrEnum):
     """The figure that judges a task: epochs, settings and methods are compared by it."""
 
+    # Of sets of labels: the share of texts whose whole set is right.
     ACCURACY = "accuracy"
     # The plain mean of both, which the ID-SPAM paper reports for MRPC and QQP.
     ACCURACY_F1 = "accuracy-f1"
     MATTHEWS = "matthews"
     MACRO_F1 = "macro-f1"
+    # With one label and one answer a text, it is the accuracy.
+    MICRO_F1 = "micro-f1"
 
-    def of(self, metrics: Metrics) -> float:
+    @classmethod
+    def default(cls, *, multi_label: bool) -> "Metric":
+        """What judges data without a metric of its own."""
+        return cls.MICRO_F1 if multi_label else cls.ACCURACY
+
+    def of(self, metrics: "AnyMetrics") -> float:
         """The figure; higher is better. `MATTHEWS` ranges from -1 to 1, the others from 0 to 1."""
+        if isinstance(metrics, MultiLabelMetrics):
+            return self._of_sets(metrics)
         match self:
-            case Metric.ACCURACY:
+            case Metric.ACCURACY | Metric.MICRO_F1:
                 return metrics.accuracy
             case Metric.ACCURACY_F1:
                 return (metrics.accuracy + metrics.macro_f1) / 2
@@ -63,6 +86,31 @@ class Metric(StrEnum):
                 return metrics.macro_f1
             case _:
                 assert_never(self)
+
+    def _of_sets(self, metrics: MultiLabelMetrics) -> float:
+        match self:
+            case Metric.ACCURACY:
+                return metrics.exact_match
+            case Metric.ACCURACY_F1:
+                return (metrics.exact_match + metrics.macro_f1) / 2
+            case Metric.MATTHEWS:
+                raise ValueError("sets of labels have no single correlation")
+            case Metric.MACRO_F1:
+                return metrics.macro_f1
+            case Metric.MICRO_F1:
+                return metrics.micro_f1
+            case _:
+                assert_never(self)
+
+
+AnyMetrics: TypeAlias = Metrics | MultiLabelMetrics
+
+
+def reported(metrics: AnyMetrics) -> dict[Metric, float]:
+    """The figures of a table of results, each once: with one label a text, micro-F1 is accuracy."""
+    several = isinstance(metrics, MultiLabelMetrics)
+    left_out = {Metric.ACCURACY_F1, Metric.MATTHEWS} if several else {Metric.MICRO_F1}
+    return {metric: metric.of(metrics) for metric in Metric if metric not in left_out}
 
 
 def measure(predicted: "Tensor", true: "Tensor", *, labels: int) -> Metrics:

@@ -13,6 +13,7 @@ from tests.support.experiments import Watch, settings_of
 from train.errors import SettingsError
 from train.experiments.cells import Cell, Findings, Store
 from train.experiments.compare import compare
+from train.metrics import Metric
 
 METHODS = ("idspam", "head-only", "lora")
 
@@ -60,7 +61,7 @@ def test_every_figure_is_a_row_of_the_csv(compared: Findings) -> None:
         if (row["task"], row["method"], row["seed"]) == (cell.task, cell.method, str(cell.seed))
         and (row["split"], row["metric"]) == ("validation", "accuracy")
     )
-    assert float(row_of_cell["value"]) == report.metrics["validation"].accuracy
+    assert float(row_of_cell["value"]) == Metric.ACCURACY.of(report.metrics["validation"])
     assert int(row_of_cell["trainable_parameters"]) == report.trainable_parameters
     assert int(row_of_cell["peak_memory"]) == report.peak_memory > 0
     assert {row["method"] for row in rows} == {*METHODS, "majority-class"}
@@ -72,7 +73,7 @@ def test_the_report_has_the_papers_table_and_its_conditions(compared: Findings) 
     lines = text.splitlines()
     assert "| method | sst2 (accuracy) | imdb (accuracy) | mean |" in lines
     values = [
-        100 * report.metrics["validation"].accuracy
+        100 * Metric.ACCURACY.of(report.metrics["validation"])
         for cell in compared.cells
         if (cell.task, cell.method) == ("sst2", "idspam")
         and (report := compared.outcomes[cell.key].report)

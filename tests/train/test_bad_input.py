@@ -34,7 +34,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory, with one good file."""
     monkeypatch.chdir(tmp_path)
-    _write("good.csv", [(row.text, row.label) for row in dataset(60, seed=1).examples])
+    _write("good.csv", [(row.text, *row.labels) for row in dataset(60, seed=1).examples])
     return tmp_path
 
 

@@ -104,6 +104,7 @@ def test_every_part_is_there_and_in_order() -> None:
     ):
         assert part in card
     assessment = facts.assessments["test"]
+    assert isinstance(assessment, Assessment)
     assert (
         f"**{assessment.accuracy.value:.4f}** (95 % interval {assessment.accuracy.low:.4f} to"
         in card

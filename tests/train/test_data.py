@@ -231,7 +231,10 @@ def test_whole_numbers_and_truth_values_become_label_names(tmp_path: Path) -> No
         ('{"text": "a", "label": NaN}', "'label' is missing (null)"),
         ('{"text": "a", "label": 1.5}', "'label' is 1.5: labels are names or whole numbers"),
         ('{"text": "a", "label": Infinity}', "'label' is of type float, expected a string"),
-        ('{"text": "a", "label": ["x"]}', "'label' is of type list, expected a string"),
+        (
+            '{"text": "a", "label": ["x"]}',
+            "'label' is a list, but no list at F:1: give every row",
+        ),
         ('{"text": "a", "label": "  "}', "'label' is empty"),
         ('{"text": 7, "label": "x"}', "'text' is of type int, expected a string"),
         ('{"text": "\\ud83d", "label": "x"}', "'text' holds half of a surrogate pair"),

@@ -29,6 +29,7 @@ from train.errors import OutputError, ResumeError, SettingsError, TrainingError
 from train.fit.fit import fit
 from train.loop.checkpoint import checkpoint_path
 from train.loop.progress import Progress
+from train.metrics import Metrics
 from train.report.evaluation import evaluate
 from train.report.model_card import card_path
 from train.report.report import FitReport
@@ -57,8 +58,8 @@ def test_the_task_is_learnt_and_reported_beside_its_controls(
     whole: tuple[FitReport, Adapter],
 ) -> None:
     report, adapter = whole
-    assert report.test is not None
-    assert report.majority.test is not None
+    assert isinstance(report.test, Metrics)
+    assert isinstance(report.majority.test, Metrics)
     assert report.test.accuracy > report.majority.test.accuracy + 0.2
     assert report.head_only.test is not None
     assert report.trainable_parameters == sum(tensor.numel() for tensor in adapter.tensors.values())
@@ -253,7 +254,7 @@ def test_the_best_weights_are_kept_and_patience_ends_the_run(backbone: str, tmp_
     report = fit(TRAIN, VALIDATION, TEST, settings, output, epochs)
     best = report.epochs[report.best_epoch - 1]
     assert len(report.epochs) == min(30, report.best_epoch + 2)
-    assert report.validation is not None
+    assert isinstance(report.validation, Metrics)
     assert report.validation.accuracy == best.accuracy
     assert [epoch.epoch for epoch in epochs.epochs] == list(range(1, len(report.epochs) + 1))
 
@@ -287,5 +288,5 @@ def test_evaluate_finds_the_figures_that_fit_reported(
         output, TEST, backbone=backbone, device="cpu", dtype=None, progress=Progress()
     )
     assert evaluation.metrics == report.test
-    assert report.test is not None
+    assert isinstance(report.test, Metrics)
     assert adapter.spec.provenance.metrics["test_accuracy"] == pytest.approx(report.test.accuracy)

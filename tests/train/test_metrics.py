@@ -115,6 +115,7 @@ def test_every_metric_picks_its_figure() -> None:
         "accuracy-f1": 0.625,
         "matthews": -0.25,
         "macro-f1": 0.5,
+        "micro-f1": 0.75,
     }
 
 

@@ -15,6 +15,7 @@ from train.fit.fit import fit
 from train.fit.search import FIRST_TRIALS, LEAST_EPOCHS, WHOLE_TRIALS, Proposals, search_path
 from train.loop.checkpoint import checkpoint_path
 from train.loop.progress import Progress
+from train.metrics import Metrics
 from train.report.model_card import card_path
 from train.report.report import FitReport, TrialOutcome, TrialReport
 
@@ -58,8 +59,8 @@ def test_the_first_trial_is_the_run_without_a_search_and_the_best_is_kept(
 ) -> None:
     report, output = whole
     plain, _ = fitted(_settings(backbone, search=None), tmp_path / "a.safetensors")
-    assert plain.validation is not None
-    assert report.validation is not None
+    assert isinstance(plain.validation, Metrics)
+    assert isinstance(report.validation, Metrics)
     first, chosen = report.trials[0], next(trial for trial in report.trials if trial.chosen)
     assert len(report.trials) == TRIALS
     assert [trial.number for trial in report.trials] == [1, 2, 3, 4]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from cli.shell import Command
 from train.commands.flags import (
+    add_label_separator,
     add_progress,
     add_settings,
     naming_the_local_way,
@@ -44,6 +45,7 @@ COMPARED_METHODS = (
 def _add_compare(parser: ArgumentParser) -> None:
     _add_methods(parser, COMPARED_METHODS)
     _add_common(parser, tasks="sst2,mrpc,rte,qnli,qqp,cola")
+    add_label_separator(parser)
 
 
 def _add_transfer(parser: ArgumentParser) -> None:
@@ -58,6 +60,7 @@ def _add_ablate(parser: ArgumentParser) -> None:
     )
     # An ablation starts from a preset, with its switches.
     _add_common(parser, tasks="mrpc,rte,cola", settings=(*SETTINGS, "preset"))
+    add_label_separator(parser)
 
 
 def _run(arguments: Namespace) -> int:
@@ -88,7 +91,8 @@ def _experiment(arguments: Namespace) -> "Callable[..., Findings]":
         case "compare":
             from train.experiments.compare import compare
 
-            return partial(compare, tasks, arguments.methods, seeds)
+            separator = arguments.label_separator
+            return partial(compare, tasks, arguments.methods, seeds, label_separator=separator)
         case "transfer":
             from train.experiments.transfer import transfer
 
@@ -97,7 +101,8 @@ def _experiment(arguments: Namespace) -> "Callable[..., Findings]":
             from train.experiments.ablate import SWITCHES, ablate
 
             switches = tuple(SWITCHES) if arguments.switches is None else arguments.switches
-            return partial(ablate, tasks, seeds, switches=switches)
+            separator = arguments.label_separator
+            return partial(ablate, tasks, seeds, switches=switches, label_separator=separator)
 
 
 COMPARE = Command(

@@ -19,6 +19,7 @@ from train.data.dataset import (
     TEXT_COLUMN,
     TEXT_PAIR_COLUMN,
     Dataset,
+    check_trainable,
     is_hub_name,
     read_examples,
 )
@@ -45,6 +46,17 @@ def add_columns(parser: _ActionsContainer) -> None:
         "--text-pair-column", metavar="C", help="the second text; default: text_pair if it is there"
     )
     columns.add_argument("--label-column", default=LABEL_COLUMN, metavar="C", help="%(default)s")
+    add_label_separator(columns)
+
+
+def add_label_separator(parser: _ActionsContainer) -> None:
+    """`--label-separator`."""
+    parser.add_argument(
+        "--label-separator",
+        metavar="S",
+        help="the character between the labels of a text, for several labels in a column of CSV "
+        "or TSV; lists in JSONL and Parquet need none",
+    )
 
 
 def add_progress(parser: _ActionsContainer) -> None:
@@ -90,10 +102,18 @@ def read(source: str, split: str, arguments: Namespace, progress: Progress) -> D
         text_column=arguments.text_column,
         text_pair_column=arguments.text_pair_column,
         label_column=arguments.label_column,
+        label_separator=arguments.label_separator,
         split=split,
     )
+    if split == "train":
+        check_trainable(dataset, label_separator=arguments.label_separator)
     rows = f"{source}: {len(dataset):,} rows"
-    progress.note(f"{rows}, {len(dataset.labels):,} labels")
+    labels = f"{len(dataset.labels):,} labels"
+    if dataset.multi_label:
+        mean = sum(len(example.labels) for example in dataset.examples) / len(dataset)
+        without = sum(not example.labels for example in dataset.examples)
+        labels += f", {mean:.2f} a text, {without:,} texts without one"
+    progress.note(f"{rows}, {labels}")
     blank = sum(
         _is_blank(example.text) and _is_blank(example.text_pair or "")
         for example in dataset.examples

@@ -7,7 +7,7 @@ import random
 import re
 import sys
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from decimal import Decimal
@@ -18,8 +18,9 @@ from adapters.errors import listing
 from adapters.format.spec import label_fault
 from cli.text_files import Columns
 from train.data.hf_datasets import PREFIX, HubName, read_hub
+from train.data.label_sets import hold_out_texts
 from train.data.readers import reader_of
-from train.errors import DataError
+from train.errors import DataError, SettingsError
 
 TEXT_COLUMN = "text"
 TEXT_PAIR_COLUMN = "text_pair"
@@ -33,8 +34,15 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)", re.ASCII)
 # Soft hyphen, zero-width space, word joiner, byte order mark: none of them shows inside a word.
 _INVISIBLE = dict.fromkeys((0xAD, 0x200B, 0x2060, 0xFEFF))
 
+# Characters of a cell in a message.
+_SHOWN = 64
+# Letters, digits and quotes belong to labels, these three to numbers.
+_NO_SEPARATORS = "\"'.+-"
+
 # A text, or a pair of texts.
 Text: TypeAlias = tuple[str, str | None]
+# One label; or, where a text may have several or none, all of them, sorted and distinct.
+Label: TypeAlias = str | tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +51,12 @@ class Example:
 
     text: str
     text_pair: str | None
-    label: str
+    label: Label
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """All its labels, however many it may have."""
+        return (self.label,) if isinstance(self.label, str) else self.label
 
     @property
     def texts(self) -> Text:
@@ -53,7 +66,8 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Examples and their origin. There is at least one; all of them are pairs, or none is.
+    """Examples and their origin. There is at least one; all of them are pairs, or none is, and all
+    of them have one label, or all have a set of labels.
 
     source: path or hub name. sha256: of the file's bytes, or of the rows of a hub data set.
     """
@@ -67,14 +81,19 @@ class Dataset:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Distinct labels, sorted, so that their order does not depend on the order of the rows.
+        """Distinct labels of all examples, sorted: the order of the rows does not matter.
 
         By value if all of them are numbers, else as strings.
         """
-        labels = sorted({example.label for example in self.examples})
+        labels = sorted({label for example in self.examples for label in example.labels})
         if all(_NUMBER.fullmatch(label) for label in labels):
             labels.sort(key=Decimal)
         return tuple(labels)
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an example has a set of labels, perhaps empty, and not one."""
+        return not isinstance(self.examples[0].label, str)
 
     @property
     def paired(self) -> bool:
@@ -88,6 +107,7 @@ def read_examples(
     text_column: str = TEXT_COLUMN,
     text_pair_column: str | None = None,
     label_column: str = LABEL_COLUMN,
+    label_separator: str | None = None,
     split: str = "train",
 ) -> Dataset:
     """Read a whole data set.
@@ -96,12 +116,17 @@ def read_examples(
         source: a file, or `hub:name[:config][@split]`; `hub:` may be left out if there is no such
             file.
         text_pair_column: None: the column `text_pair` if there is one.
+        label_separator: between the labels of a text, where they are one string, as in CSV. None:
+            such a string is one label. Lists, as in JSONL, need none.
         split: of a hub data set whose name has none; files have no splits.
 
     Raises:
         DataError: missing, empty, unreadable or broken input; names the file and the line.
+        SettingsError: the separator is not one character that may separate labels.
     """
-    columns, convert = _interpretation(source, text_column, text_pair_column, label_column)
+    columns, convert = _interpretation(
+        source, text_column, text_pair_column, label_column, label_separator
+    )
     path = None if is_hub_name(source) else _existing(source)
     if path is None:
         rows = read_hub(HubName.parse(source, split=split), columns, source=source)
@@ -128,21 +153,34 @@ class _Converter:
     Args:
         source: path or hub name, for messages.
         text, pair, label: names of the columns; `pair` is None for single texts.
+        separator: between several labels in one string.
         paired: whether rows have a second text; None: as the first row.
     """
 
     def __init__(
-        self, source: str, *, text: str, pair: str | None, label: str, paired: bool | None
+        self,
+        source: str,
+        *,
+        text: str,
+        pair: str | None,
+        label: str,
+        separator: str | None,
+        paired: bool | None,
     ) -> None:
         self._source = source
         self._text, self._pair, self._label = text, pair, label
+        self._separator = separator
         self._paired = paired
+        # Whether labels are lists, and the first row, which decides it.
+        self._lists: tuple[bool, int] | None = None
         self._labels: set[str] = set()
         self._first: dict[str | Decimal, tuple[str, int]] = {}
 
     def __call__(self, line: int, values: Mapping[str, object]) -> Example:
         text = self._string(line, self._text, values[self._text])
-        return Example(text, self._pair_of(line, values), self._label_of(line, values[self._label]))
+        return Example(
+            text, self._pair_of(line, values), self._labels_of(line, values[self._label])
+        )
 
     def _pair_of(self, line: int, values: Mapping[str, object]) -> str | None:
         if self._pair is None:
@@ -157,6 +195,46 @@ class _Converter:
         if has_pair and not self._paired:
             raise self._error(f"{self._pair!r} is given, but the rows before have none", line)
         return self._string(line, self._pair, pair) if has_pair else None
+
+    def _labels_of(self, line: int, value: object) -> Label:
+        is_list = isinstance(value, list | tuple)
+        if self._lists is None:
+            self._lists = is_list, line
+        if is_list != self._lists[0]:
+            kinds = {True: "a list", False: "no list"}
+            raise self._error(
+                f"{self._label!r} is {kinds[is_list]}, but {kinds[not is_list]} at "
+                f"{self._source}:{self._lists[1]}: give every row a list, or none",
+                line,
+            )
+        if isinstance(value, list | tuple):
+            labels = [self._label_of(line, part) for part in value]
+            self._refuse_separator(labels, line)
+        elif self._separator is not None:
+            labels = [self._label_of(line, part) for part in self._split(line, value)]
+        else:
+            return self._label_of(line, value)
+        if repeated := [label for label, count in Counter(labels).items() if count > 1]:
+            raise self._error(f"{self._label!r} has {repeated[0]!a} twice", line)
+        return tuple(sorted(labels))
+
+    def _refuse_separator(self, labels: Sequence[str], line: int) -> None:
+        """A label that holds the separator could not be told from two labels in a CSV."""
+        for label in labels:
+            if self._separator is not None and self._separator in label:
+                raise self._error(f"label {label!a} holds the separator {self._separator!r}", line)
+
+    def _split(self, line: int, value: object) -> list[str]:
+        """The labels in one string, without spaces around them; an empty string has none."""
+        separator, text = self._separator, self._string(line, self._label, value)
+        if not text.strip():
+            return []
+        parts = [part.strip() for part in text.split(separator)]
+        if not all(parts):
+            raise self._error(
+                f"{self._label!r} is {text[:_SHOWN]!a}: {separator!r} with no label beside it", line
+            )
+        return parts
 
     def _label_of(self, line: int, value: object) -> str:
         if isinstance(value, float) and value.is_integer():
@@ -224,18 +302,37 @@ def _is_missing(value: object) -> bool:
 
 
 def _interpretation(
-    source: str, text: str, pair: str | None, label: str
+    source: str, text: str, pair: str | None, label: str, separator: str | None
 ) -> tuple[Columns, _Converter]:
     """The columns to read, and the converter of their rows."""
+    if separator is not None and not is_separator(separator):
+        raise SettingsError(
+            [
+                f"--label-separator {separator!a}: expected one character, "
+                "no letter, digit, quote, line break or one of . + -"
+            ]
+        )
     required = (text, label) if pair is None else (text, pair, label)
     if len(set(required)) < len(required):
         raise DataError(f"the same column is asked for twice: {listing(required)}", source=source)
     optional = () if TEXT_PAIR_COLUMN in required or pair is not None else (TEXT_PAIR_COLUMN,)
     pair_column = pair or next(iter(optional), None)
     convert = _Converter(
-        source, text=text, pair=pair_column, label=label, paired=True if pair else None
+        source,
+        text=text,
+        pair=pair_column,
+        label=label,
+        separator=separator,
+        paired=True if pair else None,
     )
     return Columns(required, optional), convert
+
+
+def is_separator(text: str) -> bool:
+    """Whether a text may separate labels."""
+    if len(text) != 1 or text.isalnum() or text in _NO_SEPARATORS:
+        return False
+    return text.isprintable() or text == "\t"
 
 
 def is_hub_name(source: str) -> bool:
@@ -272,13 +369,19 @@ def rows_sha256(examples: Sequence[Example]) -> str:
     return digest.hexdigest()
 
 
-def check_trainable(train: Dataset) -> None:
+def check_trainable(train: Dataset, *, label_separator: str | None = None) -> None:
     """
+    Args:
+        label_separator: with which it was read.
+
     Raises:
-        DataError: only one label, or more than an adapter can have.
+        DataError: nothing to tell apart, more labels than an adapter can have, or a separator that
+            separates nothing.
     """
     labels = train.labels
-    if len(labels) == 1:
+    if train.multi_label:
+        _check_sets(train, label_separator)
+    elif len(labels) == 1:
         raise DataError(
             f"all {len(train):,} rows have the label {labels[0]!r}; at least two are needed",
             source=train.source,
@@ -287,6 +390,20 @@ def check_trainable(train: Dataset) -> None:
         raise DataError(
             f"{len(labels):,} different labels, at most {MAX_LABELS} are possible: "
             "is this the right column?",
+            source=train.source,
+        )
+
+
+def _check_sets(train: Dataset, separator: str | None) -> None:
+    rows = f"all {len(train):,} rows have"
+    if not train.labels:
+        raise DataError(f"{rows} no label; at least one is needed", source=train.source)
+    if len({example.label for example in train.examples}) == 1:
+        shown = listing([repr(label) for label in train.labels])
+        raise DataError(f"{rows} the same labels: {shown}", source=train.source)
+    if separator is not None and all(len(example.labels) <= 1 for example in train.examples):
+        raise DataError(
+            f"no row has two labels with {separator!r} between them: is that the separator?",
             source=train.source,
         )
 
@@ -313,12 +430,31 @@ def check_labels(dataset: Dataset, known: Sequence[str], *, known_to: str) -> No
         )
 
 
+def check_label_kind(dataset: Dataset, *, multi_label: bool, known_to: str) -> None:
+    """
+    Args:
+        multi_label: whether `known_to` has sets of labels.
+
+    Raises:
+        DataError: one of them has sets of labels and the other one label a text.
+    """
+    if dataset.multi_label != multi_label:
+        kinds = {True: "several labels a text", False: "one label a text"}
+        help = "" if dataset.multi_label else " (labels in one string need --label-separator)"
+        raise DataError(
+            f"has {kinds[dataset.multi_label]}, {known_to} has {kinds[multi_label]}{help}",
+            source=dataset.source,
+        )
+
+
 def check_same_task(train: Dataset, other: Dataset) -> None:
     """Refuse a validation or test set that does not belong to the training set.
 
     Raises:
-        DataError: unknown labels, or texts where there are pairs.
+        DataError: unknown labels, one label where there are sets of them, or texts where there are
+            pairs.
     """
+    check_label_kind(other, multi_label=train.multi_label, known_to=train.source)
     check_labels(other, train.labels, known_to=train.source)
     if train.paired != other.paired:
         kinds = {True: "pairs of texts", False: "single texts"}
@@ -331,8 +467,9 @@ def check_same_task(train: Dataset, other: Dataset) -> None:
 def split_validation(dataset: Dataset, *, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
     """Hold rows out for validation: the same share of every label, as near as whole texts allow.
 
-    Equal texts stay together. Every label keeps a text in the training part, and texts with several
-    labels stay there. Both parts keep the order of the rows; the same seed gives the same parts.
+    Equal texts stay together. Every label keeps a text in the training part, and texts that other
+    rows label differently stay there. Sets of labels are divided by iterative stratification
+    (`hold_out_texts`). Both parts keep the order of the rows; the same seed gives the same parts.
 
     Returns:
         training and validation part; validation has about `fraction` of the distinct texts.
@@ -340,7 +477,8 @@ def split_validation(dataset: Dataset, *, fraction: float, seed: int) -> tuple[D
     Raises:
         DataError: no text can be held out.
     """
-    held_out = _held_out(dataset.examples, fraction, random.Random(seed))
+    divided = _held_out_of_sets if dataset.multi_label else _held_out
+    held_out = divided(dataset.examples, fraction, random.Random(seed))
     if not held_out:
         raise DataError(
             "too few rows to hold some out: give --validation or --validation-fraction 0",
@@ -358,14 +496,29 @@ def divide(dataset: Dataset, held_out: Collection[Text]) -> tuple[Dataset, Datas
     return kept, rest
 
 
-def _held_out(examples: Sequence[Example], fraction: float, generator: random.Random) -> set[Text]:
-    """Texts for validation: `fraction` of each label's; the largest remainders are rounded up."""
-    # None: a text with several labels.
-    label_of: dict[Text, str | None] = {}
+def _label_of_texts(examples: Sequence[Example]) -> dict[Text, Label | None]:
+    """Each text's label or set of labels; None if its rows disagree."""
+    label_of: dict[Text, Label | None] = {}
     for example in examples:
         texts, label = example.texts, example.label
         label_of[texts] = label if label_of.get(texts, label) == label else None
-    texts_of: defaultdict[str, list[Text]] = defaultdict(list)
+    return label_of
+
+
+def _held_out_of_sets(
+    examples: Sequence[Example], fraction: float, generator: random.Random
+) -> set[Text]:
+    """Texts for validation, where an example has a set of labels."""
+    agreed = {
+        texts: label for texts, label in _label_of_texts(examples).items() if label is not None
+    }
+    return hold_out_texts(agreed, fraction, generator)
+
+
+def _held_out(examples: Sequence[Example], fraction: float, generator: random.Random) -> set[Text]:
+    """Texts for validation: `fraction` of each label's; the largest remainders are rounded up."""
+    label_of = _label_of_texts(examples)
+    texts_of: defaultdict[Label, list[Text]] = defaultdict(list)
     for texts, only_label in label_of.items():
         if only_label is not None:
             texts_of[only_label].append(texts)

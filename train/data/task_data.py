@@ -15,6 +15,7 @@ from cli.text_files import Columns
 from train.data.dataset import (
     Dataset,
     Example,
+    check_label_kind,
     check_labels,
     check_same_task,
     check_trainable,
@@ -53,13 +54,16 @@ class TaskData:
     notes: tuple[str, ...] = ()
 
 
-def load_task(source: str, *, data_root: Path | None) -> TaskData:
+def load_task(
+    source: str, *, data_root: Path | None, label_separator: str | None = None
+) -> TaskData:
     """Read a task.
 
     Args:
-        source: a name in `TASKS`; a folder, which is a task judged by accuracy; or a file, whose
-            rows are all for training.
+        source: a name in `TASKS`; a folder, which is a task judged by accuracy, or by micro-F1 if
+            its texts have several labels; or a file, whose rows are all for training.
         data_root: has a folder for every named task; None: named tasks are read from the hub.
+        label_separator: of a file or folder, as `read_examples` takes it.
 
     Raises:
         DataError: there is no such task, or its data is missing, broken or not of one task.
@@ -68,10 +72,12 @@ def load_task(source: str, *, data_root: Path | None) -> TaskData:
         return load_named(TASKS[source], data_root=data_root)
     path = Path(source)
     if path.is_dir():
-        return _task_data(path.resolve().name, Metric.ACCURACY, _local_splits(path))
+        name, splits = path.resolve().name, _local_splits(path, label_separator=label_separator)
+        return _task_data(name, None, splits, label_separator=label_separator)
     if path.is_file():
         name = path.name.split(".", maxsplit=1)[0]
-        return _task_data(name, Metric.ACCURACY, {"train": read_examples(source)})
+        splits = {"train": read_examples(source, label_separator=label_separator)}
+        return _task_data(name, None, splits, label_separator=label_separator)
     raise DataError(f"no file, no folder and none of the tasks {', '.join(TASKS)}", source=source)
 
 
@@ -88,6 +94,7 @@ def load_named(task: Task, *, data_root: Path | None) -> TaskData:
     else:
         splits = _local_splits(_folder_of(task, data_root))
     for dataset in splits.values():
+        check_label_kind(dataset, multi_label=False, known_to=f"the task {task.name}")
         if task.labels:
             check_labels(dataset, task.labels, known_to=f"the task {task.name}")
         if dataset.paired != (task.text_pair is not None):
@@ -143,12 +150,19 @@ def _too_few(train: Dataset) -> DataError:
 
 
 def _task_data(
-    name: str, metric: Metric, splits: Mapping[str, Dataset], notes: tuple[str, ...] = ()
+    name: str,
+    metric: Metric | None,
+    splits: Mapping[str, Dataset],
+    notes: tuple[str, ...] = (),
+    *,
+    label_separator: str | None = None,
 ) -> TaskData:
+    """metric: None: the one for its kind of labels."""
     train, *others = splits.values()
-    check_trainable(train)
+    check_trainable(train, label_separator=label_separator)
     for other in others:
         check_same_task(train, other)
+    metric = metric or Metric.default(multi_label=train.multi_label)
     return TaskData(name, metric, train, splits.get("validation"), splits.get("test"), notes)
 
 
@@ -171,7 +185,7 @@ def _folder_of(task: Task, data_root: Path) -> Path:
     return folder
 
 
-def _local_splits(folder: Path) -> dict[str, Dataset]:
+def _local_splits(folder: Path, *, label_separator: str | None = None) -> dict[str, Dataset]:
     """The splits that a folder has, train first."""
     splits: dict[str, Dataset] = {}
     for split in SPLITS:
@@ -180,7 +194,7 @@ def _local_splits(folder: Path) -> dict[str, Dataset]:
             names = listing([path.name for path in paths])
             raise DataError(f"which one is the split {split}: {names}?", source=folder)
         if paths:
-            splits[split] = read_examples(str(paths[0]))
+            splits[split] = read_examples(str(paths[0]), label_separator=label_separator)
         elif split == "train":
             raise DataError(f"no file train ({', '.join(READERS)})", source=folder)
     return splits

@@ -89,5 +89,9 @@ def as_labels_of(dataset: Dataset, *, source: Task, target: Task) -> Dataset:
         )
     check_labels(dataset, source.labels, known_to=source.name)
     names = dict(zip(source.labels, target.labels, strict=True))
-    renamed = (Example(row.text, row.text_pair, names[row.label]) for row in dataset.examples)
-    return replace(dataset, examples=tuple(renamed))
+
+    def renamed(row: Example) -> Example:
+        (label,) = row.labels
+        return Example(row.text, row.text_pair, names[label])
+
+    return replace(dataset, examples=tuple(renamed(row) for row in dataset.examples))

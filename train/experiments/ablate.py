@@ -61,6 +61,7 @@ def ablate(
     output: Path,
     *,
     data_root: Path | None,
+    label_separator: str | None = None,
     switches: Sequence[str] = tuple(SWITCHES),
     jobs: int | None = None,
     display: Display | None = None,
@@ -71,6 +72,7 @@ def ablate(
     are written after every run, a plot for every switch at the end.
 
     Args:
+        label_separator: of tasks that are files or folders, as `read_examples` takes it.
         switches: names of `SWITCHES`.
 
     Raises:
@@ -81,7 +83,7 @@ def ablate(
     check_names("seeds", [str(seed) for seed in seeds])
     check_names("switches", switches, SWITCHES)
     with open_session(Kind.ABLATE, output, settings, jobs=jobs, display=display) as session:
-        data = load_tasks(tasks, data_root)
+        data = load_tasks(tasks, data_root, label_separator=label_separator)
         splits = {(name, seed): splits_of(data[name], seed=seed) for name in data for seed in seeds}
         design = asdict(design_of(settings, session.backbone))
         variants = {

@@ -20,7 +20,7 @@ from train.config.settings import FitSettings
 from train.data.dataset import Dataset
 from train.errors import OutputError
 from train.loop.progress import EpochReport
-from train.metrics import Metric, Metrics
+from train.metrics import AnyMetrics, Metric, Metrics, MultiLabelMetrics
 
 # Raised when a change of the code changes results: outcomes of other formats are not read.
 FORMAT = 1
@@ -148,8 +148,8 @@ class RunReport:
 
     method: str
     seed: int
-    metrics: Mapping[str, Metrics]
-    majority: Mapping[str, Metrics]
+    metrics: Mapping[str, AnyMetrics]
+    majority: Mapping[str, AnyMetrics]
     trainable_parameters: int
     seconds: float
     seconds_per_epoch: float
@@ -167,8 +167,13 @@ class RunReport:
         fields = dict(content)
         fields["epochs"] = tuple(EpochReport(**epoch) for epoch in fields["epochs"])
         for name in ("metrics", "majority"):
-            fields[name] = {split: Metrics(**each) for split, each in fields[name].items()}
+            fields[name] = {split: _metrics(each) for split, each in fields[name].items()}
         return cls(**fields)
+
+
+def _metrics(content: Mapping[str, float]) -> AnyMetrics:
+    kind = MultiLabelMetrics if "micro_f1" in content else Metrics
+    return kind(**content)
 
 
 class DamagedOutcome(Exception):

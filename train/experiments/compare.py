@@ -36,6 +36,7 @@ def compare(
     output: Path,
     *,
     data_root: Path | None,
+    label_separator: str | None = None,
     jobs: int | None = None,
     display: Display | None = None,
 ) -> Findings:
@@ -47,6 +48,7 @@ def compare(
     Args:
         tasks: as `load_task` takes them.
         output: a folder, created if it does not exist.
+        label_separator: of tasks that are files or folders, as `read_examples` takes it.
 
     Raises:
         TrainingError: unusable tasks, settings or folder. A failed run raises nothing.
@@ -56,7 +58,7 @@ def compare(
     check_names("methods", methods, METHODS)
     check_names("seeds", [str(seed) for seed in seeds])
     with open_session(Kind.COMPARE, output, settings, jobs=jobs, display=display) as session:
-        data = load_tasks(tasks, data_root)
+        data = load_tasks(tasks, data_root, label_separator=label_separator)
         splits = {(name, seed): splits_of(data[name], seed=seed) for name in data for seed in seeds}
         planned = [
             session.plan(name, method, splits[name, seed], seed=seed)

@@ -116,7 +116,7 @@ class _RunningCell:
     device: str
     stage: str = "loading"
     share: float = 0.0
-    accuracy: float | None = None
+    score: str = ""
 
 
 class LiveDisplay(Display):
@@ -151,7 +151,7 @@ class LiveDisplay(Display):
         self._running[cell].stage, self._running[cell].share = stage, share
 
     def epoch_done(self, cell: Cell, report: EpochReport) -> None:
-        self._running[cell].accuracy = report.accuracy
+        self._running[cell].score = _score(report)
 
     def ended(self, outcome: Outcome) -> None:
         self._counts.ended(outcome)
@@ -161,8 +161,7 @@ class LiveDisplay(Display):
     def tick(self) -> None:
         table = Table(box=None, show_header=False, pad_edge=False)
         for cell, line in self._running.items():
-            score = "" if line.accuracy is None else f"selection accuracy {line.accuracy:.4f}"
-            texts = (cell.title, line.device, line.stage, f"{line.share:.0%}", score)
+            texts = (cell.title, line.device, line.stage, f"{line.share:.0%}", line.score)
             table.add_row(*(Text(text) for text in texts))
         counts = Text(self._counts.describe(self._clock()), style="bold")
         self._live.update(Group(counts, table), refresh=True)
@@ -173,8 +172,16 @@ def _ending(outcome: Outcome) -> str:
     if outcome.report is None:
         return f"{title}: failed: {outcome.failure}"
     best = outcome.report.epochs[outcome.report.best_epoch - 1]
-    score = "" if best.accuracy is None else f"selection accuracy {best.accuracy:.4f}, "
+    score = f"{shown}, " if (shown := _score(best)) else ""
     return f"{title}: {score}best epoch {best.epoch}, {duration(outcome.report.seconds)}"
+
+
+def _score(epoch: EpochReport) -> str:
+    """What an epoch is judged by, on the selection rows; empty without such rows."""
+    if epoch.score is None:
+        return ""
+    name = "accuracy" if epoch.micro_f1 is None else "micro-F1"
+    return f"selection {name} {epoch.score:.4f}"
 
 
 def display_for(stream: TextIO) -> LiveDisplay | LineDisplay:

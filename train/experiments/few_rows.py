@@ -19,6 +19,7 @@ def few_rows(dataset: Dataset, count: int, *, seed: int) -> Dataset:
         return dataset
     numbers: defaultdict[str, list[int]] = defaultdict(list)
     for number, row in enumerate(dataset.examples):
+        assert isinstance(row.label, str), "tasks that share their labels have one a text"
         numbers[row.label].append(number)
     counts = _counts({label: len(rows) for label, rows in numbers.items()}, count)
     draw = random.Random(seed)

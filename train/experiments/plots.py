@@ -22,7 +22,7 @@ from train.experiments.cells import RunReport
 from train.experiments.tables import Score
 from train.loop.progress import EpochReport
 from train.methods import METHODS
-from train.metrics import Metric, Metrics
+from train.metrics import Metric, Metrics, MultiLabelMetrics
 
 # The plots of a comparison.
 COMPARISON_PLOTS = ("score_parameters", "score_seconds", "learning_curves")
@@ -168,6 +168,8 @@ def learning_curve(name: str, reports: Sequence[RunReport], metric: Metric) -> L
 def _selection(epoch: EpochReport, metric: Metric) -> float:
     assert epoch.accuracy is not None, "runs are judged on selection rows"
     assert epoch.macro_f1 is not None, "runs are judged on selection rows"
+    if epoch.micro_f1 is not None:
+        return metric.of(MultiLabelMetrics(epoch.micro_f1, epoch.macro_f1, epoch.accuracy))
     return curve_metric(metric).of(Metrics(epoch.accuracy, epoch.macro_f1, 0.0))
 
 

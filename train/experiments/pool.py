@@ -48,6 +48,7 @@ from train.loop.memory import peak_memory, reset_peak
 from train.loop.progress import EpochReport, Progress
 from train.methods import METHODS
 from train.report.baselines import majority
+from train.thresholds import choose_thresholds
 
 POLL_SECONDS = 0.25
 # Enough to save the training state of a large backbone's fine-tuning.
@@ -524,12 +525,16 @@ def _load_initial(training: Training, path: Path) -> None:
 
 def _report(method: str, training: Training) -> RunReport:
     state, classes = training.loop.checkpoint, training.classes
-    logits = training.logits()
+    objective, logits = training.method.objective, training.logits()
+    thresholds = None
+    if "selection" in logits and classes["selection"].dim() == 2:
+        thresholds = choose_thresholds(logits["selection"], classes["selection"])
     return RunReport(
         method=method,
         seed=training.recipe.seed,
-        metrics=measure_splits(logits, classes),
+        metrics=measure_splits(objective, logits, classes, thresholds=thresholds),
         majority=majority(
+            objective,
             classes["train"],
             {name: classes[name] for name in logits},
             labels=len(training.labels),

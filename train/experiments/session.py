@@ -244,7 +244,9 @@ def check_names(kind: str, names: Sequence[str], known: Mapping[str, object] | N
         raise SettingsError(faults)
 
 
-def load_tasks(sources: Sequence[str], data_root: Path | None) -> dict[str, TaskData]:
+def load_tasks(
+    sources: Sequence[str], data_root: Path | None, *, label_separator: str | None = None
+) -> dict[str, TaskData]:
     """Tasks by their names, in the order given.
 
     Raises:
@@ -252,7 +254,10 @@ def load_tasks(sources: Sequence[str], data_root: Path | None) -> dict[str, Task
         DataError: one cannot be used.
     """
     loaded = [
-        with_something_to_report(load_task(source, data_root=data_root)) for source in sources
+        with_something_to_report(
+            load_task(source, data_root=data_root, label_separator=label_separator)
+        )
+        for source in sources
     ]
     check_names("tasks", [task.name for task in loaded])
     return {task.name: task for task in loaded}

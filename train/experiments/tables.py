@@ -20,7 +20,7 @@ from adapters.format.durable import write_atomically
 from train.config.settings import FitSettings
 from train.data.task_data import TaskData
 from train.experiments.cells import Cell, Findings, Outcomes, RunReport, TaskSplits
-from train.metrics import Metric
+from train.metrics import Metric, reported
 from train.report.markdown import fenced, literal, table
 from train.report.report import machine, print_line, versions
 
@@ -222,9 +222,9 @@ def _rows(cell: Cell, report: RunReport, *, device: str) -> Iterator[tuple[objec
         (MAJORITY, report.majority, free),
     ):
         for split, metrics in by_split.items():
-            for metric in Metric:
+            for metric, figure in reported(metrics).items():
                 names = (cell.task, method, cell.variant, cell.seed, split, metric.value)
-                yield (*names, metric.of(metrics), *rest)
+                yield (*names, figure, *rest)
 
 
 # report.md

@@ -1,6 +1,6 @@
 """What an adapter file needs besides the trained weights: temperature, storage type, provenance."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 from torch import Tensor
-from torch.nn import functional
 
 from adapters import __version__
 from adapters.format.files import Adapter
@@ -18,14 +17,17 @@ from train.config.settings import FitSettings, StorageType
 from train.data.dataset import Dataset
 from train.errors import SettingsError
 from train.methods.idspam import Idspam
-from train.metrics import Metrics
+from train.metrics import AnyMetrics
+from train.objective import Objective
 
 # `auto` stores float16 if no probability moves further than this and no predicted label changes.
 STORAGE_BOUND = 2e-3
 
 
-def fit_temperature(logits: Mapping[str, Tensor], classes: Mapping[str, Tensor]) -> float:
-    """The temperature that minimises cross-entropy on the validation rows, from 1/8 to 8.
+def fit_temperature(
+    objective: Objective, logits: Mapping[str, Tensor], classes: Mapping[str, Tensor]
+) -> float:
+    """The temperature that minimises the loss on the validation rows, from 1/8 to 8.
 
     Source: Guo et al., "On Calibration of Modern Neural Networks", 2017. 1 without validation rows.
     """
@@ -34,7 +36,7 @@ def fit_temperature(logits: Mapping[str, Tensor], classes: Mapping[str, Tensor])
 
     def loss(temperature: float) -> float:
         scaled = logits["validation"] / temperature
-        return float(functional.cross_entropy(scaled, classes["validation"]))
+        return float(objective.loss(scaled, classes["validation"]))
 
     return float(min(torch.logspace(-3, 3, 121, base=2).tolist(), key=loss))
 
@@ -44,6 +46,7 @@ def convert_for_storage(
     logits: dict[str, Tensor],
     storage: StorageType,
     temperature: float,
+    thresholds: Sequence[float] | None,
     *,
     compute_logits: Callable[[], dict[str, Tensor]],
 ) -> tuple[Adapter, dict[str, Tensor]]:
@@ -59,27 +62,36 @@ def convert_for_storage(
     float16 = method.adapter(method.spec, dtype=torch.float16)
     method.restore({name: tensor.float() for name, tensor in float16.tensors.items()})
     rounded = compute_logits()
-    if storage is StorageType.FLOAT16 or _answers_alike(logits, rounded, temperature):
+    if storage is StorageType.FLOAT16 or _answers_alike(
+        method, logits, rounded, temperature, thresholds
+    ):
         return float16, rounded
     method.restore(float32.tensors)
     return float32, logits
 
 
 def _answers_alike(
-    exact: Mapping[str, Tensor], rounded: Mapping[str, Tensor], temperature: float
+    method: Idspam,
+    exact: Mapping[str, Tensor],
+    rounded: Mapping[str, Tensor],
+    temperature: float,
+    thresholds: Sequence[float] | None,
 ) -> bool:
-    if not exact:
-        return False
-    pairs = [(exact[name], rounded[name]) for name in exact]
-    moved = max(
-        float((scores(a, "softmax", temperature) - scores(b, "softmax", temperature)).abs().max())
-        for a, b in pairs
-    )
-    return moved <= STORAGE_BOUND and all(torch.equal(a.argmax(-1), b.argmax(-1)) for a, b in pairs)
+    activation, objective = method.spec.activation, method.objective
+
+    def alike(a: Tensor, b: Tensor) -> bool:
+        moved = scores(a, activation, temperature) - scores(b, activation, temperature)
+        answers = (
+            objective.predict(each, thresholds=thresholds, temperature=temperature)
+            for each in (a, b)
+        )
+        return float(moved.abs().max()) <= STORAGE_BOUND and torch.equal(*answers)
+
+    return bool(exact) and all(alike(exact[name], rounded[name]) for name in exact)
 
 
 def provenance_of(
-    settings: FitSettings, train: Dataset, metrics: Mapping[str, Metrics]
+    settings: FitSettings, train: Dataset, metrics: Mapping[str, AnyMetrics]
 ) -> Provenance:
     """Where an adapter made now comes from. metrics: by split.
 

@@ -9,7 +9,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,13 +37,13 @@ from train.loop.progress import Progress
 from train.methods import build
 from train.methods.idspam import Idspam
 from train.methods.method import Method
-from train.metrics import Metric, Metrics, assess, measure
+from train.metrics import AnyMetrics, Metric, assess
+from train.objective import Objective
 from train.report.baselines import head_only, majority
 from train.report.model_card import card_path, check_card, write_card
 from train.report.report import Baseline, DataReport, FitReport, TrialReport
-
-# The best epoch and the best trial are those with the highest validation accuracy.
-METRIC = Metric.ACCURACY
+from train.set_metrics import assess_sets
+from train.thresholds import choose_thresholds
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,7 @@ def _check(
         raise OutputError(f"{output}: a path that is not UTF-8") from None
     provenance_of(settings, train, {})
     check_card(output)
-    recipe = recipe_of("idspam", settings, train, METRIC)
+    recipe = recipe_of("idspam", settings, train, metric_of(train))
     if recipe.micro_batch > recipe.batch_size:
         raise SettingsError(
             [f"--micro-batch {recipe.micro_batch} is more than the batch of {recipe.batch_size}"]
@@ -187,7 +187,8 @@ class _FitJob:
             )
         if settings.search is None:
             return settings, ()
-        recipe = recipe_of("idspam", settings, self.sets["train"], METRIC)
+        train = self.sets["train"]
+        recipe = recipe_of("idspam", settings, train, metric_of(train))
         defaults = asdict(recipe) | asdict(design_of(settings, self.backbone))
         proposals = Proposals(settings, defaults, layers=self.backbone.layers, epochs=recipe.epochs)
         identity = _sha256(
@@ -216,7 +217,7 @@ class _FitJob:
             settings,
             self.backbone,
             selection="validation",
-            metric=METRIC,
+            metric=metric_of(self.sets["train"]),
             checkpoint_file=checkpoint_path(self.output),
             progress=progress,
             group=self.group,
@@ -248,19 +249,35 @@ class _FitJob:
         """
         method, loop, classes = training.method, training.loop, training.classes
         assert isinstance(method, Idspam)
-        logits = training.logits()
-        temperature = fit_temperature(logits, classes) if settings.calibration else 1.0
+        objective, logits = method.objective, training.logits()
+        temperature, thresholds = 1.0, None
+        if settings.calibration:
+            temperature = fit_temperature(objective, logits, classes)
+            if method.spec.multi_label and "validation" in logits:
+                scaled = logits["validation"] / temperature
+                thresholds = choose_thresholds(scaled, classes["validation"])
         adapter, logits = convert_for_storage(
-            method, logits, settings.storage_dtype, temperature, compute_logits=training.logits
+            method,
+            logits,
+            settings.storage_dtype,
+            temperature,
+            thresholds,
+            compute_logits=training.logits,
         )
         _check_finite(logits)
         progress.note("training the head-only control")
         controls = _controls(training)
-        metrics = measure_splits(logits, classes)
+        metrics = measure_splits(
+            objective, logits, classes, thresholds=thresholds, temperature=temperature
+        )
         provenance = provenance_of(settings, self.sets["train"], metrics)
         calibration = Calibration(temperature=temperature)
         spec = adapter.spec.model_copy(
-            update={"calibration": calibration, "provenance": provenance}
+            update={
+                "calibration": calibration,
+                "thresholds": thresholds,
+                "provenance": provenance,
+            }
         )
         if self.group.rank == 0:
             save_adapter(self.output, replace(adapter, spec=spec))
@@ -283,11 +300,20 @@ class _FitJob:
             data={name: DataReport.of(dataset) for name, dataset in self.sets.items()},
             cache={"mode": cache.place, "bytes": cache.nbytes, "seconds": cache_seconds},
             assessments={
-                name: assess(logits[name], classes[name], training.labels, temperature=temperature)
+                name: assess_sets(
+                    logits[name],
+                    classes[name],
+                    spec.labels,
+                    thresholds=spec.label_thresholds,
+                    temperature=temperature,
+                )
+                if spec.multi_label
+                else assess(logits[name], classes[name], spec.labels, temperature=temperature)
                 for name in logits
             },
             trials=trials,
             command=settings.command,
+            thresholds=dict(zip(spec.labels, thresholds, strict=True)) if thresholds else None,
         )
         if self.group.rank == 0:
             device, paired = self.backbone.device, self.sets["train"].paired
@@ -348,6 +374,8 @@ def set_up(
     check_trainable(train)
     _check_same_task(sets)
     design, labels = design_of(settings, backbone), train.labels
+    if train.multi_label:
+        design = replace(design, activation="sigmoid")
     random = torch.Generator().manual_seed(settings.seed)
     method = build(method_name, backbone, design, labels, random).to(backbone.device)
     recipe = recipe_of(method_name, settings, train, metric)
@@ -355,6 +383,7 @@ def set_up(
     encoded = encoded or EncodedSplits(sets, backbone, place=settings.cache.value)
     splits = encoded.splits(method, progress)
     encoding_seconds = time.perf_counter() - started
+    method.objective.start(method.head.out_bias, splits["train"].classes)
     # Decides how a run continues: a checkpoint with another identity is refused.
     identity = {
         "method": method_name,
@@ -379,13 +408,27 @@ def set_up(
     return Training(method, labels, loop, encoded, splits, encoding_seconds)
 
 
+def metric_of(train: Dataset) -> Metric:
+    """What decides which epoch, and which trial of a search, is the best."""
+    return Metric.default(multi_label=train.multi_label)
+
+
 def measure_splits(
-    logits: Mapping[str, Tensor], classes: Mapping[str, Tensor]
-) -> dict[str, Metrics]:
+    objective: Objective,
+    logits: Mapping[str, Tensor],
+    classes: Mapping[str, Tensor],
+    *,
+    thresholds: Sequence[float] | None = None,
+    temperature: float = 1.0,
+) -> dict[str, AnyMetrics]:
     """Metrics of every split that has logits."""
-    return {
-        name: measure(split_logits.argmax(dim=-1), classes[name], labels=split_logits.shape[1])
+    predicted = {
+        name: objective.predict(split_logits, thresholds=thresholds, temperature=temperature)
         for name, split_logits in logits.items()
+    }
+    return {
+        name: objective.measure(answers, classes[name], labels=logits[name].shape[1])
+        for name, answers in predicted.items()
     }
 
 
@@ -400,12 +443,13 @@ def _check_finite(logits: Mapping[str, Tensor]) -> None:
 
 def _controls(training: Training) -> dict[str, Baseline]:
     """The results that need no prompt."""
-    classes, labels = training.classes, len(training.labels)
+    method, classes = training.method, training.classes
+    objective, labels = method.objective, len(training.labels)
     caches = {name: split.cache for name, split in training.splits.items()}
     others = {name: true for name, true in classes.items() if name != "train"}
     results = {
-        "majority": majority(classes["train"], others, labels=labels),
-        "head_only": head_only(training.method.backbone, caches, classes, labels=labels),
+        "majority": majority(objective, classes["train"], others, labels=labels),
+        "head_only": head_only(method.backbone, objective, caches, classes, labels=labels),
     }
     return {
         name: Baseline(metrics.get("validation"), metrics.get("test"))

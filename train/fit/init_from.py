@@ -76,7 +76,8 @@ class InitialAdapter:
     def copy_into(self, method: Idspam) -> str:
         """Replace the initial weights; returns a line that says which ones."""
         labels, own_labels = method.spec.labels, self.adapter.spec.labels
-        same = set(labels) == set(own_labels)
+        same_kind = method.spec.activation == self.adapter.spec.activation
+        same = same_kind and set(labels) == set(own_labels)
         tensors = {
             name: tensor.float()
             for name, tensor in self.adapter.tensors.items()
@@ -85,7 +86,8 @@ class InitialAdapter:
         if same:
             tensors |= _reorder_head(tensors, [own_labels.index(label) for label in labels])
         method.restore(method.snapshot() | tensors)
-        copied = "generator and head" if same else "generator; the labels differ: a new head"
+        difference = "the labels differ" if same_kind else "it has another kind of answer"
+        copied = "generator and head" if same else f"generator; {difference}: a new head"
         return f"starting from {self.path}: its {copied}"
 
 

@@ -103,7 +103,7 @@ class Proposals:
         """Learn from a trial that ended before this search was interrupted.
 
         Args:
-            accuracies: on the validation rows, after every epoch.
+            accuracies: on the validation rows, after every epoch; micro-F1 for sets of labels.
         """
         import optuna
 
@@ -118,8 +118,7 @@ class Proposals:
         )
 
     def next(self) -> "Trial":
-        """A new trial; `params` are its settings. Report every epoch's accuracy to it, then `end`
-        it."""
+        """A new trial; `params` are its settings. Report every epoch's score, then `end` it."""
         import optuna
 
         number = len(self._study.trials)
@@ -211,7 +210,8 @@ def search(
 class _Record:
     """A trial as the file keeps it. outcome: None while it is running.
 
-    score: of its best epoch: accuracy, then the negative loss. Trials are compared by it.
+    accuracies: after every epoch; micro-F1 for sets of labels. score: of its best epoch: the same,
+    then the negative loss. Trials are compared by it.
     """
 
     settings: dict[str, Any]
@@ -266,8 +266,8 @@ class _TrialProgress(Progress):
         self._progress.advance(texts, loss=loss, accuracy=accuracy)
 
     def epoch_done(self, report: EpochReport) -> None:
-        assert report.accuracy is not None, "a search has validation rows"
-        self._trial.report(report.accuracy, report.epoch)
+        assert report.score is not None, "a search has validation rows"
+        self._trial.report(report.score, report.epoch)
         if self._trial.should_prune():
             raise _Pruned
 
@@ -345,7 +345,7 @@ class _Search:
             record.outcome = TrialOutcome.PRUNED
         except TrainingError:
             record.outcome = TrialOutcome.FAILED
-        record.accuracies = [epoch.accuracy or 0.0 for epoch in checkpoint.history]
+        record.accuracies = [epoch.score or 0.0 for epoch in checkpoint.history]
         record.seconds = checkpoint.seconds
         record.score = checkpoint.best_score
         if self._best == len(self._records) - 1:

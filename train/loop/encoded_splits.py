@@ -16,7 +16,7 @@ from train.methods.method import Method
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """The examples of one data set and their classes, int64 [examples]."""
+    """The examples of one data set and their classes, as `classes_of` gives them."""
 
     cache: TrunkCache
     classes: Tensor
@@ -90,9 +90,18 @@ def encode(backbone: Backbone, data: Dataset, max_length: int) -> list[Encoding]
 
 
 def classes_of(data: Dataset, labels: tuple[str, ...]) -> Tensor:
-    """The index of each example's label among `labels`, int64 [examples]."""
+    """What is true of each example.
+
+    int64 [examples], the index of its label among `labels`; or, where an example has a set of
+    labels, float32 [examples, labels], 1 for those that it has.
+    """
     index = {label: position for position, label in enumerate(labels)}
-    return torch.tensor([index[example.label] for example in data.examples])
+    if not data.multi_label:
+        return torch.tensor([index[label] for example in data.examples for label in example.labels])
+    classes = torch.zeros(len(data), len(labels))
+    for row, example in enumerate(data.examples):
+        classes[row, [index[label] for label in example.labels]] = 1
+    return classes
 
 
 def _note_failures(splits: Mapping[str, Split], progress: Progress) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from adapters.format.files import all_finite
 from train.config.recipe import Recipe
@@ -20,7 +19,7 @@ from train.loop.memory import trim_heap
 from train.loop.progress import EpochReport, Progress
 from train.loop.trunk_cache import TrunkCache
 from train.methods.method import Method
-from train.metrics import measure
+from train.metrics import Metric, MultiLabelMetrics
 
 # AdamW with the paper's values.
 BETAS = (0.9, 0.98)
@@ -56,6 +55,7 @@ class Loop:
         group: ProcessGroup | None = None,
     ) -> None:
         self._method = method
+        self._objective = method.objective
         self.recipe = recipe
         self._train = train
         self._validation = validation
@@ -226,9 +226,9 @@ class Loop:
         """Add these texts' gradients of the mean loss; returns their summed loss and hits, [2]."""
         logits, index = self._forward(self._train.cache, indices)
         true = self._train.classes[index].to(logits.device, non_blocking=True)
-        loss = functional.cross_entropy(logits, true, reduction="sum")
+        loss = self._objective.loss(logits, true)
         (loss / batch_size).backward()
-        return torch.stack([loss.detach(), (logits.argmax(dim=-1) == true).sum()])
+        return torch.stack([loss.detach(), self._objective.hits(logits, true)])
 
     def _check(self) -> None:
         """Read the losses of the last steps and add them to the running sums.
@@ -271,16 +271,19 @@ class Loop:
             self.checkpoint.best_epoch = epoch
         else:
             logits, true = self.logits(self._validation), self._validation.classes
-            metrics = measure(logits.argmax(dim=-1), true, labels=logits.shape[1])
-            score = (self.recipe.metric.of(metrics), -float(functional.cross_entropy(logits, true)))
+            predicted = self._objective.predict(logits)
+            metrics = self._objective.measure(predicted, true, labels=logits.shape[1])
+            loss = float(self._objective.loss(logits, true)) / len(true)
+            score = (self.recipe.metric.of(metrics), -loss)
             if score > self.checkpoint.best_score:
                 self.checkpoint.best_score, self.checkpoint.best_epoch = score, epoch
                 self._best = self._method.snapshot()
         return EpochReport(
             epoch=epoch,
             loss=running["loss"] / running["texts"],
-            accuracy=metrics.accuracy if metrics else None,
+            accuracy=Metric.ACCURACY.of(metrics) if metrics else None,
             macro_f1=metrics.macro_f1 if metrics else None,
+            micro_f1=metrics.micro_f1 if isinstance(metrics, MultiLabelMetrics) else None,
             seconds=running["seconds"] + time.perf_counter() - started,
             texts_per_second=running["texts"] / max(running["seconds"], 1e-9),
         )

@@ -9,6 +9,7 @@ from typing import Self
 class EpochReport:
     """One epoch. loss: mean training loss. accuracy, macro_f1: of the validation rows, if any.
 
+    micro_f1: where a text has a set of labels; accuracy is then the share of exact matches.
     seconds: of training and validation together. texts_per_second: of training alone.
     """
 
@@ -18,6 +19,12 @@ class EpochReport:
     macro_f1: float | None
     seconds: float
     texts_per_second: float
+    micro_f1: float | None = None
+
+    @property
+    def score(self) -> float | None:
+        """What `fit` judges it by: `train.metrics.Metric.default`."""
+        return self.accuracy if self.micro_f1 is None else self.micro_f1
 
 
 class Progress:

@@ -26,11 +26,14 @@ from adapters.format.spec import (
 from adapters.packed.head import HeadWeights, logits
 from adapters.packed.layout import Layout, pool_rows
 from adapters.packed.packing import PackedBatch
+from train.objective import OBJECTIVES, Activation, Objective
 
 
 @dataclass(frozen=True, slots=True)
 class Design:
     """How a method is built, nothing left open: fields of `AdapterSpec`, and the dropout.
+
+    activation: softmax for one label a text, sigmoid for a set of them.
 
     Baselines use those that they have: prompt length, layer, pooling and head.
     """
@@ -46,6 +49,7 @@ class Design:
     head: HeadKind
     max_length: int
     dropout: float
+    activation: Activation = "softmax"
 
     def spec(self, backbone: Backbone, labels: tuple[str, ...]) -> AdapterSpec:
         """The spec of an adapter of this backbone for these labels."""
@@ -134,6 +138,11 @@ class Method(nn.Module, ABC):
         return logits(states, self.head)
 
     @property
+    def objective(self) -> Objective:
+        """What is asked of its logits."""
+        return OBJECTIVES[self.design.activation]
+
+    @property
     def tensors(self) -> dict[str, nn.Parameter]:
         """Every trained parameter by its name."""
         return {name: value for name, value in self.named_parameters() if value.requires_grad}
@@ -143,13 +152,18 @@ class Method(nn.Module, ABC):
         return 1.0
 
     def groups(self, rate: float) -> list[dict[str, Any]]:
-        """The trained parameters as an optimiser's groups, one per factor of the learning rate."""
-        by_factor: dict[float, list[nn.Parameter]] = {}
+        """The trained parameters as an optimiser's groups, one per factor of the learning rate.
+
+        The bias of a head for sets of labels says how frequent they are: it does not decay.
+        """
+        bias = self.head.out_bias if self.design.activation == "sigmoid" else None
+        by_factor: dict[tuple[float, bool], list[nn.Parameter]] = {}
         for name, tensor in self.tensors.items():
-            by_factor.setdefault(self.rate_factor(name), []).append(tensor)
+            by_factor.setdefault((self.rate_factor(name), tensor is bias), []).append(tensor)
         return [
             {"params": tensors, "lr": rate * factor, "factor": factor}
-            for factor, tensors in by_factor.items()
+            | ({"weight_decay": 0.0} if is_bias else {})
+            for (factor, is_bias), tensors in by_factor.items()
         ]
 
     @property

@@ -1,4 +1,4 @@
-"""Baselines without a prompt: the majority class, and a class head on the frozen backbone.
+"""Baselines without a prompt: the same answer always, and a class head on the frozen backbone.
 
 Every result is shown next to them, so that nobody mistakes a failed run for a good one. The head
 reads [BOS] or the mean of the tokens, whichever is better on the validation rows, because [BOS]
@@ -9,12 +9,13 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from adapters.backbone.model import Backbone
 from adapters.format.spec import Pooling
 from train.loop.trunk_cache import TrunkCache
-from train.metrics import Metrics, measure
+from train.metrics import AnyMetrics
+from train.objective import Objective
+from train.thresholds import choose_thresholds
 
 CHUNK_TOKENS = 8192
 # Weight of the squared norm, relative to the mean cross-entropy, for features of unit variance.
@@ -22,28 +23,44 @@ PENALTY = 1e-3
 ITERATIONS = 100
 
 
-def majority(train: Tensor, others: Mapping[str, Tensor], *, labels: int) -> dict[str, Metrics]:
-    """Always answer the most frequent label of `train`.
+def majority(
+    objective: Objective, train: Tensor, others: Mapping[str, Tensor], *, labels: int
+) -> dict[str, AnyMetrics]:
+    """Always answer the most frequent label of `train`, or the set of labels that has the highest
+    micro-F1 there.
 
     Args:
-        train: its classes, int64 [rows].
-        others: classes by split, int64 [rows].
+        train: its classes, as `classes_of` gives them.
+        others: classes by split.
     """
-    most_frequent = int(torch.bincount(train, minlength=labels).argmax())
+    answer = _best_set(train) if train.dim() == 2 else torch.bincount(train).argmax()
     return {
-        split: measure(torch.full_like(true, most_frequent), true, labels=labels)
+        split: objective.measure(answer.expand(true.shape), true, labels=labels)
         for split, true in others.items()
     }
 
 
+def _best_set(train: Tensor) -> Tensor:
+    """The most frequent labels, as many as give the highest micro-F1: bool [labels]."""
+    supports, order = train.sum(dim=0).sort(descending=True, stable=True)
+    sizes = torch.arange(1, len(order) + 1)
+    f1 = 2 * supports.cumsum(dim=0) / (sizes * len(train) + supports.sum())
+    answer = torch.zeros(len(order), dtype=torch.bool)
+    answer[order[: int(f1.argmax()) + 1]] = True
+    return answer
+
+
 def head_only(
     backbone: Backbone,
+    objective: Objective,
     caches: Mapping[str, TrunkCache],
     classes: Mapping[str, Tensor],
     *,
     labels: int,
-) -> dict[str, Metrics]:
+) -> dict[str, AnyMetrics]:
     """A logistic regression on the backbone's last hidden states.
+
+    Thresholds of labels are chosen on the validation rows, as an adapter's are.
 
     Args:
         caches, classes: by split, `train` among them.
@@ -51,15 +68,18 @@ def head_only(
     features = {split: _features(backbone, cache) for split, cache in caches.items()}
     results = [
         _logistic_regression(
-            {split: by_pooling[pooling] for split, by_pooling in features.items()}, classes, labels
+            objective,
+            {split: by_pooling[pooling] for split, by_pooling in features.items()},
+            classes,
+            labels,
         )
         for pooling in Pooling
     ]
 
-    def validation_accuracy(result: dict[str, Metrics]) -> float:
-        return result["validation"].accuracy if "validation" in result else 0.0
+    def validation_score(result: dict[str, AnyMetrics]) -> float:
+        return objective.metric.of(result["validation"]) if "validation" in result else 0.0
 
-    return max(results, key=validation_accuracy)
+    return max(results, key=validation_score)
 
 
 @torch.no_grad()
@@ -85,8 +105,11 @@ def _features(backbone: Backbone, cache: TrunkCache) -> dict[Pooling, Tensor]:
 
 
 def _logistic_regression(
-    features: Mapping[str, Tensor], classes: Mapping[str, Tensor], labels: int
-) -> dict[str, Metrics]:
+    objective: Objective,
+    features: Mapping[str, Tensor],
+    classes: Mapping[str, Tensor],
+    labels: int,
+) -> dict[str, AnyMetrics]:
     train = features["train"]
     centre, scale = train.mean(dim=0), train.std(dim=0).clamp_min(1e-6)
     weight = torch.zeros(train.shape[1], labels, requires_grad=True)
@@ -99,16 +122,23 @@ def _logistic_regression(
     def closure() -> Tensor:
         optimizer.zero_grad()
         loss = (
-            functional.cross_entropy(inputs @ weight + bias, classes["train"])
+            objective.loss(inputs @ weight + bias, classes["train"]) / len(inputs)
             + PENALTY * weight.square().sum()
         )
         loss.backward()
         return loss
 
     optimizer.step(closure)
-    metrics: dict[str, Metrics] = {}
-    for split in features.keys() - {"train"}:
-        with torch.no_grad():
-            predicted = (((features[split] - centre) / scale) @ weight + bias).argmax(dim=-1)
-        metrics[split] = measure(predicted, classes[split], labels=labels)
-    return metrics
+    logits = {
+        split: (((features[split] - centre) / scale) @ weight + bias).detach()
+        for split in features.keys() - {"train"}
+    }
+    thresholds = None
+    if "validation" in logits and classes["validation"].dim() == 2:
+        thresholds = choose_thresholds(logits["validation"], classes["validation"])
+    return {
+        split: objective.measure(
+            objective.predict(split_logits, thresholds=thresholds), classes[split], labels=labels
+        )
+        for split, split_logits in logits.items()
+    }

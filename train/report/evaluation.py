@@ -10,13 +10,14 @@ from adapters.adapter import classify, prepare, rows_of
 from adapters.format.files import load_adapter
 from train.config.defaults import load_backbone_for
 from train.config.settings import ComputeType, FitSettings
-from train.data.dataset import Dataset, check_labels
+from train.data.dataset import Dataset, check_label_kind, check_labels
 from train.loop.encoded_splits import classes_of, encode
 from train.loop.progress import Progress
 from train.loop.trunk_cache import TrunkCache
-from train.metrics import measure
+from train.objective import OBJECTIVES
 from train.report.baselines import majority
 from train.report.report import DataReport, EvaluationReport
+from train.set_metrics import label_figures
 
 BATCH_TOKENS = 8192
 
@@ -42,6 +43,7 @@ def evaluate(
     """
     loaded = load_adapter(adapter)
     spec = loaded.spec
+    check_label_kind(data, multi_label=spec.multi_label, known_to="the adapter")
     check_labels(data, spec.labels, known_to="the adapter")
     name = backbone or spec.backbone.name
     model = load_backbone_for(FitSettings(backbone=name, device=device, dtype=dtype))
@@ -49,22 +51,27 @@ def evaluate(
     started = time.perf_counter()
     encodings = encode(model, data, spec.max_length)
     cache = TrunkCache(model, encodings, spec, trunk_layers=0)
-    predicted = torch.empty(len(data), dtype=torch.int64)
+    scores = torch.empty(len(data), len(spec.labels))
     progress.begin("evaluate", texts=len(data))
     for chosen in cache.chunks(BATCH_TOKENS):
         batch = model.pack(rows_of([prepared], [(0, encodings[index]) for index in chosen]))
         for index, answer in zip(chosen, classify(model, batch, [prepared]), strict=True):
-            predicted[index] = int(answer.scores.argmax())
+            scores[index] = torch.from_numpy(answer.scores)
         progress.advance(len(chosen))
     seconds = time.perf_counter() - started
-    true = classes_of(data, spec.labels)
+    true, labels = classes_of(data, spec.labels), len(spec.labels)
+    objective = OBJECTIVES[spec.activation]
+    predicted = scores.argmax(dim=1)
+    if spec.multi_label:
+        predicted = scores.double() >= torch.tensor(spec.label_thresholds, dtype=torch.float64)
     return EvaluationReport(
         adapter=str(adapter),
         revision=hashlib.sha256(adapter.read_bytes()).hexdigest(),
-        metrics=measure(predicted, true, labels=len(spec.labels)),
-        majority=majority(true, {"rows": true}, labels=len(spec.labels))["rows"],
+        metrics=objective.measure(predicted, true, labels=labels),
+        majority=majority(objective, true, {"rows": true}, labels=labels)["rows"],
         data=DataReport.of(data),
         truncated=sum(encoding.truncated for encoding in encodings),
         seconds=seconds,
         texts_per_second=len(data) / seconds,
+        labels=label_figures(predicted, true > 0, spec.labels) if spec.multi_label else None,
     )

@@ -34,6 +34,7 @@ from train.report.report import (
     serving_name,
     versions,
 )
+from train.set_metrics import MultiLabelAssessment
 
 MOST_LABELS = 40
 WEAKEST_LABELS = 20
@@ -77,7 +78,7 @@ class CardFacts:
 
     report: FitReport
     spec: AdapterSpec
-    assessments: Mapping[str, Assessment]
+    assessments: Mapping[str, Assessment | MultiLabelAssessment]
     file_name: str
     file_size: int
     revision: str
@@ -164,6 +165,8 @@ def model_card(facts: CardFacts) -> str:
             spec=spec,
             split=split,
             judge=facts.judge,
+            several=spec.multi_label,
+            **_figures(spec),
             front_matter=_front_matter(spec),
             serve_command=_serve_command(spec),
             ask_commands=_ask_commands(facts),
@@ -255,7 +258,9 @@ def _front_matter(spec: AdapterSpec) -> Markdown:
         "pipeline_tag": "text-classification",
         "library_name": "id-spam",
         "tags": ["id-spam", "soft-prompt", "prompt-tuning", "text-classification"],
-        "metrics": ["accuracy", "f1", "matthews_correlation"],
+        "metrics": ["f1", "accuracy"]
+        if spec.multi_label
+        else ["accuracy", "f1", "matthews_correlation"],
     }
     return Markdown("\n".join(f"{key}: {json.dumps(fields[key])}" for key in fields))
 
@@ -297,11 +302,26 @@ def _label_spreads(data: Mapping[str, DataReport], labels: Sequence[str]) -> lis
     return spreads
 
 
+def _figures(spec: AdapterSpec) -> dict[str, Any]:
+    """The figures of the card: their fields and titles, and which of them judges the adapter."""
+    figures = {"accuracy": "accuracy", "macro_f1": "macro-F1", "matthews": "Matthews"}
+    if spec.multi_label:
+        figures = {"micro_f1": "micro-F1", "macro_f1": "macro-F1", "exact_match": "exact match"}
+    judged = next(iter(figures))
+    return {
+        "shown_figures": {field: Markdown(title) for field, title in figures.items()},
+        "judged": judged,
+        "judged_title": Markdown(figures[judged]),
+        "thresholds": dict(zip(spec.labels, spec.label_thresholds, strict=True)),
+    }
+
+
 def _measured(facts: CardFacts, split: str) -> dict[str, Any]:
     """The variables that only a card with measured rows has."""
     measured, report = facts.assessments[split], facts.report
     controls = [getattr(baseline, split, None) for baseline in (report.head_only, report.majority)]
-    accuracies = [control.accuracy for control in controls if control is not None]
+    judged = _figures(facts.spec)["judged"]
+    scores = [getattr(control, judged) for control in controls if control is not None]
     reliabilities = [measured.unscaled]
     if measured.scaled.temperature != measured.unscaled.temperature:
         reliabilities.append(measured.scaled)
@@ -309,7 +329,7 @@ def _measured(facts: CardFacts, split: str) -> dict[str, Any]:
         "measured": measured,
         "head_only": controls[0],
         "majority": controls[1],
-        "best_control": max(accuracies, default=-1.0),
+        "best_control": max(scores, default=-1.0),
         "weakest_labels": _weakest(measured.labels),
         "reliabilities": reliabilities,
         "reliability_chart": _chart(measured.scaled.bins),

@@ -58,7 +58,10 @@ class Stage:
 def describe_epoch(report: EpochReport) -> str:
     """The line that remains after an epoch."""
     parts = [f"epoch {report.epoch}: loss {report.loss:.4f}"]
-    if report.accuracy is not None and report.macro_f1 is not None:
+    if report.micro_f1 is not None:
+        parts.append(f"validation micro-F1 {report.micro_f1:.4f}, macro-F1 {report.macro_f1:.4f}")
+        parts.append(f"exact match {report.accuracy:.4f}")
+    elif report.accuracy is not None:
         parts.append(f"validation accuracy {report.accuracy:.4f}, macro-F1 {report.macro_f1:.4f}")
     parts.append(f"{report.texts_per_second:,.0f} texts/s, {report.seconds:.1f} s")
     return ", ".join(parts)

@@ -17,11 +17,15 @@ from typing import Any, Self
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from train.data.dataset import Dataset
 from train.loop.progress import EpochReport
-from train.metrics import Assessment, Metrics
+from train.metrics import AnyMetrics, Assessment, LabelFigures, Metric, MultiLabelMetrics
+from train.set_metrics import MultiLabelAssessment
 
+# Labels in the table of `evaluate`; the report has all.
+_MOST_LABELS = 40
 _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 
 
@@ -29,23 +33,34 @@ _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 class Baseline:
     """The metrics of a method without a prompt; None for a split that does not exist."""
 
-    validation: Metrics | None
-    test: Metrics | None
+    validation: AnyMetrics | None
+    test: AnyMetrics | None
 
 
 @dataclass(frozen=True, slots=True)
 class DataReport:
-    """The rows that were used. labels: how many have each label."""
+    """The rows that were used. labels: how many have each label.
+
+    unlabelled: how many have none; None where every text has one label.
+    """
 
     path: str
     sha256: str
     rows: int
     labels: Mapping[str, int]
+    unlabelled: int | None = None
 
     @classmethod
     def of(cls, dataset: Dataset) -> Self:
-        counts = Counter(example.label for example in dataset.examples)
-        return cls(dataset.source, dataset.sha256, len(dataset), dict(sorted(counts.items())))
+        counts = Counter(label for example in dataset.examples for label in example.labels)
+        unlabelled = sum(not example.labels for example in dataset.examples)
+        return cls(
+            dataset.source,
+            dataset.sha256,
+            len(dataset),
+            dict(sorted(counts.items())),
+            unlabelled if dataset.multi_label else None,
+        )
 
 
 class TrialOutcome(StrEnum):
@@ -61,7 +76,8 @@ class TrialReport:
     """One trial of a search.
 
     number: from 1. settings: those that it tried; all others were the run's. accuracy: on the
-    validation rows after its best epoch; None if it finished no epoch. epochs: how many it trained.
+    validation rows after its best epoch, micro-F1 for sets of labels; None if it finished no epoch.
+    epochs: how many it trained.
     chosen: whether it became the adapter.
     """
 
@@ -80,13 +96,14 @@ class FitReport:
 
     data: by split: train, validation, test. settings: complete, with a value in place of None.
     cache: mode, bytes, seconds to fill. best_epoch: from 1. seconds: of the whole run.
-    assessments: by split. trials: empty without a search.
+    assessments: by split. trials: empty without a search. thresholds: by label, where a text has a
+    set of labels and they were chosen.
     """
 
     output: str
     card: str
-    validation: Metrics | None
-    test: Metrics | None
+    validation: AnyMetrics | None
+    test: AnyMetrics | None
     majority: Baseline
     head_only: Baseline
     trainable_parameters: int
@@ -98,38 +115,49 @@ class FitReport:
     settings: Mapping[str, Any]
     data: Mapping[str, DataReport]
     cache: Mapping[str, str | int | float]
-    assessments: Mapping[str, Assessment]
+    assessments: Mapping[str, Assessment | MultiLabelAssessment]
     trials: tuple[TrialReport, ...]
     command: str | None
+    thresholds: Mapping[str, float] | None = None
+
+    @property
+    def metric(self) -> Metric:
+        """What judges it, and what chose its epoch and its settings."""
+        return Metric.default(multi_label=self.data["train"].unlabelled is not None)
 
     def to_json(self) -> str:
         """One JSON object; figures that are not finite become null.
 
-        `majority` and `head_only` are accuracies on the test rows if there are any, else on the
-        validation rows; `baselines` holds both splits.
+        `majority` and `head_only` are accuracies, or micro-F1 for sets of labels, on the test rows
+        if there are any, else on the validation rows; `baselines` holds both splits.
         """
         content = asdict(self)
         content["baselines"] = {name: content[name] for name in ("majority", "head_only")}
-        content["majority"] = _headline(self.majority)
-        content["head_only"] = _headline(self.head_only)
+        content["majority"] = _headline(self.majority, self.metric)
+        content["head_only"] = _headline(self.head_only, self.metric)
         return _json(content)
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationReport:
-    """One run of `evaluate`. revision: sha256 of the file. truncated: how many texts were cut."""
+    """One run of `evaluate`. revision: sha256 of the file. truncated: how many texts were cut.
+
+    labels: every label's figures, where a text has a set of labels.
+    """
 
     adapter: str
     revision: str
-    metrics: Metrics
-    majority: Metrics
+    metrics: AnyMetrics
+    majority: AnyMetrics
     data: DataReport
     truncated: int
     seconds: float
     texts_per_second: float
+    labels: tuple[LabelFigures, ...] | None = None
 
     def to_json(self) -> str:
-        """One JSON object; `accuracy`, `macro_f1` and `matthews` are at its top level."""
+        """One JSON object; `accuracy`, `macro_f1` and `matthews`, or `micro_f1`, `macro_f1` and
+        `exact_match`, are at its top level."""
         content = asdict(self)
         return _json(content.pop("metrics") | content)
 
@@ -165,16 +193,20 @@ def serving_name(output: str) -> str:
 
 def print_fit(report: FitReport, console: Console) -> None:
     """Print the result next to the baselines without a prompt, so that a failed run is obvious."""
-    table = Table(title="share of rows answered correctly", title_justify="left", title_style="")
+    several = report.metric is Metric.MICRO_F1
+    title = "labels given correctly" if several else "share of rows answered correctly"
+    table = Table(title=title, title_justify="left", title_style="")
     table.add_column("")
     for split in ("validation", "test"):
         if getattr(report, split) is not None:
-            table.add_column(split, justify="right")
-            table.add_column("macro-F1", justify="right")
+            names = (f"{split} micro-F1", "macro-F1", "exact match")
+            for name in names if several else (split, "macro-F1"):
+                table.add_column(name, justify="right")
+    constant = "always the same labels" if several else "majority class"
     rows = {
         "this adapter": Baseline(report.validation, report.test),
         "head only": report.head_only,
-        "majority class": report.majority,
+        constant: report.majority,
     }
     for name, result in rows.items():
         table.add_row(
@@ -190,7 +222,7 @@ def print_fit(report: FitReport, console: Console) -> None:
         f"{report.seconds:.1f} s ({report.seconds_per_epoch:.2f} s an epoch)",
     )
     if report.trials:
-        print_line(console, _search(report.trials))
+        print_line(console, _search(report.trials, report.metric))
     print_line(console, f"written: {report.output}, and its model card: {report.card}")
     command = ["push", "--adapter", report.output, "--name", serving_name(report.output)]
     print_line(console, f"next: python -m train {shlex.join(command)} --url http://127.0.0.1:8000")
@@ -200,22 +232,42 @@ def print_evaluation(report: EvaluationReport, console: Console) -> None:
     """Print accuracy and macro-F1 next to those of the majority class."""
     table = Table()
     table.add_column(f"{report.data.rows:,} rows of {report.data.path}", overflow="fold")
-    table.add_column("accuracy", justify="right")
-    table.add_column("macro-F1", justify="right")
+    several = isinstance(report.metrics, MultiLabelMetrics)
+    for name in ("micro-F1", "macro-F1", "exact match") if several else ("accuracy", "macro-F1"):
+        table.add_column(name, justify="right")
+    constant = "always the same labels" if several else "majority class"
     table.add_row("this adapter", *_cells(report.metrics, report.metrics))
-    table.add_row("majority class", *_cells(report.majority, report.metrics))
+    table.add_row(constant, *_cells(report.majority, report.metrics))
     console.print(table)
+    if report.labels is not None:
+        console.print(_label_table(report.labels))
     cut = f", {report.truncated:,} texts were cut" if report.truncated else ""
     print_line(console, f"{report.seconds:.1f} s, {report.texts_per_second:,.0f} texts/s{cut}")
 
 
-def _search(trials: Sequence[TrialReport]) -> str:
+def _label_table(labels: Sequence[LabelFigures]) -> Table:
+    """Precision and recall, for the labels with the most rows."""
+    most = sorted(labels, key=lambda label: -label.support)[:_MOST_LABELS]
+    more = f", the {len(most)} most frequent of {len(labels)}" if len(labels) > len(most) else ""
+    table = Table()
+    table.add_column(f"label{more}", overflow="fold")
+    for name in ("rows", "given", "precision", "recall", "F1"):
+        table.add_column(name, justify="right")
+    for label in most:
+        figures = (label.precision, label.recall, label.f1)
+        shown = ("-" if figure is None else f"{figure:.4f}" for figure in figures)
+        table.add_row(Text(label.label), f"{label.support:,}", f"{label.predicted:,}", *shown)
+    return table
+
+
+def _search(trials: Sequence[TrialReport], metric: Metric) -> str:
     """`search: trial 7 of 20 (validation accuracy 0.9312; the first, the defaults: 0.9201)`."""
     chosen = next(trial for trial in trials if trial.chosen)
     first = trials[0].accuracy
     defaults = "-" if first is None else f"{first:.4f}"
+    figure = metric.replace("-f1", "-F1")
     return (
-        f"search: trial {chosen.number} of {len(trials)} (validation accuracy "
+        f"search: trial {chosen.number} of {len(trials)} (validation {figure} "
         f"{chosen.accuracy:.4f}; the first, without a search: {defaults})"
     )
 
@@ -223,30 +275,34 @@ def _search(trials: Sequence[TrialReport]) -> str:
 def _warning(report: FitReport) -> str | None:
     """Compares with the baselines on the test rows, else on the validation rows."""
     for split in ("test", "validation"):
-        adapter: Metrics | None = getattr(report, split)
-        majority: Metrics | None = getattr(report.majority, split)
-        head: Metrics | None = getattr(report.head_only, split)
+        adapter: AnyMetrics | None = getattr(report, split)
+        majority: AnyMetrics | None = getattr(report.majority, split)
+        head: AnyMetrics | None = getattr(report.head_only, split)
         if adapter is None:
             continue
-        if majority is not None and adapter.accuracy <= majority.accuracy:
-            return f"warning: on {split}, no better than always answering the majority class"
-        if head is not None and adapter.accuracy <= head.accuracy:
+        score = report.metric.of
+        if majority is not None and score(adapter) <= score(majority):
+            same = "the majority class" if report.metric is Metric.ACCURACY else "the same labels"
+            return f"warning: on {split}, no better than always answering {same}"
+        if head is not None and score(adapter) <= score(head):
             return f"warning: on {split}, no better than a head alone on the frozen backbone"
         return None
     return "warning: nothing was measured: there are no validation and no test rows"
 
 
-def _headline(baseline: Baseline) -> float | None:
+def _headline(baseline: Baseline, metric: Metric) -> float | None:
     metrics = baseline.test or baseline.validation
-    return None if metrics is None else metrics.accuracy
+    return None if metrics is None else metric.of(metrics)
 
 
-def _cells(metrics: Metrics | None, column: Metrics | None) -> tuple[str, ...]:
+def _cells(metrics: AnyMetrics | None, column: AnyMetrics | None) -> tuple[str, ...]:
     if column is None:
         return ()
+    several = isinstance(column, MultiLabelMetrics)
+    names = ("micro_f1", "macro_f1", "exact_match") if several else ("accuracy", "macro_f1")
     if metrics is None:
-        return ("-", "-")
-    return (f"{metrics.accuracy:.4f}", f"{metrics.macro_f1:.4f}")
+        return ("-",) * len(names)
+    return tuple(f"{getattr(metrics, name):.4f}" for name in names)
 
 
 def print_line(console: Console, text: str) -> None:
