@@ -235,3 +235,48 @@ def test_a_broken_request_after_an_offer_is_400(live: RunningService) -> None:
 def test_connect_is_refused(live: RunningService) -> None:
     ((status, _),) = _exchange(live, b"CONNECT other:80 HTTP/1.1\r\nHost: other:80\r\n\r\n")
     assert 400 <= status < 500
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("OPTIONS", "/v1/adapters", "GET, HEAD, POST"),
+        ("PATCH", "/v1/adapters/a", "DELETE, GET, HEAD, PUT"),
+        ("GET", "/v1/predict", "POST"),
+        ("DELETE", "/metrics", "GET, HEAD"),
+        ("PUT", "/v2/models/a/infer", "POST"),
+        ("POST", "/docs", "GET, HEAD"),
+    ],
+)
+def test_another_method_is_405_with_all_methods_of_the_path(
+    live: RunningService, method: str, path: str, allowed: str
+) -> None:
+    answer = live.client.request(method, path)
+    assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/predict", {"adapter": "a", "inputs": "x", "top_k": 1.0, "timeout_ms": 20000.0}),
+        ("/predict", {"inputs": "x", "parameters": {"top_k": 2.0}}),
+        ("/classify", {"input": "x", "truncate_prompt_tokens": -1.0}),
+        (
+            "/v2/models/a/infer",
+            {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1.0], "data": ["x"]}]},
+        ),
+    ],
+)
+def test_a_whole_number_may_be_written_with_a_point(
+    live: RunningService, path: str, body: dict[str, Any]
+) -> None:
+    """To JSON 2.0 and 2 are the same number."""
+    assert live.client.post(path, json=body).status_code == 200
+
+
+@pytest.mark.parametrize("number", [1.5, 1e30, "1", True, 2**31, 2**70])
+def test_other_numbers_are_refused(live: RunningService, number: Any) -> None:
+    body = {"adapter": "a", "inputs": "x", "top_k": number}
+    answer = live.client.post("/v1/predict", json=body)
+    assert answer.status_code == 422
+    assert error_of(answer)["details"][0].startswith("top_k: ")

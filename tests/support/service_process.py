@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
@@ -37,14 +37,16 @@ def environ(backbone: Path, adapter_dir: Path, **settings: str) -> dict[str, str
 
 
 @contextmanager
-def service_process(environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+def service_process(
+    environment: dict[str, str], *, stderr: int | IO[str] = subprocess.PIPE
+) -> Iterator[subprocess.Popen[str]]:
     """`python -m service`, just started; killed when the block ends."""
     with subprocess.Popen(
         [sys.executable, "-m", "service"],
         cwd=TREE,
         env=environment,
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         text=True,
     ) as running:
         try:

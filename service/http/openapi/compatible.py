@@ -1,40 +1,85 @@
-"""OpenAPI entries for the routes of other protocols; `compatible.json` has an example of each body.
+"""OpenAPI entries for the routes of other protocols.
 
-Their own projects describe them in full; docs/protocols.md and docs/oip.md say what differs here.
+`compatible.json` has, for each entry, an example of each body and the schemas of request and
+answer. Their own projects describe them in full; docs/protocols.md and docs/oip.md say what differs
+here.
 """
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from service.http.openapi.documentation import Responses, entry, json_body, response
+from service.http.error_shapes import ErrorShape, oip_shape, tei_shape, vllm_shape
+from service.http.errors import INTERNAL
+from service.http.openapi.documentation import entry, json_body, response
+from service.http.openapi.refusals import (
+    CHANGE,
+    DEFAULT,
+    FILE,
+    GATE,
+    INFERENCE,
+    JSON_BODY,
+    KEY,
+    SERVED,
+    Responses,
+    refusals,
+)
 
-_EXAMPLES = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+_ENTRIES = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 
 
-def _entry(name: str) -> dict[str, Any]:
-    """A route's entry. Its example has a tag, and as far as the route has them: requests by name,
-    an answer, errors by status."""
-    example = _EXAMPLES[name]
-    errors: Responses = {
-        int(status): response("An error in the protocol's own shape", body)
-        for status, body in example.get("errors", {}).items()
+def _entry(name: str, *errors: str, shape: ErrorShape) -> dict[str, Any]:
+    """A route's entry.
+
+    Args:
+        errors: the types of its errors.
+    """
+    described = _ENTRIES[name]
+    # Answers that say no, without being errors.
+    noes: Responses = {
+        int(status): response("No, and why", body)
+        for status, body in described.get("noes", {}).items()
     }
-    request = json_body(example["requests"]) if "requests" in example else None
-    return entry(example["tag"], request=request, answer=example.get("answer"), errors=errors)
+    request = None
+    if "requests" in described:
+        request = json_body(described["requests"], schema=described["request_schema"])
+    return entry(
+        described["tag"],
+        request=request,
+        optional=described.get("optional", False),
+        answer=described.get("answer"),
+        schema=described.get("answer_schema"),
+        errors=_merged(refusals(*errors, shape=shape), noes),
+    )
 
 
-TEI_PREDICT = _entry("tei_predict")
-TEI_INFO = _entry("tei_info")
-TEI_HEALTH = _entry("tei_health")
-VLLM_CLASSIFY = _entry("vllm_classify")
-OIP_SERVER = _entry("oip_server")
-OIP_LIVE = _entry("oip_live")
-OIP_READY = _entry("oip_ready")
-OIP_MODELS = _entry("oip_models")
-OIP_MODEL = _entry("oip_model")
-OIP_MODEL_READY = _entry("oip_model_ready")
-OIP_INFER = _entry("oip_infer")
-OIP_INDEX = _entry("oip_index")
-OIP_LOAD = _entry("oip_load")
-OIP_UNLOAD = _entry("oip_unload")
+def _merged(errors: Responses, noes: Responses) -> Responses:
+    """Both; where they share a status, its body is of either shape."""
+    for status in errors.keys() & noes.keys():
+        described = f"{noes[status]['description']}. {errors[status]['description']}"
+        del errors[status]["model"]
+        errors[status]["description"] = described
+    return noes | errors
+
+
+_tei = partial(_entry, shape=tei_shape)
+_oip = partial(_entry, shape=oip_shape)
+
+TEI_PREDICT_DEFAULT = _tei("tei_predict", *GATE, *JSON_BODY, *DEFAULT, *INFERENCE)
+TEI_PREDICT = _tei("tei_predict", *GATE, *JSON_BODY, *SERVED, *INFERENCE)
+TEI_INFO_DEFAULT = _tei("tei_info", *GATE, *DEFAULT)
+TEI_INFO = _tei("tei_info", *GATE, *SERVED)
+TEI_HEALTH = _tei("tei_health")
+TEI_ADAPTER_HEALTH = _tei("tei_adapter_health", *GATE, *SERVED)
+VLLM_CLASSIFY = _entry("vllm_classify", *GATE, *JSON_BODY, *DEFAULT, *INFERENCE, shape=vllm_shape)
+OIP_SERVER = _oip("oip_server", *KEY, "quota_exceeded", INTERNAL.type)
+OIP_LIVE = _oip("oip_live")
+OIP_READY = _oip("oip_ready")
+OIP_MODELS = _oip("oip_models", *GATE)
+OIP_MODEL = _oip("oip_model", *GATE, *SERVED)
+OIP_MODEL_READY = _oip("oip_model_ready", *GATE, *SERVED)
+OIP_INFER = _oip("oip_infer", *GATE, *JSON_BODY, *SERVED, *INFERENCE)
+OIP_INDEX = _oip("oip_index", *GATE, *JSON_BODY)
+OIP_LOAD = _oip("oip_load", *GATE, *JSON_BODY, *SERVED, *FILE, *CHANGE)
+OIP_UNLOAD = _oip("oip_unload", *GATE, *JSON_BODY, *SERVED, *CHANGE)

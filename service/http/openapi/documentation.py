@@ -12,13 +12,25 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
+from starlette.responses import Response
 
-from service.http.errors import ERRORS, kind_of
+from service.http.errors import ERRORS, INTERNAL
 from service.http.openapi import examples
+from service.http.openapi.refusals import (
+    CHANGE,
+    FILE,
+    GATE,
+    INFERENCE,
+    JSON_BODY,
+    KEY,
+    NAMED,
+    SERVED,
+    Responses,
+    refusals,
+)
 from service.http.openapi.schemas import (
     AdapterDetail,
     AdapterList,
-    ErrorResponse,
     Health,
     PredictRequest,
     PredictResponse,
@@ -26,34 +38,40 @@ from service.http.openapi.schemas import (
     RollbackRequest,
 )
 
-# By status, as FastAPI takes them.
-Responses = dict[int | str, dict[str, Any]]
-
 
 def entry(
     tag: str,
     *,
     request: Mapping[str, Any] | None = None,
+    optional: bool = False,
     parameters: Sequence[Mapping[str, Any]] = (),
     status: int = 200,
     description: str = "As asked",
     answer: Any = None,
     model: type[BaseModel] | None = None,
+    schema: Mapping[str, Any] | None = None,
     errors: Responses | None = None,
 ) -> dict[str, Any]:
     """Keyword arguments of a route's decorator.
 
     Args:
         request: the body by content type, see `json_body`; None for a route without a body.
+        optional: the body may be left out.
         answer: an example of the successful answer; None for an empty body.
+        model, schema: of the successful answer; a schema is written by hand.
     """
-    responses = {status: response(description, answer, model), **(errors or {})}
-    route: dict[str, Any] = {"tags": [tag], "responses": responses}
+    success = response(description, answer, model)
+    if schema is not None:
+        success["content"]["application/json"]["schema"] = schema
+    route: dict[str, Any] = {"tags": [tag], "responses": {status: success, **(errors or {})}}
+    if answer is None:
+        # Else FastAPI would document a JSON answer.
+        route["response_class"] = Response
     if status != 200:
         route["status_code"] = status
     extra: dict[str, Any] = {"parameters": list(parameters)} if parameters else {}
     if request is not None:
-        extra["requestBody"] = {"required": True, "content": request}
+        extra["requestBody"] = {"required": not optional, "content": request}
     return route | ({"openapi_extra": extra} if extra else {})
 
 
@@ -66,16 +84,20 @@ def response(
 
 
 def json_body(
-    by_name: Mapping[str, Any], *, model: type[BaseModel] | None = None
+    by_name: Mapping[str, Any],
+    *,
+    model: type[BaseModel] | None = None,
+    schema: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """A JSON body with its examples by name."""
-    schema = {"$ref": f"#/components/schemas/{model.__name__}"} if model else {"type": "object"}
+    """A JSON body with its examples by name, and the schema of a model or one written by hand."""
+    if model is not None:
+        schema = {"$ref": f"#/components/schemas/{model.__name__}"}
     values = {name: {"value": value} for name, value in by_name.items()}
     return {"application/json": {"schema": schema, "examples": values}}
 
 
 def describe(app: FastAPI) -> None:
-    """Add the models of bodies that are read by hand to the app's OpenAPI document."""
+    """Complete the app's OpenAPI document: models of bodies that are read by hand, parameters."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -89,11 +111,29 @@ def describe(app: FastAPI) -> None:
                 [(PredictRequest, "validation"), (RollbackRequest, "validation")],
                 ref_template="#/components/schemas/{model}",
             )
-            schema["components"]["schemas"].update(definitions["$defs"])
+            components = schema["components"]["schemas"]
+            components.update(definitions["$defs"])
+            for name in _FRAMEWORK_MODELS:
+                components.pop(name, None)
+            for path, operations in schema["paths"].items():
+                for operation in operations.values():
+                    _complete(path, operation)
             app.openapi_schema = schema
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # how FastAPI documents extending it
+
+
+def _complete(path: str, operation: dict[str, Any]) -> None:
+    """Correct what FastAPI writes about one operation."""
+    # It documents its own error body for every route with a parameter; ours are of other shapes.
+    if "HTTPValidationError" in str(operation["responses"].get("422")):
+        del operation["responses"]["422"]
+    for parameter in operation.get("parameters", ()):
+        if parameter["in"] == "path":
+            own = path.startswith("/v1/") or "/versions/" in path or "/repository/" in path
+            pattern = _NAME if own else _REFERENCE
+            parameter["schema"] = _VERSION if parameter["name"] == "version" else pattern
 
 
 def error_table() -> str:
@@ -104,32 +144,28 @@ def error_table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _refusals(*types: str) -> Responses:
-    """The errors that a route documents, one example of each."""
-    responses: Responses = {}
-    for error in examples.ERRORS:
-        kind = kind_of(error)
-        if kind.type not in types:
-            continue
-        content: dict[str, Any] = {"application/json": {"examples": {}}}
-        empty = response("", model=ErrorResponse) | {"content": content}
-        refusal = responses.setdefault(kind.status, empty)
-        refusal["description"] = f"{refusal['description']} `{kind.type}`: {kind.meaning}".strip()
-        example = {"summary": kind.meaning, "value": examples.error_body(error)}
-        refusal["content"]["application/json"]["examples"][kind.type] = example
-    return responses
-
-
 def _condition(name: str, meaning: str) -> dict[str, Any]:
     parameter = {"name": name, "in": "header", "required": False, "schema": {"type": "string"}}
     return parameter | {"description": meaning}
 
 
-_FILE = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
-_FORM_FIELDS = {"name": {"type": "string"}, "file": {"type": "string", "format": "binary"}}
+# The models of FastAPI's own error bodies.
+_FRAMEWORK_MODELS = ("HTTPValidationError", "ValidationError")
+_NAME = {"type": "string", "pattern": "^[a-z0-9][a-z0-9._-]{0,63}$"}
+_REFERENCE = {"type": "string", "pattern": "^[a-z0-9][a-z0-9._-]{0,63}(@[0-9a-f]{1,64})?$"}
+_VERSION = {"type": "string", "pattern": "^[0-9a-f]{1,64}$"}
+
+_BYTES = {"type": "string", "format": "binary"}
+_FILE = {"application/octet-stream": {"schema": _BYTES}}
+_FORM_FIELDS = {"name": _NAME, "file": _BYTES}
 _FORM = {
     "multipart/form-data": {
-        "schema": {"type": "object", "required": list(_FORM_FIELDS), "properties": _FORM_FIELDS}
+        "schema": {
+            "type": "object",
+            "required": list(_FORM_FIELDS),
+            "properties": _FORM_FIELDS,
+            "additionalProperties": False,
+        }
     }
 }
 _IF_MATCH = _condition(
@@ -137,23 +173,9 @@ _IF_MATCH = _condition(
 )
 _IF_NONE_MATCH = _condition("If-None-Match", "`*`: only if the name is new.")
 
-_ANYWHERE = ("unauthorized", "not_ready", "unavailable")
-_CHANGING = (*_ANYWHERE, "forbidden", "revision_conflict", "store_failed")
-_RESOLVING = ("adapter_not_found", "revision_not_found")
-_SERVING = (*_RESOLVING, "adapter_incompatible", "adapter_unloaded", "adapter_damaged")
-
 
 def _upload(request: Mapping[str, Any]) -> dict[str, Any]:
     created = response("The name is new", examples.PUBLISHED | {"created": True}, PublishedAdapter)
-    refusals = _refusals(
-        *_CHANGING,
-        "adapter_incompatible",
-        "replacement_not_forced",
-        "adapter_invalid",
-        "adapter_name_invalid",
-        "too_large",
-        "overloaded",
-    )
     return entry(
         "adapters",
         request=request,
@@ -161,7 +183,7 @@ def _upload(request: Mapping[str, Any]) -> dict[str, Any]:
         description="The same bytes, or replaced",
         answer=examples.PUBLISHED,
         model=PublishedAdapter,
-        errors={201: created, **refusals},
+        errors={201: created, **refusals(*GATE, *JSON_BODY, *FILE, *CHANGE)},
     )
 
 
@@ -170,17 +192,7 @@ PREDICT = entry(
     request=json_body(examples.PREDICT_REQUESTS, model=PredictRequest),
     answer=examples.PREDICT_RESPONSE,
     model=PredictResponse,
-    errors=_refusals(
-        *_ANYWHERE,
-        *_SERVING,
-        "malformed_request",
-        "too_large",
-        "invalid_request",
-        "overloaded",
-        "inference_failed",
-        "adapter_load_failed",
-        "deadline_exceeded",
-    ),
+    errors=refusals(*GATE, *JSON_BODY, *SERVED, *INFERENCE),
 )
 PUT = _upload(_FILE)
 POST = _upload(_FORM)
@@ -188,18 +200,18 @@ LIST = entry(
     "adapters",
     answer=examples.LIST_PAGE,
     model=AdapterList,
-    errors=_refusals(*_ANYWHERE, "invalid_request"),
+    errors=refusals(*GATE, "invalid_request"),
 )
 SHOW = entry(
     "adapters",
     answer=examples.DETAIL,
     model=AdapterDetail,
-    errors=_refusals(*_ANYWHERE, "adapter_not_found"),
+    errors=refusals(*GATE, "adapter_not_found"),
 )
 DOWNLOAD = entry(
     "adapters",
     errors={
-        **_refusals(*_ANYWHERE, *_RESOLVING, "adapter_damaged", "store_failed"),
+        **refusals(*GATE, *NAMED, "adapter_damaged", "store_failed", "invalid_request"),
         200: {"description": "The file", "content": _FILE},
         304: response("`If-None-Match` names this revision"),
     },
@@ -210,21 +222,21 @@ ROLLBACK = entry(
     parameters=(_IF_MATCH,),
     answer=examples.PUBLISHED,
     model=PublishedAdapter,
-    errors=_refusals(*_CHANGING, *_SERVING, "invalid_request"),
+    errors=refusals(*GATE, *JSON_BODY, *SERVED, *CHANGE),
 )
 DELETE_REVISION = entry(
     "adapters",
     parameters=(_IF_MATCH,),
     status=204,
     description="Gone",
-    errors=_refusals(*_CHANGING, *_RESOLVING, "revision_current"),
+    errors=refusals(*GATE, *CHANGE, *NAMED, "revision_current"),
 )
 DELETE = entry(
     "adapters",
     parameters=(_IF_MATCH,),
     status=204,
     description="Gone",
-    errors=_refusals(*_CHANGING, "adapter_not_found"),
+    errors=refusals(*GATE, *CHANGE, "adapter_not_found"),
 )
 PROBE = entry(
     "operations",
@@ -234,5 +246,8 @@ PROBE = entry(
 )
 METRICS = entry(
     "operations",
-    errors={200: {"description": "Prometheus' text format", "content": {"text/plain": {}}}},
+    errors={
+        **refusals(*KEY, "quota_exceeded", INTERNAL.type),
+        200: {"description": "Prometheus' text format", "content": {"text/plain": {}}},
+    },
 )

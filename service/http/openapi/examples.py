@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+from starlette.exceptions import HTTPException
 
 from adapters import errors as adapter_errors
 from service import errors
@@ -16,9 +17,13 @@ REVISION = "5f2c8a0e4d3b1f6a7c9e8d0b2a4f6c8e1d3b5a7f9c0e2d4b6a8f1c3e5d7b9a0f"
 OLDER = "0c9d1e2f3a4b5c6d7e8f90a1b2c3d4e5f60718293a4b5c6d7e8f90a1b2c3d4e5"
 
 ERRORS: tuple[Exception, ...] = (
+    errors.RequestError("the request cannot be used"),
     errors.MalformedRequest("the body is not JSON: unexpected end of data: line 1 column 12"),
     errors.Unauthorized("send a key as `Authorization: Bearer KEY` or `X-API-Key: KEY`"),
+    errors.KeyExpired("the key 'batch' has expired"),
+    errors.KeyRevoked("the key 'batch' was revoked"),
     errors.Forbidden("changing adapters asks for an admin key"),
+    HTTPException(404, "no adapter is named: ask /adapters/NAME/predict"),
     adapter_errors.UnknownAdapter("sms-spm", ["banking77", "clinc150", "sentiment", "sms-spam"]),
     adapter_errors.UnknownRevision("sms-spam", "77", [REVISION, OLDER]),
     adapter_errors.IncompatibleAdapter(
@@ -29,17 +34,22 @@ ERRORS: tuple[Exception, ...] = (
     adapter_errors.UnforcedReplacement("sms-spam", ["labels removed: ham"]),
     adapter_errors.RevisionConflict("sms-spam", OLDER, REVISION),
     errors.TooLarge("2000 inputs in one request, at most 1024 are allowed"),
+    HTTPException(415, "Content-Type is text/plain, expected application/json"),
     adapter_errors.InvalidAdapter(["tensor head.out.bias: missing, expected shape [2]"]),
     adapter_errors.InvalidName("adapter name 'SMS Spam': expected 1 to 64 of a-z 0-9 . _ -"),
     errors.InvalidRequest(
         ["inputs.1.text: Field required", "top_k: Input should be a valid integer"]
     ),
+    errors.NoInputs(),
+    errors.QuotaExceeded("the key's quota is used up", retry_after=0.4),
+    errors.TooManyFailures("too many wrong keys from this address", retry_after=12.0),
     errors.Overloaded("262000 tokens are waiting, at most 262144 may", retry_after=1.7),
     errors.InferenceFailed("the scores are not finite"),
     errors.AdapterLoadFailed("sms-spam", REVISION, "the file is gone"),
     adapter_errors.DamagedFile(f"the file of adapter 'sms-spam', revision {REVISION}, is gone"),
     adapter_errors.StoreFailed("the adapter store cannot publish: Read-only file system"),
     adapter_errors.StoreFull("the adapter store cannot publish: No space left on device"),
+    RuntimeError("what the log says, and the client does not see"),
     errors.NotReady("warming up"),
     errors.EngineUnavailable("the service is draining"),
     errors.DeadlineExceeded("the deadline passed before the answer was there"),

@@ -6,13 +6,15 @@ check against the response models; the OpenAPI document shows both.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 from service.client.types import AdapterState
 
 MAX_ID_LENGTH = 256
 # A name of at most 64 characters, "@", a revision of at most 64.
 MAX_REFERENCE_LENGTH = 129
+# Of whole numbers that have no bound of their own.
+MAX_INTEGER = 2**31 - 1
 
 
 class _Strict(BaseModel):
@@ -25,6 +27,12 @@ class Lenient(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
 
+def _whole(value: Any) -> Any:
+    # To JSON 2.0 is the same number as 2, and some clients write it so.
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Integer = Annotated[int, BeforeValidator(_whole)]
 Reference = Annotated[
     str,
     Field(
@@ -86,20 +94,33 @@ Inputs = Annotated[
 BRANCHES = frozenset({"text", "object", "list"})
 
 
+def _one_of_them_names_an_adapter(schema: dict[str, Any]) -> None:
+    """Add to a JSON schema that the request names an adapter, or else each of its inputs does."""
+    named = {"required": ["adapter"], "properties": {"adapter": {"type": "string"}}}
+    item = {"type": "object"} | named
+    inputs = {"anyOf": [item, {"type": "array", "items": item}]}
+    schema["anyOf"] = [named, {"properties": {"inputs": inputs}}]
+
+
 class PredictRequest(_Strict):
     """Texts to classify, each by the adapter that it or the request names."""
 
+    model_config = ConfigDict(json_schema_extra=_one_of_them_names_an_adapter)
+
     adapter: Reference | None = Field(default=None, description="For inputs that name none.")
     inputs: Inputs
-    top_k: int | None = Field(
-        default=None, ge=1, description="How many of the labels to return; all by default."
+    top_k: Integer | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_INTEGER,
+        description="How many of the labels to return; all by default.",
     )
     truncate: bool = Field(
         default=True,
         description="false: refuse a text longer than its adapter's `max_length` (422).",
     )
     explain: bool = Field(default=False, description="Return each token's share of the prompt.")
-    timeout_ms: int | None = Field(
+    timeout_ms: Integer | None = Field(
         default=None, ge=1, le=3_600_000, description="Answer within this time or fail (504)."
     )
 
@@ -215,6 +236,32 @@ class ErrorResponse(_Answer):
     """The shape of every error."""
 
     error: ErrorBody
+
+
+class TeiError(_Answer):
+    """The shape of every error of Text Embeddings Inference."""
+
+    error: str
+    error_type: Literal["Unhealthy", "Overloaded", "Backend", "Empty", "Validation"]
+
+
+class VllmErrorBody(_Answer):
+    message: str
+    type: str
+    param: None
+    code: int
+
+
+class VllmError(_Answer):
+    """The shape of every error of vLLM."""
+
+    error: VllmErrorBody
+
+
+class OipError(_Answer):
+    """The shape of every error of the Open Inference Protocol."""
+
+    error: str
 
 
 class Health(_Answer):

@@ -24,8 +24,15 @@ from service.errors import InvalidRequest, NoInputs, TooLarge
 from service.http.bodies import JsonResponse, read_json, validated
 from service.http.classify import Answers, Text, classify, ranked
 from service.http.lifecycle import Service, service_of
-from service.http.openapi.compatible import TEI_HEALTH, TEI_INFO, TEI_PREDICT
-from service.http.openapi.schemas import Lenient
+from service.http.openapi.compatible import (
+    TEI_ADAPTER_HEALTH,
+    TEI_HEALTH,
+    TEI_INFO,
+    TEI_INFO_DEFAULT,
+    TEI_PREDICT,
+    TEI_PREDICT_DEFAULT,
+)
+from service.http.openapi.schemas import MAX_INTEGER, Integer, Lenient
 
 router = APIRouter()
 
@@ -37,7 +44,7 @@ _EXPECTED = "expected a string, a pair [string, string], or a list of [string] a
 class PipelineParameters(Lenient):
     """The parameters of the Inference API."""
 
-    top_k: int | None = Field(default=None, ge=1)
+    top_k: Integer | None = Field(default=None, ge=1, le=MAX_INTEGER)
     function_to_apply: Literal["sigmoid", "softmax", "none"] | None = None
 
 
@@ -54,9 +61,9 @@ class TeiPredictRequest(Lenient):
     parameters: PipelineParameters | None = None
 
 
-@router.post("/predict", **TEI_PREDICT)
-@router.post("/", **TEI_PREDICT)
-@router.post("/invocations", **TEI_PREDICT)
+@router.post("/predict", **TEI_PREDICT_DEFAULT)
+@router.post("/", **TEI_PREDICT_DEFAULT)
+@router.post("/invocations", **TEI_PREDICT_DEFAULT)
 async def predict_by_default(request: Request) -> Response:
     """Classify by the service's default adapter."""
     return await _predict(request, default_adapter(service_of(request)))
@@ -69,7 +76,7 @@ async def predict_by_name(request: Request, name: str) -> Response:
     return await _predict(request, service_of(request).catalog.resolve(name))
 
 
-@router.get("/info", **TEI_INFO)
+@router.get("/info", **TEI_INFO_DEFAULT)
 async def info_of_default(request: Request) -> Response:
     """The labels of the default adapter, and the service's limits."""
     return _info(service_of(request), default_adapter(service_of(request)))
@@ -90,7 +97,7 @@ async def health(request: Request) -> Response:
     return JsonResponse({"error": "unhealthy", "error_type": "unhealthy"}, status_code=503)
 
 
-@router.get("/adapters/{name}/health", **TEI_HEALTH)
+@router.get("/adapters/{name}/health", **TEI_ADAPTER_HEALTH)
 async def health_of_adapter(request: Request, name: str) -> Response:
     """Whether an adapter can be asked now."""
     service_of(request).catalog.resolve(name)

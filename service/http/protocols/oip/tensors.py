@@ -24,7 +24,7 @@ from starlette.requests import Request
 
 from service.errors import InvalidRequest, MalformedRequest, TooLarge
 from service.http.bodies import content_type, hold, read_body
-from service.http.openapi.schemas import Lenient
+from service.http.openapi.schemas import MAX_INTEGER, Integer, Lenient
 
 INPUTS = ("text", "text_pair")
 DEFAULT_OUTPUTS = ("label", "probs")
@@ -48,7 +48,7 @@ _DATATYPES: Mapping[str, tuple[str, str]] = MappingProxyType(
 class InputParameters(Lenient):
     """binary_data_size: how many of the bytes after the JSON are this tensor's."""
 
-    binary_data_size: int | None = Field(default=None, ge=0)
+    binary_data_size: Integer | None = Field(default=None, ge=0)
     shared_memory_region: object = None
 
 
@@ -57,7 +57,7 @@ class InputTensor(Lenient):
 
     name: str
     datatype: str
-    shape: list[int] = Field(max_length=_MAX_TENSORS)
+    shape: list[Integer] = Field(max_length=_MAX_TENSORS)
     parameters: InputParameters | None = None
     data: list[object] | None = None
 
@@ -66,7 +66,7 @@ class OutputParameters(Lenient):
     """classification: return this many of the best classes instead of scores; 0 returns scores."""
 
     binary_data: bool | None = None
-    classification: int = Field(default=0, ge=0)
+    classification: Integer = Field(default=0, ge=0, le=MAX_INTEGER)
     shared_memory_region: object = None
 
 
@@ -79,7 +79,7 @@ class RequestParameters(Lenient):
     """timeout: microseconds; 0 is the service's default. truncate: false refuses long texts."""
 
     binary_data_output: bool = False
-    timeout: int = Field(default=0, ge=0, le=MAX_TIMEOUT_MICROSECONDS)
+    timeout: Integer = Field(default=0, ge=0, le=MAX_TIMEOUT_MICROSECONDS)
     truncate: bool = True
 
 
