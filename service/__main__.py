@@ -37,9 +37,13 @@ def _serve(settings: Settings) -> None:
     from service.access.exposure import Exposed, refuse_exposed
     from service.access.key_file import BadKeys
     from service.access.keyring import keyring_of
+    from service.http.app import route_paths
+    from service.http.proxies import taken_by_a_route
     from service.http.server import address_text, listen
 
     # Checked at once, not seconds later when torch has been imported.
+    if settings.root_path and taken_by_a_route(settings.root_path, route_paths()):
+        raise StartFailed(f"IDSPAM_ROOT_PATH: paths of the service begin like {settings.root_path}")
     try:
         keyring_of(settings)
         refuse_exposed(settings)

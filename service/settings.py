@@ -9,6 +9,7 @@ import ipaddress
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Literal
 
@@ -167,6 +168,25 @@ def _keys(value: str) -> tuple[str, ...]:
     return keys
 
 
+def _root_path(value: str) -> str:
+    path = value.strip().rstrip("/")
+    if path and (not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", path) or "/.." in path):
+        raise ValueError("must be a path such as /idspam")
+    return path
+
+
+def _networks(value: str) -> tuple[str, ...]:
+    networks = tuple(item.strip() for item in value.split(",") if item.strip())
+    for network in networks:
+        try:
+            ip_network(network)
+        except ValueError:
+            raise ValueError(
+                f"{network!r} is neither an address nor a network such as 10.0.0.0/8"
+            ) from None
+    return networks
+
+
 def _setting(parse: Callable[[str], object], default: str, unit: str, help: str) -> Any:
     """A row of the table. The default is text and parsed like a value of the environment."""
     metadata = {"parse": parse, "default": default, "unit": unit, "help": help}
@@ -200,6 +220,18 @@ class Settings:
         "Where to listen; with `0.0.0.0` or `::` (all interfaces, `::` with IPv6) set keys",
     )
     port: int = _setting(_whole(0, 65535), "8000", "TCP port", "0 takes a free port and prints it")
+    root_path: str = _setting(
+        _root_path,
+        "",
+        "path",
+        "The prefix under which a proxy shows the service, as `/idspam`; requests may have it",
+    )
+    trusted_proxies: tuple[str, ...] = _setting(
+        _networks,
+        "",
+        "addresses, networks",
+        "Proxies whose `X-Forwarded-For`, `-Proto` and `-Prefix` count, comma-separated",
+    )
     workers: int = _setting(
         _whole(0, 256), "0", "processes", "HTTP processes beside the engine's; 0: a single process"
     )

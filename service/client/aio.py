@@ -10,6 +10,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from dataclasses import replace
 from pathlib import Path
 from typing import Self, TypeVar, Unpack
 
@@ -61,7 +62,8 @@ class AsyncClient:
         address = Address(url, api_key, headers or {}, seconds, connections)
         self._connections = connections
         self._transport = AsyncTransport(address, event_hooks, transport)
-        self._exchanger = Exchanger(url, retries or Retries())
+        via = "" if self._transport.proxy is None else str(self._transport.proxy)
+        self._exchanger = Exchanger(url, retries or Retries(), via=via)
 
     async def __aenter__(self) -> Self:
         return self
@@ -164,7 +166,7 @@ class AsyncClient:
         return await self._transport.run(self._exchanger(call))
 
     async def _probe(self, path: str) -> Health:
-        exchange = Exchanger(self._exchanger.url, ONCE)(operations.probe(path))
+        exchange = replace(self._exchanger, retries=ONCE)(operations.probe(path))
         return await self._transport.run(exchange)
 
     async def _classified(

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 _HINTS = {401: "give --api-key", 403: "give an --api-key that may change adapters"}
 # Error types that suggest a wrong address; the 404 of an unknown adapter has another.
-_ELSEWHERE = ("", "not_found", "method_not_allowed")
+_ELSEWHERE = ("not_found", "method_not_allowed")
 _SHOWN_DETAILS = 20
 
 
@@ -117,7 +117,9 @@ def describe(error: ClientError) -> str:
         return str(error)
     details = [detail for detail in error.details if detail not in error.message]
     parts = [str(error), *details[:_SHOWN_DETAILS]]
-    if hint := _HINTS.get(error.status):
+    if not error.type:
+        parts.append("not the service's answer: is this its address, or does a proxy refuse?")
+    elif hint := _HINTS.get(error.status):
         parts.append(hint)
     elif error.status < 500 and error.type in _ELSEWHERE:
         parts.append("is this the service's address?")

@@ -4,7 +4,9 @@ An exchange is a generator. It yields attempts, is sent the outcome of each, a `
 `NoReply`, and returns the decoded answer. A blocking client, an async one or a test can drive it.
 """
 
+import html
 import random
+import re
 import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
@@ -24,7 +26,11 @@ _BUSY = frozenset({429, 503})
 # The only 503 after which nothing was begun: an `unavailable` engine may have stopped halfway.
 _NOT_READY = "not_ready"
 # How much of another server's page an error quotes.
-_QUOTED_BYTES = 200
+_QUOTED_CHARACTERS = 200
+_SEARCHED_BYTES = 4096
+_TITLE = re.compile(r"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
+_HEADING = re.compile(r"<h1[^>]*>(.*?)</h1>", re.IGNORECASE | re.DOTALL)
+_TAG = re.compile(r"<style.*?</style>|<script.*?</script>|<[^>]*>", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,10 +131,11 @@ ONCE = Retries(attempts=1)
 
 @dataclass(frozen=True, slots=True)
 class Exchanger:
-    """Turns calls into exchanges. url: the service's address, for errors."""
+    """Turns calls into exchanges. url, via: the service's address and the way there, for errors."""
 
     url: str
     retries: Retries = field(default_factory=Retries)
+    via: str = ""
     clock: Callable[[], float] = time.monotonic
     chance: Callable[[], float] = random.random
 
@@ -146,13 +153,13 @@ class Exchanger:
             if isinstance(outcome, NoReply):
                 reason = "the connection broke" if outcome.sent else "no service answers"
                 error: Unreachable | Refused = Unreachable(
-                    f"{reason}: {self.url}: {outcome.reason}"
+                    f"{reason}: {self._place}: {outcome.reason}"
                 )
                 again = call.repeatable or not outcome.sent
             elif 200 <= outcome.status < 300 or outcome.status in call.accepted:
                 return self._decoded(call, outcome)
             else:
-                error = _refused(outcome)
+                error = _refused(outcome, self.via)
                 retry_after = error.retry_after
                 again = error.status in _BUSY and (
                     call.repeatable or error.status == 429 or error.type == _NOT_READY
@@ -167,22 +174,26 @@ class Exchanger:
                 raise error
             delay = wait
 
+    @property
+    def _place(self) -> str:
+        return f"{self.url} {self.via}".rstrip()
+
     def _decoded(self, call: Call[T], reply: Reply) -> T:
         try:
             return call.decode(reply)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise UnexpectedAnswer(
-                f"{self.url} answered {reply.status}, but not as this service does: {error}"
+                f"{self._place} answered {reply.status}, but not as this service does: {error}"
             ) from None
 
 
-def _refused(reply: Reply) -> Refused:
+def _refused(reply: Reply, via: str) -> Refused:
     try:
         content = msgspec.json.decode(reply.body, type=ErrorBody).error
     except (msgspec.MsgspecError, UnicodeDecodeError):
         # A proxy's page, or another server.
-        text = " ".join(reply.body[:_QUOTED_BYTES].decode("utf-8", "replace").split())
-        content = ErrorContent(type="", message=text or _reason_phrase(reply.status))
+        message = _foreign(reply)
+        content = ErrorContent(type="", message=f"{message}, {via}" if via else message)
     return refusal_of(reply.status)(
         reply.status,
         type=content.type,
@@ -191,6 +202,24 @@ def _refused(reply: Reply) -> Refused:
         request_id=reply.headers.get("x-request-id"),
         retry_after=parse_retry_after(reply.headers.get("retry-after")),
     )
+
+
+def _foreign(reply: Reply) -> str:
+    """What another server says, in one line: a page's title, or the beginning of a text."""
+    if 300 <= reply.status < 400 and (location := reply.headers.get("location")):
+        return f"redirected to {_plain(location)}"
+    text = reply.body[:_SEARCHED_BYTES].decode("utf-8", "replace")
+    if text.lstrip().startswith("<"):
+        title = _TITLE.search(text) or _HEADING.search(text)
+        text = title[1] if title else _TAG.sub(" ", text)
+    text = _plain(html.unescape(text)).removeprefix(str(reply.status)).strip()
+    return text or _reason_phrase(reply.status)
+
+
+def _plain(text: str) -> str:
+    """A text as one short line without control characters."""
+    printable = "".join(char if char.isprintable() else " " for char in text)
+    return " ".join(printable.split())[:_QUOTED_CHARACTERS]
 
 
 def _reason_phrase(status: int) -> str:

@@ -4,6 +4,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Self, TypeVar, Unpack
 
@@ -70,7 +71,8 @@ class Client:
         address = Address(url, api_key, headers or {}, seconds, connections)
         self._connections = connections
         self._transport = BlockingTransport(address, event_hooks, transport)
-        self._exchanger = Exchanger(url, retries or Retries())
+        via = "" if self._transport.proxy is None else str(self._transport.proxy)
+        self._exchanger = Exchanger(url, retries or Retries(), via=via)
 
     def __enter__(self) -> Self:
         return self
@@ -186,7 +188,7 @@ class Client:
         return self._transport.run(self._exchanger(call))
 
     def _probe(self, path: str) -> Health:
-        exchange = Exchanger(self._exchanger.url, ONCE)(operations.probe(path))
+        exchange = replace(self._exchanger, retries=ONCE)(operations.probe(path))
         return self._transport.run(exchange)
 
     def _classified(

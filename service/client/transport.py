@@ -10,6 +10,7 @@ from typing import Any, TypeAlias, TypeVar, cast
 import httpx
 
 from service.client.errors import Closed, InvalidCall
+from service.client.proxies import Proxy, proxy_of
 from service.client.retry import Exchange, NoReply, Outcome, Reply, Request
 
 T = TypeVar("T")
@@ -24,7 +25,7 @@ _UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.Pr
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where requests go, and what all of them have in common.
+    """Where requests go, how, and what all of them have in common.
 
     seconds: until an answer must have begun. connections: requests at a time; others wait.
 
@@ -51,13 +52,13 @@ class Address:
         if self.connections < 1 or not self.seconds > 0:
             raise InvalidCall("a client needs at least one connection, and positive seconds")
 
-    def options(self, event_hooks: Hooks | None) -> dict[str, Any]:
-        """Arguments for either of httpx's clients."""
-        key = {} if self.api_key is None else {"authorization": f"Bearer {self.api_key}"}
+    def proxy(self) -> Proxy | None:
+        """The proxy between here and the service; raises as `proxy_of`."""
+        return proxy_of(httpx.URL(self.url))
+
+    def connecting(self, proxy: Proxy | None) -> dict[str, Any]:
+        """Arguments for either of httpx's transports."""
         return {
-            "base_url": self.url,
-            "headers": key | dict(self.headers),
-            "event_hooks": event_hooks,
             # Loading all certificate authorities takes longer than many a request.
             "verify": httpx.URL(self.url).scheme == "https",
             "limits": httpx.Limits(
@@ -65,6 +66,16 @@ class Address:
                 max_keepalive_connections=self.connections,
                 keepalive_expiry=_KEEP_ALIVE_SECONDS,
             ),
+            "proxy": proxy.httpx if proxy else None,
+        }
+
+    def options(self, event_hooks: Hooks | None) -> dict[str, Any]:
+        """Arguments for either of httpx's clients."""
+        key = {} if self.api_key is None else {"authorization": f"Bearer {self.api_key}"}
+        return {
+            "base_url": self.url,
+            "headers": key | dict(self.headers),
+            "event_hooks": event_hooks,
         }
 
     def request(self, http: httpx.Client | httpx.AsyncClient, request: Request) -> httpx.Request:
@@ -85,7 +96,7 @@ class Address:
 
 
 class BlockingTransport:
-    """Runs exchanges for any number of threads.
+    """Runs exchanges for any number of threads. proxy: which they go through.
 
     httpx gets no more requests at a time than it has connections. While requests wait inside it, it
     may close a connection that another thread has just begun to use, and that thread then hangs.
@@ -96,7 +107,11 @@ class BlockingTransport:
     ) -> None:
         self._address = address
         self._room = threading.BoundedSemaphore(address.connections)
-        self._http = httpx.Client(**address.options(event_hooks), transport=transport)
+        self.proxy = None if transport else address.proxy()
+        self._http = httpx.Client(
+            **address.options(event_hooks),
+            transport=transport or httpx.HTTPTransport(**address.connecting(self.proxy)),
+        )
 
     def run(self, exchange: Exchange[T], pause: Callable[[float], object] = time.sleep) -> T:
         """Make the exchange's attempts and return its answer. pause: waits, or raises."""
@@ -130,7 +145,11 @@ class AsyncTransport:
     ) -> None:
         self._address = address
         self._room = asyncio.BoundedSemaphore(address.connections)
-        self._http = httpx.AsyncClient(**address.options(event_hooks), transport=transport)
+        self.proxy = None if transport else address.proxy()
+        self._http = httpx.AsyncClient(
+            **address.options(event_hooks),
+            transport=transport or httpx.AsyncHTTPTransport(**address.connecting(self.proxy)),
+        )
 
     async def run(self, exchange: Exchange[T]) -> T:
         """As `BlockingTransport.run`."""

@@ -17,18 +17,20 @@ from service.access.scopes import needs
 from service.backend import Backend
 from service.engine.observer import Observer
 from service.errors import ServiceError
-from service.http import adapters, operations, predict
+from service.http import adapters, docs_page, operations, predict
 from service.http.lifecycle import Service
 from service.http.middleware import Gate, handle_error
 from service.http.openapi.documentation import describe
 from service.http.protocols import tei, vllm
 from service.http.protocols.oip import repository as oip_repository
 from service.http.protocols.oip import routes as oip
+from service.http.proxies import BehindProxy
 from service.settings import Settings
 
 DESCRIPTION = "Text classification by many small adapters on one frozen encoder, in mixed batches."
 _ROUTERS = tuple(
-    module.router for module in (predict, adapters, operations, tei, oip, oip_repository, vllm)
+    module.router
+    for module in (predict, adapters, operations, docs_page, tei, oip, oip_repository, vllm)
 )
 _ERRORS = (HTTPException, RequestValidationError, ClientDisconnect, AdapterError, ServiceError)
 
@@ -52,7 +54,8 @@ def create_app(settings: Settings, backend: Backend, metrics: Observer) -> FastA
         version=__version__,
         description=DESCRIPTION,
         lifespan=lifespan,
-        redoc_url=None,
+        # The documentation's routes are in `docs_page`.
+        openapi_url=None,
         # A redirect would make clients send an upload twice; a wrong path is simply not found.
         redirect_slashes=False,
     )
@@ -66,6 +69,11 @@ def create_app(settings: Settings, backend: Backend, metrics: Observer) -> FastA
     if settings.allowed_origins:
         # Around the gate: it answers preflights, which carry no key.
         app.add_middleware(CORSMiddleware, **_cross_origin(settings))
+    if settings.root_path or settings.trusted_proxies:
+        # Outside of the gate, which goes by paths and clients.
+        app.add_middleware(
+            BehindProxy, root_path=settings.root_path, trusted=settings.trusted_proxies
+        )
     describe(app)
     return app
 
@@ -105,7 +113,7 @@ def _require_scopes(app: FastAPI) -> None:
 
 def route_paths() -> list[str]:
     """The path template of every route; metrics count requests by it."""
-    app = FastAPI(redoc_url=None)
+    app = FastAPI(openapi_url=None)
     for router in _ROUTERS:
         app.include_router(router)
     paths = (context.path for context in iter_route_contexts(app.routes))

@@ -14,11 +14,14 @@ from service.client import (
     Client,
     Failed,
     InvalidCall,
+    Refused,
     Rejected,
     Retries,
     UnexpectedAnswer,
     Unreachable,
 )
+from service.client.errors import describe
+from service.client.retry import ONCE
 from tests.support.broken_server import HELD, answer, broken, results
 
 QUICK = Retries(attempts=3, first=0.01, longest=0.02)
@@ -84,13 +87,47 @@ def test_a_late_answer_is_an_error() -> None:
             assert time.monotonic() - began >= 0.6
 
 
-def test_a_proxys_error_page_is_quoted() -> None:
-    page = answer(b"<html><h1>Bad\nGateway</h1>", "502 Bad Gateway", "Content-Type: text/html")
-    with broken(page) as server, Client(server.url, retries=QUICK) as client:
-        with pytest.raises(Failed) as caught:
+NOT_OURS = "; not the service's answer: is this its address, or does a proxy refuse?"
+NGINX = b"""<html>\r\n<head><title>405 Not Allowed</title></head>\r\n<body>\r\n<center><h1>405 Not
+Allowed</h1></center>\r\n<hr><center>nginx/1.22.1</center>\r\n</body>\r\n</html>\r\n"""
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "said"),
+    [
+        (NGINX, "405 Not Allowed", "405: Not Allowed"),
+        (b"<html><h1>Bad\nGateway</h1>", "502 Bad Gateway", "502: Bad Gateway"),
+        (b"<!DOCTYPE html><style>a{}</style><p>No &amp; no", "415 Oh", "415: No & no"),
+        (b"<title>\x1b[2J\xff</title>", "413 Oh", "413: [2J\ufffd"),
+        (b"", "415 Oh", "415: Unsupported Media Type"),
+        (b"", "405 Oh", "405: Method Not Allowed"),
+        (b"", "599 Oh", "599: no message"),
+        (b'{"error": {"type": "too_la', "413 Oh", '413: {"error": {"type": "too_la'),
+        (b'{"error": "text"}', "400 Oh", '400: {"error": "text"}'),
+        (b'["error"]', "407 Oh", '407: ["error"]'),
+        (b"null", "401 Oh", "401: null"),
+        (b"x" * 100_000, "431 Oh", "431: " + "x" * 200),
+        (b"", "301 Oh\r\nLocation: https://other/", "301: redirected to https://other/"),
+    ],
+)
+def test_another_servers_refusal_is_one_clear_line(body: bytes, status: str, said: str) -> None:
+    code, *headers = status.split("\r\n")
+    with broken(answer(body, code, *headers)) as server, Client(server.url, retries=ONCE) as client:
+        with pytest.raises(Refused) as caught:
             client.adapters()
-        assert str(caught.value) == "502: <html><h1>Bad Gateway</h1>"
-        assert len(server.requests) == 1
+        assert str(caught.value) == said
+        assert describe(caught.value) == said + NOT_OURS
+        assert describe(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("body", [NGINX, b"", b'{"status": "ok", "rea', b"[]", b"\xff\xfe"])
+def test_a_200_of_another_server_is_one_clear_line(body: bytes) -> None:
+    with broken(answer(body)) as server, Client(server.url, retries=ONCE) as client:
+        with pytest.raises(UnexpectedAnswer) as caught:
+            client.ready()
+        said = describe(caught.value)
+        assert said.startswith(f"{server.url} answered 200, but not as this service does: ")
+        assert said.isprintable()
 
 
 def test_another_server_is_not_taken_for_this_one() -> None:

@@ -14,11 +14,15 @@ from tests.support.http_service import RunningService, error_of, serve
 from tests.support.key_files import bearer, write_keys
 from tests.support.tiny_models import make_adapter, make_backbone
 
-OPEN = {"/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/openapi.json"} | {
+OPEN = {"/healthz", "/readyz", "/docs", "/openapi.json"} | {
     "/health",
     "/ping",
     "/v2/health/live",
     "/v2/health/ready",
+    "/docs/start.js",
+    "/docs/swagger-ui-bundle.js",
+    "/docs/swagger-ui.css",
+    "/docs/favicon.png",
 }
 USER, ADMIN = "user-key", "admin-key"
 

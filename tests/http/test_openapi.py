@@ -55,7 +55,7 @@ def test_schemathesis_finds_no_failure_of_any_check(tmp_path: Path) -> None:
             text=True,
             check=False,
         )
-        assert ended.returncode == 0, ended.stdout[-20_000:] + ended.stderr[-2000:]
+        assert ended.returncode == 0, _shortened(ended.stdout) + ended.stderr[-2000:]
         tested = re.search(r"Tested: (\d+)", ended.stdout)
         generated = re.search(r"(\d+) generated", ended.stdout)
         assert tested, ended.stdout
@@ -71,3 +71,8 @@ def test_schemathesis_finds_no_failure_of_any_check(tmp_path: Path) -> None:
 def _operations(url: str) -> int:
     paths = httpx.get(f"{url}/openapi.json").json()["paths"]
     return sum(len(operations) for operations in paths.values())
+
+
+def _shortened(report: str) -> str:
+    """Without the bytes of adapters in its commands."""
+    return "\n".join(line[:500] for line in report.splitlines())

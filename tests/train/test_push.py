@@ -238,10 +238,19 @@ def test_a_service_that_stays_busy_is_given_up(path: Path) -> None:
     [
         (answer(b"<html>hello</html>"), "answered 200, but not as this service does"),
         (answer({"name": "spam", "revision": 7}), "answered 200, but not as this service does"),
-        (answer(b"nothing", "404 No"), "404: nothing; is this the service's address?"),
-        (answer(b"", "404 No"), "404: Not Found; is this the service's address?"),
-        (answer({"error": "text"}, "404 No"), '{"error": "text"}; is this the service\'s address?'),
-        (answer(b"", "301 Moved", "Location: http://elsewhere/"), "301: Moved Permanently"),
+        (
+            answer(b"nothing", "404 No"),
+            "404: nothing; not the service's answer: is this its address, or does a proxy refuse?",
+        ),
+        (
+            answer(b"", "404 No"),
+            "404: Not Found; not the service's answer: is this its address, or does a proxy",
+        ),
+        (answer({"error": "text"}, "404 No"), '404: {"error": "text"}; not the service'),
+        (
+            answer(b"", "301 Moved", "Location: http://elsewhere/"),
+            "301: redirected to http://elsewhere/",
+        ),
         (answer(["list"], "500 Oh"), '500: ["list"]'),
         (_published("abc"), "revision abc, not this file's"),
         (None, "the connection broke: "),

@@ -28,11 +28,15 @@ class Lenient(BaseModel):
 
 
 def _whole(value: Any) -> Any:
-    # To JSON 2.0 is the same number as 2, and some clients write it so.
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    # To JSON 2.0 is the same number as 2. Larger floats do not tell which integer they are.
+    is_whole = isinstance(value, float) and value.is_integer() and abs(value) <= 2**53
+    return int(value) if is_whole else value
 
 
-Integer = Annotated[int, BeforeValidator(_whole)]
+# The last of an integer's annotations, after its bounds: else these are missing in its JSON schema.
+Whole = BeforeValidator(_whole)
+Integer = Annotated[int, Whole]
+Positive = Annotated[int, Field(ge=1, le=MAX_INTEGER), Whole]
 Reference = Annotated[
     str,
     Field(
@@ -109,19 +113,16 @@ class PredictRequest(_Strict):
 
     adapter: Reference | None = Field(default=None, description="For inputs that name none.")
     inputs: Inputs
-    top_k: Integer | None = Field(
-        default=None,
-        ge=1,
-        le=MAX_INTEGER,
-        description="How many of the labels to return; all by default.",
+    top_k: Positive | None = Field(
+        default=None, description="How many of the labels to return; all by default."
     )
     truncate: bool = Field(
         default=True,
         description="false: refuse a text longer than its adapter's `max_length` (422).",
     )
     explain: bool = Field(default=False, description="Return each token's share of the prompt.")
-    timeout_ms: Integer | None = Field(
-        default=None, ge=1, le=3_600_000, description="Answer within this time or fail (504)."
+    timeout_ms: Annotated[int, Field(ge=1, le=3_600_000), Whole] | None = Field(
+        default=None, description="Answer within this time or fail (504)."
     )
 
 

@@ -11,7 +11,7 @@ from time import monotonic
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -32,7 +32,7 @@ from service.http.openapi.compatible import (
     TEI_PREDICT,
     TEI_PREDICT_DEFAULT,
 )
-from service.http.openapi.schemas import MAX_INTEGER, Integer, Lenient
+from service.http.openapi.schemas import Lenient, Positive
 
 router = APIRouter()
 
@@ -44,7 +44,7 @@ _EXPECTED = "expected a string, a pair [string, string], or a list of [string] a
 class PipelineParameters(Lenient):
     """The parameters of the Inference API."""
 
-    top_k: Integer | None = Field(default=None, ge=1, le=MAX_INTEGER)
+    top_k: Positive | None = None
     function_to_apply: Literal["sigmoid", "softmax", "none"] | None = None
 
 

@@ -1,7 +1,7 @@
 """vLLM's classification route, for its clients: `model` names the adapter."""
 
 from time import monotonic, time
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter
 from pydantic import Field
@@ -13,7 +13,7 @@ from service.http.bodies import JsonResponse, read_json, validated
 from service.http.classify import Text, classify
 from service.http.lifecycle import Service, service_of
 from service.http.openapi.compatible import VLLM_CLASSIFY
-from service.http.openapi.schemas import MAX_INTEGER, Integer, Lenient
+from service.http.openapi.schemas import MAX_INTEGER, Lenient, Whole
 from service.http.protocols.tei import default_adapter
 from service.observability.logs import request_id
 
@@ -29,7 +29,7 @@ class VllmClassifyRequest(Lenient):
 
     model: str | None = None
     input: str | list[str]
-    truncate_prompt_tokens: Integer | None = Field(default=None, ge=-1, le=MAX_INTEGER)
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1, le=MAX_INTEGER), Whole] | None = None
     add_special_tokens: bool = True
     use_activation: bool | None = None
 

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ from starlette.requests import Request
 
 from service.errors import InvalidRequest, MalformedRequest, TooLarge
 from service.http.bodies import content_type, hold, read_body
-from service.http.openapi.schemas import MAX_INTEGER, Integer, Lenient
+from service.http.openapi.schemas import MAX_INTEGER, Integer, Lenient, Whole
 
 INPUTS = ("text", "text_pair")
 DEFAULT_OUTPUTS = ("label", "probs")
@@ -48,7 +48,7 @@ _DATATYPES: Mapping[str, tuple[str, str]] = MappingProxyType(
 class InputParameters(Lenient):
     """binary_data_size: how many of the bytes after the JSON are this tensor's."""
 
-    binary_data_size: Integer | None = Field(default=None, ge=0)
+    binary_data_size: Annotated[int, Field(ge=0), Whole] | None = None
     shared_memory_region: object = None
 
 
@@ -66,7 +66,7 @@ class OutputParameters(Lenient):
     """classification: return this many of the best classes instead of scores; 0 returns scores."""
 
     binary_data: bool | None = None
-    classification: Integer = Field(default=0, ge=0, le=MAX_INTEGER)
+    classification: Annotated[int, Field(ge=0, le=MAX_INTEGER), Whole] = 0
     shared_memory_region: object = None
 
 
@@ -79,7 +79,7 @@ class RequestParameters(Lenient):
     """timeout: microseconds; 0 is the service's default. truncate: false refuses long texts."""
 
     binary_data_output: bool = False
-    timeout: Integer = Field(default=0, ge=0, le=MAX_TIMEOUT_MICROSECONDS)
+    timeout: Annotated[int, Field(ge=0, le=MAX_TIMEOUT_MICROSECONDS), Whole] = 0
     truncate: bool = True
 
 
