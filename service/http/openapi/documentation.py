@@ -133,7 +133,8 @@ def _complete(path: str, operation: dict[str, Any]) -> None:
         if parameter["in"] == "path":
             own = path.startswith("/v1/") or "/versions/" in path or "/repository/" in path
             pattern = _NAME if own else _REFERENCE
-            parameter["schema"] = _VERSION if parameter["name"] == "version" else pattern
+            is_name = parameter["name"] == "name"
+            parameter["schema"] = pattern if is_name else _VERSION
 
 
 def error_table() -> str:
