@@ -160,7 +160,8 @@ def test_other_methods_of_a_path_need_a_key_and_are_405_with_one(
             answer = ask(live, method, path, **bearer(tokens["metrics"]))
             assert answer.status_code == 405, (method, path)
             allowed = set(answer.headers["allow"].split(", "))
-            assert allowed == {known_method for known_method, at in known if at == path} - {"HEAD"}
+            methods = {known_method for known_method, at in known if at == path} - {"HEAD"}
+            assert allowed == methods | ({"HEAD"} if "GET" in methods else set())
 
 
 def test_paths_without_a_route_are_closed_too(live: RunningService, tokens: dict[str, str]) -> None:
