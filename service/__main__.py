@@ -37,8 +37,12 @@ def _serve(settings: Settings) -> None:
     from service.access.exposure import Exposed, refuse_exposed
     from service.access.key_file import BadKeys
     from service.access.keyring import keyring_of
+<<<<<<< HEAD
     from service.http.app import route_paths
     from service.http.proxies import taken_by_a_route
+=======
+    from service.access.tls import BadCertificate, certificate_of
+>>>>>>> 6645ddd (Quotas of requests and tokens for each key, and HTTPS by the service itself)
     from service.http.server import address_text, listen
 
     # Checked at once, not seconds later when torch has been imported.
@@ -46,8 +50,9 @@ def _serve(settings: Settings) -> None:
         raise StartFailed(f"IDSPAM_ROOT_PATH: paths of the service begin like {settings.root_path}")
     try:
         keyring_of(settings)
-        refuse_exposed(settings)
-    except (BadKeys, Exposed) as error:
+        if (certificate := certificate_of(settings)) is not None:
+            certificate.check()
+    except (BadKeys, BadCertificate) as error:
         raise StartFailed(str(error)) from None
     with _start_errors(f"IDSPAM_ADAPTER_DIR: cannot use {settings.adapter_dir}"):
         _require_writable(settings.adapter_dir)
@@ -59,6 +64,11 @@ def _serve(settings: Settings) -> None:
             raise StartFailed(f"IDSPAM_ADAPTER_DIR: {error}") from None
     with _start_errors(f"cannot listen on {address_text(settings.host, settings.port)}"):
         listener = listen(settings.host, settings.port)
+    try:
+        # Nothing is accepted yet.
+        refuse_exposed(settings)
+    except Exposed as error:
+        raise StartFailed(str(error)) from None
 
     if settings.workers:
         from service.ipc.supervisor import supervise
@@ -86,7 +96,8 @@ def _serve_in_this_process(settings: Settings, listener: socket.socket) -> None:
     ProcessCollector(registry=registry)
     metrics = Metrics(registry, routes=route_paths(), error_types=error_types())
     app = create_app(settings, local_backend(settings, metrics), metrics)
-    server = Server(app, app.state.service, url=url_of(listener), announce=_print_line)
+    url = url_of(listener, settings.scheme)
+    server = Server(app, app.state.service, url=url, announce=_print_line)
     ignore_repeated_signals()
     server.run(sockets=[listener])
     if server.failure is not None:

@@ -341,6 +341,15 @@ class Settings:
     drain_seconds: float = _setting(
         _seconds, "30", "seconds", "How long requests in flight may take to finish after SIGTERM"
     )
+    tls_cert: Path | None = _setting(  # noqa: RUF009
+        _file,
+        "",
+        "file",
+        "Certificate with its chain (PEM): the service then speaks HTTPS; read again when renewed",
+    )
+    tls_key: Path | None = _setting(  # noqa: RUF009
+        _file, "", "file", "Private key of that certificate (PEM, without a password)"
+    )
     published: str = _setting(
         _published,
         "",
@@ -358,8 +367,8 @@ class Settings:
         _hosts,
         "",
         "names, comma-separated",
-        "Without keys, names under which the service may be asked beside addresses and "
-        "`localhost`; `*.example.org`, `*`",
+        "Without keys, names under which the service may be asked beside addresses and names "
+        "without a dot; `*.example.org`, `*`",
     )
     allowed_origins: tuple[str, ...] = _setting(
         _origins,
@@ -416,6 +425,11 @@ class Settings:
     def largest_body(self) -> int:
         """The largest body of any request, in bytes."""
         return max(self.max_upload_bytes, self.max_body_bytes) + FORM_BYTES
+
+    @property
+    def scheme(self) -> str:
+        """Of the service's URL."""
+        return "https" if self.tls_cert else "http"
 
     @property
     def max_message_bytes(self) -> int:

@@ -11,10 +11,18 @@ from service.access.events import AccessEvent, AccessRefused, RefusalReason
 from service.access.key_file import BadKeys
 from service.access.keyring import KeySource
 from service.access.keys import ANYONE, Key, forbidden_adapter, parse_token
+from service.access.quotas import Quotas
 from service.access.scopes import SCOPES, Match
 from service.access.throttle import Throttle
 from service.access.web_pages import KnownHosts, KnownOrigins
-from service.errors import Forbidden, KeyExpired, KeyRevoked, TooManyFailures, Unauthorized
+from service.errors import (
+    Forbidden,
+    KeyExpired,
+    KeyRevoked,
+    QuotaExceeded,
+    TooManyFailures,
+    Unauthorized,
+)
 from service.observability.logs import request_id
 from service.settings import Settings
 
@@ -47,12 +55,16 @@ class Client(NamedTuple):
 class Guard:
     """Decides about requests, and watches the key file while `watch` runs.
 
+    Args:
+        quotas: shared by the processes of the service; by default this process's own.
+
     Raises:
         BadKeys: the keys cannot be used.
     """
 
-    def __init__(self, settings: Settings, counter: Counter) -> None:
+    def __init__(self, settings: Settings, counter: Counter, quotas: Quotas | None = None) -> None:
         self._counter = counter
+        self._quotas = quotas or Quotas()
         self._source = KeySource(settings)
         self._keyring = self._source.read()
         self._throttle = Throttle()
@@ -86,6 +98,7 @@ class Guard:
             Unauthorized: no key, or one that is unknown, expired or revoked.
             Forbidden: the key has not the scope that the route needs, or is not for its adapter; or
                 a web page of another origin sends this.
+            QuotaExceeded: the key has used up its requests or tokens.
             TooManyFailures: too many wrong keys came from this address.
         """
         if match is not None and match.need.is_probe:
@@ -94,14 +107,31 @@ class Guard:
         if not self._source.required or (match is not None and match.need.is_open):
             return ANYONE
         key = self._identify(headers, client)
-        if match is None:
-            return key
+        if match is not None:
+            self._require(key, match, client)
+        if wait := self._quotas.take_request(key):
+            error = QuotaExceeded("this key has used up its requests", retry_after=wait)
+            self._refuse("requests_quota", client, error, key)
+        return key
+
+    def charge(self, tokens: int) -> None:
+        """Count the tokens of an answer against the quota of its request's key."""
+        self._quotas.charge(current_key.get(), tokens)
+
+    def _require(self, key: Key, match: Match, client: Client) -> None:
+        """
+        Raises:
+            Forbidden, QuotaExceeded: as `authorise`.
+        """
         scopes = match.need.scopes
         if scopes and not scopes & key.scopes:
             self._refuse("scope", client, _out_of_scope(key, match), key)
         if match.adapter is not None and not key.may_use(match.adapter):
             self._refuse("adapter", client, forbidden_adapter(key, match.adapter), key)
-        return key
+        predicts = "predict" in scopes and client.method == "POST"
+        if predicts and (wait := self._quotas.tokens_wait(key)):
+            error = QuotaExceeded("this key has used up its tokens", retry_after=wait)
+            self._refuse("tokens_quota", client, error, key)
 
     async def watch(self) -> None:
         """Read the key file whenever it has changed, until cancelled."""

@@ -26,7 +26,7 @@ class KnownHosts:
 
     def __init__(self, allowed: tuple[str, ...]) -> None:
         self._any = "*" in allowed
-        self._names = {name for name in allowed if not name.startswith("*")} | {"localhost"}
+        self._names = {name for name in allowed if not name.startswith("*")}
         suffixes = [name[1:] for name in allowed if name.startswith("*.")]
         self._suffixes = (".localhost", *suffixes)
         self._accepted: set[str] = set()
@@ -42,10 +42,12 @@ class KnownHosts:
         if self._any or not host or host in self._accepted:
             return
         name, _ = _split(host)
-        if not (_is_address(name) or name in self._names or name.endswith(self._suffixes)):
+        # The name of a page that anybody could have made has a dot.
+        is_local = "." not in name or _is_address(name)
+        if not (is_local or name in self._names or name.endswith(self._suffixes)):
             raise Forbidden(
                 f"the service has no keys and does not know the name {name[:80]!r} in `Host`: "
-                "ask an address or localhost, or set IDSPAM_ALLOWED_HOSTS"
+                "ask an address or a name without a dot, or set IDSPAM_ALLOWED_HOSTS"
             )
         if len(self._accepted) < _REMEMBERED:
             self._accepted.add(host)

@@ -56,10 +56,11 @@ class AsyncClient:
         connections: int = 16,
         retries: Retries | None = None,
         headers: Mapping[str, str] | None = None,
+        ca: str | None = None,
         event_hooks: Hooks | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        address = Address(url, api_key, headers or {}, seconds, connections)
+        address = Address(url, api_key, headers or {}, seconds, connections, ca)
         self._connections = connections
         self._transport = AsyncTransport(address, event_hooks, transport)
         via = "" if self._transport.proxy is None else str(self._transport.proxy)

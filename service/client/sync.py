@@ -50,6 +50,8 @@ class Client:
             its effect is repeated only if doing it twice is harmless: reading, predicting, uploads
             without a condition, rollbacks to a named revision.
         headers: sent with every request.
+        ca: for an https URL, a file of certificate authorities in PEM format that replaces those
+            that httpx trusts.
         event_hooks, transport: httpx's own. Hooks see every attempt and may add an X-Request-ID.
 
     Raises:
@@ -65,10 +67,11 @@ class Client:
         connections: int = 16,
         retries: Retries | None = None,
         headers: Mapping[str, str] | None = None,
+        ca: str | None = None,
         event_hooks: Hooks | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        address = Address(url, api_key, headers or {}, seconds, connections)
+        address = Address(url, api_key, headers or {}, seconds, connections, ca)
         self._connections = connections
         self._transport = BlockingTransport(address, event_hooks, transport)
         via = "" if self._transport.proxy is None else str(self._transport.proxy)

@@ -1,6 +1,7 @@
 """Drives exchanges over httpx, blocking or awaited. No other module uses httpx to send anything."""
 
 import asyncio
+import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -27,10 +28,11 @@ _UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.Pr
 class Address:
     """Where requests go, how, and what all of them have in common.
 
-    seconds: until an answer must have begun. connections: requests at a time; others wait.
+    seconds: until an answer must have begun. connections: requests at a time; others wait. ca: a
+    file of certificate authorities in PEM format, in place of those that httpx brings.
 
     Raises:
-        InvalidCall: an address, key or number that cannot be used.
+        InvalidCall: an address, key, file or number that cannot be used.
     """
 
     url: str
@@ -38,6 +40,7 @@ class Address:
     headers: Mapping[str, str]
     seconds: float
     connections: int
+    ca: str | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -59,8 +62,7 @@ class Address:
     def connecting(self, proxy: Proxy | None) -> dict[str, Any]:
         """Arguments for either of httpx's transports."""
         return {
-            # Loading all certificate authorities takes longer than many a request.
-            "verify": httpx.URL(self.url).scheme == "https",
+            "verify": self._verify(),
             "limits": httpx.Limits(
                 max_connections=self.connections,
                 max_keepalive_connections=self.connections,
@@ -77,6 +79,19 @@ class Address:
             "headers": key | dict(self.headers),
             "event_hooks": event_hooks,
         }
+
+    def _verify(self) -> bool | ssl.SSLContext:
+        # Loading all certificate authorities takes longer than many a request.
+        if httpx.URL(self.url).scheme != "https":
+            return False
+        if self.ca is None:
+            return True
+        try:
+            return ssl.create_default_context(cafile=self.ca)
+        except OSError as error:
+            is_pem = isinstance(error, ssl.SSLError)
+            reason = "no certificates in PEM format" if is_pem else error.strerror
+            raise InvalidCall(f"certificate authorities {self.ca!r}: {reason}") from None
 
     def request(self, http: httpx.Client | httpx.AsyncClient, request: Request) -> httpx.Request:
         """

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from cli.shell import Command, CommandFailed
 from service.client import ClientError, Input, NotAllowed, Refused, Unreachable
-from service.client.environment import api_key
+from service.client.environment import api_key, ca_file
 from service.client.retry import ONCE
 from service.commands.flags import add_service, count, positive_seconds
 
@@ -94,6 +94,7 @@ def run(arguments: Namespace) -> int:
         async with AsyncClient(
             arguments.url,
             api_key=api_key(arguments.api_key),
+            ca=ca_file(),
             retries=ONCE,
             connections=arguments.in_flight + 2,
         ) as client:

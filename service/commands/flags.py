@@ -3,7 +3,7 @@
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from typing import TYPE_CHECKING, Any
 
-from service.client.environment import API_KEY_VARIABLE, api_key
+from service.client.environment import API_KEY_VARIABLE, api_key, ca_file
 
 if TYPE_CHECKING:
     from service.client import Client
@@ -25,7 +25,7 @@ def client_of(arguments: Namespace, **options: Any) -> "Client":
     """
     from service.client import Client
 
-    return Client(arguments.url, api_key=api_key(arguments.api_key), **options)
+    return Client(arguments.url, api_key=api_key(arguments.api_key), ca=ca_file(), **options)
 
 
 def positive_seconds(value: str) -> float:

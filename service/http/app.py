@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 
 from adapters import __version__
 from adapters.errors import AdapterError
+from service.access.quotas import Quotas
 from service.access.scopes import needs
 from service.backend import Backend
 from service.engine.observer import Observer
@@ -35,13 +36,18 @@ _ROUTERS = tuple(
 _ERRORS = (HTTPException, RequestValidationError, ClientDisconnect, AdapterError, ServiceError)
 
 
-def create_app(settings: Settings, backend: Backend, metrics: Observer) -> FastAPI:
+def create_app(
+    settings: Settings, backend: Backend, metrics: Observer, quotas: Quotas | None = None
+) -> FastAPI:
     """The app; its service, `app.state.service`, starts and stops with its lifespan.
+
+    Args:
+        quotas: shared by the processes of the service; by default this process's own.
 
     Raises:
         BadKeys: the keys cannot be used.
     """
-    service = Service(settings, backend, metrics)
+    service = Service(settings, backend, metrics, quotas)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

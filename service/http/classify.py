@@ -141,6 +141,7 @@ async def classify(
         completion.inference_seconds,
     )
     _count_answers(service, answers)
+    service.guard.charge(answers.tokens)
     return answers
 
 

@@ -15,6 +15,7 @@ from time import monotonic
 from starlette.requests import Request
 
 from service.access.guard import Guard, current_key
+from service.access.quotas import Quotas
 from service.backend import Backend
 from service.catalog.entry import Origin
 from service.catalog.restricted import RestrictedCatalog
@@ -35,6 +36,7 @@ class Service:
 
     Args:
         backend: started and stopped with the service.
+        quotas: as `Guard`.
 
     Attributes:
         body_budget: of the bodies in flight in this process.
@@ -48,10 +50,16 @@ class Service:
     starting: "asyncio.Task[None]"
     _watching: "asyncio.Task[None]"
 
-    def __init__(self, settings: Settings, backend: Backend, metrics: Observer) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        backend: Backend,
+        metrics: Observer,
+        quotas: Quotas | None = None,
+    ) -> None:
         self.settings = settings
         self.metrics = metrics
-        self.guard = Guard(settings, metrics)
+        self.guard = Guard(settings, metrics, quotas)
         self.tracing = Tracing(settings.otlp_endpoint)
         self.engine = backend.engine
         self.body_budget = BodyBudget(settings.body_bytes_share)

@@ -16,6 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.access.exposure import access_of
+from service.access.tls import Renewal, certificate_of
 from service.http.bounded_http import BoundedHttpProtocol
 from service.http.connections import Connection, Connections, limits_of
 from service.http.lifecycle import Service
@@ -28,6 +29,8 @@ CLOSING_SECONDS = 2
 KEEP_ALIVE_SECONDS = 75
 # Connections are checked every so many tenths of a second.
 CHECK_TICKS = 5
+# So are the files of the certificate.
+RENEWAL_TICKS = 100
 _NO_SUCH_ADDRESS = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -41,6 +44,7 @@ class Server(uvicorn.Server):
 
     Raises:
         StartFailed: this process may not have descriptors for its connections.
+        BadCertificate: only one of the certificate's two files is named.
 
     `failure` says, once `run` has returned, why the service could not start.
     """
@@ -59,6 +63,7 @@ class Server(uvicorn.Server):
             opened=self._report,
             ended=service.metrics.connections_ended,
         )
+        certificate = certificate_of(service.settings)
         super().__init__(
             uvicorn.Config(
                 app,
@@ -74,8 +79,12 @@ class Server(uvicorn.Server):
                 proxy_headers=False,
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=CLOSING_SECONDS,
+                ssl_certfile=None if certificate is None else certificate.cert,
+                ssl_keyfile=None if certificate is None else certificate.key,
             )
         )
+        self._certificate = certificate
+        self._renewal: Renewal | None = None
         self._service = service
         self._url = url
         self._process = process
@@ -88,6 +97,8 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         self._loop = asyncio.get_running_loop()
+        if self._certificate is not None and self.config.ssl is not None:
+            self._renewal = Renewal(self._certificate, self.config.ssl)
         # The lifespan of the app has begun to start the service.
         self._service.starting.add_done_callback(self._started)
 
@@ -110,6 +121,8 @@ class Server(uvicorn.Server):
         """Called by uvicorn every tenth of a second."""
         if counter % CHECK_TICKS == 0 or self._connections.draining:
             self._connections.check(self._open, asyncio.get_running_loop().time())
+        if self._renewal is not None and counter % RENEWAL_TICKS == 0:
+            self._renewal.check()
         return await super().on_tick(counter)
 
     @property
@@ -244,6 +257,6 @@ def address_text(host: str, port: int) -> str:
     return f"[{host.replace('%', '%25')}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def url_of(listener: socket.socket) -> str:
+def url_of(listener: socket.socket, scheme: str = "http") -> str:
     """The URL of a listening socket."""
-    return f"http://{address_text(bound_host(listener), listener.getsockname()[1])}"
+    return f"{scheme}://{address_text(bound_host(listener), listener.getsockname()[1])}"

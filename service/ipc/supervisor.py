@@ -89,7 +89,8 @@ class Supervisor:
         self._line = ""
         self._stopping = asyncio.Event()
         callbacks = Callbacks(self._begun, self._ready, self._ended)
-        engine = ChildContext("engine", str(folder), os.getpid(), report=-1, url=url_of(reserved))
+        url = url_of(reserved, settings.scheme)
+        engine = ChildContext("engine", str(folder), os.getpid(), report=-1, url=url)
         self._endpoint = engine.supervisor_endpoint
         self._standby: Standby | None = None
         if settings.standby and adopt_orphans():

@@ -6,10 +6,12 @@ It never imports torch, which an import rule and a test check.
 
 import asyncio
 import sys
+from pathlib import Path
 
 import zmq
 
 from service.access.key_file import BadKeys
+from service.access.quotas import Quotas
 from service.http.app import create_app
 from service.http.server import Server, address_text, ignore_repeated_signals, listen_shared
 from service.ipc.channel import Context
@@ -68,7 +70,9 @@ def main() -> int:
     context: Context = zmq.Context()
     metrics = MetricsForwarder(context, child.supervisor_endpoint)
     try:
-        app = create_app(settings, WorkerBackend(child, settings, metrics, context), metrics)
+        backend = WorkerBackend(child, settings, metrics, context)
+        quotas = Quotas(Path(child.folder) / "quotas")
+        app = create_app(settings, backend, metrics, quotas)
         service = app.state.service
         server = Server(app, service, url=child.url, announce=child.ready, process=child.name)
     except (BadKeys, StartFailed) as error:

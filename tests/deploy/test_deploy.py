@@ -50,7 +50,6 @@ def test_every_setting_is_passed_on_or_fixed() -> None:
         "IDSPAM_PORT",
         "IDSPAM_ADAPTER_DIR",
         "IDSPAM_PUBLISHED",
-        "IDSPAM_ALLOWED_HOSTS",
     }
 
 

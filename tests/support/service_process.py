@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -141,7 +142,7 @@ def ready_service(
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
-            assert line.startswith("serving http://127.0.0.1:"), log.read_text()
+            assert re.match(r"serving https?://127\.0\.0\.1:", line), log.read_text()
             running = ReadyService(process, line.split()[1], log, adapter_dir)
             yield running
             if process.poll() is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cli.shell import Command
 from service.client import Busy, ClientError, Conflict, Published
-from service.client.environment import API_KEY_VARIABLE, api_key
+from service.client.environment import API_KEY_VARIABLE, api_key, ca_file
 from service.client.errors import describe
 from service.client.retry import ONCE
 from train.errors import PushError
@@ -83,7 +83,9 @@ def push(
     validate(data)
     revision = None if if_match is None else if_match.strip('"')
     try:
-        with Client(url, api_key=key, seconds=TIMEOUT_SECONDS, retries=ONCE) as client:
+        with Client(
+            url, api_key=key, ca=ca_file(), seconds=TIMEOUT_SECONDS, retries=ONCE
+        ) as client:
             attempt = 1
             while True:
                 try:
