@@ -37,12 +37,9 @@ def _serve(settings: Settings) -> None:
     from service.access.exposure import Exposed, refuse_exposed
     from service.access.key_file import BadKeys
     from service.access.keyring import keyring_of
-<<<<<<< HEAD
+    from service.access.tls import BadCertificate, certificate_of
     from service.http.app import route_paths
     from service.http.proxies import taken_by_a_route
-=======
-    from service.access.tls import BadCertificate, certificate_of
->>>>>>> 6645ddd (Quotas of requests and tokens for each key, and HTTPS by the service itself)
     from service.http.server import address_text, listen
 
     # Checked at once, not seconds later when torch has been imported.
