@@ -11,6 +11,8 @@ from pathlib import Path
 from adapters.errors import StoreInUse
 from adapters.format.ownership import StoreLock
 from cli.shell import escape_unencodable
+from service.records.audit import check_audit_log
+from service.records.decisions import check_decision_log
 from service.settings import InvalidSettings, Settings, read_settings
 from service.start import StartFailed, log_service_links
 
@@ -59,6 +61,9 @@ def _serve(settings: Settings) -> None:
             lock.acquire()
         except StoreInUse as error:
             raise StartFailed(f"IDSPAM_ADAPTER_DIR: {error}") from None
+    for setting, check in (("AUDIT_LOG", check_audit_log), ("DECISION_LOG", check_decision_log)):
+        with _start_errors(f"IDSPAM_{setting}: cannot be written"):
+            check(settings)
     with _start_errors(f"cannot listen on {address_text(settings.host, settings.port)}"):
         listener = listen(settings.host, settings.port)
     try:

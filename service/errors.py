@@ -17,6 +17,7 @@
     |-- DeadlineExceeded          it cannot be answered in the time that the client allows
     |-- InferenceFailed           the batch failed, or the scores are not finite
     |-- AdapterLoadFailed         a registered adapter's file has vanished, is damaged or unusable
+    |-- AuditFailed             a change cannot be recorded, so it was not made
     `-- Unavailable               no request is answered now
         |-- NotReady              not yet: loading or warming up
         `-- EngineUnavailable     no longer: draining, stopped or dead
@@ -135,6 +136,10 @@ class AdapterLoadFailed(ServiceError):
         self.name = name
         self.revision = revision
         super().__init__(f"adapter {name!r} ({revision[:12]}) cannot be loaded: {reason}")
+
+
+class AuditFailed(ServiceError):
+    """A change cannot be recorded in the audit log, so it was not made."""
 
 
 class Unavailable(ServiceError):

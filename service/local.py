@@ -25,6 +25,7 @@ from service.engine.interface import EngineHealth
 from service.engine.observer import Observer
 from service.engine.settings import EngineSettings
 from service.errors import EngineUnavailable, NotReady
+from service.records.audit import audit_log
 from service.settings import Settings
 from service.start import StartFailed, start_error
 
@@ -84,7 +85,8 @@ class LocalBackend:
         await asyncio.to_thread(self._lock.acquire, wait_seconds=patience)
         if collected := await asyncio.to_thread(self._store.collect):
             logger.info("removed what interrupted changes left items=%d", collected)
-        catalog = Catalog(self._store, self.engine, observer=self._observer)
+        audit = audit_log(self._settings, self._observer.audit_failed)
+        catalog = Catalog(self._store, self.engine, observer=self._observer, audit=audit)
         await catalog.load(self._settings.zoo_dir)
         self._observer.started(
             version=__version__, backbone=info.identity.name, device=info.device, dtype=info.dtype

@@ -115,6 +115,21 @@ def _file(value: str) -> Path | None:
     return Path(value.strip()).expanduser() if value.strip() else None
 
 
+def _optional_file(value: str) -> Path | None:
+    return Path(value.strip()).expanduser() if value.strip() else None
+
+
+def _audit_log(value: str) -> Path | None:
+    """The file; an empty path where the adapter folder decides."""
+    match value.strip().lower():
+        case "off":
+            return None
+        case "auto":
+            return Path()
+        case _:
+            return _folder(value)
+
+
 def _zoo(value: str) -> Path | None:
     match value.strip().lower():
         case "off":
@@ -392,6 +407,28 @@ class Settings:
     )
     admin_keys: tuple[str, ...] = _setting(
         _keys, "", "keys, comma-separated", "Keys that may do everything"
+    )
+    audit_log: Path | None = _setting(  # noqa: RUF009
+        _audit_log,
+        "auto",
+        "file",
+        "Who changed adapters and keys; `auto` is `.audit/audit.jsonl` in the adapter folder, "
+        "`off` is none",
+    )
+    decision_log: Path | None = _setting(  # noqa: RUF009
+        _optional_file, "", "file", "What was answered, the inputs as hashes; if not set, none"
+    )
+    decision_log_texts: bool = _setting(
+        _yes_or_no, "no", "`yes` or `no`", "Write the texts to the decision log, too"
+    )
+    decision_log_days: int = _setting(
+        _whole(1, 3650), "30", "days", "When decisions are removed, at the latest a day later"
+    )
+    record_bytes: int = _setting(
+        _whole(4096, 2**34), str(64 * 2**20), "bytes", "When a file of these two logs is rotated"
+    )
+    record_files: int = _setting(
+        _whole(0, 10_000), "10", "files", "How many rotated files of each of them are kept"
     )
     log_level: str = _setting(
         _one_of("debug", "info", "warning", "error"), "info", "level", "What is logged, to stderr"

@@ -28,10 +28,15 @@ def store_failures(root: Path, doing: str) -> Iterator[None]:
         raise store_failed(root, doing, error) from None
 
 
+def is_full(error: OSError) -> bool:
+    """Whether no space or no quota is left."""
+    return error.errno in _FULL
+
+
 def store_failed(root: Path, doing: str, error: OSError) -> StoreFailed:
     """The error that `store_failures` raises."""
     reason = error.strerror or str(error)
     if isinstance(error, FileNotFoundError) and not root.is_dir():
         reason = "its folder is gone"
-    kind = StoreFull if error.errno in _FULL else StoreFailed
+    kind = StoreFull if is_full(error) else StoreFailed
     return kind(f"the adapter store cannot {doing}: {reason}")

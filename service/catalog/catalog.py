@@ -8,7 +8,9 @@ by an older revision.
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from weakref import WeakValueDictionary
 
 from adapters.backbone.model import check_fits
@@ -17,6 +19,7 @@ from adapters.errors import (
     DamagedFile,
     IncompatibleAdapter,
     InvalidAdapter,
+    StoreFailed,
     UnforcedReplacement,
 )
 from adapters.format.files import read_spec
@@ -29,9 +32,12 @@ from service.catalog.view import CatalogView
 from service.engine.interface import AdapterKey, Engine
 from service.engine.observer import Observer
 from service.errors import ServiceError
+from service.records.audit import AuditLog, Outcome
 
 logger = logging.getLogger(__name__)
 
+# Of a name in the audit log: a refused one may have any length.
+_MAX_NAME = 80
 # Adapters that are preloaded at the same time when the service starts.
 _PRELOADED_TOGETHER = 16
 
@@ -44,12 +50,20 @@ class Catalog(CatalogView):
             of the event loop in which the map changes.
     """
 
-    def __init__(self, store: AdapterStore, engine: Engine, *, observer: Observer) -> None:
+    def __init__(
+        self,
+        store: AdapterStore,
+        engine: Engine,
+        *,
+        observer: Observer,
+        audit: AuditLog | None = None,
+    ) -> None:
         super().__init__(store.root)
         self.on_update: Callable[[str, CatalogEntry | None], None] = lambda *_: None
         self._store = store
         self._engine = engine
         self._observer = observer
+        self._audit = audit or AuditLog(None)
         self._changes: set[asyncio.Future[ChangeResult]] = set()
         self._stored_bytes = 0
         # A lock is dropped when nothing holds it or waits for it.
@@ -82,16 +96,24 @@ class Catalog(CatalogView):
                 entry = self._entries.get(name)
                 if entry is None or entry.refusal is not None:
                     continue
-                checked = await asyncio.to_thread(self._hashed, entry)
+                try:
+                    checked = await asyncio.to_thread(self._hashed, entry)
+                except StoreFailed as error:
+                    logger.warning("the stored files cannot be checked now: %s", error)
+                    return
                 if checked.refusal is not None:
                     self._set(checked)
 
     async def apply(self, change: Change) -> ChangeResult:
         spec = None
         if change.operation == "publish":
-            self.check(change.name, change.condition)
             assert change.file is not None, "a file is received before it is published"
-            spec = await self._engine.check(received_path(self.root, change.file.name))
+            try:
+                self.check(change.name, change.condition)
+                spec = await self._engine.check(received_path(self.root, change.file.name))
+            except AdapterError as error:
+                await self._record_end(change, "", error)
+                raise
         # Runs to its end even if its request is cancelled: store and map must stay the same.
         task = asyncio.ensure_future(self._apply(change, spec))
         self._changes.add(task)
@@ -100,27 +122,86 @@ class Catalog(CatalogView):
 
     async def _apply(self, change: Change, uploaded: AdapterSpec | None) -> ChangeResult:
         async with self._lock(change.name):
-            if change.operation not in ("unload", "rehash", "settle"):
-                await self._reconcile(change.name)
-            match change.operation:
-                case "publish":
-                    assert uploaded is not None
-                    return await self._publish(change, uploaded)
-                case "rollback":
-                    return await self._roll_back(change)
-                case "delete":
-                    return await self._delete(change)
-                case "delete_revision":
-                    return await self._delete_revision(change)
-                case "unload":
-                    self._set(self.entry(change.name).unloaded())
-                    return ChangeResult()
-                case "reload":
-                    return await self._reload(change.name)
-                case "rehash":
-                    return await self._rehash(change.name, change.revision or "")
-                case "settle":
-                    return ChangeResult()
+            if change.operation in ("rehash", "settle"):
+                return await self._perform(change, uploaded)
+            before = self._entries.get(change.name)
+            recorded = ""
+            try:
+                if change.operation != "unload":
+                    await self._reconcile(change.name)
+                before = self._entries.get(change.name)
+                recorded = await self._record_begin(change)
+                result = await self._perform(change, uploaded)
+            except Exception as error:
+                if isinstance(error, StoreFailed):
+                    # What the disk made of it may be either.
+                    with suppress(AdapterError):
+                        await self._reconcile(change.name)
+                await self._record_end(change, recorded, error, before=before)
+                raise
+            await self._record_end(change, recorded, result, before=before)
+            return result
+
+    async def _perform(self, change: Change, uploaded: AdapterSpec | None) -> ChangeResult:
+        match change.operation:
+            case "publish":
+                assert uploaded is not None
+                return await self._publish(change, uploaded)
+            case "rollback":
+                return await self._roll_back(change)
+            case "delete":
+                return await self._delete(change)
+            case "delete_revision":
+                return await self._delete_revision(change)
+            case "unload":
+                self._set(self.entry(change.name).unloaded())
+                return ChangeResult()
+            case "reload":
+                return await self._reload(change.name)
+            case "rehash":
+                return await self._rehash(change.name, change.revision or "")
+            case "settle":
+                return ChangeResult()
+
+    async def _record_begin(self, change: Change) -> str:
+        """
+        Raises:
+            AuditFailed, StoreFailed: the change cannot be recorded, so it must not be made.
+        """
+        facts = _facts_of(change) | {"old": self._current(change.name)}
+        return await asyncio.to_thread(
+            self._audit.begun,
+            f"adapter.{change.operation}",
+            facts,
+            makes_room=change.operation in ("delete", "delete_revision"),
+        )
+
+    async def _record_end(
+        self,
+        change: Change,
+        recorded: str,
+        outcome: ChangeResult | Exception,
+        *,
+        before: CatalogEntry | None = None,
+    ) -> None:
+        after = self._entries.get(change.name)
+        stored = {item.revision for item in after.revisions} if after else set()
+        removed = [item.revision for item in (before.revisions if before else ())]
+        facts = _facts_of(change) | {
+            "old": before.current if before else None,
+            "new": after.current if after else None,
+            "removed": [revision for revision in removed if revision not in stored],
+        }
+        reason: str | None = None
+        word: Outcome = "done"
+        if isinstance(outcome, Exception):
+            reason = str(outcome)
+            refused = isinstance(outcome, AdapterError) and not isinstance(outcome, StoreFailed)
+            word = "refused" if refused else "failed"
+        elif change.operation == "publish" and not outcome.changed:
+            word = "unchanged"
+        event = f"adapter.{change.operation}"
+        await asyncio.to_thread(self._audit.ended, event, recorded, facts, word, reason)
 
     async def reconcile(self) -> None:
         """Take over what the store holds now, for when its folder was replaced."""
@@ -215,7 +296,8 @@ class Catalog(CatalogView):
         revision = entry.revision(prefix)
         try:
             await asyncio.to_thread(verified_file, self._store.root, name, revision)
-        except (AdapterError, OSError) as error:
+        except AdapterError as error:
+            self._raise_trouble(error)
             damage = DamagedFile(f"adapter {name!r}, {revision}: {error}")
             if not isinstance(entry.unusable.get(revision), DamagedFile):
                 self._set(entry.damaged(revision, damage))
@@ -292,14 +374,35 @@ class Catalog(CatalogView):
         if current is None or entry.refusal is not None:
             return entry
         try:
-            self._store.read(name, current)
-        except (AdapterError, OSError) as error:
+            verified_file(self.root, name, current)
+        except AdapterError as error:
+            self._raise_trouble(error)
             damage = DamagedFile(f"adapter {name!r}, {current}: {error}")
             return entry.damaged(current, damage)
         return entry
 
+    def _raise_trouble(self, error: AdapterError) -> None:
+        """Raise an error again if it is the whole store's, and says nothing about one file."""
+        if isinstance(error, StoreFailed) and not self._store.root.is_dir():
+            raise error
+
     def _lock(self, name: str) -> asyncio.Lock:
         return self._locks.setdefault(name, asyncio.Lock())
+
+
+def _facts_of(change: Change) -> dict[str, Any]:
+    """What the audit log tells of a change before it is made."""
+    facts: dict[str, Any] = {
+        "who": change.client,
+        "address": change.address,
+        "request_id": change.request_id,
+        "adapter": change.name[:_MAX_NAME],
+    }
+    if change.file is not None:
+        facts |= {"file": change.file.revision, "force": change.force}
+    if change.revision is not None:
+        facts["revision"] = change.revision
+    return facts
 
 
 def _files_of(zoo: Path | None) -> list[Path]:

@@ -43,6 +43,7 @@ ConnectionEnd = Literal[
 Tier = Literal["registered", "active"]
 # No label is empty.
 NO_LABEL = ""
+RecordLog = Literal["access", "decisions"]
 FailureReason = Literal[
     "overloaded",
     "deadline",
@@ -134,6 +135,12 @@ class Observer:
 
     def stored(self, adapters: int, bytes_held: int) -> None:
         """How many adapters the catalog knows, and the size of their current files."""
+
+    def audit_failed(self) -> None:
+        """A record of the audit log was lost, or a change refused because of it."""
+
+    def records_dropped(self, log: RecordLog, records: int) -> None:
+        """Refused requests, or decisions of whole requests, are missing in their log."""
 
     def store_state(self, usable: bool, free_bytes: int) -> None:
         """Whether the store can be changed now, and how much space it has."""

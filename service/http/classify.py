@@ -17,6 +17,8 @@ from service.errors import AdapterLoadFailed, InferenceFailed, InvalidRequest, O
 from service.http.bodies import MAX_DETAILS
 from service.http.connection import while_connected
 from service.http.lifecycle import Service, service_of
+from service.observability.logs import request_id
+from service.records.decisions import DecisionLog, decided
 
 # Tokenising fewer characters than this takes less time than the way to a thread and back.
 INLINE_CHARACTERS = 2000
@@ -142,6 +144,9 @@ async def classify(
     )
     _count_answers(service, answers)
     service.guard.charge(answers.tokens)
+    if service.decisions is not None:
+        client = request.scope.get("idspam.client", "")
+        _record(service, service.decisions, answers, client, perf_counter() - started)
     return answers
 
 
@@ -222,6 +227,21 @@ def _count_answers(service: Service, answers: Answers) -> None:
     for index, labels in answers.label_sets.items():
         for label in labels or (NO_LABEL,):
             service.metrics.label_given(answers.texts[index].key.name, label)
+
+
+def _record(
+    service: Service, decisions: DecisionLog, answers: Answers, client: str, seconds: float
+) -> None:
+    """Into the decision log: each text's label, or its set, with the score of the best label."""
+    labels = [
+        best if chosen is None else chosen
+        for best, chosen in zip(answers.labels, answers.label_sets, strict=True)
+    ]
+    scores = [float(row.scores.max()) for row in answers.rows]
+    backbone = service.engine.info.identity.name
+    decisions.offer(
+        decided(request_id.get(), client, backbone, answers.texts, labels, scores, seconds)
+    )
 
 
 def _count_failures(

@@ -37,6 +37,7 @@ from adapters.errors import (
 )
 from service.errors import (
     AdapterLoadFailed,
+    AuditFailed,
     BodyTimeout,
     DeadlineExceeded,
     EngineUnavailable,
@@ -135,6 +136,7 @@ _TABLE: tuple[tuple[type[Exception], int, str, str], ...] = (
     (UnusableBackbone, 500, "backbone_unusable", "A start error: unusable backbone files."),
     (AdapterError, 500, "adapter_error", "Another failure around an adapter."),
     (ServiceError, 500, "service_error", "Another failure of the service."),
+    (AuditFailed, 503, "audit_failed", "The audit log cannot be written; nothing changed."),
     (NotReady, 503, "not_ready", "Loading or warming up. `Retry-After` is set."),
     (EngineUnavailable, 503, "unavailable", _UNAVAILABLE),
     (Unavailable, 503, "unavailable", _UNAVAILABLE),

@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from time import monotonic
 
 from starlette.requests import Request
@@ -26,6 +27,8 @@ from service.errors import EngineUnavailable
 from service.http.body_budget import BodyBudget
 from service.observability.logs import request_id
 from service.observability.tracing import Tracing
+from service.records.audit import AccessRecords, audit_file
+from service.records.decisions import decision_log
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -42,9 +45,11 @@ class Service:
         body_budget: of the bodies in flight in this process.
         starting: the task that loads; its exception says why the service could not start.
         guard: decides who may do what.
+        decisions: where answers are recorded, if anywhere.
 
     Raises:
         BadKeys: the keys cannot be used.
+        OSError: the decision log cannot be written.
     """
 
     starting: "asyncio.Task[None]"
@@ -60,6 +65,11 @@ class Service:
         self.settings = settings
         self.metrics = metrics
         self.guard = Guard(settings, metrics, quotas)
+        self._access_records = AccessRecords(
+            audit_file(settings), dropped=partial(metrics.records_dropped, "access")
+        )
+        self.guard.listen(self._access_records.listen)
+        self.decisions = decision_log(settings, partial(metrics.records_dropped, "decisions"))
         self.tracing = Tracing(settings.otlp_endpoint)
         self.engine = backend.engine
         self.body_budget = BodyBudget(settings.body_bytes_share)
@@ -129,6 +139,9 @@ class Service:
         self._watching.cancel()
         await self._backend.stop()
         await asyncio.to_thread(self.tracing.close)
+        await asyncio.to_thread(self._access_records.close)
+        if self.decisions is not None:
+            await asyncio.to_thread(self.decisions.close)
 
 
 def origin_of(request: Request) -> Origin:

@@ -53,6 +53,8 @@ COUNTED = (
     "overload_refused",
     "failed",
     "dropped",
+    "audit_failed",
+    "records_dropped",
 )
 # These report the engine's present state: only the last call counts, and none once that engine has
 # ended. By method: the argument with a separate state for each of its values, if any.

@@ -22,6 +22,7 @@ from service.engine.observer import (
     FailureReason,
     Observer,
     Outcome,
+    RecordLog,
     Tier,
     UploadOutcome,
 )
@@ -106,6 +107,7 @@ class Metrics(Observer):
         self._eviction_ages = _children(of["idspam_adapter_eviction_age_seconds"], tiers)
         self._passes = _children(of["idspam_passes_total"], ("graph", "eager"))
         self._ends = _children(of["idspam_connections_ended_total"], get_args(ConnectionEnd))
+        self._records_dropped = _children(of["idspam_records_dropped_total"], get_args(RecordLog))
         self._uploads = _children(of["idspam_uploads_total"], get_args(UploadOutcome))
         self._predictions: dict[str, dict[str, Any]] = {}
         # Created when they are first counted: only some adapters give several labels.
@@ -193,6 +195,12 @@ class Metrics(Observer):
     def stored(self, adapters: int, bytes_held: int) -> None:
         self._tier_adapters["stored"].set(adapters)
         self._tier_bytes["stored"].set(bytes_held)
+
+    def audit_failed(self) -> None:
+        self._by_name["idspam_audit_failures_total"].inc()
+
+    def records_dropped(self, log: RecordLog, records: int) -> None:
+        self._records_dropped[log].inc(records)
 
     def store_state(self, usable: bool, free_bytes: int) -> None:
         self._by_name["idspam_store_usable"].set(usable)

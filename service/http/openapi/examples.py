@@ -50,6 +50,7 @@ ERRORS: tuple[Exception, ...] = (
     adapter_errors.StoreFailed("the adapter store cannot publish: Read-only file system"),
     adapter_errors.StoreFull("the adapter store cannot publish: No space left on device"),
     RuntimeError("what the log says, and the client does not see"),
+    errors.AuditFailed("the change cannot be recorded: No space left on device"),
     errors.NotReady("warming up"),
     errors.EngineUnavailable("the service is draining"),
     errors.DeadlineExceeded("the deadline passed before the answer was there"),

@@ -31,7 +31,7 @@ SERVED = (*NAMED, "adapter_incompatible", "adapter_unloaded", "adapter_damaged")
 # The adapter of a request that names none.
 DEFAULT = (*SERVED, "not_found")
 INFERENCE = ("inference_failed", "adapter_load_failed", "deadline_exceeded")
-CHANGE = ("adapter_name_invalid", "revision_conflict", "store_failed")
+CHANGE = ("adapter_name_invalid", "revision_conflict", "store_failed", "audit_failed")
 FILE = (
     "adapter_incompatible",
     "adapter_invalid",

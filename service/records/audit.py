@@ -1,0 +1,164 @@
+"""The audit log: who changed which adapter or key, and whose request was refused.
+
+A change has two lines with the same `change`: `begun`, which is on the disk before anything is
+changed, and `ended` with its outcome. One without the other was interrupted. A change that cannot
+be recorded is refused, but for deletions where the disk is full, which is what makes room.
+"""
+
+import logging
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import orjson
+
+from adapters.format.failures import is_full, store_failed
+from service.access.events import AccessEvent, AccessRefused
+from service.errors import AuditFailed
+from service.records.background import BackgroundLines
+from service.records.line_file import LineFile, now
+from service.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+# Done; nothing was to be done; the caller's fault; the service's, or unknown.
+Outcome: TypeAlias = Literal["done", "unchanged", "refused", "failed"]
+
+# Refused requests that wait to be written. Beyond them they are counted, not kept: whoever sends
+# wrong keys without end must not fill memory.
+_MAX_REFUSALS = 1000
+
+
+class AuditLog:
+    """Appends records of changes, synced; with `file` None it records nothing.
+
+    Every method blocks on the disk.
+
+    Args:
+        store: the folder of the adapter store, if the log is on its disk.
+        failed: called when a record is lost.
+    """
+
+    def __init__(
+        self,
+        file: LineFile | None,
+        *,
+        store: Path | None = None,
+        failed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._file = file
+        self._store = store
+        self._failed = failed
+
+    def begun(self, event: str, facts: Mapping[str, Any], *, makes_room: bool = False) -> str:
+        """Record a change before it is made; returns what its `ended` line is told by.
+
+        Args:
+            makes_room: the change goes on unrecorded if the disk is full.
+
+        Raises:
+            AuditFailed: it could not be recorded, so it must not be made.
+            StoreFailed: the same, where the disk is the store's.
+        """
+        change = secrets.token_hex(8)
+        try:
+            self._append(event, {"change": change, "stage": "begun", **facts})
+        except OSError as error:
+            self._failed()
+            reason = error.strerror or str(error)
+            if not (makes_room and is_full(error)):
+                if self._store is not None:
+                    raise store_failed(self._store, "record the change", error) from None
+                raise AuditFailed(f"the change cannot be recorded: {reason}") from None
+            logger.error("the audit log misses that a change began: %s", reason)
+        return change
+
+    def ended(
+        self,
+        event: str,
+        change: str,
+        facts: Mapping[str, Any],
+        outcome: Outcome,
+        reason: str | None = None,
+    ) -> None:
+        """Record how a change ended. If that fails, it is logged: what is done is done.
+
+        Args:
+            change: what `begun` returned; empty if it was refused before that.
+        """
+        record = {
+            "change": change or secrets.token_hex(8),
+            "stage": "ended",
+            **facts,
+            "outcome": outcome,
+            "reason": reason,
+        }
+        try:
+            self._append(event, record)
+        except OSError as error:
+            self._failed()
+            logger.error("the audit log misses a change event=%s %s", event, error)
+
+    def _append(self, event: str, facts: Mapping[str, Any]) -> None:
+        if self._file is not None:
+            self._file.append(_line(event, facts), sync=True)
+
+
+class AccessRecords:
+    """Refused requests and changed keys, recorded by a thread: `Guard.listen` takes `listen`."""
+
+    def __init__(self, file: LineFile | None, dropped: Callable[[int], None]) -> None:
+        self._lines: BackgroundLines[AccessEvent] | None = None
+        if file is not None:
+            self._lines = BackgroundLines(
+                file, _access_line, limit=_MAX_REFUSALS, dropped=dropped, sync=True
+            )
+
+    def listen(self, event: AccessEvent) -> None:
+        if self._lines is not None:
+            self._lines.offer(event, 1)
+
+    def close(self) -> None:
+        if self._lines is not None:
+            self._lines.close()
+
+
+def audit_log(settings: Settings, failed: Callable[[], None] = lambda: None) -> AuditLog:
+    """The audit log that the settings describe; without a file if they want none."""
+    file = audit_file(settings)
+    inside = file is not None and file.path.is_relative_to(settings.adapter_dir)
+    return AuditLog(file, store=settings.adapter_dir if inside else None, failed=failed)
+
+
+def audit_file(settings: Settings) -> LineFile | None:
+    """The file of the audit log, if the settings want one."""
+    if settings.audit_log is None:
+        return None
+    path = settings.audit_log
+    if path == Path():
+        path = settings.adapter_dir / ".audit" / "audit.jsonl"
+    return LineFile(path, max_bytes=settings.record_bytes, kept=settings.record_files)
+
+
+def check_audit_log(settings: Settings) -> None:
+    """
+    Raises:
+        OSError: the audit log cannot be written.
+    """
+    if (file := audit_file(settings)) is not None:
+        file.append(b"", sync=False)
+
+
+def _access_line(event: AccessEvent) -> bytes:
+    facts = asdict(event)
+    facts.pop("at")
+    name = "request.refused" if isinstance(event, AccessRefused) else "keys.changed"
+    return _line(name, facts)
+
+
+def _line(event: str, facts: Mapping[str, Any]) -> bytes:
+    record = {"time": now(), "event": event, **facts, "process": os.getpid()}
+    return orjson.dumps(record, default=str, option=orjson.OPT_APPEND_NEWLINE)

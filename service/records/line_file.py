@@ -1,0 +1,120 @@
+"""A file of lines that several processes append to, rotated by size and by age.
+
+Every append holds a `flock`, so lines of different processes never mix, and the order in the file
+is the order in which they were written. A rotated file gets the time of its rotation as a suffix.
+"""
+
+import fcntl
+import os
+import re
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from time import time
+
+_DAY_SECONDS = 86400.0
+# Lines begin with their time.
+_TIME = re.compile(rb'\{"time":"([^"]{19,32})"')
+
+
+class LineFile:
+    """Open only while it appends: so it can be moved away, and its disk made read-only.
+
+    Args:
+        path: its folder is created when needed, but not the one above it. A new file can be read
+            by its owner alone.
+        max_bytes: a line that would make the file larger goes to a new file.
+        kept: rotated files that are kept, the newest.
+        days: the file is rotated after a day, and rotated files are removed once they are this
+            old. None: age does not matter.
+    """
+
+    def __init__(self, path: Path, *, max_bytes: int, kept: int, days: int | None = None) -> None:
+        self.path = path
+        self._max_bytes = max_bytes
+        self._kept = kept
+        self._days = days
+
+    def append(self, lines: bytes, *, sync: bool) -> None:
+        """Append whole lines, all of them or none.
+
+        Args:
+            sync: return when they are on the disk.
+
+        Raises:
+            OSError: they could not be written.
+        """
+        self.path.parent.mkdir(exist_ok=True)
+        descriptor = self._opened()
+        try:
+            size = os.fstat(descriptor).st_size
+            if size and (size + len(lines) > self._max_bytes or self._is_of_yesterday(descriptor)):
+                self._rotate()
+                os.close(descriptor)
+                descriptor = self._opened()
+                size = os.fstat(descriptor).st_size
+            self._write(descriptor, lines, size, sync=sync)
+        finally:
+            os.close(descriptor)
+
+    def remove_expired(self) -> None:
+        """Remove rotated files beyond their number or age; called by `append` where it rotates.
+
+        Raises:
+            OSError: the folder cannot be read.
+        """
+        rotated = sorted(self.path.parent.glob(f"{self.path.name}.2*Z"))
+        too_many = rotated[: -self._kept] if self._kept else rotated
+        for path in rotated:
+            with suppress(FileNotFoundError):
+                age = time() - path.stat().st_mtime
+                if path in too_many or (self._days and age > self._days * _DAY_SECONDS):
+                    path.unlink()
+
+    def _opened(self) -> int:
+        """The file, locked."""
+        while True:
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+            descriptor = os.open(self.path, flags, 0o600)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            # Another process may have rotated it before the lock was free.
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), os.stat(self.path)):
+                    return descriptor
+            os.close(descriptor)
+
+    def _write(self, descriptor: int, lines: bytes, size: int, *, sync: bool) -> None:
+        # A power failure may have cut the last line.
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            lines = b"\n" + lines
+        try:
+            left = memoryview(lines)
+            while left:
+                left = left[os.write(descriptor, left) :]
+            if sync:
+                os.fsync(descriptor)
+        except OSError:
+            with suppress(OSError):
+                os.ftruncate(descriptor, size)
+            raise
+
+    def _rotate(self) -> None:
+        now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+        self.path.rename(self.path.with_name(f"{self.path.name}.{now}"))
+        self.remove_expired()
+
+    def _is_of_yesterday(self, descriptor: int) -> bool:
+        """Whether the file's first line is a day old."""
+        if self._days is None:
+            return False
+        match = _TIME.match(os.pread(descriptor, 64, 0))
+        try:
+            first = datetime.fromisoformat(match[1].decode()) if match else None
+        except ValueError:
+            first = None
+        return first is not None and time() - first.timestamp() > _DAY_SECONDS
+
+
+def now() -> str:
+    """The time as records have it: UTC, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
