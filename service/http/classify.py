@@ -145,7 +145,6 @@ async def classify(
     _count_answers(service, answers)
     service.guard.charge(answers.tokens)
     if service.decisions is not None:
-        client = request.scope.get("idspam.client", "")
         _record(service, service.decisions, answers, client, perf_counter() - started)
     return answers
 
@@ -233,10 +232,7 @@ def _record(
     service: Service, decisions: DecisionLog, answers: Answers, client: str, seconds: float
 ) -> None:
     """Into the decision log: each text's label, or its set, with the score of the best label."""
-    labels = [
-        best if chosen is None else chosen
-        for best, chosen in zip(answers.labels, answers.label_sets, strict=True)
-    ]
+    labels = [answers.label_sets.get(index, label) for index, label in enumerate(answers.labels)]
     scores = [float(row.scores.max()) for row in answers.rows]
     backbone = service.engine.info.identity.name
     decisions.offer(
