@@ -60,6 +60,16 @@ class UnusableBackbone(AdapterError):
     """The backbone's files are missing, unreadable or not the expected ones."""
 
 
+class UncuttableText(AdapterError):
+    """A long text that cannot be divided without a risk of other tokens."""
+
+    def __init__(self, longest: int) -> None:
+        super().__init__(
+            f"more than {longest} characters without a place to divide them: a space after a "
+            "letter, for instance. Send less of this text"
+        )
+
+
 class StoreError(AdapterError):
     """Base of the store's errors."""
 

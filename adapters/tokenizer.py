@@ -5,18 +5,29 @@ is read at that token, so even an empty text has one.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
+from adapters.long_text import SLICE, Pipeline, Reader
+
+T = TypeVar("T")
 Ids: TypeAlias = npt.NDArray[np.int64]
 # The end of a text that is cut off if the text is too long.
 End: TypeAlias = Literal["head", "tail"]
+# Work in pieces of a few milliseconds; it yields before each.
+Steps: TypeAlias = Generator[None, None, T]
+
+# Encoding a longer text whole takes longer than looking for the part that is read.
+_SHORT = 2048
+# Of two texts with more tokens than this nobody counts which one has more: the first one is taken
+# to be no longer.
+_COMPARED = 2**14
 
 # The tokenizer's hash covers its vocabulary and the encodings of these texts: two tokenizers with
 # one vocabulary may still behave differently.
@@ -73,6 +84,7 @@ class TextEncoder:
             )
         self._single = _template(self._base.encode("a"))
         self._pair = _template(self._base.encode("a", "a"))
+        self._pipeline = Pipeline.of(self._base)
         self.sha256 = self._hash()
 
     def to_json(self) -> str:
@@ -85,47 +97,131 @@ class TextEncoder:
     def encode(
         self, text: str, pair: str | None = None, *, max_length: int, cut: End = "tail"
     ) -> Encoding:
-        """Encode a text or pair in at most `max_length` tokens; the longer text is cut first."""
+        """Encode a text or pair in at most `max_length` tokens; the longer text is cut first.
+
+        Raises:
+            UncuttableText: as `steps`.
+        """
         texts = [text] if pair is None else [text, pair]
+        if sum(map(len, texts)) > _SHORT:
+            return _result(self._read(texts, max_length, cut))
         encoded = [self._base.encode(each, add_special_tokens=False).ids for each in texts]
-        return self._assemble(encoded, max_length, cut)
+        return self._cut(encoded, max_length, cut)
 
     def encode_batch(
         self, texts: Sequence[tuple[str, str | None]], *, max_length: int, cut: End = "tail"
     ) -> list[Encoding]:
         """As `encode`, for many texts in the tokenizer's threads."""
-        flat = [text for pair in texts for text in pair if text is not None]
-        encoded = iter(self._base.encode_batch_fast(flat, add_special_tokens=False))
-        return [
-            self._assemble(
-                [next(encoded).ids for text in pair if text is not None], max_length, cut
-            )
-            for pair in texts
-        ]
+        return _result(self.steps([(*pair, max_length) for pair in texts], cut=cut))
+
+    def steps(
+        self, texts: Sequence[tuple[str, str | None, int]], *, cut: End = "tail"
+    ) -> Steps[list[Encoding]]:
+        """Encode texts or pairs, each in its own number of tokens, in pieces of bounded work.
+
+        Between two pieces the caller may give up. What they cost depends on the tokens that are
+        kept and not on the length of the texts.
+
+        Raises:
+            UncuttableText: a text that has too many characters and no place to divide them; see
+            `adapters.long_text`.
+        """
+        encodings: list[Encoding | None] = [None] * len(texts)
+        waiting: list[int] = []
+        characters = 0
+        for index, (text, pair, max_length) in enumerate(texts):
+            length = len(text) + len(pair or "")
+            if length > SLICE:
+                each = [text] if pair is None else [text, pair]
+                encodings[index] = yield from self._read(each, max_length, cut)
+                continue
+            waiting.append(index)
+            characters += length
+            if characters >= SLICE:
+                yield
+                self._encode_whole(texts, waiting, cut, encodings)
+                waiting, characters = [], 0
+        if waiting:
+            yield
+            self._encode_whole(texts, waiting, cut, encodings)
+        return [encoding for encoding in encodings if encoding is not None]
+
+    def count(self, text: str, pair: str | None = None, *, limit: int) -> Steps[int]:
+        """How many tokens a text or pair has, special tokens included; `limit + 1` if it is more.
+
+        Raises:
+            UncuttableText: as `steps`.
+        """
+        template, total = self._single if pair is None else self._pair, 0
+        total = sum(piece.text is None for piece in template)
+        for each in [text] if pair is None else [text, pair]:
+            reader = Reader(self._pipeline, each, "first")
+            yield from reader.read(max(0, limit - total) + 1)
+            total += len(reader)
+        return min(total, limit + 1)
 
     def tokens(self, encoding: Encoding) -> list[str]:
         """The token strings, to show which of them made a prompt."""
         return [self._base.id_to_token(int(token)) or "" for token in encoding.input_ids]
 
-    def _assemble(self, texts: list[list[int]], max_length: int, cut: End) -> Encoding:
-        template = self._single if len(texts) == 1 else self._pair
-        room = max_length - sum(piece.text is None for piece in template)
-        kept = _shares([len(text) for text in texts], max(room, 0))
-        truncated = [
-            text[: kept[index]] if cut == "tail" else text[len(text) - kept[index] :]
-            for index, text in enumerate(texts)
+    def _encode_whole(
+        self,
+        texts: Sequence[tuple[str, str | None, int]],
+        chosen: Sequence[int],
+        cut: End,
+        encodings: list[Encoding | None],
+    ) -> None:
+        """Encode the chosen texts, none of them long, in one call of the tokenizer."""
+        flat = [text for index in chosen for text in texts[index][:2] if text is not None]
+        encoded = iter(self._base.encode_batch_fast(flat, add_special_tokens=False))
+        for index in chosen:
+            text, pair, max_length = texts[index]
+            ids = [next(encoded).ids for each in (text, pair) if each is not None]
+            encodings[index] = self._cut(ids, max_length, cut)
+
+    def _read(self, texts: list[str], max_length: int, cut: End) -> Steps[Encoding]:
+        """Encode a long text or pair, reading no more of it than is kept."""
+        room = self._room(len(texts), max_length)
+        end: Literal["first", "last"] = "first" if cut == "tail" else "last"
+        readers = [Reader(self._pipeline, text, end) for text in texts]
+        for reader in readers:
+            # One more than is kept tells that something is left out.
+            yield from reader.read(room + 1)
+        if len(readers) == 2 and room % 2:
+            yield from _compare(readers)
+        lengths = _counted([len(reader) for reader in readers])
+        kept = _shares(lengths, room)
+        ids = [reader.ids(share) for reader, share in zip(readers, kept, strict=True)]
+        return self._assemble(ids, max_length, truncated=sum(kept) < sum(lengths))
+
+    def _cut(self, texts: list[list[int]], max_length: int, cut: End) -> Encoding:
+        """Texts that were encoded whole."""
+        lengths = _counted([len(text) for text in texts])
+        kept = _shares(lengths, self._room(len(texts), max_length))
+        ids = [
+            text[:share] if cut == "tail" else text[len(text) - share :]
+            for text, share in zip(texts, kept, strict=True)
         ]
+        return self._assemble(ids, max_length, truncated=sum(kept) < sum(lengths))
+
+    def _room(self, texts: int, max_length: int) -> int:
+        """How many tokens are left beside the special ones."""
+        template = self._single if texts == 1 else self._pair
+        return max(0, max_length - sum(piece.text is None for piece in template))
+
+    def _assemble(self, texts: list[list[int]], max_length: int, *, truncated: bool) -> Encoding:
+        template = self._single if len(texts) == 1 else self._pair
         input_ids: list[int] = []
         token_type_ids: list[int] = []
         for piece in template:
-            ids = [piece.input_id] if piece.text is None else truncated[piece.text]
+            ids = [piece.input_id] if piece.text is None else texts[piece.text]
             input_ids += ids
             token_type_ids += [piece.token_type_id] * len(ids)
         # If not even the special tokens fit, they are cut as well.
         return Encoding(
             input_ids=np.array(input_ids[:max_length], dtype=np.int64),
             token_type_ids=np.array(token_type_ids[:max_length], dtype=np.int64),
-            truncated=len(input_ids) > max_length or sum(kept) < sum(map(len, texts)),
+            truncated=truncated or len(input_ids) > max_length,
         )
 
     def _hash(self) -> str:
@@ -147,6 +243,33 @@ def _template(encoded: Any) -> tuple[_Piece, ...]:
         if text is None or all(piece.text != text for piece in pieces):
             pieces.append(_Piece(text, input_id, type_id))
     return tuple(pieces)
+
+
+def _result(steps: Steps[T]) -> T:
+    """All steps one after the other."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as stop:
+            value: T = stop.value
+            return value
+
+
+def _compare(readers: Sequence[Reader]) -> Steps[None]:
+    """Read on until it is known which of two texts has more tokens."""
+    while True:
+        unfinished = [reader for reader in readers if not reader.complete]
+        finished = [len(reader) for reader in readers if reader.complete]
+        if not unfinished or (finished and len(unfinished[0]) > finished[0]):
+            return
+        reader = min(unfinished, key=len)
+        if len(reader) > _COMPARED:
+            return
+        yield from reader.read(len(reader) + _COMPARED // 16)
+
+
+def _counted(lengths: list[int]) -> list[int]:
+    return [_COMPARED] * len(lengths) if min(lengths) > _COMPARED else lengths
 
 
 def _shares(lengths: list[int], room: int) -> list[int]:
