@@ -52,13 +52,14 @@ _LETTERS = (
     "\u0e01-\u0e2e\u3041-\u3096\u30a1-\u30fa\uac00-\ud7a3"
 )
 _IDEOGRAPHS = "\u3400-\u4dbf\u4e00-\u9fff"
+_EMOJI = "\U0001f300-\U0001f3fa\U0001f400-\U0001f64f\U0001f680-\U0001f6d2"
 _VISIBLE = (
     _LETTERS + _IDEOGRAPHS + "!-/:-@\\[-`{-~\u2013\u2014\u2018-\u201d\u2026\u3001\u3002"
-    "\u3008-\u3011\uff01\uff0c\uff1a\uff1b\uff1f\U0001f300-\U0001f3fa\U0001f400-\U0001f64f"
-    "\U0001f680-\U0001f6d2"
+    "\u3008-\u3011\uff01\uff0c\uff1a\uff1b\uff1f" + _EMOJI
 )
 _QUIET = re.compile(f"[{_VISIBLE} \t\n](?=[{_VISIBLE} \t\n])")
 _CUT = f"(?<=[{_VISIBLE}])"
+_NOT_SPACE = re.compile(r"\S")
 _BLANK = " \t\n"
 _DROP_SPACES = ("BertPreTokenizer", "Whitespace", "WhitespaceSplit")
 # The 256 characters that stand for bytes.
@@ -75,6 +76,9 @@ class Pipeline:
     is only ever encoded whole.
     any_start: all words but the first are settled too, so a window may begin anywhere.
     joined: neighbours that a window must not end between, because an added token has them.
+    added: the ids of tokens that are found before there are words.
+    absorbing: the first letters of added tokens that take in the spaces before them.
+    spaces: the length of the longest added token of spaces; a window may end in the middle of one.
     words: None if no prefix of a word tells how the word is encoded.
     """
 
@@ -83,6 +87,9 @@ class Pipeline:
     cut: re.Pattern[str] | None = None
     any_start: bool = False
     joined: frozenset[tuple[str, str]] = frozenset()
+    added: frozenset[int] = frozenset()
+    absorbing: frozenset[str] = frozenset()
+    spaces: int = 0
     words: "WordModel | None" = None
 
     @staticmethod
@@ -109,17 +116,24 @@ class Pipeline:
                 return Pipeline(encode)
 
         # A token that takes in the space after it: no cut between the two.
-        absorbing = {token["content"][-1] for token in added if token["rstrip"]}
-        excluded = "".join(re.escape(end.lower() + end.upper()) for end in sorted(absorbing))
+        ends = {token["content"][-1] for token in added if token["rstrip"]}
+        excluded = "".join(re.escape(end.lower() + end.upper()) for end in sorted(ends))
         joined: Pairs = set(normalizer.joined)
+        # What is stripped there must be spaces alone, which collapse everywhere else.
+        after = f"(?= +[{_VISIBLE}])" if normalizer.strips_left else "(?= )"
+        blank = [token["content"] for token in added if token["content"].isspace()]
         for token in added:
-            joined.update(itertools.pairwise(token["content"]))
+            if token["content"] not in blank:
+                joined.update(itertools.pairwise(token["content"]))
         return Pipeline(
             encode,
             _shortening(description, normalizer, splits, tokenizer),
-            re.compile(_CUT + (f"(?<![{excluded}])" if excluded else "") + "(?= )"),
+            re.compile(_CUT + (f"(?<![{excluded}])" if excluded else "") + after),
             any_start=splits == ["BertPreTokenizer"],
             joined=frozenset((_plain(left), _plain(right)) for left, right in joined),
+            added=frozenset(token["id"] for token in added),
+            absorbing=frozenset(_plain(token["content"]) for token in added if token["lstrip"]),
+            spaces=max(map(len, blank), default=0),
             words=words,
         )
 
@@ -128,7 +142,9 @@ class Pipeline:
 
         No added token spans it either. The end of the text if there is none.
         """
-        for match in _QUIET.finditer(text, max(start, 1) - 1):
+        start = max(start, 1) - 1
+        # A longer window would be refused.
+        for match in _QUIET.finditer(text, start, start + LONGEST_STRETCH + 2 * SLICE):
             end = match.end()
             # `'s` and `'ll` are words of a byte-level tokenizer.
             if "'" in text[max(0, end - 2) : end]:
@@ -176,17 +192,8 @@ class WordModel:
     @cached_property
     def _bare(self) -> Tokenizer:
         """The model without normalizer, words and added tokens."""
-        description = json.loads(self._whole.to_str())
-        parts = (
-            "truncation",
-            "padding",
-            "normalizer",
-            "pre_tokenizer",
-            "post_processor",
-            "decoder",
-        )
-        description |= {"added_tokens": []} | dict.fromkeys(parts)
-        return Tokenizer.from_str(json.dumps(description))
+        # The same model and not a copy through JSON, where a score may lose its last bit.
+        return Tokenizer(self._whole.model)
 
     @cached_property
     def _pieces(self) -> list[str]:
@@ -316,12 +323,29 @@ class Reader:
             return []
         if not self._is_first:
             return ids[len(words) - words[::-1].index(words[0]) :]
+        if self._window[-1].isspace():
+            limit = len(self._window)
+            if self._may_be_absorbed():
+                limit = len(self._window.rstrip()) - 1
+            elif pipeline.spaces:
+                # Greedy from the left: more spaces can change only the last tokens of a run.
+                limit -= 2 * pipeline.spaces
+            if limit < len(self._window):
+                return ids[: sum(stop <= limit for _, stop in encoding.offsets)]
         start = words.index(words[-1])
         # Looking closer at the last word is of use only if it may have all that is missing.
-        if pipeline.words is None or not start < missing <= len(ids):
+        is_added = start + 1 == len(ids) and ids[start] in pipeline.added
+        if pipeline.words is None or is_added or not start < missing <= len(ids):
             return ids[:start]
         agreed = yield from pipeline.words.agreed("".join(encoding.tokens[start:]))
         return ids[:start] + agreed
+
+    def _may_be_absorbed(self) -> bool:
+        """Whether an added token may take in the spaces at the end of the window."""
+        if not self._pipeline.absorbing:
+            return False
+        following = _NOT_SPACE.search(self._text, self._position)
+        return following is not None and _plain(following[0]) in self._pipeline.absorbing
 
 
 @dataclass(frozen=True, slots=True)
@@ -400,7 +424,9 @@ def _is_known(
     if "" in splits or ("ByteLevel" in splits and len(splits) > 1):
         return False
     if normalizer.strips_left and not (
-        normalizer.strips_right and (splits[0] in _DROP_SPACES or splits == ["Metaspace always"])
+        normalizer.strips_right
+        and normalizer.collapses
+        and (splits[0] in _DROP_SPACES or splits == ["Metaspace always"])
     ):
         return False
     for token in added:
@@ -449,7 +475,7 @@ def _shortening(
     if model["type"] != "WordPiece" or splits != ["BertPreTokenizer"] or inside:
         return lambda text: spaces.sub(few, text)
     # Every letter is at least one character of the word, so it stays longer than the model allows.
-    word = re.compile(f"([{_LETTERS}]{{{longest}}})[{_LETTERS}]+")
+    word = re.compile(f"([{_LETTERS}{_EMOJI}]{{{longest}}})[{_LETTERS}{_EMOJI}]+")
     return lambda text: word.sub(r"\1", spaces.sub(few, text))
 
 
