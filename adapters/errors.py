@@ -61,9 +61,13 @@ class UnusableBackbone(AdapterError):
 
 
 class UncuttableText(AdapterError):
-    """A long text that cannot be divided without a risk of other tokens."""
+    """A long text that cannot be divided without a risk of other tokens.
 
-    def __init__(self, longest: int) -> None:
+    index: which one it was, where several were encoded together.
+    """
+
+    def __init__(self, longest: int, index: int = 0) -> None:
+        self.index = index
         super().__init__(
             f"more than {longest} characters without a place to divide them: a space after a "
             "letter, for instance. Send less of this text"

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
+from adapters.errors import UncuttableText
 from adapters.long_text import SLICE, Pipeline, Reader
 
 T = TypeVar("T")
@@ -133,7 +134,11 @@ class TextEncoder:
             length = len(text) + len(pair or "")
             if length > SLICE:
                 each = [text] if pair is None else [text, pair]
-                encodings[index] = yield from self._read(each, max_length, cut)
+                try:
+                    encodings[index] = yield from self._read(each, max_length, cut)
+                except UncuttableText as error:
+                    error.index = index
+                    raise
                 continue
             waiting.append(index)
             characters += length

@@ -1,6 +1,5 @@
 """From texts to answers, whatever protocol they came in: tokenise, submit, answer."""
 
-import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,8 +8,9 @@ from typing import Literal
 
 from starlette.requests import Request
 
+from adapters.errors import UncuttableText
 from adapters.format.spec import AdapterSpec
-from adapters.tokenizer import Encoding, End, TextEncoder
+from adapters.tokenizer import Encoding, End, Steps, TextEncoder
 from service.engine.interface import AdapterKey, Completion, Entry, RowResult, cost_of
 from service.engine.observer import NO_LABEL
 from service.errors import AdapterLoadFailed, InferenceFailed, InvalidRequest, Overloaded
@@ -22,7 +22,8 @@ from service.records.decisions import DecisionLog, decided
 
 # Tokenising fewer characters than this takes less time than the way to a thread and back.
 INLINE_CHARACTERS = 2000
-_NO_LIMIT = 2**31 - 1
+# Tokens that are counted for a text that is refused because of its length.
+_MOST_COUNTED = 2**14
 
 
 # Not frozen: one is made for every text, and a frozen one takes four times as long.
@@ -82,13 +83,12 @@ async def classify(
         explain: return token weights too.
 
     Raises:
-        InvalidRequest: a text is too long and `cut` is `nothing`.
+        InvalidRequest: a text is too long and `cut` is `nothing`, or it cannot be cut.
         ServiceError: as `Predictor.predict`.
         UnknownAdapter, UnknownRevision: deleted since its name was resolved.
         ClientDisconnect: the client has gone.
     """
     service = service_of(request)
-    encoder = service.engine.info.encoder
     client: str = request.scope.get("idspam.client", "")
     weight: float = request.scope.get("idspam.weight", 1.0)
     try:
@@ -104,12 +104,12 @@ async def classify(
         raise
 
     started = perf_counter()
-    encodings = await _encode(encoder, texts, "tail" if cut == "nothing" else cut)
+    encodings = await _encode(request, texts, "tail" if cut == "nothing" else cut, deadline)
     tokenize_seconds = perf_counter() - started
     truncated = sum(encoding.truncated for encoding in encodings)
     service.metrics.tokenized(tokenize_seconds, truncated=truncated)
     if truncated and cut == "nothing":
-        raise await _too_long(encoder, texts, encodings)
+        raise await _too_long(request, texts, encodings, deadline)
 
     entries = [
         Entry(text.key, encoding, cost_of(encoding, text.spec), explain)
@@ -155,44 +155,60 @@ def ranked(scores: Sequence[float]) -> list[int]:
     return sorted(range(len(scores)), key=scores.__getitem__, reverse=True)
 
 
-async def _encode(encoder: TextEncoder, texts: Sequence[Text], cut: End) -> list[Encoding]:
+async def _encode(
+    request: Request, texts: Sequence[Text], cut: End, deadline: float
+) -> list[Encoding]:
+    """
+    Raises:
+        InvalidRequest: a text of which the part that is read cannot be told without the rest.
+        DeadlineExceeded, ClientDisconnect.
+    """
+    service = service_of(request)
+    encoder = service.engine.info.encoder
     characters = sum(len(item.text) + len(item.text_pair or "") for item in texts)
-    if characters >= INLINE_CHARACTERS:
-        return await asyncio.to_thread(_encode_many, encoder, texts, cut)
-    return [
-        encoder.encode(item.text, item.text_pair, max_length=item.spec.max_length, cut=cut)
-        for item in texts
-    ]
-
-
-def _encode_many(encoder: TextEncoder, texts: Sequence[Text], cut: End) -> list[Encoding]:
-    """One batch for each maximum length."""
-    by_length: dict[int, list[int]] = {}
-    for index, item in enumerate(texts):
-        by_length.setdefault(item.spec.max_length, []).append(index)
-    encodings: dict[int, Encoding] = {}
-    for max_length, indices in by_length.items():
-        pairs = [(texts[index].text, texts[index].text_pair) for index in indices]
-        batch = encoder.encode_batch(pairs, max_length=max_length, cut=cut)
-        encodings.update(zip(indices, batch, strict=True))
-    return [encodings[index] for index in range(len(texts))]
+    if characters < INLINE_CHARACTERS:
+        return [
+            encoder.encode(item.text, item.text_pair, max_length=item.spec.max_length, cut=cut)
+            for item in texts
+        ]
+    steps = encoder.steps(
+        [(item.text, item.text_pair, item.spec.max_length) for item in texts], cut=cut
+    )
+    try:
+        return await while_connected(request, service.step_pool.run(steps, deadline=deadline))
+    except UncuttableText as error:
+        raise InvalidRequest([f"{texts[error.index].place}: {error}"]) from None
 
 
 async def _too_long(
-    encoder: TextEncoder, texts: Sequence[Text], encodings: Sequence[Encoding]
+    request: Request, texts: Sequence[Text], encodings: Sequence[Encoding], deadline: float
 ) -> InvalidRequest:
     """Names each text that is too long, its number of tokens and its adapter's limit."""
+    service = service_of(request)
     long = [text for text, encoding in zip(texts, encodings, strict=True) if encoding.truncated]
     long = long[:MAX_DETAILS]
-    pairs = [(text.text, text.text_pair) for text in long]
-    whole = await asyncio.to_thread(encoder.encode_batch, pairs, max_length=_NO_LIMIT)
+    # Counted as far as the most that any adapter reads in all, so that a long list costs no more
+    # than one text.
+    limit = max(_MOST_COUNTED // len(long), *(text.spec.max_length for text in long))
+    steps = _count(service.engine.info.encoder, long, limit)
+    counts = await while_connected(request, service.step_pool.run(steps, deadline=deadline))
     return InvalidRequest(
         [
-            f"{text.place}: {len(encoding)} tokens, adapter {text.key.name!r} "
-            f"reads {text.spec.max_length} and truncate is false"
-            for text, encoding in zip(long, whole, strict=True)
+            f"{text.place}: {count if count <= limit else f'more than {limit}'} tokens, adapter "
+            f"{text.key.name!r} reads {text.spec.max_length} and truncate is false"
+            for text, count in zip(long, counts, strict=True)
         ]
     )
+
+
+def _count(encoder: TextEncoder, texts: Sequence[Text], limit: int) -> Steps[list[int]]:
+    counts = []
+    for text in texts:
+        try:
+            counts.append((yield from encoder.count(text.text, text.text_pair, limit=limit)))
+        except UncuttableText:
+            counts.append(limit + 1)
+    return counts
 
 
 async def _submit(

@@ -25,6 +25,7 @@ from service.engine.interface import EngineHealth
 from service.engine.observer import Observer
 from service.errors import EngineUnavailable
 from service.http.body_budget import BodyBudget
+from service.http.step_pool import StepPool
 from service.observability.logs import request_id
 from service.observability.tracing import Tracing
 from service.records.audit import AccessRecords, audit_file
@@ -73,6 +74,7 @@ class Service:
         self.tracing = Tracing(settings.otlp_endpoint)
         self.engine = backend.engine
         self.body_budget = BodyBudget(settings.body_bytes_share)
+        self.step_pool = StepPool()
         self._backend = backend
         self._draining = False
         self._in_flight = 0
@@ -138,6 +140,7 @@ class Service:
         self.starting.cancel()
         self._watching.cancel()
         await self._backend.stop()
+        self.step_pool.close()
         await asyncio.to_thread(self.tracing.close)
         await asyncio.to_thread(self._access_records.close)
         if self.decisions is not None:
