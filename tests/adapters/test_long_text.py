@@ -1,21 +1,24 @@
-"""A long text has the tokens that it has whole, at both of its ends, in windows of a few letters."""
+"""A long text has the tokens that it has whole, at both of its ends, in the smallest windows."""
 
 from functools import cache
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from adapters import long_text
 from adapters.errors import UncuttableText
 from adapters.long_text import LONGEST_STRETCH, Pipeline, Reader
+from adapters.tokenizer import End, TextEncoder
 from tests.support.tokenizers import KINDS, tiny_tokenizer
 
 PARTS = (
     *("a", "the", "it's", "they'll", "'re", "don't", "cat", "Zürich", "crème", "1999", "x"),
     *(" ", "  ", "   ", "\n", "\t", " \n ", "\r\n", "\u00a0", "\u3000", "\u2581", "\x00", "\u200b"),
-    *(".", ",", "...", "``", "''", "'", "-", "[", "]", "…", "，", "。", "（", "Ａ"),
+    *(".", ",", "...", "``", "''", "'", "-", "[", "]", "…", "\uff0c", "。", "\uff08", "\uff21"),
     *(
         "[MASK]",
         "[SEP]",
@@ -103,3 +106,75 @@ def test_a_part_of_a_text_has_the_tokens_of_the_whole(
     )
     assert len(reader) >= min(count, len(expected))
     assert not reader.complete or len(reader) == len(expected)
+
+
+@pytest.mark.parametrize("kind", ["default", "byte-level", "unigram"])
+@settings(max_examples=60, deadline=None)
+@given(
+    text=texts,
+    pair=st.one_of(st.none(), texts),
+    times=st.integers(1, 400),
+    max_length=st.integers(2, 40),
+    cut=st.sampled_from(("head", "tail")),
+)
+def test_pairs_are_cut_alike_whether_whole_or_in_windows(
+    kind: str, text: str, pair: str | None, times: int, max_length: int, cut: End
+) -> None:
+    """Whole is what the tokenizer's own threads do with texts that are not long."""
+    encoder = encoder_of(kind)
+    text = text * times if len(text) * times < 3000 else text
+    each = [text] if pair is None else [text, pair]
+    steps, read = encoder._read(each, max_length, cut), None
+    while read is None:
+        try:
+            next(steps)
+        except StopIteration as stop:
+            read = stop.value
+    (whole,) = encoder.encode_batch([(text, pair)], max_length=max_length, cut=cut)
+    assert read.input_ids.tolist() == whole.input_ids.tolist()
+    assert read.token_type_ids.tolist() == whole.token_type_ids.tolist()
+    assert read.truncated == whole.truncated
+
+
+@cache
+def encoder_of(kind: str) -> TextEncoder:
+    tokenizer = Tokenizer.from_str(tiny_tokenizer(kind).to_str())
+    first, last = (tokenizer.token_to_id(name) is not None for name in ("[CLS]", "<s>"))
+    start, end = ("[CLS]", "[SEP]") if first else ("<s>", "</s>")
+    assert first or last
+    tokenizer.post_processor = TemplateProcessing(
+        single=f"{start} $A {end}",
+        # Two special tokens more than the single one: an odd room, and an even one.
+        pair=f"{start} $A {end} $B:1 {end}:1",
+        special_tokens=[(name, tokenizer.token_to_id(name)) for name in (start, end)],
+    )
+    return TextEncoder(tokenizer)
+
+
+def test_a_tokenizer_with_words_across_spaces_is_read_whole() -> None:
+    tokenizer = Tokenizer.from_str(tiny_tokenizer("wordpiece").to_str())
+    tokenizer.add_tokens(["New York"])
+    assert Pipeline.of(tokenizer).cut is None
+    text = "a New York card. " * 3000
+    encoder = TextEncoder(tokenizer)
+    short, whole = (encoder.encode(text, max_length=size) for size in (64, 10**6))
+    assert short.input_ids.tolist()[:-1] == whole.input_ids.tolist()[: len(short) - 1]
+    with pytest.raises(UncuttableText):
+        encoder.encode("a New York card. " * 10_000, max_length=64)
+
+
+def test_a_text_is_refused_that_has_no_place_to_divide_it() -> None:
+    encoder = encoder_of("byte-level")
+    text = "\u0301" * (LONGEST_STRETCH + 3 * long_text.SLICE)
+    with pytest.raises(UncuttableText) as refused:
+        encoder.encode_batch([("fine", None), ("a " * 9999, None), (text, None)], max_length=16)
+    assert refused.value.index == 2
+
+
+def test_the_count_of_tokens_ends_at_its_limit() -> None:
+    encoder = encoder_of("default")
+    steps = encoder.count("a " * 50_000, limit=1000)
+    with pytest.raises(StopIteration) as stopped:
+        while True:
+            next(steps)
+    assert stopped.value.value == 1001

@@ -13,7 +13,7 @@ CORPUS = (
     "it's the cat, they've said; don't you know? 1999 and 2024!",
     "la crème brûlée est très chère — l'été à Zürich…",
     "Это хороший фильм, но очень длинный. Привет мир",
-    "東京は日本の首都です。北京是中国的首都，人很多。",
+    "東京は日本の首都です。北京是中国的首都\uff0c人很多。",
     "aaaa aa aaaaaaaa abababab ..... ---- ======== wwwww      x",
     "한국어 문장 하나 그리고 둘",
 )
