@@ -1,7 +1,7 @@
 """A long text has the tokens that it has whole, at both of its ends, in the smallest windows."""
 
 from functools import cache
-from typing import Literal
+from typing import Literal, TypeVar
 
 import pytest
 from hypothesis import given, settings
@@ -12,8 +12,10 @@ from tokenizers.processors import TemplateProcessing
 from adapters import long_text
 from adapters.errors import UncuttableText
 from adapters.long_text import LONGEST_STRETCH, Pipeline, Reader
-from adapters.tokenizer import End, TextEncoder
+from adapters.tokenizer import End, Steps, TextEncoder
 from tests.support.tokenizers import KINDS, tiny_tokenizer
+
+T = TypeVar("T")
 
 PARTS = (
     *("a", "the", "it's", "they'll", "'re", "don't", "cat", "Zürich", "crème", "1999", "x"),
@@ -124,12 +126,7 @@ def test_pairs_are_cut_alike_whether_whole_or_in_windows(
     encoder = encoder_of(kind)
     text = text * times if len(text) * times < 3000 else text
     each = [text] if pair is None else [text, pair]
-    steps, read = encoder._read(each, max_length, cut), None
-    while read is None:
-        try:
-            next(steps)
-        except StopIteration as stop:
-            read = stop.value
+    read = result_of(encoder._read(each, max_length, cut))
     (whole,) = encoder.encode_batch([(text, pair)], max_length=max_length, cut=cut)
     assert read.input_ids.tolist() == whole.input_ids.tolist()
     assert read.token_type_ids.tolist() == whole.token_type_ids.tolist()
@@ -173,8 +170,14 @@ def test_a_text_is_refused_that_has_no_place_to_divide_it() -> None:
 
 def test_the_count_of_tokens_ends_at_its_limit() -> None:
     encoder = encoder_of("default")
-    steps = encoder.count("a " * 50_000, limit=1000)
-    with pytest.raises(StopIteration) as stopped:
-        while True:
+    assert result_of(encoder.count("a " * 50_000, limit=1000)) == 1001
+    assert result_of(encoder.count("a " * 500, "b", limit=1000)) == 504
+
+
+def result_of(steps: Steps[T]) -> T:
+    while True:
+        try:
             next(steps)
-    assert stopped.value.value == 1001
+        except StopIteration as stop:
+            value: T = stop.value
+            return value
