@@ -1,6 +1,12 @@
 """Errors of adapters, backbones and the store; `service.errors` maps them to HTTP statuses."""
 
+import unicodedata
 from collections.abc import Sequence
+
+# Control characters, line and paragraph separators.
+_UNPRINTABLE = frozenset({"Cc", "Zl", "Zp"})
+# Embeddings, overrides and isolates: they show the text around them in another order.
+_REORDERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 class AdapterError(Exception):
@@ -8,12 +14,12 @@ class AdapterError(Exception):
 
 
 class _Faulty(AdapterError):
-    """An error with a list of faults."""
+    """An error with a list of faults, which may quote what a file says."""
 
     summary = "refused"
 
     def __init__(self, faults: Sequence[str]) -> None:
-        self.faults = tuple(faults)
+        self.faults = tuple(map(with_escapes, faults))
         super().__init__(f"{self.summary}: " + "; ".join(self.faults))
 
 
@@ -150,3 +156,17 @@ def listing(items: Sequence[str], limit: int = 20) -> str:
         return "none"
     shown = ", ".join(items[:limit])
     return shown if len(items) <= limit else f"{shown} and {len(items) - limit} more"
+
+
+def is_control(character: str) -> bool:
+    """Whether a character ends a line, moves a cursor or reorders the text around it."""
+    return character in _REORDERING or unicodedata.category(character) in _UNPRINTABLE
+
+
+def with_escapes(text: str) -> str:
+    """A text with its control characters as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char.encode("unicode_escape").decode() if is_control(char) else char for char in text
+    )

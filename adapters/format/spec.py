@@ -1,7 +1,6 @@
 """The adapter spec: the configuration that an adapter file declares."""
 
 import json
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from enum import StrEnum
@@ -17,34 +16,42 @@ from pydantic import (
     model_validator,
 )
 
-from adapters.errors import InvalidAdapter, listing
+from adapters.errors import InvalidAdapter, is_control, listing
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-# Control characters, line and paragraph separators.
-_UNPRINTABLE = frozenset({"Cc", "Zl", "Zp"})
-# Embeddings, overrides and isolates: they show the text around a label in another order.
-_REORDERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 def label_fault(label: str) -> str | None:
     """Why a label could not be shown safely, naming it with escapes; None if it could."""
-    if label.isprintable():
+    fault = _control_fault(label)
+    return None if fault is None else f"the label {fault}"
+
+
+def _control_fault(text: str) -> str | None:
+    if text.isprintable():
         return None
-    for character in label:
-        if character in _REORDERING or unicodedata.category(character) in _UNPRINTABLE:
-            shown = label.encode("unicode_escape").decode()[:128]
-            return f"the label '{shown}' has the control character U+{ord(character):04X}"
+    for character in text:
+        if is_control(character):
+            shown = text.encode("unicode_escape").decode()[:128]
+            return f"'{shown}' has the control character U+{ord(character):04X}"
     return None
 
 
-def _printable(label: str) -> str:
+def _printable_label(label: str) -> str:
     if (fault := label_fault(label)) is not None:
         raise ValueError(fault)
     return label
 
 
-Label = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_printable)]
+def _printable(text: str) -> str:
+    if (fault := _control_fault(text)) is not None:
+        raise ValueError(fault)
+    return text
+
+
+Label = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_printable_label)]
+# For people, who read it in lists, cards and logs.
+Text = Annotated[str, AfterValidator(_printable)]
 
 
 def _integer(value: object) -> object:
@@ -112,8 +119,8 @@ class BackboneIdentity(_Frozen):
     Only the fingerprint is compared; the rest is for people.
     """
 
-    name: str = Field(min_length=1, max_length=256)
-    revision: str | None = Field(default=None, max_length=128)
+    name: Text = Field(min_length=1, max_length=256)
+    revision: Text | None = Field(default=None, max_length=128)
     fingerprint: Sha256
 
 
@@ -129,13 +136,13 @@ class Provenance(_Frozen):
     Everything is optional: an adapter without a past still serves.
     """
 
-    data: str | None = None
+    data: Text | None = None
     data_sha256: Sha256 | None = None
-    data_licence: str | None = None
-    command: str | None = None
-    code_version: str | None = None
-    created: str | None = None
-    metrics: dict[str, float] = Field(default_factory=dict)
+    data_licence: Text | None = None
+    command: Text | None = None
+    code_version: Text | None = None
+    created: Text | None = None
+    metrics: dict[Text, float] = Field(default_factory=dict)
 
 
 class AdapterSpec(_Frozen):

@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from adapters.backbone.model import Backbone
+from adapters.errors import with_escapes
 from adapters.format.files import Adapter
 from adapters.format.spec import AdapterSpec
 from tests.support.hostile_files import fault_of, faults_of, with_spec, with_spec_text
@@ -181,6 +182,34 @@ def test_a_label_that_cannot_be_shown_safely_is_named_with_escapes(
     fault = fault_of(with_spec(adapter, labels=["ham", label]))
     assert fault.startswith(f"spec: labels.1: Value error, the label '{shown}' has the control")
     assert fault.isprintable()
+
+
+@pytest.mark.parametrize(("text", "shown"), UNSAFE.items(), ids=range(len(UNSAFE)))
+@pytest.mark.parametrize(
+    "field", ["backbone.name", "backbone.revision", "provenance.data", "provenance.data_licence",
+              "provenance.command", "provenance.code_version", "provenance.created"]
+)  # fmt: skip
+def test_what_people_read_of_a_spec_is_as_safe_as_its_labels(
+    adapter: Adapter, field: str, text: str, shown: str
+) -> None:
+    part, _, name = field.partition(".")
+    changed = getattr(adapter.spec, part).model_dump() | {name: text}
+    fault = fault_of(with_spec(adapter, **{part: changed}))
+    assert fault.startswith(f"spec: {field}: Value error, '{shown}' has the control character U+")
+    assert fault.isprintable()
+
+
+def test_names_of_metrics_are_as_safe_as_labels(adapter: Adapter) -> None:
+    provenance = adapter.spec.provenance.model_dump() | {"metrics": {"acc\u202e": 1.0}}
+    fault = fault_of(with_spec(adapter, provenance=provenance))
+    assert "has the control character U+202E" in fault
+    assert fault.isprintable()
+
+
+def test_a_command_with_a_tab_is_kept_as_an_escape() -> None:
+    assert with_escapes("fit --label-separator '\t' caf\u00e9") == (
+        "fit --label-separator '\\t' caf\u00e9"
+    )
 
 
 def test_labels_of_any_script_are_accepted(backbone: Backbone) -> None:

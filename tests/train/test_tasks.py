@@ -216,6 +216,32 @@ def test_a_row_of_the_hub_that_cannot_be_read_is_refused_at_its_number(
     assert str(caught.value).endswith(f"@train{expected}")
 
 
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("spam ", "spam"), "label 'spam ' looks like 'spam' at "),
+        (("cafe\u0301", "caf\u00e9"), "label 'cafe\\u0301' looks like 'caf\\xe9' at "),
+        (("1.0", "1"), "label '1.0' is the same number as '1' at "),
+        (("ham", "\u202emaps"), "'label': the label '\\u202emaps' has the control character"),
+        (("ham", "x" * 300), "'label' has 300 characters, at most 256 are possible"),
+    ],
+)
+def test_labels_of_a_task_on_the_hub_are_checked_like_those_of_files(
+    folder: Path, names: tuple[str, str], expected: str
+) -> None:
+    _write_hub(folder / "mini", "sst2")
+    card = (folder / "mini" / "README.md").read_text()
+    for old, new in zip(("negative", "positive"), names, strict=True):
+        assert json.dumps(old) in card
+        card = card.replace(json.dumps(old), json.dumps(new))
+    (folder / "mini" / "README.md").write_text(card)
+    task = replace(TASKS["sst2"], labels=(), hub=f"{folder / 'mini'}:sst2")
+    with pytest.raises(DataError) as caught:
+        load_named(task, data_root=None)
+    assert expected in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
 def test_a_row_of_the_hub_without_a_value_is_refused(folder: Path) -> None:
     _write_hub(folder / "mini", "sst2")
     with (folder / "mini" / "train.jsonl").open("a") as file:

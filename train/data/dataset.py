@@ -147,6 +147,52 @@ def dataset_of(source: str, examples: Sequence[Example], *, sha256: str | None) 
     return Dataset(source, sha256 or rows_sha256(examples), tuple(examples))
 
 
+class LabelCheck:
+    """Refuses a label that an adapter cannot have, and a second spelling of an earlier one.
+
+    Args:
+        source: path or hub name, for messages.
+        column: that has the labels.
+    """
+
+    def __init__(self, source: str, column: str) -> None:
+        self._source, self._column = source, column
+        self._known: set[str] = set()
+        self._first: dict[str | Decimal, tuple[str, int]] = {}
+
+    def __call__(self, label: str, line: int) -> None:
+        """
+        Raises:
+            DataError: names the label, and the earlier one that it could be taken for.
+        """
+        # A million rows have a handful of labels.
+        if label in self._known:
+            return
+        if not label.strip():
+            raise self._error(f"{self._column!r} is empty", line)
+        if len(label) > MAX_LABEL_LENGTH:
+            raise self._error(
+                f"{self._column!r} has {len(label):,} characters, at most {MAX_LABEL_LENGTH} are "
+                "possible: is this the right column?",
+                line,
+            )
+        if (fault := label_fault(label)) is not None:
+            raise self._error(f"{self._column!r}: {fault}", line)
+        meaning = _meaning(label)
+        first, first_line = self._first.setdefault(meaning, (label, line))
+        if first != label:
+            likeness = "is the same number as" if isinstance(meaning, Decimal) else "looks like"
+            raise self._error(
+                f"label {label!a} {likeness} {first!a} at {self._source}:{first_line}: "
+                "write them the same way, or rename one",
+                line,
+            )
+        self._known.add(label)
+
+    def _error(self, message: str, line: int) -> DataError:
+        return DataError(message, source=self._source, line=line)
+
+
 class _Converter:
     """Converts rows to examples and refuses the first row that cannot be one.
 
@@ -173,8 +219,7 @@ class _Converter:
         self._paired = paired
         # Whether labels are lists, and the first row, which decides it.
         self._lists: tuple[bool, int] | None = None
-        self._labels: set[str] = set()
-        self._first: dict[str | Decimal, tuple[str, int]] = {}
+        self._check_label = LabelCheck(source, label)
 
     def __call__(self, line: int, values: Mapping[str, object]) -> Example:
         text = self._string(line, self._text, values[self._text])
@@ -246,32 +291,9 @@ class _Converter:
                 f"{self._label!r} is {value!r}: labels are names or whole numbers", line
             )
         label = self._string(line, self._label, value)
-        if not label.strip():
-            raise self._error(f"{self._label!r} is empty", line)
-        if len(label) > MAX_LABEL_LENGTH:
-            raise self._error(
-                f"{self._label!r} has {len(label):,} characters, at most {MAX_LABEL_LENGTH} are "
-                "possible: is this the right column?",
-                line,
-            )
-        if (fault := label_fault(label)) is not None:
-            raise self._error(f"{self._label!r}: {fault}", line)
-        if label not in self._labels:
-            self._refuse_second_spelling(label, line)
-            self._labels.add(label)
+        self._check_label(label, line)
         # A million rows share a handful of strings.
         return sys.intern(label)
-
-    def _refuse_second_spelling(self, label: str, line: int) -> None:
-        meaning = _meaning(label)
-        first, first_line = self._first.setdefault(meaning, (label, line))
-        if first != label:
-            likeness = "is the same number as" if isinstance(meaning, Decimal) else "looks like"
-            raise self._error(
-                f"label {label!a} {likeness} {first!a} at {self._source}:{first_line}: "
-                "write them the same way, or rename one",
-                line,
-            )
 
     def _string(self, line: int, column: str, value: object) -> str:
         if _is_missing(value):

@@ -15,6 +15,7 @@ from cli.text_files import Columns
 from train.data.dataset import (
     Dataset,
     Example,
+    LabelCheck,
     check_label_kind,
     check_labels,
     check_same_task,
@@ -202,10 +203,10 @@ def _local_splits(folder: Path, *, label_separator: str | None = None) -> dict[s
 
 def _read_from_hub(task: Task, split: str) -> Dataset:
     source = f"{PREFIX}{task.hub}@{task.splits[split]}"
-    hub = HubName.parse(source, split=split)
+    hub, check_label = HubName.parse(source, split=split), LabelCheck(source, task.label)
     try:
         examples = tuple(
-            _example(task, row, source=source, line=number)
+            _example(task, row, check_label, source=source, line=number)
             for number, row in read_hub(hub, Columns(task.columns, ()), source=source)
         )
     except DataError as error:
@@ -219,7 +220,9 @@ def _read_from_hub(task: Task, split: str) -> Dataset:
     return dataset_of(source, examples, sha256=None)
 
 
-def _example(task: Task, row: Mapping[str, object], *, source: str, line: int) -> Example:
+def _example(
+    task: Task, row: Mapping[str, object], check_label: LabelCheck, *, source: str, line: int
+) -> Example:
     values: dict[str, str] = {}
     for column in task.columns:
         value = row[column]
@@ -233,5 +236,6 @@ def _example(task: Task, row: Mapping[str, object], *, source: str, line: int) -
                 f"{column!r} is {value!r}, not one of {known}", source=source, line=line
             )
         values[column] = words[value]
+    check_label(values[task.label], line)
     pair = None if task.text_pair is None else task.text_pair.format_map(values)
     return Example(task.text.format_map(values), pair, sys.intern(values[task.label]))

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from adapters import __version__
+from adapters.errors import with_escapes
 from adapters.format.files import Adapter
 from adapters.format.spec import Provenance
 from adapters.packed.head import scores
@@ -103,7 +104,8 @@ def provenance_of(
             data=settings.data_name or Path(train.source).name,
             data_sha256=train.sha256,
             data_licence=settings.data_licence,
-            command=settings.command,
+            # A tab may be among its arguments: `--label-separator`.
+            command=None if settings.command is None else with_escapes(settings.command),
             code_version=__version__,
             created=datetime.now(UTC).replace(microsecond=0).isoformat(),
             metrics={
