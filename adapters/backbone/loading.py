@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -234,7 +235,7 @@ def locate_default() -> str:
         UnusableBackbone: a file is missing, or its bytes are not the published ones.
     """
     package = importlib.util.find_spec(_DEFAULT_PACKAGE)
-    with _reading(f"the default backbone {DEFAULT_BACKBONE!r}"):
+    with _reading(f"the default backbone {DEFAULT_BACKBONE!r}", _DEFAULT_HUB[0]):
         if package is None or package.origin is None:
             name, revision = _DEFAULT_HUB
             files = list(_DEFAULT_SHA256)
@@ -262,19 +263,29 @@ def _verify(folder: Path, published: Mapping[str, str]) -> None:
 
 
 @contextmanager
-def _reading(part: str) -> Iterator[None]:
+def _reading(part: str, source: str) -> Iterator[None]:
+    """Raise what goes wrong in the block as UnusableBackbone. source: a folder, or a hub name."""
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    # ImportError: httpx lacks the package for the proxy of the environment.
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UnusableBackbone(f"cannot load {part}: {reason}") from error
+        proxy = "" if Path(source).is_dir() else _proxy_note()
+        raise UnusableBackbone(f"cannot load {part}: {reason}{proxy}") from error
+
+
+def _proxy_note() -> str:
+    """Which variable sends requests to the hub through a proxy; libraries do not tell."""
+    names = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
+    name = next((name for name in names if os.environ.get(name)), None)
+    return f"; the hub is asked through the proxy of {name}" if name else ""
 
 
 def _load_model(source: str, revision: str | None) -> nn.Module:
-    with _reading(f"the config of the backbone {source!r}"):
+    with _reading(f"the config of the backbone {source!r}", source):
         config = AutoConfig.from_pretrained(source, revision=revision)
     family_of(config)
-    with _reading(f"the weights of the backbone {source!r}"):
+    with _reading(f"the weights of the backbone {source!r}", source):
         model, info = AutoModel.from_pretrained(
             source,
             revision=revision,
@@ -296,7 +307,7 @@ def _load_model(source: str, revision: str | None) -> nn.Module:
 
 
 def _load_tokenizer(source: str, revision: str | None, vocabulary: int) -> Any:
-    with _reading(f"the tokenizer of the backbone {source!r}"):
+    with _reading(f"the tokenizer of the backbone {source!r}", source):
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, use_fast=True)
     if not getattr(tokenizer, "is_fast", False):
         raise UnusableBackbone(f"{source!r} has no fast tokenizer (tokenizer.json)")

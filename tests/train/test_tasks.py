@@ -282,6 +282,32 @@ def test_an_unreachable_hub_is_refused_in_one_line_naming_data_root(tmp_path: Pa
     assert line.endswith("with --data-root, the folder sst2 in it is read")
 
 
+@pytest.mark.parametrize(
+    ("proxy", "expected"),
+    [
+        ("ftp://127.0.0.1:1", "ALL_PROXY: 'ftp://127.0.0.1:1' is no address of a proxy"),
+        ("http://127.0.0.1:1", "through the proxy http://127.0.0.1:1 of ALL_PROXY"),
+    ],
+)
+def test_a_proxy_in_the_way_to_the_hub_is_named_in_one_line(
+    tmp_path: Path, proxy: str, expected: str
+) -> None:
+    environ = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+    done = subprocess.run(
+        [sys.executable, "-m", "train", "fit", "--train", "hub:nyu-mll/glue:sst2"]
+        + ["--output", str(tmp_path / "x.safetensors")],
+        cwd=ROOT,
+        env=environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "ALL_PROXY": proxy},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert expected in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
 def _rows(*labels: str) -> Dataset:
     rows = tuple(Example(f"t{index}", None, label) for index, label in enumerate(labels))
     return Dataset("rows", "0" * 64, rows)

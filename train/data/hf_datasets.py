@@ -80,10 +80,25 @@ def _load(hub: HubName, source: str) -> Any:
     # The library has no common base class for network, hub, format and configuration errors.
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = _with_proxy(reason, datasets.config.HF_ENDPOINT)
         raise DataError(
             f"neither a file nor a hub data set that can be loaded ({reason}); {_LOCAL}",
             source=source,
         ) from None
+
+
+def _with_proxy(reason: str, endpoint: str) -> str:
+    """Why the hub cannot be asked, with the proxy on the way and the variable that names it."""
+    import httpx
+
+    from service.client import InvalidCall
+    from service.client.proxies import proxy_of
+
+    try:
+        proxy = proxy_of(httpx.URL(endpoint))
+    except InvalidCall as error:
+        return str(error)
+    return f"{reason}, {proxy}" if proxy else reason
 
 
 def _name(index: int | None, names: list[str], *, source: str, number: int) -> str | None:
