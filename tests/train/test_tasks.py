@@ -293,9 +293,9 @@ def test_a_proxy_in_the_way_to_the_hub_is_named_in_one_line(
     tmp_path: Path, proxy: str, expected: str
 ) -> None:
     environ = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+    command = [sys.executable, "-m", "train", "fit", "--train", "hub:nyu-mll/glue:sst2"]
     done = subprocess.run(
-        [sys.executable, "-m", "train", "fit", "--train", "hub:nyu-mll/glue:sst2"]
-        + ["--output", str(tmp_path / "x.safetensors")],
+        [*command, "--output", str(tmp_path / "x.safetensors")],
         cwd=ROOT,
         env=environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "ALL_PROXY": proxy},
         capture_output=True,
