@@ -349,6 +349,12 @@ class Settings:
     min_bytes_per_second: int = _setting(
         _whole(1, 2**30), "1024", "bytes/s", "The slowest pace of bodies and answers"
     )
+    max_answer_bytes: int = _setting(
+        _whole(1024, 2**31),
+        str(16 * 2**20),
+        "bytes",
+        "Largest answer of a request; one that may be larger is refused before it is computed",
+    )
     max_inputs: int = _setting(_whole(1, 2**20), "1024", "texts", "Most texts in one request")
     default_timeout_ms: int = _setting(
         _whole(1, 3_600_000), "30000", "milliseconds", "Deadline of requests without a `timeout_ms`"

@@ -14,6 +14,12 @@ from adapters.tokenizer import Encoding, End, Steps, TextEncoder
 from service.engine.interface import AdapterKey, Completion, Entry, RowResult, cost_of
 from service.engine.observer import NO_LABEL
 from service.errors import AdapterLoadFailed, InferenceFailed, InvalidRequest, Overloaded
+from service.http.answer_size import (
+    TOKEN_BYTES,
+    AnswerShape,
+    refuse_above,
+    refuse_large_answer,
+)
 from service.http.bodies import MAX_DETAILS
 from service.http.connection import while_connected
 from service.http.lifecycle import Service, service_of
@@ -73,6 +79,7 @@ async def classify(
     deadline: float,
     cut: End | Literal["nothing"] = "tail",
     explain: bool = False,
+    shape: AnswerShape,
 ) -> Answers:
     """Classify texts, each by its own adapter; all of them or none.
 
@@ -81,14 +88,18 @@ async def classify(
         deadline: on the clock of `time.monotonic`.
         cut: which end of a too long text is left out; `nothing` refuses such a text.
         explain: return token weights too.
+        shape: what the answer has for every text.
 
     Raises:
         InvalidRequest: a text is too long and `cut` is `nothing`, or it cannot be cut.
+        TooLarge: the answer would be larger than allowed.
         ServiceError: as `Predictor.predict`.
         UnknownAdapter, UnknownRevision: deleted since its name was resolved.
         ClientDisconnect: the client has gone.
     """
     service = service_of(request)
+    most = service.settings.max_answer_bytes
+    refuse_large_answer(texts, shape, most)
     client: str = request.scope.get("idspam.client", "")
     weight: float = request.scope.get("idspam.weight", 1.0)
     try:
@@ -110,6 +121,10 @@ async def classify(
     service.metrics.tokenized(tokenize_seconds, truncated=truncated)
     if truncated and cut == "nothing":
         raise await _too_long(request, texts, encodings, deadline)
+
+    if explain:
+        tokens = sum(map(len, encodings))
+        refuse_above(tokens * TOKEN_BYTES, most, "explain fewer inputs at once")
 
     entries = [
         Entry(text.key, encoding, cost_of(encoding, text.spec), explain)

@@ -117,7 +117,7 @@ _TABLE: tuple[tuple[type[Exception], int, str, str], ...] = (
         "It has other labels or another task; `?force=true` replaces all the same.",
     ),
     (RevisionConflict, 412, "revision_conflict", "`If-Match` or `If-None-Match` does not hold."),
-    (TooLarge, 413, "too_large", "The body or the number of inputs is over its limit."),
+    (TooLarge, 413, "too_large", "The body, the number of inputs or the answer is over its limit."),
     (InvalidAdapter, 422, "adapter_invalid", "The file is not an adapter; every fault is named."),
     (InvalidName, 422, "adapter_name_invalid", "Names are `[a-z0-9][a-z0-9._-]{0,63}`."),
     (InvalidRequest, 422, "invalid_request", _INVALID),

@@ -12,6 +12,7 @@ from adapters.tokenizer import Encoding
 from service.catalog.view import CatalogView
 from service.engine.interface import RowResult
 from service.errors import InvalidRequest, TooLarge
+from service.http.answer_size import AnswerShape
 from service.http.bodies import MAX_DETAILS, JsonResponse, read_json, validated
 from service.http.classify import Text, classify, ranked
 from service.http.lifecycle import service_of
@@ -21,6 +22,9 @@ from service.http.openapi.schemas import PredictInput, PredictRequest
 # A valid request has at most this many fields beside its inputs and in each of them.
 _REQUEST_FIELDS = len(PredictRequest.model_fields)
 _INPUT_FIELDS = len(PredictInput.model_fields)
+
+# `{"label":,"score":0.12345678901234567},`
+SCORE_BYTES = 44
 
 PATH = "/v1/predict"
 router = APIRouter()
@@ -44,6 +48,12 @@ async def predict(request: Request) -> Response:
         deadline=started + timeout_ms / 1000,
         cut="tail" if body.truncate else "nothing",
         explain=body.explain,
+        shape=AnswerShape(
+            SCORE_BYTES,
+            labels=True,
+            top_k=body.top_k,
+            advice="ask for fewer labels with `top_k`, or send fewer inputs",
+        ),
     )
     results = [
         _result(item, text, encoding, row, body.top_k)

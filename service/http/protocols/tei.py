@@ -21,6 +21,7 @@ from adapters.format.spec import AdapterSpec
 from adapters.tokenizer import End
 from service.catalog.entry import Resolved
 from service.errors import InvalidRequest, NoInputs, TooLarge
+from service.http.answer_size import AnswerShape
 from service.http.bodies import JsonResponse, read_json, validated
 from service.http.classify import Answers, Text, classify, ranked
 from service.http.lifecycle import Service, service_of
@@ -36,6 +37,8 @@ from service.http.openapi.schemas import Lenient, Positive
 
 router = APIRouter()
 
+# `{"score":-103.27892990343185,"label":},`
+SCORE_BYTES = 44
 # The smallest float32: a score of zero has no logarithm.
 _SMALLEST_SCORE = 1e-45
 _EXPECTED = "expected a string, a pair [string, string], or a list of [string] and [string, string]"
@@ -133,6 +136,12 @@ async def _predict(request: Request, adapter: Resolved) -> Response:
         texts,
         deadline=started + service.settings.default_timeout_ms / 1000,
         cut="nothing" if body.truncate is False else end,
+        shape=AnswerShape(
+            SCORE_BYTES,
+            labels=True,
+            top_k=body.parameters.top_k if body.parameters else None,
+            advice="ask for fewer labels with `parameters.top_k`, or send fewer inputs",
+        ),
     )
     content = _ranked_scores(body, adapter.spec, answers)
     headers = _headers(service, answers, seconds=monotonic() - started)

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.errors import InvalidRequest, NoInputs, TooLarge
+from service.http.answer_size import AnswerShape
 from service.http.bodies import JsonResponse, read_json, validated
 from service.http.classify import Text, classify
 from service.http.lifecycle import Service, service_of
@@ -18,6 +19,9 @@ from service.http.protocols.tei import default_adapter
 from service.observability.logs import request_id
 
 router = APIRouter()
+
+# `0.12345678901234567,`
+SCORE_BYTES = 24
 
 
 class VllmClassifyRequest(Lenient):
@@ -45,6 +49,7 @@ async def classify_texts(request: Request) -> Response:
         texts,
         deadline=started + service.settings.default_timeout_ms / 1000,
         cut="nothing" if body.truncate_prompt_tokens is None else "tail",
+        shape=AnswerShape(SCORE_BYTES, labels=False),
     )
     probs = [row.scores.tolist() for row in answers.rows]
     return JsonResponse(

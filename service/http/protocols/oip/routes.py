@@ -3,8 +3,9 @@
 An adapter is a model; its revisions are the model's versions, named by their first characters.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from time import monotonic
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from starlette.responses import Response
 from adapters import __version__
 from adapters.errors import AdapterError, UnknownAdapter, UnknownRevision
 from service.errors import MalformedRequest
+from service.http.answer_size import AnswerShape
 from service.http.bodies import JsonResponse, parse_json, validated
 from service.http.classify import Answers, Text, classify
 from service.http.lifecycle import service_of
@@ -43,6 +45,10 @@ from service.http.protocols.oip.tensors import (
 )
 
 router = APIRouter()
+
+# In JSON: `0.12345678901234567,` and `false,`; and `"0.123456:4095:",` beside a label.
+_SCORE_BYTES: Mapping[str, int] = MappingProxyType({"probs": 24, "predicted": 6})
+_CLASS_BYTES = 20
 
 NAME, PLATFORM = "id-spam-service", "idspam_safetensors"
 EXTENSIONS = ("binary_tensor_data", "classification", "model_repository", "parameters")
@@ -151,6 +157,7 @@ async def infer(request: Request, name: str) -> Response:
         ],
         deadline=started + seconds,
         cut="tail" if parameters.truncate else "nothing",
+        shape=_shape(outputs),
     )
     head: dict[str, Any] = {"model_name": adapter.key.name, "model_version": adapter.key.revision}
     if body.id is not None:
@@ -169,6 +176,20 @@ async def infer(request: Request, name: str) -> Response:
 async def infer_version(request: Request, name: str, version: str) -> Response:
     """The same by one of its revisions."""
     return await infer(request, f"{name}@{version}")
+
+
+def _shape(outputs: Sequence[SelectedOutput]) -> AnswerShape:
+    classes = next((output.classes for output in outputs if output.classes), None)
+    whole = [output.name for output in outputs if not output.classes]
+    wide = sum(_SCORE_BYTES.get(name, 0) for name in whole)
+    return AnswerShape(
+        wide + (_CLASS_BYTES if classes else 0),
+        labels=classes is not None,
+        # Beside an output that has every label, one that has the best few is small.
+        top_k=None if wide else classes,
+        advice="ask for fewer labels with the parameter 'classification' of 'probs', "
+        "or send fewer texts",
+    )
 
 
 def _yes_or_no(
