@@ -18,6 +18,7 @@ COMMANDS = {
     "latency": "round trip of small requests on an idle engine",
     "adapters": "thousands of stored adapters, few slots, Zipf traffic",
     "http": "the service over HTTP, on one machine with its clients",
+    "access": "what checking a request's key costs, over the number of keys",
     "peers": "the service beside Infinity and LitServe, on a CPU",
     "swap": "uploads of alternating adapters while clients predict",
     "training": "an epoch beside PEFT's prompt tuning and LoRA, and its memory",

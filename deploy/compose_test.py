@@ -12,6 +12,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.parse
@@ -28,6 +29,7 @@ TEXTS = [
     "see you at eight, I bring the cake",
 ]
 ALERTS = 10
+KEYS_FILE = "/var/lib/idspam/keys/keys.jsonl"
 READY_SECONDS, SCRAPED_SECONDS, PULL_SECONDS = 180, 90, 300
 
 
@@ -68,6 +70,19 @@ class Stack:
             if shown(line):
                 _say(f"  {line.strip()}".replace(f"{self.project}_", "").replace(self.project, ""))
         _say(f"  ({time.monotonic() - began:.0f} s)")
+
+    def output(self, *arguments: str, status: int = 0) -> str:
+        """What a compose command prints; it must end with this status."""
+        command = [*self._compose, "-f", FILE, *arguments]
+        _say(f"$ {' '.join(command)}")
+        command[len(self._compose) : len(self._compose)] = ["-p", self.project]
+        done = _run(command, self._environment)
+        _require(done.returncode == status, f"{done.stdout}\nexit status {done.returncode}")
+        return done.stdout
+
+    def set(self, **variables: str) -> None:
+        """Variables of compose.yaml from now on."""
+        self._environment |= variables
 
     def remove(self) -> None:
         """Remove everything of this project, volumes included."""
@@ -139,6 +154,52 @@ def _test(stack: Stack) -> None:
     stack.compose("up", "-d", "--force-recreate", "--no-deps", "service", shown=lambda _: False)
     _say(f"  {_ready(stack)}")
     _predict(stack, revision)
+    with tempfile.TemporaryDirectory() as folder:
+        _keys(stack, Path(folder))
+
+
+def _keys(stack: Stack, folder: Path) -> None:
+    """Published beyond this machine it needs keys; with keys it asks for them, also Prometheus."""
+    _say("# published beyond this machine without keys: it does not start")
+    settings = ("-e", "IDSPAM_PUBLISHED=0.0.0.0", "-e", "IDSPAM_ADAPTER_DIR=/tmp/adapters")
+    refused = stack.output("run", "--rm", "-T", "--no-deps", *settings, "service", status=2)
+    line = next((line for line in refused.splitlines() if line.startswith("service: ")), "")
+    _require("without keys lets everybody in" in line, refused)
+    _say(f"  {line}")
+
+    _say("# with keys, kept in a volume")
+    create = ("run", "--rm", "-T", "--no-deps", "service", "keys", "create")
+    tokens = {}
+    for name in ("all", "metrics"):
+        shown = stack.output(*create, name, "--scopes", name, "--file", KEYS_FILE)
+        found = re.search(r"idspam_[0-9a-f]{12}_\S{43}", shown)
+        _require(found is not None, shown)
+        assert found is not None
+        tokens[name] = found[0]
+    # Prometheus runs as another user.
+    (folder / "token").write_text(tokens["metrics"])
+    (folder / "token").chmod(0o644)
+    folder.chmod(0o755)
+    stack.set(IDSPAM_KEYS_FILE=KEYS_FILE, METRICS_TOKEN_FILE=str(folder / "token"))
+    stack.compose("up", "-d", shown=lambda _: False)
+    _wait(lambda: _json(f"{stack.service}/readyz"), seconds=READY_SECONDS)
+    _require(_status(f"{stack.service}/v1/adapters") == 401, "a request without a key was answered")
+    _require(_status(f"{stack.service}/v1/adapters", tokens["metrics"]) == 403, "a wrong scope")
+    _require(_status(f"{stack.service}/v1/adapters", tokens["all"]) == 200, "a good key")
+    _say("  /v1/adapters without a key: 401; for metrics alone: 403; for all: 200")
+    up = 'up{job="id-spam"}'
+    began = time.time()
+    _wait(lambda: (_value(stack, up) == 1) and _value(stack, f"timestamp({up}) > {began:.0f}"))
+    _say(f"  {up} = 1, scraped with its token")
+
+
+def _status(url: str, token: str = "") -> int:
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30) as ok:
+            return int(ok.status)
+    except urllib.error.HTTPError as error:
+        return error.code
 
 
 def _packages(version: str) -> str:

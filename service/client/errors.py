@@ -7,7 +7,8 @@ ClientError
 |-- UnexpectedAnswer        not an answer of this service, or not a complete one
 `-- Refused                 the service's own error: status, type, message, details, request_id
     |-- Rejected            4xx: the same call would be refused again
-    |   |-- NotAllowed      401, 403: no key, an unknown one, or one without this permission
+    |   |-- NotAllowed      401, 403: no key, an unknown, expired or revoked one (`type` says which),
+|   |                   or one without this permission
     |   |-- NotFound        404: no such adapter or revision; `details` names those that exist
     |   `-- Conflict        412: a condition does not hold
     |-- Busy                429, 503: not now; `retry_after` says when, if the service did
@@ -16,7 +17,8 @@ ClientError
 
 from collections.abc import Sequence
 
-_HINTS = {401: "give --api-key", 403: "give an --api-key that may change adapters"}
+# By the error's type.
+_HINTS = {"unauthorized": "give --api-key", "key_expired": "ask for a new key"}
 # Error types that suggest a wrong address; the 404 of an unknown adapter has another.
 _ELSEWHERE = ("not_found", "method_not_allowed")
 _SHOWN_DETAILS = 20
@@ -77,7 +79,8 @@ class Rejected(Refused):
 
 
 class NotAllowed(Rejected):
-    """No key was given, or an unknown one, or one without this permission."""
+    """No key was given, or an unknown one (`type` is unauthorized), one that is key_expired or
+    key_revoked, or one without this permission (forbidden)."""
 
 
 class NotFound(Rejected):
@@ -89,7 +92,8 @@ class Conflict(Rejected):
 
 
 class Busy(Refused):
-    """Not now: too much is waiting, or the service is starting or stopping."""
+    """Not now: too much is waiting, the key's quota is used up, or the service is starting or
+    stopping."""
 
 
 class Failed(Refused):
@@ -119,7 +123,7 @@ def describe(error: ClientError) -> str:
     parts = [str(error), *details[:_SHOWN_DETAILS]]
     if not error.type:
         parts.append("not the service's answer: is this its address, or does a proxy refuse?")
-    elif hint := _HINTS.get(error.status):
+    elif hint := _HINTS.get(error.type):
         parts.append(hint)
     elif error.status < 500 and error.type in _ELSEWHERE:
         parts.append("is this the service's address?")

@@ -80,7 +80,7 @@ def create_app(
         app.add_middleware(
             BehindProxy, root_path=settings.root_path, trusted=settings.trusted_proxies
         )
-    describe(app)
+    describe(app, has_keys=service.guard.has_keys)
     return app
 
 

@@ -44,7 +44,7 @@ class Server(uvicorn.Server):
 
     Raises:
         StartFailed: this process may not have descriptors for its connections.
-        BadCertificate: only one of the certificate's two files is named.
+        BadCertificate: the certificate's files cannot be used.
 
     `failure` says, once `run` has returned, why the service could not start.
     """
@@ -64,6 +64,8 @@ class Server(uvicorn.Server):
             ended=service.metrics.connections_ended,
         )
         certificate = certificate_of(service.settings)
+        if certificate is not None:
+            certificate.check()
         super().__init__(
             uvicorn.Config(
                 app,

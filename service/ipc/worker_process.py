@@ -12,6 +12,7 @@ import zmq
 
 from service.access.key_file import BadKeys
 from service.access.quotas import Quotas
+from service.access.tls import BadCertificate
 from service.http.app import create_app
 from service.http.server import Server, address_text, ignore_repeated_signals, listen_shared
 from service.ipc.channel import Context
@@ -75,9 +76,9 @@ def main() -> int:
         app = create_app(settings, backend, metrics, quotas)
         service = app.state.service
         server = Server(app, service, url=child.url, announce=child.ready, process=child.name)
-    except (BadKeys, StartFailed) as error:
-        # A file of keys has become unusable since the service was started, or there are too few
-        # descriptors.
+    except (BadKeys, BadCertificate, StartFailed) as error:
+        # A file of keys or of the certificate has become unusable since the service was started, or
+        # there are too few descriptors.
         child.failed(str(error))
         return 2
     ignore_repeated_signals()

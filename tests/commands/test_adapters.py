@@ -72,7 +72,7 @@ def test_a_key_comes_from_a_flag_or_the_environment(tmp_path: Path) -> None:
         assert typed(*words, "--api-key", "user").returncode == 0
         assert typed(*words, ID_SPAM_API_KEY="user").returncode == 0
         forbidden = ("adapters", "delete", "a", "--url", closed.url, "--api-key", "user")
-        assert "may change adapters" in refused(*forbidden)
+        assert "needs a key with the scope adapters:write" in refused(*forbidden)
 
 
 @pytest.mark.slow

@@ -292,3 +292,20 @@ def test_every_row_of_the_table_is_a_route(live: RunningService) -> None:
     }
     assert set(needs()) <= asked
     assert match("GET", "/v1/adapters/") is None
+
+
+def test_the_document_says_which_scope_each_operation_needs(live: RunningService) -> None:
+    document = live.client.get("/openapi.json").json()
+    schemes = document["components"]["securitySchemes"]
+    assert schemes["bearer"]["scheme"] == "bearer"
+    assert schemes["key"]["name"] == "X-API-Key"
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            need = needs()[method.upper(), path]
+            scopes = {
+                scope for item in operation["security"] for scope in next(iter(item.values()))
+            }
+            assert scopes == need.scopes, (method, path)
+            assert (operation["security"] == []) == need.is_open
+            if not need.is_open:
+                assert {"401", "403", "429"} <= set(operation["responses"]), (method, path)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -14,8 +15,10 @@ import zmq
 from adapters.backbone.loading import load_backbone
 from adapters.backbone.model import Backbone
 from adapters.format.files import serialize
+from service.access.key_file import write
 from service.ipc.protocol import VERSION, Hello, encode
 from tests.support.http_service import error_of
+from tests.support.key_files import bearer, record
 from tests.support.service_process import (
     TEXTS,
     TREE,
@@ -329,3 +332,42 @@ def test_a_killed_worker_is_replaced_and_the_other_goes_on(
             assert answer["results"][0]["revision"] == put.json()["revision"]
         assert service.metric("idspam_process_restarts_total", kind="worker") == restarts + 1
         clients[0].delete("/v1/adapters/w")
+
+
+def test_keys_quotas_and_changes_of_the_file_hold_in_every_worker(
+    folder: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "keys.jsonl"
+    all_, all_token = record("all")
+    few, few_token = record("few", requests_per_minute=20)
+    write(file, [all_.line(), few.line()])
+    with ready_service(folder, tmp_path, KEYS_FILE=str(file)) as running:
+        assert httpx.get(f"{running.url}/v1/adapters").status_code == 401
+        with running.clients(2) as clients:
+            # Whichever worker they reach, twenty in all.
+            answers = [
+                clients[number % 2].get("/v1/adapters", headers=bearer(few_token)).status_code
+                for number in range(30)
+            ]
+            assert 20 <= answers.count(200) <= 22
+            assert answers[-1] == 429
+            few.revoked = datetime.now(UTC)
+            write(file, [all_.line(), few.line()])
+            began = time.monotonic()
+            for client in clients:
+                until(
+                    lambda client=client: (
+                        client.get(  # type: ignore[misc]
+                            "/v1/adapters", headers=bearer(few_token)
+                        ).status_code
+                        == 401
+                    )
+                )
+            assert time.monotonic() - began < 10
+            file.write_text("{")
+            time.sleep(2.5)
+            for client in clients:
+                assert client.get("/v1/adapters", headers=bearer(all_token)).status_code == 200
+            until(lambda: running.log.read_text().count("the keys stay as they were") >= 2)
+            scraped = clients[0].get("/metrics", headers=bearer(all_token)).text
+            assert 'idspam_access_refusals_total{reason="requests_quota"}' in scraped

@@ -56,7 +56,8 @@ def prometheus(folder: Path, target: str) -> Iterator[Prometheus]:
     (folder / "prometheus.yaml").write_text(
         text.replace("15s", "1s").replace("service:8000", target)
     )
-    shutil.copy(CONFIG / "rules.yaml", folder)
+    for name in ("rules.yaml", "no-token"):
+        shutil.copy(CONFIG / name, folder)
     with listen("127.0.0.1", 0) as free:
         port = free.getsockname()[1]
     command = [

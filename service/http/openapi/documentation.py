@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.responses import Response
 
+from service.access.scopes import SCOPES, Need, needs
 from service.http.errors import ERRORS, INTERNAL
 from service.http.openapi import examples
 from service.http.openapi.refusals import (
@@ -37,6 +38,20 @@ from service.http.openapi.schemas import (
     PublishedAdapter,
     RollbackRequest,
 )
+
+_SCHEMES = {
+    "bearer": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "`Authorization: Bearer KEY`; docs/access.md says what each scope may do",
+    },
+    "key": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "X-API-Key",
+        "description": "The same key in a header of its own",
+    },
+}
 
 
 def entry(
@@ -96,8 +111,9 @@ def json_body(
     return {"application/json": {"schema": schema, "examples": values}}
 
 
-def describe(app: FastAPI) -> None:
-    """Complete the app's OpenAPI document: models of bodies that are read by hand, parameters."""
+def describe(app: FastAPI, *, has_keys: bool) -> None:
+    """Complete the app's OpenAPI document: models of bodies that are read by hand, parameters, and
+    which keys its routes need, if the service has keys."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -115,13 +131,25 @@ def describe(app: FastAPI) -> None:
             components.update(definitions["$defs"])
             for name in _FRAMEWORK_MODELS:
                 components.pop(name, None)
+            schema["components"]["securitySchemes"] = _SCHEMES
             for path, operations in schema["paths"].items():
-                for operation in operations.values():
+                for method, operation in operations.items():
                     _complete(path, operation)
+                    if has_keys:
+                        operation["security"] = _security(needs()[method.upper(), path])
             app.openapi_schema = schema
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # how FastAPI documents extending it
+
+
+def _security(need: Need) -> list[dict[str, list[str]]]:
+    """Either way of sending a key that has one of the scopes."""
+    if need.is_open:
+        return []
+    # In the order of the documentation; any one of them is enough.
+    choices: list[list[str]] = [[scope] for scope in SCOPES if scope in need.scopes] or [[]]
+    return [{scheme: choice} for choice in choices for scheme in _SCHEMES]
 
 
 def _complete(path: str, operation: dict[str, Any]) -> None:
