@@ -14,6 +14,7 @@ import pytest
 
 from adapters.backbone.loading import load_backbone
 from adapters.format.files import serialize
+from tests.support.key_files import bearer, write_keys
 from tests.support.service_process import TREE, environ, service_process
 from tests.support.tiny_models import make_adapter, save_backbone
 
@@ -30,9 +31,10 @@ def test_schemathesis_finds_no_failure_of_any_check(tmp_path: Path) -> None:
     for seed, name in enumerate(("sms-spam", "other", "third")):
         file = serialize(make_adapter(loaded, seed=seed, max_length=128))
         (tmp_path / f"{name}.safetensors").write_bytes(file)
-    environment = environ(
-        backbone, tmp_path / "adapters", DEFAULT_ADAPTER="sms-spam", WORKERS=WORKERS
-    )
+    keys = tmp_path / "keys.jsonl"
+    key = bearer(write_keys(keys, everything={})["everything"])
+    settings = {"DEFAULT_ADAPTER": "sms-spam", "WORKERS": WORKERS, "KEYS_FILE": str(keys)}
+    environment = environ(backbone, tmp_path / "adapters", **settings)
     with (
         (tmp_path / "log").open("w") as log,
         service_process(environment, stderr=log) as running,
@@ -41,10 +43,12 @@ def test_schemathesis_finds_no_failure_of_any_check(tmp_path: Path) -> None:
         url = running.stdout.readline().split()[1]
         for name in ("sms-spam", "other"):
             file = (tmp_path / f"{name}.safetensors").read_bytes()
-            httpx.put(f"{url}/v1/adapters/{name}", content=file).raise_for_status()
+            answer = httpx.put(f"{url}/v1/adapters/{name}", content=file, headers=key)
+            answer.raise_for_status()
         # In CI the same requests each time.
         repeated = ["--generation-database", "none"] if EXAMPLES else ["--generation-deterministic"]
         command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIG), "run"]
+        command += [f"--header=Authorization: {key['Authorization']}"]
         command += [f"{url}/openapi.json", "--checks", "all", "--no-color", *repeated]
         ended = subprocess.run(
             [*command, "--max-examples", EXAMPLES or "20"],

@@ -26,6 +26,7 @@ ERRORS: tuple[Exception, ...] = (
     HTTPException(404, "no adapter is named: ask /adapters/NAME/predict"),
     adapter_errors.UnknownAdapter("sms-spm", ["banking77", "clinc150", "sentiment", "sms-spam"]),
     adapter_errors.UnknownRevision("sms-spam", "77", [REVISION, OLDER]),
+    errors.BodyTimeout("the body stalls: nothing came for 30 seconds"),
     adapter_errors.IncompatibleAdapter(
         ["backbone: made for 'roberta-large', loaded is 'all-MiniLM-L6-v2'"]
     ),

@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 from pydantic import BaseModel
 
+from service.http.bounded_http import LARGE_HEAD, LONG_URL, EarlyAnswer
 from service.http.error_shapes import ErrorShape, oip_shape, tei_shape, vllm_shape
 from service.http.errors import INTERNAL, own_shape, refusal_of
 from service.http.openapi import examples
@@ -21,7 +22,17 @@ Responses = dict[int | str, dict[str, Any]]
 
 # The gate, before any route: the key, and whether there is room.
 KEY = ("unauthorized", "key_expired", "key_revoked", "forbidden", "too_many_failures")
-GATE = (*KEY, "quota_exceeded", "overloaded", "not_ready", "unavailable", INTERNAL.type)
+# The connection, before anything reads the request as one of a protocol.
+CONNECTION = ("uri_too_long", "headers_too_large", "request_timeout")
+GATE = (
+    *KEY,
+    *CONNECTION,
+    "quota_exceeded",
+    "overloaded",
+    "not_ready",
+    "unavailable",
+    INTERNAL.type,
+)
 # Reading a body of any kind, and one of JSON.
 BODY = ("bad_request", "malformed_request", "too_large", "unsupported_media_type")
 JSON_BODY = (*BODY, "invalid_request")
@@ -70,7 +81,20 @@ def refusals(*types: str, shape: ErrorShape = own_shape) -> Responses:
         }
         for header in set(shown.headers) - _COMMON_HEADERS:
             response["headers"][header.title()] = {"schema": {"type": "string"}}
+    for early in (LONG_URL, LARGE_HEAD):
+        if early.type in types:
+            responses[early.status] = _early(early)
     return responses
+
+
+def _early(answer: EarlyAnswer) -> dict[str, Any]:
+    """One of the connection's own answers, which are of one shape on all paths."""
+    response = _response(ErrorResponse)
+    value = {"error": {"type": answer.type, "message": answer.message, "details": []}}
+    example = {"summary": answer.message, "value": value}
+    response["description"] = f"`{answer.type}`: {answer.message}"
+    response["content"]["application/json"]["examples"][answer.type] = example
+    return response
 
 
 def _response(model: type[BaseModel]) -> dict[str, Any]:
