@@ -10,13 +10,16 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from adapters.format.files import serialize
 from tests.support.http_service import RunningService, error_of, serve
-from tests.support.tiny_models import make_adapter, make_backbone
+from tests.support.service_process import environ, service_process
+from tests.support.tiny_models import make_adapter, make_backbone, save_backbone
 
 FILE = serialize(make_adapter(make_backbone(), seed=1))
 ETAG = f'"{hashlib.sha256(FILE).hexdigest()}"'
@@ -280,3 +283,38 @@ def test_other_numbers_are_refused(live: RunningService, number: Any) -> None:
     answer = live.client.post("/v1/predict", json=body)
     assert answer.status_code == 422
     assert error_of(answer)["details"][0].startswith("top_k: ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_flood_of_bad_requests_fills_no_log_and_forges_no_line(
+    tmp_path: Path, workers: str
+) -> None:
+    """None of them has a key; at this level each request would have a line of its own."""
+    folder = save_backbone(tmp_path / "backbone")
+    environment = environ(folder, tmp_path / "adapters", WORKERS=workers, API_KEYS="k")
+    log = tmp_path / "log"
+    with log.open("w") as file, service_process(environment, stderr=file) as running:
+        assert running.stdout is not None
+        url = running.stdout.readline().split()[1]
+        port = int(url.rpartition(":")[2])
+        before = len(log.read_text().splitlines())
+        forged = "/v1/adapters/x%0A2026-01-01T00:00:00+00:00%20error%20forged%1B%5B2J"
+        for raw in (
+            b"nonsense\r\n\r\n",
+            b"GET / HTTP/9.9\r\n\r\n",
+            b"\x16\x03\x01\x02\x00\r\n\r\n",
+        ):
+            for _ in range(100):
+                with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+                    connection.sendall(raw)
+                    connection.recv(1000)
+        for index in range(200):
+            header = {"Authorization": f"Bearer wrong-{index}"}
+            assert httpx.get(f"{url}{forged}", headers=header).status_code in (401, 429)
+        assert httpx.get(f"{url}/healthz").status_code == 200
+        lines = log.read_text().splitlines()[before:]
+        # A few seconds with ten lines each from few places, in each process.
+        assert len(lines) < 150, "\n".join(lines[:20])
+        assert not [line for line in lines if line.startswith("2026-01-01")]
+        assert all(line.isprintable() for line in lines)
