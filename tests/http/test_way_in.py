@@ -300,19 +300,16 @@ def test_a_flood_of_bad_requests_fills_no_log_and_forges_no_line(
         port = int(url.rpartition(":")[2])
         before = len(log.read_text().splitlines())
         forged = "/v1/adapters/x%0A2026-01-01T00:00:00+00:00%20error%20forged%1B%5B2J"
-        for raw in (
-            b"nonsense\r\n\r\n",
-            b"GET / HTTP/9.9\r\n\r\n",
-            b"\x16\x03\x01\x02\x00\r\n\r\n",
-        ):
-            for _ in range(100):
+        for raw in (b"nonsense\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"\x16\x03\x01\x02\r\n\r\n"):
+            for _ in range(60):
                 with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
                     connection.sendall(raw)
                     connection.recv(1000)
-        for index in range(200):
-            header = {"Authorization": f"Bearer wrong-{index}"}
-            assert httpx.get(f"{url}{forged}", headers=header).status_code in (401, 429)
-        assert httpx.get(f"{url}/healthz").status_code == 200
+        with httpx.Client(base_url=url) as client:
+            for index in range(200):
+                header = {"Authorization": f"Bearer wrong-{index}"}
+                assert client.get(forged, headers=header).status_code in (401, 429)
+            assert client.get("/healthz").status_code == 200
         lines = log.read_text().splitlines()[before:]
         # A few seconds with ten lines each from few places, in each process.
         assert len(lines) < 150, "\n".join(lines[:20])
