@@ -165,6 +165,9 @@ class Residency:
             slot.last_used = now
             assert slot.leases >= 0
             if slot.index >= self._slots:
+                # What still refers to this slot, such as a lane's last batch, must not keep a tried
+                # out adapter in memory.
+                slot.adapter = None
                 self._free_trial.put_nowait(slot.index)
             elif slot.leases == 0 and slot.adapter is not None:
                 self._evictable[slot.key] = slot
