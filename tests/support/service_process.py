@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from adapters.adapter import classify, prepare
 from adapters.backbone.model import Backbone
+from adapters.faults import VARIABLE as FAULTS_VARIABLE
 from adapters.format.files import Adapter
 from adapters.packed.packing import Row
 
@@ -119,14 +120,20 @@ class ReadyService:
 
 @contextmanager
 def ready_service(
-    backbone: Path, folder: Path, *, workers: int = 2, **settings: str
+    backbone: Path, folder: Path, *, workers: int = 2, faults: str = "", **settings: str
 ) -> Iterator[ReadyService]:
-    """A ready service with workers; afterwards no process and no folder of it is left."""
+    """A ready service with workers; afterwards no process and no folder of it is left.
+
+    Args:
+        faults: the path of the file of `adapters.faults`.
+    """
     adapter_dir, log = folder / "adapters", folder / "log"
     temporary = folder / "t"
     temporary.mkdir(exist_ok=True)
     environment = environ(backbone, adapter_dir, WORKERS=str(workers), **settings)
     environment["TMPDIR"] = str(temporary)
+    if faults:
+        environment[FAULTS_VARIABLE] = faults
     with (
         log.open("w") as errors,
         subprocess.Popen(
