@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.access.guard import Client, current_key
+from service.access.guard import Client, current_key, headers_for_guard
 from service.access.scopes import match, methods_of, needs
 from service.engine.observer import Outcome
 from service.errors import QuotaExceeded, TooManyFailures
@@ -70,7 +70,7 @@ class Gate:
 
         with self._service.tracing.request(method, scope["path"], headers) as span:
             try:
-                await self._answer(scope, headers, receive, send_with_id)
+                await self._answer(scope, receive, send_with_id)
             except Exception as error:
                 if status:
                     raise
@@ -82,11 +82,12 @@ class Gate:
                 self._count(scope, span, method, status, perf_counter() - started)
                 request_id.reset(token)
 
-    async def _answer(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         method, path = scope["method"], get_route_path(scope)
         route = match(method, path)
         address = (scope.get("client") or ("",))[0]
-        key = self._guard.authorise(route, headers, Client(address, method, path))
+        sent = headers_for_guard(scope["headers"])
+        key = self._guard.authorise(route, sent, Client(address, method, path))
         scope["idspam.client"], scope["idspam.weight"] = key.name, key.weight
         if route is None:
             # Not left to the router: only what the table of scopes has reaches a route.
