@@ -44,7 +44,7 @@ _RETRY_SECONDS_UNMEASURED = 1.0
 # A batch takes at most this share of the shortest timeout that clients ask for, so that a request
 # which has just missed a batch can still be in the next one. Batches are not made smaller than this
 # share of the budget, nor if the device would do less than this share of its work.
-_TIMEOUT_SHARE = 1 / 3
+_TIMEOUT_SHARE = 0.4
 _SMALLEST_LIMIT = 1 / 4
 _EFFICIENT = 0.85
 # The shortest timeout rises again by this share of the difference with every longer one.

@@ -39,9 +39,13 @@ class SimulatedDevice:
         return (self.fixed + self.per_token * tokens) * spread * hiccup
 
     @property
+    def seconds_of_a_full_batch(self) -> float:
+        return self.fixed + self.per_token * self.budget
+
+    @property
     def rate(self) -> float:
         """Tokens per second in full batches."""
-        return self.lanes * self.budget / (self.fixed + self.per_token * self.budget)
+        return self.lanes * self.budget / self.seconds_of_a_full_batch
 
 
 @dataclass(frozen=True)
@@ -79,8 +83,9 @@ class Tally:
 
 @dataclass
 class Outcome:
-    """goodput: tokens answered in time, as a share of what the device can do. by: tallies by
-    client, adapter and timeout. wasted: tokens that were run for requests that then were late."""
+    """goodput: tokens answered in time, as a share of what this device could have run in full
+    batches, or of what was offered, if that was less. by: tallies by client, adapter and timeout.
+    wasted: tokens that were run for requests that then were late."""
 
     goodput: float = 0.0
     wasted: int = 0
@@ -148,6 +153,8 @@ def simulate(
     # (time, order, what, value): events of the simulation.
     events: list[tuple[float, int, str, Any]] = []
     idle, good_tokens, ran_tokens = list(range(device.lanes)), 0, 0
+    # Seconds of all batches, with and without noise.
+    spent = [1e-9, 1e-9]
     for kind in traffic:
         heappush(events, (kind.begins, next(order), "arrive", kind))
 
@@ -161,6 +168,8 @@ def simulate(
             if selection.batch:
                 lane = idle.pop()
                 took = device.seconds(selection.tokens, chance)
+                spent[0] += took
+                spent[1] += device.fixed + device.per_token * selection.tokens
                 outcome.batches += 1
                 ran_tokens += selection.tokens
                 heappush(events, (now + took, next(order), "done", (lane, selection, took)))
@@ -233,6 +242,7 @@ def simulate(
             lane, selection, took = value
             done(lane, selection, took, now)
         run(now)
-    outcome.goodput = good_tokens / (seconds - settle) / device.rate
+    capacity = device.rate * (seconds - settle) * spent[1] / spent[0]
+    outcome.goodput = good_tokens / min(capacity, outcome.total().offered_tokens)
     outcome.mean_tokens = ran_tokens / max(1, outcome.batches)
     return outcome
