@@ -16,6 +16,8 @@ from typing import Any, Literal
 from service.service_links import is_service_link
 
 PREFIX = "IDSPAM_"
+# As in `adapters.format.store`, which is not imported for one expression.
+_ADAPTER = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _SECRET = ("api_keys", "admin_keys", "keys")
 CPU_BATCH_TOKENS = 2048
 GPU_BATCH_TOKENS = 16384
@@ -98,7 +100,7 @@ def _weights(value: str) -> Mapping[str, float]:
             weight = float(number) if separator else -1.0
         except ValueError:
             weight = -1.0
-        if not name or name in weights or not 0.01 <= weight <= 100.0:
+        if not _ADAPTER.fullmatch(name) or name in weights or not 0.01 <= weight <= 100.0:
             raise ValueError(
                 "must be name=weight pairs, separated by commas, each name once and each weight "
                 "from 0.01 to 100"

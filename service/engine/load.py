@@ -8,7 +8,7 @@ from typing import NamedTuple
 from service.errors import Overloaded
 
 # Promises are corrected by at most this share of a timeout.
-MAX_CORRECTION = 0.3
+MAX_CORRECTION = 0.5
 # An older load says nothing about the present.
 _VALID_SECONDS = 1.0
 _NO_DEADLINE = 16
@@ -47,8 +47,13 @@ class Load:
     waits: Mapping[FlowKey, tuple[float, bool]]
     otherwise: float
 
-    def foresee(self, adapters: Sequence[str], *, timeout: float, client: str) -> None:
+    def foresee(
+        self, adapters: Sequence[str], *, timeout: float, client: str, sent: float = 0.0
+    ) -> None:
         """Refuse what the engine would refuse even if its texts had no tokens.
+
+        Args:
+            sent: tokens that were sent to the engine since this load was measured.
 
         Raises:
             Overloaded: as `service.engine.interface.Predictor.predict`.
@@ -56,17 +61,19 @@ class Load:
         age = monotonic() - self.at
         if age > _VALID_SECONDS:
             return
+        # What was sent adds to the wait, and meanwhile the device works.
+        passed = age - (sent / self.rate if self.rate else 0.0)
         urgency = urgency_of(timeout)
         for name in adapters:
             wait, barred = self.waits.get(FlowKey(client, name, urgency), (self.otherwise, False))
             if barred:
                 raise Overloaded(
-                    f"{self.limit} tokens wait", retry_after=max(0.0, wait - age), reason="share"
+                    f"{self.limit} tokens wait", retry_after=max(0.0, wait - passed), reason="share"
                 )
-            late = wait - age + min(self.correction, MAX_CORRECTION * timeout) - timeout
+            late = wait - passed + min(self.correction, MAX_CORRECTION * timeout) - timeout
             if late > 0:
                 raise Overloaded(
-                    f"it would be answered in {wait - age:.2g} s, "
+                    f"it would be answered in {wait - passed:.2g} s, "
                     f"its deadline is in {timeout:.2g} s",
                     retry_after=late,
                     reason="deadline",

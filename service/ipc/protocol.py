@@ -148,8 +148,10 @@ class Heartbeat(Message, frozen=True):
 
 
 class EngineLoad(Message, frozen=True):
-    """A `Load`, while requests come. waits: client, adapter, urgency, seconds, barred."""
+    """A `Load`, while requests come. waits: client, adapter, urgency, seconds, barred. workers:
+    that are connected."""
 
+    workers: int
     at: float
     limit: int
     rate: float
@@ -436,8 +438,9 @@ def entry_of(message: Adapter, known: Mapping[str, AdapterSpec]) -> CatalogEntry
     )
 
 
-def engine_load_of(load: Load) -> EngineLoad:
+def engine_load_of(load: Load, workers: int) -> EngineLoad:
     return EngineLoad(
+        workers=workers,
         at=load.at,
         limit=load.limit,
         rate=load.rate,

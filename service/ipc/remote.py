@@ -293,6 +293,9 @@ class RemoteEngine:
         self._info: EngineInfo | None = None
         self._tokenizer = ""
         self._load: Load | None = None
+        # Since that load was measured.
+        self._sent_tokens = 0
+        self._workers = 1
 
     @property
     def info(self) -> EngineInfo:
@@ -313,7 +316,9 @@ class RemoteEngine:
         weight: float = 1.0,  # noqa: ARG002
     ) -> None:
         if self._load is not None:
-            self._load.foresee(adapters, timeout=timeout, client=client)
+            # The other workers will have sent as much as this one.
+            sent = self._sent_tokens * self._workers
+            self._load.foresee(adapters, timeout=timeout, client=client, sent=sent)
 
     async def predict(
         self,
@@ -325,6 +330,7 @@ class RemoteEngine:
     ) -> Completion:
         if not entries:
             return Completion((), 0.0, 0.0)
+        self._sent_tokens += sum([entry.cost for entry in entries])
         reply = await self._requests.ask(
             PredictDone,
             lambda number: predict_of(number, entries, deadline, client, weight),
@@ -342,8 +348,8 @@ class RemoteEngine:
         self._info = info_of(message, known)
         self._tokenizer = message.tokenizer
 
-    def set_load(self, load: Load | None) -> None:
-        self._load = load
+    def set_load(self, load: Load | None, workers: int = 1) -> None:
+        self._load, self._workers, self._sent_tokens = load, workers, 0
 
 
 class RemoteCatalog(CatalogView):
@@ -449,7 +455,7 @@ class RemoteBackend:
             case Heartbeat():
                 self._heartbeat = message
             case EngineLoad():
-                self.engine.set_load(load_of(message))
+                self.engine.set_load(load_of(message), message.workers)
             case Welcome():
                 self.catalog.replace_all(message.adapters)
                 self.engine.welcomed(message)

@@ -231,7 +231,7 @@ class EngineServer:
         self._load_scheduled = False
         load = self._backend.engine.load
         if load is not None:
-            message = engine_load_of(load)
+            message = engine_load_of(load, len(self._workers))
             for worker in self._workers.values():
                 worker.outbox.send(message)
 

@@ -20,7 +20,7 @@ def test_goodput_stays_at_the_peak_under_any_load(
 ) -> None:
     """Where a deadline is hardly longer than a full batch, batches are smaller, which costs some
     of the rate."""
-    outcome = simulate(CPU, [Traffic(load, (timeout,), tokens=TOKENS)], seconds=13)
+    outcome = simulate(CPU, [Traffic(load, (timeout,), tokens=TOKENS)], seconds=10)
     total = outcome.total()
     assert outcome.goodput >= least
     # Nearly all that cannot be served is refused at once; hardly anything runs in vain.
@@ -32,7 +32,7 @@ def test_goodput_stays_at_the_peak_under_any_load(
 @pytest.mark.parametrize("load", [1.2, 10.0])
 def test_the_same_with_other_numbers_of_lanes(lanes: int, load: float) -> None:
     device = SimulatedDevice(lanes=lanes)
-    assert simulate(device, [Traffic(load, tokens=TOKENS)], seconds=13).goodput >= 0.97
+    assert simulate(device, [Traffic(load, tokens=TOKENS)], seconds=10).goodput >= 0.97
 
 
 @pytest.mark.parametrize("load", [1.2, 3.0])
@@ -71,8 +71,8 @@ def test_timeouts_and_sizes_of_all_kinds_are_served_side_by_side(load: float, le
 def test_an_adapter_that_floods_does_not_slow_another() -> None:
     flood = Traffic(10.0, adapters=("flood",), tokens=TOKENS)
     calm = Traffic(0.2, adapters=("calm",), tokens=TOKENS)
-    alone = simulate(CPU, [calm], seconds=13).total()
-    outcome = simulate(CPU, [flood, calm], seconds=13)
+    alone = simulate(CPU, [calm], seconds=10).total()
+    outcome = simulate(CPU, [flood, calm], seconds=10)
     of = outcome.total(adapter="calm")
     assert of.good >= 0.95 * of.offered
     # It waits for the batches that run, but not for the flood.
@@ -83,7 +83,7 @@ def test_an_adapter_that_floods_does_not_slow_another() -> None:
 def test_a_client_that_floods_does_not_slow_another_with_the_same_adapters() -> None:
     flood = Traffic(10.0, client="flood", tokens=TOKENS)
     calm = Traffic(0.4, client="calm", tokens=TOKENS)
-    outcome = simulate(CPU, [flood, calm], seconds=13)
+    outcome = simulate(CPU, [flood, calm], seconds=10)
     of = outcome.total(client="calm")
     assert of.good >= 0.95 * of.offered
     assert outcome.goodput >= 0.96
@@ -94,7 +94,7 @@ def test_clients_that_all_ask_for_too_much_get_shares_by_weight() -> None:
         Traffic(4.0, (5.0,), client=name, weight=weight, tokens=TOKENS)
         for name, weight in (("heavy", 3.0), ("light", 1.0))
     ]
-    outcome = simulate(CPU, traffic, seconds=28, settle=8)
+    outcome = simulate(CPU, traffic, seconds=24, settle=8)
     ratio = outcome.total(client="heavy").tokens / outcome.total(client="light").tokens
     assert ratio == pytest.approx(3.0, rel=0.15)
     assert outcome.goodput >= 0.97
@@ -102,7 +102,7 @@ def test_clients_that_all_ask_for_too_much_get_shares_by_weight() -> None:
 
 def test_adapters_get_shares_by_weight_within_a_client() -> None:
     traffic = [Traffic(3.0, (None,), adapters=(name,), tokens=TOKENS) for name in "abc"]
-    outcome = simulate(CPU, traffic, seconds=28, settle=8, adapter_weights={"a": 2.0, "b": 0.5})
+    outcome = simulate(CPU, traffic, seconds=24, settle=8, adapter_weights={"a": 2.0, "b": 0.5})
     tokens = {name: outcome.total(adapter=name).tokens for name in "abc"}
     assert tokens["a"] / tokens["c"] == pytest.approx(2.0, rel=0.15)
     assert tokens["b"] / tokens["c"] == pytest.approx(0.5, rel=0.15)
@@ -111,7 +111,7 @@ def test_adapters_get_shares_by_weight_within_a_client() -> None:
 def test_a_client_with_many_adapters_has_no_larger_share() -> None:
     many = Traffic(4.0, (5.0,), client="many", adapters=[f"a{i}" for i in range(50)], tokens=TOKENS)
     one = Traffic(4.0, (5.0,), client="one", adapters=("a1",), tokens=TOKENS)
-    outcome = simulate(CPU, [many, one], seconds=28, settle=8)
+    outcome = simulate(CPU, [many, one], seconds=24, settle=8)
     ratio = outcome.total(client="many").tokens / outcome.total(client="one").tokens
     assert ratio == pytest.approx(1.0, rel=0.15)
 

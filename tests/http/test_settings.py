@@ -62,6 +62,11 @@ def test_settings_cannot_be_changed_once_read() -> None:
         ("IDSPAM_WORKERS", "auto"),
         ("IDSPAM_LOG_LEVEL", "loud"),
         ("IDSPAM_API_KEYS", "two words"),
+        ("IDSPAM_ADAPTER_WEIGHTS", "a"),
+        ("IDSPAM_ADAPTER_WEIGHTS", "a=0"),
+        ("IDSPAM_ADAPTER_WEIGHTS", "a=nan"),
+        ("IDSPAM_ADAPTER_WEIGHTS", "a=1,a=2"),
+        ("IDSPAM_ADAPTER_WEIGHTS", "Not A Name=1"),
     ],
 )
 def test_a_bad_value_is_refused_naming_its_key(key: str, value: str) -> None:
@@ -69,6 +74,13 @@ def test_a_bad_value_is_refused_naming_its_key(key: str, value: str) -> None:
         read_settings({key: value})
     (fault,) = caught.value.faults
     assert fault.startswith(f"{key}: ")
+
+
+def test_adapter_weights_are_read_by_name() -> None:
+    settings = read_settings({"IDSPAM_ADAPTER_WEIGHTS": " a=2, b.c = 0.5,"})
+    assert settings.adapter_weights == {"a": 2.0, "b.c": 0.5}
+    assert read_settings({}).adapter_weights == {}
+    assert read_settings({}).max_waiting_tokens is None
 
 
 def test_every_bad_value_and_unknown_name_is_told_at_once() -> None:

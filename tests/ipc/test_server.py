@@ -15,6 +15,7 @@ from adapters.packed.packing import Row
 from service.catalog.entry import Condition
 from service.engine.interface import Predictor
 from service.errors import DeadlineExceeded, InvalidRequest, Overloaded
+from service.ipc.remote import RemoteBackend
 from tests.support.http_service import Brake
 from tests.support.ipc_harness import ANY, data, engine_with_workers, entry, until
 from tests.support.tiny_models import make_adapter
@@ -100,6 +101,54 @@ async def test_refusals_arrive_as_what_they_are(tmp_path: Path, backbone: Backbo
         assert refused
         assert len(refused) < 40
         assert all(isinstance(item, Overloaded) and item.retry_after > 0 for item in refused)
+
+
+COST = 6
+
+
+async def test_clients_share_the_engine_and_workers_refuse_what_it_would_refuse(
+    tmp_path: Path, backbone: Backbone
+) -> None:
+    brake = Brake()
+    async with engine_with_workers(
+        backbone, tmp_path, load=brake.load, max_waiting_tokens=10 * COST
+    ) as engine:
+        first, second = await engine.worker(), await engine.worker()
+        for name in "ab":
+            await first.catalog.publish(name, data(backbone, 1), ANY)
+        assert entry(first, "a", "x").cost == COST
+        patient = monotonic() + 700
+        brake.on()
+        held = asyncio.ensure_future(first.engine.predict([entry(first, "b", "x")]))
+        await until(lambda: first.health().details.get("batch_seconds", 0) != 0)
+        flood = [
+            asyncio.ensure_future(
+                first.engine.predict(
+                    [entry(first, "a", "x")], deadline=patient, client="flood", weight=3.0
+                )
+            )
+            for _ in range(40)
+        ]
+
+        def is_full(worker: RemoteBackend) -> bool:
+            load = worker.engine.load
+            return load is not None and any(barred for _, barred in load.waits.values())
+
+        await until(lambda: is_full(second))
+        with pytest.raises(Overloaded) as caught:
+            second.engine.foresee(["a"], timeout=700, client="flood")
+        assert caught.value.reason == "share"
+        # Another client has its share of the queue, however full it is.
+        second.engine.foresee(["a"], timeout=700, client="calm")
+        calm = asyncio.ensure_future(
+            second.engine.predict([entry(second, "a", "x")], client="calm")
+        )
+        await asyncio.sleep(0.05)
+        assert not calm.done()
+        brake.off()
+        await asyncio.gather(held, calm)
+        results = await asyncio.gather(*flood, return_exceptions=True)
+        assert any(isinstance(item, Overloaded) for item in results)
 
 
 async def test_a_cancelled_request_leaves_the_engines_queue(

@@ -129,7 +129,7 @@ def make_adapter(
     return Adapter(spec, tensors)
 
 
-def save_backbone(folder: Path) -> Path:
+def save_backbone(folder: Path, *, hidden_size: int = 32, layers: int = 2) -> Path:
     """A tiny random BERT with its tokenizer as a Hugging Face folder, for services in processes."""
     tokenizer = make_tokenizer()
     fast = PreTrainedTokenizerFast(
@@ -143,10 +143,10 @@ def save_backbone(folder: Path) -> Path:
     fast.save_pretrained(folder)
     config = BertConfig(
         vocab_size=tokenizer.get_vocab_size(),
-        hidden_size=32,
-        num_hidden_layers=2,
+        hidden_size=hidden_size,
+        num_hidden_layers=layers,
         num_attention_heads=4,
-        intermediate_size=64,
+        intermediate_size=2 * hidden_size,
         max_position_embeddings=128,
     )
     BertModel(config, add_pooling_layer=False).save_pretrained(folder)
