@@ -8,7 +8,7 @@ TESTS ?= tests
 FIND_PYTHON = test -n "$(PYTHON)" || { echo "$@: found no Python 3.11 or newer: install one, or set PYTHON=..."; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup clients serve test quick api-fuzz compose-test dashboard lint format lock sbom bench bench-peers bench-gpu clean
+.PHONY: help setup clients serve test quick api-fuzz chaos soak compose-test dashboard lint format lock sbom bench bench-peers bench-gpu clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,12 @@ quick: $(VENV)/ready ## run the tests that are not slow, under two minutes on tw
 
 api-fuzz: $(VENV)/ready ## test the OpenAPI document with new requests, about ten minutes: docs/api.md
 	API_FUZZ_EXAMPLES=400 API_FUZZ_WORKERS=2 $(BIN)/python -m pytest tests/http/test_openapi.py
+
+chaos: $(VENV)/ready ## inject every fault into a running service, under eight minutes on two cores: docs/reliability.md
+	$(BIN)/python -m chaos
+
+soak: $(VENV)/ready ## ten minutes of uploads and predictions; memory, descriptors and latency must stay flat
+	$(BIN)/python -m chaos.soak --plot runs/soak.svg
 
 # No prerequisite: it needs only Docker and Python.
 compose-test: ## build and run deploy/compose.yaml with this machine's Docker, test it, and remove it: docs/operate.md

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from argparse import ArgumentParser, Namespace
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict
@@ -20,7 +21,7 @@ from pathlib import Path
 from adapters.backbone.loading import DEFAULT_BACKBONE, load_backbone
 from chaos import clock
 from chaos.answers import Answers
-from chaos.faults import FAULTS, Lab, Named, Row
+from chaos.faults import FAULTS, CannotInject, Lab, Named, Row
 from chaos.load import Load
 from chaos.report import passed, table
 from chaos.service import Service
@@ -56,7 +57,7 @@ async def run(arguments: Namespace) -> list[Row]:
             for fault in FAULTS
             if workers in fault.workers
             and arguments.only in fault.name
-            and (fault.quick or not arguments.quick)
+            and (workers in fault.quick or not arguments.quick)
         ]
         if faults:
             with _store_folder() as folder:
@@ -64,7 +65,7 @@ async def run(arguments: Namespace) -> list[Row]:
                 async with _lab(arguments, folder, workers, answers, seed, environment) as lab:
                     for fault in faults:
                         rows.append(await _injected(fault, lab))
-        if arguments.only in clock.NAME:
+        if arguments.only in clock.NAME and not (arguments.quick and workers == 0):
             rows.append(await _clock(arguments, workers, answers, seed))
     return rows
 
@@ -88,13 +89,19 @@ async def _injected(fault: Named, lab: Lab) -> Row:
     since = len(lab.load.requests)
     try:
         await fault.inject(lab)
+    except CannotInject as error:
+        row.skipped, row.note = True, f"not run: {error}"
     finally:
         lab.service.heal()
+    requests = lab.load.requests[since:]
     row.counts = dict(lab.load.counts(since))
-    for request in lab.load.requests[since:]:
+    row.refusals = dict(Counter(item.detail for item in requests if item.outcome == "refused"))
+    for request in requests:
         if request.outcome in ("wrong", "lost") or (request.outcome == "cut" and not fault.cuts):
             row.complaints.append(f"{request.outcome}: {request.detail}")
     sys.stderr.write(f"chaos: {table([row]).splitlines()[2]}\n")
+    if row.refusals:
+        sys.stderr.write(f"chaos:   refused: {row.refusals}\n")
     for complaint in row.complaints[:5]:
         sys.stderr.write(f"chaos:   {complaint}\n")
     return row

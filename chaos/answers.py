@@ -51,10 +51,16 @@ class Answers:
         self._seeds = iter(range(seed * 1_000_000 + 1, (seed + 1) * 1_000_000))
         self.texts = _texts(seed, texts)
         self._versions: dict[str, Version] = {}
+        # By name: the last version that was made for it.
+        self._replaced: dict[str, str] = {}
         self.judged = 0
 
-    def version(self) -> Version:
-        """A new version: another revision, and clearly other scores for every text."""
+    def version(self, *, replaces: str | None = None) -> Version:
+        """A new version: another revision, and clearly other scores for every text.
+
+        Args:
+            replaces: a name whose version before this one may be forgotten.
+        """
         seed = next(self._seeds)
         adapter = random_adapter(self._backbone, seed=seed)
         # Wide enough that versions and texts differ by far more than the tolerance.
@@ -64,6 +70,9 @@ class Answers:
         file = serialize(adapter)
         version = Version(file, hashlib.sha256(file).hexdigest(), adapter)
         self._versions[version.revision] = version
+        if replaces is not None:
+            self._versions.pop(self._replaced.get(replaces, ""), None)
+            self._replaced[replaces] = version.revision
         return version
 
     def fault_of(self, texts: Sequence[int], results: Any) -> str | None:

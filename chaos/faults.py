@@ -36,6 +36,7 @@ class Row:
     times: int = 0
     in_flight: int = 0
     counts: dict[Outcome, int] = field(default_factory=dict)
+    refusals: dict[str, int] = field(default_factory=dict)
     recovery: list[float] = field(default_factory=list)
     note: str = ""
     complaints: list[str] = field(default_factory=list)
@@ -119,6 +120,10 @@ class Lab:
 Fault = Callable[[Lab], Awaitable[None]]
 
 
+class CannotInject(Exception):
+    """The fault could not be injected; the message says why."""
+
+
 def _kill(name: str, full: int) -> Fault:
     async def fault(lab: Lab) -> None:
         for turn in range(lab.times(full)):
@@ -127,12 +132,9 @@ def _kill(name: str, full: int) -> Fault:
 
             async def inject(victim: str = victim) -> None:
                 os.kill(lab.service.children()[victim], signal.SIGKILL)
-                if name == "standby":
-                    await _replaced(lab, victim)
 
             await lab.shot(inject)
-            if name != "standby":
-                await _replaced(lab, victim)
+            await _replaced(lab)
 
     return fault
 
@@ -155,7 +157,7 @@ def _stop(name: str, full: int, *, seconds: float | None) -> Fault:
 
             await lab.shot(inject)
             if seconds is None:
-                await _replaced(lab, name)
+                await _replaced(lab)
             elif lab.service.processes().get(name) != pid:
                 lab.row.complaints.append(f"{name} was replaced after {seconds:g} s")
 
@@ -168,10 +170,25 @@ async def _gone(lab: Lab, name: str, pid: int) -> None:
         await asyncio.sleep(0.05)
 
 
-async def _replaced(lab: Lab, name: str) -> None:
+async def _replaced(lab: Lab) -> None:
+    """Return when the engine, the standby and every worker are there and ready."""
     until = time.monotonic() + RECOVERY_SECONDS
-    while name not in lab.service.children() and time.monotonic() < until:
+    ready: set[object] = set()
+    while time.monotonic() < until:
+        connection = lab.connection()
+        with suppress(NotConnected, Cut, Silent):
+            answer = await connection.ask("GET", "/readyz", seconds=5)
+            if answer.status == 200:
+                ready.add(answer.body["details"].get("worker"))
+        connection.close()
+        if (
+            len(ready) == lab.service.workers
+            and len(lab.service.children()) == lab.service.workers + 2
+        ):
+            lab.load.spread()
+            return
         await asyncio.sleep(0.05)
+    lab.row.complaints.append("a process was not replaced")
 
 
 def _device(point: str) -> Fault:
@@ -207,7 +224,7 @@ async def _leave(lab: Lab) -> None:
     texts = list(range(min(16, len(lab.answers.texts))))
     content = json.dumps(lab.answers.body(lab.names[0], texts)).encode()
     head = (
-        "POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        "POST /v1/predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(content)}\r\n\r\n"
     )
     request = head.encode() + content
@@ -234,7 +251,7 @@ async def _slow(lab: Lab) -> None:
     async def ask() -> None:
         content = json.dumps(lab.answers.body(lab.names[0], texts)).encode()
         request = (
-            "POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            "POST /v1/predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(content)}\r\nConnection: close\r\n\r\n"
         ).encode() + content
         reader, writer = await asyncio.open_connection("127.0.0.1", lab.service.port)
@@ -329,10 +346,24 @@ def _fill(lab: Lab) -> None:
             file.write(b"x")
 
 
+def _written(lab: Lab) -> list[str]:
+    """What the service has open in its store."""
+    found = []
+    for pid in lab.service.processes().values():
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):
+                target = os.readlink(link)
+                if target.startswith(str(lab.service.store.parent)):
+                    found.append(target)
+    return found
+
+
 def _remount(options: str) -> Callable[[Lab], None]:
     def remount(lab: Lab) -> None:
         command = ["mount", "-o", f"remount,{options}", str(lab.service.store.parent)]
-        subprocess.run(command, check=True, capture_output=True)
+        ended = subprocess.run(command, capture_output=True, text=True)
+        if ended.returncode:
+            raise CannotInject(f"{ended.stderr.strip()}; open: {_written(lab)}")
 
     return remount
 
@@ -343,7 +374,7 @@ async def _sigterm(lab: Lab) -> None:
         stuck = []
         for _ in range(5):
             stuck.append(await asyncio.open_connection("127.0.0.1", lab.service.port))
-            stuck[-1][1].write(b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Le")
+            stuck[-1][1].write(b"POST /v1/predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Le")
 
         async def inject() -> None:
             seconds = await lab.service.terminate()
@@ -431,13 +462,13 @@ def _judge(lab: Lab, changes: Changes) -> None:
 @dataclass(frozen=True, slots=True)
 class Named:
     """A fault in the table. workers: the modes in which it is injected. cuts: whether it ends
-    processes that hold connections, so that these are cut. quick: also in the short run."""
+    processes that hold connections, so that these are cut. quick: the modes of the short run."""
 
     name: str
     inject: Fault
     workers: Sequence[int] = (0, 2)
     cuts: bool = False
-    quick: bool = True
+    quick: Sequence[int] = (0, 2)
 
 
 def _mend_removed(lab: Lab) -> None:
@@ -447,20 +478,20 @@ def _mend_removed(lab: Lab) -> None:
 FAULTS = (
     Named("kill -9 of the engine", _kill("engine", 6), (2,)),
     Named("kill -9 of a worker", _kill("worker", 6), (2,), cuts=True),
-    Named("kill -9 of the standby", _kill("standby", 2), (2,), quick=False),
+    Named("kill -9 of the standby", _kill("standby", 2), (2,), quick=()),
     Named("SIGSTOP of the engine, SIGCONT after 1 s", _stop("engine", 3, seconds=1.0), (2,)),
     Named("SIGSTOP of a worker, SIGCONT after 1 s", _stop("worker-0", 3, seconds=1.0), (2,)),
     Named("SIGSTOP of the service, SIGCONT after 1 s", _stop("service", 3, seconds=1.0), (0,)),
-    Named("SIGSTOP of the engine for good", _stop("engine", 2, seconds=None), (2,), quick=False),
+    Named("SIGSTOP of the engine for good", _stop("engine", 2, seconds=None), (2,), quick=()),
     Named(
         "SIGSTOP of a worker for good",
         _stop("worker-1", 2, seconds=None),
         (2,),
         cuts=True,
-        quick=False,
+        quick=(),
     ),
-    Named("scores that are not finite", _device("runner.not_finite")),
-    Named("the device is out of memory", _device("runner.out_of_memory")),
+    Named("scores that are not finite", _device("runner.not_finite"), quick=(2,)),
+    Named("the device is out of memory", _device("runner.out_of_memory"), quick=(0,)),
     Named("a kernel fails", _device("runner.kernel")),
     Named("the device is lost", _device_lost, (2,)),
     Named("clients leave at random points", _leave),
@@ -478,5 +509,5 @@ FAULTS = (
     Named("concurrent changes, kill -9 of engine and workers", _history, (2,), cuts=True),
     Named("concurrent changes", _history, (0,)),
     Named("kill -9 of all during changes, restart", _kill_all, cuts=True),
-    Named("SIGTERM with stuck clients, restart", _sigterm, cuts=True),
+    Named("SIGTERM with stuck clients, restart", _sigterm, cuts=True, quick=(0,)),
 )

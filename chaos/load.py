@@ -53,6 +53,7 @@ class Load:
         self.in_flight = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
+        self._spread = 0
         self._news = asyncio.Event()
 
     async def __aenter__(self) -> "Load":
@@ -63,6 +64,10 @@ class Load:
         """Wait for what is in flight: a request without an answer is what this is about."""
         self._stopping = True
         await asyncio.gather(*self._tasks)
+
+    def spread(self) -> None:
+        """Let every client connect anew: after a worker has died, the others have all of them."""
+        self._spread += 1
 
     def counts(self, since: int = 0) -> Mapping[Outcome, int]:
         """Requests by outcome, from this number on."""
@@ -104,7 +109,11 @@ class Load:
     async def _run(self, number: int) -> None:
         chance = random.Random(f"{self._seed} {number}")
         connection = Connection(self._host, self._port)
+        spread = self._spread
         while not self._stopping:
+            if spread != self._spread:
+                spread = self._spread
+                connection.close()
             texts = chance.choices(range(len(self._answers.texts)), k=chance.choice((1, 1, 2, 5)))
             name = chance.choice(self._names)
             content = json.dumps({**self._answers.body(name, texts), "timeout_ms": TIMEOUT_MS})

@@ -42,6 +42,8 @@ _BUSY_SECONDS = 0.015
 
 _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 5.0
+# So many in a row come after the first pause; then the pauses double.
+_QUICK_RESTARTS = 3
 # A process that was ready for this long does not count as failing again and again.
 _STEADY_SECONDS = 10.0
 
@@ -237,7 +239,8 @@ class Child:
             if not self.was_ready:
                 raise NeverReady(self._reason)
             failures = 0 if steady else failures + 1
-            pause = min(_FIRST_PAUSE_SECONDS * 2**failures, _LONGEST_PAUSE_SECONDS)
+            doublings = max(0, failures - _QUICK_RESTARTS)
+            pause = min(_FIRST_PAUSE_SECONDS * 2**doublings, _LONGEST_PAUSE_SECONDS)
             logger.error("%s ended: %s; restart in %.1f seconds", self.name, self._reason, pause)
             try:
                 async with asyncio.timeout(pause):
