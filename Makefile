@@ -41,7 +41,7 @@ quick: $(VENV)/ready ## run the tests that are not slow, under two minutes on tw
 api-fuzz: $(VENV)/ready ## test the OpenAPI document with new requests, about ten minutes: docs/api.md
 	API_FUZZ_EXAMPLES=400 API_FUZZ_WORKERS=2 $(BIN)/python -m pytest tests/http/test_openapi.py
 
-chaos: $(VENV)/ready ## inject every fault into a running service, under eight minutes on two cores: docs/reliability.md
+chaos: $(VENV)/ready ## inject every fault into a running service, under eight minutes on two cores
 	$(BIN)/python -m chaos
 
 soak: $(VENV)/ready ## ten minutes of uploads and predictions; memory, descriptors and latency must stay flat

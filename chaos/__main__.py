@@ -132,6 +132,7 @@ async def _lab(
         lab = Lab(service, answers, load, names, {}, random.Random(seed), scale)
         for name in names:
             lab.versions[name] = answers.version()
+            answers.learn(lab.versions[name])
             await lab.put_until_accepted(name, lab.versions[name])
         async with load:
             yield lab

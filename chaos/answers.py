@@ -46,6 +46,8 @@ class Answers:
     """
 
     def __init__(self, backbone: Backbone, *, dtype: str, seed: int, texts: int) -> None:
+        # Several threads would wait for each other while the service has the processors.
+        torch.set_num_threads(1)
         self._backbone = backbone
         self._tolerance = TOLERANCES[dtype]
         self._seeds = iter(range(seed * 1_000_000 + 1, (seed + 1) * 1_000_000))
@@ -74,6 +76,11 @@ class Answers:
             self._versions.pop(self._replaced.get(replaces, ""), None)
             self._replaced[replaces] = version.revision
         return version
+
+    def learn(self, version: Version) -> None:
+        """Compute a version's answers to all texts now: later they are compared without delay."""
+        for text in range(len(self.texts)):
+            self._scores(version, text)
 
     def fault_of(self, texts: Sequence[int], results: Any) -> str | None:
         """What is wrong with the results of a predict request for these texts; None: nothing."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import mean, median
 
 from adapters.backbone.loading import DEFAULT_BACKBONE, load_backbone
-from chaos.answers import Answers
+from chaos.answers import Answers, Version
 from chaos.http import Connection, Cut, NotConnected, Silent
 from chaos.load import PATIENCE_SECONDS, judge
 from chaos.service import Service
@@ -101,16 +101,18 @@ class Soak:
     async def run(self) -> None:
         seconds: float = self._arguments.seconds
         for name in _NAMES:
-            await self._put(self._connection(), name)
+            self._answers.learn(await self._put(self._connection(), name))
         self._began = time.monotonic()
         end = self._began + seconds
+        sample = self._sampler()
         requests = -(-self._arguments.predictions // _TEXTS_PER_REQUEST)
         async with asyncio.TaskGroup() as group:
             for number in range(_CONNECTIONS):
                 share = requests // _CONNECTIONS + (number < requests % _CONNECTIONS)
                 group.create_task(self._paced(self._predictor(), share, end))
             group.create_task(self._paced(self._uploader(), self._arguments.uploads, end))
-            group.create_task(self._paced(self._sampler(), _SAMPLES, end))
+            group.create_task(self._paced(sample, _SAMPLES, end))
+        sample()
 
     async def _paced(self, turn: Callable[[], object], times: int, end: float) -> None:
         """Take this many turns, evenly over the run; late turns follow at once, until the end."""
@@ -130,7 +132,9 @@ class Soak:
         async def predict() -> None:
             texts = self._chance.choices(range(len(self._answers.texts)), k=_TEXTS_PER_REQUEST)
             name = self._chance.choice(_NAMES)
-            self._latencies.append(await self._predict(connection, name, texts))
+            seconds = await self._predict(connection, name, texts)
+            # Not before: a sample takes the list away.
+            self._latencies.append(seconds)
 
         return predict
 
@@ -159,7 +163,7 @@ class Soak:
 
         return upload
 
-    async def _put(self, connection: Connection, name: str) -> None:
+    async def _put(self, connection: Connection, name: str) -> Version:
         version = self._answers.version(replaces=name)
         kind = "application/octet-stream"
         answer = await connection.ask(
@@ -167,6 +171,7 @@ class Soak:
         )
         if answer.status not in (200, 201):
             self.faults.append(f"PUT {name}: {answer.status} {str(answer.body)[:200]}")
+        return version
 
     async def _predict(self, connection: Connection, name: str, texts: list[int]) -> float:
         """Returns the seconds that it took."""

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = ROOT / "tests"
-TOPS = ("adapters", "benchmarks", "cli", "service", "train")
+TOPS = ("adapters", "benchmarks", "chaos", "cli", "service", "train")
 PACKAGES = sorted(path.parent for top in TOPS for path in (ROOT / top).rglob("__init__.py"))
 # Folders of tests/ without a package of their name.
 OTHERS = {"deploy", "docs", "gpu", "support"}
