@@ -71,8 +71,19 @@ def measure(keys: int, requests: int, rounds: int) -> dict[str, float]:
         path = Path(folder) / "keys.jsonl"
         tokens = _write_keys(path, keys)
         guard = Guard(read_settings({"IDSPAM_KEYS_FILE": str(path)}), Observer())
+    log = logging.getLogger("service.access.guard")
+    level = log.level
     # Its few lines would stand between those of the table.
-    logging.getLogger("service.access.guard").setLevel(logging.ERROR)
+    log.setLevel(logging.ERROR)
+    try:
+        return _measured(guard, tokens, requests, rounds)
+    finally:
+        log.setLevel(level)
+
+
+def _measured(
+    guard: Guard, tokens: dict[str, list[str]], requests: int, rounds: int
+) -> dict[str, float]:
     return {
         case: median(_round(guard, method, asked, tokens[kind], requests) for _ in range(rounds))
         for case, method, asked, kind in CASES

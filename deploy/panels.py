@@ -111,7 +111,7 @@ ROWS = (
             Chart(
                 "Refused for key, quota or origin",
                 "reqps",
-                per("idspam_access_refusals_total", "reason", where=" > 0"),
+                per("idspam_access_refusals_total", "reason"),
             ),
         ),
     ),

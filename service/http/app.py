@@ -70,7 +70,7 @@ def create_app(
     app.state.service = service
     for error in _ERRORS:
         app.add_exception_handler(error, handle_error)
-    _require_scopes(app)
+    require_scopes(app)
     app.add_middleware(Gate, service=service)
     if settings.allowed_origins:
         # Around the gate: it answers preflights, which carry no key.
@@ -100,7 +100,7 @@ def _cross_origin(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _require_scopes(app: FastAPI) -> None:
+def require_scopes(app: FastAPI) -> None:
     """Every route has its row in the table of scopes, without which no request reaches it.
 
     Raises:

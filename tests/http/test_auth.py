@@ -7,9 +7,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 
 from service.access.scopes import SCOPES, Need, match, needs
+from service.http.app import require_scopes
 from tests.support.http_service import RunningService, error_of, serve
 from tests.support.key_files import bearer, write_keys
 from tests.support.tiny_models import make_adapter, make_backbone
@@ -309,3 +311,18 @@ def test_the_document_says_which_scope_each_operation_needs(live: RunningService
             assert (operation["security"] == []) == need.is_open
             if not need.is_open:
                 assert {"401", "403", "429"} <= set(operation["responses"]), (method, path)
+
+
+def test_head_needs_what_get_needs(live: RunningService, tokens: dict[str, str]) -> None:
+    for method, path, need in routes(live):
+        if method == "GET" and not need.is_open:
+            assert ask(live, "HEAD", path).status_code == 401, path
+            answer = ask(live, "HEAD", path, **bearer(tokens["metrics"]))
+            assert (answer.status_code == 403) == ("metrics" not in (need.scopes or SCOPES)), path
+
+
+def test_a_route_that_the_table_of_scopes_lacks_stops_the_start() -> None:
+    app = FastAPI(docs_url=None, openapi_url=None)
+    app.add_api_route("/new", lambda: None)
+    with pytest.raises(RuntimeError, match=r"scopes\.py for \[\('GET', '/new'\)\]"):
+        require_scopes(app)
