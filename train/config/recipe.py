@@ -50,7 +50,8 @@ def recipe_of(method: str, settings: FitSettings, train: Dataset, metric: Metric
     least, most = EPOCHS
     epochs = settings.epochs or min(max(round(TEXTS_PER_RUN / len(train)), least), most)
     many_rows = len(train) >= MANY_ROWS
-    many = many_rows or len(train.labels) >= MANY_LABELS
+    # A row with a set of labels teaches a decision about each of them.
+    many = many_rows or len(train.labels) >= MANY_LABELS or train.multi_label
     batch_size = settings.batch_size or BATCH_SIZES[many_rows]
     return Recipe(
         epochs=epochs,

@@ -272,7 +272,8 @@ class _Converter:
     def _split(self, line: int, value: object) -> list[str]:
         """The labels in one string, without spaces around them; an empty string has none."""
         separator, text = self._separator, self._string(line, self._label, value)
-        if not text.strip():
+        text = text.strip()
+        if not text:
             return []
         parts = [part.strip() for part in text.split(separator)]
         if not all(parts):
