@@ -8,7 +8,7 @@ TESTS ?= tests
 FIND_PYTHON = test -n "$(PYTHON)" || { echo "$@: found no Python 3.11 or newer: install one, or set PYTHON=..."; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup clients serve test quick api-fuzz chaos soak compose-test dashboard lint format lock sbom bench bench-peers bench-gpu clean
+.PHONY: help setup clients serve test quick api-fuzz chaos soak compose-test dashboard fuzz lint format lock sbom bench bench-peers bench-gpu clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,13 @@ compose-test: ## build and run deploy/compose.yaml with this machine's Docker, t
 
 dashboard: $(VENV)/ready ## write the Grafana dashboard from deploy/panels.py
 	$(BIN)/python -m deploy.dashboard
+
+# Not a dependency: it has wheels for few versions of Python.
+FUZZ_RUNS ?= 1000000
+
+fuzz: $(VENV)/ready ## fuzz the readers of what strangers send, under ten minutes; FUZZ_RUNS=... each: docs/hostile-input.md
+	$(BIN)/pip install -q atheris==3.0.0
+	for name in adapter_file spec request; do $(BIN)/python -m tests.fuzz $$name --runs $(FUZZ_RUNS) || exit 1; done
 
 lint: $(VENV)/ready ## check style, types (mypy strict) and import rules
 	$(BIN)/ruff check .
