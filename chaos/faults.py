@@ -7,10 +7,11 @@ import random
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from chaos.answers import Answers, Version
@@ -450,13 +451,21 @@ def _judge(lab: Lab, changes: Changes) -> None:
     try:
         violations = check(changes.history)
     except Undecided as error:
-        lab.row.complaints.append(f"the history could not be decided: {error}")
+        lab.row.complaints.append(f"the history could not be decided: {error}: {_kept(changes)}")
         return
-    lab.row.complaints += map(str, violations)
+    if violations:
+        lab.row.complaints += [*map(str, violations), f"the history: {_kept(changes)}"]
     lab.row.note = (
         f"{changes.answered} operations answered, {changes.unknown} changes without an answer, "
         f"{len(violations)} names without an order"
     )
+
+
+def _kept(changes: Changes) -> Path:
+    """Write a history down, to look at it later."""
+    path = Path(tempfile.mkdtemp(prefix="idspam-history-")) / "history.json"
+    path.write_text(json.dumps([asdict(operation) for operation in changes.history]))
+    return path
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,22 +74,25 @@ class Load:
         return Counter(request.outcome for request in self.requests[since:])
 
     def seconds_down(self, since: int, began: float) -> float:
-        """From `began` until the first right answer to a request that was sent after the last one
-        that failed; 0 if none failed."""
-        last = began
-        for request in self.requests[since:]:
-            if request.outcome != "right" and request.ended >= began:
-                last = max(last, request.began)
-        if last == began:
+        """From `began` until the last failing request has failed and one that was sent after it is
+        answered right; 0 if none failed."""
+        failed = [
+            request
+            for request in self.requests[since:]
+            if request.outcome != "right" and request.ended >= began
+        ]
+        if not failed:
             return 0.0
-        return min(
+        last = max(request.began for request in failed)
+        right = min(
             (
-                request.ended - began
+                request.ended
                 for request in self.requests[since:]
                 if request.outcome == "right" and request.began >= last
             ),
             default=float("inf"),
         )
+        return max(right, *(request.ended for request in failed)) - began
 
     async def answered(self, *, after: float, times: int, seconds: float) -> bool:
         """Whether this many requests that began after a time are answered right, in a row."""
