@@ -292,6 +292,9 @@ class BoundedHttpProtocol(PlainHttpProtocol):
             patience = min(LINGER_IDLE_SECONDS, limits.head_seconds)
             if now > self._lingers_until or idle > patience:
                 self._abort()
+            elif self.flow.read_paused:
+                self._last_input = now
+                self.flow.resume_reading()
         elif self.transport.is_closing():
             return
         elif self._part == "body" and not self._deaf:
@@ -378,8 +381,12 @@ class BoundedHttpProtocol(PlainHttpProtocol):
     def _discard(self, size: int) -> None:
         self._last_input = self.loop.time()
         self._discards -= size
+        self._all.discards -= size
         if self._discards < 0:
             self._abort()
+        elif self._all.discards < 0:
+            # Until the next check: refused clients must not keep this process busy.
+            self.flow.pause_reading()
 
     def _is_answering(self) -> bool:
         # None before the first request, unlike uvicorn's annotation says.
@@ -410,7 +417,6 @@ class BoundedHttpProtocol(PlainHttpProtocol):
         if self.cycle.response_complete:
             self.transport.close()
             return
-        self._discards = LINGER_BODY_BYTES
         cast("dict[str, object]", self.cycle.scope)[BODY_FAULT] = error
         self.cycle.keep_alive = False
         self.cycle.message_event.set()
@@ -429,8 +435,10 @@ class BoundedHttpProtocol(PlainHttpProtocol):
             self.transport.raw.close()
             return
         if self._part == "body":
-            self._discards = LINGER_BODY_BYTES
             self.cycle.body = bytearray()
+            if BODY_FAULT not in self.cycle.scope:
+                # A good body that is not wanted, unlike one that is broken or stalls.
+                self._discards = LINGER_BODY_BYTES
         self._since = self.loop.time()
         self._lingers_until = self._since + LINGER_SECONDS
         self._all.waiting[self] = None

@@ -20,6 +20,8 @@ DEFAULT_CONNECTIONS = 4096
 OTHER_DESCRIPTORS = 256
 # Beyond the limit, so many connections are still told so with a 503; others are just closed.
 TOLD_CONNECTIONS = 128
+# What all refused clients together may send between two checks. Reading it takes about 5 ms.
+DISCARDED_BYTES = 32 * 2**20
 # After SIGTERM: for what is just being received, and for clients that take none of their answer.
 DRAIN_BODY_SECONDS = 0.5
 DRAIN_ANSWER_SECONDS = 1.0
@@ -58,6 +60,7 @@ class Connections:
     Attributes:
         limits: those of the settings; tighter ones while the service drains.
         waiting: connections without a request, or with an unfinished head, longest first.
+        discards: how many bytes may be read and discarded until the next check.
         draining: whether SIGTERM has come. bodies_until: when unfinished bodies are then refused.
     """
 
@@ -70,6 +73,7 @@ class Connections:
     ) -> None:
         self.limits = limits
         self.waiting: dict[Connection, None] = {}
+        self.discards = DISCARDED_BYTES
         self.draining = False
         self.bodies_until = 0.0
         self._opened = opened
@@ -93,6 +97,7 @@ class Connections:
     def check(self, connections: Collection[Connection], now: float) -> None:
         """Called a few times a second: one pass over all connections costs less than two timers
         for each request."""
+        self.discards = DISCARDED_BYTES
         for connection in list(connections):
             connection.check(now)
         self._opened(len(connections))
