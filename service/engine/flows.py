@@ -27,7 +27,7 @@ class Node(Generic[E]):
 
     tag: service received, in tokens by weight. tokens: admitted and not yet taken, of all below.
     active_weight: the weights of the children that have tokens. time: the tag served last among the
-    children. entries: of a leaf, in order of arrival.
+    children. entries: of a leaf, in order of arrival. path: the key of a leaf.
     """
 
     __slots__ = (
@@ -38,6 +38,7 @@ class Node(Generic[E]):
         "in_heap",
         "key",
         "parent",
+        "path",
         "tag",
         "time",
         "tokens",
@@ -54,6 +55,7 @@ class Node(Generic[E]):
         self.heap: list[tuple[float, int, Node[E]]] = []
         self.in_heap = False
         self.entries: dict[E, None] = {}
+        self.path: tuple[str, str, int] | None = None
 
 
 class Position(NamedTuple):
@@ -74,6 +76,8 @@ class Flows(Generic[E]):
 
     def __init__(self) -> None:
         self.root: Node[E] = Node("", None, 1.0)
+        # Leaves by key, found without a walk from the root.
+        self._leaves: dict[tuple[str, str, int], Node[E]] = {}
         self._order = count()
 
     def leaf(self, key: FlowKey, client_weight: float, adapter_weight: float) -> Node[E]:
@@ -81,25 +85,38 @@ class Flows(Generic[E]):
 
         The last weights given for a client or an adapter hold.
         """
+        known = self._leaves.get(key)
+        if known is not None and known.parent is not None and known.parent.parent is not None:
+            adapter, client = known.parent, known.parent.parent
+            if adapter.weight == adapter_weight and client.weight == client_weight:
+                return known
         client = self._child(self.root, key.client, client_weight)
         adapter = self._child(client, key.adapter, adapter_weight)
-        return self._child(adapter, key.urgency, 1.0)
+        leaf = self._leaves[key] = self._child(adapter, key.urgency, 1.0)
+        leaf.path = key
+        return leaf
 
     def reserve(self, leaf: Node[E], tokens: int) -> None:
         """Count tokens that were admitted."""
-        for node in _upwards(leaf):
-            if node.tokens == 0 and node.parent is not None:
-                node.parent.active_weight += node.weight
+        node = leaf
+        while (parent := node.parent) is not None:
+            if node.tokens == 0:
+                parent.active_weight += node.weight
             node.tokens += tokens
+            node = parent
+        node.tokens += tokens
 
     def release(self, leaf: Node[E], tokens: int) -> None:
         """Count tokens that were taken or withdrawn."""
-        for node in _upwards(leaf):
+        node = leaf
+        while (parent := node.parent) is not None:
             node.tokens -= tokens
             assert node.tokens >= 0
-            if node.tokens == 0 and node.parent is not None:
-                node.parent.active_weight -= node.weight
-                _forget(node)
+            if node.tokens == 0:
+                parent.active_weight -= node.weight
+                self._forget(node)
+            node = parent
+        node.tokens -= tokens
 
     def add(self, leaf: Node[E], entry: E) -> None:
         """Queue an entry whose tokens are reserved."""
@@ -121,7 +138,7 @@ class Flows(Generic[E]):
                 # Its entries were withdrawn, or it is set aside.
                 heappop(node.heap)
                 child.in_heap = False
-                _forget(child)
+                self._forget(child)
             else:
                 if node.parent is None:
                     return None
@@ -142,7 +159,8 @@ class Flows(Generic[E]):
         del leaf.entries[entry]
         node = leaf
         while (parent := node.parent) is not None:
-            parent.time = max(parent.time, node.tag)
+            if node.tag > parent.time:
+                parent.time = node.tag
             node.tag += cost / node.weight
             if node.entries or node.heap:
                 heapreplace(parent.heap, (node.tag, next(self._order), node))
@@ -209,27 +227,21 @@ class Flows(Generic[E]):
             child.weight = weight
         return child
 
+    def _forget(self, node: Node[E]) -> None:
+        """Remove a node that has nothing left, so that names once asked for take no memory."""
+        parent = node.parent
+        if parent is None or node.tokens or node.in_heap or node.children:
+            return
+        if parent.children.get(node.key) is node:
+            del parent.children[node.key]
+            if node.path is not None:
+                del self._leaves[node.path]
+            if not parent.children:
+                # No rounding errors are carried on.
+                parent.active_weight = 0.0
+            self._forget(parent)
+
     def _push(self, node: Node[E]) -> None:
         assert node.parent is not None
         heappush(node.parent.heap, (node.tag, next(self._order), node))
         node.in_heap = True
-
-
-def _upwards(node: Node[E]) -> Iterator[Node[E]]:
-    at: Node[E] | None = node
-    while at is not None:
-        yield at
-        at = at.parent
-
-
-def _forget(node: Node[E]) -> None:
-    """Remove a node that has nothing left, so that names once asked for take no memory."""
-    parent = node.parent
-    if parent is None or node.tokens or node.in_heap or node.children:
-        return
-    if parent.children.get(node.key) is node:
-        del parent.children[node.key]
-        if not parent.children:
-            # No rounding errors are carried on.
-            parent.active_weight = 0.0
-        _forget(parent)

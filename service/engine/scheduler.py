@@ -56,6 +56,9 @@ _DEVIATIONS = 3.0
 _BATCH_DEVIATIONS = 2.0
 _LEARNING = 0.05
 
+# A request is in time without a closer look if its deadline leaves this many times what is needed.
+_EASY = 3.0
+
 # Without new measurements, old ones lose their force: expected times halve every second. Otherwise
 # an engine that once was too slow for a deadline would never try again.
 _TRUSTED_SECONDS = 1.0
@@ -133,6 +136,8 @@ class Scheduler(Generic[R]):
         self._idle_since: float | None = None
         self._limit = settings.max_waiting_tokens or self._bound(0.0)
         self._batch_limit = settings.max_batch_tokens
+        # Of a full batch; of the whole device in full batches; when the last batch should be done.
+        self._full_seconds = self._seconds_per_token = self._busy_until = 0.0
         self._shortest = 3600.0
         # How much later than promised requests were answered: mean, and mean deviation from it.
         self._late = self._late_deviation = 0.0
@@ -175,22 +180,26 @@ class Scheduler(Generic[R]):
             DeadlineExceeded: it would be done too late even if nothing waited.
         """
         by_adapter: dict[str, int] = {}
+        tokens = 0
         for entry in entries:
-            name = entry.adapter.name
-            by_adapter[name] = by_adapter.get(name, 0) + entry.cost
-        tokens = sum(by_adapter.values())
-        urgency = urgency_of(None if deadline is None else deadline - now)
-        keys = {name: FlowKey(client, name, urgency) for name in by_adapter}
+            name, cost = entry.adapter.name, entry.cost
+            by_adapter[name] = by_adapter.get(name, 0) + cost
+            tokens += cost
+        timeout = None if deadline is None else deadline - now
+        urgency, promised = urgency_of(timeout), None
         with self._lock:
-            if deadline is not None:
-                self._note_timeout(deadline - now)
-            ahead = self._find_room(keys, by_adapter, tokens, weight)
-            promised = self._promise(now, ahead, tokens, deadline)
+            if timeout is not None:
+                self._note_timeout(timeout)
+            if not self._is_easy(now, tokens, deadline):
+                keys = {name: FlowKey(client, name, urgency) for name in by_adapter}
+                ahead = self._find_room(keys, by_adapter, tokens, weight)
+                promised = self._promise(now, ahead, tokens, deadline)
             flows = {}
-            for name, key in keys.items():
+            for name, wanted in by_adapter.items():
+                key = FlowKey(client, name, urgency)
                 leaf = self._flows.leaf(key, weight, self._weight_of(name))
-                self._flows.reserve(leaf, by_adapter[name])
-                flows[name] = (leaf, by_adapter[name])
+                self._flows.reserve(leaf, wanted)
+                flows[name] = (leaf, wanted)
         return Ticket(now, deadline, promised, flows, tokens)
 
     def foresee(
@@ -201,9 +210,11 @@ class Scheduler(Generic[R]):
         Raises:
             Overloaded: as `admit`.
         """
+        now = monotonic()
+        if self._is_easy(now, len(adapters), now + timeout):
+            return
         urgency = urgency_of(timeout)
         keys = {name: FlowKey(client, name, urgency) for name in adapters}
-        now = monotonic()
         with self._lock:
             self._note_timeout(timeout)
             ahead = self._find_room(keys, dict.fromkeys(keys, 1), len(keys), weight)
@@ -341,6 +352,7 @@ class Scheduler(Generic[R]):
             queued.overtaken += 1
         if selection.batch:
             selection.ends = begins + self._pace.seconds(selection.tokens)
+            self._busy_until = max(self._busy_until, selection.ends)
             self._running[selection] = None
         return selection
 
@@ -374,6 +386,16 @@ class Scheduler(Generic[R]):
             self._lock.notify_all()
 
     # Admission.
+
+    def _is_easy(self, now: float, tokens: int, deadline: float | None) -> bool:
+        """Whether a request surely fits and is done in time: mostly so, and told in no time."""
+        waiting = self.waiting_tokens + tokens
+        if waiting > self._limit:
+            return False
+        if deadline is None:
+            return True
+        rest = max(0.0, self._busy_until - now) + self._full_seconds
+        return now + _EASY * (rest + waiting * self._seconds_per_token) < deadline
 
     def _find_room(
         self, keys: dict[str, FlowKey], by_adapter: dict[str, int], tokens: int, weight: float
@@ -483,7 +505,9 @@ class Scheduler(Generic[R]):
             self._limit = self._bound(self._rate())
         most, seconds = self._settings.max_batch_tokens, _TIMEOUT_SHARE * self._shortest
         self._batch_limit = most
-        if self._pace.seconds(most) > seconds:
+        self._full_seconds = self._pace.seconds(most)
+        self._seconds_per_token = self._full_seconds / most / self._settings.lanes
+        if self._full_seconds > seconds:
             less = max(self._pace.tokens_within(seconds, most), int(_SMALLEST_LIMIT * most), 1)
             if self._pace.rate(less) >= _EFFICIENT * self._rate():
                 self._batch_limit = less

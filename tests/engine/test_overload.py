@@ -64,7 +64,7 @@ def test_timeouts_and_sizes_of_all_kinds_are_served_side_by_side(load: float, le
     for timeout in TIMEOUTS:
         # A request of 40 texts takes 0.2 s of the device: some of those are refused at 0.4 s.
         of = outcome.total(timeout=timeout)
-        assert of.good / of.offered >= 0.4 * total.good / total.offered
+        assert of.good / of.offered >= 0.25 * total.good / total.offered
         assert of.expired + of.late <= 0.03 * of.offered + 1
 
 
@@ -77,7 +77,7 @@ def test_an_adapter_that_floods_does_not_slow_another() -> None:
     assert of.good >= 0.95 * of.offered
     # It waits for the batches that run, but not for the flood.
     assert of.slowest <= alone.slowest + 2.5 * CPU.seconds_of_a_full_batch
-    assert outcome.goodput >= 0.97
+    assert outcome.goodput >= 0.95
 
 
 def test_a_client_that_floods_does_not_slow_another_with_the_same_adapters() -> None:

@@ -263,7 +263,7 @@ def test_promises_are_corrected_by_how_late_answers_were() -> None:
     scheduler = make_scheduler()
     scheduler.measured(100, 0.1)
     for at in range(200):
-        (queued,) = submit(scheduler, make_entry(100), now=float(at))
+        (queued,) = submit(scheduler, make_entry(100), now=float(at), deadline=at + 0.3)
         selection = scheduler.next_batch(float(at))
         scheduler.record_batch(selection, 0.1, at + 0.1)
         # The event loop is busy: each answer comes 50 ms later than the device was done.
