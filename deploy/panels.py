@@ -257,6 +257,27 @@ ROWS = (
                     )
                 ],
             ),
+            Chart(
+                "Store: free space, and 0 where it cannot be changed",
+                "bytes",
+                [
+                    Query(
+                        f"min (idspam_store_free_bytes{{{ON}}} * idspam_store_usable{{{ON}}})",
+                        "free",
+                    )
+                ],
+            ),
+            Chart(
+                "Records missing",
+                "ops",
+                [
+                    *per("idspam_records_dropped_total", "log"),
+                    Query(
+                        f"sum (rate(idspam_audit_failures_total{{{ON}}}[$__rate_interval]))",
+                        "audit",
+                    ),
+                ],
+            ),
             Chart("Texts that were cut", "short", per("idspam_truncated_inputs_total", "instance")),
         ),
     ),

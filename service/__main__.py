@@ -8,11 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from adapters.errors import StoreInUse
-from adapters.format.ownership import StoreLock
 from cli.shell import escape_unencodable
-from service.records.audit import check_audit_log
-from service.records.decisions import check_decision_log
 from service.settings import InvalidSettings, Settings, read_settings
 from service.start import StartFailed, log_service_links
 
@@ -36,6 +32,8 @@ def main(arguments: list[str]) -> int:
 
 def _serve(settings: Settings) -> None:
     # Imported only to serve: commands also run where no web framework is installed.
+    from adapters.errors import StoreInUse
+    from adapters.format.ownership import StoreLock
     from service.access.exposure import Exposed, refuse_exposed
     from service.access.key_file import BadKeys
     from service.access.keyring import keyring_of
@@ -43,6 +41,8 @@ def _serve(settings: Settings) -> None:
     from service.http.app import route_paths
     from service.http.proxies import taken_by_a_route
     from service.http.server import address_text, listen
+    from service.records.audit import check_audit_log
+    from service.records.decisions import check_decision_log
 
     # Checked at once, not seconds later when torch has been imported.
     if settings.root_path and taken_by_a_route(settings.root_path, route_paths()):

@@ -19,6 +19,7 @@ from adapters.errors import (
     DamagedFile,
     IncompatibleAdapter,
     InvalidAdapter,
+    InvalidName,
     StoreFailed,
     UnforcedReplacement,
 )
@@ -214,7 +215,7 @@ class Catalog(CatalogView):
         """Take over what another writer has done to the store, or that it came back empty."""
         try:
             history = await asyncio.to_thread(self._store.history, name)
-        except DamagedFile:
+        except (DamagedFile, InvalidName):
             return
         entry = self._entries.get(name)
         if (history[0] if history else None) == (entry.current if entry else None):

@@ -25,6 +25,8 @@ T = TypeVar("T")
 _BUSY = frozenset({429, 503})
 # The only 503 after which nothing was begun: an `unavailable` engine may have stopped halfway.
 _NOT_READY = "not_ready"
+# A disk does not mend while a client waits, and uploads are large.
+_DISK_TYPES = frozenset({"store_failed", "audit_failed"})
 # How much of another server's page an error quotes.
 _QUOTED_CHARACTERS = 200
 _SEARCHED_BYTES = 4096
@@ -161,8 +163,10 @@ class Exchanger:
             else:
                 error = _refused(outcome, self.via)
                 retry_after = error.retry_after
-                again = error.status in _BUSY and (
-                    call.repeatable or error.status == 429 or error.type == _NOT_READY
+                again = (
+                    error.status in _BUSY
+                    and error.type not in _DISK_TYPES
+                    and (call.repeatable or error.status == 429 or error.type == _NOT_READY)
                 )
             wait = self.retries.wait(
                 attempt=attempt,
