@@ -44,7 +44,7 @@ def proxy_of(url: httpx.URL) -> Proxy | None:
     Raises:
         InvalidCall: a variable has a value that cannot be used, or needs a package.
     """
-    if _is_loopback(url.host):
+    if is_loopback(url.host):
         return None
     proxies = getproxies_environment()
     kind = url.scheme if proxies.get(url.scheme) else "all"
@@ -69,7 +69,8 @@ def proxy_of(url: httpx.URL) -> Proxy | None:
     return Proxy(variable, shown, httpx.Proxy(parsed))
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this machine."""
     name = host.rstrip(".").lower()
     if name == "localhost" or name.endswith(".localhost"):
         return True

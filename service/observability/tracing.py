@@ -7,6 +7,7 @@ Off unless an endpoint is set. The standard `OTEL_*` variables set everything el
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from urllib.parse import urlsplit
 
 from opentelemetry import propagate, trace
 from opentelemetry.trace import NonRecordingSpan, Span, SpanKind, StatusCode, Tracer
@@ -29,15 +30,21 @@ class Tracing:
         if endpoint is None:
             return
         # Importing these takes 0.1 s: only with tracing.
+        import requests
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import OTELResourceDetector, Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
+        from service.client.proxies import is_loopback
+
         defaults = {"service.name": SERVICE_NAME, "service.version": __version__}
         resource = Resource.create(defaults).merge(OTELResourceDetector().detect())
         self._provider = TracerProvider(resource=resource)
-        exporter = OTLPSpanExporter(f"{endpoint.rstrip('/')}/v1/traces")
+        session = requests.Session()
+        # A proxy of the environment cannot reach a collector on this machine.
+        session.trust_env = not is_loopback(urlsplit(endpoint).hostname or "")
+        exporter = OTLPSpanExporter(f"{endpoint.rstrip('/')}/v1/traces", session=session)
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("idspam", __version__)
 

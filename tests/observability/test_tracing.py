@@ -162,3 +162,15 @@ def test_a_collector_that_is_not_there_delays_no_answer(tmp_path: Path) -> None:
 def test_an_endpoint_is_a_url(url: str) -> None:
     with pytest.raises(InvalidSettings, match="IDSPAM_OTLP_ENDPOINT"):
         read_settings({"IDSPAM_OTLP_ENDPOINT": url})
+
+
+def test_a_collector_on_this_machine_is_not_asked_through_a_proxy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with collector() as received:
+        with serve(tmp_path, OTLP_ENDPOINT=received.url) as live:
+            # Read when spans are sent.
+            monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+            monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1")
+            assert live.client.get("/healthz").status_code == 200
+        assert received.named("GET /healthz")
