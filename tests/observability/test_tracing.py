@@ -173,4 +173,4 @@ def test_a_collector_on_this_machine_is_not_asked_through_a_proxy(
             monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
             monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1")
             assert live.client.get("/healthz").status_code == 200
-        assert received.named("GET /healthz")
+        assert received.named("GET /healthz").end_time_unix_nano

@@ -44,7 +44,7 @@ def _entry(name: str, *errors: str, shape: ErrorShape) -> dict[str, Any]:
     request = None
     if "requests" in described:
         request = json_body(described["requests"], schema=described["request_schema"])
-    return entry(
+    route = entry(
         described["tag"],
         request=request,
         optional=described.get("optional", False),
@@ -52,6 +52,11 @@ def _entry(name: str, *errors: str, shape: ErrorShape) -> dict[str, Any]:
         schema=described.get("answer_schema"),
         errors=_merged(refusals(*errors, shape=shape), noes),
     )
+    if described.get("binary"):
+        # The same JSON, then the bytes of its tensors.
+        content = route["responses"][200]["content"]
+        content["application/octet-stream"] = {"schema": {"type": "string", "format": "binary"}}
+    return route
 
 
 def _merged(errors: Responses, noes: Responses) -> Responses:
