@@ -1,5 +1,6 @@
 """Request and response bodies: reading with a size limit, JSON both ways, validation."""
 
+import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -17,6 +18,11 @@ from service.http.openapi.schemas import BRANCHES
 M = TypeVar("M", bound=BaseModel)
 
 MAX_DETAILS = 100
+# Smaller bodies are parsed in a few milliseconds, whatever they are made of.
+_UNCOUNTED_BYTES = 2**17
+_MOST_CONTAINERS = 2**17
+_STRING = re.compile(rb'"[^"]*"')
+_NOT_COUNTED = bytes(set(range(256)) - set(b'"[{'))
 MAX_SHOWN_CHARACTERS = 64
 # In the scope of a request: the error that ended its body, which reading it raises.
 BODY_FAULT = "idspam.body_fault"
@@ -78,10 +84,29 @@ def parse_json(body: bytes) -> Any:
     """
     if not body:
         raise MalformedRequest("the body is empty, expected JSON")
+    if len(body) > _UNCOUNTED_BYTES:
+        _refuse_many_containers(body)
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise MalformedRequest(f"the body is not JSON: {error}") from None
+
+
+def _refuse_many_containers(body: bytes) -> None:
+    """Counts before parsing: a body of `[],` would become millions of objects, and while they are
+    made nothing else runs.
+
+    Raises:
+        TooLarge: more lists and objects than any request of texts has.
+    """
+    if body.count(b"[") + body.count(b"{") <= _MOST_CONTAINERS:
+        return
+    # Most of a text may be brackets.
+    body = body.replace(rb"\\", b"").replace(rb"\"", b"").translate(None, _NOT_COUNTED)
+    body = _STRING.sub(b"", body)
+    count = body.count(b"[") + body.count(b"{")
+    if count > _MOST_CONTAINERS:
+        raise TooLarge(f"{count} lists and objects in the body, at most {_MOST_CONTAINERS}")
 
 
 def validated(model: type[M], content: Any) -> M:

@@ -79,6 +79,17 @@ def test_the_tokens_of_a_refused_text_are_counted_up_to_a_bound(live: RunningSer
     assert time.monotonic() - started < 5
 
 
+def test_a_body_of_millions_of_lists_is_refused_before_it_is_parsed(live: RunningService) -> None:
+    headers = {"content-type": "application/json"}
+    for item in (b"[],", b"{},", b'{"text":"[["},'):
+        body = b'{"adapter":"spam","inputs":[' + item * 140_000 + b'"a"]}'
+        response = live.client.post("/v1/predict", content=body, headers=headers)
+        assert (response.status_code, error_of(response)["type"]) == (413, "too_large")
+    assert "140002 lists and objects" in error_of(response)["message"]
+    text = '[{"\\' * 300_000
+    assert live.predict(adapter="spam", inputs=text)["results"][0]["truncated"]
+
+
 def test_tokenising_ends_at_the_deadline(live: RunningService) -> None:
     """Runs that are shortened are read to their end, which takes longer than this deadline."""
     body = {"adapter": "spam", "inputs": [" " * 2_000_000 + "x"] * 3, "timeout_ms": 1}
