@@ -133,6 +133,26 @@ def test_adapters_are_uploaded_listed_shown_rolled_back_and_deleted(
     assert caught.value.details == ("a", "b")
 
 
+def test_one_revision_is_deleted_and_another_meaning_is_forced(
+    client: Client, files: tuple[bytes, bytes]
+) -> None:
+    one, two = files
+    client.upload("mine", one)
+    client.upload("mine", two)
+    with pytest.raises(Rejected) as caught:
+        client.delete_revision("mine", revision_of(two)[:12])
+    assert caught.value.type == "revision_current"
+    client.delete_revision("mine", revision_of(one)[:12], if_match=revision_of(two))
+    assert client.adapter("mine").revisions == (revision_of(two),)
+    other = serialize(make_adapter(make_backbone(), labels=("x", "y")))
+    with pytest.raises(Rejected) as refused:
+        client.upload("mine", other)
+    assert refused.value.type == "replacement_not_forced"
+    assert "labels added: x, y" in refused.value.details
+    assert client.upload("mine", other, force=True).outcome == "replaced"
+    client.delete("mine")
+
+
 def test_an_unloaded_adapter_is_listed_and_shown(
     live: RunningService, client: Client, files: tuple[bytes, bytes]
 ) -> None:
