@@ -392,7 +392,7 @@ async def _kill_all(lab: Lab) -> None:
     """kill -9 of all processes while adapters are uploaded, rolled back and deleted; what was
     acknowledged must be there after the start."""
     async with _changes(lab, writers=4, readers=2) as changes:
-        for _ in range(lab.times(4)):
+        for _ in range(lab.times(3)):
             await lab.pause(2.0)
 
             async def inject() -> None:
@@ -403,7 +403,7 @@ async def _kill_all(lab: Lab) -> None:
 
             await lab.shot(inject)
             await changes.read_all()
-    _judge(lab, changes)
+    await _judge(lab, changes)
 
 
 async def _history(lab: Lab) -> None:
@@ -430,7 +430,7 @@ async def _history(lab: Lab) -> None:
         await changes.read_all()
     if not lab.row.times:
         lab.row.times = 1
-    _judge(lab, changes)
+    await _judge(lab, changes)
 
 
 def _changes(lab: Lab, *, writers: int, readers: int) -> Changes:
@@ -446,10 +446,11 @@ def _changes(lab: Lab, *, writers: int, readers: int) -> Changes:
     )
 
 
-def _judge(lab: Lab, changes: Changes) -> None:
+async def _judge(lab: Lab, changes: Changes) -> None:
     lab.row.complaints += changes.faults
     try:
-        violations = check(changes.history)
+        # In a thread: the load goes on, and would time out while this loop is blocked.
+        violations = await asyncio.to_thread(check, changes.history)
     except Undecided as error:
         lab.row.complaints.append(f"the history could not be decided: {error}: {_kept(changes)}")
         return
