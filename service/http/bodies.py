@@ -1,6 +1,5 @@
 """Request and response bodies: reading with a size limit, JSON both ways, validation."""
 
-import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -21,7 +20,6 @@ MAX_DETAILS = 100
 # Smaller bodies are parsed in a few milliseconds, whatever they are made of.
 _UNCOUNTED_BYTES = 2**17
 _MOST_CONTAINERS = 2**17
-_STRING = re.compile(rb'"[^"]*"')
 _NOT_COUNTED = bytes(set(range(256)) - set(b'"[{'))
 MAX_SHOWN_CHARACTERS = 64
 # In the scope of a request: the error that ended its body, which reading it raises.
@@ -103,8 +101,7 @@ def _refuse_many_containers(body: bytes) -> None:
         return
     # Most of a text may be brackets.
     body = body.replace(rb"\\", b"").replace(rb"\"", b"").translate(None, _NOT_COUNTED)
-    body = _STRING.sub(b"", body)
-    count = body.count(b"[") + body.count(b"{")
+    count = sum(map(len, body.split(b'"')[::2]))
     if count > _MOST_CONTAINERS:
         raise TooLarge(f"{count} lists and objects in the body, at most {_MOST_CONTAINERS}")
 
