@@ -1,6 +1,6 @@
 """An answer that would be too large is refused before anything is computed.
 
-A request of one kilobyte can ask for gigabytes: 256 empty texts times 4,096 labels of 256 characters.
+A request of one kilobyte can ask for gigabytes: 256 empty texts times 4,096 labels of 256 letters.
 """
 
 from collections.abc import Sequence

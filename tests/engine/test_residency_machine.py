@@ -1,4 +1,4 @@
-"""The residency under any order of requests: leases hold, slots are never shared, nobody starves."""
+"""The residency under any order of requests: leases hold, no slot is shared, nobody starves."""
 
 import asyncio
 import tempfile
