@@ -294,6 +294,22 @@ ROWS = (
                 ),
             ),
             Chart(
+                "Connections, by process",
+                "short",
+                [Query(f"sum by (process) (idspam_connections{{{ON}}})", "{{process}}")],
+            ),
+            Chart(
+                "Connections ended over a limit",
+                "ops",
+                per("idspam_connections_ended_total", "reason"),
+                "Too many, too large, or too slow.",
+            ),
+            Chart(
+                "Bytes of large bodies in flight",
+                "bytes",
+                [Query(f"sum by (place) (idspam_body_bytes{{{ON}}})", "{{place}}")],
+            ),
+            Chart(
                 "Processor time a second",
                 "s",
                 either(

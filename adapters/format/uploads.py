@@ -2,8 +2,9 @@
 
     <root>/.uploads/<random>.part
 
-The writer holds a `flock` on its file until the store has taken it. The lock ends with the process,
-so a file without one is abandoned, whoever looks; `collect_uploads` removes it.
+The writer holds a `flock` on its file until the store has taken it, and the catalog holds another
+one while it publishes the file. A lock ends with its process, so a file without one is abandoned;
+`collect_uploads` removes it.
 """
 
 import contextlib
@@ -12,6 +13,8 @@ import hashlib
 import os
 import re
 import secrets
+from asyncio import CancelledError
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -48,6 +51,7 @@ class Upload:
     def __init__(self, root: Path, *, announced: int = 0) -> None:
         self._root = root
         self._hash = hashlib.sha256()
+        self._finished = False
         self.size = 0
         with store_failures(root, "receive the file"):
             free = free_bytes(root)
@@ -63,8 +67,9 @@ class Upload:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        # A change that nobody waits for any more may have begun, and then needs the file.
+        self.close(keep=self._finished and error is CancelledError)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         with store_failures(self._root, "receive the file"):
@@ -86,15 +91,20 @@ class Upload:
             os.fchmod(self._descriptor, 0o644)
             fault_point("upload.sync")
             os.fsync(self._descriptor)
+            # Shared from now on, so that `held` can lock it as well.
+            fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+        self._finished = True
         return self.file
 
-    def close(self) -> None:
-        """Remove the file unless the store has taken it. Closing twice is harmless."""
+    def close(self, *, keep: bool = False) -> None:
+        """Remove the file unless the store has taken it. Closing twice is harmless.
+
+        Args:
+            keep: leave it to the change that publishes it, or to `collect_uploads`.
+        """
         if self._descriptor >= 0:
-            fault_point("upload.remove")
-            # On a disk that fails now, the next upload or start removes it.
-            with contextlib.suppress(OSError):
-                self._path.unlink(missing_ok=True)
+            if not keep:
+                _remove(self._path)
             os.close(self._descriptor)
             self._descriptor = -1
 
@@ -120,6 +130,30 @@ def received_path(root: Path, name: str) -> Path:
     if not _NAME.fullmatch(name):
         raise ValueError(f"not the name of an upload: {name[:80]!r}")
     return root / _FOLDER / name
+
+
+@contextlib.contextmanager
+def held(root: Path, name: str) -> Iterator[None]:
+    """Keep a received file for a change, also if its writer ends meanwhile; then remove it.
+
+    Raises:
+        FileNotFoundError: it is gone.
+    """
+    path = received_path(root, name)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        yield
+    finally:
+        _remove(path)
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    fault_point("upload.remove")
+    # On a disk that fails now, the next upload or start removes it.
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def collect_uploads(root: Path) -> int:

@@ -23,10 +23,11 @@ from adapters.errors import (
     StoreFailed,
     UnforcedReplacement,
 )
+from adapters.format.failures import store_failures
 from adapters.format.files import read_spec
 from adapters.format.spec import AdapterSpec
 from adapters.format.store import AdapterStore, verified_file
-from adapters.format.uploads import received_path
+from adapters.format.uploads import held, received_path
 from service.catalog.entry import CatalogEntry, Change, ChangeResult, Condition
 from service.catalog.meaning import changed_meaning
 from service.catalog.view import CatalogView
@@ -147,7 +148,9 @@ class Catalog(CatalogView):
         match change.operation:
             case "publish":
                 assert uploaded is not None
-                return await self._publish(change, uploaded)
+                assert change.file is not None
+                with store_failures(self.root, "publish"), held(self.root, change.file.name):
+                    return await self._publish(change, uploaded)
             case "rollback":
                 return await self._roll_back(change)
             case "delete":

@@ -7,7 +7,7 @@ ClientError
 |-- UnexpectedAnswer        not an answer of this service, or not a complete one
 `-- Refused                 the service's own error: status, type, message, details, request_id
     |-- Rejected            4xx: the same call would be refused again
-    |   |-- NotAllowed      401, 403: no key, an unknown, expired or revoked one (`type` says which),
+    |   |-- NotAllowed      401, 403: no key, an unknown, expired or revoked one (`type` says),
 |   |                   or one without this permission
     |   |-- NotFound        404: no such adapter or revision; `details` names those that exist
     |   `-- Conflict        412: a condition does not hold

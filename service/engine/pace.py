@@ -16,7 +16,7 @@ _DEVIATION_WEIGHT = 0.1
 
 
 class _Size:
-    """Batches of similar size: their mean tokens and seconds. count: how many, the warm-up's too."""
+    """Batches of similar size: their mean tokens and seconds. count: with those of the warm-up."""
 
     __slots__ = ("count", "seconds", "tokens")
 
@@ -31,7 +31,7 @@ class _Size:
 
 
 class Pace:
-    """Seconds that one lane takes for a batch. Not safe for threads: the scheduler's lock guards it.
+    """Seconds that one lane takes for a batch. The scheduler's lock guards it.
 
     Args:
         lanes: batches that run side by side.

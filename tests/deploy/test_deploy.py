@@ -78,7 +78,7 @@ def test_what_the_image_copies_is_not_ignored() -> None:
     copied = re.findall(r"(?m)^COPY (?!--from)(.+) \S+$", DOCKERFILE)
     assert copied
     for path in " ".join(copied).split():
-        assert path in allowed
+        assert path in allowed or str(Path(path).parent) in allowed
         assert (TREE / path).exists()
 
 
@@ -131,7 +131,10 @@ def test_a_service_that_does_not_answer_is_unhealthy() -> None:
 
 @pytest.mark.parametrize(
     ("extra", "torch", "said"),
-    [("nonsense", "", "no such extra: nonsense"), ("serve", "gpu", "TORCH=gpu: must be cpu")],
+    [
+        ("nonsense", "", "nonsense: no such set"),
+        ("serve", "gpu", "TORCH=gpu: must be cpu"),
+    ],
 )
 def test_an_impossible_environment_is_refused_before_it_is_made(
     extra: str, torch: str, said: str, tmp_path: Path

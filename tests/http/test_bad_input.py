@@ -70,7 +70,7 @@ def test_what_is_no_json_is_400(live: RunningService, content: bytes) -> None:
         ),
         ({"adapter": "a", "inputs": "x", "top_k": 0}, ["top_k: "]),
         ({"adapter": "a", "inputs": "x", "top_k": True}, ["top_k: "]),
-        ({"adapter": "a", "inputs": "x", "top_k": 1.0}, ["top_k: "]),
+        ({"adapter": "a", "inputs": "x", "top_k": 1.5}, ["top_k: "]),
         ({"adapter": "a", "inputs": "x", "timeout_ms": 0}, ["timeout_ms: "]),
         ({"adapter": "a", "inputs": "x", "timeout_ms": 10**30}, ["timeout_ms: "]),
         ({"adapter": "a", "inputs": {"text": "x", "id": "i" * 257}}, ["inputs.id: "]),

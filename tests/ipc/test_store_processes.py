@@ -1,4 +1,4 @@
-"""The store under real processes: kill -9 at every step of a change, and two services on one folder."""
+"""The store under real processes: kill -9 at steps of a change, and two services on one folder."""
 
 import json
 import subprocess
@@ -41,7 +41,7 @@ class Stage:
         return httpx.Client(base_url=self.service.url, timeout=30)
 
     def state(self) -> list[str]:
-        """The revisions of `a` as the service has them, the served one first; none if it is gone."""
+        """The revisions of `a` as the service has them, the served one first."""
         with self.client() as client:
             shown = client.get("/v1/adapters/a")
             if shown.status_code == 404:

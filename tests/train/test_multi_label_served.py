@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 import httpx
@@ -14,7 +15,7 @@ from adapters.backbone.loading import DEFAULT_BACKBONE, load_backbone
 from adapters.format.files import load_adapter
 from adapters.packed.packing import Row
 from service.client import Client
-from tests.support.service_process import TREE, ready_service
+from tests.support.service_process import TREE, ReadyService, ready_service
 from train import cli
 
 pytestmark = pytest.mark.slow
@@ -93,14 +94,23 @@ def test_the_service_answers_as_the_trained_model_does(
             assert [result.labels for result in client.predict(TEXTS, "faults")] == [
                 tuple(labels) for labels in sets
             ]
-        given = {
-            dict(labels)["label"]: value
-            for (name, labels), value in service.series().items()
-            if name == "idspam_labels_given_total" and dict(labels)["adapter"] == "faults"
-        }
         counted = [label for labels in sets for label in labels or [""]]
-        assert given == {label: 2.0 * counted.count(label) for label in set(counted)}
+        expected_counts = {label: 2.0 * counted.count(label) for label in set(counted)}
+        # Workers send their counts once in a while.
+        ends = monotonic() + 10
+        while (given := _given(service)) != expected_counts and monotonic() < ends:
+            sleep(0.1)
+        assert given == expected_counts
         _check_the_commands(service.url, tmp_path, sets)
+
+
+def _given(service: ReadyService) -> dict[str, float]:
+    """How often each label was given, by the service's metrics."""
+    return {
+        dict(labels)["label"]: value
+        for (name, labels), value in service.series().items()
+        if name == "idspam_labels_given_total" and dict(labels)["adapter"] == "faults"
+    }
 
 
 def _check_the_commands(url: str, folder: Path, sets: list[list[str]]) -> None:
