@@ -107,20 +107,24 @@ class Catalog(CatalogView):
                     self._set(checked)
 
     async def apply(self, change: Change) -> ChangeResult:
-        spec = None
-        if change.operation == "publish":
-            assert change.file is not None, "a file is received before it is published"
+        # Runs to its end even if its request is cancelled: store and map must stay the same.
+        task = asyncio.ensure_future(
+            self._apply(change, None) if change.file is None else self._apply_file(change)
+        )
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+        return await asyncio.shield(task)
+
+    async def _apply_file(self, change: Change) -> ChangeResult:
+        assert change.file is not None, "a file is received before it is published"
+        with store_failures(self.root, "publish"), held(self.root, change.file.name):
             try:
                 self.check(change.name, change.condition)
                 spec = await self._engine.check(received_path(self.root, change.file.name))
             except AdapterError as error:
                 await self._record_end(change, "", error)
                 raise
-        # Runs to its end even if its request is cancelled: store and map must stay the same.
-        task = asyncio.ensure_future(self._apply(change, spec))
-        self._changes.add(task)
-        task.add_done_callback(self._changes.discard)
-        return await asyncio.shield(task)
+            return await self._apply(change, spec)
 
     async def _apply(self, change: Change, uploaded: AdapterSpec | None) -> ChangeResult:
         async with self._lock(change.name):
@@ -148,9 +152,7 @@ class Catalog(CatalogView):
         match change.operation:
             case "publish":
                 assert uploaded is not None
-                assert change.file is not None
-                with store_failures(self.root, "publish"), held(self.root, change.file.name):
-                    return await self._publish(change, uploaded)
+                return await self._publish(change, uploaded)
             case "rollback":
                 return await self._roll_back(change)
             case "delete":

@@ -117,6 +117,10 @@ def test_the_way_in_is_the_same_with_workers(service: ReadyService, saved: Backb
         assert clients[0].delete("/v1/adapters/w").status_code == 204
 
 
+# The two adapters have different labels.
+PUT_FORCED = "/v1/adapters/s?force=true"
+
+
 def test_a_put_through_one_worker_is_answered_by_all_at_once_under_load(
     service: ReadyService, saved: Backbone
 ) -> None:
@@ -126,12 +130,12 @@ def test_a_put_through_one_worker_is_answered_by_all_at_once_under_load(
     ]
     with service.clients(2) as clients:
         revisions = [
-            str(clients[0].put("/v1/adapters/s", content=serialize(adapter)).json()["revision"])
+            str(clients[0].put(PUT_FORCED, content=serialize(adapter)).json()["revision"])
             for adapter in adapters
         ]
         with Load(service.url, "s") as load:
             for turn in range(40):
-                put = clients[turn % 2].put("/v1/adapters/s", content=serialize(adapters[turn % 2]))
+                put = clients[turn % 2].put(PUT_FORCED, content=serialize(adapters[turn % 2]))
                 assert put.status_code == 200
                 for client in clients:
                     result = client.post("/v1/predict", json=body_of("s", "win")).json()
