@@ -12,7 +12,7 @@ Urgency separates requests that allow a fraction of a second from those that all
 of patient requests then does not keep impatient ones out, nor the other way round.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from heapq import heappop, heappush, heapreplace
 from itertools import count
 from typing import Generic, NamedTuple, TypeVar
@@ -21,13 +21,17 @@ from service.engine.load import FlowKey
 
 E = TypeVar("E")
 
+# Idle children that a node keeps at least: most flows come back soon, and making one takes time.
+_KEPT_IDLE = 1024
+
 
 class Node(Generic[E]):
     """A client, an adapter of a client, or a leaf: one urgency of an adapter of a client.
 
     tag: service received, in tokens by weight. tokens: admitted and not yet taken, of all below.
     active_weight: the weights of the children that have tokens. time: the tag served last among the
-    children. entries: of a leaf, in order of arrival. path: the key of a leaf.
+    children. entries: of a leaf, in order of arrival. most_children: with more, the idle ones are
+    removed.
     """
 
     __slots__ = (
@@ -37,8 +41,8 @@ class Node(Generic[E]):
         "heap",
         "in_heap",
         "key",
+        "most_children",
         "parent",
-        "path",
         "tag",
         "time",
         "tokens",
@@ -55,7 +59,7 @@ class Node(Generic[E]):
         self.heap: list[tuple[float, int, Node[E]]] = []
         self.in_heap = False
         self.entries: dict[E, None] = {}
-        self.path: tuple[str, str, int] | None = None
+        self.most_children = _KEPT_IDLE
 
 
 class Position(NamedTuple):
@@ -77,34 +81,43 @@ class Flows(Generic[E]):
     def __init__(self) -> None:
         self.root: Node[E] = Node("", None, 1.0)
         # Leaves by key, found without a walk from the root.
-        self._leaves: dict[tuple[str, str, int], Node[E]] = {}
         self._order = count()
 
-    def leaf(self, key: FlowKey, client_weight: float, adapter_weight: float) -> Node[E]:
-        """The flow of a key, created if it is new; it disappears again once it is empty.
+    def reserve(
+        self,
+        client: str,
+        client_weight: float,
+        urgency: int,
+        tokens: Mapping[str, int],
+        weight_of: Callable[[str], float],
+    ) -> dict[str, tuple[Node[E], int]]:
+        """Count tokens that were admitted; returns the leaf and the tokens of each adapter.
 
         The last weights given for a client or an adapter hold.
-        """
-        known = self._leaves.get(key)
-        if known is not None and known.parent is not None and known.parent.parent is not None:
-            adapter, client = known.parent, known.parent.parent
-            if adapter.weight == adapter_weight and client.weight == client_weight:
-                return known
-        client = self._child(self.root, key.client, client_weight)
-        adapter = self._child(client, key.adapter, adapter_weight)
-        leaf = self._leaves[key] = self._child(adapter, key.urgency, 1.0)
-        leaf.path = key
-        return leaf
 
-    def reserve(self, leaf: Node[E], tokens: int) -> None:
-        """Count tokens that were admitted."""
-        node = leaf
-        while (parent := node.parent) is not None:
-            if node.tokens == 0:
-                parent.active_weight += node.weight
-            node.tokens += tokens
-            node = parent
-        node.tokens += tokens
+        Args:
+            tokens: by adapter. weight_of: an adapter's weight.
+        """
+        # Without a loop over levels: this runs for every adapter of every request.
+        at_client = self._child(self.root, client, client_weight)
+        reserved: dict[str, tuple[Node[E], int]] = {}
+        total = 0
+        for adapter, wanted in tokens.items():
+            at_adapter = self._child(at_client, adapter, weight_of(adapter))
+            leaf = at_adapter.children.get(urgency) or self._child(at_adapter, urgency, 1.0)
+            if leaf.tokens == 0:
+                if at_adapter.tokens == 0:
+                    if at_client.tokens == 0:
+                        self.root.active_weight += at_client.weight
+                    at_client.active_weight += at_adapter.weight
+                at_adapter.active_weight += 1.0
+            leaf.tokens += wanted
+            at_adapter.tokens += wanted
+            at_client.tokens += wanted
+            total += wanted
+            reserved[adapter] = (leaf, wanted)
+        self.root.tokens += total
+        return reserved
 
     def release(self, leaf: Node[E], tokens: int) -> None:
         """Count tokens that were taken or withdrawn."""
@@ -114,9 +127,12 @@ class Flows(Generic[E]):
             assert node.tokens >= 0
             if node.tokens == 0:
                 parent.active_weight -= node.weight
-                self._forget(node)
+                # Nothing is carried on: neither rounding errors nor what it was served.
+                node.active_weight = node.tag = 0.0
             node = parent
         node.tokens -= tokens
+        if node.tokens == 0:
+            node.active_weight = 0.0
 
     def add(self, leaf: Node[E], entry: E) -> None:
         """Queue an entry whose tokens are reserved."""
@@ -138,7 +154,6 @@ class Flows(Generic[E]):
                 # Its entries were withdrawn, or it is set aside.
                 heappop(node.heap)
                 child.in_heap = False
-                self._forget(child)
             else:
                 if node.parent is None:
                     return None
@@ -162,13 +177,48 @@ class Flows(Generic[E]):
             if node.tag > parent.time:
                 parent.time = node.tag
             node.tag += cost / node.weight
+            # As `release`, in the same loop: this runs for every text while others wait.
+            node.tokens -= cost
+            if node.tokens == 0:
+                parent.active_weight -= node.weight
+                node.active_weight = node.tag = 0.0
             if node.entries or node.heap:
                 heapreplace(parent.heap, (node.tag, next(self._order), node))
             else:
                 heappop(parent.heap)
                 node.in_heap = False
             node = parent
-        self.release(leaf, cost)
+        node.tokens -= cost
+        if node.tokens == 0:
+            node.active_weight = 0.0
+
+    def queued(self) -> Iterator[Node[E]]:
+        """The leaves that may have queued entries, in no order."""
+        for _, _, client in self.root.heap:
+            for _, _, adapter in client.heap:
+                for _, _, leaf in adapter.heap:
+                    yield leaf
+
+    def drain(self) -> list[tuple[Node[E], list[E]]]:
+        """Take all queued entries, leaf by leaf; the caller releases their tokens.
+
+        Nothing waits afterwards, so nobody was served at another flow's cost: no tag changes.
+        """
+        drained = []
+        for leaf in self.queued():
+            leaf.in_heap = False
+            if leaf.entries:
+                entries = list(leaf.entries)
+                leaf.entries.clear()
+                drained.append((leaf, entries))
+        for _, _, client in self.root.heap:
+            client.in_heap = False
+            for _, _, adapter in client.heap:
+                adapter.in_heap = False
+                adapter.heap.clear()
+            client.heap.clear()
+        self.root.heap.clear()
+        return drained
 
     def set_aside(self, leaf: Node[E]) -> None:
         """Skip the leaf that `first` returned until `restore`; its turn is not lost."""
@@ -220,6 +270,8 @@ class Flows(Generic[E]):
     def _child(self, node: Node[E], key: str | int, weight: float) -> Node[E]:
         child = node.children.get(key)
         if child is None:
+            if len(node.children) >= node.most_children:
+                _remove_idle_children(node)
             child = node.children[key] = Node(key, node, weight)
         elif child.weight != weight:
             if child.tokens:
@@ -227,21 +279,15 @@ class Flows(Generic[E]):
             child.weight = weight
         return child
 
-    def _forget(self, node: Node[E]) -> None:
-        """Remove a node that has nothing left, so that names once asked for take no memory."""
-        parent = node.parent
-        if parent is None or node.tokens or node.in_heap or node.children:
-            return
-        if parent.children.get(node.key) is node:
-            del parent.children[node.key]
-            if node.path is not None:
-                del self._leaves[node.path]
-            if not parent.children:
-                # No rounding errors are carried on.
-                parent.active_weight = 0.0
-            self._forget(parent)
-
     def _push(self, node: Node[E]) -> None:
         assert node.parent is not None
         heappush(node.parent.heap, (node.tag, next(self._order), node))
         node.in_heap = True
+
+
+def _remove_idle_children(node: Node[E]) -> None:
+    """Names that were once asked for take no memory for ever."""
+    idle = [key for key, child in node.children.items() if not child.tokens and not child.in_heap]
+    for key in idle:
+        del node.children[key]
+    node.most_children = max(_KEPT_IDLE, 2 * len(node.children))
