@@ -127,8 +127,9 @@ class Flows(Generic[E]):
             assert node.tokens >= 0
             if node.tokens == 0:
                 parent.active_weight -= node.weight
-                # Nothing is carried on: neither rounding errors nor what it was served.
-                node.active_weight = node.tag = 0.0
+                # No rounding errors are carried on.
+                node.active_weight = 0.0
+                _forget_service(node)
             node = parent
         node.tokens -= tokens
         if node.tokens == 0:
@@ -148,12 +149,17 @@ class Flows(Generic[E]):
         node = self.root
         while True:
             while node.heap:
-                child = node.heap[0][2]
-                if child.heap or child.entries:
+                tag, _, child = node.heap[0]
+                if not (child.heap or child.entries):
+                    # Its entries were taken or withdrawn, or it is set aside.
+                    heappop(node.heap)
+                    child.in_heap = False
+                    _forget_service(child)
+                elif child.tag > tag:
+                    # `take` has charged it meanwhile.
+                    heapreplace(node.heap, (child.tag, next(self._order), child))
+                else:
                     break
-                # Its entries were withdrawn, or it is set aside.
-                heappop(node.heap)
-                child.in_heap = False
             else:
                 if node.parent is None:
                     return None
@@ -181,12 +187,28 @@ class Flows(Generic[E]):
             node.tokens -= cost
             if node.tokens == 0:
                 parent.active_weight -= node.weight
-                node.active_weight = node.tag = 0.0
+                node.active_weight = 0.0
             if node.entries or node.heap:
                 heapreplace(parent.heap, (node.tag, next(self._order), node))
             else:
                 heappop(parent.heap)
                 node.in_heap = False
+                _forget_service(node)
+            node = parent
+        node.tokens -= cost
+        if node.tokens == 0:
+            node.active_weight = 0.0
+
+    def take(self, leaf: Node[E], entry: E, cost: int) -> None:
+        """Take an entry of any leaf out of turn, and charge its cost."""
+        del leaf.entries[entry]
+        node = leaf
+        while (parent := node.parent) is not None:
+            node.tag += cost / node.weight
+            node.tokens -= cost
+            if node.tokens == 0:
+                parent.active_weight -= node.weight
+                node.active_weight = 0.0
             node = parent
         node.tokens -= cost
         if node.tokens == 0:
@@ -283,6 +305,12 @@ class Flows(Generic[E]):
         assert node.parent is not None
         heappush(node.parent.heap, (node.tag, next(self._order), node))
         node.in_heap = True
+
+
+def _forget_service(node: Node[E]) -> None:
+    """A node that is idle does not pay later for what it was served."""
+    if node.tokens == 0 and not node.in_heap:
+        node.tag = 0.0
 
 
 def _remove_idle_children(node: Node[E]) -> None:

@@ -339,11 +339,10 @@ class Scheduler(Generic[R]):
                 self._flows.set_aside(leaf)
                 aside.append(leaf)
                 continue
-            self._serve(leaf, fitting)
-            selection.batch.append(fitting)
-            selection.tokens += fitting.entry.cost
-            adapters.add(fitting.entry.adapter)
+            self._flows.serve(leaf, fitting, fitting.entry.cost)
+            self._select(fitting, selection, adapters)
             overtaken = len(passed_over)
+            self._take_rest(fitting.ticket, planned, selection, adapters)
         self._flows.restore(aside)
         for queued in dict.fromkeys(passed_over[:overtaken]):
             queued.overtaken += 1
@@ -437,6 +436,7 @@ class Scheduler(Generic[R]):
         if self._settings.max_waiting_tokens is not None and tokens > limit:
             raise TooLarge(f"the request takes {tokens} tokens, at most {limit} may wait")
         ahead, within_share, alone = 0.0, True, True
+        together, most_share = 0, 0.0
         for name, key in keys.items():
             wanted = by_adapter[name]
             position = self._flows.position(key, weight, self._weight_of(name), wanted)
@@ -444,8 +444,13 @@ class Scheduler(Generic[R]):
             ahead = max(ahead, position.ahead)
             # Where the bound is not set, a request that is larger than it can still be served.
             first = position.held == 0 and self._settings.max_waiting_tokens is None
-            within_share &= first or position.held + wanted <= position.share * limit
+            if not first:
+                within_share &= position.held + wanted <= position.share * limit
+                together += position.held + wanted
+                most_share = max(most_share, position.share)
             alone &= position.share == 1.0
+        # Each of the adapters was alone in this request; together they have the largest share.
+        within_share &= together <= most_share * limit
         if excess > 0 and not within_share and self.waiting_tokens:
             reason: OverloadReason = "queue" if alone else "share"
             whose = "" if alone else ", more than this flow's share"
@@ -596,10 +601,36 @@ class Scheduler(Generic[R]):
                 break
         return None
 
-    def _serve(self, leaf: Node[QueuedEntry[R]], queued: QueuedEntry[R]) -> None:
+    def _take_rest(
+        self,
+        ticket: Ticket[R],
+        planned: int,
+        selection: Selection[R],
+        adapters: set[AdapterKey],
+    ) -> None:
+        """Take the other entries of a request if all fit, each charged to its own flow.
+
+        The answer is sent when the last entry is done. If each waited for its flow's turn, all
+        requests that name several adapters would be done late, and at the same time.
+        """
+        if not 0 < ticket.left <= planned - selection.tokens:
+            return
+        for queued in ticket.queued:
+            adapter = queued.entry.adapter
+            known = adapter in adapters
+            if queued.waits and (known or len(adapters) < self._settings.max_active_adapters):
+                leaf = ticket.flows[adapter.name][0]
+                self._flows.take(leaf, queued, queued.entry.cost)
+                self._select(queued, selection, adapters)
+
+    def _select(
+        self, queued: QueuedEntry[R], selection: Selection[R], adapters: set[AdapterKey]
+    ) -> None:
         cost = queued.entry.cost
-        self._flows.serve(leaf, queued, cost)
         self._left(queued, cost)
+        selection.batch.append(queued)
+        selection.tokens += cost
+        adapters.add(queued.entry.adapter)
 
     def _remove(self, ticket: Ticket[R]) -> list[QueuedEntry[R]]:
         """Take all waiting entries of a request out of the queue."""
