@@ -5,14 +5,17 @@
 This is hierarchical start-time fair queueing. Every node has a tag, the service that it has
 received divided by its weight, and the child with the lowest tag is served. A node that was idle
 starts at the tag being served now: it neither saves up service while idle nor pays for it. So
-whoever sends less than its share never waits for those that send more, each entry costs a few heap
-operations, and neighbours in a batch come from different flows.
+a flow that sends less than its share never waits for those that send more. Each entry costs a few
+heap operations, and neighbours in a batch come from different flows.
+
+Requests that name several adapters are one flow of their client (`load.py:flow_of`), with the
+weight of all their adapters.
 
 Urgency separates requests that allow a fraction of a second from those that allow a minute. A queue
 of patient requests then does not keep impatient ones out, nor the other way round.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from heapq import heappop, heappush, heapreplace
 from itertools import count
 from typing import Generic, NamedTuple, TypeVar
@@ -84,40 +87,22 @@ class Flows(Generic[E]):
         self._order = count()
 
     def reserve(
-        self,
-        client: str,
-        client_weight: float,
-        urgency: int,
-        tokens: Mapping[str, int],
-        weight_of: Callable[[str], float],
-    ) -> dict[str, tuple[Node[E], int]]:
-        """Count tokens that were admitted; returns the leaf and the tokens of each adapter.
+        self, key: FlowKey, client_weight: float, adapter_weight: float, tokens: int
+    ) -> Node[E]:
+        """Count tokens that were admitted; returns the leaf of their flow.
 
         The last weights given for a client or an adapter hold.
-
-        Args:
-            tokens: by adapter. weight_of: an adapter's weight.
         """
-        # Without a loop over levels: this runs for every adapter of every request.
-        at_client = self._child(self.root, client, client_weight)
-        reserved: dict[str, tuple[Node[E], int]] = {}
-        total = 0
-        for adapter, wanted in tokens.items():
-            at_adapter = self._child(at_client, adapter, weight_of(adapter))
-            leaf = at_adapter.children.get(urgency) or self._child(at_adapter, urgency, 1.0)
-            if leaf.tokens == 0:
-                if at_adapter.tokens == 0:
-                    if at_client.tokens == 0:
-                        self.root.active_weight += at_client.weight
-                    at_client.active_weight += at_adapter.weight
-                at_adapter.active_weight += 1.0
-            leaf.tokens += wanted
-            at_adapter.tokens += wanted
-            at_client.tokens += wanted
-            total += wanted
-            reserved[adapter] = (leaf, wanted)
-        self.root.tokens += total
-        return reserved
+        client = self._child(self.root, key.client, client_weight)
+        adapter = self._child(client, key.adapter, adapter_weight)
+        leaf = node = self._child(adapter, key.urgency, 1.0)
+        while (parent := node.parent) is not None:
+            if node.tokens == 0:
+                parent.active_weight += node.weight
+            node.tokens += tokens
+            node = parent
+        node.tokens += tokens
+        return leaf
 
     def release(self, leaf: Node[E], tokens: int) -> None:
         """Count tokens that were taken or withdrawn."""
@@ -149,17 +134,13 @@ class Flows(Generic[E]):
         node = self.root
         while True:
             while node.heap:
-                tag, _, child = node.heap[0]
-                if not (child.heap or child.entries):
-                    # Its entries were taken or withdrawn, or it is set aside.
-                    heappop(node.heap)
-                    child.in_heap = False
-                    _forget_service(child)
-                elif child.tag > tag:
-                    # `take` has charged it meanwhile.
-                    heapreplace(node.heap, (child.tag, next(self._order), child))
-                else:
+                child = node.heap[0][2]
+                if child.heap or child.entries:
                     break
+                # Its entries were withdrawn, or it is set aside.
+                heappop(node.heap)
+                child.in_heap = False
+                _forget_service(child)
             else:
                 if node.parent is None:
                     return None
@@ -194,21 +175,6 @@ class Flows(Generic[E]):
                 heappop(parent.heap)
                 node.in_heap = False
                 _forget_service(node)
-            node = parent
-        node.tokens -= cost
-        if node.tokens == 0:
-            node.active_weight = 0.0
-
-    def take(self, leaf: Node[E], entry: E, cost: int) -> None:
-        """Take an entry of any leaf out of turn, and charge its cost."""
-        del leaf.entries[entry]
-        node = leaf
-        while (parent := node.parent) is not None:
-            node.tag += cost / node.weight
-            node.tokens -= cost
-            if node.tokens == 0:
-                parent.active_weight -= node.weight
-                node.active_weight = 0.0
             node = parent
         node.tokens -= cost
         if node.tokens == 0:

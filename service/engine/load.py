@@ -1,6 +1,6 @@
 """How busy an engine is, in a form that another process can refuse requests by."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import NamedTuple
@@ -12,14 +12,30 @@ MAX_CORRECTION = 0.5
 # An older load says nothing about the present.
 _VALID_SECONDS = 1.0
 _NO_DEADLINE = 16
+# No adapter has this name.
+MIXED = ""
 
 
 class FlowKey(NamedTuple):
-    """What shares the device: a client's texts for an adapter, of similar urgency."""
+    """What shares the device: a client's texts for an adapter, of similar urgency.
+
+    adapter: `MIXED` for requests that name several.
+    """
 
     client: str
     adapter: str
     urgency: int
+
+
+def flow_of(client: str, adapters: Collection[str], timeout: float | None) -> FlowKey:
+    """The flow in which a request waits.
+
+    A request that names several adapters is answered when the last of its texts is done. In the
+    flows of its adapters each text would wait for another turn, and all such requests would be done
+    late, and at the same time.
+    """
+    adapter = next(iter(adapters)) if len(adapters) == 1 else MIXED
+    return FlowKey(client, adapter, urgency_of(timeout))
 
 
 def urgency_of(timeout: float | None) -> int:
@@ -63,18 +79,17 @@ class Load:
             return
         # What was sent adds to the wait, and meanwhile the device works.
         passed = age - (sent / self.rate if self.rate else 0.0)
-        urgency = urgency_of(timeout)
-        for name in adapters:
-            wait, barred = self.waits.get(FlowKey(client, name, urgency), (self.otherwise, False))
-            if barred:
-                raise Overloaded(
-                    f"{self.limit} tokens wait", retry_after=max(0.0, wait - passed), reason="share"
-                )
-            late = wait - passed + min(self.correction, MAX_CORRECTION * timeout) - timeout
-            if late > 0:
-                raise Overloaded(
-                    f"it would be answered in {wait - passed:.2g} s, "
-                    f"its deadline is in {timeout:.2g} s",
-                    retry_after=late,
-                    reason="deadline",
-                )
+        key = flow_of(client, adapters, timeout)
+        wait, barred = self.waits.get(key, (self.otherwise, False))
+        if barred:
+            raise Overloaded(
+                f"{self.limit} tokens wait", retry_after=max(0.0, wait - passed), reason="share"
+            )
+        late = wait - passed + min(self.correction, MAX_CORRECTION * timeout) - timeout
+        if late > 0:
+            raise Overloaded(
+                f"it would be answered in {wait - passed:.2g} s, "
+                f"its deadline is in {timeout:.2g} s",
+                retry_after=late,
+                reason="deadline",
+            )

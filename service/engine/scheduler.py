@@ -14,7 +14,7 @@ entry gets its turn within one round of the flows, so none starves.
 The event loop fills the queue and the device's threads empty it, so one lock guards it here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from heapq import nlargest
 from itertools import islice
@@ -24,7 +24,7 @@ from typing import Generic, TypeVar
 
 from service.engine.flows import Flows, Node
 from service.engine.interface import AdapterKey, Entry
-from service.engine.load import MAX_CORRECTION, FlowKey, Load, urgency_of
+from service.engine.load import MAX_CORRECTION, FlowKey, Load, flow_of
 from service.engine.pace import Pace
 from service.engine.settings import EngineSettings
 from service.errors import DeadlineExceeded, Overloaded, OverloadReason, TooLarge
@@ -71,18 +71,18 @@ R = TypeVar("R")
 
 @dataclass(slots=True, eq=False)
 class Ticket(Generic[R]):
-    """A request's place: room for its tokens, in the flows of its adapters.
+    """A request's place: room for its tokens, in its flow.
 
     since, deadline: when it was admitted and when it expires, in seconds of one clock. promised:
-    when its last entry should be done; None if nothing is measured yet. flows: the leaf of each of
-    its adapters and the tokens reserved there. left: tokens that no batch has taken. queued: its
-    entries in the queue, once they are queued.
+    when its last entry should be done; None if nothing is measured yet. flow: the leaf where its
+    tokens are reserved. left: tokens that no batch has taken. queued: its entries in the queue,
+    once they are queued.
     """
 
     since: float
     deadline: float | None
     promised: float | None
-    flows: dict[str, tuple[Node["QueuedEntry[R]"], int]]
+    flow: Node["QueuedEntry[R]"]
     left: int
     queued: Sequence["QueuedEntry[R]"] = ()
 
@@ -179,23 +179,19 @@ class Scheduler(Generic[R]):
             Overloaded: it does not fit now, or would be done too late; says when to come back.
             DeadlineExceeded: it would be done too late even if nothing waited.
         """
-        by_adapter: dict[str, int] = {}
-        tokens = 0
-        for entry in entries:
-            name, cost = entry.adapter.name, entry.cost
-            by_adapter[name] = by_adapter.get(name, 0) + cost
-            tokens += cost
+        adapters = {entry.adapter.name for entry in entries}
+        tokens = sum([entry.cost for entry in entries])
         timeout = None if deadline is None else deadline - now
-        urgency, promised = urgency_of(timeout), None
+        key, adapter_weight = self._flow_of(client, adapters, timeout)
+        promised = None
         with self._lock:
             if timeout is not None:
                 self._note_timeout(timeout)
             if not self._is_easy(now, tokens, deadline):
-                keys = {name: FlowKey(client, name, urgency) for name in by_adapter}
-                ahead = self._find_room(keys, by_adapter, tokens, weight)
+                ahead = self._find_room(key, weight, adapter_weight, tokens)
                 promised = self._promise(now, ahead, tokens, deadline)
-            flows = self._flows.reserve(client, weight, urgency, by_adapter, self._weight_of)
-        return Ticket(now, deadline, promised, flows, tokens)
+            flow = self._flows.reserve(key, weight, adapter_weight, tokens)
+        return Ticket(now, deadline, promised, flow, tokens)
 
     def foresee(
         self, adapters: Sequence[str], *, timeout: float, client: str = "", weight: float = 1.0
@@ -208,13 +204,12 @@ class Scheduler(Generic[R]):
         now = monotonic()
         if self._is_easy(now, len(adapters), now + timeout):
             return
-        urgency = urgency_of(timeout)
-        keys = {name: FlowKey(client, name, urgency) for name in adapters}
+        key, adapter_weight = self._flow_of(client, adapters, timeout)
         with self._lock:
             self._note_timeout(timeout)
-            ahead = self._find_room(keys, dict.fromkeys(keys, 1), len(keys), weight)
+            ahead = self._find_room(key, weight, adapter_weight, len(adapters))
             try:
-                self._promise(now, ahead, len(keys), now + timeout)
+                self._promise(now, ahead, len(adapters), now + timeout)
             except DeadlineExceeded:
                 # Left to `admit`, which knows what the request takes.
                 return
@@ -250,9 +245,8 @@ class Scheduler(Generic[R]):
         """Give back the room of a request, queued or not; returns how many entries waited."""
         with self._lock:
             if not ticket.queued:
-                for leaf, tokens in ticket.flows.values():
-                    self._flows.release(leaf, tokens)
-                ticket.flows, ticket.left = {}, 0
+                self._flows.release(ticket.flow, ticket.left)
+                ticket.left = 0
                 return 0
             return len(self._remove(ticket))
 
@@ -262,7 +256,7 @@ class Scheduler(Generic[R]):
             ticket.queued = entries
             for queued in entries:
                 queued.waits = True
-                self._flows.add(ticket.flows[queued.entry.adapter.name][0], queued)
+                self._flows.add(ticket.flow, queued)
             self._waiting_entries += len(entries)
             self._queued_tokens += ticket.left
 
@@ -340,9 +334,11 @@ class Scheduler(Generic[R]):
                 aside.append(leaf)
                 continue
             self._flows.serve(leaf, fitting, fitting.entry.cost)
-            self._select(fitting, selection, adapters)
+            self._left(fitting, fitting.entry.cost)
+            selection.batch.append(fitting)
+            selection.tokens += fitting.entry.cost
+            adapters.add(fitting.entry.adapter)
             overtaken = len(passed_over)
-            self._take_rest(fitting.ticket, planned, selection, adapters)
         self._flows.restore(aside)
         for queued in dict.fromkeys(passed_over[:overtaken]):
             queued.overtaken += 1
@@ -425,7 +421,7 @@ class Scheduler(Generic[R]):
         return now + _EASY * (rest + waiting * self._seconds_per_token) < deadline
 
     def _find_room(
-        self, keys: dict[str, FlowKey], by_adapter: dict[str, int], tokens: int, weight: float
+        self, key: FlowKey, client_weight: float, adapter_weight: float, tokens: int
     ) -> float:
         """The tokens that the device runs until the request is done.
 
@@ -435,22 +431,11 @@ class Scheduler(Generic[R]):
         limit, excess = self._limit, self.waiting_tokens + tokens - self._limit
         if self._settings.max_waiting_tokens is not None and tokens > limit:
             raise TooLarge(f"the request takes {tokens} tokens, at most {limit} may wait")
-        ahead, within_share, alone = 0.0, True, True
-        together, most_share = 0, 0.0
-        for name, key in keys.items():
-            wanted = by_adapter[name]
-            position = self._flows.position(key, weight, self._weight_of(name), wanted)
-            # The adapters of a request are served side by side, the last one decides.
-            ahead = max(ahead, position.ahead)
-            # Where the bound is not set, a request that is larger than it can still be served.
-            first = position.held == 0 and self._settings.max_waiting_tokens is None
-            if not first:
-                within_share &= position.held + wanted <= position.share * limit
-                together += position.held + wanted
-                most_share = max(most_share, position.share)
-            alone &= position.share == 1.0
-        # Each of the adapters was alone in this request; together they have the largest share.
-        within_share &= together <= most_share * limit
+        position = self._flows.position(key, client_weight, adapter_weight, tokens)
+        alone = position.share == 1.0
+        # Where the bound is not set, a request that is larger than it can still be served.
+        first = position.held == 0 and self._settings.max_waiting_tokens is None
+        within_share = first or position.held + tokens <= position.share * limit
         if excess > 0 and not within_share and self.waiting_tokens:
             reason: OverloadReason = "queue" if alone else "share"
             whose = "" if alone else ", more than this flow's share"
@@ -459,7 +444,7 @@ class Scheduler(Generic[R]):
                 retry_after=self._seconds_for(excess),
                 reason=reason,
             )
-        return max(ahead, tokens)
+        return max(position.ahead, tokens)
 
     def _promise(
         self, now: float, ahead: float, tokens: int, deadline: float | None
@@ -557,8 +542,13 @@ class Scheduler(Generic[R]):
         rate = self._rate()
         return tokens / rate if rate else _RETRY_SECONDS_UNMEASURED
 
-    def _weight_of(self, adapter: str) -> float:
-        return self._settings.adapter_weights.get(adapter, 1.0)
+    def _flow_of(
+        self, client: str, adapters: Collection[str], timeout: float | None
+    ) -> tuple[FlowKey, float]:
+        """The flow of a request, and its weight within the client: that of all its adapters."""
+        weights = self._settings.adapter_weights
+        weight = sum([weights.get(name, 1.0) for name in adapters]) if weights else len(adapters)
+        return flow_of(client, adapters, timeout), float(weight or 1.0)
 
     # Batches.
 
@@ -601,43 +591,11 @@ class Scheduler(Generic[R]):
                 break
         return None
 
-    def _take_rest(
-        self,
-        ticket: Ticket[R],
-        planned: int,
-        selection: Selection[R],
-        adapters: set[AdapterKey],
-    ) -> None:
-        """Take the other entries of a request if all fit, each charged to its own flow.
-
-        The answer is sent when the last entry is done. If each waited for its flow's turn, all
-        requests that name several adapters would be done late, and at the same time.
-        """
-        if not 0 < ticket.left <= planned - selection.tokens:
-            return
-        for queued in ticket.queued:
-            adapter = queued.entry.adapter
-            known = adapter in adapters
-            if queued.waits and (known or len(adapters) < self._settings.max_active_adapters):
-                leaf = ticket.flows[adapter.name][0]
-                self._flows.take(leaf, queued, queued.entry.cost)
-                self._select(queued, selection, adapters)
-
-    def _select(
-        self, queued: QueuedEntry[R], selection: Selection[R], adapters: set[AdapterKey]
-    ) -> None:
-        cost = queued.entry.cost
-        self._left(queued, cost)
-        selection.batch.append(queued)
-        selection.tokens += cost
-        adapters.add(queued.entry.adapter)
-
     def _remove(self, ticket: Ticket[R]) -> list[QueuedEntry[R]]:
         """Take all waiting entries of a request out of the queue."""
         removed = [queued for queued in ticket.queued if queued.waits]
         for queued in removed:
-            leaf = ticket.flows[queued.entry.adapter.name][0]
-            self._flows.remove(leaf, queued, queued.entry.cost)
+            self._flows.remove(ticket.flow, queued, queued.entry.cost)
             self._left(queued, queued.entry.cost)
         return removed
 
