@@ -97,6 +97,10 @@ SLOW_HEAD = EarlyAnswer(408, "request_timeout", "the headers took too long", "sl
 TOO_MANY = EarlyAnswer(503, "unavailable", "too many connections", "too_many")
 
 
+# A larger body is sent on its own, without a copy.
+_JOINED_BYTES = 64 * 1024
+
+
 class _Refused(Exception):
     """Ends the parser, whose callbacks cannot do it in another way."""
 
@@ -108,14 +112,24 @@ class _Refused(Exception):
 class _Transport:
     """A connection's transport with another way to close it, and a count of what was written.
 
-    It has the methods of `asyncio.Transport` that uvicorn calls.
+    It sends the head of an answer together with the beginning of its body: uvicorn writes them one
+    after the other, and each write is a system call. It has the methods of `asyncio.Transport`
+    that uvicorn calls.
 
     Args:
         close: called instead of the transport's.
+        call_soon: of the event loop.
     """
 
-    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        close: Callable[[], None],
+        call_soon: Callable[[Callable[[], None]], object],
+    ) -> None:
         self.raw = transport
+        self._head = b""
+        self._call_soon = call_soon
         self.written = 0
         self.closing = False
         self._close = close
@@ -127,13 +141,29 @@ class _Transport:
 
     def write(self, data: bytes) -> None:
         self.written += len(data)
+        if self._head:
+            if len(data) > _JOINED_BYTES:
+                self._send_head()
+            else:
+                data, self._head = self._head + data, b""
+        elif data.startswith(b"HTTP/"):
+            self._head = data
+            # No body may follow, or none soon.
+            self._call_soon(self._send_head)
+            return
         self._write(data)
+
+    def _send_head(self) -> None:
+        if self._head:
+            data, self._head = self._head, b""
+            self._write(data)
 
     def is_closing(self) -> bool:
         return self.closing or self.raw.is_closing()
 
     def close(self) -> None:
         if not self.closing:
+            self._send_head()
             self.closing = True
             self._close()
 
@@ -178,7 +208,7 @@ class BoundedHttpProtocol(PlainHttpProtocol):
     # Called by the event loop.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(_Transport(transport, self._close))  # type: ignore[arg-type]
+        super().connection_made(_Transport(transport, self._close, self.loop.call_soon))  # type: ignore[arg-type]
         number = len(self.connections)
         if self._all.has_room(self, number):
             return

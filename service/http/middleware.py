@@ -8,6 +8,7 @@ import logging
 import re
 import secrets
 from collections.abc import Mapping
+from random import Random
 from time import perf_counter
 from types import MappingProxyType
 
@@ -34,6 +35,8 @@ from service.observability.tracing import answered
 logger = logging.getLogger(__name__)
 
 _PROBES = frozenset(path for (_, path), need in needs().items() if need.is_probe)
+# Not secret. Asking the system for random bytes would hand the interpreter to another thread.
+_IDS = Random(secrets.randbits(128))
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _LIMITED = frozenset({ERRORS[QuotaExceeded].type, ERRORS[TooManyFailures].type})
 _OUTCOMES: Mapping[int, Outcome] = MappingProxyType(
@@ -159,7 +162,7 @@ def _needs_service(path: str) -> bool:
 def _id_of(headers: Headers) -> str:
     """The client's own id if it is a plain one, so that both logs have it; else a new one."""
     id_ = headers.get("x-request-id", "")
-    return id_ if _REQUEST_ID.fullmatch(id_) else secrets.token_hex(8)
+    return id_ if id_ and _REQUEST_ID.fullmatch(id_) else f"{_IDS.getrandbits(64):016x}"
 
 
 def _outcome(status: int, error: str | None) -> Outcome:
