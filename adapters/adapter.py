@@ -11,9 +11,9 @@ from torch import Tensor
 from adapters.backbone.model import Backbone, ForwardOutput, check_fits
 from adapters.errors import InvalidAdapter
 from adapters.format.files import Adapter, all_finite
-from adapters.format.spec import AdapterSpec
+from adapters.format.spec import AdapterSpec, AttentionPrompt
 from adapters.packed.head import HeadWeights, logits, scores
-from adapters.packed.packing import PackedBatch, Row
+from adapters.packed.packing import PackedBatch, Row, RowShape
 from adapters.packed.prompt import GeneratorWeights
 from adapters.tokenizer import Encoding
 
@@ -27,6 +27,7 @@ class PreparedAdapter:
     spec: AdapterSpec
     generator: GeneratorWeights
     head: HeadWeights
+    shape: RowShape
 
     @property
     def nbytes(self) -> int:
@@ -62,18 +63,21 @@ def prepare(adapter: Adapter, backbone: Backbone) -> PreparedAdapter:
     tensors = {
         name: tensor.to(backbone.device, torch.float32) for name, tensor in adapter.tensors.items()
     }
-    generator = GeneratorWeights.of(adapter.spec, tensors).folded().cast(backbone.dtype)
+    assert isinstance(adapter.spec.prompt, AttentionPrompt)
+    generator = GeneratorWeights.of(adapter.spec.prompt, tensors).folded().cast(backbone.dtype)
     # All other weights are neither multiplied nor cast: they are as finite as in the file.
     if not all_finite(generator.down, *([] if generator.query is None else [generator.query])):
         raise InvalidAdapter([f"generator: not finite once folded and cast to {backbone.dtype}"])
-    return PreparedAdapter(adapter.spec, generator, HeadWeights.of(tensors))
+    return PreparedAdapter(
+        adapter.spec, generator, HeadWeights.of(tensors), RowShape.of(adapter.spec)
+    )
 
 
 def rows_of(
     adapters: Sequence[PreparedAdapter], inputs: Sequence[tuple[int, Encoding]]
 ) -> list[Row]:
     """Rows of a batch, from (index into `adapters`, encoding)."""
-    return [Row(encoding, adapters[index].spec, index) for index, encoding in inputs]
+    return [Row(encoding, adapters[index].shape, index) for index, encoding in inputs]
 
 
 def classify(

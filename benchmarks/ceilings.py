@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from adapters.backbone.model import Backbone, random_adapter
-from adapters.packed.packing import PackedBatch, Row
+from adapters.packed.packing import PackedBatch, Row, RowShape
 from adapters.tokenizer import Encoding
 
 _COPY_BYTES = {"cuda": 2**30, "cpu": 2**28}
@@ -95,7 +95,7 @@ class PackedForward:
         self._backbone = backbone
         spec = random_adapter(backbone).spec
         self._batches = [
-            backbone.pack([Row(encoding, spec, 0) for encoding in texts])
+            backbone.pack([Row(encoding, RowShape.of(spec), 0) for encoding in texts])
             for texts in _in_batches(encodings, max_tokens)
         ]
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from adapters.format.files import Adapter
-from adapters.format.spec import GeneratorInput
+from adapters.format.spec import AdapterSpec, AttentionPrompt, GeneratorInput
 from adapters.packed.head import HeadWeights, logits, scores
 from adapters.packed.prompt import GeneratorWeights, soft_prompt
 from adapters.tokenizer import Encoding
@@ -85,15 +85,15 @@ class PaddedAdapters:
         self._model: Any = model
         parameter = next(model.parameters())
         self._specs = [adapter.spec for adapter in adapters]
-        assert all(spec.generator_input is GeneratorInput.HIDDEN for spec in self._specs)
+        self._prompts = [_prompt_of(spec) for spec in self._specs]
         moved = [
             {name: tensor.to(parameter.device) for name, tensor in adapter.tensors.items()}
             for adapter in adapters
         ]
         # Folded as in the engine: batches are compared, not this product.
         self._generators = [
-            GeneratorWeights.of(spec, tensors).folded().cast(parameter.dtype)
-            for spec, tensors in zip(self._specs, moved, strict=True)
+            GeneratorWeights.of(prompt, tensors).folded().cast(parameter.dtype)
+            for prompt, tensors in zip(self._prompts, moved, strict=True)
         ]
         self._heads = [HeadWeights.of(tensors) for tensors in moved]
 
@@ -112,21 +112,28 @@ class PaddedAdapters:
 
     @torch.inference_mode()
     def _batch(self, adapter: int, padded: Padded) -> Tensor:
-        spec, generator = self._specs[adapter], self._generators[adapter]
+        spec, prompt = self._specs[adapter], self._prompts[adapter]
+        generator = self._generators[adapter]
         layers = self._model.encoder.layer
         hidden = self._model.embeddings(input_ids=padded.input_ids)
         mask = padded.attention_mask()
-        for layer in layers[: spec.insertion_layer]:
+        for layer in layers[: prompt.layer]:
             hidden = layer(hidden, mask)
         prompts = _prompts(hidden, padded.real, generator)
         hidden = torch.cat([prompts, hidden], dim=1)
         if padded.real is not None:
-            real = nn.functional.pad(padded.real, (spec.prompt_length, 0), value=True)
+            real = nn.functional.pad(padded.real, (prompt.length, 0), value=True)
             mask = Padded(padded.input_ids, real).attention_mask()
-        for layer in layers[spec.insertion_layer :]:
+        for layer in layers[prompt.layer :]:
             hidden = layer(hidden, mask)
-        outputs = logits(hidden[:, spec.prompt_length], self._heads[adapter])
+        outputs = logits(hidden[:, prompt.length], self._heads[adapter])
         return scores(outputs, spec.activation, spec.calibration.temperature)
+
+
+def _prompt_of(spec: AdapterSpec) -> AttentionPrompt:
+    assert isinstance(spec.prompt, AttentionPrompt)
+    assert spec.prompt.source is GeneratorInput.HIDDEN
+    return spec.prompt
 
 
 class PaddedPlain:

@@ -16,7 +16,7 @@ import torch
 from adapters.adapter import PreparedAdapter, classify, prepare
 from adapters.backbone.model import Backbone, random_adapter
 from adapters.format.files import Adapter, serialize
-from adapters.packed.packing import Row
+from adapters.packed.packing import Row, RowShape
 from service.client import Input
 from service.commands.demo import Mixture
 
@@ -118,7 +118,7 @@ class Answers:
             encoding = self._backbone.encoder.encode(
                 text.text, text.text_pair, max_length=spec.max_length
             )
-            batch = self._backbone.pack([Row(encoding, spec, 0)])
+            batch = self._backbone.pack([Row(encoding, RowShape.of(spec), 0)])
             (row,) = classify(self._backbone, batch, [version.prepared])
             version.scores[number] = dict(zip(spec.labels, row.scores.tolist(), strict=True))
         return version.scores[number]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from adapters.errors import UnsupportedBackbone
 from adapters.layers.bert import BertLayer
+from adapters.layers.plain import LayerParts
 from adapters.packed.layout import Extents
 
 
@@ -24,14 +25,17 @@ class Family:
 
     embed: (model, input_ids [T], token_type_ids [T], offsets [T]) -> [1, T, n]; `offsets` count
     from a row's start. layers: the transformer layers, each called with [1, T, n]. read: (last
-    layer, [1, T, n], positions [R], layout) -> [R, n]. max_tokens: of a text. final_norm: (model,
-    [T, n]) -> [T, n], after the last layer.
+    layer, [1, T, n], positions [R], layout) -> [R, n]. parts: of one of the layers. max_tokens: of
+    a text. intermediate_size: the width of the feed-forward part. final_norm: (model, [T, n]) ->
+    [T, n], after the last layer.
     """
 
     embed: Callable[[Any, Tensor, Tensor, Tensor], Tensor]
     layers: Callable[[Any], nn.ModuleList]
     read: Callable[[Any, Tensor, Tensor, Extents], Tensor]
+    parts: Callable[[Any], LayerParts]
     max_tokens: Callable[[Any], int]
+    intermediate_size: Callable[[Any], int]
     final_norm: Callable[[Any, Tensor], Tensor] = lambda _, states: states
     causal: bool = False
 
@@ -89,6 +93,37 @@ def _read_gpt2(layer: Any, states: Tensor, positions: Tensor, layout: Extents) -
     return read
 
 
+def _parts_of_distilbert(layer: Any) -> LayerParts:
+    attention, ffn = layer.attention, layer.ffn
+    return LayerParts(
+        attention=attention,
+        heads=attention.n_heads,
+        projection=(attention.q_lin, attention.k_lin, attention.v_lin),
+        dense=attention.out_lin,
+        attention_norm=layer.sa_layer_norm,
+        up=ffn.lin1,
+        activation=ffn.activation,
+        down=ffn.lin2,
+        output_norm=layer.output_layer_norm,
+    )
+
+
+def _parts_of_gpt2(layer: Any) -> LayerParts:
+    attention = layer.attn
+    return LayerParts(
+        attention=attention,
+        heads=attention.num_heads,
+        projection=(attention.c_attn,),
+        dense=attention.c_proj,
+        attention_norm=layer.ln_1,
+        up=layer.mlp.c_fc,
+        activation=layer.mlp.act,
+        down=layer.mlp.c_proj,
+        output_norm=layer.ln_2,
+        norm_first=True,
+    )
+
+
 def _bert_like(
     embed: Callable[[Any, Tensor, Tensor, Tensor], Tensor], *, padded_positions: bool = False
 ) -> Family:
@@ -96,9 +131,11 @@ def _bert_like(
         embed=embed,
         layers=lambda model: nn.ModuleList(BertLayer(layer) for layer in model.encoder.layer),
         read=BertLayer.read,
+        parts=lambda layer: layer.parts,
         max_tokens=lambda config: (
             config.max_position_embeddings - (config.pad_token_id + 1 if padded_positions else 0)
         ),
+        intermediate_size=lambda config: int(config.intermediate_size),
     )
 
 
@@ -111,13 +148,17 @@ FAMILIES: dict[str, Family] = {
         embed=_embed_distilbert,
         layers=lambda model: model.transformer.layer,
         read=_read_distilbert,
+        parts=_parts_of_distilbert,
         max_tokens=lambda config: int(config.max_position_embeddings),
+        intermediate_size=lambda config: int(config.hidden_dim),
     ),
     "gpt2": Family(
         embed=_embed_gpt2,
         layers=lambda model: model.h,
         read=_read_gpt2,
+        parts=_parts_of_gpt2,
         max_tokens=lambda config: int(config.n_positions),
+        intermediate_size=lambda config: int(config.n_inner or 4 * config.n_embd),
         final_norm=lambda model, states: model.ln_f(states),
         causal=True,
     ),

@@ -25,9 +25,9 @@ from transformers.utils import logging as transformers_logging
 from adapters.backbone.families import family_of
 from adapters.backbone.model import Backbone, random_adapter
 from adapters.errors import UnusableBackbone
-from adapters.format.spec import BackboneIdentity
+from adapters.format.spec import AttentionPrompt, BackboneIdentity
 from adapters.layers.attention import PACKED_ATTENTION
-from adapters.packed.packing import Row
+from adapters.packed.packing import Row, RowShape
 from adapters.packed.prompt import GeneratorWeights
 from adapters.tokenizer import TextEncoder
 
@@ -211,10 +211,12 @@ def answer_error(backbone: Backbone, dtype: torch.dtype) -> float:
 def _probe_states(backbone: Backbone) -> Tensor:
     adapter = random_adapter(backbone)
     tensors = {name: tensor.to(backbone.device) for name, tensor in adapter.tensors.items()}
-    generator = GeneratorWeights.of(adapter.spec, tensors).folded().cast(backbone.dtype)
+    prompt = adapter.spec.prompt
+    assert isinstance(prompt, AttentionPrompt)
+    generator = GeneratorWeights.of(prompt, tensors).folded().cast(backbone.dtype)
     length = min(128, backbone.max_tokens)
     texts = [backbone.encoder.encode(text, max_length=length) for text in _PROBES]
-    batch = backbone.pack([Row(text, adapter.spec, 0) for text in texts])
+    batch = backbone.pack([Row(text, RowShape.of(adapter.spec), 0) for text in texts])
     return backbone.forward(batch, {0: generator}).states.float()
 
 

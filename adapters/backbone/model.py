@@ -18,9 +18,17 @@ from torch import Tensor, nn
 from adapters.backbone.families import Family, family_of
 from adapters.errors import IncompatibleAdapter
 from adapters.format.files import Adapter
-from adapters.format.spec import AdapterSpec, BackboneIdentity, FinalActivation, GeneratorInput
+from adapters.format.spec import (
+    AdapterSpec,
+    AttentionPrompt,
+    BackboneIdentity,
+    FinalActivation,
+    GeneratorInput,
+)
+from adapters.layers import plain
 from adapters.layers.attention import PACKED_ATTENTION
 from adapters.layers.bert import BertLayer
+from adapters.layers.tuning import BackboneTuning
 from adapters.packed.layout import Extents, pool_rows
 from adapters.packed.packing import Generation, Insertion, PackedBatch, Row
 from adapters.packed.prompt import GeneratorWeights, generate
@@ -63,6 +71,8 @@ class Host(Protocol):
     @property
     def hidden_size(self) -> int: ...
     @property
+    def intermediate_size(self) -> int: ...
+    @property
     def layers(self) -> int: ...
     @property
     def max_tokens(self) -> int: ...
@@ -87,6 +97,7 @@ class Backbone:
         self.encoder = encoder
         self.identity = identity
         self.hidden_size = int(config.hidden_size)
+        self.intermediate_size = self.family.intermediate_size(config)
         self.max_tokens = self.family.max_tokens(config)
         config._attn_implementation = PACKED_ATTENTION
         self._model = model.eval().requires_grad_(False)
@@ -147,16 +158,38 @@ class Backbone:
         """The input of the first layer, [T, n]; `offsets` count from a row's start."""
         return self.family.embed(self._model, input_ids, token_type_ids, offsets)[0]
 
-    def run_layers(self, hidden: Tensor, first: int, end: int, layout: Extents) -> Tensor:
+    def run_layers(
+        self,
+        hidden: Tensor,
+        first: int,
+        end: int,
+        layout: Extents,
+        tuning: BackboneTuning | None = None,
+    ) -> Tensor:
         """Run layers `first` to `end` - 1: [T, n] -> [T, n]."""
-        states = hidden.unsqueeze(0)
         for index in range(first, end):
-            states = self._layers[index](states, attention_mask=None, layout=layout)
-        return states[0]
+            layer = self._layers[index]
+            changes = None if tuning is None else tuning.at(index, layout)
+            if changes is None:
+                hidden = layer(hidden.unsqueeze(0), attention_mask=None, layout=layout)[0]
+            else:
+                hidden = plain.forward(self.family.parts(layer), hidden, layout, changes)
+        return hidden
 
-    def read(self, hidden: Tensor, positions: Tensor, layout: Extents) -> Tensor:
+    def read(
+        self,
+        hidden: Tensor,
+        positions: Tensor,
+        layout: Extents,
+        tuning: BackboneTuning | None = None,
+    ) -> Tensor:
         """Run the last layer, only for some positions: [T, n] -> [positions, n]."""
-        states = self.family.read(self._layers[-1], hidden.unsqueeze(0), positions, layout)
+        layer = self._layers[-1]
+        changes = None if tuning is None else tuning.at(self.layers - 1, layout)
+        if changes is None:
+            states = self.family.read(layer, hidden.unsqueeze(0), positions, layout)
+        else:
+            states = plain.read(self.family.parts(layer), hidden, positions, layout, changes)
         return self.final_norm(states)
 
     def trunk(self, batch: PackedBatch, layer: int, *, start: Trunk | None = None) -> Trunk:
@@ -191,7 +224,7 @@ class Backbone:
         Returns:
             States [rows, n] in the batch's order; `batch.order` says where the caller has each row.
         """
-        lowest = batch.insertions[0].layer
+        lowest = batch.insertions[0].layer if batch.insertions else self.layers - 1
         trunk = self.trunk(batch, lowest, start=trunk)
         insertions = {insertion.layer: insertion for insertion in batch.insertions}
         hidden, layout = trunk.hidden, batch.layout
@@ -229,10 +262,20 @@ def check_fits(spec: AdapterSpec, host: Host) -> None:
         )
     if spec.hidden_size != host.hidden_size:
         faults.append(f"hidden_size: {spec.hidden_size}, the backbone's is {host.hidden_size}")
-    if spec.insertion_layer >= host.layers:
+    if spec.prompt is not None and spec.prompt.layer >= host.layers:
         faults.append(
-            f"insertion_layer: {spec.insertion_layer}, the backbone has layers 0..{host.layers - 1}"
+            f"prompt.layer: {spec.prompt.layer}, the backbone has layers 0..{host.layers - 1}"
         )
+    if spec.tuning is not None:
+        if (end := spec.tuning.layers[1]) > host.layers:
+            faults.append(
+                f"tuning.layers: up to {end - 1}, the backbone has layers 0..{host.layers - 1}"
+            )
+        if spec.tuning.intermediate_size != host.intermediate_size:
+            faults.append(
+                f"tuning.intermediate_size: {spec.tuning.intermediate_size}, "
+                f"the backbone's is {host.intermediate_size}"
+            )
     if spec.max_length > host.max_tokens:
         faults.append(f"max_length: {spec.max_length}, the backbone takes {host.max_tokens} tokens")
     if faults:
@@ -246,12 +289,14 @@ def random_adapter(backbone: Backbone, *, seed: int = 0) -> Adapter:
         backbone=backbone.identity,
         tokenizer_sha256=backbone.encoder.sha256,
         hidden_size=n,
-        prompt_length=10,
-        bottleneck=34,
-        attention_size=n,
-        insertion_layer=backbone.layers // 2,
-        generator_input=GeneratorInput.HIDDEN,
-        final_activation=FinalActivation.NONE,
+        prompt=AttentionPrompt(
+            length=10,
+            layer=backbone.layers // 2,
+            source=GeneratorInput.HIDDEN,
+            bottleneck=34,
+            attention_size=n,
+            final_activation=FinalActivation.NONE,
+        ),
         labels=("no", "yes"),
         max_length=min(256, backbone.max_tokens),
     )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from adapters.layers import frozen, onednn
 from adapters.layers.attention import VARLEN_DTYPES
+from adapters.layers.plain import LayerParts
 from adapters.packed.layout import Extents
 
 
@@ -66,6 +67,23 @@ class BertLayer(nn.Module):
     def use_transformers(self) -> None:
         """Only `transformers` runs it from now on: its modules or weights will change."""
         self._only_transformers = True
+
+    @property
+    def parts(self) -> LayerParts:
+        """Its modules, for batches whose adapters tune them."""
+        layer = self.layer
+        own = layer.attention.self
+        return LayerParts(
+            attention=own,
+            heads=own.num_attention_heads,
+            projection=(own.query, own.key, own.value),
+            dense=layer.attention.output.dense,
+            attention_norm=layer.attention.output.LayerNorm,
+            up=layer.intermediate.dense,
+            activation=layer.intermediate.intermediate_act_fn,
+            down=layer.output.dense,
+            output_norm=layer.output.LayerNorm,
+        )
 
     def forward(self, states: Tensor, *, attention_mask: None, layout: Extents) -> Tensor:
         """[1, T, n] -> [1, T, n]"""

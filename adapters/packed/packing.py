@@ -9,40 +9,50 @@ length, so that rows of equal length are neighbours: attention takes each such r
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from adapters.format.spec import GeneratorInput, Pooling
+from adapters.format.spec import AdapterSpec, AttentionPrompt, GeneratorInput, Pooling
 from adapters.packed.layout import Indices, Layout
 from adapters.tokenizer import Encoding
 
 
-class RowShape(Protocol):
-    """The fields of an adapter's spec that decide the positions of a row's tokens and prompt.
+@dataclass(frozen=True, slots=True)
+class RowShape:
+    """What decides the positions of a row's tokens and prompt.
 
-    A row with prompt length 0 has no prompt: its text passes every layer alone.
+    prompt_length: t; 0 if there is no prompt: the text passes every layer alone. insertion_layer:
+    m. source: what the prompt is made from. pooling: what the head reads.
     """
 
-    @property
-    def prompt_length(self) -> int: ...
-    @property
-    def insertion_layer(self) -> int: ...
-    @property
-    def generator_input(self) -> GeneratorInput: ...
-    @property
-    def pooling(self) -> Pooling: ...
+    prompt_length: int = 0
+    insertion_layer: int = 0
+    source: GeneratorInput = GeneratorInput.HIDDEN
+    pooling: Pooling = Pooling.ANSWER
+
+    @classmethod
+    def of(cls, spec: AdapterSpec) -> Self:
+        """The shape of the rows of an adapter."""
+        prompt, pooling = spec.prompt, spec.head.pooling
+        match prompt:
+            case None:
+                return cls(pooling=pooling)
+            case AttentionPrompt():
+                return cls(prompt.length, prompt.layer, prompt.source, pooling)
+            case _:
+                return cls(prompt.length, prompt.layer, pooling=pooling)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One text to classify: its tokens, its adapter's spec, and that adapter's index."""
+    """One text to classify: its tokens, its shape, and its adapter's index."""
 
     encoding: Encoding
-    spec: RowShape
+    shape: RowShape
     adapter: int
 
 
@@ -106,8 +116,8 @@ class PackedBatch:
         assert rows, "a batch has at least one row"
         self.device = device or torch.device("cpu")
         lengths = np.array([len(row.encoding) for row in rows], dtype=np.int64)
-        prompts = np.array([row.spec.prompt_length for row in rows], dtype=np.int64)
-        layers = np.array([row.spec.insertion_layer for row in rows], dtype=np.int64)
+        prompts = np.array([row.shape.prompt_length for row in rows], dtype=np.int64)
+        layers = np.array([row.shape.insertion_layer for row in rows], dtype=np.int64)
         self.order: Indices = np.lexsort((layers, lengths, prompts))
         self.rows: tuple[Row, ...] = tuple(rows[i] for i in self.order)
         self._lengths, self._prompts, self._layers = (
@@ -139,15 +149,22 @@ class PackedBatch:
         )
 
     @property
+    def final_layout(self) -> Layout:
+        """The layout of the last layer."""
+        return self.insertions[-1].layout if self.insertions else self.layout
+
+    @property
     def prompt_positions(self) -> int:
         """Prompt positions after the last insertion."""
         return int(self._prompts.sum())
 
     def _read(self, *, causal: bool) -> None:
-        last = self.insertions[-1].layout
-        mean = np.array([row.spec.pooling is Pooling.MEAN for row in self.rows])
+        last = self.final_layout
+        mean = np.array([row.shape.pooling is Pooling.MEAN for row in self.rows])
         counts = np.where(mean, self._lengths, 1)
         at = last.lengths - 1 if causal else self._prompts
+        first_of_row = np.array([row.shape.pooling is Pooling.FIRST for row in self.rows])
+        at = np.where(first_of_row, 0, at)
         first = last.starts + np.where(mean, self._prompts, at)
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         self.reads = self._put(np.repeat(first, counts) + within)
@@ -156,14 +173,15 @@ class PackedBatch:
     def _insertions(self) -> tuple[Insertion, ...]:
         current, inserted = self.layout, np.zeros(len(self.rows), dtype=bool)
         insertions = []
-        for layer in np.unique(self._layers):
-            here = self._layers == layer
+        prompted = self._prompts > 0
+        for layer in np.unique(self._layers[prompted]):
+            here = prompted & (self._layers == layer)
             inserted = inserted | here
             expanded = Layout(self._lengths + np.where(inserted, self._prompts, 0), self.device)
             generations, prompt_starts = [], np.zeros(len(self.rows), dtype=np.int64)
             offset = 0
             for source in GeneratorInput:
-                chosen = here & np.array([row.spec.generator_input is source for row in self.rows])
+                chosen = here & np.array([row.shape.source is source for row in self.rows])
                 if not chosen.any():
                     continue
                 layout = self.layout if source is GeneratorInput.EMBEDDINGS else current

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from adapters.format.spec import AdapterSpec, FinalActivation
+from adapters.format.spec import AttentionPrompt, FinalActivation
 from adapters.packed.layout import Layout
 from adapters.packed.packing import Generation
 
@@ -44,8 +44,8 @@ class GeneratorWeights:
     prompt_length: int
 
     @classmethod
-    def of(cls, spec: AdapterSpec, tensors: dict[str, Tensor]) -> Self:
-        """Of an adapter's tensors, named as in `AdapterSpec.shapes`."""
+    def of(cls, prompt: AttentionPrompt, tensors: dict[str, Tensor]) -> Self:
+        """Of an adapter's tensors, named as in `AttentionPrompt.shapes`."""
         return cls(
             query=tensors.get("generator.query"),
             key=tensors.get("generator.key"),
@@ -54,9 +54,9 @@ class GeneratorWeights:
             down_bias=tensors["generator.down.bias"],
             up=tensors["generator.up.weight"],
             up_bias=tensors["generator.up.bias"],
-            scale=spec.attention_size**-0.5,
-            final_activation=spec.final_activation,
-            prompt_length=spec.prompt_length,
+            scale=prompt.attention_size**-0.5,
+            final_activation=prompt.final_activation,
+            prompt_length=prompt.length,
         )
 
     def folded(self) -> Self:

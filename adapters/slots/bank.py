@@ -19,7 +19,7 @@ from torch import Tensor
 from adapters.adapter import prepare
 from adapters.backbone.model import Backbone
 from adapters.format.files import Adapter
-from adapters.format.spec import AdapterSpec, FinalActivation
+from adapters.format.spec import AdapterSpec, AttentionPrompt, FinalActivation
 from adapters.slots.batch import Fact, facts_of
 
 # Every matrix starts at a multiple of this many float32: 16 bytes.
@@ -162,7 +162,7 @@ class SlotBank:
             row[Column.DOWN : Column.OUT + 1] *= rest.element_size()
             row[Column.DOWN : Column.OUT + 1] += rest.data_ptr()
             row[Column.DOWN_WIDTH : Column.OUT_WIDTH + 1] = image.widths
-            row[Column.FINAL] = _FINAL_CODES[image.spec.final_activation]
+            row[Column.FINAL] = _FINAL_CODES[_final_activation(image.spec)]
             row[Column.SIGMOID] = image.spec.activation == "sigmoid"
             temperature = np.float32(image.spec.calibration.temperature)
             row[Column.TEMPERATURE] = temperature.view(np.int32)
@@ -180,6 +180,11 @@ class SlotBank:
             rest = _pinned_like(image.rest)
             self._staging[index] = query, rest
         return query.copy_(image.query), rest[: len(image.rest)].copy_(image.rest)
+
+
+def _final_activation(spec: AdapterSpec) -> FinalActivation:
+    prompt = spec.prompt
+    return prompt.final_activation if isinstance(prompt, AttentionPrompt) else FinalActivation.NONE
 
 
 def _pinned_like(tensor: Tensor) -> Tensor:

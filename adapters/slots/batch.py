@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from adapters.format.spec import AdapterSpec, GeneratorInput, HeadKind, Pooling
+from adapters.format.spec import AdapterSpec, AttentionPrompt, GeneratorInput, HeadKind, Pooling
 from adapters.packed.layout import Indices, Layout
 from adapters.tokenizer import Encoding
 
@@ -154,14 +154,16 @@ class Fact(IntEnum):
 
 def facts_of(spec: AdapterSpec) -> tuple[int, ...]:
     """In the order of `Fact`."""
+    prompt = spec.prompt
+    assert isinstance(prompt, AttentionPrompt)
     return (
-        spec.prompt_length,
-        spec.insertion_layer,
-        spec.generator_input is GeneratorInput.EMBEDDINGS,
-        spec.pooling is Pooling.MEAN,
-        spec.bottleneck,
+        prompt.length,
+        prompt.layer,
+        prompt.source is GeneratorInput.EMBEDDINGS,
+        spec.head.pooling is Pooling.MEAN,
+        prompt.bottleneck,
         len(spec.labels),
-        spec.head is HeadKind.MLP,
+        spec.head.kind is HeadKind.MLP,
     )
 
 

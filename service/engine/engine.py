@@ -294,6 +294,7 @@ def _info(backbone: Backbone) -> EngineInfo:
         identity=backbone.identity,
         max_tokens=backbone.max_tokens,
         hidden_size=backbone.hidden_size,
+        intermediate_size=backbone.intermediate_size,
         layers=backbone.layers,
         device=str(backbone.device),
         dtype=str(backbone.dtype).removeprefix("torch."),

@@ -89,6 +89,7 @@ class EngineInfo:
     identity: BackboneIdentity
     max_tokens: int
     hidden_size: int
+    intermediate_size: int
     layers: int
     device: str
     dtype: str

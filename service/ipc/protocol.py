@@ -172,6 +172,7 @@ class Welcome(Message, frozen=True):
     fingerprint: str
     max_tokens: int
     hidden_size: int
+    intermediate_size: int
     layers: int
     device: str
     dtype: str
@@ -472,6 +473,7 @@ def welcome_of(info: EngineInfo, entries: Sequence[CatalogEntry]) -> Welcome:
         fingerprint=info.identity.fingerprint,
         max_tokens=info.max_tokens,
         hidden_size=info.hidden_size,
+        intermediate_size=info.intermediate_size,
         layers=info.layers,
         device=info.device,
         dtype=info.dtype,
@@ -493,6 +495,7 @@ def info_of(message: Welcome, encoder: TextEncoder | None = None) -> EngineInfo:
         ),
         max_tokens=message.max_tokens,
         hidden_size=message.hidden_size,
+        intermediate_size=message.intermediate_size,
         layers=message.layers,
         device=message.device,
         dtype=message.dtype,

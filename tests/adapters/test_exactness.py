@@ -6,6 +6,7 @@ plain model, and 3.1e-6 between a batch and its rows alone, where only the order
 
 import random
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from tests.support.families import (
     tokenizer_of,
 )
 from tests.support.reference import answer_alone
-from tests.support.tiny_models import make_adapter
+from tests.support.tiny_models import make_adapter, make_spec
 
 BOUND = 1e-5  # on probabilities, float32
 # bfloat16 keeps 8 bits: one different rounding changes a value by 0.4 %. Observed: equal answers on
@@ -223,16 +224,15 @@ def test_a_text_that_spells_the_padding_token_keeps_its_positions(family: str) -
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_the_comparison_notices_another_method(family: str, change: dict[str, object]) -> None:
+def test_the_comparison_notices_another_method(family: str, change: dict[str, Any]) -> None:
     """If the reference reads one field differently, the answer changes far beyond the bound."""
     plain, tokenizer = model_of(family), tokenizer_of(family)
     backbone = backbone_from(plain, tokenizer)
     adapter = make_adapter(backbone, insertion_layer=1, prompt_length=6, attention_size=24)
     text = "good card, bad plot"
     tensors = dict(adapter.tensors)
-    other = adapter.spec.model_copy(update=change)
-    if "calibration" in change:
-        other = adapter.spec.model_validate(adapter.spec.model_dump(mode="json") | change)
+    same = {"insertion_layer": 1, "prompt_length": 6, "attention_size": 24}
+    other = make_spec(backbone, **same | change)
     if "prompt_length" in change:
         tensors["generator.up.weight"] = tensors["generator.up.weight"][
             :, : 3 * backbone.hidden_size

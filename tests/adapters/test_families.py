@@ -10,7 +10,7 @@ from adapters.backbone.families import FAMILIES, family_of
 from adapters.backbone.model import Backbone, check_fits
 from adapters.errors import IncompatibleAdapter, UnsupportedBackbone
 from adapters.format.spec import AdapterSpec
-from adapters.packed.packing import Row
+from adapters.packed.packing import Row, RowShape
 from tests.support.families import (
     FAMILY_NAMES,
     HIDDEN,
@@ -22,7 +22,7 @@ from tests.support.families import (
     model_of,
     tokenizer_of,
 )
-from tests.support.tiny_models import make_adapter, make_spec
+from tests.support.tiny_models import attention_of, make_adapter, make_spec
 
 
 def test_every_supported_family_is_tested() -> None:
@@ -70,7 +70,7 @@ def test_the_weights_are_frozen_and_run_without_dropout(family: str) -> None:
     adapter = make_adapter(backbone)
     assert not any(weight.requires_grad for weight in backbone.state_dict().values())
     batch = backbone.pack(
-        [Row(backbone.encoder.encode("a good card", max_length=16), adapter.spec, 0)]
+        [Row(backbone.encoder.encode("a good card", max_length=16), RowShape.of(adapter.spec), 0)]
     )
     first = backbone.trunk(batch, LAYERS).hidden
     assert torch.equal(first, backbone.trunk(batch, LAYERS).hidden)
@@ -81,7 +81,7 @@ def test_the_trunk_is_the_plain_models_hidden_states(family: str) -> None:
     plain = model_of(family)
     backbone = backbone_from(plain, tokenizer_of(family))
     encoding = backbone.encoder.encode("a good card", max_length=16)
-    batch = backbone.pack([Row(encoding, make_spec(backbone), 0)])
+    batch = backbone.pack([Row(encoding, RowShape.of(make_spec(backbone)), 0)])
     with torch.no_grad():
         expected = plain(input_ids=batch.input_ids[None], output_hidden_states=True).hidden_states
     kept = None
@@ -102,7 +102,7 @@ def test_a_spec_of_another_backbone_is_refused_with_every_difference(backbone: B
         backbone=spec.backbone.model_copy(update={"name": "else", "fingerprint": "0" * 64}),
         tokenizer_sha256="1" * 64,
         hidden_size=backbone.hidden_size + 1,
-        insertion_layer=backbone.layers,
+        prompt=attention_of(make_adapter(backbone)).model_copy(update={"layer": backbone.layers}),
         max_length=backbone.max_tokens + 1,
     )
     with pytest.raises(IncompatibleAdapter) as caught:
@@ -111,7 +111,7 @@ def test_a_spec_of_another_backbone_is_refused_with_every_difference(backbone: B
         "backbone",
         "tokenizer",
         "hidden_size",
-        "insertion_layer",
+        "prompt.layer",
         "max_length",
     ]
     assert "'else'" in caught.value.faults[0]

@@ -280,19 +280,25 @@ def test_bytes_after_the_tensors_are_refused(adapter: Adapter) -> None:
 
 
 def test_a_spec_that_claims_huge_shapes_costs_no_memory(adapter: Adapter) -> None:
-    faults = faults_of(with_spec(adapter, hidden_size=16384, attention_size=16384, bottleneck=8192))
+    faults = faults_of(
+        with_spec(
+            adapter,
+            hidden_size=16384,
+            **{"prompt.attention_size": 16384, "prompt.bottleneck": 8192},
+        )
+    )
     assert f"tensor {QUERY}: shape [32, 32], expected [16384, 16384]" in faults
 
 
 def test_faults_of_every_part_are_listed_together(adapter: Adapter) -> None:
     header, body = parts(adapter)
     spec = json.loads(header["__metadata__"][METADATA_KEY])
-    header["__metadata__"][METADATA_KEY] = json.dumps(spec | {"bottleneck": 0, "colour": "red"})
+    header["__metadata__"][METADATA_KEY] = json.dumps(spec | {"max_length": 0, "colour": "red"})
     begin = header[QUERY]["data_offsets"][0]
     nan = struct.pack("<f", float("nan"))
     faults = faults_of(join(header, body[:begin] + nan + body[begin + 4 :]))
     assert [fault.split(":")[:2] for fault in faults] == [
-        ["spec", " bottleneck"],
+        ["spec", " max_length"],
         ["spec", " colour"],
         [f"tensor {QUERY}", " 1 of 1024 values are not finite"],
     ]

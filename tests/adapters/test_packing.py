@@ -10,30 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 
-from adapters.format.spec import AdapterSpec, BackboneIdentity, GeneratorInput, Pooling
+from adapters.format.spec import GeneratorInput, Pooling
 from adapters.packed.layout import Layout
-from adapters.packed.packing import Generation, PackedBatch, Row
+from adapters.packed.packing import Generation, PackedBatch, Row, RowShape
 from adapters.tokenizer import Encoding
 
 LAYERS = 5
-
-
-def spec_of(
-    prompt_length: int, insertion_layer: int, source: GeneratorInput, pooling: Pooling
-) -> AdapterSpec:
-    return AdapterSpec(
-        backbone=BackboneIdentity(name="any", fingerprint="0" * 64),
-        tokenizer_sha256="0" * 64,
-        hidden_size=4,
-        prompt_length=prompt_length,
-        bottleneck=2,
-        attention_size=4,
-        insertion_layer=insertion_layer,
-        generator_input=source,
-        pooling=pooling,
-        labels=("a", "b"),
-        max_length=64,
-    )
 
 
 @st.composite
@@ -42,8 +24,8 @@ def batches(draw: DrawFn) -> list[Row]:
     specs = draw(
         st.lists(
             st.builds(
-                spec_of,
-                st.integers(1, 4),
+                RowShape,
+                st.integers(0, 4),
                 st.integers(0, LAYERS - 1),
                 st.sampled_from(GeneratorInput),
                 st.sampled_from(Pooling),
@@ -76,10 +58,10 @@ Item: TypeAlias = int | Slot
 def row_at(row: Row, layer: int) -> list[Item]:
     """What a row is in front of `layer`: from its insertion layer on, slots and tokens."""
     tokens: list[Item] = row.encoding.input_ids.tolist()
-    if layer < row.spec.insertion_layer:
+    if layer < row.shape.insertion_layer or not row.shape.prompt_length:
         return tokens
     first = int(row.encoding.input_ids[0])
-    return [*(Slot(first, place) for place in range(row.spec.prompt_length)), *tokens]
+    return [*(Slot(first, place) for place in range(row.shape.prompt_length)), *tokens]
 
 
 def sequence_at(batch: PackedBatch, layer: int) -> list[Item]:
@@ -114,7 +96,7 @@ def prompts_of(batch: PackedBatch, generation: Generation, source: list[Item]) -
     slots: list[Item] = [
         Slot(int(owners[row].encoding.input_ids[0]), place)
         for row in order
-        for place in range(owners[row].spec.prompt_length)
+        for place in range(owners[row].shape.prompt_length)
     ]
     if grouping is None:
         return slots
@@ -136,9 +118,9 @@ def test_every_layer_sees_each_row_as_its_slots_and_tokens(rows: list[Row]) -> N
         layout = passed[-1].layout if passed else batch.layout
         assert layout.lengths.tolist() == [len(row) for row in expected]
     assert [insertion.layer for insertion in batch.insertions] == sorted(
-        {row.spec.insertion_layer for row in rows}
+        {row.shape.insertion_layer for row in rows if row.shape.prompt_length}
     )
-    assert batch.prompt_positions == sum(row.spec.prompt_length for row in rows)
+    assert batch.prompt_positions == sum(row.shape.prompt_length for row in rows)
 
 
 @settings(max_examples=150, derandomize=True, deadline=None, database=None)
@@ -151,8 +133,10 @@ def test_answers_are_read_where_the_method_says(rows: list[Row], causal: bool) -
         batch.rows, batch.read_layout.starts, batch.read_layout.lengths, strict=True
     ):
         tokens = row.encoding.input_ids.tolist()
-        if row.spec.pooling is Pooling.MEAN:
+        if row.shape.pooling is Pooling.MEAN:
             expected = tokens
+        elif row.shape.pooling is Pooling.FIRST:
+            expected = row_at(row, LAYERS)[:1]
         else:
             expected = tokens[-1:] if causal else tokens[:1]
         assert read[start : start + length] == expected
@@ -188,7 +172,7 @@ def test_runs_cover_a_layout_once_and_hold_rows_of_one_length(lengths: list[int]
 
 def test_a_batch_of_one_adapter_needs_no_index_arrays() -> None:
     """The common case copies nothing: all rows, tokens and slots belong to one group."""
-    spec = spec_of(2, 1, GeneratorInput.HIDDEN, Pooling.ANSWER)
+    spec = RowShape(2, 1, GeneratorInput.HIDDEN, Pooling.ANSWER)
     ids = np.arange(3, dtype=np.int64)
     (insertion,) = PackedBatch([Row(Encoding(ids, ids, truncated=False), spec, 7)] * 4).insertions
     (generation,) = insertion.generations

@@ -11,11 +11,11 @@ from adapters.backbone.model import Backbone
 from adapters.format.files import Adapter
 from adapters.format.spec import AdapterSpec, FinalActivation, GeneratorPooling
 from adapters.packed.layout import Layout
-from adapters.packed.packing import PackedBatch, Row
+from adapters.packed.packing import PackedBatch, Row, RowShape
 from adapters.packed.prompt import GeneratorWeights, generate, project, token_weights, weighted_sums
 from tests.support.families import FAMILY_NAMES, backbone_of
 from tests.support.reference import naive_prompt
-from tests.support.tiny_models import make_adapter, make_spec
+from tests.support.tiny_models import attention_of, make_adapter, make_spec
 
 TEXTS = ("good", "my card is not free", "a bad call now", "", "the " * 30)
 
@@ -32,7 +32,11 @@ def generator_parameters(spec: AdapterSpec) -> int:
 def batch_of(backbone: Backbone, *adapters: Adapter) -> PackedBatch:
     """Every text for every adapter."""
     rows = [
-        Row(backbone.encoder.encode(text, max_length=backbone.max_tokens), adapter.spec, index)
+        Row(
+            backbone.encoder.encode(text, max_length=backbone.max_tokens),
+            RowShape.of(adapter.spec),
+            index,
+        )
         for text in TEXTS
         for index, adapter in enumerate(adapters)
     ]
@@ -67,7 +71,7 @@ def test_folded_weights_make_the_prompt_of_the_equation(
     (insertion,) = batch.insertions
     (generation,) = insertion.generations
     source = torch.randn(batch.layout.tokens, 32, generator=_seeded())
-    unfolded = GeneratorWeights.of(adapter.spec, dict(adapter.tensors))
+    unfolded = GeneratorWeights.of(attention_of(adapter), dict(adapter.tensors))
     outputs = {
         weights: generate(source, generation, {0: weights})
         for weights in (unfolded, unfolded.folded())
@@ -90,7 +94,7 @@ def test_a_prompt_through_relu_is_never_negative(backbone: Backbone) -> None:
     batch = batch_of(backbone, adapter)
     generation = batch.insertions[0].generations[0]
     source = torch.randn(batch.layout.tokens, 32, generator=_seeded())
-    weights = GeneratorWeights.of(adapter.spec, dict(adapter.tensors))
+    weights = GeneratorWeights.of(attention_of(adapter), dict(adapter.tensors))
     prompts, _ = generate(source, generation, {0: weights})
     assert bool((prompts >= 0).all())
     assert 0 < int((prompts == 0).sum()) < prompts.numel()
@@ -112,7 +116,7 @@ def test_a_texts_token_weights_do_not_depend_on_its_neighbours() -> None:
 
 def test_mean_pooling_gives_every_token_the_same_weight(backbone: Backbone) -> None:
     adapter = make_adapter(backbone, generator_pooling="mean")
-    weights = GeneratorWeights.of(adapter.spec, dict(adapter.tensors))
+    weights = GeneratorWeights.of(attention_of(adapter), dict(adapter.tensors))
     queries, keys = project(torch.randn(6, 32), weights)
     layout = Layout(np.array([2, 4]))
     expected = torch.tensor([1 / 2] * 2 + [1 / 4] * 4)
@@ -133,7 +137,7 @@ def test_gradients_reach_every_generator_tensor_and_no_frozen_one(family: str) -
         for adapter in adapters
     ]
     generators = {
-        index: GeneratorWeights.of(adapter.spec, trained[index])
+        index: GeneratorWeights.of(attention_of(adapter), trained[index])
         for index, adapter in enumerate(adapters)
     }
     answers = backbone.forward(batch_of(backbone, *adapters), generators)
@@ -161,7 +165,7 @@ def test_gradients_are_those_of_finite_differences() -> None:
     )
 
     def objective(value: Tensor) -> Tensor:
-        weights = GeneratorWeights.of(adapter.spec, tensors | {"generator.value": value})
+        weights = GeneratorWeights.of(attention_of(adapter), tensors | {"generator.value": value})
         return (backbone.forward(batch, {0: weights}).states.double() * direction).sum()
 
     value = tensors["generator.value"].clone().requires_grad_()

@@ -1,14 +1,29 @@
 """The spec: every wrong field is named, and its fields decide which tensors there are."""
 
+import json
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from adapters.backbone.model import Backbone
-from adapters.errors import with_escapes
+from adapters.errors import InvalidAdapter, with_escapes
 from adapters.format.files import Adapter
-from adapters.format.spec import AdapterSpec
+from adapters.format.spec import (
+    AdapterSpec,
+    AttentionPrompt,
+    FinalActivation,
+    FirstTokenPrompt,
+    GeneratorInput,
+    GeneratorPooling,
+    Head,
+    HeadKind,
+    Pooling,
+    Prompt,
+    RoutedPrompt,
+    StaticPrompt,
+    VectorTuning,
+)
 from tests.support.hostile_files import fault_of, faults_of, with_spec, with_spec_text
 from tests.support.tiny_models import make_adapter, make_spec
 
@@ -16,19 +31,22 @@ from tests.support.tiny_models import make_adapter, make_spec
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        ({"format_version": 2}, "format_version"),
+        ({"format_version": 3}, "format_version: expected the integer 1 or 2"),
         ({"format_version": "1"}, "format_version"),
-        ({"format_version": True}, "format_version: Value error, expected the integer 1"),
-        ({"format_version": 1.0}, "format_version: Value error, expected the integer 1"),
-        ({"method": "lora"}, "method"),
+        ({"format_version": True}, "format_version: expected the integer 1 or 2"),
+        ({"format_version": 2.0}, "format_version: expected the integer 1 or 2"),
+        ({"method": "idspam"}, "method"),
         ({"hidden_size": "32"}, "hidden_size"),
         ({"hidden_size": 32.5}, "hidden_size"),
         ({"hidden_size": 10**30}, "hidden_size"),
-        ({"prompt_length": 0}, "prompt_length"),
-        ({"prompt_length": True}, "prompt_length"),
-        ({"bottleneck": -1}, "bottleneck"),
-        ({"insertion_layer": -1}, "insertion_layer"),
-        ({"pooling": "max"}, "pooling"),
+        ({"prompt.length": 0}, "prompt.attention.length"),
+        ({"prompt.length": True}, "prompt.attention.length"),
+        ({"prompt.bottleneck": -1}, "prompt.attention.bottleneck"),
+        ({"prompt.layer": -1}, "prompt.attention.layer"),
+        ({"prompt.kind": "magic"}, "prompt: Input tag 'magic'"),
+        ({"prompt.layer": None}, "prompt.attention.layer"),
+        ({"head.pooling": "max"}, "head.pooling"),
+        ({"head": "mlp"}, "head"),
         ({"labels": []}, "labels"),
         ({"labels": "ham"}, "labels"),
         ({"labels": ["ham", "ham"]}, "labels must be distinct"),
@@ -87,11 +105,12 @@ def test_a_field_that_is_given_twice_is_refused(adapter: Adapter) -> None:
 
 
 def test_several_wrong_fields_are_all_named(adapter: Adapter) -> None:
-    faults = faults_of(with_spec(adapter, hidden_size="32", prompt_length=0, pooling="max", x=1))
+    wrong = {"hidden_size": "32", "prompt.length": 0, "head.pooling": "max", "x": 1}
+    faults = faults_of(with_spec(adapter, **wrong))
     assert [fault.split(": ")[1] for fault in faults] == [
         "hidden_size",
-        "prompt_length",
-        "pooling",
+        "prompt.attention.length",
+        "head.pooling",
         "x",
     ]
 
@@ -118,7 +137,6 @@ def test_a_threshold_that_is_not_finite_is_refused(backbone: Backbone, value: st
 
 
 def test_a_file_without_thresholds_has_no_such_field(backbone: Backbone) -> None:
-    # So that services that do not have the field take every file that they could serve.
     for activation in ("softmax", "sigmoid"):
         text = make_spec(backbone, activation=activation).to_json()
         assert "thresholds" not in text
@@ -223,3 +241,119 @@ def test_labels_of_any_script_are_accepted(backbone: Backbone) -> None:
     )
     for label in marked:
         assert make_spec(backbone, labels=("ham", label)).labels[1] == label
+
+
+VERSION_1 = {
+    "format_version": 1,
+    "method": "idspam",
+    "backbone": {"name": "b", "revision": None, "fingerprint": "0" * 64},
+    "tokenizer_sha256": "1" * 64,
+    "hidden_size": 32,
+    "prompt_length": 3,
+    "bottleneck": 8,
+    "attention_size": 16,
+    "insertion_layer": 1,
+    "generator_input": "hidden",
+    "generator_pooling": "mean",
+    "final_activation": "tanh",
+    "pooling": "mean",
+    "head": "mlp",
+    "activation": "softmax",
+    "labels": ["ham", "spam"],
+    "max_length": 64,
+    "calibration": {"temperature": 1.5},
+    "provenance": {"data": "d", "metrics": {}},
+}
+
+
+def test_a_spec_of_version_1_means_the_same_in_version_2() -> None:
+    spec = AdapterSpec.from_json(json.dumps(VERSION_1))
+    assert spec.prompt == AttentionPrompt(
+        length=3, layer=1, source=GeneratorInput.HIDDEN, pooling=GeneratorPooling.MEAN,
+        bottleneck=8, attention_size=16, final_activation=FinalActivation.TANH,
+    )  # fmt: skip
+    assert spec.head == Head(kind=HeadKind.MLP, pooling=Pooling.MEAN)
+    assert (spec.tuning, spec.format_version, spec.method) == (None, 2, "idspam")
+    assert spec.calibration.temperature == 1.5
+    assert AdapterSpec.from_json(spec.to_json()) == spec
+    del VERSION_1["format_version"]
+    assert AdapterSpec.from_json(json.dumps(VERSION_1)) == spec
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"method": "lora"}, "method"),
+        ({"prompt_length": 0}, "prompt_length"),
+        ({"bottleneck": "8"}, "bottleneck"),
+        ({"insertion_layer": 1.5}, "insertion_layer"),
+        ({"pooling": "first"}, "pooling"),
+        ({"prompt": {"kind": "static", "length": 1}}, "prompt"),
+        ({"labels": ["ham", "ham"]}, "labels must be distinct"),
+        ({"activation": "sigmoid", "thresholds": [0.5]}, "1 thresholds for 2 labels"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, str) else None,
+)
+def test_a_wrong_field_of_a_spec_of_version_1_is_named(fields: dict[str, Any], named: str) -> None:
+    with pytest.raises(InvalidAdapter) as caught:
+        AdapterSpec.from_json(json.dumps(VERSION_1 | fields))
+    assert any(named in fault for fault in caught.value.faults)
+
+
+STATIC = {"kind": "static", "length": 2}
+TUNING = {"kind": "vectors", "layers": [0, 2], "intermediate_size": 64}
+LORA = TUNING | {"kind": "lora", "rank": 4, "scaling": 2.0, "sites": ["query", "value"]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"tuning": TUNING | {"layers": [2, 2]}}, "layers 2 to 1 are none"),
+        ({"tuning": TUNING | {"layers": [0]}}, "tuning.vectors.layers"),
+        ({"tuning": TUNING | {"layers": [-1, 2]}}, "tuning.vectors.layers.0"),
+        ({"tuning": TUNING | {"kind": "dora"}}, "tuning: Input tag 'dora'"),
+        ({"tuning": TUNING | {"rank": 4}}, "tuning.vectors.rank"),
+        ({"tuning": LORA | {"rank": 65}}, "tuning.lora.rank"),
+        ({"tuning": LORA | {"rank": 0}}, "tuning.lora.rank"),
+        ({"tuning": LORA | {"scaling": 0}}, "tuning.lora.scaling"),
+        ({"tuning": LORA | {"sites": []}}, "tuning.lora.sites"),
+        ({"tuning": LORA | {"sites": ["value", "query"]}}, "in the order of a layer"),
+        ({"tuning": LORA | {"sites": ["query", "query"]}}, "distinct"),
+        ({"tuning": LORA | {"sites": ["activated"]}}, "activated is not a linear map"),
+        ({"tuning": LORA | {"sites": ["everything"]}}, "tuning.lora.sites.0"),
+        (
+            {"prompt": {"kind": "static", "length": 2, "layer": 1, "shifts_text": True}},
+            "at layer 0",
+        ),
+        ({"prompt": {"kind": "routed", "length": 2, "prompts": 1}}, "prompt.routed.prompts"),
+        (
+            {"prompt": {"kind": "first-token", "length": 2, "layer": 1}},
+            "prompt.first-token.bottleneck",
+        ),
+    ],
+    ids=lambda value: str(value) if isinstance(value, str) else None,
+)
+def test_a_wrong_field_of_a_part_is_named(
+    adapter: Adapter, fields: dict[str, Any], named: str
+) -> None:
+    assert any(named in fault for fault in faults_of(with_spec(adapter, **fields)))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "tuning", "name"),
+    [
+        (None, None, "head"),
+        (None, VectorTuning(layers=(0, 1), intermediate_size=64), "vectors"),
+        (StaticPrompt(length=2), None, "prompt-tuning"),
+        (RoutedPrompt(length=2, prompts=4), None, "smop"),
+        (FirstTokenPrompt(length=2, layer=1, bottleneck=4), None, "lpt"),
+    ],
+    ids=["head", "vectors", "static", "routed", "first-token"],
+)
+def test_a_spec_says_what_was_trained(
+    backbone: Backbone, prompt: Prompt | None, tuning: VectorTuning | None, name: str
+) -> None:
+    assert make_spec(backbone, prompt=prompt, tuning=tuning).method == name
+    assert make_spec(backbone, tuning=tuning).method == "+".join(
+        ["idspam"] + (["vectors"] if tuning else [])
+    )

@@ -43,7 +43,7 @@ def test_files_that_cannot_be_served_are_listed_with_their_reason(tmp_path: Path
         }
         assert all(bool(item.reason) == (item.state != "ready") for item in page.adapters)
         foreign = live.client.get("/v1/adapters/foreign").json()
-        assert (foreign["backbone"], foreign["spec"]["prompt_length"]) == ("tiny-bert-1", 3)
+        assert (foreign["backbone"], foreign["spec"]["prompt"]["length"]) == ("tiny-bert-1", 3)
         expected = {"foreign": 409} | dict.fromkeys(damaged, 500)
         for name, status in expected.items():
             response = live.client.post("/v1/predict", json={"adapter": name, "inputs": "x"})

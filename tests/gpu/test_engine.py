@@ -22,7 +22,7 @@ from service.engine.engine import LocalEngine
 from service.engine.interface import AdapterKey, Entry
 from service.engine.observer import BatchReport
 from tests.support.engine_harness import EngineHarness
-from tests.support.tiny_models import make_adapter, make_backbone
+from tests.support.tiny_models import attention_of, make_adapter, make_backbone
 
 # A test that hangs fails.
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(60)]
@@ -169,7 +169,7 @@ async def test_more_adapters_than_slots_take_turns(tmp_path: Path) -> None:
 def _widened(adapter: Adapter, bottleneck: int) -> Adapter:
     """The same function: what is added to the bottleneck is always zero."""
     tensors = dict(adapter.tensors)
-    more = bottleneck - adapter.spec.bottleneck
+    more = bottleneck - attention_of(adapter).bottleneck
     for name, axis in (
         ("generator.down.weight", 1),
         ("generator.down.bias", 0),
@@ -178,5 +178,7 @@ def _widened(adapter: Adapter, bottleneck: int) -> Adapter:
         shape = list(tensors[name].shape)
         shape[axis] = more
         tensors[name] = torch.cat([tensors[name], torch.zeros(shape)], dim=axis)
-    spec = adapter.spec.model_copy(update={"bottleneck": bottleneck})
+    spec = adapter.spec.model_copy(
+        update={"prompt": attention_of(adapter).model_copy(update={"bottleneck": bottleneck})}
+    )
     return Adapter(spec, tensors)

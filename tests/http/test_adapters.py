@@ -212,7 +212,7 @@ def test_show_names_spec_and_revisions_the_current_one_first(live: RunningServic
     assert response.headers["etag"] == etag(second)
     assert [f'"{item}"' for item in detail.revisions] == [etag(second), etag(first)]
     assert detail.spec is not None
-    assert detail.spec["prompt_length"] == 5
+    assert detail.spec["prompt"]["length"] == 5
     missing = live.client.get("/v1/adapters/b")
     assert missing.status_code == 404
     assert error_of(missing)["details"] == ["a"]

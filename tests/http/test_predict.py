@@ -14,7 +14,7 @@ import torch
 from adapters.adapter import classify, prepare
 from adapters.backbone.model import Backbone
 from adapters.format.files import Adapter
-from adapters.packed.packing import Row
+from adapters.packed.packing import Row, RowShape
 from service.http.classify import INLINE_CHARACTERS
 from service.http.openapi.schemas import PredictResponse
 from tests.support.http_service import Brake, RunningService, error_of, serve, until
@@ -64,7 +64,7 @@ def alone(backbone: Backbone, adapter: Adapter, text: str, pair: str | None = No
     """The scores of one text without a service, in the order of its labels."""
     prepared = prepare(adapter, backbone)
     encoding = backbone.encoder.encode(text, pair, max_length=adapter.spec.max_length)
-    batch = backbone.pack([Row(encoding, adapter.spec, 0)])
+    batch = backbone.pack([Row(encoding, RowShape.of(adapter.spec), 0)])
     scores: list[float] = classify(backbone, batch, [prepared])[0].scores.tolist()
     return scores
 

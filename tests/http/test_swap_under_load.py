@@ -12,7 +12,7 @@ import pytest
 from adapters.adapter import classify, prepare
 from adapters.backbone.model import Backbone
 from adapters.format.files import Adapter, serialize
-from adapters.packed.packing import Row
+from adapters.packed.packing import Row, RowShape
 from tests.support.http_service import serve
 from tests.support.tiny_models import make_adapter
 
@@ -75,7 +75,7 @@ async def test_uploads_under_load_fail_no_request_and_leave_no_stale_answer(
 def alone(backbone: Backbone, adapter: Adapter, text: str) -> list[float]:
     """The scores of a text in a batch of its own, best first."""
     encoding = backbone.encoder.encode(text, max_length=adapter.spec.max_length)
-    batch = backbone.pack([Row(encoding, adapter.spec, 0)])
+    batch = backbone.pack([Row(encoding, RowShape.of(adapter.spec), 0)])
     classification = classify(backbone, batch, [prepare(adapter, backbone)])[0]
     return sorted(classification.scores.tolist(), reverse=True)
 

@@ -11,7 +11,7 @@ from adapters.adapter import classify, prepare
 from adapters.backbone.model import Backbone
 from adapters.errors import InvalidAdapter, RevisionConflict, UnknownAdapter
 from adapters.format.files import serialize
-from adapters.packed.packing import Row
+from adapters.packed.packing import Row, RowShape
 from service.catalog.entry import Condition
 from service.engine.interface import Predictor
 from service.errors import DeadlineExceeded, InvalidRequest, Overloaded
@@ -33,7 +33,7 @@ async def test_workers_answer_what_the_engine_answers(tmp_path: Path, backbone: 
             completion = await worker.engine.predict(entries)
             for (name, _), sent, row in zip(texts, entries, completion.rows, strict=True):
                 adapter = adapters["ab".index(name)]
-                batch = backbone.pack([Row(sent.encoding, adapter.spec, 0)])
+                batch = backbone.pack([Row(sent.encoding, RowShape.of(adapter.spec), 0)])
                 (alone,) = classify(backbone, batch, [prepare(adapter, backbone)])
                 np.testing.assert_allclose(row.scores, alone.scores, atol=1e-5)
                 assert row.token_weights is not None

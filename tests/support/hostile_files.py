@@ -77,14 +77,21 @@ def with_header(adapter: Adapter, change: Callable[[Header], None]) -> bytes:
 
 
 def with_spec(adapter: Adapter, **fields: Any) -> bytes:
-    """A valid file whose spec has some fields set; None removes one."""
+    """A valid file whose spec has some fields set (`prompt.length` is in a part of it).
+
+    None removes a field.
+    """
 
     def change(header: Header) -> None:
         spec = json.loads(header["__metadata__"][METADATA_KEY])
-        for name, value in fields.items():
-            spec[name] = value
+        for path, value in fields.items():
+            *parts, name = path.split(".")
+            part = spec
+            for each in parts:
+                part = part[each]
+            part[name] = value
             if value is None:
-                del spec[name]
+                del part[name]
         header["__metadata__"][METADATA_KEY] = json.dumps(spec)
 
     return with_header(adapter, change)

@@ -8,7 +8,13 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from adapters.backbone.loading import DEFAULT_BACKBONE
-from adapters.format.spec import AdapterSpec, BackboneIdentity, Calibration, Provenance
+from adapters.format.spec import (
+    AdapterSpec,
+    AttentionPrompt,
+    BackboneIdentity,
+    Calibration,
+    Provenance,
+)
 from train.loop.progress import EpochReport
 from train.metrics import Assessment, Metrics, assess
 from train.report.model_card import CardFacts
@@ -52,10 +58,7 @@ def facts_of(labels: Sequence[str] = ("ham", "spam"), *, rows: int = 60) -> Card
         backbone=BackboneIdentity(name=DEFAULT_BACKBONE, fingerprint="1" * 64),
         tokenizer_sha256="2" * 64,
         hidden_size=32,
-        prompt_length=10,
-        bottleneck=34,
-        attention_size=32,
-        insertion_layer=3,
+        prompt=AttentionPrompt(length=10, layer=3, bottleneck=34, attention_size=32),
         labels=("ham", "spam"),
         max_length=128,
         calibration=Calibration(temperature=1.5),

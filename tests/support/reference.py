@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from adapters.format.spec import AdapterSpec
+from adapters.format.spec import AdapterSpec, AttentionPrompt
 
 Array = npt.NDArray[np.float64]
 
@@ -28,15 +28,17 @@ def answer_alone(
     pair: str | None,
 ) -> tuple[Array, Array]:
     """Scores [labels] and token weights [tokens] of one text."""
+    prompt_spec = spec.prompt
+    assert isinstance(prompt_spec, AttentionPrompt)
     inputs = tokenize(model, tokenizer, text, pair, max_length=spec.max_length)
     with torch.no_grad():
-        embedded, entering = _states_below(model, inputs, spec.insertion_layer)
-        source = embedded if spec.generator_input == "embeddings" else entering
+        embedded, entering = _states_below(model, inputs, prompt_spec.layer)
+        source = embedded if prompt_spec.source == "embeddings" else entering
         prompt, weights = naive_prompt(source.double().numpy(), spec, tensors)
-        last = _with_prompt(model, inputs, spec.insertion_layer, torch.from_numpy(prompt).float())
+        last = _with_prompt(model, inputs, prompt_spec.layer, torch.from_numpy(prompt).float())
     t, causal = spec.prompt_length, model.config.model_type == "gpt2"
     answer = last[-1] if causal else last[t]
-    read = last[t:].mean(dim=0) if spec.pooling == "mean" else answer
+    read = last[t:].mean(dim=0) if spec.head.pooling == "mean" else answer
     return _scores(read.double().numpy(), spec, tensors), weights
 
 
@@ -66,27 +68,29 @@ def naive_prompt(
     tokens: Array, spec: AdapterSpec, tensors: dict[str, Tensor]
 ) -> tuple[Array, Array]:
     """Prompt [t, n] and column means [S] of the softmax, token by token as in the paper."""
+    prompt = spec.prompt
+    assert isinstance(prompt, AttentionPrompt)
     w = {name: tensor.double().numpy() for name, tensor in tensors.items()}
     values = [token @ w["generator.value"] for token in tokens]
-    if spec.generator_pooling == "mean":
+    if prompt.pooling == "mean":
         attention = np.full((len(tokens), len(tokens)), 1 / len(tokens))
     else:
         queries = [token @ w["generator.query"] for token in tokens]
         keys = [token @ w["generator.key"] for token in tokens]
         attention = np.zeros((len(tokens), len(tokens)))
         for i, query in enumerate(queries):
-            scores = np.array([query @ key / math.sqrt(spec.attention_size) for key in keys])
+            scores = np.array([query @ key / math.sqrt(prompt.attention_size) for key in keys])
             exponentials = np.exp(scores - scores.max())
             attention[i] = exponentials / exponentials.sum()
     attended = [sum(a * v for a, v in zip(row, values, strict=True)) for row in attention]
     pooled = np.mean(attended, axis=0)
     bottleneck = np.maximum(pooled @ w["generator.down.weight"] + w["generator.down.bias"], 0)
     flat = bottleneck @ w["generator.up.weight"] + w["generator.up.bias"]
-    if spec.final_activation == "relu":
+    if prompt.final_activation == "relu":
         flat = np.maximum(flat, 0)
-    elif spec.final_activation == "tanh":
+    elif prompt.final_activation == "tanh":
         flat = np.tanh(flat)
-    return flat.reshape(spec.prompt_length, spec.hidden_size), attention.mean(axis=0)
+    return flat.reshape(prompt.length, spec.hidden_size), attention.mean(axis=0)
 
 
 def layers_of(model: Any) -> nn.ModuleList:
@@ -148,7 +152,7 @@ def _with_prompt(model: Any, inputs: dict[str, Tensor], layer: int, prompt: Tens
 
 def _scores(read: Array, spec: AdapterSpec, tensors: dict[str, Tensor]) -> Array:
     w: dict[str, Array] = {name: tensor.double().numpy() for name, tensor in tensors.items()}
-    if spec.head == "mlp":
+    if spec.head.kind == "mlp":
         read = np.tanh(read @ w["head.dense.weight"] + w["head.dense.bias"])
     logits: Array = (
         read @ w["head.out.weight"] + w["head.out.bias"]

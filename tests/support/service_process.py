@@ -21,7 +21,7 @@ from adapters.adapter import classify, prepare
 from adapters.backbone.model import Backbone
 from adapters.faults import VARIABLE as FAULTS_VARIABLE
 from adapters.format.files import Adapter
-from adapters.packed.packing import Row
+from adapters.packed.packing import Row, RowShape
 
 TREE = Path(__file__).resolve().parents[2]
 PATIENCE_SECONDS = 40.0
@@ -193,7 +193,7 @@ def body_of(adapter: str, *texts: str) -> dict[str, Any]:
 def alone(backbone: Backbone, adapter: Adapter, text: str) -> list[float]:
     """The scores of a text in a batch of its own, best first."""
     encoding = backbone.encoder.encode(text, max_length=adapter.spec.max_length)
-    batch = backbone.pack([Row(encoding, adapter.spec, 0)])
+    batch = backbone.pack([Row(encoding, RowShape.of(adapter.spec), 0)])
     (row,) = classify(backbone, batch, [prepare(adapter, backbone)])
     return sorted(row.scores.tolist(), reverse=True)
 

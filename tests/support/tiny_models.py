@@ -13,7 +13,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from adapters.backbone.loading import fingerprint
 from adapters.backbone.model import Backbone
 from adapters.format.files import Adapter
-from adapters.format.spec import AdapterSpec, BackboneIdentity
+from adapters.format.spec import AdapterSpec, AttentionPrompt, BackboneIdentity, Head
 from adapters.tokenizer import TextEncoder
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -33,6 +33,17 @@ WORDS = (
     "not",
     "you",
 )
+
+
+# The names of the settings, and those of the spec's parts.
+PROMPT_FIELDS = {
+    "bottleneck": "bottleneck",
+    "attention_size": "attention_size",
+    "generator_input": "source",
+    "generator_pooling": "pooling",
+    "final_activation": "final_activation",
+}
+HEAD_FIELDS = {"head": "kind", "pooling": "pooling"}
 
 
 def make_tokenizer() -> Tokenizer:
@@ -86,21 +97,33 @@ def make_spec(
     insertion_layer: int = 1,
     **fields: Any,
 ) -> AdapterSpec:
-    """A spec made for `backbone`; `fields` are any of AdapterSpec's."""
+    """A spec made for `backbone`.
+
+    fields: any of AdapterSpec's, and those of `PROMPT_FIELDS` and `HEAD_FIELDS`.
+    """
+    prompt = {PROMPT_FIELDS[name]: fields.pop(name) for name in PROMPT_FIELDS if name in fields}
+    head = {HEAD_FIELDS[name]: fields.pop(name) for name in HEAD_FIELDS if name in fields}
+    defaults = {"bottleneck": 8, "attention_size": backbone.hidden_size}
     declared = {
-        "bottleneck": 8,
-        "attention_size": backbone.hidden_size,
+        "prompt": AttentionPrompt(
+            **defaults | {"length": prompt_length, "layer": insertion_layer} | prompt
+        ),
+        "head": Head(**head),
         "max_length": backbone.max_tokens,
     } | fields
     return AdapterSpec(
         backbone=backbone.identity,
         tokenizer_sha256=backbone.encoder.sha256,
         hidden_size=backbone.hidden_size,
-        prompt_length=prompt_length,
-        insertion_layer=insertion_layer,
         labels=labels,
         **declared,
     )
+
+
+def attention_of(adapter: Adapter) -> AttentionPrompt:
+    """The prompt of an ID-SPAM adapter."""
+    assert isinstance(adapter.spec.prompt, AttentionPrompt)
+    return adapter.spec.prompt
 
 
 def make_adapter(

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from adapters.format.files import Adapter, load_adapter
 from tests.support import families
+from tests.support.tiny_models import attention_of
 from tests.support.training import (
     EPOCHS,
     TEST,
@@ -222,10 +223,10 @@ def test_a_micro_batch_above_the_batch_is_refused(backbone: str, tmp_path: Path)
 def test_a_preset_decides_what_is_left_open(backbone: str, tmp_path: Path, preset: Preset) -> None:
     chosen = PRESETS[preset]
     _, adapter = _fit(backbone, tmp_path / "a.safetensors", preset=preset, epochs=1, bottleneck=3)
-    spec = adapter.spec
-    assert spec.final_activation is chosen.final_activation
-    assert spec.generator_input is chosen.generator_input
-    assert spec.bottleneck == 3
+    prompt = attention_of(adapter)
+    assert prompt.final_activation is chosen.final_activation
+    assert prompt.source is chosen.generator_input
+    assert prompt.bottleneck == 3
 
 
 def test_without_room_for_a_cache_the_run_goes_on_and_a_note_says_so(

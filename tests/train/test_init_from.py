@@ -8,6 +8,7 @@ import torch
 
 from adapters.format.files import Adapter, load_adapter, save_adapter
 from tests.support import families
+from tests.support.tiny_models import attention_of
 from tests.support.training import (
     TEST,
     TRAIN,
@@ -79,7 +80,8 @@ def test_switches_that_are_given_win_where_shapes_allow(folder: Path, tmp_path: 
     settings = _from(folder, **STILL, insertion_layer=2, final_activation="none", max_length=30)
     _, adapter = fitted(settings, tmp_path / "a.safetensors")
     spec = adapter.spec
-    assert (spec.insertion_layer, spec.final_activation, spec.max_length) == (2, "none", 30)
+    prompt = attention_of(adapter)
+    assert (prompt.layer, prompt.final_activation, spec.max_length) == (2, "none", 30)
     assert spec.prompt_length == 3
     _close(load_adapter(folder / "source.safetensors"), adapter, names="generator.")
 

@@ -13,7 +13,7 @@ import pytest
 from adapters.adapter import classify, prepare
 from adapters.backbone.loading import DEFAULT_BACKBONE, load_backbone
 from adapters.format.files import load_adapter
-from adapters.packed.packing import Row
+from adapters.packed.packing import Row, RowShape
 from service.client import Client
 from tests.support.service_process import TREE, ReadyService, ready_service
 from train import cli
@@ -58,7 +58,7 @@ def expected(trained: Path) -> list[dict[str, float]]:
     scores = []
     for text in TEXTS:
         encoding = backbone.encoder.encode(text, max_length=adapter.spec.max_length)
-        batch = backbone.pack([Row(encoding, adapter.spec, 0)])
+        batch = backbone.pack([Row(encoding, RowShape.of(adapter.spec), 0)])
         (answer,) = classify(backbone, batch, [prepared])
         scores.append(dict(zip(adapter.spec.labels, answer.scores.tolist(), strict=True)))
     return scores

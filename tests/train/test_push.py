@@ -145,7 +145,7 @@ def test_an_adapter_of_another_backbone_is_refused_with_every_difference(
     for difference in (
         "backbone: trained on 'tiny-bert-5'",
         "hidden_size: 16",
-        "insertion_layer: 5",
+        "prompt.layer: 5",
     ):
         assert message.count(difference) == 1
 

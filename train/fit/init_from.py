@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -12,13 +12,13 @@ from torch import Tensor
 from adapters.backbone.model import Backbone, check_fits
 from adapters.errors import IncompatibleAdapter, InvalidAdapter
 from adapters.format.files import Adapter, validate
+from adapters.format.spec import AdapterSpec, AttentionPrompt
 from train.config.settings import FitSettings, entries
 from train.errors import SettingsError
 from train.methods.idspam import Idspam
 
-# Fields of the adapter spec that are settings too. The first ones decide the tensors' shapes.
+# Settings that an adapter has. The first ones decide the tensors' shapes.
 SHAPE_SETTINGS = ("prompt_length", "bottleneck", "attention_size", "generator_pooling", "head")
-OTHER_SETTINGS = ("insertion_layer", "generator_input", "final_activation", "pooling", "max_length")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +46,7 @@ class InitialAdapter:
     def fill_in(self, settings: FitSettings) -> FitSettings:
         """The settings, with this adapter's backbone and switches where they are left open."""
         spec = self.adapter.spec
-        values = {name: getattr(spec, name) for name in (*SHAPE_SETTINGS, *OTHER_SETTINGS)}
-        values["backbone"] = spec.backbone.name
+        values = _settings_of(spec) | {"backbone": spec.backbone.name}
         open_values = {name: value for name, value in values.items() if settings.is_open(name)}
         return replace(settings, **open_values)
 
@@ -67,7 +66,7 @@ class InitialAdapter:
             faults += error.faults
         flags = {entry.name: entry.flag for entry in entries()}
         for name in SHAPE_SETTINGS:
-            own, requested = getattr(spec, name), getattr(settings, name)
+            own, requested = _settings_of(spec)[name], getattr(settings, name)
             if own != requested:
                 faults.append(f"{flags[name]} {requested}: its is {own}")
         if faults:
@@ -89,6 +88,24 @@ class InitialAdapter:
         difference = "the labels differ" if same_kind else "it has another kind of answer"
         copied = "generator and head" if same else f"generator; {difference}: a new head"
         return f"starting from {self.path}: its {copied}"
+
+
+def _settings_of(spec: AdapterSpec) -> dict[str, Any]:
+    """The settings that an adapter was made with, by their names."""
+    prompt = spec.prompt
+    assert isinstance(prompt, AttentionPrompt)
+    return {
+        "prompt_length": prompt.length,
+        "bottleneck": prompt.bottleneck,
+        "attention_size": prompt.attention_size,
+        "generator_pooling": prompt.pooling,
+        "head": spec.head.kind,
+        "insertion_layer": prompt.layer,
+        "generator_input": prompt.source,
+        "final_activation": prompt.final_activation,
+        "pooling": spec.head.pooling,
+        "max_length": spec.max_length,
+    }
 
 
 def _reorder_head(tensors: dict[str, Tensor], order: Sequence[int]) -> dict[str, Tensor]:

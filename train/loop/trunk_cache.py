@@ -126,7 +126,7 @@ class TrunkCache:
 
     @property
     def _keeps_embeddings(self) -> bool:
-        return self._shape.generator_input is GeneratorInput.EMBEDDINGS
+        return self._shape.source is GeneratorInput.EMBEDDINGS
 
     @torch.no_grad()
     def _compute(self, batch: PackedBatch) -> Trunk:

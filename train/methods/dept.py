@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from adapters.backbone.model import Trunk
-from adapters.packed.packing import PackedBatch
-from train.methods.method import PromptBaseline, Shape
+from adapters.packed.packing import PackedBatch, RowShape
+from train.methods.method import PromptBaseline
 from train.methods.prompt_tuning import token_embeddings
 
 LENGTH, RANK, ALPHA, MOST_TOKENS = 40, 45, 8, 256
@@ -31,8 +31,8 @@ class Dept(PromptBaseline):
         self.table_b = nn.Parameter(torch.zeros(RANK, width))
 
     @property
-    def shape(self) -> Shape:
-        return Shape(LENGTH, pooling=self.design.pooling)
+    def shape(self) -> RowShape:
+        return RowShape(LENGTH, pooling=self.design.pooling)
 
     def rate_factor(self, name: str) -> float:
         return 0.1 if name.startswith("table") else 1.0

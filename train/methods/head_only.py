@@ -5,8 +5,8 @@ from torch import Tensor
 from adapters.backbone.model import Trunk
 from adapters.format.spec import Pooling
 from adapters.packed.layout import pool_rows
-from adapters.packed.packing import PackedBatch
-from train.methods.method import Baseline, Shape
+from adapters.packed.packing import PackedBatch, RowShape
+from train.methods.method import Baseline
 
 
 class HeadOnly(Baseline):
@@ -27,5 +27,5 @@ class MeanHeadOnly(HeadOnly):
     """Reads the mean of the tokens: on sentence encoders [BOS] alone is a weak control."""
 
     @property
-    def shape(self) -> Shape:
-        return Shape(pooling=Pooling.MEAN)
+    def shape(self) -> RowShape:
+        return RowShape(pooling=Pooling.MEAN)

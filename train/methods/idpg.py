@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from adapters.backbone.model import Trunk
-from adapters.packed.packing import PackedBatch
-from train.methods.method import Baseline, Shape, first_tokens, inserted, read
+from adapters.packed.packing import PackedBatch, RowShape
+from train.methods.method import Baseline, first_tokens, inserted, read
 
 LENGTH, WIDTH = 5, 16
 
@@ -30,8 +30,8 @@ class Idpg(Baseline):
         self.biases = nn.Parameter(torch.zeros(self.backbone.layers, LENGTH * n))
 
     @property
-    def shape(self) -> Shape:
-        return Shape(LENGTH, pooling=self.design.pooling)
+    def shape(self) -> RowShape:
+        return RowShape(LENGTH, pooling=self.design.pooling)
 
     def states(self, batch: PackedBatch, trunk: Trunk) -> Tensor:
         shared = self._generate(batch, trunk)

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from adapters.backbone.model import Trunk
 from adapters.format.files import Adapter
-from adapters.format.spec import AdapterSpec, GeneratorInput
+from adapters.format.spec import AdapterSpec, AttentionPrompt, GeneratorInput
 from adapters.packed.head import HeadWeights
-from adapters.packed.packing import PackedBatch
+from adapters.packed.packing import PackedBatch, RowShape
 from adapters.packed.prompt import GeneratorWeights, generate
-from train.methods.method import Method, Shape, inserted, read
+from train.methods.method import Method, inserted, read
 
 
 class Idspam(Method):
@@ -31,6 +31,8 @@ class Idspam(Method):
 
     def add_parameters(self) -> None:
         self.spec = self.design.spec(self.backbone, self.labels)
+        assert isinstance(self.spec.prompt, AttentionPrompt)
+        self.prompt = self.spec.prompt
         self._tensors = {
             name: nn.Parameter(_initial_value(name, shape, self.random))
             for name, shape in self.spec.shapes().items()
@@ -39,9 +41,8 @@ class Idspam(Method):
             self.register_parameter(name.replace(".", "_"), parameter)
 
     @property
-    def shape(self) -> Shape:
-        spec = self.spec
-        return Shape(spec.prompt_length, spec.insertion_layer, spec.generator_input, spec.pooling)
+    def shape(self) -> RowShape:
+        return RowShape.of(self.spec)
 
     @property
     def tensors(self) -> dict[str, nn.Parameter]:
@@ -52,13 +53,13 @@ class Idspam(Method):
         return HeadWeights.of({**self.tensors})
 
     def states(self, batch: PackedBatch, trunk: Trunk) -> Tensor:
-        embeddings = self.spec.generator_input is GeneratorInput.EMBEDDINGS
+        embeddings = self.prompt.source is GeneratorInput.EMBEDDINGS
         source = trunk.embeddings if embeddings else trunk.hidden
         assert source is not None, "a trunk for prompts from embeddings holds them"
-        weights = {0: GeneratorWeights.of(self.spec, {**self.tensors})}
+        weights = {0: GeneratorWeights.of(self.prompt, {**self.tensors})}
         prompts, _ = generate(source, batch.insertions[0].generations[0], weights)
         hidden, layout = inserted(trunk.hidden, prompts, batch)
-        first, last = self.spec.insertion_layer, self.backbone.layers - 1
+        first, last = self.prompt.layer, self.backbone.layers - 1
         return read(self.backbone, self.backbone.run_layers(hidden, first, last, layout), batch)
 
     def adapter(self, spec: AdapterSpec, *, dtype: torch.dtype = torch.float32) -> Adapter:

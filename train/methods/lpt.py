@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from adapters.backbone.model import Trunk
-from adapters.packed.packing import PackedBatch
-from train.methods.method import PromptBaseline, Shape, first_tokens
+from adapters.packed.packing import PackedBatch, RowShape
+from train.methods.method import PromptBaseline, first_tokens
 
 WIDTH = 256
 
@@ -31,9 +31,9 @@ class Lpt(PromptBaseline):
         self.up_bias = nn.Parameter(torch.zeros(t * n))
 
     @property
-    def shape(self) -> Shape:
+    def shape(self) -> RowShape:
         design = self.design
-        return Shape(design.prompt_length, design.insertion_layer, pooling=design.pooling)
+        return RowShape(design.prompt_length, design.insertion_layer, pooling=design.pooling)
 
     def prompts(self, trunk: Trunk, batch: PackedBatch) -> Tensor:
         states = first_tokens(trunk.hidden, batch).float()

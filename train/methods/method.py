@@ -7,7 +7,7 @@ a comparison compares the methods alone.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import torch
@@ -17,21 +17,23 @@ from torch.nn import functional
 from adapters.backbone.model import Backbone, Trunk
 from adapters.format.spec import (
     AdapterSpec,
+    AttentionPrompt,
     FinalActivation,
     GeneratorInput,
     GeneratorPooling,
+    Head,
     HeadKind,
     Pooling,
 )
 from adapters.packed.head import HeadWeights, logits
 from adapters.packed.layout import Layout, pool_rows
-from adapters.packed.packing import PackedBatch
+from adapters.packed.packing import PackedBatch, RowShape
 from train.objective import OBJECTIVES, Activation, Objective
 
 
 @dataclass(frozen=True, slots=True)
 class Design:
-    """How a method is built, nothing left open: fields of `AdapterSpec`, and the dropout.
+    """How a method is built, nothing left open.
 
     activation: softmax for one label a text, sigmoid for a set of them.
 
@@ -53,24 +55,24 @@ class Design:
 
     def spec(self, backbone: Backbone, labels: tuple[str, ...]) -> AdapterSpec:
         """The spec of an adapter of this backbone for these labels."""
-        names = [field.name for field in fields(self) if field.name != "dropout"]
         return AdapterSpec(
             backbone=backbone.identity,
             tokenizer_sha256=backbone.encoder.sha256,
             hidden_size=backbone.hidden_size,
+            prompt=AttentionPrompt(
+                length=self.prompt_length,
+                layer=self.insertion_layer,
+                source=self.generator_input,
+                pooling=self.generator_pooling,
+                bottleneck=self.bottleneck,
+                attention_size=self.attention_size,
+                final_activation=self.final_activation,
+            ),
+            head=Head(kind=self.head, pooling=self.pooling),
+            activation=self.activation,
             labels=labels,
-            **{name: getattr(self, name) for name in names},
+            max_length=self.max_length,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """How rows are packed, for methods without an adapter spec (`packing.RowShape`)."""
-
-    prompt_length: int = 0
-    insertion_layer: int = 0
-    generator_input: GeneratorInput = GeneratorInput.HIDDEN
-    pooling: Pooling = Pooling.ANSWER
 
 
 class Method(nn.Module, ABC):
@@ -109,7 +111,7 @@ class Method(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def shape(self) -> Shape:
+    def shape(self) -> RowShape:
         """How its rows are packed."""
 
     @property
@@ -204,8 +206,8 @@ class Baseline(Method):
         )
 
     @property
-    def shape(self) -> Shape:
-        return Shape(pooling=self.design.pooling)
+    def shape(self) -> RowShape:
+        return RowShape(pooling=self.design.pooling)
 
     def normal(self, shape: tuple[int, ...], *, fan_in: int) -> nn.Parameter:
         """Drawn from N(0, 1 / fan_in)."""
@@ -234,7 +236,7 @@ def inserted(hidden: Tensor, prompts: Tensor, batch: PackedBatch) -> tuple[Tenso
 
 def read(backbone: Backbone, hidden: Tensor, batch: PackedBatch) -> Tensor:
     """Run the last layer for the positions that the head reads: its input -> [rows, n]."""
-    states = backbone.read(hidden, batch.reads, batch.insertions[-1].layout)
+    states = backbone.read(hidden, batch.reads, batch.final_layout)
     return pool_rows(states, batch.read_layout)
 
 

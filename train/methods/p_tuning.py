@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from adapters.backbone.model import Trunk
-from adapters.packed.packing import PackedBatch
-from train.methods.method import PromptBaseline, Shape
+from adapters.packed.packing import PackedBatch, RowShape
+from train.methods.method import PromptBaseline
 
 
 class PTuning(PromptBaseline):
@@ -25,8 +25,8 @@ class PTuning(PromptBaseline):
         self.biases = nn.ParameterList([nn.Parameter(torch.zeros(n)) for _ in range(3)])
 
     @property
-    def shape(self) -> Shape:
-        return Shape(self.design.prompt_length, pooling=self.design.pooling)
+    def shape(self) -> RowShape:
+        return RowShape(self.design.prompt_length, pooling=self.design.pooling)
 
     def prompts(self, trunk: Trunk, batch: PackedBatch) -> Tensor:
         states: Tensor = self.free

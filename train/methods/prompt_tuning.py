@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from adapters.backbone.model import Backbone, Trunk
-from adapters.packed.packing import PackedBatch
-from train.methods.method import PromptBaseline, Shape
+from adapters.packed.packing import PackedBatch, RowShape
+from train.methods.method import PromptBaseline
 
 
 class PromptTuning(PromptBaseline):
@@ -25,8 +25,8 @@ class PromptTuning(PromptBaseline):
         )
 
     @property
-    def shape(self) -> Shape:
-        return Shape(self.design.prompt_length, pooling=self.design.pooling)
+    def shape(self) -> RowShape:
+        return RowShape(self.design.prompt_length, pooling=self.design.pooling)
 
     def prompts(self, trunk: Trunk, batch: PackedBatch) -> Tensor:
         return self.prompt.repeat(len(batch.rows), 1)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from adapters.backbone.model import Trunk
 from adapters.packed.layout import row_means
-from adapters.packed.packing import PackedBatch
-from train.methods.method import PromptBaseline, Shape
+from adapters.packed.packing import PackedBatch, RowShape
+from train.methods.method import PromptBaseline
 from train.methods.prompt_tuning import token_embeddings
 
 PROMPTS, LENGTH = 4, 5
@@ -33,8 +33,8 @@ class Smop(PromptBaseline):
         nn.init.orthogonal_(self.router, generator=self.random)
 
     @property
-    def shape(self) -> Shape:
-        return Shape(LENGTH, pooling=self.design.pooling)
+    def shape(self) -> RowShape:
+        return RowShape(LENGTH, pooling=self.design.pooling)
 
     def prompts(self, trunk: Trunk, batch: PackedBatch) -> Tensor:
         routed = row_means(trunk.hidden, batch.layout) @ self.router

@@ -50,7 +50,7 @@ def evaluate(
     prepared = prepare(loaded, model)
     started = time.perf_counter()
     encodings = encode(model, data, spec.max_length)
-    cache = TrunkCache(model, encodings, spec, trunk_layers=0)
+    cache = TrunkCache(model, encodings, prepared.shape, trunk_layers=0)
     scores = torch.empty(len(data), len(spec.labels))
     progress.begin("evaluate", texts=len(data))
     for chosen in cache.chunks(BATCH_TOKENS):

@@ -385,6 +385,16 @@ def _best_trials(trials: Sequence[TrialReport]) -> list[TrialReport]:
     return sorted(ranked[:MOST_TRIALS], key=lambda trial: trial.number)
 
 
+def _flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The fields of parts as `prompt.length`."""
+    flat: dict[str, Any] = {}
+    for name, value in fields.items():
+        flat |= (
+            _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        )
+    return flat
+
+
 def _file_fields(facts: CardFacts) -> dict[Markdown, Any]:
     """What the file is, and the design that its spec declares."""
     spec = facts.spec
@@ -399,6 +409,6 @@ def _file_fields(facts: CardFacts) -> dict[Markdown, Any]:
         "temperature": spec.calibration.temperature,
         "made by version": spec.provenance.code_version,
         "made at": spec.provenance.created,
-        **spec.model_dump(mode="json", exclude=_SHOWN_ELSEWHERE),
+        **_flat(spec.model_dump(mode="json", exclude=_SHOWN_ELSEWHERE, exclude_none=True)),
     }
     return {Markdown(field): value for field, value in fields.items()}

@@ -65,7 +65,10 @@ class PackedRunner:
                 indices[id(adapter)] = len(adapters)
                 adapters.append(_prepared(adapter))
         batch = self.backbone.pack(
-            [Row(encoding, adapter.spec, indices[id(adapter)]) for encoding, adapter, _ in rows]
+            [
+                Row(encoding, _prepared(adapter).shape, indices[id(adapter)])
+                for encoding, adapter, _ in rows
+            ]
         )
         started = perf_counter()
         classified, generator_seconds = classify_timed(self.backbone, batch, adapters)

@@ -17,7 +17,7 @@ from torch import Tensor
 from adapters.adapter import classify, prepare, rows_of
 from adapters.backbone.model import Backbone, random_adapter
 from adapters.format.files import Adapter
-from adapters.format.spec import AdapterSpec
+from adapters.format.spec import AdapterSpec, AttentionPrompt
 from adapters.layers.attention import VARLEN_DTYPES
 from adapters.slots.bank import ActiveAdapter, AdapterImage, SlotBank, image_of
 from adapters.slots.batch import Fact, InsertionPoint, Signature, SlottedBatch, array_size
@@ -189,7 +189,8 @@ class SlottedRunner:
 
     def _capture(self, graphs: CudaGraphs, spec: AdapterSpec) -> None:
         started = perf_counter()
-        point = InsertionPoint(spec.insertion_layer, (spec.generator_input,))
+        assert isinstance(spec.prompt, AttentionPrompt)
+        point = InsertionPoint(spec.prompt.layer, (spec.prompt.source,))
         try:
             with torch.inference_mode():
                 graphs.capture_all(Signature((point,), mean=False))
