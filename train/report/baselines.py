@@ -21,6 +21,8 @@ CHUNK_TOKENS = 8192
 # Weight of the squared norm, relative to the mean cross-entropy, for features of unit variance.
 PENALTY = 1e-3
 ITERATIONS = 100
+# `FIRST` reads a prompt vector, and a head alone has none.
+POOLINGS = (Pooling.ANSWER, Pooling.MEAN)
 
 
 def majority(
@@ -73,7 +75,7 @@ def head_only(
             classes,
             labels,
         )
-        for pooling in Pooling
+        for pooling in POOLINGS
     ]
 
     def validation_score(result: dict[str, AnyMetrics]) -> float:
@@ -85,7 +87,7 @@ def head_only(
 @torch.no_grad()
 def _features(backbone: Backbone, cache: TrunkCache) -> dict[Pooling, Tensor]:
     """The pooled last hidden state of every example, float32 [examples, n] on the CPU."""
-    features = {pooling: torch.empty(len(cache), backbone.hidden_size) for pooling in Pooling}
+    features = {pooling: torch.empty(len(cache), backbone.hidden_size) for pooling in POOLINGS}
     for chosen in cache.chunks(CHUNK_TOKENS):
         batch = cache.pack(chosen)
         trunk = backbone.trunk(batch, backbone.layers, start=cache.trunk(chosen, batch))
