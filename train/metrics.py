@@ -405,25 +405,48 @@ def _reliability(logs: _Array, true: _Array, right: _Array, *, temperature: floa
     scores, rows = np.exp(logs), np.arange(len(true))
     top = scores.max(axis=1)
     distances = np.square(scores).sum(axis=1) - 2 * scores[rows, true] + 1
-    index = np.searchsorted(np.arange(1, BINS) / BINS, top)
-    counts = np.bincount(index, minlength=BINS).tolist()
-    score, hits = (np.bincount(index, weights, minlength=BINS) for weights in (top, right))
     return Reliability(
         temperature=temperature,
-        bins=tuple(
-            Bin(
-                low=number / BINS,
-                high=(number + 1) / BINS,
-                rows=count,
-                score=float(score[number]) / count if count else None,
-                accuracy=float(hits[number]) / count if count else None,
-            )
-            for number, count in enumerate(counts)
-        ),
-        expected_calibration_error=float(np.abs(score - hits).sum()) / len(true),
+        bins=reliability_bins(top, right),
+        expected_calibration_error=calibration_error(top, right),
         brier=max(0.0, float(distances.mean())),
         negative_log_likelihood=-float(logs[rows, true].mean()),
     )
+
+
+def reliability_bins(scores: _Array, right: _Array) -> tuple[Bin, ...]:
+    """What scores promise, and what became of it, in `BINS` bins.
+
+    Args:
+        scores: float64, any shape.
+        right: bool of that shape, whether what a score is of is so.
+    """
+    counts, promised, hits = _binned(scores, right)
+    return tuple(
+        Bin(
+            low=number / BINS,
+            high=(number + 1) / BINS,
+            rows=count,
+            score=float(promised[number]) / count if count else None,
+            accuracy=float(hits[number]) / count if count else None,
+        )
+        for number, count in enumerate(counts.tolist())
+    )
+
+
+def calibration_error(scores: _Array, right: _Array) -> float:
+    """The expected calibration error of scores, 0 to 1; the arguments of `reliability_bins`."""
+    _, promised, hits = _binned(scores, right)
+    return float(np.abs(promised - hits).sum()) / scores.size
+
+
+def _binned(scores: _Array, right: _Array) -> tuple[_Array, _Array, _Array]:
+    """Of every bin: how many scores, their sum, and how many are right."""
+    flat = scores.ravel()
+    index = np.searchsorted(np.arange(1, BINS) / BINS, flat)
+    promised = np.bincount(index, flat, minlength=BINS)
+    hits = np.bincount(index, right.ravel(), minlength=BINS)
+    return np.bincount(index, minlength=BINS), promised, hits
 
 
 def _coverage(top: _Array, right: _Array) -> tuple[Coverage, ...]:

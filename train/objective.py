@@ -43,6 +43,13 @@ class Objective(ABC):
         """
 
     @abstractmethod
+    def promises(self, logits: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
+        """The scores whose calibration counts, and whether each came true.
+
+        float64 and bool: [rows], of the best labels, or [rows, labels], of all decisions.
+        """
+
+    @abstractmethod
     def hits(self, logits: Tensor, true: Tensor) -> Tensor:
         """How many rows are answered correctly in full: an integer scalar."""
 
@@ -72,6 +79,10 @@ class OneLabel(Objective):
     ) -> Tensor:
         return logits.argmax(dim=-1)
 
+    def promises(self, logits: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
+        best = logits.double().softmax(dim=-1).max(dim=-1)
+        return best.values, best.indices == true
+
     def hits(self, logits: Tensor, true: Tensor) -> Tensor:
         return (logits.argmax(dim=-1) == true).sum()
 
@@ -98,6 +109,9 @@ class LabelSets(Objective):
         self, logits: Tensor, *, thresholds: Sequence[float] | None = None, temperature: float = 1.0
     ) -> Tensor:
         return reached(logits, thresholds or (0.5,) * logits.shape[1], temperature)
+
+    def promises(self, logits: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
+        return logits.double().sigmoid(), true > 0
 
     def hits(self, logits: Tensor, true: Tensor) -> Tensor:
         return ((logits >= 0) == (true > 0)).all(dim=-1).sum()

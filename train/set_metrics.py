@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.metrics import (
-    BINS,
     RESAMPLES,
     TAILS,
-    Bin,
     Estimate,
     LabelFigures,
     MultiLabelMetrics,
     Reliability,
+    calibration_error,
+    reliability_bins,
 )
 
 if TYPE_CHECKING:
@@ -190,24 +190,12 @@ def _reliability(logits: _Array, has: _Array, *, temperature: float) -> Reliabil
     scaled = (logits / temperature).ravel()
     true = has.ravel()
     scores = 1 / (1 + np.exp(-scaled))
-    index = np.searchsorted(np.arange(1, BINS) / BINS, scores)
-    counts = np.bincount(index, minlength=BINS).tolist()
-    score, hits = (np.bincount(index, weights, minlength=BINS) for weights in (scores, true))
     # softplus(-z) for a label that the text has, softplus(z) for another.
     losses = np.logaddexp(0.0, np.where(true, -scaled, scaled))
     return Reliability(
         temperature=temperature,
-        bins=tuple(
-            Bin(
-                low=number / BINS,
-                high=(number + 1) / BINS,
-                rows=count,
-                score=float(score[number]) / count if count else None,
-                accuracy=float(hits[number]) / count if count else None,
-            )
-            for number, count in enumerate(counts)
-        ),
-        expected_calibration_error=float(np.abs(score - hits).sum()) / len(true),
+        bins=reliability_bins(scores, true),
+        expected_calibration_error=calibration_error(scores, true),
         brier=float(np.square(scores - true).mean()),
         negative_log_likelihood=float(losses.mean()),
     )

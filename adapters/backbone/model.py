@@ -25,6 +25,7 @@ from adapters.format.spec import (
     FinalActivation,
     GeneratorInput,
 )
+from adapters.layers import plain
 from adapters.layers.attention import PACKED_ATTENTION
 from adapters.layers.bert import BertLayer
 from adapters.layers.tuning import BackboneTuning
@@ -172,7 +173,7 @@ class Backbone:
             if changes is None:
                 hidden = layer(hidden.unsqueeze(0), attention_mask=None, layout=layout)[0]
             else:
-                hidden = self.family.forward_tuned(layer, hidden, layout, changes)
+                hidden = plain.forward(self.family.parts(layer), hidden, layout, changes)
         return hidden
 
     def read(
@@ -188,7 +189,7 @@ class Backbone:
         if changes is None:
             states = self.family.read(layer, hidden.unsqueeze(0), positions, layout)
         else:
-            states = self.family.read_tuned(layer, hidden, positions, layout, changes)
+            states = plain.read(self.family.parts(layer), hidden, positions, layout, changes)
         return self.final_norm(states)
 
     def trunk(self, batch: PackedBatch, layer: int, *, start: Trunk | None = None) -> Trunk:

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from enum import StrEnum
+from itertools import pairwise
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import (
@@ -53,6 +54,9 @@ Label = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_prin
 Text = Annotated[str, AfterValidator(_printable)]
 
 
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+# Threshold, share of the texts that are answered, share of these answers that is right.
+CoveragePoint: TypeAlias = tuple[Share, Share, Share]
 # A score of 0 or 1 would give a label to every text or to none.
 Threshold = Annotated[float, Field(gt=0.0, lt=1.0)]
 DEFAULT_THRESHOLD = 0.5
@@ -146,6 +150,28 @@ class Calibration(_Frozen):
     """Scores are `activation(logits / temperature)`."""
 
     temperature: float = Field(default=1.0, gt=0.0, le=100.0)
+
+
+class Decision(_Frozen):
+    """When the best label is an answer, where a text gets one label.
+
+    abstain_below: a lower score is no answer; None: every score is one. precision: the share of
+    right answers for which that was chosen; None if it was set. coverage: what thresholds did on
+    the validation rows, the most texts answered first.
+    """
+
+    abstain_below: Share | None = None
+    precision: float | None = Field(default=None, gt=0.0, lt=1.0)
+    coverage: tuple[CoveragePoint, ...] = Field(default=(), max_length=64)
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        if self.precision is not None and self.abstain_below is None:
+            raise ValueError("a precision without abstain_below")
+        for (low, more, _), (high, fewer, _) in pairwise(self.coverage):
+            if not (low < high and more > fewer):
+                raise ValueError("coverage: thresholds must rise, and the shares answered fall")
+        return self
 
 
 class Provenance(_Frozen):
@@ -382,6 +408,8 @@ class AdapterSpec(_Frozen):
     thresholds: tuple[Threshold, ...] | None = None
     max_length: int = Field(ge=2, le=8192)
     calibration: Calibration = Calibration()
+    # Of sets of labels always None: their thresholds decide.
+    decision: Decision | None = None
     provenance: Provenance = Provenance()
 
     @model_validator(mode="after")
@@ -401,6 +429,17 @@ class AdapterSpec(_Frozen):
         if len(self.thresholds) != len(self.labels):
             raise ValueError(f"{len(self.thresholds)} thresholds for {len(self.labels)} labels")
         return self
+
+    @model_validator(mode="after")
+    def _a_decision_is_about_one_label(self) -> Self:
+        if self.decision is not None and self.activation != "softmax":
+            raise ValueError(f"decision is for softmax, activation is {self.activation}")
+        return self
+
+    @property
+    def abstain_below(self) -> float | None:
+        """The score below which the best label is no answer; None: it always is one."""
+        return None if self.decision is None else self.decision.abstain_below
 
     @property
     def multi_label(self) -> bool:

@@ -72,6 +72,27 @@ from tests.support.tiny_models import make_adapter, make_spec
         ({"activation": "sigmoid", "thresholds": ["0.5", 0.5]}, "thresholds.0"),
         ({"activation": "sigmoid", "thresholds": [True, 0.5]}, "thresholds.0"),
         ({"activation": "sigmoid", "thresholds": 0.5}, "thresholds"),
+        ({"decision": {"abstain_below": 1.5}}, "decision.abstain_below"),
+        ({"decision": {"abstain_below": "0.5"}}, "decision.abstain_below"),
+        ({"decision": {"abstain_below": True}}, "decision.abstain_below"),
+        ({"decision": {"precision": 0.9}}, "a precision without abstain_below"),
+        ({"decision": {"abstain_below": 0.5, "precision": 1.0}}, "decision.precision"),
+        ({"decision": {"abstain_over": 0.5}}, "decision.abstain_over"),
+        ({"decision": {"coverage": [[0.5, 1.0]]}}, "decision.coverage.0"),
+        ({"decision": {"coverage": [[0.5, 1.0, 1.1]]}}, "decision.coverage.0.2"),
+        ({"decision": {"coverage": [[0.5, 1.0, 0.9]] * 2}}, "coverage: thresholds must rise"),
+        (
+            {"decision": {"coverage": [[0.5, 0.9, 0.9], [0.6, 1.0, 0.9]]}},
+            "coverage: thresholds must rise, and the shares answered fall",
+        ),
+        (
+            {"decision": {"coverage": [[i / 100, 1 - i / 100, 0.5] for i in range(65)]}},
+            "decision.coverage",
+        ),
+        (
+            {"activation": "sigmoid", "decision": {"abstain_below": 0.5}},
+            "decision is for softmax, activation is sigmoid",
+        ),
     ],
     ids=lambda value: str(value) if isinstance(value, str) else None,
 )
@@ -147,6 +168,19 @@ def test_thresholds_are_read_as_they_were_written(backbone: Backbone) -> None:
     spec = make_spec(backbone, activation="sigmoid", thresholds=(0.1, 1 / 3))
     assert AdapterSpec.from_json(spec.to_json()).thresholds == (0.1, 1 / 3)
     assert spec.label_thresholds == (0.1, 1 / 3)
+
+
+def test_a_decision_is_read_as_it_was_written(backbone: Backbone) -> None:
+    plain = make_spec(backbone)
+    assert "decision" not in plain.to_json()
+    assert plain.abstain_below is None
+    points = ((0.5, 1.0, 0.9), (0.8, 0.75, 1.0))
+    decision = {"abstain_below": 0.0, "precision": 0.9, "coverage": points}
+    spec = make_spec(backbone, decision=decision)
+    assert AdapterSpec.from_json(spec.to_json()) == spec
+    assert (spec.abstain_below, spec.decision and spec.decision.coverage) == (0.0, points)
+    without = make_spec(backbone, decision={"coverage": points})
+    assert AdapterSpec.from_json(without.to_json()).abstain_below is None
 
 
 def test_without_thresholds_every_label_needs_a_half(backbone: Backbone) -> None:

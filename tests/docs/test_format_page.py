@@ -13,6 +13,7 @@ from adapters.format.spec import (
     AttentionPrompt,
     BackboneIdentity,
     Calibration,
+    Decision,
     EmbeddingTable,
     FirstTokenPrompt,
     Head,
@@ -89,6 +90,13 @@ def test_the_page_lists_the_fields_of_a_head_with_their_values() -> None:
     assert rows == {
         "kind": list(HeadKind), "pooling": list(Pooling), "hidden": list(HiddenActivation)
     }  # fmt: skip
+
+
+def test_the_page_lists_the_fields_of_a_decision() -> None:
+    rows = rows_of("Decisions", before="#")
+    assert [names_in(row[0])[0] for row in rows] == list(Decision.model_fields)
+    (most,) = [part.max_length for part in Decision.model_fields["coverage"].metadata]
+    assert f"at most {most} of" in rows[-1][1]
 
 
 def test_the_page_lists_every_tensor() -> None:

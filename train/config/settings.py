@@ -205,8 +205,29 @@ class FitSettings:
         float, Setting("share of --train held out if no --validation is given", _SHARE)
     ] = 0.1
     calibration: Annotated[
-        bool, Setting("fit the temperature of the scores on the validation rows")
+        bool,
+        Setting(
+            "fit the temperature of the scores on the validation rows, and keep it if it lowers "
+            "their calibration error"
+        ),
     ] = True
+    precision: Annotated[
+        float | None,
+        Setting(
+            "share of the answers that is to be right: chooses, on the validation rows, the score "
+            "below which the adapter abstains",
+            Range(above=0, below=1),
+            "it never abstains",
+        ),
+    ] = None
+    abstain_below: Annotated[
+        float | None,
+        Setting(
+            "score below which the adapter abstains",
+            Range(above=0, below=1),
+            "it never abstains",
+        ),
+    ] = None
     cache: Annotated[
         CacheMode, Setting("where states below the insertion layer are kept between epochs")
     ] = CacheMode.AUTO
@@ -257,6 +278,8 @@ class FitSettings:
                 continue
             if (fault := allowed.fault(value)) is not None:
                 faults.append(f"{entry.flag} {fault}, not {value}")
+        if self.precision is not None and self.abstain_below is not None:
+            faults.append("--precision chooses what --abstain-below sets: give one of them")
         if faults:
             raise SettingsError(faults)
 

@@ -1,4 +1,4 @@
-"""What an adapter file needs besides the trained weights: temperature, storage type, provenance."""
+"""What an adapter file needs besides the trained weights: storage type, provenance."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -19,27 +19,9 @@ from train.data.dataset import Dataset
 from train.errors import SettingsError
 from train.methods.idspam import Idspam
 from train.metrics import AnyMetrics
-from train.objective import Objective
 
 # `auto` stores float16 if no probability moves further than this and no predicted label changes.
 STORAGE_BOUND = 2e-3
-
-
-def fit_temperature(
-    objective: Objective, logits: Mapping[str, Tensor], classes: Mapping[str, Tensor]
-) -> float:
-    """The temperature that minimises the loss on the validation rows, from 1/8 to 8.
-
-    Source: Guo et al., "On Calibration of Modern Neural Networks", 2017. 1 without validation rows.
-    """
-    if "validation" not in logits:
-        return 1.0
-
-    def loss(temperature: float) -> float:
-        scaled = logits["validation"] / temperature
-        return float(objective.loss(scaled, classes["validation"]))
-
-    return float(min(torch.logspace(-3, 3, 121, base=2).tolist(), key=loss))
 
 
 def convert_for_storage(

@@ -25,7 +25,8 @@ from train.config.recipe import Recipe, recipe_of
 from train.config.settings import FitSettings
 from train.data.dataset import Dataset, check_same_task, check_trainable, split_validation
 from train.errors import OutputError, ResumeError, SettingsError, TrainingError
-from train.fit.export import convert_for_storage, fit_temperature, provenance_of
+from train.fit.decide import check_decision, choose_scoring, decide, decision_of
+from train.fit.export import convert_for_storage, provenance_of
 from train.fit.init_from import InitialAdapter
 from train.fit.search import Proposals, remove_search, search
 from train.loop.checkpoint import checkpoint_path
@@ -43,7 +44,6 @@ from train.report.baselines import head_only, majority
 from train.report.model_card import card_path, check_card, write_card
 from train.report.report import Baseline, DataReport, FitReport, TrialReport
 from train.set_metrics import assess_sets
-from train.thresholds import choose_thresholds
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +149,7 @@ def _check(
         raise SettingsError(
             [f"--micro-batch {recipe.micro_batch} is more than the batch of {recipe.batch_size}"]
         )
+    check_decision(sets, settings)
     if settings.search is not None:
         launch.check_single_process("fit --search")
         if "validation" not in sets:
@@ -244,27 +245,35 @@ class _FitJob:
             started: when the run began, by `time.perf_counter`.
 
         Raises:
-            TrainingError: the weights give logits that are not finite.
+            TrainingError: the weights give logits that are not finite, or no threshold reaches the
+            precision that is asked for.
             OSError: a file cannot be written.
         """
         method, loop, classes = training.method, training.loop, training.classes
         assert isinstance(method, Idspam)
-        objective, logits = method.objective, training.logits()
-        temperature, thresholds = 1.0, None
-        if settings.calibration:
-            temperature = fit_temperature(objective, logits, classes)
-            if method.spec.multi_label and "validation" in logits:
-                scaled = logits["validation"] / temperature
-                thresholds = choose_thresholds(scaled, classes["validation"])
+        objective, exact = method.objective, training.logits()
+        _check_finite(exact)
+        scoring = choose_scoring(objective, exact, classes, settings)
         adapter, logits = convert_for_storage(
             method,
-            logits,
+            exact,
             settings.storage_dtype,
-            temperature,
-            thresholds,
+            scoring.temperature,
+            scoring.thresholds,
             compute_logits=training.logits,
         )
-        _check_finite(logits)
+        if logits is not exact:
+            _check_finite(logits)
+            scoring = choose_scoring(objective, logits, classes, settings)
+        temperature, thresholds = scoring.temperature, scoring.thresholds
+        decision = None
+        if not method.spec.multi_label:
+            try:
+                decision = decide(logits, classes, settings, temperature=temperature)
+            except SettingsError:
+                # Nothing may be left of a run that was refused.
+                self._remove_states()
+                raise
         progress.note("training the head-only control")
         controls = _controls(training)
         metrics = measure_splits(
@@ -275,6 +284,7 @@ class _FitJob:
         spec = adapter.spec.model_copy(
             update={
                 "calibration": calibration,
+                "decision": decision_of(decision),
                 "thresholds": thresholds,
                 "provenance": provenance,
             }
@@ -314,13 +324,20 @@ class _FitJob:
             trials=trials,
             command=settings.command,
             thresholds=dict(zip(spec.labels, thresholds, strict=True)) if thresholds else None,
+            calibration=scoring.calibrated,
+            decision=decision,
         )
         if self.group.rank == 0:
             device, paired = self.backbone.device, self.sets["train"].paired
             write_card(self.output, report, spec, device=device, paired=paired)
+            self._remove_states()
+        return report
+
+    def _remove_states(self) -> None:
+        """Remove what a run keeps beside its output until it ends."""
+        if self.group.rank == 0:
             checkpoint_path(self.output).unlink(missing_ok=True)
             remove_search(self.output)
-        return report
 
     @property
     def _starts_from(self) -> str:

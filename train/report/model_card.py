@@ -21,6 +21,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from adapters.backbone.loading import DEFAULT_BACKBONE
 from adapters.format.durable import write_atomically
 from adapters.format.spec import AdapterSpec
+from train.calibration import Calibrated
 from train.errors import OutputError
 from train.loop.progress import EpochReport
 from train.metrics import RESAMPLES, Assessment, Bin, Estimate, LabelFigures
@@ -62,6 +63,7 @@ _SHOWN_ELSEWHERE = {
     "labels",
     "thresholds",
     "calibration",
+    "decision",
     "provenance",
     "tokenizer_sha256",
 }
@@ -168,6 +170,7 @@ def model_card(facts: CardFacts) -> str:
             several=spec.multi_label,
             **_figures(spec),
             front_matter=_front_matter(spec),
+            calibration_note=_calibration_note(report.calibration, facts.judge),
             serve_command=_serve_command(spec),
             ask_commands=_ask_commands(facts),
             label_spreads=_label_spreads(report.data, spec.labels),
@@ -337,6 +340,22 @@ def _measured(facts: CardFacts, split: str) -> dict[str, Any]:
         "few_rows": FEW_ROWS,
         "labels_of_few_rows": sum(label.support < FEW_ROWS for label in measured.labels),
     }
+
+
+def _calibration_note(chosen: Calibrated | None, judge: str | None) -> Markdown | None:
+    """How the temperature was chosen."""
+    if chosen is None or judge is None:
+        return None
+    rows = f"the {chosen.rows:,} rows of {literal(judge)}"
+    if chosen.fitted is None or chosen.cross_fitted is None:
+        return Markdown(f"The temperature is 1: {rows} are too few to fit another.")
+    return Markdown(
+        f"A temperature is fitted on {rows}. It is kept only if it lowers their expected "
+        "calibration error, cross-fitted: each row is scored with the temperature that other rows "
+        f"choose. Fitted: {_short(chosen.fitted)}. Error at temperature 1: "
+        f"{number(chosen.before)}, cross-fitted: {number(chosen.cross_fitted)}. "
+        f"{'Kept' if chosen.kept else 'Not kept'}."
+    )
 
 
 def _weakest(labels: Sequence[LabelFigures]) -> list[LabelFigures]:

@@ -1,0 +1,107 @@
+"""The temperature of the scores, kept only where it brings them nearer to the truth.
+
+Guo et al., On Calibration of Modern Neural Networks, 2017, divide the logits by the temperature
+that minimises the loss on validation rows. On few rows that fits their noise and can make scores
+worse. Nothing shows it on the rows that chose the temperature, so it is judged by cross-fitting:
+the rows are dealt into folds, and each fold's scores have the temperature that the other folds
+choose.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from train.metrics import calibration_error
+from train.objective import Objective
+
+# From 1/8 to 8, a power of two in twenty steps, 1 in the middle.
+TEMPERATURES: Sequence[float] = torch.logspace(-3, 3, 121, base=2, dtype=torch.float64).tolist()
+FOLDS = 10
+# With fewer rows the error of a fold's temperature says nothing.
+LEAST_ROWS = 2 * FOLDS
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """How the temperature of an adapter's scores was chosen, on `rows` validation rows.
+
+    temperature: 1 unless the fitted one is kept. fitted: what minimises the loss on all rows; None
+    if there are too few. before, after: the expected calibration error, a share, at temperature 1
+    and of what was chosen; after is never above before. cross_fitted: with the temperatures of the
+    other folds, which is `after` if the temperature is kept; None if there are too few rows.
+    """
+
+    rows: int
+    temperature: float
+    fitted: float | None
+    before: float
+    cross_fitted: float | None
+    after: float
+
+    @property
+    def kept(self) -> bool:
+        """Whether the fitted temperature is that of the scores."""
+        return self.temperature != 1.0
+
+
+def calibrate(objective: Objective, logits: Tensor, true: Tensor) -> Calibrated:
+    """Choose the temperature on validation rows.
+
+    It is kept if the expected calibration error falls, both cross-fitted and with the one
+    temperature of all rows, and the cross-fitted loss falls as well. The calibration error is what
+    people read, but it is a rough figure with bins. The loss is a proper score: it falls only if
+    the scores get better.
+
+    Args:
+        logits: float [rows, labels] on the CPU, at least one row.
+        true: as `Objective.loss` takes it.
+    """
+    logits, before = logits.detach(), _error(objective, logits, true)
+    if len(logits) < LEAST_ROWS:
+        return Calibrated(len(logits), 1.0, None, before, None, before)
+    fold_of = _folds(len(logits))
+    chosen = [fold_of == fold for fold in range(FOLDS)]
+    # [temperatures, folds]: of one pass over the rows, a fold's rest is the sum without it.
+    losses = torch.tensor(
+        [
+            [float(objective.loss(logits[rows] / t, true[rows])) for rows in chosen]
+            for t in TEMPERATURES
+        ],
+        dtype=torch.float64,
+    )
+    together = losses.sum(dim=1)
+    fitted = TEMPERATURES[_best(together)]
+    of_folds = [_best(together - losses[:, fold]) for fold in range(FOLDS)]
+    temperatures = torch.tensor([TEMPERATURES[best] for best in of_folds], dtype=torch.float64)
+    after = _error(objective, logits / temperatures[fold_of][:, None], true)
+    loss_before = float(together[TEMPERATURES.index(1.0)])
+    loss_after = float(losses[of_folds, range(FOLDS)].sum())
+    better = (
+        after < before
+        and _error(objective, logits / fitted, true) < before
+        and loss_after < loss_before
+    )
+    if not better:
+        return Calibrated(len(logits), 1.0, fitted, before, after, before)
+    return Calibrated(len(logits), fitted, fitted, before, after, after)
+
+
+def _folds(rows: int) -> Tensor:
+    """The fold of each row, int64 [rows]: of equal sizes, and always the same."""
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(0))
+    folds = torch.empty(rows, dtype=torch.int64)
+    folds[order] = torch.arange(rows) % FOLDS
+    return folds
+
+
+def _best(losses: Tensor) -> int:
+    """The temperature of the lowest loss; of equal ones the nearest to 1."""
+    middle = len(TEMPERATURES) // 2
+    return min(range(len(TEMPERATURES)), key=lambda at: (float(losses[at]), abs(at - middle)))
+
+
+def _error(objective: Objective, logits: Tensor, true: Tensor) -> float:
+    scores, right = objective.promises(logits, true)
+    return calibration_error(scores.numpy(), right.numpy())
