@@ -37,7 +37,7 @@ from adapters.tokenizer import TextEncoder
 
 @dataclass(frozen=True, slots=True)
 class Trunk:
-    """States of a batch's tokens below every insertion layer: the same for every adapter.
+    """States of a batch's tokens below every insertion layer, the same for untuned adapters.
 
     layer: number of layers that have been run. hidden: [T, n], the input of the next one.
     embeddings: [T, n], or None if no row of the batch makes its prompt from them.
@@ -192,16 +192,24 @@ class Backbone:
             states = plain.read(self.family.parts(layer), hidden, positions, layout, changes)
         return self.final_norm(states)
 
-    def trunk(self, batch: PackedBatch, layer: int, *, start: Trunk | None = None) -> Trunk:
+    def trunk(
+        self,
+        batch: PackedBatch,
+        layer: int,
+        *,
+        start: Trunk | None = None,
+        tuning: BackboneTuning | None = None,
+    ) -> Trunk:
         """Run the layers below `layer`, which is at most the lowest insertion layer.
 
         Args:
             start: the states after the layers that have already been run.
+            tuning: the adapters' changes to the layers.
         """
         if start is None:
             embedded = self.embed(batch.input_ids, batch.token_type_ids, batch.offsets)
             start = Trunk(0, embedded, embedded)
-        hidden = self.run_layers(start.hidden, start.layer, layer, batch.layout)
+        hidden = self.run_layers(start.hidden, start.layer, layer, batch.layout, tuning)
         return Trunk(layer, hidden, start.embeddings)
 
     def final_norm(self, states: Tensor) -> Tensor:
@@ -214,18 +222,20 @@ class Backbone:
         generators: Mapping[int, GeneratorWeights],
         *,
         trunk: Trunk | None = None,
+        tuning: BackboneTuning | None = None,
     ) -> ForwardOutput:
         """Run a batch up to the states that its heads read.
 
         Args:
             generators: by the batch's adapter index.
             trunk: the states below the lowest insertion layer, if the caller has kept them.
+            tuning: the adapters' changes to the layers.
 
         Returns:
             States [rows, n] in the batch's order; `batch.order` says where the caller has each row.
         """
         lowest = batch.insertions[0].layer if batch.insertions else self.layers - 1
-        trunk = self.trunk(batch, lowest, start=trunk)
+        trunk = self.trunk(batch, lowest, start=trunk, tuning=tuning)
         insertions = {insertion.layer: insertion for insertion in batch.insertions}
         hidden, layout = trunk.hidden, batch.layout
         token_weights: list[tuple[Generation, Tensor]] = []
@@ -239,8 +249,8 @@ class Backbone:
                 layout = insertion.layout
                 token_weights += weights
             if index < self.layers - 1:
-                hidden = self.run_layers(hidden, index, index + 1, layout)
-        states = pool_rows(self.read(hidden, batch.reads, layout), batch.read_layout)
+                hidden = self.run_layers(hidden, index, index + 1, layout, tuning)
+        states = pool_rows(self.read(hidden, batch.reads, layout, tuning), batch.read_layout)
         return ForwardOutput(states, tuple(token_weights), generator_seconds)
 
 

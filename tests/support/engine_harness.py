@@ -15,6 +15,7 @@ from adapters.adapter import classify, prepare, rows_of
 from adapters.backbone.model import Backbone, ForwardOutput, Trunk
 from adapters.format.files import Adapter, serialize
 from adapters.format.store import AdapterStore
+from adapters.layers.tuning import BackboneTuning
 from adapters.packed.packing import PackedBatch
 from adapters.packed.prompt import GeneratorWeights
 from service.engine.engine import LocalEngine
@@ -99,9 +100,10 @@ class ControlledBackbone(Backbone):
         generators: Mapping[int, GeneratorWeights],
         *,
         trunk: Trunk | None = None,
+        tuning: BackboneTuning | None = None,
     ) -> ForwardOutput:
         self.control.before_forward(batch)
-        return super().forward(batch, generators, trunk=trunk)
+        return super().forward(batch, generators, trunk=trunk, tuning=tuning)
 
 
 class EngineHarness:

@@ -6,6 +6,8 @@ attention.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from adapters.format.spec import AdapterSpec, AttentionPrompt
+from adapters.format.spec import AdapterSpec, AttentionPrompt, LoraTuning, VectorTuning
 
 Array = npt.NDArray[np.float64]
 
@@ -103,6 +105,90 @@ def layers_of(model: Any) -> nn.ModuleList:
         assert isinstance(layers, nn.ModuleList)
         return layers
     raise AssertionError(f"no layers in {type(model).__name__}")
+
+
+@contextmanager
+def tuned(model: Any, spec: AdapterSpec, tensors: dict[str, Tensor]) -> Iterator[None]:
+    """Forward hooks that make a tuning's changes at every linear map, with gradients."""
+    hooks = []
+    if spec.tuning is not None:
+        first, end = spec.tuning.layers
+        for index, layer in enumerate(layers_of(model)[first:end]):
+            for site, module in _linear_maps(layer).items():
+                hooks += _hooks(module, site, spec.tuning, tensors, index)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _linear_maps(layer: Any) -> dict[str, nn.Module]:
+    """The modules of a layer by site; `projection` is GPT-2's for queries, keys and values."""
+    paths = {
+        "query": ("attention.self.query", "attention.q_lin"),
+        "key": ("attention.self.key", "attention.k_lin"),
+        "value": ("attention.self.value", "attention.v_lin"),
+        "projection": ("attn.c_attn",),
+        "dense": ("attention.output.dense", "attention.out_lin", "attn.c_proj"),
+        "up": ("intermediate.dense", "ffn.lin1", "mlp.c_fc"),
+        "down": ("output.dense", "ffn.lin2", "mlp.c_proj"),
+    }
+    modules = dict(layer.named_modules())
+    return {
+        site: modules[path]
+        for site, choices in paths.items()
+        for path in choices
+        if path in modules
+    }
+
+
+def _hooks(
+    module: nn.Module,
+    site: str,
+    tuning: VectorTuning | LoraTuning,
+    tensors: dict[str, Tensor],
+    index: int,
+) -> list[Any]:
+    """index: of the layer among the tuned ones."""
+    parts = ("query", "key", "value") if site == "projection" else (site,)
+
+    def change(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        changed = [
+            _changed(part, args[0], chunk, tuning, tensors, index)
+            for part, chunk in zip(parts, output.chunk(len(parts), dim=-1), strict=True)
+        ]
+        return torch.cat(changed, dim=-1)
+
+    hooks: list[Any] = [module.register_forward_hook(change)]
+    if site == "down" and "tuning.activated" in tensors:
+        factor = 1 + tensors["tuning.activated"][index]
+        hooks.append(module.register_forward_pre_hook(lambda _, args: (args[0] * factor,)))
+    return hooks
+
+
+def _changed(
+    site: str,
+    inputs: Tensor,
+    output: Tensor,
+    tuning: VectorTuning | LoraTuning,
+    tensors: dict[str, Tensor],
+    index: int,
+) -> Tensor:
+    if isinstance(tuning, LoraTuning):
+        if site not in tuning.sites:
+            return output
+        a, b = tensors[f"tuning.{site}.a"][index], tensors[f"tuning.{site}.b"][index]
+        return output + tuning.scaling * (inputs @ a) @ b
+    scale, bias = tensors["tuning.scale"][index], tensors["tuning.bias"][index]
+    n, f = len(bias) - len(scale), tuning.intermediate_size
+    begin = {"query": 0, "key": n, "value": 2 * n, "dense": None, "up": 3 * n, "down": 3 * n + f}
+    if (start := begin[site]) is None:
+        return output
+    end = start + output.shape[-1]
+    if site != "down":
+        output = output * (1 + scale[start:end])
+    return output + bias[start:end]
 
 
 def _states_below(model: Any, inputs: dict[str, Tensor], layer: int) -> tuple[Tensor, Tensor]:
