@@ -242,6 +242,12 @@ ROWS = (
                 "A text counts once for each of its labels. Without a label: texts that got none.",
             ),
             Chart(
+                "Texts without an answer: the adapter abstained",
+                "short",
+                per("idspam_abstentions_total", "adapter", labels=OF),
+                note="The best score was below `abstain_below`. A rise: the texts have changed.",
+            ),
+            Chart(
                 "Texts that failed, by adapter",
                 "short",
                 per("idspam_adapter_failures_total", "adapter", labels=OF),

@@ -28,13 +28,15 @@ class Options(TypedDict, total=False):
     """Options of a prediction; the service has a default for each.
 
     top_k: how many labels `scores` holds. truncate: False refuses a text that is longer than its
-    adapter reads. explain: return each token's share of the prompt. timeout_ms: answer within this
+    adapter reads. explain: return each token's share of the prompt. abstain_below: a best score
+    below it is no answer, in place of what the adapter's file says. timeout_ms: answer within this
     time or fail. request_id: 1 to 128 of `A-Za-z0-9._:-`, for the logs of both sides.
     """
 
     top_k: int
     truncate: bool
     explain: bool
+    abstain_below: float
     timeout_ms: int
     request_id: str
 
@@ -55,8 +57,9 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     """The answer for one input. scores: best first. tokens: how many were read.
 
     label: the label of the highest score. labels: if the adapter gives several labels a text, all
-    whose scores reach their thresholds, perhaps none; None if it gives one. truncated: the text was
-    longer than its adapter reads. explanation: only with `explain`.
+    whose scores reach their thresholds, perhaps none; None if it gives one. abstained: the score is
+    too low, so that `label` is no answer; None where nothing says when to abstain. truncated: the
+    text was longer than its adapter reads. explanation: only with `explain`.
     """
 
     id: str | None
@@ -69,6 +72,7 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     truncated: bool
     explanation: tuple[TokenWeight, ...] | None = None
     labels: tuple[str, ...] | None = None
+    abstained: bool | None = None
 
 
 class Timings(msgspec.Struct, frozen=True):

@@ -182,11 +182,13 @@ def _described(adapter: AdapterDetail) -> dict[str, str]:
 
 
 def _answers(spec: Mapping[str, Any] | None) -> str | None:
-    """Whether a text gets one label or a set of them, and what a label needs to be in the set."""
+    """Whether a text gets one label or a set of them, and what a label needs to be an answer."""
     if spec is None:
         return None
     if spec.get("activation") != "sigmoid":
-        return "one label a text"
+        below = (spec.get("decision") or {}).get("abstain_below")
+        abstains = "" if below is None else f", abstains below a score of {below:g}"
+        return f"one label a text{abstains}"
     thresholds = spec.get("thresholds") or [0.5]
     least, most = min(thresholds), max(thresholds)
     span = f"{least:.2f}" if least == most else f"{least:.2f} to {most:.2f}"

@@ -39,6 +39,17 @@ def positive_seconds(value: str) -> float:
     return number
 
 
+def share(value: str) -> float:
+    """Parses a number from 0 to 1."""
+    try:
+        number = float(value)
+    except ValueError:
+        number = -1.0
+    if not 0.0 <= number <= 1.0:
+        raise ArgumentTypeError(f"{value!r}: expected a number from 0 to 1")
+    return number
+
+
 def count(value: str) -> int:
     """Parses a whole number from 1."""
     if not (value.isascii() and value.isdecimal()) or not 1 <= int(value[:9]) <= 100_000:

@@ -19,7 +19,7 @@ from cli.shell import Command, CommandFailed
 from service.client import Input, Refused, Result, Retries
 from service.client.batch import IN_FLIGHT, PER_REQUEST
 from service.client.errors import describe
-from service.commands.flags import add_service, client_of, count, positive_seconds
+from service.commands.flags import add_service, client_of, count, positive_seconds, share
 from service.commands.reading import (
     READERS,
     STDIN,
@@ -63,6 +63,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         action="store_true",
         help="stop at a text that is longer than its adapter reads, instead of cutting it",
     )
+    answers.add_argument(
+        "--abstain-below",
+        type=share,
+        metavar="X",
+        help="a lower best score is marked `abstained`; default: what the adapter's file says",
+    )
     sending = parser.add_argument_group("sending")
     sending.add_argument("--per-request", type=count, metavar="N", help="texts per request")
     sending.add_argument("--in-flight", type=count, metavar="N", help="requests at a time")
@@ -86,6 +92,8 @@ def run(arguments: Namespace) -> int:
     options = {"truncate": not arguments.no_truncate, "explain": arguments.explain}
     if arguments.top_k is not None:
         options["top_k"] = arguments.top_k
+    if arguments.abstain_below is not None:
+        options["abstain_below"] = arguments.abstain_below
     with ExitStack() as stack:
         client = stack.enter_context(client_of(arguments, retries=retries, connections=in_flight))
         file = stack.enter_context(open_inputs(arguments.file))

@@ -108,6 +108,10 @@ class Observer:
         For adapters that give several labels a text; not counted as for `predicted`.
         """
 
+    def abstained(self, adapter: str, count: int) -> None:
+        """Texts got a label that is no answer: its score is too low. Not counted as for
+        `predicted`."""
+
     def adapter_failed(self, adapter: str, count: int) -> None:
         """Texts failed through no fault of the caller; not counted as for `predicted`."""
 

@@ -49,7 +49,8 @@ class Answers:
     """The answers to a request's texts, in their order. Seconds are those of the slowest text.
 
     labels: each text's best label. label_sets: by the text's index, all its labels, where its
-    adapter gives several.
+    adapter gives several. abstained: by the text's index, whether its best label is no answer,
+    where a threshold says when.
     """
 
     texts: Sequence[Text]
@@ -57,6 +58,7 @@ class Answers:
     rows: Sequence[RowResult]
     labels: Sequence[str]
     label_sets: Mapping[int, list[str]]
+    abstained: Mapping[int, bool]
     tokenize_seconds: float
     queue_seconds: float
     inference_seconds: float
@@ -71,6 +73,11 @@ class Answers:
         """Texts that were cut to their adapter's maximum length."""
         return sum(encoding.truncated for encoding in self.encodings)
 
+    @property
+    def abstentions(self) -> int:
+        """Texts whose best label is no answer."""
+        return sum(self.abstained.values())
+
 
 async def classify(
     request: Request,
@@ -79,6 +86,7 @@ async def classify(
     deadline: float,
     cut: End | Literal["nothing"] = "tail",
     explain: bool = False,
+    abstain_below: float | None = None,
     shape: AnswerShape,
 ) -> Answers:
     """Classify texts, each by its own adapter; all of them or none.
@@ -88,16 +96,20 @@ async def classify(
         deadline: on the clock of `time.monotonic`.
         cut: which end of a too long text is left out; `nothing` refuses such a text.
         explain: return token weights too.
+        abstain_below: in place of the adapters' own thresholds.
         shape: what the answer has for every text.
 
     Raises:
-        InvalidRequest: a text is too long and `cut` is `nothing`, or it cannot be cut.
+        InvalidRequest: a text is too long and `cut` is `nothing`, or it cannot be cut; or there is
+            an `abstain_below`, and an adapter gives several labels.
         TooLarge: the answer would be larger than allowed.
         ServiceError: as `Predictor.predict`.
         UnknownAdapter, UnknownRevision: deleted since its name was resolved.
         ClientDisconnect: the client has gone.
     """
     service = service_of(request)
+    if abstain_below is not None:
+        _check_single_labels(texts)
     most = service.settings.max_answer_bytes
     refuse_large_answer(texts, shape, most)
     client: str = request.scope.get("idspam.client", "")
@@ -147,12 +159,19 @@ async def classify(
         for index, text in enumerate(texts)
         if text.spec.multi_label
     }
+    abstained = {
+        index: float(row.scores.max()) < below
+        for index, (text, row) in enumerate(zip(texts, completion.rows, strict=True))
+        if (below := text.spec.abstain_below if abstain_below is None else abstain_below)
+        is not None
+    }
     answers = Answers(
         texts,
         encodings,
         completion.rows,
         labels,
         label_sets,
+        abstained,
         tokenize_seconds,
         completion.queue_seconds,
         completion.inference_seconds,
@@ -168,6 +187,27 @@ def ranked(scores: Sequence[float]) -> list[int]:
     """Indices of the labels, the best first; of equal scores the label that its spec has first."""
     # The sort is stable in reverse as well.
     return sorted(range(len(scores)), key=scores.__getitem__, reverse=True)
+
+
+def abstention_headers(answers: Answers) -> dict[str, str]:
+    """For protocols without a place for it: how many texts got a label that is no answer, if
+    anything says when to abstain."""
+    return {"x-abstained-inputs": str(answers.abstentions)} if answers.abstained else {}
+
+
+def _check_single_labels(texts: Sequence[Text]) -> None:
+    """
+    Raises:
+        InvalidRequest: adapters for several labels a text, which do not abstain.
+    """
+    faults = [
+        f"{text.place}: adapter {text.key.name!r} gives several labels a text, abstain_below is "
+        "for one"
+        for text in texts
+        if text.spec.multi_label
+    ]
+    if faults:
+        raise InvalidRequest(faults[:MAX_DETAILS])
 
 
 async def _encode(
@@ -257,17 +297,30 @@ def _count_answers(service: Service, answers: Answers) -> None:
     for index, labels in answers.label_sets.items():
         for label in labels or (NO_LABEL,):
             service.metrics.label_given(answers.texts[index].key.name, label)
+    silent = (answers.texts[index].key.name for index, no in answers.abstained.items() if no)
+    for name, count in Counter(silent).items():
+        service.metrics.abstained(name, count)
 
 
 def _record(
     service: Service, decisions: DecisionLog, answers: Answers, client: str, seconds: float
 ) -> None:
-    """Into the decision log: each text's label, or its set, with the score of the best label."""
+    """Into the decision log: each text's label, or its set, with the score of the best label, and
+    whether that is no answer."""
     labels = [answers.label_sets.get(index, label) for index, label in enumerate(answers.labels)]
     scores = [float(row.scores.max()) for row in answers.rows]
     backbone = service.engine.info.identity.name
     decisions.offer(
-        decided(request_id.get(), client, backbone, answers.texts, labels, scores, seconds)
+        decided(
+            request_id.get(),
+            client,
+            backbone,
+            answers.texts,
+            labels,
+            scores,
+            seconds,
+            abstained=answers.abstained,
+        )
     )
 
 

@@ -48,6 +48,7 @@ async def predict(request: Request) -> Response:
         deadline=started + timeout_ms / 1000,
         cut="tail" if body.truncate else "nothing",
         explain=body.explain,
+        abstain_below=body.abstain_below,
         shape=AnswerShape(
             SCORE_BYTES,
             labels=True,
@@ -63,6 +64,8 @@ async def predict(request: Request) -> Response:
     ]
     for index, labels in answers.label_sets.items():
         results[index]["labels"] = labels
+    for index, abstained in answers.abstained.items():
+        results[index]["abstained"] = abstained
     if body.explain:
         encoder = service.engine.info.encoder
         for result, encoding, row in zip(results, answers.encodings, answers.rows, strict=True):

@@ -40,6 +40,7 @@ COUNTED = (
     "tokenized",
     "predicted",
     "label_given",
+    "abstained",
     "adapter_failed",
     "access_refused",
     "uploaded",

@@ -112,6 +112,8 @@ class Metrics(Observer):
         self._predictions: dict[str, dict[str, Any]] = {}
         # Created when they are first counted: only some adapters give several labels.
         self._given: dict[str, dict[str, Any]] = {}
+        # The same: only some adapters abstain.
+        self._abstentions: dict[str, Any] = {}
         self._adapter_failures: dict[str, Any] = {}
 
     def exposition(self) -> bytes:
@@ -153,6 +155,14 @@ class Metrics(Observer):
             given[label] = counter
         counter.inc(count)
 
+    def abstained(self, adapter: str, count: int) -> None:
+        if adapter not in self._predictions:
+            return
+        if (counter := self._abstentions.get(adapter)) is None:
+            counter = self._by_name["idspam_abstentions_total"].labels(adapter)
+            self._abstentions[adapter] = counter
+        counter.inc(count)
+
     def adapter_failed(self, adapter: str, count: int) -> None:
         if (counter := self._adapter_failures.get(adapter)) is not None:
             counter.inc(count)
@@ -189,6 +199,8 @@ class Metrics(Observer):
             self._by_name["idspam_predictions_total"].remove(name, label)
         for label in self._given.pop(name, {}):
             self._by_name["idspam_labels_given_total"].remove(name, label)
+        if self._abstentions.pop(name, None) is not None:
+            self._by_name["idspam_abstentions_total"].remove(name)
         if self._adapter_failures.pop(name, None) is not None:
             self._by_name["idspam_adapter_failures_total"].remove(name)
 

@@ -7,7 +7,7 @@ a file beside the log. The same text has the same hash as long as that file stay
 import hashlib
 import os
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +41,8 @@ class Input(Protocol):
 @dataclass(slots=True, eq=False)
 class Decision:
     """The answers to one request. labels: each text's label, or its set of labels. seconds: from
-    the texts to the scores."""
+    the texts to the scores. abstained: by the text's index, whether its label is no answer, where a
+    threshold says when."""
 
     time: str
     request_id: str
@@ -51,6 +52,7 @@ class Decision:
     labels: Sequence[str | Sequence[str]]
     scores: Sequence[float]
     seconds: float
+    abstained: Mapping[int, bool]
 
 
 class DecisionLog:
@@ -95,6 +97,8 @@ class DecisionLog:
                 "score": round(decision.scores[index], 6),
                 "ms": round(decision.seconds * 1000, 3),
             }
+            if (abstained := decision.abstained.get(index)) is not None:
+                record["abstained"] = abstained
             if self._texts:
                 record["text"], record["text_pair"] = item.text, item.text_pair
             lines.append(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
@@ -148,9 +152,11 @@ def decided(
     labels: Sequence[str | Sequence[str]],
     scores: Sequence[float],
     seconds: float,
+    *,
+    abstained: Mapping[int, bool],
 ) -> Decision:
     """A decision of this moment."""
-    return Decision(now(), request_id, client, backbone, inputs, labels, scores, seconds)
+    return Decision(now(), request_id, client, backbone, inputs, labels, scores, seconds, abstained)
 
 
 def _key_of(path: Path) -> bytes:

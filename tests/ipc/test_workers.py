@@ -84,6 +84,21 @@ def test_every_worker_answers_what_the_texts_alone_get(
         assert clients[0].get("/v1/adapters").json()["adapters"] == []
 
 
+def test_every_worker_abstains_and_it_is_counted_once(
+    service: ReadyService, saved: Backbone
+) -> None:
+    adapter = make_adapter(saved, seed=1, decision={"abstain_below": 1.0})
+    with service.clients(2) as clients:
+        assert clients[0].put("/v1/adapters/n", content=serialize(adapter)).status_code == 201
+        for client in clients:
+            for more, expected in (({}, True), ({"abstain_below": 0}, False)):
+                answer = client.post("/v1/predict", json=body_of("n", *TEXTS) | more).json()
+                assert [result["abstained"] for result in answer["results"]] == [expected] * 4
+        key = ("idspam_abstentions_total", frozenset({("adapter", "n")}))
+        until(lambda: service.series().get(key) == 2.0 * len(TEXTS))
+        assert clients[1].delete("/v1/adapters/n").status_code == 204
+
+
 def test_the_way_in_is_the_same_with_workers(service: ReadyService, saved: Backbone) -> None:
     content = serialize(make_adapter(saved, seed=1))
     revision = hashlib.sha256(content).hexdigest()

@@ -92,7 +92,7 @@ def test_a_log_that_cannot_be_written_fails_no_request_and_is_counted(
 
 def decision(text: str) -> Decision:
     item: Any = SimpleNamespace(text=text, text_pair=None, key=AdapterKey("a", "0"))
-    return decisions.decided("r", "", "b", [item], ["spam"], [0.5], 0.001)
+    return decisions.decided("r", "", "b", [item], ["spam"], [0.5], 0.001, abstained={})
 
 
 def test_what_does_not_fit_the_queue_is_dropped_and_counted(tmp_path: Path) -> None:

@@ -121,6 +121,11 @@ class PredictRequest(_Strict):
         description="false: refuse a text longer than its adapter's `max_length` (422).",
     )
     explain: bool = Field(default=False, description="Return each token's share of the prompt.")
+    abstain_below: Annotated[float, Field(ge=0.0, le=1.0)] | None = Field(
+        default=None,
+        description="A best score below it is no answer, in place of what the adapters' files say; "
+        "0: every score is one. Not for adapters that give several labels a text (422).",
+    )
     timeout_ms: Annotated[int, Field(ge=1, le=3_600_000), Whole] | None = Field(
         default=None, description="Answer within this time or fail (504)."
     )
@@ -163,6 +168,12 @@ class Result(_Answer):
         default=None,
         description="Only of adapters for several labels a text: those whose scores reach their "
         "thresholds, best first. May be empty. `top_k` does not cut it.",
+    )
+    abstained: bool | None = Field(
+        default=None,
+        description="Whether the best score is below `abstain_below`, so that `label` is no answer "
+        "but what the answer would have been. Only where the adapter's file or the request says "
+        "when to abstain.",
     )
     scores: list[Score] = Field(
         description="Best first. Softmax scores sum to one, sigmoid scores are independent."

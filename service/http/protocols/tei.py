@@ -23,7 +23,7 @@ from service.catalog.entry import Resolved
 from service.errors import InvalidRequest, NoInputs, TooLarge
 from service.http.answer_size import AnswerShape
 from service.http.bodies import JsonResponse, read_json, validated
-from service.http.classify import Answers, Text, classify, ranked
+from service.http.classify import Answers, Text, abstention_headers, classify, ranked
 from service.http.lifecycle import Service, service_of
 from service.http.openapi.compatible import (
     TEI_ADAPTER_HEALTH,
@@ -226,6 +226,7 @@ def _headers(service: Service, answers: Answers, *, seconds: float) -> Mapping[s
         "x-inference-time": str(round(answers.inference_seconds * 1000)),
         "x-truncated-inputs": str(answers.truncated),
         "x-adapter-revision": answers.texts[0].key.revision,
+        **abstention_headers(answers),
     }
 
 

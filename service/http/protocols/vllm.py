@@ -11,7 +11,7 @@ from starlette.responses import Response
 from service.errors import InvalidRequest, NoInputs, TooLarge
 from service.http.answer_size import AnswerShape
 from service.http.bodies import JsonResponse, read_json, validated
-from service.http.classify import Text, classify
+from service.http.classify import Text, abstention_headers, classify
 from service.http.lifecycle import Service, service_of
 from service.http.openapi.compatible import VLLM_CLASSIFY
 from service.http.openapi.schemas import MAX_INTEGER, Lenient, Whole
@@ -68,7 +68,8 @@ async def classify_texts(request: Request) -> Response:
                 "completion_tokens": 0,
                 "prompt_tokens_details": None,
             },
-        }
+        },
+        headers=abstention_headers(answers),
     )
 
 

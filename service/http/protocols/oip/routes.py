@@ -94,6 +94,7 @@ async def model(request: Request, name: str) -> Response:
         "truncated": ("BOOL", [-1]),
         "tokens": ("INT32", [-1]),
         "predicted": ("BOOL", [-1, len(spec.labels)]),
+        "abstained": ("BOOL", [-1]),
     }
     return JsonResponse(
         {
@@ -157,13 +158,15 @@ async def infer(request: Request, name: str) -> Response:
         ],
         deadline=started + seconds,
         cut="tail" if parameters.truncate else "nothing",
+        abstain_below=parameters.abstain_below,
         shape=_shape(outputs),
     )
     head: dict[str, Any] = {"model_name": adapter.key.name, "model_version": adapter.key.revision}
     if body.id is not None:
         head["id"] = body.id
-    if answers.truncated:
-        head["parameters"] = {"truncated": answers.truncated}
+    notes = {"truncated": answers.truncated, "abstained": answers.abstentions}
+    if any(notes.values()):
+        head["parameters"] = {name: texts for name, texts in notes.items() if texts}
     tensors = [OutputTensor(out.name, _values(out, answers), out.binary) for out in outputs]
     content, json_length = encode_answer(head, tensors)
     if json_length is None:
@@ -207,6 +210,9 @@ def _values(output: SelectedOutput, answers: Answers) -> npt.NDArray[Any]:
             return np.array(answers.labels, dtype=object)
         case "truncated":
             return np.array([item.truncated for item in answers.encodings], dtype=np.bool_)
+        case "abstained":
+            every = range(len(answers.texts))
+            return np.array([answers.abstained.get(index, False) for index in every], np.bool_)
         case "tokens":
             return np.array([len(item) for item in answers.encodings], dtype=np.int32)
     scores = np.stack([row.scores for row in answers.rows])

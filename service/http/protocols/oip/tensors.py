@@ -28,7 +28,7 @@ from service.http.openapi.schemas import MAX_INTEGER, Integer, Lenient, Whole
 
 INPUTS = ("text", "text_pair")
 DEFAULT_OUTPUTS = ("label", "probs")
-OUTPUTS = (*DEFAULT_OUTPUTS, "truncated", "tokens", "predicted")
+OUTPUTS = (*DEFAULT_OUTPUTS, "truncated", "tokens", "predicted", "abstained")
 
 LENGTH_HEADER = "Inference-Header-Content-Length"
 MAX_TIMEOUT_MICROSECONDS = 3_600_000_000
@@ -76,11 +76,13 @@ class RequestedOutput(Lenient):
 
 
 class RequestParameters(Lenient):
-    """timeout: microseconds; 0 is the service's default. truncate: false refuses long texts."""
+    """timeout: microseconds; 0 is the service's default. truncate: false refuses long texts.
+    abstain_below: in place of the adapter's own threshold."""
 
     binary_data_output: bool = False
     timeout: Annotated[int, Field(ge=0, le=MAX_TIMEOUT_MICROSECONDS), Whole] = 0
     truncate: bool = True
+    abstain_below: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
 
 
 class InferRequest(Lenient):
