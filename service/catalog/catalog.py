@@ -42,6 +42,9 @@ logger = logging.getLogger(__name__)
 _MAX_NAME = 80
 # Adapters that are preloaded at the same time when the service starts.
 _PRELOADED_TOGETHER = 16
+# For how long the engine keeps an adapter that is no longer served: a request that looked its name
+# up before is still on its way.
+_RETIRED_SECONDS = 10.0
 
 
 class Catalog(CatalogView):
@@ -334,7 +337,9 @@ class Catalog(CatalogView):
         self._set(await asyncio.to_thread(self._entry_of, name, known))
 
     def _forget(self, name: str) -> None:
-        self._stored_bytes -= self._entries.pop(name).size or 0
+        before = self._entries.pop(name)
+        self._stored_bytes -= before.size or 0
+        self._retire(name, before.served)
         self._observer.adapter_removed(name)
         self.on_update(name, None)
         self._observer.stored(len(self._entries), self._stored_bytes)
@@ -343,6 +348,8 @@ class Catalog(CatalogView):
         name, before = entry.name, self._entries.get(entry.name)
         self._stored_bytes += (entry.size or 0) - ((before.size or 0) if before else 0)
         self._entries[name] = entry
+        if before is not None:
+            self._retire(name, before.served - entry.served)
         if entry.refusal is not None:
             logger.warning(
                 "adapter not served name=%s state=%s: %s", name, entry.state, entry.refusal
@@ -350,6 +357,18 @@ class Catalog(CatalogView):
         self._observer.adapter_published(name, entry.labels)
         self.on_update(name, entry)
         self._observer.stored(len(self._entries), self._stored_bytes)
+
+    def _retire(self, name: str, revisions: frozenset[str]) -> None:
+        """Have the engine give back the memory of revisions that are served no longer."""
+
+        def retire() -> None:
+            entry = self._entries.get(name)
+            # One of them may have come back meanwhile.
+            for revision in revisions - (entry.served if entry else frozenset()):
+                self._engine.retire(AdapterKey(name, revision))
+
+        if revisions:
+            asyncio.get_running_loop().call_later(_RETIRED_SECONDS, retire)
 
     def _stored_entries(self) -> list[CatalogEntry]:
         return [self._entry_of(name, {}) for name in self._store.names()]

@@ -119,6 +119,11 @@ class CatalogEntry:
         return None if self.current is None else self.specs.get(self.current)
 
     @property
+    def served(self) -> frozenset[str]:
+        """The revisions that can be asked for predictions."""
+        return frozenset(self.specs.keys() - self.unusable.keys())
+
+    @property
     def state(self) -> AdapterState:
         match self.refusal:
             case None:

@@ -175,6 +175,9 @@ class LocalEngine:
     async def preload(self, key: AdapterKey) -> None:
         await self._require_ready().residency.preload(key)
 
+    def retire(self, key: AdapterKey) -> None:
+        self._loaded().residency.retire(key)
+
     async def drain(self) -> None:
         if self._phase is Phase.READY:
             self._phase, self._reason = Phase.DRAINING, "the engine is draining"

@@ -1,5 +1,5 @@
 """Adapters in host memory: each file is read once however many requests want it, and the least
-recently used adapter is evicted.
+recently used adapter is evicted. One that is no longer served is discarded.
 
 All calls come from one event loop; files are read in threads.
 """
@@ -61,6 +61,14 @@ class HostCache:
         self._loading[key] = loading
         loading.add_done_callback(partial(self._loaded, key, started))
         return loading
+
+    def discard(self, key: AdapterKey) -> None:
+        """Drop an adapter now, or as soon as it has been read. Not counted as an eviction."""
+        if (loading := self._loading.get(key)) is not None:
+            loading.add_done_callback(lambda _: self.discard(key))
+        elif (registered := self._registered.pop(key, None)) is not None:
+            self._nbytes -= registered[0].nbytes
+            self._observer.tier_size("registered", len(self._registered), self._nbytes)
 
     def _read(self, key: AdapterKey) -> HostAdapter:
         """Runs in a reading thread."""

@@ -194,5 +194,9 @@ class Engine(Predictor, Protocol):
             AdapterLoadFailed, NotReady, EngineUnavailable: as `predict`.
         """
 
+    def retire(self, key: AdapterKey) -> None:
+        """Give back the memory of an adapter that is no longer served: now, or once no request
+        holds it or waits for it. `preload` takes it back."""
+
     async def stop(self) -> None:
         """End the threads; open requests fail with EngineUnavailable. May be called twice."""

@@ -5,6 +5,7 @@
 A request leases all its adapters at once or waits. Waiting requests are served in order of arrival,
 so they cannot deadlock over each other's adapters. A leased or loading adapter stays; of the others
 the least recently used is evicted first, and those that a waiting request wants are evicted last.
+A retired adapter leaves both tiers as soon as no request holds it or waits for it.
 
 Everything here runs on one event loop; reading and copying happen in threads.
 """
@@ -110,6 +111,8 @@ class Residency:
         # Waiters for slots, in order of arrival, and how many of them need each adapter.
         self._queue: deque[Waiter] = deque()
         self._wanted: Counter[AdapterKey] = Counter()
+        # Retired adapters that requests still hold or wait for.
+        self._retired: set[AdapterKey] = set()
         # Waiters that have their slots, some of which still load.
         self._loading: set[Waiter] = set()
 
@@ -171,12 +174,20 @@ class Residency:
                 self._free_trial.put_nowait(slot.index)
             elif slot.leases == 0 and slot.adapter is not None:
                 self._evictable[slot.key] = slot
+                self._drop_if_retired(slot.key)
         self._serve_queue()
 
     async def preload(self, key: AdapterKey) -> None:
-        """Activate an adapter if that evicts no other."""
+        """Activate an adapter if that evicts no other. It is served again if it was retired."""
+        self._retired.discard(key)
         if self.has_room(key):
             self.release(await self.acquire((key,)))
+
+    def retire(self, key: AdapterKey) -> None:
+        """Give back an adapter's memory: now, or once no request holds it or waits for it."""
+        self._retired.add(key)
+        self._drop_if_retired(key)
+        self._serve_queue()
 
     def has_room(self, key: AdapterKey) -> bool:
         """Whether this adapter is active, or could be loaded without evicting another."""
@@ -217,6 +228,8 @@ class Residency:
     def _dequeue(self, waiter: Waiter) -> None:
         self._queue.remove(waiter)
         self._wanted -= Counter(waiter.keys)
+        for key in waiter.keys:
+            self._drop_if_retired(key)
 
     def _reserve(self, keys: Sequence[AdapterKey]) -> Lease | None:
         """Lease slots for all keys, evicting and starting loads as needed, or change nothing."""
@@ -248,6 +261,23 @@ class Residency:
             self._nbytes -= slot.adapter.nbytes
             self._observer.adapter_evicted(key, "active", now - slot.last_used)
         return True
+
+    def _drop_if_retired(self, key: AdapterKey) -> None:
+        slot = self._active.get(key)
+        if key not in self._retired or key in self._wanted:
+            return
+        if slot is not None:
+            if key not in self._evictable:
+                return
+            assert slot.adapter is not None
+            del self._active[key], self._evictable[key]
+            self._free.append(slot.index)
+            self._nbytes -= slot.adapter.nbytes
+            # As for a trial slot: a lane's last batch may still refer to it.
+            slot.adapter = None
+            self._observer.tier_size("active", len(self._active), self._nbytes)
+        self._retired.remove(key)
+        self._host_cache.discard(key)
 
     def _victims(self, number: int, keep: frozenset[AdapterKey]) -> list[AdapterKey]:
         """The least recently used; those that a waiter needs only if nothing else is left."""
@@ -330,6 +360,7 @@ class Residency:
         self._observer.tier_size("active", len(self._active), self._nbytes)
         for waiter in slot.take_waiters():
             self._resume_if_loaded(waiter)
+        self._drop_if_retired(slot.key)
         self._serve_queue()
 
     def _load_failed(self, slot: Slot, error: BaseException) -> None:
@@ -343,4 +374,5 @@ class Residency:
         for waiter in slot.take_waiters():
             self._loading.discard(waiter)
             waiter.fail(AdapterLoadFailed(slot.key.name, slot.key.revision, reason))
+        self._drop_if_retired(slot.key)
         self._serve_queue()

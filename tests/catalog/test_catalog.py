@@ -1,11 +1,16 @@
 """What the service serves of its store and zoo after a start, and how it treats damage."""
 
+import time
+from functools import partial
 from pathlib import Path
+
+import pytest
 
 from adapters.format.files import serialize
 from adapters.format.store import AdapterStore
+from service.catalog import catalog
 from service.http.openapi.schemas import AdapterList
-from tests.support.http_service import error_of, serve
+from tests.support.http_service import error_of, serve, until
 from tests.support.tiny_models import make_adapter, make_backbone
 
 
@@ -86,3 +91,53 @@ def test_a_file_lost_while_serving_fails_its_own_adapter_only(tmp_path: Path) ->
         assert live.predict(adapter="b", inputs="x")["results"]
         body = {"inputs": [{"text": "x", "adapter": name} for name in ("b", "c")]}
         assert live.client.post("/v1/predict", json=body).status_code == 422
+
+
+def test_memory_holds_what_is_served_however_many_revisions_there_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog, "_RETIRED_SECONDS", 0.1)
+    with serve(tmp_path, KEPT_REVISIONS="3") as live:
+
+        def hold(adapters: int) -> None:
+            for tier in ("registered", "active"):
+                size = partial(live.metric, "idspam_tier_adapters", tier=tier)
+                until(lambda size=size: size() == adapters)  # type: ignore[misc]
+
+        def publish(name: str, seed: int) -> str:
+            revision = live.put(name, make_adapter(make_backbone(), seed=seed))
+            assert live.predict(adapter=name, inputs="x")["results"][0]["revision"] == revision
+            return revision
+
+        # Replaced: the oldest revisions leave the store, and memory.
+        revisions = [publish(name, seed) for name in "abc" for seed in range(5)]
+        hold(9)
+        assert live.client.delete(f"/v1/adapters/a/revisions/{revisions[3]}").status_code == 204
+        hold(8)
+        assert live.client.delete("/v1/adapters/a").status_code == 204
+        hold(6)
+        assert live.client.post("/v2/repository/models/b/unload").status_code == 200
+        hold(3)
+        # What comes back is loaded again, from the store.
+        assert live.client.post("/v2/repository/models/b/load").status_code == 200
+        assert live.predict(adapter="b", inputs="x")["results"][0]["revision"] == revisions[9]
+        hold(4)
+
+
+def test_a_revision_that_comes_back_at_once_stays_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog, "_RETIRED_SECONDS", 0.1)
+    with serve(tmp_path) as live:
+        loads = partial(live.metric, "idspam_adapter_loads_total", tier="registered")
+        for _ in range(3):
+            live.put("a", make_adapter(make_backbone()))
+            live.client.delete("/v1/adapters/a")
+        live.put("a", make_adapter(make_backbone()))
+        before = loads()
+        # Longer than the time after which the deleted one would have left.
+        live.put("b", make_adapter(make_backbone(), seed=1))
+        until(lambda: loads() == before + 1)
+        time.sleep(0.2)
+        live.predict(adapter="a", inputs="x")
+        assert loads() == before + 1

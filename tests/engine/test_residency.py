@@ -1,12 +1,14 @@
 """Leases and tiers: leased adapters stay, each file is read once, a damaged one fails alone."""
 
 import asyncio
+import weakref
 from collections.abc import Awaitable
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adapters.adapter import PreparedAdapter
 from adapters.format.files import serialize
 from service.engine.interface import AdapterKey
 from service.errors import AdapterLoadFailed, InvalidRequest
@@ -176,3 +178,91 @@ async def test_after_any_mixture_of_requests_every_lease_is_released(
         assert len(slots) <= 3
         assert not harness.residency._queue
         assert not harness.residency._loading
+
+
+async def test_a_retired_adapter_leaves_both_tiers_and_memory(
+    open_residency: OpenResidency,
+) -> None:
+    async with open_residency(active=2) as harness:
+        lease = await harness.residency.acquire(harness.keys_of("a"))
+        adapter = lease[harness.keys["a"]].adapter
+        assert isinstance(adapter, PreparedAdapter)
+        tensor = weakref.ref(adapter.head.out)
+        del adapter
+        harness.residency.release(lease)
+        await harness.use("b")
+        harness.residency.retire(harness.keys["a"])
+        # The lease is still referred to, as by a lane's last batch.
+        assert tensor() is None
+        assert {tier: size for tier, (size, _) in harness.recorder.sizes.items()} == {
+            "registered": 1,
+            "active": 1,
+        }
+        assert harness.recorder.evicted == []
+        # Its slot is free again.
+        await harness.use("c")
+        assert harness.recorder.evicted == []
+
+
+async def test_a_retired_adapter_stays_while_requests_hold_it(
+    open_residency: OpenResidency,
+) -> None:
+    async with open_residency(active=2) as harness:
+        first = await harness.residency.acquire(harness.keys_of("a"))
+        second = await harness.residency.acquire(harness.keys_of("ab"))
+        harness.residency.retire(harness.keys["a"])
+        for lease in (first, second):
+            assert lease[harness.keys["a"]].adapter is not None
+            harness.residency.release(lease)
+        assert harness.residency.has_room(harness.keys["c"])
+        assert harness.recorder.sizes["registered"][0] == 1
+        assert harness.recorder.sizes["active"][0] == 1
+
+
+async def test_an_adapter_that_is_retired_while_it_loads_leaves_once_it_was_used(
+    open_residency: OpenResidency,
+) -> None:
+    async with open_residency(active=1) as harness:
+        harness.store.gate.clear()
+        waiting, behind = (
+            asyncio.create_task(harness.residency.acquire(harness.keys_of(name))) for name in "ab"
+        )
+        await let_the_loop_run()
+        for name in "ab":
+            harness.residency.retire(harness.keys[name])
+        harness.store.gate.set()
+        for task in (waiting, behind):
+            harness.residency.release(await task)
+        assert harness.recorder.loaded.count(("b", "active")) == 1
+        assert harness.recorder.sizes["registered"] == (0, 0)
+        assert harness.recorder.sizes["active"] == (0, 0)
+
+
+async def test_a_retired_adapter_that_nobody_waits_for_leaves_once_it_is_read(
+    open_residency: OpenResidency,
+) -> None:
+    async with open_residency(active=1) as harness:
+        harness.store.gate.clear()
+        leaving = asyncio.create_task(harness.residency.acquire(harness.keys_of("a")))
+        await let_the_loop_run()
+        leaving.cancel()
+        await let_the_loop_run()
+        harness.residency.retire(harness.keys["a"])
+        harness.store.gate.set()
+        for _ in range(10_000):
+            if harness.recorder.sizes.get("active") == (0, 0):
+                break
+            await asyncio.sleep(0.001)
+        assert harness.recorder.sizes == {"registered": (0, 0), "active": (0, 0)}
+
+
+async def test_a_retired_adapter_that_is_published_again_stays(
+    open_residency: OpenResidency,
+) -> None:
+    async with open_residency(active=1) as harness:
+        lease = await harness.residency.acquire(harness.keys_of("a"))
+        harness.residency.retire(harness.keys["a"])
+        await harness.residency.preload(harness.keys["a"])
+        harness.residency.release(lease)
+        await harness.use("a")
+        assert harness.store.reads == 1

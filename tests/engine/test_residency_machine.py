@@ -1,4 +1,5 @@
-"""The residency under any order of requests: leases hold, no slot is shared, nobody starves."""
+"""The residency under any order of requests: leases hold, no slot is shared, nobody starves, and
+what is retired leaves."""
 
 import asyncio
 import tempfile
@@ -80,6 +81,11 @@ class ResidencyMachine(RuleBasedStateMachine):
             self.asked[index % len(self.asked)][1].cancel()
         self.run_loop()
 
+    @rule(name=st.sampled_from(NAMES))
+    def retire(self, name: str) -> None:
+        self.harness.residency.retire(self.harness.keys[name])
+        self.run_loop()
+
     @rule(open_=st.booleans())
     def disk(self, open_: bool) -> None:
         """Reads wait, or those that wait go on."""
@@ -109,6 +115,13 @@ class ResidencyMachine(RuleBasedStateMachine):
         residency = self.harness.residency
         used = [slot.index for slot in residency._active.values()]
         assert sorted(used + residency._free) == list(range(SLOTS))
+
+    @invariant()
+    def what_is_retired_is_held_or_wanted(self) -> None:
+        residency = self.harness.residency
+        for key in residency._retired:
+            slot = residency._active.get(key)
+            assert key in residency._wanted or (slot and (slot.leases or slot.adapter is None))
 
     @invariant()
     def what_is_leased_stays_loaded(self) -> None:
@@ -141,6 +154,7 @@ class ResidencyMachine(RuleBasedStateMachine):
         assert not residency._wanted
         self.loop.run_until_complete(asyncio.sleep(0.01))
         assert all(slot.leases == 0 for slot in residency._active.values())
+        assert not residency._retired
         self.slots_are_free_or_of_one_adapter()
         self.loop.run_until_complete(self.stack.aclose())
         self.loop.close()
