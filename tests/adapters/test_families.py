@@ -9,7 +9,7 @@ from transformers import AutoConfig
 from adapters.backbone.families import FAMILIES, family_of
 from adapters.backbone.model import Backbone, check_fits
 from adapters.errors import IncompatibleAdapter, UnsupportedBackbone
-from adapters.format.spec import AdapterSpec
+from adapters.format.spec import StaticPrompt, VectorTuning
 from adapters.packed.packing import Row, RowShape
 from tests.support.families import (
     FAMILY_NAMES,
@@ -22,7 +22,7 @@ from tests.support.families import (
     model_of,
     tokenizer_of,
 )
-from tests.support.tiny_models import attention_of, make_adapter, make_spec
+from tests.support.tiny_models import make_adapter, make_spec
 
 
 def test_every_supported_family_is_tested() -> None:
@@ -90,20 +90,17 @@ def test_the_trunk_is_the_plain_models_hidden_states(family: str) -> None:
         assert torch.allclose(kept.hidden, expected[layer][0], rtol=0, atol=1e-5)
 
 
-def _other(spec: AdapterSpec, **fields: Any) -> AdapterSpec:
-    return spec.model_copy(update=fields)
-
-
 def test_a_spec_of_another_backbone_is_refused_with_every_difference(backbone: Backbone) -> None:
     spec = make_spec(backbone)
     check_fits(spec, backbone)
-    other = _other(
-        spec,
-        backbone=spec.backbone.model_copy(update={"name": "else", "fingerprint": "0" * 64}),
-        tokenizer_sha256="1" * 64,
-        hidden_size=backbone.hidden_size + 1,
-        prompt=attention_of(make_adapter(backbone)).model_copy(update={"layer": backbone.layers}),
-        max_length=backbone.max_tokens + 1,
+    other = spec.model_copy(
+        update={
+            "backbone": spec.backbone.model_copy(update={"name": "else", "fingerprint": "0" * 64}),
+            "tokenizer_sha256": "1" * 64,
+            "hidden_size": backbone.hidden_size + 1,
+            "prompt": StaticPrompt(length=1, layer=backbone.layers),
+            "max_length": backbone.max_tokens + 1,
+        }
     )
     with pytest.raises(IncompatibleAdapter) as caught:
         check_fits(other, backbone)
@@ -122,13 +119,24 @@ def test_a_spec_of_another_backbone_is_refused_with_every_difference(backbone: B
     [
         ({"tokenizer_sha256": "1" * 64}, "tokenizer: 111111111111"),
         ({"hidden_size": 31}, "hidden_size: 31, the backbone's is 32"),
-        ({"insertion_layer": 3}, "insertion_layer: 3, the backbone has layers 0..2"),
+        (
+            {"prompt": StaticPrompt(length=1, layer=3)},
+            "prompt.layer: 3, the backbone has layers 0..2",
+        ),
+        (
+            {"tuning": VectorTuning(layers=(1, 4), intermediate_size=64)},
+            "tuning.layers: up to 3, the backbone has layers 0..2",
+        ),
+        (
+            {"tuning": VectorTuning(layers=(0, 3), intermediate_size=65)},
+            "tuning.intermediate_size: 65, the backbone's is 64",
+        ),
         ({"max_length": 129}, "max_length: 129, the backbone takes 128 tokens"),
     ],
-    ids=["tokenizer", "hidden size", "layer", "length"],
+    ids=["tokenizer", "hidden size", "prompt", "tuned layers", "width", "length"],
 )
 def test_one_difference_is_enough(backbone: Backbone, fields: dict[str, Any], named: str) -> None:
     with pytest.raises(IncompatibleAdapter) as caught:
-        check_fits(_other(make_spec(backbone), **fields), backbone)
+        check_fits(make_spec(backbone).model_copy(update=fields), backbone)
     (fault,) = caught.value.faults
     assert fault.startswith(named)

@@ -48,9 +48,8 @@ def test_the_generator_has_the_published_number_of_parameters(
     backbone: Backbone, n: int, published: int
 ) -> None:
     """t = 10, c = 34: 3n^2 + 384n. The paper counts neither W_down's bias nor the head."""
-    spec = make_spec(backbone, prompt_length=10, bottleneck=34).model_copy(
-        update={"hidden_size": n, "attention_size": n}
-    )
+    spec = make_spec(backbone, prompt_length=10, bottleneck=34, attention_size=n)
+    spec = spec.model_copy(update={"hidden_size": n})
     assert generator_parameters(spec) == 3 * n * n + 384 * n == published
 
 
