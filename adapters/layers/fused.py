@@ -11,9 +11,10 @@ Positions after the last row are not attended to: whatever they hold, even NaN, 
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import triton
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from adapters.layers import triton_layer
+from adapters.layers.tuning import LayerTuning
 from adapters.packed.layout import Extents
 
 logger = logging.getLogger(__name__)
@@ -43,8 +45,60 @@ class Tiling:
     stages: int = 2
 
 
+@dataclass(frozen=True, slots=True)
+class RowVectors:
+    """Where the kernels find the vectors that each row's adapter has for a layer.
+
+    table: int64 [slots, columns]. rows, owners: int32, the slot of every row and of every position,
+    -1 for padding. scale, bias: the columns of the table with the addresses of float32 [L, 3n + f]
+    and [L, 4n + f], as in `VectorTuning.shapes`. first, end: the columns with the range of the L
+    layers. intermediate_size: f.
+    """
+
+    table: Tensor
+    layer: int
+    rows: Tensor
+    owners: Tensor
+    scale: int
+    bias: int
+    first: int
+    end: int
+    intermediate_size: int
+
+    def constants(self, n: int) -> dict[str, Any]:
+        """What kernels are compiled for."""
+        return {
+            "TUNED": True,
+            "BIAS": int(self.bias),
+            "FIRST": int(self.first),
+            "END": int(self.end),
+            "BIASES": 4 * n + self.intermediate_size,
+        }
+
+
+_UNTUNED = {"TUNED": False, "BIAS": 0, "FIRST": 0, "END": 0, "BIASES": 0}
+
+
+@runtime_checkable
+class FusedTuning(LayerTuning, Protocol):
+    """A `LayerTuning` whose vectors the kernels of a fused layer can apply."""
+
+    @property
+    def vectors(self) -> RowVectors | None:
+        """What attention and norms apply; None: nothing."""
+        ...
+
+    def without_vectors(self) -> LayerTuning:
+        """The other changes."""
+        ...
+
+    def up_to_activated(self, output: Tensor) -> Tensor:
+        """The vectors of `up`, the exact GELU, and `activated`: [T, f] -> [T, f]."""
+        ...
+
+
 class FusedLayer:
-    """A layer's weights as the kernels want them (`adapters.layers.bert.FastLayer`)."""
+    """A layer's weights as the kernels want them (`adapters.layers.bert.TunableLayer`)."""
 
     def __init__(self, layer: Any) -> None:
         own = layer.attention.self
@@ -68,25 +122,78 @@ class FusedLayer:
             attended = self._attended(states, layout).index_select(0, positions)
             return self._finish(attended, states.index_select(0, positions))
 
+    def forward_tuned(self, states: Tensor, layout: Extents, tuning: LayerTuning) -> Tensor:
+        """With the adapters' changes: [T, n] -> [T, n]."""
+        with torch.cuda.device_of(states):
+            attended = self._attended_tuned(states, layout, tuning)
+            return self._finish_tuned(attended, states, tuning)
+
+    def read_tuned(
+        self, states: Tensor, positions: Tensor, layout: Extents, tuning: LayerTuning
+    ) -> Tensor:
+        """As the last layer, with the adapters' changes: [T, n] -> [positions, n]."""
+        with torch.cuda.device_of(states):
+            attended = self._attended_tuned(states, layout, tuning).index_select(0, positions)
+            residual = states.index_select(0, positions)
+            return self._finish_tuned(attended, residual, tuning.select(positions))
+
     def _attended(self, states: Tensor, layout: Extents) -> Tensor:
         """[T, n] -> [T, heads * d]"""
         projected = functional.linear(states, self._weight, self._bias)
         projected = projected.view(len(states), 3, self._heads, self._size)
         return attend(projected, layout.cumulative, longest=layout.longest)
 
+    def _attended_tuned(self, states: Tensor, layout: Extents, tuning: LayerTuning) -> Tensor:
+        """[T, n] -> [T, heads * d]"""
+        tuning, vectors, _ = _split(tuning)
+        projected = functional.linear(states, self._weight, self._bias)
+        projected = tuning.projection(states, projected)
+        projected = projected.view(len(states), 3, self._heads, self._size)
+        return attend(projected, layout.cumulative, longest=layout.longest, vectors=vectors)
+
     def _finish(self, attended: Tensor, residual: Tensor) -> Tensor:
         """After attention: [positions, heads * d], [positions, n] -> [positions, n]"""
         states = add_norm(self._attention.dense(attended), residual, self._attention.LayerNorm)
-        wide = self._intermediate.dense(states)
-        if self._exact_gelu:
-            wide = torch.ops.aten.gelu_(wide)
-        else:
-            wide = self._intermediate.intermediate_act_fn(wide)
+        wide = self._activate(self._intermediate.dense(states))
         return add_norm(self._output.dense(wide), states, self._output.LayerNorm)
+
+    def _finish_tuned(self, attended: Tensor, residual: Tensor, tuning: LayerTuning) -> Tensor:
+        """After attention: [positions, heads * d], [positions, n] -> [positions, n]"""
+        others, vectors, up_to_activated = _split(tuning)
+        dense = others.dense(attended, self._attention.dense(attended))
+        states = add_norm(dense, residual, self._attention.LayerNorm)
+        wide = self._intermediate.dense(states)
+        if up_to_activated is None or not self._exact_gelu:
+            wide = tuning.activated(self._activate(tuning.up(states, wide)))
+        else:
+            wide = up_to_activated(others.up(states, wide))
+        output = others.down(wide, self._output.dense(wide))
+        return add_norm(output, states, self._output.LayerNorm, vectors=vectors)
+
+    def _activate(self, wide: Tensor) -> Tensor:
+        if self._exact_gelu:
+            activated: Tensor = torch.ops.aten.gelu_(wide)
+        else:
+            activated = self._intermediate.intermediate_act_fn(wide)
+        return activated
+
+
+def _split(
+    tuning: LayerTuning,
+) -> tuple[LayerTuning, RowVectors | None, Callable[[Tensor], Tensor] | None]:
+    """What to call at the sites, what the kernels apply, and the activation that goes with it."""
+    if isinstance(tuning, FusedTuning) and (vectors := tuning.vectors) is not None:
+        return tuning.without_vectors(), vectors, tuning.up_to_activated
+    return tuning, None, None
 
 
 def attend(
-    projected: Tensor, cumulative: Tensor, *, longest: int, tiling: Tiling | None = None
+    projected: Tensor,
+    cumulative: Tensor,
+    *,
+    longest: int,
+    tiling: Tiling | None = None,
+    vectors: RowVectors | None = None,
 ) -> Tensor:
     """softmax(Q K^T / sqrt(d)) V within every row.
 
@@ -95,6 +202,7 @@ def attend(
         cumulative: int32 [rows + 1], where rows start, and the end; rows may be empty.
         longest: no row has more tokens.
         tiling: None chooses one; it never changes the result.
+        vectors: scales and biases of queries, keys and values.
 
     Returns:
         [T, heads * d]; undefined after the last row.
@@ -103,17 +211,26 @@ def attend(
     tiling = tiling or tiling_of(len(cumulative) - 1, heads, longest)
     assert projected.is_contiguous(), projected.stride()
     assert size <= MAX_HEAD_SIZE, size
-    out = torch.empty(tokens, heads * size, dtype=projected.dtype, device=projected.device)
+    n = heads * size
+    out = torch.empty(tokens, n, dtype=projected.dtype, device=projected.device)
     triton_layer.attend[(heads, len(cumulative) - 1, tiling.parts)](
         *projected.unbind(1),
         projected.stride(0),
         cumulative,
         out,
         size**-0.5 * math.log2(math.e),
+        *(
+            (None, None, 0, 0)
+            if vectors is None
+            else (vectors.rows, vectors.table, vectors.table.stride(0), vectors.layer)
+        ),
         SIZE=size,
         # A product of blocks is at least 16 wide.
         DEPTH=max(16, triton.next_power_of_2(size)),
         BLOCK=tiling.block,
+        SCALE=0 if vectors is None else int(vectors.scale),
+        SCALES=0 if vectors is None else 3 * n + vectors.intermediate_size,
+        **_UNTUNED if vectors is None else vectors.constants(n),
         num_warps=tiling.warps,
         num_stages=tiling.stages,
     )
@@ -127,8 +244,19 @@ def tiling_of(rows: int, heads: int, longest: int) -> Tiling:
     return Tiling(block, max(1, min(blocks, _PROGRAMS // (rows * heads))))
 
 
-def add_norm(states: Tensor, residual: Tensor, norm: nn.LayerNorm, *, warps: int = 4) -> Tensor:
-    """norm(states + residual), of [T, n] each."""
+def add_norm(
+    states: Tensor,
+    residual: Tensor,
+    norm: nn.LayerNorm,
+    *,
+    warps: int = 4,
+    vectors: RowVectors | None = None,
+) -> Tensor:
+    """norm(states + residual), of [T, n] each.
+
+    Args:
+        vectors: the bias of `down` is added as well.
+    """
     assert states.is_contiguous(), states.stride()
     assert residual.is_contiguous(), residual.stride()
     n = states.shape[1]
@@ -140,7 +268,14 @@ def add_norm(states: Tensor, residual: Tensor, norm: nn.LayerNorm, *, warps: int
         norm.bias,
         out,
         norm.eps,
+        *(
+            (None, None, 0, 0)
+            if vectors is None
+            else (vectors.owners, vectors.table, vectors.table.stride(0), vectors.layer)
+        ),
         N=n,
+        OFFSET=0 if vectors is None else 3 * n + vectors.intermediate_size,
+        **_UNTUNED if vectors is None else vectors.constants(n),
         COLUMNS=triton.next_power_of_2(n),
         num_warps=warps,
     )

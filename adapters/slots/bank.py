@@ -2,13 +2,14 @@
 
     Adapter --image_of--> AdapterImage (host memory, as the device wants it) --write--> slot
 
-All that can be computed ahead is in the image, so filling a slot takes two copies: the folded query
-matrix, into a bank with a place for each slot, and the rest as one float32 array. The copies go
-through a few pinned buffers. Images are not pinned: pinning takes a millisecond for each
-megabyte, during which every other thread waits for the driver.
+All that can be computed ahead is in the image, which is one block of bytes: filling a slot takes
+one copy. A slot takes the memory of its adapter and no more, so an adapter of a few vectors does
+not take the place of a prompt's generator. The copies go through a few pinned buffers. Images are
+not pinned: pinning takes a millisecond for each megabyte, during which every other thread waits for
+the driver.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -16,22 +17,40 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapters.adapter import prepare
-from adapters.backbone.model import Backbone
-from adapters.format.files import Adapter
-from adapters.format.spec import AdapterSpec, AttentionPrompt, FinalActivation
+from adapters.backbone.model import Backbone, check_fits
+from adapters.errors import InvalidAdapter
+from adapters.format.files import Adapter, all_finite
+from adapters.format.spec import (
+    AdapterSpec,
+    AttentionPrompt,
+    FinalActivation,
+    FirstTokenPrompt,
+    HiddenActivation,
+    LoraTuning,
+    RoutedPrompt,
+    StaticPrompt,
+    VectorTuning,
+)
+from adapters.packed.prompt import GeneratorWeights
 from adapters.slots.batch import Fact, facts_of
 
-# Every matrix starts at a multiple of this many float32: 16 bytes.
-_ALIGNMENT = 4
+# Every matrix starts at a multiple of this many bytes.
+_ALIGNMENT = 16
 
 
 class Column(IntEnum):
     """The columns of the slot table, int64 [slots, Column].
 
-    First the addresses of four matrices, each followed by its bias in memory. Then their widths, 0
-    if there is no such matrix. final, sigmoid: the activations of prompt and scores. temperature:
-    the bits of a float32.
+    First addresses, 0 if there is no such matrix. DOWN to OUT are float32, each followed by its
+    bias in memory, and their widths follow; W_up alone may be a bias without a matrix. QUERY:
+    [n, n] in the backbone's type; without it every token gets the same weight, which is pooling by
+    the mean. TABLE: [positions, width] in the backbone's type. SCALE, BIAS, ACTIVATED: float32 [L, ...],
+    as in `VectorTuning.shapes`. QUERY_A to DOWN_A: [L, r, inputs], and QUERY_B to DOWN_B: [L, r,
+    outputs] times the scaling, in the backbone's type.
+
+    INNER, FINAL, HIDDEN: the activations of the bottleneck, the prompt and the head. FIRST_TOKEN: 1
+    if only the first token counts. ROUTED: 1 if the bottleneck is a router's answer. TEMPERATURE:
+    the bits of a float32. FIRST, END: the tuned layers. RANK: r.
     """
 
     DOWN = 0
@@ -42,32 +61,73 @@ class Column(IntEnum):
     UP_WIDTH = 5
     DENSE_WIDTH = 6
     OUT_WIDTH = 7
-    FINAL = 8
-    SIGMOID = 9
-    TEMPERATURE = 10
+    QUERY = 8
+    TABLE = 9
+    SCALE = 10
+    BIAS = 11
+    ACTIVATED = 12
+    QUERY_A = 13
+    KEY_A = 14
+    VALUE_A = 15
+    DENSE_A = 16
+    UP_A = 17
+    DOWN_A = 18
+    QUERY_B = 19
+    KEY_B = 20
+    VALUE_B = 21
+    DENSE_B = 22
+    UP_B = 23
+    DOWN_B = 24
+    INNER = 25
+    FINAL = 26
+    HIDDEN = 27
+    FIRST_TOKEN = 28
+    ROUTED = 29
+    SIGMOID = 30
+    TEMPERATURE = 31
+    POSITIONS = 32
+    FIRST = 33
+    END = 34
+    RANK = 35
 
 
-_FINAL_CODES = {FinalActivation.NONE: 0, FinalActivation.RELU: 1, FinalActivation.TANH: 2}
+class Activation(IntEnum):
+    """The codes of activations in the table."""
+
+    NONE = 0
+    RELU = 1
+    TANH = 2
+    GELU = 3
+
+
+_FINAL = {
+    FinalActivation.NONE: Activation.NONE,
+    FinalActivation.RELU: Activation.RELU,
+    FinalActivation.TANH: Activation.TANH,
+}
+_HIDDEN = {
+    HiddenActivation.RELU: Activation.RELU,
+    HiddenActivation.TANH: Activation.TANH,
+    HiddenActivation.GELU: Activation.GELU,
+}
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterImage:
     """An adapter in host memory, ready to be copied.
 
-    query: [n, n] in the backbone's type; zeros give every token the same weight, which is pooling
-    by the mean. rest: float32, the table's matrices with their biases. offsets: the start of each
-    in `rest`. widths: of each, 0 if there is none.
+    memory: uint8, all its matrices. starts: where the matrix of a column is in it. values: the
+    table's other columns that are not 0.
     """
 
     spec: AdapterSpec
-    query: Tensor
-    rest: Tensor
-    offsets: tuple[int, ...]
-    widths: tuple[int, ...]
+    memory: Tensor
+    starts: Mapping[Column, int]
+    values: Mapping[Column, int]
 
     @property
     def nbytes(self) -> int:
-        return self.query.nbytes + self.rest.nbytes
+        return self.memory.nbytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,109 +143,180 @@ def image_of(adapter: Adapter, backbone: Backbone) -> AdapterImage:
     """Fold and cast an adapter on the backbone's device and copy it to host memory.
 
     Raises:
-        IncompatibleAdapter, InvalidAdapter: as `prepare`.
+        IncompatibleAdapter: it was made for another backbone.
+        InvalidAdapter: its weights are finite, but their products or casts are not.
     """
-    prepared = prepare(adapter, backbone)
-    generator, head, n = prepared.generator, prepared.head, backbone.hidden_size
-    query = generator.query
-    if query is None:
-        query = torch.zeros(n, n, dtype=backbone.dtype, device=backbone.device)
-    # In the order of the table's columns.
-    matrices: tuple[tuple[Tensor | None, Tensor | None], ...] = (
-        (generator.down, generator.down_bias),
-        (generator.up, generator.up_bias),
-        (head.dense, head.dense_bias),
-        (head.out, head.out_bias),
-    )
-    pieces: list[Tensor] = []
-    offsets, widths, total = [], [], 0
-    for matrix, bias in matrices:
-        offsets.append(total)
-        widths.append(0 if bias is None else len(bias))
-        if matrix is None or bias is None:
-            continue
-        size = matrix.numel() + len(bias)
-        padding = -size % _ALIGNMENT
-        pieces += [matrix.flatten(), bias, bias.new_zeros(padding)]
-        total += size + padding
-    rest = torch.cat(pieces).cpu()
-    return AdapterImage(adapter.spec, query.cpu(), rest, tuple(offsets), tuple(widths))
+    check_fits(adapter.spec, backbone)
+    tensors = {
+        name: tensor.to(backbone.device, torch.float32) for name, tensor in adapter.tensors.items()
+    }
+    builder = _Builder(backbone.dtype)
+    _add_prompt(builder, adapter.spec, tensors)
+    _add_tuning(builder, adapter.spec, tensors)
+    _add_head(builder, adapter.spec, tensors)
+    return builder.image(adapter.spec)
+
+
+class _Builder:
+    """Collects the matrices and the values of an image. dtype: of the backbone."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._pieces: list[Tensor] = []
+        self._size = 0
+        self._starts: dict[Column, int] = {}
+        self.values: dict[Column, int] = {}
+
+    def add(self, column: Column, *tensors: Tensor) -> None:
+        """Tensors of one type, one after the other."""
+        self._starts[column] = self._size
+        flat = torch.cat([tensor.flatten() for tensor in tensors]).contiguous().view(torch.uint8)
+        padding = -len(flat) % _ALIGNMENT
+        self._pieces += [flat, flat.new_zeros(padding)]
+        self._size += len(flat) + padding
+
+    def add_linear(self, column: Column, matrix: Tensor | None, bias: Tensor) -> None:
+        """A matrix and its bias, which alone stays float32."""
+        self.add(column, *([] if matrix is None else [matrix]), bias)
+        self.values[Column(column + Column.DOWN_WIDTH - Column.DOWN)] = len(bias)
+
+    def add_cast(self, column: Column, name: str, tensor: Tensor) -> None:
+        """A matrix that multiplies every token.
+
+        Raises:
+            InvalidAdapter: it is not finite in the backbone's type.
+        """
+        cast = tensor.to(self._dtype)
+        if not all_finite(cast):
+            raise InvalidAdapter([f"{name}: not finite once folded and cast to {self._dtype}"])
+        self.add(column, cast)
+
+    def image(self, spec: AdapterSpec) -> AdapterImage:
+        return AdapterImage(spec, torch.cat(self._pieces).cpu(), self._starts, self.values)
+
+
+def _add_prompt(builder: _Builder, spec: AdapterSpec, tensors: dict[str, Tensor]) -> None:
+    match spec.prompt:
+        case AttentionPrompt() as prompt:
+            folded = GeneratorWeights.of(prompt, tensors).folded()
+            if not all_finite(folded.down):
+                raise InvalidAdapter(["generator: not finite once folded"])
+            if folded.query is not None:
+                builder.add_cast(Column.QUERY, "generator", folded.query)
+            builder.add_linear(Column.DOWN, folded.down, folded.down_bias)
+            builder.add_linear(Column.UP, folded.up, folded.up_bias)
+            builder.values[Column.INNER] = Activation.RELU
+            builder.values[Column.FINAL] = _FINAL[prompt.final_activation]
+        case FirstTokenPrompt():
+            for column, name in ((Column.DOWN, "down"), (Column.UP, "up")):
+                weight = tensors[f"generator.{name}.weight"]
+                builder.add_linear(column, weight, tensors[f"generator.{name}.bias"])
+            builder.values[Column.INNER] = Activation.RELU
+            builder.values[Column.FIRST_TOKEN] = 1
+        case RoutedPrompt():
+            router, bank = tensors["generator.router"], tensors["generator.bank"]
+            builder.add_linear(Column.DOWN, router, router.new_zeros(router.shape[1]))
+            builder.add_linear(Column.UP, bank, bank.new_zeros(bank.shape[1]))
+            builder.values[Column.ROUTED] = 1
+        case StaticPrompt() as prompt:
+            builder.add_linear(Column.UP, None, tensors["prompt.vectors"].flatten())
+            if prompt.table is not None:
+                # A text has no more tokens.
+                rows = tensors["prompt.table.a"][: spec.max_length]
+                builder.add_cast(Column.TABLE, "prompt.table", rows @ tensors["prompt.table.b"])
+                builder.values[Column.POSITIONS] = len(rows)
+        case None:
+            pass
+
+
+def _add_tuning(builder: _Builder, spec: AdapterSpec, tensors: dict[str, Tensor]) -> None:
+    tuning = spec.tuning
+    if tuning is None:
+        return
+    builder.values[Column.FIRST], builder.values[Column.END] = tuning.layers
+    match tuning:
+        case VectorTuning():
+            builder.add(Column.SCALE, tensors["tuning.scale"])
+            builder.add(Column.BIAS, tensors["tuning.bias"])
+            if tuning.activated:
+                builder.add(Column.ACTIVATED, tensors["tuning.activated"])
+        case LoraTuning():
+            builder.values[Column.RANK] = tuning.rank
+            for site in tuning.sites:
+                name = f"tuning.{site}"
+                # Its rows are read along the inputs.
+                a = tensors[f"{name}.a"].transpose(1, 2)
+                builder.add_cast(Column[f"{site.name}_A"], f"{name}.a", a)
+                b = tensors[f"{name}.b"] * tuning.scaling
+                builder.add_cast(Column[f"{site.name}_B"], f"{name}.b", b)
+
+
+def _add_head(builder: _Builder, spec: AdapterSpec, tensors: dict[str, Tensor]) -> None:
+    if "head.dense.weight" in tensors:
+        builder.add_linear(Column.DENSE, tensors["head.dense.weight"], tensors["head.dense.bias"])
+        builder.values[Column.HIDDEN] = _HIDDEN[spec.head.hidden]
+    builder.add_linear(Column.OUT, tensors["head.out.weight"], tensors["head.out.bias"])
+    builder.values[Column.SIGMOID] = spec.activation == "sigmoid"
+    temperature = np.float32(spec.calibration.temperature)
+    builder.values[Column.TEMPERATURE] = int(temperature.view(np.int32))
 
 
 class SlotBank:
     """The slots of one device.
 
     Attributes:
-        query: [slots, n, n]. table: int64 [slots, Column].
+        table: int64 [slots, Column].
         facts: int64 [slots, Fact] in host memory, from which batches are built.
 
     Args:
         slots: adapters that can be active at once.
-        hidden_size: n.
     """
 
-    def __init__(
-        self, slots: int, *, hidden_size: int, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        n = hidden_size
-        self.query = torch.zeros(slots, n, n, device=device, dtype=dtype)
+    def __init__(self, slots: int, *, device: torch.device) -> None:
         self.table = torch.zeros(slots, len(Column), dtype=torch.int64, device=device)
         self.facts = np.zeros((slots, len(Fact)), dtype=np.int64)
-        # Kernels know these tensors only by address: this list keeps them alive.
-        self._rests: list[Tensor | None] = [None] * slots
+        # Kernels know the adapters only by address: this list keeps them alive.
+        self._memory: list[Tensor | None] = [None] * slots
         # Pinned memory for the largest number of images that one call has written.
-        self._staging: list[tuple[Tensor, Tensor]] = []
+        self._staging: list[Tensor] = []
 
     def __len__(self) -> int:
-        return len(self._rests)
+        return len(self._memory)
 
     @property
     def nbytes(self) -> int:
-        """Device memory of the bank and of the adapters in its slots."""
-        rests = sum(rest.nbytes for rest in self._rests if rest is not None)
-        return self.query.nbytes + rests
+        """Device memory of the table and of the adapters in its slots."""
+        adapters = sum(memory.nbytes for memory in self._memory if memory is not None)
+        return self.table.nbytes + adapters
 
     def write(self, images: Sequence[tuple[int, AdapterImage]]) -> None:
         """Fill slots that no running batch uses from (slot, image) pairs, on the current stream.
 
         Asynchronous on CUDA: synchronise the stream before the next call.
         """
-        device = self.query.device
+        device = self.table.device
         rows = np.zeros((len(images), len(Column)), dtype=np.int64)
         for index, (row, (slot, image)) in enumerate(zip(rows, images, strict=True)):
-            query, rest = self._staged(index, image)
-            self.query[slot].copy_(query, non_blocking=True)
-            rest = rest.to(device, non_blocking=True)
-            self._rests[slot] = rest
+            memory = self._staged(index, image).to(device, non_blocking=True)
+            self._memory[slot] = memory
             self.facts[slot] = facts_of(image.spec)
-            row[Column.DOWN : Column.OUT + 1] = image.offsets
-            row[Column.DOWN : Column.OUT + 1] *= rest.element_size()
-            row[Column.DOWN : Column.OUT + 1] += rest.data_ptr()
-            row[Column.DOWN_WIDTH : Column.OUT_WIDTH + 1] = image.widths
-            row[Column.FINAL] = _FINAL_CODES[_final_activation(image.spec)]
-            row[Column.SIGMOID] = image.spec.activation == "sigmoid"
-            temperature = np.float32(image.spec.calibration.temperature)
-            row[Column.TEMPERATURE] = temperature.view(np.int32)
+            for column, start in image.starts.items():
+                row[column] = memory.data_ptr() + start
+            for column, value in image.values.items():
+                row[column] = value
         slots = torch.tensor([slot for slot, _ in images], device=device)
         self.table.index_copy_(0, slots, torch.from_numpy(rows).to(device))
 
-    def _staged(self, index: int, image: AdapterImage) -> tuple[Tensor, Tensor]:
-        """The query and the rest of an image, on CUDA in the pinned buffers number `index`."""
-        if not self.query.is_cuda:
-            return image.query, image.rest
+    def _staged(self, index: int, image: AdapterImage) -> Tensor:
+        """The memory of an image, on CUDA in the pinned buffer number `index`."""
+        if not self.table.is_cuda:
+            return image.memory
         if index == len(self._staging):
-            self._staging.append((_pinned_like(image.query), _pinned_like(image.rest)))
-        query, rest = self._staging[index]
-        if len(rest) < len(image.rest):
-            rest = _pinned_like(image.rest)
-            self._staging[index] = query, rest
-        return query.copy_(image.query), rest[: len(image.rest)].copy_(image.rest)
+            self._staging.append(_pinned(image.nbytes))
+        if len(self._staging[index]) < image.nbytes:
+            self._staging[index] = _pinned(image.nbytes)
+        return self._staging[index][: image.nbytes].copy_(image.memory)
 
 
-def _final_activation(spec: AdapterSpec) -> FinalActivation:
-    prompt = spec.prompt
-    return prompt.final_activation if isinstance(prompt, AttentionPrompt) else FinalActivation.NONE
-
-
-def _pinned_like(tensor: Tensor) -> Tensor:
-    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+def _pinned(nbytes: int) -> Tensor:
+    return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)

@@ -74,5 +74,5 @@ def _shape(signature: Signature, *, positions: int, tokens: int, longest: int) -
         expanded=(positions,) * len(signature.insertions),
         reads=positions if signature.mean else rows,
         longest=longest,
-        tiles=tokens // TILE + rows,
+        tiles=(positions if signature.tuned else tokens) // TILE + rows,
     )

@@ -17,33 +17,12 @@ import torch
 from torch import Tensor
 
 from adapters.backbone.model import Backbone
-from adapters.format.spec import GeneratorInput
 from adapters.packed.layout import Indices
 from adapters.slots import kernels
 from adapters.slots.bank import SlotBank
-from adapters.slots.batch import BatchShape, Fact, Signature, at_layer, section_slices
-
-
-@dataclass(frozen=True)
-class SlottedExtents:
-    """`adapters.packed.layout.Extents` of rows that may be followed by padding.
-
-    lengths: int64 [rows] on the host, for devices without an attention kernel for packed rows. None
-    in a graph, where only sizes are known.
-    """
-
-    cumulative: Tensor
-    longest: int
-    lengths: Indices | None = None
-
-    def by_run(self, states: Tensor) -> list[Tensor]:
-        """[T, ...] -> [1, length, ...] for every row, and for the padding."""
-        assert self.lengths is not None, (
-            "graphs are captured only with an attention kernel for rows"
-        )
-        sizes = self.lengths.tolist()
-        sizes += [len(states) - sum(sizes)]
-        return [piece.unsqueeze(0) for piece in states.split([size for size in sizes if size])]
+from adapters.slots.batch import BatchShape, Fact, Signature, Source, at_layer, section_slices
+from adapters.slots.extents import Places, SlottedExtents
+from adapters.slots.tuning import Sizes, SlotTuning
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,44 +87,71 @@ class Outputs:
 @torch.inference_mode()
 def run(backbone: Backbone, bank: SlotBank, inputs: Inputs, widths: Widths) -> Outputs:
     """Classify a batch whose adapters are not wider than `widths`."""
-    sections, shape, insertions = inputs.sections, inputs.shape, inputs.signature.insertions
+    sections, shape, signature = inputs.sections, inputs.shape, inputs.signature
+    table, slots = bank.table, sections["slots"]
     lengths = iter(inputs.lengths or ())
     text = sections["text.cumulative"]
-    extents = SlottedExtents(text, shape.longest, next(lengths, None))
-    embeddings = backbone.embed(
-        sections["input_ids"], sections["token_type_ids"], sections["offsets"]
-    )
+    tuning = None
+    if signature.tuned:
+        sizes = Sizes(backbone.hidden_size, backbone.intermediate_size)
+        tuning = SlotTuning(table, signature, sizes, _places(inputs, "reads", slots))
+
+    def extents_of(name: str, cumulative: Tensor) -> SlottedExtents:
+        places = _places(inputs, name, slots) if signature.tuned else None
+        return SlottedExtents(cumulative, shape.longest, next(lengths, None), places)
+
+    extents = extents_of("text", text)
+    embeddings = _embed(backbone, table, inputs)
     hidden, layer = embeddings, 0
     weights = torch.empty(shape.tokens, dtype=torch.float32, device=hidden.device)
-    for point, positions in zip(insertions, shape.expanded, strict=True):
-        hidden = backbone.run_layers(hidden, layer, point.layer, extents)
+    for point, positions in zip(signature.insertions, shape.expanded, strict=True):
+        hidden = backbone.run_layers(hidden, layer, point.layer, extents, tuning)
         layer = point.layer
         bottlenecks = []
         for source in point.sources:
-            slots = sections[at_layer(layer, "slots", source)]
-            states, starts = hidden, extents.cumulative
-            if source is GeneratorInput.EMBEDDINGS:
-                states, starts = embeddings, text
-            texts = kernels.Texts(slots, starts, text)
-            queries = kernels.grouped_project(
-                states, bank.query, sections[at_layer(layer, "tiles", source)]
-            )
-            kernels.write_token_weights(queries, states, texts, weights, longest=shape.longest)
-            pooled = kernels.weighted_sums(weights, states, texts)
-            bottleneck = kernels.bottlenecks(pooled, slots, bank.table, width=widths.bottleneck)
-            bottlenecks.append((bottleneck, slots))
+            here = sections[at_layer(layer, "slots", source)]
+            # The vectors of a static prompt are a bias: no bottleneck is read.
+            bottleneck = weights.new_empty(shape.rows, 0)
+            if source is not Source.STATIC:
+                states, starts = hidden, extents.cumulative
+                if source is Source.EMBEDDINGS:
+                    states, starts = embeddings, text
+                texts = kernels.Texts(here, starts, text)
+                queries = kernels.grouped_project(
+                    states, table, sections[at_layer(layer, "tiles", source)]
+                )
+                kernels.write_token_weights(
+                    queries, states, texts, table, weights, longest=shape.longest
+                )
+                pooled = kernels.weighted_sums(weights, states, texts)
+                bottleneck = kernels.bottlenecks(pooled, here, table, width=widths.bottleneck)
+                if signature.routed:
+                    kernels.route(bottleneck, here, table)
+            bottlenecks.append((bottleneck, here))
         before, after = extents.cumulative, sections[at_layer(layer, "cumulative")]
         hidden = kernels.expand(hidden, before, after, positions=positions)
-        extents = SlottedExtents(after, shape.longest, next(lengths, None))
-        for bottleneck, slots in bottlenecks:
-            kernels.write_prompts(bottleneck, slots, bank.table, hidden, after, width=widths.prompt)
-    hidden = backbone.run_layers(hidden, layer, backbone.layers - 1, extents)
-    states = backbone.read(hidden, sections["reads"].long(), extents)
-    if inputs.signature.mean:
+        extents = extents_of(f"layer{layer}", after)
+        for bottleneck, here in bottlenecks:
+            kernels.write_prompts(bottleneck, here, table, hidden, after, width=widths.prompt)
+    hidden = backbone.run_layers(hidden, layer, backbone.layers - 1, extents, tuning)
+    states = backbone.read(hidden, sections["reads"].long(), extents, tuning)
+    if signature.mean:
         states = _means(states, sections["reads.cumulative"])
-    slots = sections["slots"]
-    logits = kernels.logits(states, slots, bank.table, width=widths.labels, dense=widths.dense)
-    return Outputs(kernels.scores(logits, slots, bank.table), weights)
+    logits = kernels.logits(states, slots, table, width=widths.labels, dense=widths.dense)
+    return Outputs(kernels.scores(logits, slots, table), weights)
+
+
+def _places(inputs: Inputs, name: str, slots: Tensor) -> Places:
+    """Of the text, the sequence after an insertion, or what is read."""
+    sections = inputs.sections
+    owners = sections[f"{name}.owners"] if inputs.signature.vectors else None
+    return Places(sections[f"{name}.tiles"], owners, slots)
+
+
+def _embed(backbone: Backbone, table: Tensor, inputs: Inputs) -> Tensor:
+    """The input of the first layer: [tokens, n]"""
+    sections, signature = inputs.sections, inputs.signature
+    return backbone.embed(sections["input_ids"], sections["token_type_ids"], sections["offsets"])
 
 
 def _means(states: Tensor, cumulative: Tensor) -> Tensor:

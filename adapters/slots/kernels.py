@@ -10,6 +10,7 @@ Sequences are flat. A row's number of tokens is the difference of two neighbours
 `Texts.cumulative`. Formulas: `adapters.packed.prompt`.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -20,8 +21,6 @@ from adapters.slots import triton_rows, triton_tokens
 from adapters.slots.bank import Column
 from adapters.slots.batch import TILE
 
-_NONE, _RELU, _TANH = 0, 1, 2
-_ADAPTERS_OWN = -1  # the activation in the slot table
 _WIDTHS = Column.DOWN_WIDTH - Column.DOWN
 # For each matrix: the most outputs of one program, and the number of weights that it holds at a
 # time. Narrow matrices are split too, so that even one row keeps several multiprocessors reading.
@@ -41,12 +40,20 @@ class Texts(NamedTuple):
     cumulative: Tensor  # [rows + 1], starts of the texts among the text tokens alone
 
 
-def grouped_project(source: Tensor, query: Tensor, tiles: Tensor) -> Tensor:
-    """Every tile's tokens times its slot's matrix.
+# For each matrix, the column of the table that names the activation after it.
+_ACTIVATIONS = {
+    Column.DOWN: Column.INNER,
+    Column.UP: Column.FINAL,
+    Column.DENSE: Column.HIDDEN,
+    Column.OUT: None,
+}
+
+
+def grouped_project(source: Tensor, table: Tensor, tiles: Tensor) -> Tensor:
+    """Every tile's tokens times its slot's query matrix, or zeros if there is none.
 
     Args:
         source: [T, n]
-        query: [slots, n, n]
         tiles: int32 [3 * tiles]: slot, first token, end; an empty tile does nothing.
 
     Returns:
@@ -58,11 +65,13 @@ def grouped_project(source: Tensor, query: Tensor, tiles: Tensor) -> Tensor:
     grid = (len(tiles) // 3, triton.cdiv(n, columns))
     triton_tokens.grouped_project[grid](
         source,
-        query,
+        table,
+        table.stride(0),
         tiles,
         projected,
-        query.stride(0),
         N=n,
+        QUERY=int(Column.QUERY),
+        ALIGNED=alignment(n, source.dtype),
         TILE_ROWS=TILE,
         COLUMNS=columns,
         DEPTH=min(64, columns),
@@ -70,10 +79,15 @@ def grouped_project(source: Tensor, query: Tensor, tiles: Tensor) -> Tensor:
     return projected
 
 
+def alignment(width: int, dtype: torch.dtype) -> int:
+    """What the addresses of all rows of this width are a multiple of, in bytes; at most 16."""
+    return math.gcd(16, width * dtype.itemsize)
+
+
 def write_token_weights(
-    queries: Tensor, keys: Tensor, texts: Texts, weights: Tensor, *, longest: int
+    queries: Tensor, keys: Tensor, texts: Texts, table: Tensor, weights: Tensor, *, longest: int
 ) -> None:
-    """The mean of the softmax's rows, for every text that is not skipped.
+    """The mean of the softmax's rows, or the first token alone, for all texts not skipped.
 
     Args:
         queries, keys: [T, n], laid out by `texts.starts`.
@@ -86,7 +100,17 @@ def write_token_weights(
     sizes: dict[str, Any] = {"N": n, "BLOCK": block, "DEPTH": min(64, triton.next_power_of_2(n))}
     grid = (len(texts.slots), triton.cdiv(longest, block))
     triton_tokens.normalizers[grid](queries, keys, *texts, normalizers, **sizes)
-    triton_tokens.column_means[grid](queries, keys, *texts, normalizers, weights, **sizes)
+    triton_tokens.column_means[grid](
+        queries,
+        keys,
+        *texts,
+        table,
+        table.stride(0),
+        normalizers,
+        weights,
+        FIRST_TOKEN=int(Column.FIRST_TOKEN),
+        **sizes,
+    )
 
 
 def weighted_sums(weights: Tensor, source: Tensor, texts: Texts) -> Tensor:
@@ -121,10 +145,24 @@ def expand(source: Tensor, before: Tensor, after: Tensor, *, positions: int) -> 
 
 
 def bottlenecks(pooled: Tensor, slots: Tensor, table: Tensor, *, width: int) -> Tensor:
-    """relu(x W_down + b_down): float32 [rows, width], defined up to each slot's own width."""
+    """act(x W_down + b_down): float32 [rows, width], defined up to each slot's own width."""
     out = torch.empty(len(slots), width, dtype=torch.float32, device=pooled.device)
-    _rowwise_linear(pooled, slots, table, out, Column.DOWN, width=width, activation=_RELU)
+    _rowwise_linear(pooled, slots, table, out, Column.DOWN, width=width)
     return out
+
+
+def route(bottleneck: Tensor, slots: Tensor, table: Tensor) -> None:
+    """In place: routers' logits become the share of the largest one, and 0 for the others."""
+    triton_rows.route[(len(slots),)](
+        bottleneck,
+        bottleneck.stride(0),
+        slots,
+        table,
+        table.stride(0),
+        ROUTED=int(Column.ROUTED),
+        WIDTH=int(Column.DOWN_WIDTH),
+        COLUMNS=max(16, triton.next_power_of_2(bottleneck.shape[1])),
+    )
 
 
 def write_prompts(
@@ -144,6 +182,33 @@ def write_prompts(
     _rowwise_linear(bottleneck, slots, table, sequence, Column.UP, width=width, starts=starts)
 
 
+def table_rows(offsets: Tensor, owners: Tensor, table: Tensor, *, like: Tensor) -> Tensor:
+    """What every token's adapter adds to its word embedding; zeros for adapters without a table.
+
+    Args:
+        offsets, owners: int32 [T]: positions in the texts, and slots.
+        like: [vocabulary, width], the word embeddings.
+
+    Returns:
+        [T, width], in the type of `like`.
+    """
+    width = like.shape[1]
+    rows = torch.zeros(len(offsets), width, dtype=like.dtype, device=like.device)
+    columns = min(256, triton.next_power_of_2(width))
+    triton_tokens.table_rows[(len(offsets), triton.cdiv(width, columns))](
+        offsets,
+        owners,
+        table,
+        table.stride(0),
+        rows,
+        WIDTH=width,
+        TABLE=int(Column.TABLE),
+        POSITIONS=int(Column.POSITIONS),
+        COLUMNS=columns,
+    )
+    return rows
+
+
 def logits(states: Tensor, slots: Tensor, table: Tensor, *, width: int, dense: bool) -> Tensor:
     """Every row's head: float32 [rows, width].
 
@@ -153,10 +218,10 @@ def logits(states: Tensor, slots: Tensor, table: Tensor, *, width: int, dense: b
     """
     if dense:
         n, hidden = states.shape[1], states.float()
-        _rowwise_linear(states, slots, table, hidden, Column.DENSE, width=n, activation=_TANH)
+        _rowwise_linear(states, slots, table, hidden, Column.DENSE, width=n)
         states = hidden
     out = torch.empty(len(slots), width, dtype=torch.float32, device=states.device)
-    _rowwise_linear(states, slots, table, out, Column.OUT, width=width, activation=_NONE)
+    _rowwise_linear(states, slots, table, out, Column.OUT, width=width)
     return out
 
 
@@ -185,11 +250,11 @@ def _rowwise_linear(
     column: Column,
     *,
     width: int,
-    activation: int = _ADAPTERS_OWN,
     starts: Tensor | None = None,
 ) -> None:
     """Every row times its slot's matrix, into row i of `out`, or from row `starts[i]` on."""
     most, block = _BLOCKS[column]
+    activation = _ACTIVATIONS[column]
     columns = min(most, max(16, triton.next_power_of_2(width)))
     triton_rows.rowwise_linear[(len(slots), triton.cdiv(width, columns))](
         states,
@@ -205,8 +270,7 @@ def _rowwise_linear(
         WIDTH=int(column) + _WIDTHS,
         # W_up has as many rows as the slot's bottleneck is wide.
         INPUTS=int(Column.DOWN_WIDTH) if column is Column.UP else -1,
-        FINAL=int(Column.FINAL),
-        ACTIVATION=activation,
+        ACTIVATION=-1 if activation is None else int(activation),
         PLACED=starts is not None,
         DEPTH=min(256, block // columns),
         COLUMNS=columns,

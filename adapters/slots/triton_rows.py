@@ -17,6 +17,18 @@ def _tanh(x):
 
 
 @triton.jit
+def _activated(x, code):
+    """Of a code of `adapters.slots.bank.Activation`."""
+    if code == 1:
+        x = tl.maximum(x, 0.0)
+    elif code == 2:
+        x = _tanh(x)
+    elif code == 3:
+        x = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+    return x
+
+
+@triton.jit
 def rowwise_linear(
     states,
     states_stride,
@@ -30,7 +42,6 @@ def rowwise_linear(
     MATRIX: tl.constexpr,
     WIDTH: tl.constexpr,
     INPUTS: tl.constexpr,
-    FINAL: tl.constexpr,
     ACTIVATION: tl.constexpr,
     PLACED: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -65,20 +76,41 @@ def rowwise_linear(
         start += DEPTH
     # The bias follows its matrix.
     total += tl.load(matrix + inputs * width + columns, mask=wide, other=0.0)
-    if ACTIVATION == 1:
-        total = tl.maximum(total, 0.0)
-    elif ACTIVATION == 2:
-        total = _tanh(total)
-    elif ACTIVATION < 0:
-        final = tl.load(table + slot * table_stride + FINAL)
-        if final == 1:
-            total = tl.maximum(total, 0.0)
-        elif final == 2:
-            total = _tanh(total)
+    if ACTIVATION >= 0:
+        total = _activated(total, tl.load(table + slot * table_stride + ACTIVATION))
     place = row.to(tl.int64)
     if PLACED:
         place = tl.load(places + row).to(tl.int64)
     tl.store(out + place * out_stride + columns, total.to(out.dtype.element_ty), mask=wide)
+
+
+@triton.jit
+def route(
+    logits,
+    stride,
+    slots,
+    table,
+    table_stride,
+    ROUTED: tl.constexpr,
+    WIDTH: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """In place: the largest share of the softmax, and 0 for all other prompts."""
+    row = tl.program_id(0)
+    slot = tl.load(slots + row).to(tl.int64)
+    if slot < 0:
+        return
+    if tl.load(table + slot * table_stride + ROUTED) == 0:
+        return
+    width = tl.load(table + slot * table_stride + WIDTH)
+    columns = tl.arange(0, COLUMNS)
+    here = columns < width
+    value = tl.load(logits + row * stride + columns, mask=here, other=float("-inf"))
+    top = tl.max(value, 0)
+    share = 1.0 / tl.sum(tl.exp(value - top), 0)
+    # The first of equal ones.
+    chosen = tl.min(tl.where(value == top, columns, COLUMNS), 0)
+    tl.store(logits + row * stride + columns, tl.where(columns == chosen, share, 0.0), mask=here)
 
 
 @triton.jit

@@ -11,15 +11,18 @@ import triton.language as tl
 @triton.jit
 def grouped_project(
     source,
-    query,
+    table,
+    table_stride,
     tiles,
     out,
-    query_stride,
     N: tl.constexpr,
+    QUERY: tl.constexpr,
+    ALIGNED: tl.constexpr,
     TILE_ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
+    """ALIGNED: every row of a matrix starts at a multiple of this many bytes."""
     tile = tl.program_id(0)
     slot = tl.load(tiles + tile * 3).to(tl.int64)
     first = tl.load(tiles + tile * 3 + 1).to(tl.int64)
@@ -30,20 +33,22 @@ def grouped_project(
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     depth = tl.arange(0, DEPTH)
     here, wide = rows < end, columns < N
-    matrix = query + slot * query_stride
+    address = tl.load(table + slot * table_stride + QUERY)
     total = tl.zeros([TILE_ROWS, COLUMNS], tl.float32)
-    for start in range(0, N, DEPTH):
-        k = start + depth
-        deep = k < N
-        a = tl.load(
-            source + rows[:, None] * N + k[None, :], mask=here[:, None] & deep[None, :], other=0.0
-        )
-        b = tl.load(
-            matrix + k[:, None] * N + columns[None, :],
-            mask=deep[:, None] & wide[None, :],
-            other=0.0,
-        )
-        total = tl.dot(a, b, total, input_precision="ieee")
+    if address != 0:
+        matrix = address.to(tl.pointer_type(source.dtype.element_ty))
+        for start in range(0, N, DEPTH):
+            k = start + depth
+            deep = k < N
+            a = tl.load(
+                source + rows[:, None] * N + k[None, :],
+                mask=here[:, None] & deep[None, :],
+                other=0.0,
+            )
+            # Without the hint, an address from memory is read in small pieces.
+            places = tl.multiple_of(matrix + k[:, None] * N + columns[None, :], [1, ALIGNED])
+            b = tl.load(places, mask=deep[:, None] & wide[None, :], other=0.0)
+            total = tl.dot(a, b, total, input_precision="ieee")
     tl.store(
         out + rows[:, None] * N + columns[None, :],
         total.to(out.dtype.element_ty),
@@ -129,18 +134,22 @@ def column_means(
     slots,
     starts,
     cumulative,
+    table,
+    table_stride,
     normalizers,
     weights,
     N: tl.constexpr,
+    FIRST_TOKEN: tl.constexpr,
     BLOCK: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    """The mean over queries of exp(score - normalizer).
+    """The mean over queries of exp(score - normalizer); 1 for the first token if it alone counts.
 
     One program for each block of keys and no atomics: a text's weights are the same in every run.
     """
     row = tl.program_id(0)
-    if tl.load(slots + row) < 0:
+    slot = tl.load(slots + row).to(tl.int64)
+    if slot < 0:
         return
     text = tl.load(cumulative + row)
     length = tl.load(cumulative + row + 1) - text
@@ -159,7 +168,10 @@ def column_means(
         normalizer = tl.load(normalizers + text + across, mask=across < length, other=float("inf"))
         total += tl.sum(tl.exp(block - normalizer[:, None]), 0)
         other += BLOCK
-    tl.store(weights + text + within, total / length, mask=here)
+    share = total / length
+    if tl.load(table + slot * table_stride + FIRST_TOKEN) != 0:
+        share = tl.where(within == 0, 1.0, 0.0)
+    tl.store(weights + text + within, share, mask=here)
 
 
 @triton.jit
@@ -214,3 +226,32 @@ def expand(source, before, after, out, N: tl.constexpr, ROWS: tl.constexpr, COLU
         states = tl.load(source + (start + within)[:, None] * N + columns[None, :], mask=mask)
         tl.store(out + (target + within)[:, None] * N + columns[None, :], states, mask=mask)
         token += ROWS
+
+
+@triton.jit
+def table_rows(
+    offsets,
+    owners,
+    table,
+    table_stride,
+    out,
+    WIDTH: tl.constexpr,
+    TABLE: tl.constexpr,
+    POSITIONS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """The row of its position in its slot's table for every token; later positions get the last."""
+    token = tl.program_id(0).to(tl.int64)
+    slot = tl.load(owners + token).to(tl.int64)
+    if slot < 0:
+        return
+    address = tl.load(table + slot * table_stride + TABLE)
+    if address == 0:
+        return
+    last = tl.load(table + slot * table_stride + POSITIONS) - 1
+    place = tl.minimum(tl.load(offsets + token).to(tl.int64), last)
+    matrix = address.to(tl.pointer_type(out.dtype.element_ty))
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    wide = columns < WIDTH
+    value = tl.load(matrix + place * WIDTH + columns, mask=wide)
+    tl.store(out + token * WIDTH + columns, value, mask=wide)

@@ -44,9 +44,7 @@ def backbone() -> Backbone:
 
 
 def bank_of(backbone: Backbone, adapters: Sequence[Adapter], slots: Sequence[int]) -> SlotBank:
-    bank = SlotBank(
-        SLOTS, hidden_size=backbone.hidden_size, device=backbone.device, dtype=backbone.dtype
-    )
+    bank = SlotBank(SLOTS, device=backbone.device)
     bank.write(
         [(slot, image_of(item, backbone)) for slot, item in zip(slots, adapters, strict=True)]
     )
@@ -221,16 +219,22 @@ def test_an_image_says_where_each_matrix_is(backbone: Backbone) -> None:
     adapter = make_adapter(backbone, head=HeadKind.MLP, bottleneck=5)
     image: AdapterImage = image_of(adapter, backbone)
     n, t = backbone.hidden_size, adapter.spec.prompt_length
-    assert image.widths == (5, t * n, n, 2)
-    assert all(offset % 4 == 0 for offset in image.offsets)
-    tensors, at = adapter.tensors, image.offsets[Column.UP]
-    up = image.rest[at : at + 5 * t * n].view(5, t * n)
-    assert torch.equal(up, tensors["generator.up.weight"])
-    bias = at + 5 * t * n
-    assert torch.equal(image.rest[bias : bias + t * n], tensors["generator.up.bias"])
-    assert image.nbytes == image.query.nbytes + image.rest.nbytes
-    linear = image_of(make_adapter(backbone), backbone)
-    assert linear.widths[Column.DENSE] == 0
+    widths = (Column.DOWN_WIDTH, Column.UP_WIDTH, Column.DENSE_WIDTH, Column.OUT_WIDTH)
+    assert [image.values[column] for column in widths] == [5, t * n, n, 2]
+    assert all(start % 16 == 0 for start in image.starts.values())
+
+    def floats(column: Column, size: int) -> torch.Tensor:
+        start = image.starts[column]
+        return image.memory[start : start + 4 * size].view(torch.float32)
+
+    up, bias = floats(Column.UP, 5 * t * n + t * n).split((5 * t * n, t * n))
+    assert torch.equal(up.view(5, t * n), adapter.tensors["generator.up.weight"])
+    assert torch.equal(bias, adapter.tensors["generator.up.bias"])
+    # The folded query matrix takes most of it; a head alone takes what it needs.
+    assert image.nbytes >= 4 * n * n
+    head = make_adapter(backbone, prompt=None)
+    assert image_of(head, backbone).nbytes == 4 * (2 * n + 2) + 8
+    assert Column.DENSE not in image_of(head, backbone).starts
 
 
 def test_a_skipped_row_writes_nothing(backbone: Backbone) -> None:

@@ -16,6 +16,7 @@ from adapters.slots.batch import (
     InsertionPoint,
     Signature,
     SlottedBatch,
+    Source,
     array_size,
     blank_array,
     facts_of,
@@ -25,7 +26,7 @@ from adapters.slots.batch import (
 from adapters.slots.buckets import Buckets, cost
 from tests.support.tiny_models import make_spec
 
-SIGNATURE = Signature((InsertionPoint(1, (GeneratorInput.HIDDEN,)),), mean=False)
+SIGNATURE = Signature((InsertionPoint(1, (Source.HIDDEN,)),), mean=False)
 SLOTS, TILES, CUMULATIVE = "layer1.hidden.slots", "layer1.hidden.tiles", "layer1.cumulative"
 
 

@@ -6,9 +6,11 @@ slot is filled again only when nothing leases it, so the streams need no events 
 """
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +19,17 @@ from torch import Tensor
 from adapters.adapter import classify, prepare, rows_of
 from adapters.backbone.model import Backbone, random_adapter
 from adapters.format.files import Adapter
-from adapters.format.spec import AdapterSpec, AttentionPrompt
+from adapters.format.spec import AdapterSpec, AttentionPrompt, LoraTuning, Site, VectorTuning
 from adapters.layers.attention import VARLEN_DTYPES
 from adapters.slots.bank import ActiveAdapter, AdapterImage, SlotBank, image_of
-from adapters.slots.batch import Fact, InsertionPoint, Signature, SlottedBatch, array_size
+from adapters.slots.batch import (
+    Fact,
+    InsertionPoint,
+    Signature,
+    SlottedBatch,
+    Source,
+    array_size,
+)
 from adapters.slots.forward import Inputs, Outputs, Widths, run
 from adapters.slots.graphs import CudaGraphs
 from service.engine.interface import RowResult
@@ -52,6 +61,8 @@ _PROBES = (
     "Another one, somewhat longer, with more than one clause in it. " * 8,
 )
 _PROBE_BOUND = 0.05
+# The size of what a probe's tuning changes, against the outputs of its layers.
+_PROBE_TUNING = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +136,7 @@ class SlottedRunner:
     def __init__(self, backbone: Backbone, *, slots: int, max_tokens: int) -> None:
         self.backbone = backbone
         device, n = backbone.device, backbone.hidden_size
-        self._bank = SlotBank(slots, hidden_size=n, device=device, dtype=backbone.dtype)
+        self._bank = SlotBank(slots, device=device)
         self._computing = torch.cuda.Stream(device)
         # High priority: its copies take microseconds, and a request waits for them.
         self._loading = torch.cuda.Stream(device, priority=-1)
@@ -158,25 +169,30 @@ class SlottedRunner:
     def check(self) -> None:
         """Compare a few texts' scores with those of the packed forward pass.
 
+        One batch has adapters of every kind of weights: a prompt, a prompt and vectors, LoRA, and a
+        head alone.
+
         Raises:
             RuntimeError: they differ, or the kernels cannot run here.
         """
-        adapter = random_adapter(self.backbone)
-        (loaded,) = self.load([(0, self.prepare(adapter))])
-        limit = adapter.spec.max_length
+        adapters = probe_adapters(self.backbone)
+        loaded = self.load([(slot, self.prepare(item)) for slot, item in enumerate(adapters)])
+        limit = adapters[0].spec.max_length
         texts = [self.backbone.encoder.encode(text, max_length=limit) for text in _PROBES]
+        rows = [(index, text) for text in texts for index in range(len(adapters))]
         # This runs outside a lane: the stream context also sets the device for the kernels.
         with torch.cuda.stream(self._computing):
-            result = self.launch([BatchRow(text, loaded) for text in texts]).wait()
-        prepared = [prepare(adapter, self.backbone)]
-        batch = self.backbone.pack(rows_of(prepared, [(0, text) for text in texts]))
-        expected = classify(self.backbone, batch, prepared)
-        for outcome, reference in zip(result.outcomes, expected, strict=True):
+            batch_rows = [BatchRow(text, loaded[index]) for index, text in rows]
+            result = self.launch(batch_rows).wait()
+        prepared = [prepare(adapter, self.backbone) for adapter in adapters]
+        expected = classify(self.backbone, self.backbone.pack(rows_of(prepared, rows)), prepared)
+        for outcome, reference, (index, _) in zip(result.outcomes, expected, rows, strict=True):
             if isinstance(outcome, RowFailure):
                 raise RuntimeError(outcome.message)
             difference = float(np.abs(outcome.scores - reference.scores).max())
             if not difference <= _PROBE_BOUND:
-                raise RuntimeError(f"a score differs by {difference:.3g}")
+                method = adapters[index].spec.method
+                raise RuntimeError(f"a score of {method} differs by {difference:.3g}")
 
     def warm_up(self, max_tokens: int) -> Sequence[tuple[int, float]]:
         adapter = random_adapter(self.backbone)
@@ -190,10 +206,11 @@ class SlottedRunner:
     def _capture(self, graphs: CudaGraphs, spec: AdapterSpec) -> None:
         started = perf_counter()
         assert isinstance(spec.prompt, AttentionPrompt)
-        point = InsertionPoint(spec.prompt.layer, (spec.prompt.source,))
+        point = InsertionPoint(spec.prompt.layer, (Source(spec.prompt.source.value),))
         try:
             with torch.inference_mode():
-                graphs.capture_all(Signature((point,), mean=False))
+                for vectors in (False, True):
+                    graphs.capture_all(Signature((point,), mean=False, vectors=vectors))
         except torch.AcceleratorError as error:
             raise DeviceLost(str(error).splitlines()[0]) from error
         except Exception:
@@ -239,6 +256,42 @@ class SlottedRunner:
             batch.lengths,
         )
         return run(self.backbone, self._bank, inputs, widths)
+
+
+def probe_adapters(backbone: Backbone) -> list[Adapter]:
+    """Seeded adapters: a prompt, a prompt and vectors, LoRA, and a head alone."""
+    usual = random_adapter(backbone)
+    layers, f = (0, backbone.layers), backbone.intermediate_size
+    vectors = VectorTuning(layers=layers, intermediate_size=f)
+    lora = LoraTuning(
+        layers=layers,
+        intermediate_size=f,
+        rank=8,
+        scaling=2.0,
+        sites=(Site.QUERY, Site.VALUE, Site.DENSE, Site.UP, Site.DOWN),
+    )
+    changes: list[dict[str, Any]] = [
+        {},
+        {"tuning": vectors},
+        {"prompt": None, "tuning": lora},
+        {"prompt": None},
+    ]
+    return [
+        _with_tuning(Adapter(usual.spec.model_copy(update=change), usual.tensors), seed=seed)
+        for seed, change in enumerate(changes)
+    ]
+
+
+def _with_tuning(adapter: Adapter, *, seed: int) -> Adapter:
+    """The tensors that the spec declares: those of the adapter, and random ones of its tuning."""
+    random = torch.Generator().manual_seed(seed)
+    tensors = {
+        name: adapter.tensors[name]
+        if name in adapter.tensors
+        else _PROBE_TUNING * torch.randn(shape, generator=random) / math.sqrt(shape[-1])
+        for name, shape in adapter.spec.shapes().items()
+    }
+    return Adapter(adapter.spec, tensors)
 
 
 def _to_host(tensor: Tensor) -> Tensor:
