@@ -350,6 +350,12 @@ class SlottedBatch:
         """Row lengths of the text alone, then after each insertion: int64 [rows] each."""
         return [layout.lengths for layout in self._layouts]
 
+    @property
+    def explained(self) -> npt.NDArray[np.bool_]:
+        """[rows]: whether the prompt is made from the text, so that its tokens have weights."""
+        static = self.facts[:, Fact.SOURCE] == _SOURCES.index(Source.STATIC)
+        return (self._prompts > 0) & ~static
+
     def write(self, out: Int32, shape: BatchShape) -> None:
         """Fill `out`, which has `array_size(shape, signature)` entries.
 

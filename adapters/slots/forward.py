@@ -101,7 +101,9 @@ def run(backbone: Backbone, bank: SlotBank, inputs: Inputs, widths: Widths) -> O
         return SlottedExtents(cumulative, shape.longest, next(lengths, None), places)
 
     extents = extents_of("text", text)
-    embeddings = _embed(backbone, table, inputs)
+    embeddings = backbone.embed(
+        sections["input_ids"], sections["token_type_ids"], sections["offsets"]
+    )
     hidden, layer = embeddings, 0
     weights = torch.empty(shape.tokens, dtype=torch.float32, device=hidden.device)
     for point, positions in zip(signature.insertions, shape.expanded, strict=True):
@@ -146,12 +148,6 @@ def _places(inputs: Inputs, name: str, slots: Tensor) -> Places:
     sections = inputs.sections
     owners = sections[f"{name}.owners"] if inputs.signature.vectors else None
     return Places(sections[f"{name}.tiles"], owners, slots)
-
-
-def _embed(backbone: Backbone, table: Tensor, inputs: Inputs) -> Tensor:
-    """The input of the first layer: [tokens, n]"""
-    sections, signature = inputs.sections, inputs.signature
-    return backbone.embed(sections["input_ids"], sections["token_type_ids"], sections["offsets"])
 
 
 def _means(states: Tensor, cumulative: Tensor) -> Tensor:

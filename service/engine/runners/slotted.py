@@ -115,10 +115,10 @@ class _Launched:
         if self.weights is not None:
             # One array for all rows, each as long as its text.
             pieces = np.split(self.weights.numpy(), np.cumsum(batch.lengths[0])[:-1])
-            for index, piece in zip(order, pieces, strict=True):
+            for index, piece, reads in zip(order, pieces, batch.explained.tolist(), strict=True):
                 outcome = outcomes[index]
                 if self.rows[index].explain and isinstance(outcome, RowResult):
-                    outcome.token_weights = piece
+                    outcome.token_weights = piece if reads else piece[:0]
         return outcomes
 
 

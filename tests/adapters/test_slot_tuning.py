@@ -1,0 +1,166 @@
+"""What slots change inside a layer equals what one adapter changes at a time.
+
+Without a CUDA device Triton interprets the kernels (see conftest.py).
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+from adapters.adapter import Adapter
+from adapters.backbone.model import Backbone
+from adapters.format.spec import LoraTuning, Site, VectorTuning
+from adapters.layers import plain
+from adapters.layers.fused import FusedLayer
+from adapters.packed.layout import Layout
+from adapters.packed.tuning import UniformTuning, tuning_weights
+from adapters.slots.bank import SlotBank, image_of
+from adapters.slots.batch import SlottedBatch, facts_of
+from adapters.slots.extents import Places, SlottedExtents
+from adapters.slots.tuning import Sizes, SlotTuning
+from tests.support.families import backbone_of
+from tests.support.tiny_models import make_adapter
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+FLOAT32_ERROR = 1e-5
+LINEAR = tuple(site for site in Site if site is not Site.ACTIVATED)
+# By slot; slot 1 stays empty. Rows of a slot are neighbours.
+WORDS = {0: (3, 0), 2: (1,), 3: (9,), 4: (35, 40), 5: (0,), 6: (4,)}
+
+
+def tunings_of(backbone: Backbone) -> dict[int, Any]:
+    """By slot: vectors, IA3's, LoRA of all sites and of some, and none."""
+    f = backbone.intermediate_size
+    common: dict[str, Any] = {"intermediate_size": f}
+    return {
+        0: VectorTuning(layers=(0, backbone.layers), **common),
+        2: None,
+        3: VectorTuning(layers=(1, 3), activated=True, **common),
+        4: LoraTuning(layers=(0, backbone.layers), rank=5, scaling=0.7, sites=LINEAR, **common),
+        5: LoraTuning(layers=(1, 2), rank=17, scaling=2, sites=(Site.QUERY, Site.VALUE), **common),
+        6: LoraTuning(layers=(0, 2), rank=1, scaling=1, sites=(Site.DOWN,), **common),
+    }
+
+
+class Case:
+    """A batch over slots with these tunings, and each row's own."""
+
+    def __init__(self, backbone: Backbone, slots: tuple[int, ...]) -> None:
+        self.backbone = backbone
+        tunings = tunings_of(backbone)
+        self.adapters = {
+            slot: _calmed(make_adapter(backbone, seed=slot, prompt=None, tuning=tunings[slot]))
+            for slot in slots
+        }
+        # Keeps the memory alive that the table points to.
+        self.bank = bank = SlotBank(8, device=DEVICE)
+        bank.write([(slot, image_of(item, backbone)) for slot, item in self.adapters.items()])
+        self.rows = [slot for slot in slots for _ in WORDS[slot]]
+        texts = ["win " * words for slot in slots for words in WORDS[slot]]
+        encode = backbone.encoder.encode
+        batch = SlottedBatch(
+            [encode(text, max_length=backbone.max_tokens) for text in texts],
+            np.array(self.rows),
+            np.array([facts_of(self.adapters[slot].spec) for slot in self.rows]),
+        )
+        shape = replace(batch.shape, tiles=batch.shape.tiles + 2)
+        self.layout = Layout(batch.lengths[0], DEVICE)
+        sections = _sections(batch, shape)
+        self.signature = batch.signature
+        owners = sections.get("text.owners")
+        places = Places(sections["text.tiles"], owners, sections["slots"])
+        self.reads = sections["reads"].long()
+        reads = Places(sections["reads.tiles"], sections.get("reads.owners"), sections["slots"])
+        sizes = Sizes(backbone.hidden_size, backbone.intermediate_size)
+        self.tuning = SlotTuning(bank.table, batch.signature, sizes, reads)
+        self.extents = SlottedExtents(
+            self.layout.cumulative, self.layout.longest, batch.lengths[0], places
+        )
+
+    def alone(self, layer: int, states: Tensor, *, read: bool = False) -> Tensor:
+        """Row by row, each with its adapter's changes alone."""
+        module = self.backbone._layers[layer]
+        parts = self.backbone.family.parts(module)
+        outputs = []
+        for slot, row in zip(self.rows, states.split(self.layout.lengths.tolist()), strict=True):
+            layout = Layout(np.array([len(row)]), DEVICE)
+            adapter = self.adapters[slot]
+            changes = None
+            if adapter.spec.tuning is not None:
+                tensors = {name: item.to(DEVICE) for name, item in adapter.tensors.items()}
+                weights = tuning_weights(adapter.spec.tuning, tensors)
+                changes = UniformTuning(weights).at(layer, layout)
+            if changes is None:
+                output = module(row.clone()[None], attention_mask=None, layout=layout)[0]
+            else:
+                output = plain.forward(parts, row.clone(), layout, changes)
+            outputs.append(output[:1] if read else output)
+        return torch.cat(outputs)
+
+
+def _calmed(adapter: Adapter) -> Adapter:
+    """Smaller changes: those of large ones grow to large errors of rounding in the softmax."""
+    return Adapter(
+        adapter.spec,
+        {
+            name: tensor * 0.3 if name.startswith("tuning.") else tensor
+            for name, tensor in adapter.tensors.items()
+        },
+    )
+
+
+def _sections(batch: SlottedBatch, shape: Any) -> dict[str, Tensor]:
+    from adapters.slots.batch import array_size, section_slices
+
+    array = np.full(array_size(shape, batch.signature), 7, dtype=np.int32)
+    batch.write(array, shape)
+    whole = torch.from_numpy(array).to(DEVICE)
+    return {name: whole[place] for name, place in section_slices(shape, batch.signature).items()}
+
+
+MIXTURES = [(0, 2, 3, 4, 5, 6), (0, 2, 3), (4, 5), (6,)]
+
+
+@pytest.mark.parametrize(
+    ("family", "slots"),
+    [
+        ("bert", MIXTURES[0]),
+        *(pytest.param("bert", slots, marks=pytest.mark.slow) for slots in MIXTURES[1:]),
+        *(
+            pytest.param(family, slots, marks=pytest.mark.slow)
+            for family in ("distilbert", "gpt2")
+            for slots in MIXTURES
+        ),
+    ],
+)
+@torch.inference_mode()
+def test_every_row_is_changed_by_its_own_adapter(family: str, slots: tuple[int, ...]) -> None:
+    case = Case(backbone_of(family).to(device=DEVICE), slots)
+    random = torch.Generator().manual_seed(0)
+    n = case.backbone.hidden_size
+    states = torch.randn(case.layout.tokens, n, generator=random).to(DEVICE)
+    # A layer that all tune, and one beyond some ranges.
+    for layer in (1, 2):
+        expected = case.alone(layer, states)
+        changes = case.tuning.at(layer, case.extents)
+        module = case.backbone._layers[layer]
+        parts = case.backbone.family.parts(module)
+        assert changes is not None
+        output = plain.forward(parts, states.clone(), case.extents, changes)
+        same(output, expected)
+        if family == "bert":
+            fused = FusedLayer(module.layer)
+            same(fused.forward_tuned(states.clone(), case.extents, changes), expected)
+            output = fused.read_tuned(states.clone(), case.reads, case.extents, changes)
+            same(output, case.alone(layer, states, read=True))
+
+
+def same(output: Tensor, expected: Tensor) -> None:
+    # GPT-2's states are not normalised: errors grow with them.
+    torch.testing.assert_close(output, expected, rtol=FLOAT32_ERROR, atol=FLOAT32_ERROR)
