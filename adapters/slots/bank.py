@@ -45,8 +45,8 @@ class Column(IntEnum):
     bias in memory, and their widths follow; W_up alone may be a bias without a matrix. QUERY:
     [n, n] in the backbone's type; without it every token gets the same weight, which is pooling by
     the mean. TABLE: [positions, width] in the backbone's type. SCALE, BIAS, ACTIVATED: float32
-    [L, ...], as in `VectorTuning.shapes`. QUERY_A to DOWN_A: [L, r, inputs], and QUERY_B to DOWN_B: [L, r,
-    outputs] times the scaling, in the backbone's type.
+    [L, ...], as in `VectorTuning.shapes`. QUERY_A to DOWN_A: [L, r, inputs], and QUERY_B to DOWN_B:
+    [L, r, outputs] times the scaling, in the backbone's type.
 
     INNER, FINAL, HIDDEN: the activations of the bottleneck, the prompt and the head. FIRST_TOKEN: 1
     if only the first token counts. ROUTED: 1 if the bottleneck is a router's answer. TEMPERATURE:

@@ -354,7 +354,7 @@ class SlottedBatch:
     def explained(self) -> npt.NDArray[np.bool_]:
         """[rows]: whether the prompt is made from the text, so that its tokens have weights."""
         static = self.facts[:, Fact.SOURCE] == _SOURCES.index(Source.STATIC)
-        return (self._prompts > 0) & ~static
+        return np.logical_and(self._prompts > 0, ~static)
 
     def write(self, out: Int32, shape: BatchShape) -> None:
         """Fill `out`, which has `array_size(shape, signature)` entries.

@@ -13,8 +13,8 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from adapters.adapter import Adapter
 from adapters.backbone.model import Backbone
+from adapters.format.files import Adapter
 from adapters.format.spec import LoraTuning, Site, VectorTuning
 from adapters.layers import plain
 from adapters.layers.fused import FusedLayer
