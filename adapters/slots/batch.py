@@ -353,8 +353,9 @@ class SlottedBatch:
     @property
     def explained(self) -> npt.NDArray[np.bool_]:
         """[rows]: whether the prompt is made from the text, so that its tokens have weights."""
-        static = self.facts[:, Fact.SOURCE] == _SOURCES.index(Source.STATIC)
-        return np.logical_and(self._prompts > 0, ~static)
+        static = _SOURCES.index(Source.STATIC)
+        made: npt.NDArray[np.bool_] = self.facts[:, Fact.SOURCE] != static
+        return np.logical_and(self._prompts > 0, made)
 
     def write(self, out: Int32, shape: BatchShape) -> None:
         """Fill `out`, which has `array_size(shape, signature)` entries.
