@@ -64,8 +64,7 @@ def padded_logits(
 ) -> Tensor:
     """Logits [B, labels] of a method, with gradients for `tensors`."""
     changed = {name: value for name, value in tensors.items() if name.startswith("model.")}
-    if method == "lora":
-        changed = _merged(model, changed)
+    changed |= _merged(model, tensors, design)
     run = _Holder(model)
     read: Read = functional_call(run, changed, (_METHODS[method], tensors, design, batch))
     mean = design.pooling == "mean" or method == "head-only-mean"
@@ -185,42 +184,47 @@ def _plain(model: Any, _: Tensors, __: Design, batch: Padded) -> Read:
 
 
 def _prompt_tuning(model: Any, tensors: Tensors, _: Design, batch: Padded) -> Read:
-    prompts = tensors["prompt"].expand(len(batch.mask), -1, -1)
+    prompts = tensors["prompt.vectors"].expand(len(batch.mask), -1, -1)
     return _after_prompts(model, _embedded(model, batch), prompts, batch, layer=0)
 
 
 def _p_tuning(model: Any, tensors: Tensors, _: Design, batch: Padded) -> Read:
     w = tensors
-    states = torch.relu(w["free"] @ w["weights.0"] + w["biases.0"])
-    states = torch.relu(states @ w["weights.1"] + w["biases.1"])
-    prompts = (states @ w["weights.2"] + w["biases.2"]).expand(len(batch.mask), -1, -1)
+    states = torch.relu(w["prompt.free"] @ w["prompt.weights.0"] + w["prompt.biases.0"])
+    states = torch.relu(states @ w["prompt.weights.1"] + w["prompt.biases.1"])
+    prompts = (states @ w["prompt.weights.2"] + w["prompt.biases.2"]).expand(
+        len(batch.mask), -1, -1
+    )
     return _after_prompts(model, _embedded(model, batch), prompts, batch, layer=0)
 
 
 def _smop(model: Any, tensors: Tensors, _: Design, batch: Padded) -> Read:
     hidden = _embedded(model, batch)
-    shares = (_masked_mean(hidden, batch.mask) @ tensors["router"]).softmax(dim=-1)
+    shares = (_masked_mean(hidden, batch.mask) @ tensors["generator.router"]).softmax(dim=-1)
     prompts = []
     for row in shares:
         chosen = int(row.argmax())
-        prompts.append(tensors["bank"][chosen] * row[chosen])
+        bank = tensors["generator.bank"][chosen].view(-1, hidden.shape[-1])
+        prompts.append(bank * row[chosen])
     return _after_prompts(model, hidden, torch.stack(prompts), batch, layer=0)
 
 
 def _lpt(model: Any, tensors: Tensors, design: Design, batch: Padded) -> Read:
     hidden = _through(model, _embedded(model, batch), batch.mask, slice(design.insertion_layer))
-    narrow = torch.relu(hidden[:, 0] @ tensors["down"] + tensors["down_bias"])
-    prompts = (narrow @ tensors["up"] + tensors["up_bias"]).view(
+    narrow = torch.relu(
+        hidden[:, 0] @ tensors["generator.down.weight"] + tensors["generator.down.bias"]
+    )
+    prompts = (narrow @ tensors["generator.up.weight"] + tensors["generator.up.bias"]).view(
         len(hidden), design.prompt_length, -1
     )
     return _after_prompts(model, hidden, prompts, batch, layer=design.insertion_layer)
 
 
 def _dept(model: Any, tensors: Tensors, _: Design, batch: Padded) -> Read:
-    table = 8 / math.sqrt(45) * tensors["table_a"] @ tensors["table_b"]
+    table = tensors["prompt.table.a"] @ tensors["prompt.table.b"]
     places = torch.arange(batch.mask.shape[1]).clamp(max=len(table) - 1)
     words = _words(model, batch) + table[places]
-    prompts = tensors["prompt"].expand(len(batch.mask), -1, -1)
+    prompts = tensors["prompt.vectors"].expand(len(batch.mask), -1, -1)
     return _after_prompts(model, _embedded(model, batch, words), prompts, batch, layer=0)
 
 
@@ -240,22 +244,103 @@ def _idpg(model: Any, tensors: Tensors, _: Design, batch: Padded) -> Read:
     return Read(hidden, torch.cat([first, ~slots, others], dim=1))
 
 
-def _merged(model: Any, tensors: Tensors) -> dict[str, Tensor]:
-    """LoRA's matrices in the weights that they change: W + (alpha / r) B A, alpha 16, r 8."""
-    weights = {f"model.{name}": value for name, value in model.named_parameters()}
-    merged = {}
-    for name, down in tensors.items():
-        if ".lora_A." in name:
-            change = 16 / 8 * tensors[name.replace(".lora_A.", ".lora_B.")] @ down
-            target = f"{name.partition('.lora_A.')[0]}.weight"
-            # GPT-2 keeps its weights as [inputs, outputs].
-            transposed = model.config.model_type == "gpt2"
-            merged[target] = weights[target] + (change.T if transposed else change)
-    return merged
+# By family: the modules at the sites of layer i. GPT-2 has queries, keys and values joined.
+_BERT_SITES = {
+    "query": "encoder.layer.{}.attention.self.query",
+    "key": "encoder.layer.{}.attention.self.key",
+    "value": "encoder.layer.{}.attention.self.value",
+    "dense": "encoder.layer.{}.attention.output.dense",
+    "up": "encoder.layer.{}.intermediate.dense",
+    "down": "encoder.layer.{}.output.dense",
+}
+_SITES = {
+    "distilbert": {
+        "query": "transformer.layer.{}.attention.q_lin",
+        "key": "transformer.layer.{}.attention.k_lin",
+        "value": "transformer.layer.{}.attention.v_lin",
+        "dense": "transformer.layer.{}.attention.out_lin",
+        "up": "transformer.layer.{}.ffn.lin1",
+        "down": "transformer.layer.{}.ffn.lin2",
+    },
+    "gpt2": {
+        "query": "h.{}.attn.c_attn",
+        "key": "h.{}.attn.c_attn",
+        "value": "h.{}.attn.c_attn",
+        "dense": "h.{}.attn.c_proj",
+        "up": "h.{}.mlp.c_fc",
+        "down": "h.{}.mlp.c_proj",
+    },
+}
+
+
+def _merged(model: Any, tensors: Tensors, design: Design) -> dict[str, Tensor]:
+    """The weights and biases that a tuning makes of the model's, by the names `model.<name>`.
+
+    Vectors: W (1 + s), b0 (1 + s) + b. LoRA: W + scaling B A.
+    """
+    n, merged = model.config.hidden_size, _Weights(model)
+    first, _ = design.tuned_layers or (0, 0)
+    if "tuning.scale" in tensors:
+        for layer, (scale, bias) in enumerate(
+            zip(tensors["tuning.scale"], tensors["tuning.bias"], strict=True), start=first
+        ):
+            wide = len(scale) - 3 * n
+            scales = dict(
+                zip(("query", "key", "value", "up"), scale.split([n] * 3 + [wide]), strict=True)
+            )
+            shifts = bias.split([n] * 3 + [wide, n])
+            for site, shift in zip((*scales, "down"), shifts, strict=True):
+                factor = 1 + scales.get(site, torch.zeros(n))
+                weight, own = merged.of(site, layer)
+                merged.put(site, layer, weight * factor[:, None], own * factor + shift)
+    for site in (
+        name.split(".")[1] for name in tensors if name.startswith("tuning.") and name.endswith(".a")
+    ):
+        a, b = tensors[f"tuning.{site}.a"], tensors[f"tuning.{site}.b"]
+        for layer, change in enumerate(design.scaling * (a @ b), start=first):
+            weight, own = merged.of(site, layer)
+            merged.put(site, layer, weight + change.T, own)
+    return merged.changed
+
+
+class _Weights:
+    """A model's weights at the sites of its layers, as [outputs, inputs]; `changed` by name."""
+
+    def __init__(self, model: Any) -> None:
+        self._own = {f"model.{name}": value for name, value in model.named_parameters()}
+        self._kind = model.config.model_type
+        self._n = model.config.hidden_size
+        self.changed: dict[str, Tensor] = {}
+
+    def of(self, site: str, layer: int) -> tuple[Tensor, Tensor]:
+        weight, bias, part = self._read(site, layer)
+        return weight[part], bias[part]
+
+    def put(self, site: str, layer: int, weight: Tensor, bias: Tensor) -> None:
+        name = self._name(site, layer)
+        all_weights, all_biases, part = self._read(site, layer)
+        rows = torch.arange(len(all_weights))[part]
+        all_weights = all_weights.index_copy(0, rows, weight)
+        self.changed[f"{name}.weight"] = all_weights.T if self._kind == "gpt2" else all_weights
+        self.changed[f"{name}.bias"] = all_biases.index_copy(0, rows, bias)
+
+    def _name(self, site: str, layer: int) -> str:
+        return "model." + _SITES.get(self._kind, _BERT_SITES)[site].format(layer)
+
+    def _read(self, site: str, layer: int) -> tuple[Tensor, Tensor, slice]:
+        name, everything = self._name(site, layer), self._own | self.changed
+        weight, bias = everything[f"{name}.weight"], everything[f"{name}.bias"]
+        # GPT-2 keeps its weights as [inputs, outputs].
+        if self._kind != "gpt2":
+            return weight, bias, slice(None)
+        parts = ("query", "key", "value")
+        first = parts.index(site) * self._n if site in parts else 0
+        return weight.T, bias, slice(first, first + self._n) if site in parts else slice(None)
 
 
 _METHODS: Mapping[str, Callable[[Any, Tensors, Design, Padded], Read]] = {
     "idspam": _idspam,
+    "idspam+vectors": _idspam,
     "idspam-paper": _idspam,
     "head-only": _plain,
     "head-only-mean": _plain,
@@ -266,6 +351,7 @@ _METHODS: Mapping[str, Callable[[Any, Tensors, Design, Padded], Read]] = {
     "dept": _dept,
     "idpg": _idpg,
     "lora": _plain,
+    "vectors": _plain,
     "fine-tuning": _plain,
 }
 

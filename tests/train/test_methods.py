@@ -20,9 +20,10 @@ from adapters.format.spec import (
     GeneratorPooling,
     HeadKind,
     Pooling,
+    Site,
 )
 from adapters.tokenizer import TextEncoder
-from tests.support.families import backbone_of, tokenizer_of
+from tests.support.families import backbone_of, model_of, tokenizer_of
 from tests.support.padded_methods import good_or_bad
 from tests.support.tiny_models import make_backbone
 from train.config.settings import FitSettings
@@ -109,9 +110,10 @@ def same(some: dict[str, Tensor], others: dict[str, Tensor]) -> bool:
     [
         ("idspam", False, ("generator.down.bias",), 2_064_384),
         ("idspam", True, ("generator.down.bias",), 3_538_944),
-        ("lpt", False, ("down_bias", "up_bias"), 2_162_688),
-        ("lpt", True, ("down_bias", "up_bias"), 2_883_584),
+        ("lpt", False, ("generator.down.bias", "generator.up.bias"), 2_162_688),
+        ("lpt", True, ("generator.down.bias", "generator.up.bias"), 2_883_584),
         ("idpg", True, (), 216 * 1024),
+        ("vectors", False, (), 12 * (7 * 768 + 2 * 3072)),
         ("lora", False, (), 294_912),
         ("lora", True, (), 786_432),
         ("prompt-tuning", False, (), 10 * 768),
@@ -166,7 +168,7 @@ def test_the_generator_decides_on_the_start_and_nothing_else_does(name: str) -> 
     assert same(one, same_seed)
     other = built(name, backbone_of("bert"), seed=1).snapshot()
     # Of these nothing is drawn: a head of zeros, and the backbone's own weights.
-    drawn = name not in ("head-only", "head-only-mean", "fine-tuning")
+    drawn = name not in ("vectors", "head-only", "head-only-mean", "fine-tuning")
     assert same(one, other) is not drawn
 
 
@@ -298,3 +300,53 @@ def test_a_method_that_changes_its_backbone_leaves_another_one_alone(
     assert not same(dict(own.state_dict()), weights)
     assert same(dict(other.state_dict()), weights)
     assert torch.equal(logits(untouched), before)
+
+
+def test_lora_is_pefts_function_with_pefts_start() -> None:
+    import peft
+
+    plain: Any = model_of("bert")
+    sites = ("query", "key", "value", "up", "down")
+    config = peft.LoraConfig(
+        r=5,
+        lora_alpha=10,
+        target_modules=["query", "key", "value", "intermediate.dense", r"output.dense"],
+        exclude_modules=[r"attention.output.dense"],
+    )
+    design = replace(DESIGN, rank=5, scaling=2.0, sites=tuple(map(Site, sites)))
+    method = built("lora", backbone_of("bert"), design=design)
+    adapted: Any = peft.inject_adapter_in_model(config, plain)
+    modules = {
+        name: module for name, module in adapted.named_modules() if hasattr(module, "lora_A")
+    }
+    assert len(modules) == 4 * len(sites)
+    ends = dict(
+        zip(sites, ("query", "key", "value", "intermediate.dense", "output.dense"), strict=True)
+    )
+    for site, end in ends.items():
+        starts = method.tensors[f"tuning.{site}.a"]
+        for layer in range(4):
+            (module,) = (
+                module
+                for name, module in modules.items()
+                if name.startswith(f"encoder.layer.{layer}.") and name.endswith(end)
+            )
+            theirs, bound = module.lora_A["default"].weight, starts.shape[1] ** -0.5
+            for start in (starts[layer], theirs):
+                assert 0.8 * bound < float(start.detach().abs().max()) <= bound
+                assert abs(float(start.detach().mean())) < 0.2 * bound
+            assert not module.lora_B["default"].weight.any()
+    assert not any(tensor.any() for name, tensor in method.tensors.items() if name.endswith(".b"))
+    stir(method)
+    for name, module in modules.items():
+        site = next(site for site, end in ends.items() if name.endswith(end))
+        layer = int(name.split(".")[2])
+        module.lora_A["default"].weight.data = method.tensors[f"tuning.{site}.a"][layer].detach().T
+        module.lora_B["default"].weight.data = method.tensors[f"tuning.{site}.b"][layer].detach().T
+    tokenizer: Any = tokenizer_of("bert")
+    for text, row in zip(TEXTS, logits(method), strict=True):
+        inputs = tokenizer(text, return_tensors="pt", truncation=True, max_length=24)
+        with torch.no_grad():
+            state = adapted(**inputs).last_hidden_state[0, 0]
+        out, bias = method.tensors["head.out.weight"], method.tensors["head.out.bias"]
+        torch.testing.assert_close(row, (state @ out + bias).detach(), rtol=0, atol=1e-5)

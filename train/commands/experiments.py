@@ -29,6 +29,7 @@ SETTINGS = (
     "batch_size",
     "micro_batch",
     "learning_rate",
+    "tuning_rate",
     "warmup_ratio",
     "weight_decay",
     "dropout",
@@ -37,8 +38,8 @@ SETTINGS = (
     "cache",
 )
 COMPARED_METHODS = (
-    "idspam,idspam-paper,head-only,head-only-mean,prompt-tuning,p-tuning,smop,lpt,dept,idpg,lora,"
-    "fine-tuning"
+    "idspam+vectors,vectors,idspam,idspam-paper,head-only,head-only-mean,prompt-tuning,p-tuning,smop,"
+    "lpt,dept,idpg,lora,fine-tuning"
 )
 
 
@@ -49,7 +50,7 @@ def _add_compare(parser: ArgumentParser) -> None:
 
 
 def _add_transfer(parser: ArgumentParser) -> None:
-    _add_methods(parser, "idspam,idspam-paper,lpt,lora,fine-tuning")
+    _add_methods(parser, "idspam+vectors,vectors,idspam,idspam-paper,lpt,lora,fine-tuning")
     # Every pair of these that shares its labels.
     _add_common(parser, tasks="sst2,imdb,mrpc,qqp")
 

@@ -26,7 +26,8 @@ class Recipe:
     """What the training loop needs of the settings, nothing left open.
 
     batch_size: texts in a step. micro_batch: texts whose gradients are computed at once. metric:
-    decides which epoch is the best.
+    decides which epoch is the best. tuning_rate: the learning rate of the changes to the layers;
+    None: the same.
     """
 
     epochs: int
@@ -38,6 +39,7 @@ class Recipe:
     patience: int
     seed: int
     metric: Metric
+    tuning_rate: float | None = None
 
 
 def recipe_of(method: str, settings: FitSettings, train: Dataset, metric: Metric) -> Recipe:
@@ -63,6 +65,7 @@ def recipe_of(method: str, settings: FitSettings, train: Dataset, metric: Metric
         patience=settings.patience or max(3, epochs // 3),
         seed=settings.seed,
         metric=metric,
+        tuning_rate=own.tuning_rate if settings.tuning_rate is None else settings.tuning_rate,
     )
 
 

@@ -136,6 +136,15 @@ class FitSettings:
         float | None,
         Setting("AdamW's peak learning rate", Range(above=0, most=10), _BY_PRESET, flag="--lr"),
     ] = None
+    tuning_rate: Annotated[
+        float | None,
+        Setting(
+            "the learning rate of vectors or LoRA's matrices",
+            Range(above=0, most=10),
+            "from the method",
+            flag="--tuning-lr",
+        ),
+    ] = None
     warmup_ratio: Annotated[
         float,
         Setting("share of all steps in which the learning rate rises", _SHARE, flag="--warmup"),

@@ -26,7 +26,9 @@ from train.metrics import AnyMetrics, Metric, Metrics, MultiLabelMetrics
 FORMAT = 1
 
 # The duration of an epoch, relative to a soft prompt in the middle of the backbone.
-_RELATIVE_COST = {"head-only": 0.2, "head-only-mean": 0.2, "lora": 2.0, "fine-tuning": 3.0}
+_RELATIVE_COST = {"head-only": 0.2, "head-only-mean": 0.2, "fine-tuning": 3.0} | dict.fromkeys(
+    ("lora", "vectors", "idspam+vectors"), 2.0
+)
 
 
 class Kind(StrEnum):

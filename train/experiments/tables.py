@@ -26,7 +26,7 @@ from train.report.report import machine, print_line, versions
 
 MAJORITY = "majority-class"
 # Every other method puts soft prompts into a frozen backbone.
-NO_PROMPT = (MAJORITY, "head-only", "head-only-mean", "lora", "fine-tuning")
+NO_PROMPT = (MAJORITY, "head-only", "head-only-mean", "vectors", "lora", "fine-tuning")
 REASON_LENGTH = 50
 
 # Their model cards list Quora duplicates, SNLI, MultiNLI and SQuAD 2.0 among the training pairs.

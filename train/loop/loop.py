@@ -67,7 +67,7 @@ class Loop:
         self._tensors = method.tensors
         self._check_steps = CHECK_STEPS.get(self._device.type, 1)
         self._optimizer = torch.optim.AdamW(
-            method.groups(recipe.learning_rate),
+            method.groups(recipe.learning_rate, tuning_rate=recipe.tuning_rate),
             lr=recipe.learning_rate,
             betas=BETAS,
             eps=EPSILON,

@@ -12,16 +12,18 @@ from train.methods.dept import Dept
 from train.methods.fine_tuning import FineTuning
 from train.methods.head_only import HeadOnly, MeanHeadOnly
 from train.methods.idpg import Idpg
-from train.methods.idspam import Idspam
+from train.methods.idspam import Idspam, IdspamVectors
 from train.methods.lora import Lora
 from train.methods.lpt import Lpt
 from train.methods.method import Design, Method
 from train.methods.p_tuning import PTuning
 from train.methods.prompt_tuning import PromptTuning
 from train.methods.smop import Smop
+from train.methods.vectors import Vectors
 
 METHODS: Mapping[str, type[Method]] = {
     "idspam": Idspam,
+    "idspam+vectors": IdspamVectors,
     "idspam-paper": Idspam,
     "head-only": HeadOnly,
     "head-only-mean": MeanHeadOnly,
@@ -32,6 +34,7 @@ METHODS: Mapping[str, type[Method]] = {
     "dept": Dept,
     "idpg": Idpg,
     "lora": Lora,
+    "vectors": Vectors,
     "fine-tuning": FineTuning,
 }
 
@@ -43,9 +46,5 @@ def build(
     labels: tuple[str, ...],
     random: torch.Generator,
 ) -> Method:
-    """A method with its initial parameters.
-
-    Raises:
-        SettingsError: a package that the method needs is not installed.
-    """
+    """A method with its initial parameters."""
     return METHODS[name](backbone, design, labels, random)

@@ -2,43 +2,51 @@
 
 Source: Shi and Lipani, "DePT: Decomposed Prompt Tuning for Parameter-Efficient Fine-tuning", ICLR
 2024: 40 vectors, and (alpha / sqrt(r)) A B with A [256, r], B [r, n] from zero, r = 45, alpha = 8.
-The prompt has its own learning rate, far above the table's.
+The prompt has its own learning rate, far above the table's. The factor alpha / sqrt(r) is part of A
+here, in its start and in its learning rate: with Adam's steps that is the same training.
 """
 
 import torch
 from torch import Tensor, nn
 
 from adapters.backbone.model import Trunk
-from adapters.packed.packing import PackedBatch, RowShape
-from train.methods.method import PromptBaseline
+from adapters.format.spec import EmbeddingTable, StaticPrompt
+from adapters.packed.packing import PackedBatch
+from train.methods.method import AdapterMethod, Design
 from train.methods.prompt_tuning import token_embeddings
 
 LENGTH, RANK, ALPHA, MOST_TOKENS = 40, 45, 8, 256
+_FACTOR: float = ALPHA / RANK**0.5
 
 
-class Dept(PromptBaseline):
-    """`prompt`: [40, n]; `table_a`: [256, r]; `table_b`: [r, width of the word embeddings]."""
+class Dept(AdapterMethod):
+    """`prompt.vectors`: [40, n]; `prompt.table.a`: [256, r]; `prompt.table.b`: [r, width of the
+    word embeddings], which are narrower than its states in ELECTRA."""
 
     learning_rate = 2e-2
 
-    def add_parameters(self) -> None:
-        super().add_parameters()
-        self.prompt = nn.Parameter(token_embeddings(self.backbone, LENGTH, self.random))
-        self.table_a = nn.Parameter(torch.empty(MOST_TOKENS, RANK))
-        nn.init.kaiming_uniform_(self.table_a, a=5**0.5, generator=self.random)
-        # ELECTRA's word embeddings are narrower than its states.
+    def prompt_of(self, design: Design) -> StaticPrompt:
         width = self.backbone.word_embeddings.embedding_dim
-        self.table_b = nn.Parameter(torch.zeros(RANK, width))
+        table = EmbeddingTable(positions=MOST_TOKENS, rank=RANK, width=width)
+        return StaticPrompt(length=LENGTH, table=table)
 
-    @property
-    def shape(self) -> RowShape:
-        return RowShape(LENGTH, pooling=self.design.pooling)
+    def initial_value(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        match name:
+            case "prompt.vectors":
+                return token_embeddings(self.backbone, LENGTH, self.random)
+            case "prompt.table.a":
+                start = torch.empty(shape)
+                nn.init.kaiming_uniform_(start, a=5**0.5, generator=self.random)
+                return start * _FACTOR
+            case "prompt.table.b":
+                return torch.zeros(shape)
+        return super().initial_value(name, shape)
 
     def rate_factor(self, name: str) -> float:
-        return 0.1 if name.startswith("table") else 1.0
+        return {"prompt.table.a": 0.1 * _FACTOR, "prompt.table.b": 0.1}.get(name, 1.0)
 
     def states(self, batch: PackedBatch, trunk: Trunk) -> Tensor:
-        table = (ALPHA / RANK**0.5) * self.table_a @ self.table_b
+        table = self.tensors["prompt.table.a"] @ self.tensors["prompt.table.b"]
         added: Tensor = table[batch.offsets.clamp_max(MOST_TOKENS - 1)]
 
         def add(_: nn.Module, __: object, words: Tensor) -> Tensor:
@@ -52,4 +60,4 @@ class Dept(PromptBaseline):
         return super().states(batch, Trunk(0, embedded, embedded))
 
     def prompts(self, trunk: Trunk, batch: PackedBatch) -> Tensor:
-        return self.prompt.repeat(len(batch.rows), 1)
+        return self.tensors["prompt.vectors"].repeat(len(batch.rows), 1)

@@ -5,8 +5,7 @@ from torch import Tensor
 
 from adapters.backbone.model import Trunk
 from adapters.packed.packing import PackedBatch
-from train.methods.lora import unfrozen_states
-from train.methods.method import Baseline
+from train.methods.method import Baseline, read
 
 
 class FineTuning(Baseline):
@@ -15,6 +14,7 @@ class FineTuning(Baseline):
 
     learning_rate = 5e-5
     changes_backbone = True
+    not_an_adapter = "it changes the backbone, which all adapters share"
 
     def add_parameters(self) -> None:
         super().add_parameters()
@@ -24,7 +24,9 @@ class FineTuning(Baseline):
     def states(self, batch: PackedBatch, trunk: Trunk) -> Tensor:
         narrow = self._computes != torch.float32
         with torch.autocast(self.backbone.device.type, self._computes, enabled=narrow):
-            return unfrozen_states(self.backbone, batch)
+            backbone, last = self.backbone, self.backbone.layers - 1
+            hidden = backbone.embed(batch.input_ids, batch.token_type_ids, batch.offsets)
+            return read(backbone, backbone.run_layers(hidden, 0, last, batch.layout), batch)
 
     def rate_factor(self, name: str) -> float:
         # The head is not pretrained: it starts at zero.

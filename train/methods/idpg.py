@@ -21,6 +21,7 @@ class Idpg(Baseline):
     """`down`: [n, 16]; `up`: [16, 5 n]; `biases`: [layers, 5 n]."""
 
     learning_rate = 3e-3
+    not_an_adapter = "its prompts need a second pass over every text, and one for every layer"
 
     def add_parameters(self) -> None:
         super().add_parameters()

@@ -1,74 +1,50 @@
-"""ID-SPAM: the method that this project serves.
+"""ID-SPAM: the method that this project serves, alone or with vectors in the layers.
 
 Its equation is in `adapters.packed.prompt`, which serving runs too. Source: Muppidi, Nandy,
 Bandyopadhyay, ACL 2025 (arXiv 2506.05629); `--preset paper` sets the adapter spec's switches as in
 the paper.
 """
 
-import math
-
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adapters.backbone.model import Trunk
-from adapters.format.files import Adapter
-from adapters.format.spec import AdapterSpec, AttentionPrompt, GeneratorInput
-from adapters.packed.head import HeadWeights
-from adapters.packed.packing import PackedBatch, RowShape
+from adapters.format.spec import AttentionPrompt, GeneratorInput, Tuning
+from adapters.packed.packing import PackedBatch
 from adapters.packed.prompt import GeneratorWeights, generate
-from train.methods.method import Method, inserted, read
+from train.methods.method import AdapterMethod, Design
+from train.methods.vectors import VECTORS_RATE, vector_tuning
 
 
-class Idspam(Method):
-    """Its parameters have the names and shapes of `AdapterSpec.shapes`, in float32.
-
-    Matrices start from N(0, 1/fan_in), biases from zero. The last layer of the head starts at zero,
-    so that the first prediction is uniform for any number of labels.
-    """
+class Idspam(AdapterMethod):
+    """The prompt alone, before the frozen upper layers."""
 
     learning_rate = None
     weight_decay = None
 
-    def add_parameters(self) -> None:
-        self.spec = self.design.spec(self.backbone, self.labels)
-        assert isinstance(self.spec.prompt, AttentionPrompt)
-        self.prompt = self.spec.prompt
-        self._tensors = {
-            name: nn.Parameter(_initial_value(name, shape, self.random))
-            for name, shape in self.spec.shapes().items()
-        }
-        for name, parameter in self._tensors.items():
-            self.register_parameter(name.replace(".", "_"), parameter)
+    def prompt_of(self, design: Design) -> AttentionPrompt:
+        return AttentionPrompt(
+            length=design.prompt_length,
+            layer=design.insertion_layer,
+            source=design.generator_input,
+            pooling=design.generator_pooling,
+            bottleneck=design.bottleneck,
+            attention_size=design.attention_size,
+            final_activation=design.final_activation,
+        )
 
-    @property
-    def shape(self) -> RowShape:
-        return RowShape.of(self.spec)
-
-    @property
-    def tensors(self) -> dict[str, nn.Parameter]:
-        return self._tensors
-
-    @property
-    def head(self) -> HeadWeights:
-        return HeadWeights.of({**self.tensors})
-
-    def states(self, batch: PackedBatch, trunk: Trunk) -> Tensor:
-        embeddings = self.prompt.source is GeneratorInput.EMBEDDINGS
+    def prompts(self, trunk: Trunk, batch: PackedBatch) -> Tensor:
+        prompt = self.prompt_of(self.design)
+        embeddings = prompt.source is GeneratorInput.EMBEDDINGS
         source = trunk.embeddings if embeddings else trunk.hidden
         assert source is not None, "a trunk for prompts from embeddings holds them"
-        weights = {0: GeneratorWeights.of(self.prompt, {**self.tensors})}
-        prompts, _ = generate(source, batch.insertions[0].generations[0], weights)
-        hidden, layout = inserted(trunk.hidden, prompts, batch)
-        first, last = self.prompt.layer, self.backbone.layers - 1
-        return read(self.backbone, self.backbone.run_layers(hidden, first, last, layout), batch)
-
-    def adapter(self, spec: AdapterSpec, *, dtype: torch.dtype = torch.float32) -> Adapter:
-        """These weights as an adapter. spec: the method's, with or without provenance."""
-        assert spec.shapes() == self.spec.shapes()
-        return Adapter(spec, {name: tensor.to(dtype) for name, tensor in self.snapshot().items()})
+        weights = {0: GeneratorWeights.of(prompt, {**self.tensors})}
+        return generate(source, batch.insertions[0].generations[0], weights)[0]
 
 
-def _initial_value(name: str, shape: tuple[int, ...], random: torch.Generator) -> Tensor:
-    if name.endswith("bias") or name == "head.out.weight":
-        return torch.zeros(shape)
-    return torch.randn(shape, generator=random) / math.sqrt(shape[0])
+class IdspamVectors(Idspam):
+    """The prompt, and vectors that scale and shift what the layers compute."""
+
+    tuning_rate = VECTORS_RATE
+
+    def tuning_of(self, design: Design) -> Tuning:
+        return vector_tuning(design, self.backbone)

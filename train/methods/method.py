@@ -11,33 +11,42 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import torch
+from adapters.packed.tuning import UniformTuning, tuning_weights
 from torch import Tensor, nn
 from torch.nn import functional
 
 from adapters.backbone.model import Backbone, Trunk
+from adapters.format.files import Adapter
 from adapters.format.spec import (
     AdapterSpec,
-    AttentionPrompt,
     FinalActivation,
     GeneratorInput,
     GeneratorPooling,
     Head,
     HeadKind,
     Pooling,
+    Prompt,
+    Site,
+    Tuning,
 )
+from adapters.layers.tuning import BackboneTuning
 from adapters.packed.head import HeadWeights, logits
 from adapters.packed.layout import Layout, pool_rows
 from adapters.packed.packing import PackedBatch, RowShape
 from train.objective import OBJECTIVES, Activation, Objective
+
+# AdamW's weight decay of a tuning and its head beside a prompt, which has its own.
+TUNING_DECAY = 0.01
 
 
 @dataclass(frozen=True, slots=True)
 class Design:
     """How a method is built, nothing left open.
 
-    activation: softmax for one label a text, sigmoid for a set of them.
+    activation: softmax for one label a text, sigmoid for a set of them. tuned_layers: the first one
+    and the one after the last; None: all of them. rank, scaling, sites: of LoRA.
 
-    Baselines use those that they have: prompt length, layer, pooling and head.
+    A method uses those that it has.
     """
 
     prompt_length: int
@@ -52,27 +61,10 @@ class Design:
     max_length: int
     dropout: float
     activation: Activation = "softmax"
-
-    def spec(self, backbone: Backbone, labels: tuple[str, ...]) -> AdapterSpec:
-        """The spec of an adapter of this backbone for these labels."""
-        return AdapterSpec(
-            backbone=backbone.identity,
-            tokenizer_sha256=backbone.encoder.sha256,
-            hidden_size=backbone.hidden_size,
-            prompt=AttentionPrompt(
-                length=self.prompt_length,
-                layer=self.insertion_layer,
-                source=self.generator_input,
-                pooling=self.generator_pooling,
-                bottleneck=self.bottleneck,
-                attention_size=self.attention_size,
-                final_activation=self.final_activation,
-            ),
-            head=Head(kind=self.head, pooling=self.pooling),
-            activation=self.activation,
-            labels=labels,
-            max_length=self.max_length,
-        )
+    tuned_layers: tuple[int, int] | None = None
+    rank: int = 8
+    scaling: float = 2.0
+    sites: tuple[Site, ...] = (Site.QUERY, Site.VALUE)
 
 
 class Method(nn.Module, ABC):
@@ -88,6 +80,10 @@ class Method(nn.Module, ABC):
     # docs/research.md says how they were chosen.
     learning_rate: ClassVar[float | None]
     weight_decay: ClassVar[float | None] = 0.01
+    # The peak learning rate of the changes to the layers; None: the same.
+    tuning_rate: ClassVar[float | None] = None
+    # Why no adapter file holds what it trains; None if one does.
+    not_an_adapter: ClassVar[str | None] = None
     # Whether training changes the backbone itself, so that nothing else can use it afterwards.
     changes_backbone: ClassVar[bool] = False
 
@@ -153,19 +149,29 @@ class Method(nn.Module, ABC):
         """The factor of the learning rate for one of `tensors`."""
         return 1.0
 
-    def groups(self, rate: float) -> list[dict[str, Any]]:
-        """The trained parameters as an optimiser's groups, one per factor of the learning rate.
+    def decay(self, name: str) -> float | None:
+        """The weight decay of one of `tensors`; None: the run's."""
+        return None
+
+    def groups(self, rate: float, *, tuning_rate: float | None = None) -> list[dict[str, Any]]:
+        """The trained parameters as an optimiser's groups, one per learning rate and weight decay.
 
         The bias of a head for sets of labels says how frequent they are: it does not decay.
+
+        Args:
+            tuning_rate: of the changes to the layers; None: `rate`.
         """
         bias = self.head.out_bias if self.design.activation == "sigmoid" else None
-        by_factor: dict[tuple[float, bool], list[nn.Parameter]] = {}
+        tuned = 1.0 if tuning_rate is None else tuning_rate / rate
+        groups: dict[tuple[float, float | None], list[nn.Parameter]] = {}
         for name, tensor in self.tensors.items():
-            by_factor.setdefault((self.rate_factor(name), tensor is bias), []).append(tensor)
+            factor = self.rate_factor(name) * (tuned if name.startswith("tuning.") else 1.0)
+            decay = 0.0 if tensor is bias else self.decay(name)
+            groups.setdefault((factor, decay), []).append(tensor)
         return [
             {"params": tensors, "lr": rate * factor, "factor": factor}
-            | ({"weight_decay": 0.0} if is_bias else {})
-            for (factor, is_bias), tensors in by_factor.items()
+            | ({} if decay is None else {"weight_decay": decay})
+            for (factor, decay), tensors in groups.items()
         ]
 
     @property
@@ -185,8 +191,122 @@ class Method(nn.Module, ABC):
         return self
 
 
+class AdapterMethod(Method):
+    """A method whose parameters are an adapter: a prompt, a tuning of the layers and a head.
+
+    They have the names and shapes of `AdapterSpec.shapes`, in float32. Matrices start from
+    N(0, 1/fan_in), biases from zero. The last layer of the head starts at zero, so that the first
+    prediction is uniform for any number of labels.
+    """
+
+    def prompt_of(self, design: Design) -> Prompt | None:
+        """The prompt that it trains, if any."""
+        return None
+
+    def tuning_of(self, design: Design) -> Tuning | None:
+        """The tuning that it trains, if any."""
+        return None
+
+    def head_of(self, design: Design) -> Head:
+        """The head that it trains."""
+        return Head(kind=design.head, pooling=design.pooling)
+
+    def add_parameters(self) -> None:
+        self.spec = AdapterSpec(
+            backbone=self.backbone.identity,
+            tokenizer_sha256=self.backbone.encoder.sha256,
+            hidden_size=self.backbone.hidden_size,
+            prompt=self.prompt_of(self.design),
+            tuning=self.tuning_of(self.design),
+            head=self.head_of(self.design),
+            activation=self.design.activation,
+            labels=self.labels,
+            max_length=self.design.max_length,
+        )
+        self._tensors = {
+            name: nn.Parameter(self.initial_value(name, shape))
+            for name, shape in self.trained_shapes().items()
+        }
+        for name, parameter in self._tensors.items():
+            self.register_parameter(name.replace(".", "_"), parameter)
+
+    def trained_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every parameter."""
+        return self.spec.shapes()
+
+    def initial_value(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """The start of one of `tensors`."""
+        if name.startswith("tuning."):
+            # As in PEFT: LoRA's A from a uniform distribution, everything else at zero.
+            bound = shape[1] ** -0.5 if name.endswith(".a") else 0.0
+            return torch.empty(shape).uniform_(-bound, bound, generator=self.random)
+        if name.endswith("bias") or name == "head.out.weight":
+            return torch.zeros(shape)
+        return torch.randn(shape, generator=self.random) / math.sqrt(shape[0])
+
+    @property
+    def shape(self) -> RowShape:
+        return RowShape.of(self.spec)
+
+    @property
+    def tensors(self) -> dict[str, nn.Parameter]:
+        return self._tensors
+
+    @property
+    def head(self) -> HeadWeights:
+        return HeadWeights.of({**self.tensors})
+
+    @property
+    def trunk_layers(self) -> int:
+        prompt, tuning = self.spec.prompt, self.spec.tuning
+        reached = [prompt.layer] if prompt is not None else []
+        reached += [tuning.layers[0]] if tuning is not None else []
+        return min(reached, default=self.backbone.layers)
+
+    def decay(self, name: str) -> float | None:
+        # The run's is for the prompt, where there is one: a generator quickly memorises small data.
+        both = self.spec.prompt is not None and self.spec.tuning is not None
+        return TUNING_DECAY if both and not name.startswith(("generator.", "prompt.")) else None
+
+    def prompts(self, trunk: Trunk, batch: PackedBatch) -> Tensor:
+        """[rows * t, n], row by row in the batch's order. trunk: at the insertion layer."""
+        raise NotImplementedError
+
+    def states(self, batch: PackedBatch, trunk: Trunk) -> Tensor:
+        backbone, tuning = self.backbone, self._tuning()
+        hidden, layout, layer = trunk.hidden, batch.layout, trunk.layer
+        if layer == backbone.layers:
+            last = backbone.final_norm(hidden.index_select(0, batch.reads))
+            return pool_rows(last, batch.read_layout)
+        if (prompt := self.spec.prompt) is not None:
+            hidden = backbone.run_layers(hidden, layer, prompt.layer, layout, tuning)
+            layer = prompt.layer
+            prompts = self.prompts(Trunk(layer, hidden, trunk.embeddings), batch)
+            hidden, layout = inserted(hidden, prompts, batch)
+        hidden = backbone.run_layers(hidden, layer, backbone.layers - 1, layout, tuning)
+        return read(backbone, hidden, batch, tuning)
+
+    def _tuning(self) -> BackboneTuning | None:
+        if self.spec.tuning is None:
+            return None
+        dropout = self.design.dropout if self.training else 0.0
+        return UniformTuning(tuning_weights(self.spec.tuning, {**self.tensors}), dropout=dropout)
+
+    def folded(self) -> "AdapterMethod":
+        """A method with the same answers whose parameters are the adapter's tensors; mostly itself.
+
+        For methods that train more than an adapter holds.
+        """
+        return self
+
+    def adapter(self, spec: AdapterSpec, *, dtype: torch.dtype = torch.float32) -> Adapter:
+        """These weights as an adapter. spec: the method's, with or without provenance."""
+        assert spec.shapes() == self.spec.shapes()
+        return Adapter(spec, {name: tensor.to(dtype) for name, tensor in self.snapshot().items()})
+
+
 class Baseline(Method):
-    """A method other than ID-SPAM, with the class head of an adapter, which starts at zero."""
+    """A method that is no adapter, with the class head of one, which starts at zero."""
 
     def add_parameters(self) -> None:
         n = self.backbone.hidden_size
@@ -214,19 +334,6 @@ class Baseline(Method):
         return nn.Parameter(torch.randn(shape, generator=self.random) / math.sqrt(fan_in))
 
 
-class PromptBaseline(Baseline):
-    """A baseline that inserts soft prompts before its rows at one layer, as ID-SPAM does."""
-
-    @abstractmethod
-    def prompts(self, trunk: Trunk, batch: PackedBatch) -> Tensor:
-        """[rows * t, n], row by row in the batch's order. trunk: at the insertion layer."""
-
-    def states(self, batch: PackedBatch, trunk: Trunk) -> Tensor:
-        hidden, layout = inserted(trunk.hidden, self.prompts(trunk, batch), batch)
-        first, last = self.shape.insertion_layer, self.backbone.layers - 1
-        return read(self.backbone, self.backbone.run_layers(hidden, first, last, layout), batch)
-
-
 def inserted(hidden: Tensor, prompts: Tensor, batch: PackedBatch) -> tuple[Tensor, Layout]:
     """Insert prompts before their rows: [T, n] and [rows * t, n] -> [T + rows * t, n]."""
     insertion = batch.insertions[0]
@@ -234,9 +341,11 @@ def inserted(hidden: Tensor, prompts: Tensor, batch: PackedBatch) -> tuple[Tenso
     return joined.index_select(0, insertion.expand), insertion.layout
 
 
-def read(backbone: Backbone, hidden: Tensor, batch: PackedBatch) -> Tensor:
+def read(
+    backbone: Backbone, hidden: Tensor, batch: PackedBatch, tuning: BackboneTuning | None = None
+) -> Tensor:
     """Run the last layer for the positions that the head reads: its input -> [rows, n]."""
-    states = backbone.read(hidden, batch.reads, batch.final_layout)
+    states = backbone.read(hidden, batch.reads, batch.final_layout, tuning)
     return pool_rows(states, batch.read_layout)
 
 

@@ -6,30 +6,29 @@ PEFT's version reads index 0, which is a prompt vector.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adapters.backbone.model import Backbone, Trunk
-from adapters.packed.packing import PackedBatch, RowShape
-from train.methods.method import PromptBaseline
+from adapters.format.spec import StaticPrompt
+from adapters.packed.packing import PackedBatch
+from train.methods.method import AdapterMethod, Design
 
 
-class PromptTuning(PromptBaseline):
-    """`prompt`: [t, n]."""
+class PromptTuning(AdapterMethod):
+    """`prompt.vectors`: [t, n]."""
 
     learning_rate = 2e-2
 
-    def add_parameters(self) -> None:
-        super().add_parameters()
-        self.prompt = nn.Parameter(
-            token_embeddings(self.backbone, self.design.prompt_length, self.random)
-        )
+    def prompt_of(self, design: Design) -> StaticPrompt:
+        return StaticPrompt(length=design.prompt_length)
 
-    @property
-    def shape(self) -> RowShape:
-        return RowShape(self.design.prompt_length, pooling=self.design.pooling)
+    def initial_value(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        if name == "prompt.vectors":
+            return token_embeddings(self.backbone, shape[0], self.random)
+        return super().initial_value(name, shape)
 
     def prompts(self, trunk: Trunk, batch: PackedBatch) -> Tensor:
-        return self.prompt.repeat(len(batch.rows), 1)
+        return self.tensors["prompt.vectors"].repeat(len(batch.rows), 1)
 
 
 def token_embeddings(backbone: Backbone, count: int, random: torch.Generator) -> Tensor:

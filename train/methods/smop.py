@@ -10,36 +10,35 @@ import torch
 from torch import Tensor, nn
 
 from adapters.backbone.model import Trunk
+from adapters.format.spec import RoutedPrompt
 from adapters.packed.layout import row_means
-from adapters.packed.packing import PackedBatch, RowShape
-from train.methods.method import PromptBaseline
+from adapters.packed.packing import PackedBatch
+from train.methods.method import AdapterMethod, Design
 from train.methods.prompt_tuning import token_embeddings
 
 PROMPTS, LENGTH = 4, 5
 NOISE = 0.01
 
 
-class Smop(PromptBaseline):
-    """`bank`: [k, l, n]; `router`: [n, k]."""
+class Smop(AdapterMethod):
+    """`generator.bank`: [k, l * n]; `generator.router`: [n, k]."""
 
     learning_rate = 2e-2
 
-    def add_parameters(self) -> None:
-        super().add_parameters()
-        n = self.backbone.hidden_size
-        bank = token_embeddings(self.backbone, PROMPTS * LENGTH, self.random)
-        self.bank = nn.Parameter(bank.view(PROMPTS, LENGTH, n))
-        self.router = nn.Parameter(torch.empty(n, PROMPTS))
-        nn.init.orthogonal_(self.router, generator=self.random)
+    def prompt_of(self, design: Design) -> RoutedPrompt:
+        return RoutedPrompt(length=LENGTH, prompts=PROMPTS)
 
-    @property
-    def shape(self) -> RowShape:
-        return RowShape(LENGTH, pooling=self.design.pooling)
+    def initial_value(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        if name == "generator.bank":
+            return token_embeddings(self.backbone, PROMPTS * LENGTH, self.random).view(shape)
+        if name == "generator.router":
+            return nn.init.orthogonal_(torch.empty(shape), generator=self.random)
+        return super().initial_value(name, shape)
 
     def prompts(self, trunk: Trunk, batch: PackedBatch) -> Tensor:
-        routed = row_means(trunk.hidden, batch.layout) @ self.router
+        routed = row_means(trunk.hidden, batch.layout) @ self.tensors["generator.router"]
         if self.training:
             routed = routed * (1 + NOISE * torch.randn_like(routed))
         shares, chosen = routed.softmax(dim=-1).max(dim=-1)
-        prompts = self.bank[chosen] * shares[:, None, None]
-        return prompts.flatten(0, 1)
+        prompts = self.tensors["generator.bank"][chosen] * shares[:, None]
+        return prompts.view(len(batch.rows) * LENGTH, -1)
