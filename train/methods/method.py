@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import torch
-from adapters.packed.tuning import UniformTuning, tuning_weights
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -33,6 +32,7 @@ from adapters.layers.tuning import BackboneTuning
 from adapters.packed.head import HeadWeights, logits
 from adapters.packed.layout import Layout, pool_rows
 from adapters.packed.packing import PackedBatch, RowShape
+from adapters.packed.tuning import UniformTuning, tuning_weights
 from train.objective import OBJECTIVES, Activation, Objective
 
 # AdamW's weight decay of a tuning and its head beside a prompt, which has its own.
