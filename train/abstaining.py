@@ -12,18 +12,20 @@ first one that fails ends it; such a sequence errs no more often than one test. 
 several places (all rows, the better half, the best quarter, ...), which share the allowed error
 among them: Learn then Test, Angelopoulos et al. 2021, section 4, fixed sequences with several
 starts.
+
+Nothing here imports torch when it is loaded.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from adapters.packed.head import scores as scores_of
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # A threshold that is chosen for a precision reaches it with this probability.
 CONFIDENCE = 0.95
@@ -57,20 +59,27 @@ class Answered:
 
 
 class Judged:
-    """The best score of each row, and whether its label is right; scores as they are served.
+    """The best score of each row, and whether its label is right.
 
     Args:
-        logits: float [rows, labels], before the temperature, at least one row.
+        scores: float32 [rows, labels] as they are served, at least one row.
         true: int64 [rows].
     """
 
-    def __init__(self, logits: Tensor, true: Tensor, *, temperature: float) -> None:
-        best = scores_of(logits.cpu(), "softmax", temperature).max(dim=-1)
+    def __init__(self, scores: "Tensor", true: "Tensor") -> None:
+        best = scores.cpu().max(dim=-1)
         order = best.values.argsort(descending=True, stable=True)
         self._scores: _Array = best.values[order].double().numpy()
         self._wrong: _Array = (best.indices != true.cpu())[order].numpy()
         # By how many of the best rows are answered, from none to all.
         self._errors: _Array = np.concatenate([[0], self._wrong.cumsum()])
+
+    @classmethod
+    def of_logits(cls, logits: "Tensor", true: "Tensor", *, temperature: float) -> Self:
+        """logits: float [rows, labels], before the temperature."""
+        from adapters.packed.head import scores
+
+        return cls(scores(logits.cpu(), "softmax", temperature), true)
 
     @property
     def rows(self) -> int:

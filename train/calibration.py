@@ -5,19 +5,22 @@ that minimises the loss on validation rows. On few rows that fits their noise an
 worse. Nothing shows it on the rows that chose the temperature, so it is judged by cross-fitting:
 the rows are dealt into folds, and each fold's scores have the temperature that the other folds
 choose.
+
+Nothing here imports torch when it is loaded.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from train.metrics import calibration_error
-from train.objective import Objective
 
-# From 1/8 to 8, a power of two in twenty steps, 1 in the middle.
-TEMPERATURES: Sequence[float] = torch.logspace(-3, 3, 121, base=2, dtype=torch.float64).tolist()
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from train.objective import Objective
+
+# From 1/8 to 8, a factor of two in twenty steps, 1 in the middle.
+TEMPERATURES = tuple(2 ** (step / 20) for step in range(-60, 61))
 FOLDS = 10
 # With fewer rows the error of a fold's temperature says nothing.
 LEAST_ROWS = 2 * FOLDS
@@ -46,7 +49,7 @@ class Calibrated:
         return self.temperature != 1.0
 
 
-def calibrate(objective: Objective, logits: Tensor, true: Tensor) -> Calibrated:
+def calibrate(objective: "Objective", logits: "Tensor", true: "Tensor") -> Calibrated:
     """Choose the temperature on validation rows.
 
     It is kept if the expected calibration error falls, both cross-fitted and with the one
@@ -58,19 +61,17 @@ def calibrate(objective: Objective, logits: Tensor, true: Tensor) -> Calibrated:
         logits: float [rows, labels] on the CPU, at least one row.
         true: as `Objective.loss` takes it.
     """
+    import torch
+
     logits, before = logits.detach(), _error(objective, logits, true)
     if len(logits) < LEAST_ROWS:
         return Calibrated(len(logits), 1.0, None, before, None, before)
     fold_of = _folds(len(logits))
-    chosen = [fold_of == fold for fold in range(FOLDS)]
-    # [temperatures, folds]: of one pass over the rows, a fold's rest is the sum without it.
-    losses = torch.tensor(
-        [
-            [float(objective.loss(logits[rows] / t, true[rows])) for rows in chosen]
-            for t in TEMPERATURES
-        ],
-        dtype=torch.float64,
-    )
+    # [temperatures, folds]: the other folds' loss is the sum of all without a fold's own.
+    losses = torch.zeros(len(TEMPERATURES), FOLDS, dtype=torch.float64)
+    for at, temperature in enumerate(TEMPERATURES):
+        of_rows = objective.row_losses(logits / temperature, true)
+        losses[at].index_add_(0, fold_of, of_rows.double())
     together = losses.sum(dim=1)
     fitted = TEMPERATURES[_best(together)]
     of_folds = [_best(together - losses[:, fold]) for fold in range(FOLDS)]
@@ -88,20 +89,22 @@ def calibrate(objective: Objective, logits: Tensor, true: Tensor) -> Calibrated:
     return Calibrated(len(logits), fitted, fitted, before, after, after)
 
 
-def _folds(rows: int) -> Tensor:
+def _folds(rows: int) -> "Tensor":
     """The fold of each row, int64 [rows]: of equal sizes, and always the same."""
+    import torch
+
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(0))
     folds = torch.empty(rows, dtype=torch.int64)
     folds[order] = torch.arange(rows) % FOLDS
     return folds
 
 
-def _best(losses: Tensor) -> int:
+def _best(losses: "Tensor") -> int:
     """The temperature of the lowest loss; of equal ones the nearest to 1."""
-    middle = len(TEMPERATURES) // 2
-    return min(range(len(TEMPERATURES)), key=lambda at: (float(losses[at]), abs(at - middle)))
+    middle, values = len(TEMPERATURES) // 2, losses.tolist()
+    return min(range(len(values)), key=lambda at: (values[at], abs(at - middle)))
 
 
-def _error(objective: Objective, logits: Tensor, true: Tensor) -> float:
+def _error(objective: "Objective", logits: "Tensor", true: "Tensor") -> float:
     scores, right = objective.promises(logits, true)
     return calibration_error(scores.numpy(), right.numpy())

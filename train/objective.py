@@ -32,6 +32,10 @@ class Objective(ABC):
         """
 
     @abstractmethod
+    def row_losses(self, logits: Tensor, true: Tensor) -> Tensor:
+        """The summands of `loss`, float [rows]."""
+
+    @abstractmethod
     def predict(
         self, logits: Tensor, *, thresholds: Sequence[float] | None = None, temperature: float = 1.0
     ) -> Tensor:
@@ -70,6 +74,9 @@ class OneLabel(Objective):
     def loss(self, logits: Tensor, true: Tensor) -> Tensor:
         return functional.cross_entropy(logits, true, reduction="sum")
 
+    def row_losses(self, logits: Tensor, true: Tensor) -> Tensor:
+        return functional.cross_entropy(logits, true, reduction="none")
+
     def predict(
         self,
         logits: Tensor,
@@ -104,6 +111,10 @@ class LabelSets(Objective):
 
     def loss(self, logits: Tensor, true: Tensor) -> Tensor:
         return functional.binary_cross_entropy_with_logits(logits, true, reduction="sum")
+
+    def row_losses(self, logits: Tensor, true: Tensor) -> Tensor:
+        losses = functional.binary_cross_entropy_with_logits(logits, true, reduction="none")
+        return losses.sum(dim=1)
 
     def predict(
         self, logits: Tensor, *, thresholds: Sequence[float] | None = None, temperature: float = 1.0

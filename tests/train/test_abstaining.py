@@ -23,7 +23,7 @@ def _logits(best: Tensor) -> Tensor:
 
 def _judged(best: list[float], right: list[bool]) -> Judged:
     true = torch.tensor([0 if one else 1 for one in right])
-    return Judged(_logits(torch.tensor(best)), true, temperature=1.0)
+    return Judged.of_logits(_logits(torch.tensor(best)), true, temperature=1.0)
 
 
 def test_a_threshold_answers_what_reaches_it() -> None:
@@ -38,7 +38,7 @@ def test_a_threshold_answers_what_reaches_it() -> None:
 def test_a_score_that_is_the_threshold_is_answered_as_the_service_does() -> None:
     logits = _logits(torch.linspace(0.55, 0.95, 40))
     served = scores(logits, "softmax", 1.7).max(dim=-1).values
-    judged = Judged(logits, torch.zeros(40, dtype=torch.int64), temperature=1.7)
+    judged = Judged.of_logits(logits, torch.zeros(40, dtype=torch.int64), temperature=1.7)
     for score in served.tolist():
         assert judged.answered(score).answered == int((served.double() >= score).sum())
 
@@ -93,7 +93,7 @@ def test_a_chosen_threshold_keeps_its_promise_on_other_texts(precision: float, r
     Above t the true precision is the mean of s ** 2 from t to 1. A threshold breaks its promise if
     that is below the precision; by chance this may happen to 1 - CONFIDENCE of the draws at most.
     """
-    random, draws, broken, chosen = np.random.default_rng(7), 300, 0, 0
+    random, draws, broken, chosen = np.random.default_rng(7), 200, 0, 0
     for _ in range(draws):
         drawn = random.uniform(0.5, 1.0, rows)
         right = random.uniform(size=rows) < drawn**2

@@ -13,6 +13,8 @@ from tests.support.training import TEST, TRAIN, VALIDATION, fitted, settings_of
 from train import cli
 from train.data.dataset import Dataset
 from train.errors import SettingsError
+from train.loop.progress import Progress
+from train.report.evaluation import evaluate
 from train.report.model_card import card_path
 
 
@@ -131,6 +133,17 @@ def test_a_precision_becomes_a_threshold_and_is_reported(backbone: str, tmp_path
     assert content["decision"]["answered"]["test"]["accuracy"] == chosen.answered["test"].accuracy
     assert content["calibration"]["after"] <= content["calibration"]["before"]
     assert report.temperature == adapter.spec.calibration.temperature
+    again = evaluate(
+        tmp_path / "a.safetensors",
+        TEST,
+        backbone=backbone,
+        device="cpu",
+        dtype=None,
+        progress=Progress(),
+    ).decision
+    assert again is not None
+    assert (again.abstain_below, again.precision) == (chosen.abstain_below, 0.4)
+    assert again.answered == {"rows": chosen.answered["test"]}
     card = card_path(tmp_path / "a.safetensors").read_text()
     assert f"abstains from texts with a top score below {chosen.abstain_below}**" in card
     assert "It is kept only if it lowers their expected calibration error, cross-fitted" in card
@@ -144,6 +157,13 @@ def test_a_threshold_may_be_set_and_the_closing_lines_say_what_it_does(
     out = capsys.readouterr().out
     assert "abstains below 0.7: of validation it answers " in out
     assert "calibration error" in out
+    output = str(tmp_path / "x.safetensors")
+    measure = ["evaluate", "--adapter", output, "--data", str(tmp_path / "validation.jsonl")]
+    at = command.index("--backbone")
+    assert cli.main([*measure, *command[at : at + 4], "--quiet"]) == 0
+    measured = capsys.readouterr().out
+    assert "abstain below" in measured
+    assert "abstains below 0.7: of rows it answers " in measured
     decision = load_adapter(tmp_path / "x.safetensors").spec.decision
     assert decision is not None
     assert (decision.abstain_below, decision.precision) == (0.7, None)

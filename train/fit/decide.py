@@ -111,7 +111,10 @@ def decide(
     Raises:
         SettingsError: no threshold reaches `settings.precision`.
     """
-    judged = {name: Judged(logits[name], classes[name], temperature=temperature) for name in logits}
+    judged = {
+        name: Judged.of_logits(logits[name], classes[name], temperature=temperature)
+        for name in logits
+    }
     below, precision = settings.abstain_below, settings.precision
     if precision is not None:
         validation = judged[VALIDATION]
@@ -124,7 +127,6 @@ def decide(
     return DecisionReport(
         abstain_below=below,
         precision=precision,
-        confidence=None if precision is None else CONFIDENCE,
         coverage=tuple(curve),
         answered={}
         if below is None

@@ -8,6 +8,8 @@ import torch
 
 from adapters.adapter import classify, prepare, rows_of
 from adapters.format.files import load_adapter
+from adapters.format.spec import AdapterSpec
+from train.abstaining import Judged
 from train.config.defaults import load_backbone_for
 from train.config.settings import ComputeType, FitSettings
 from train.data.dataset import Dataset, check_label_kind, check_labels
@@ -16,7 +18,7 @@ from train.loop.progress import Progress
 from train.loop.trunk_cache import TrunkCache
 from train.objective import OBJECTIVES
 from train.report.baselines import majority
-from train.report.report import DataReport, EvaluationReport
+from train.report.report import DataReport, DecisionReport, EvaluationReport
 from train.set_metrics import label_figures
 
 BATCH_TOKENS = 8192
@@ -74,4 +76,16 @@ def evaluate(
         seconds=seconds,
         texts_per_second=len(data) / seconds,
         labels=label_figures(predicted, true > 0, spec.labels) if spec.multi_label else None,
+        decision=None if spec.multi_label else _decision(spec, Judged(scores, true)),
+    )
+
+
+def _decision(spec: AdapterSpec, judged: Judged) -> DecisionReport:
+    """What the adapter's threshold does on these rows, and what others would do."""
+    below, declared = spec.abstain_below, spec.decision
+    return DecisionReport(
+        abstain_below=below,
+        precision=None if declared is None else declared.precision,
+        coverage=judged.curve(),
+        answered={} if below is None else {"rows": judged.answered(below)},
     )

@@ -21,6 +21,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from adapters.backbone.loading import DEFAULT_BACKBONE
 from adapters.format.durable import write_atomically
 from adapters.format.spec import AdapterSpec
+from train.abstaining import CONFIDENCE
 from train.calibration import Calibrated
 from train.errors import OutputError
 from train.loop.progress import EpochReport
@@ -170,6 +171,7 @@ def model_card(facts: CardFacts) -> str:
             several=spec.multi_label,
             **_figures(spec),
             front_matter=_front_matter(spec),
+            confidence=CONFIDENCE,
             calibration_note=_calibration_note(report.calibration, facts.judge),
             serve_command=_serve_command(spec),
             ask_commands=_ask_commands(facts),

@@ -96,14 +96,14 @@ class TrialReport:
 class DecisionReport:
     """When an adapter for one label a text abstains.
 
-    abstain_below: None if it never does. precision: for which that was chosen, with `confidence`;
-    None if it was set. coverage: what thresholds do on the validation rows, the most texts answered
-    first. answered: what `abstain_below` does on every split that is measured.
+    abstain_below: None if it never does. precision: for which that was chosen, with the probability
+    `train.abstaining.CONFIDENCE`; None if it was set. coverage: what thresholds do on the
+    validation rows, or on those of `evaluate`, the most texts answered first. answered: what
+    `abstain_below` does on every split that is measured.
     """
 
     abstain_below: float | None
     precision: float | None
-    confidence: float | None
     coverage: tuple[Answered, ...]
     answered: Mapping[str, Answered]
 
@@ -163,7 +163,8 @@ class FitReport:
 class EvaluationReport:
     """One run of `evaluate`. revision: sha256 of the file. truncated: how many texts were cut.
 
-    labels: every label's figures, where a text has a set of labels.
+    labels: every label's figures, where a text has a set of labels. decision: what thresholds do on
+    these rows, and the adapter's own; None for sets of labels.
     """
 
     adapter: str
@@ -175,6 +176,7 @@ class EvaluationReport:
     seconds: float
     texts_per_second: float
     labels: tuple[LabelFigures, ...] | None = None
+    decision: DecisionReport | None = None
 
     def to_json(self) -> str:
         """One JSON object; `accuracy`, `macro_f1` and `matthews`, or `micro_f1`, `macro_f1` and
@@ -266,6 +268,10 @@ def print_evaluation(report: EvaluationReport, console: Console) -> None:
     console.print(table)
     if report.labels is not None:
         console.print(_label_table(report.labels))
+    if report.decision is not None:
+        console.print(_coverage_table(report.decision.coverage))
+        if report.decision.abstain_below is not None:
+            print_line(console, _abstaining(report.decision))
     cut = f", {report.truncated:,} texts were cut" if report.truncated else ""
     print_line(console, f"{report.seconds:.1f} s, {report.texts_per_second:,.0f} texts/s{cut}")
 
@@ -282,6 +288,17 @@ def _label_table(labels: Sequence[LabelFigures]) -> Table:
         figures = (label.precision, label.recall, label.f1)
         shown = ("-" if figure is None else f"{figure:.4f}" for figure in figures)
         table.add_row(Text(label.label), f"{label.support:,}", f"{label.predicted:,}", *shown)
+    return table
+
+
+def _coverage_table(coverage: Sequence[Answered]) -> Table:
+    """What abstaining would do: every second threshold, those that answer the most first."""
+    table = Table()
+    for name in ("abstain below", "answered", "accuracy of these"):
+        table.add_column(name, justify="right")
+    for part in coverage[::2]:
+        accuracy = "-" if part.accuracy is None else f"{part.accuracy:.4f}"
+        table.add_row(f"{part.threshold:.6f}", f"{part.coverage:.1%}", accuracy)
     return table
 
 
