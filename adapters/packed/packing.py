@@ -163,8 +163,11 @@ class PackedBatch:
         mean = np.array([row.shape.pooling is Pooling.MEAN for row in self.rows])
         counts = np.where(mean, self._lengths, 1)
         at = last.lengths - 1 if causal else self._prompts
-        first_of_row = np.array([row.shape.pooling is Pooling.FIRST for row in self.rows])
-        at = np.where(first_of_row, 0, at)
+        poolings = [row.shape.pooling for row in self.rows]
+        at = np.where([pooling is Pooling.FIRST for pooling in poolings], 0, at)
+        # A text of one token has only that to read.
+        before_last = np.maximum(last.lengths - 2, self._prompts)
+        at = np.where([pooling is Pooling.BEFORE_LAST for pooling in poolings], before_last, at)
         first = last.starts + np.where(mean, self._prompts, at)
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         self.reads = self._put(np.repeat(first, counts) + within)

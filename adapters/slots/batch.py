@@ -72,7 +72,7 @@ _LORA_SITES = {
     Site.UP: LoraSites.UP,
     Site.DOWN: LoraSites.DOWN,
 }
-_POOLINGS = {Pooling.ANSWER: 0, Pooling.MEAN: 1, Pooling.FIRST: 2}
+_POOLINGS = {Pooling.ANSWER: 0, Pooling.MEAN: 1, Pooling.FIRST: 2, Pooling.BEFORE_LAST: 3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,8 +216,8 @@ class Fact(IntEnum):
     A batch looks up the facts of all its rows at once: reading each row's spec would take longer
     than everything else.
 
-    source: index of `Source`. pooling: 0 answer, 1 mean, 2 first. dense: 1 if the head has two
-    layers. shift: what is added to the positions of the text's tokens. lora: `LoraSites`.
+    source: index of `Source`. pooling: see `_POOLINGS`. dense: 1 if the head has two layers. shift:
+    what is added to the positions of the text's tokens. lora: `LoraSites`.
     """
 
     PROMPT = 0
@@ -400,6 +400,9 @@ class SlottedBatch:
         last, pooling = self._layouts[-1], self.facts[:, Fact.POOLING]
         first = last.ends - 1 if causal else last.starts + self._prompts
         first = np.where(pooling == _POOLINGS[Pooling.FIRST], last.starts, first)
+        # A text of one token has only that to read.
+        before_last = np.maximum(last.ends - 2, last.starts + self._prompts)
+        first = np.where(pooling == _POOLINGS[Pooling.BEFORE_LAST], before_last, first)
         if not self.signature.mean:
             self._sections["reads"] = _Section(_int32(first), 0)
             return Layout(np.ones_like(first))

@@ -77,6 +77,21 @@ def test_rows_of_a_slot_are_neighbours_and_each_section_says_where(backbone: Bac
     assert batch.shape == BatchShape(rows=3, tokens=9, expanded=(18,), reads=3, longest=7, tiles=2)
 
 
+@pytest.mark.parametrize(
+    ("pooling", "reads"),
+    [
+        (Pooling.ANSWER, [3, 8, 14]),
+        (Pooling.FIRST, [0, 5, 11]),
+        (Pooling.BEFORE_LAST, [3, 9, 16]),
+    ],
+)
+def test_a_head_that_reads_one_position_reads_it_of_every_row(
+    backbone: Backbone, pooling: Pooling, reads: list[int]
+) -> None:
+    batch = batch_of(backbone, (5, 1), (2, 0), (5, 2), pooling=pooling)
+    assert sections_of(batch)["reads"].tolist() == reads
+
+
 def test_the_tail_of_a_section_belongs_to_no_row(backbone: Backbone) -> None:
     batch = batch_of(backbone, (1, 3), (0, 1))
     shape = BatchShape(rows=4, tokens=20, expanded=(30,), reads=4, longest=9, tiles=5)
