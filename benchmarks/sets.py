@@ -23,6 +23,7 @@ SETS: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         "cpu": {
             "engine": "engine --device cpu --adapters 1,64 --seconds 4 --rounds 2",
+            "kinds": "kinds --device cpu --adapters 64 --seconds 4 --rounds 2",
             "latency": "latency --device cpu --calls 500 --sizes 1 8",
             "http": "http --device cpu --adapters 64 --seconds 5",
             "adapters": "adapters --device cpu --stored 1000 --slots 64 --per-request 8 --cold 50 "
@@ -33,6 +34,7 @@ SETS: Mapping[str, Mapping[str, str]] = MappingProxyType(
         },
         "gpu": {
             "engine-base": f"engine {_BASE} --adapters 1,64,256,1024",
+            "kinds-base": f"kinds {_BASE} --adapters 256",
             "latency-base": f"latency {_BASE}",
             "http-base": f"http {_BASE} --workers 12 --adapters 256 --clients 3 --connections 64 "
             "--bulk-connections 64",

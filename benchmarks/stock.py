@@ -6,7 +6,7 @@ read, prepared and given its own slot.
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from adapters.backbone.model import Backbone, random_adapter
-from adapters.format.files import serialize
+from adapters.format.files import Adapter, serialize
 from service.engine.interface import AdapterKey
 
 # For making random adapters: drawing random numbers releases the GIL.
@@ -28,11 +28,17 @@ def stock(root: Path, backbone: Backbone, *, names: int, distinct: int) -> list[
     Args:
         distinct: how many different files there are; the names use them in turns.
     """
+    return _stock(
+        root, lambda seed: random_adapter(backbone, seed=seed), names=names, distinct=distinct
+    )
+
+
+def _stock(
+    root: Path, make: Callable[[int], Adapter], *, names: int, distinct: int
+) -> list[AdapterKey]:
     root.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(_THREADS) as pool, _one_thread_each():
-        firsts = list(
-            pool.map(lambda seed: _write(root, backbone, seed), range(min(names, distinct)))
-        )
+        firsts = list(pool.map(lambda seed: _write(root, make, seed), range(min(names, distinct))))
     keys = list(firsts)
     for index in range(len(firsts), names):
         first = firsts[index % len(firsts)]
@@ -54,8 +60,17 @@ def stocked(
         yield Path(folder), stock(Path(folder), backbone, names=names, distinct=distinct)
 
 
-def _write(root: Path, backbone: Backbone, seed: int) -> AdapterKey:
-    data = serialize(random_adapter(backbone, seed=seed))
+@contextmanager
+def stocked_with(
+    make: Callable[[int], Adapter], *, names: int, distinct: int
+) -> Iterator[tuple[Path, list[AdapterKey]]]:
+    """The same with adapters of the caller's: `make` is called with 0, 1 ... `distinct` - 1."""
+    with TemporaryDirectory(prefix="idspam-store-") as folder:
+        yield Path(folder), _stock(Path(folder), make, names=names, distinct=distinct)
+
+
+def _write(root: Path, make: Callable[[int], Adapter], seed: int) -> AdapterKey:
+    data = serialize(make(seed))
     key = AdapterKey(_name(seed), hashlib.sha256(data).hexdigest())
     (root / key.name).mkdir()
     _file(root, key).write_bytes(data)

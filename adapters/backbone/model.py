@@ -310,12 +310,25 @@ def random_adapter(backbone: Backbone, *, seed: int = 0) -> Adapter:
         labels=("no", "yes"),
         max_length=min(256, backbone.max_tokens),
     )
+    return random_of(spec, seed=seed)
+
+
+def random_of(spec: AdapterSpec, *, seed: int = 0) -> Adapter:
+    """A seeded adapter with this spec."""
     random = torch.Generator().manual_seed(seed)
     tensors = {
-        name: torch.randn(shape, generator=random) / math.sqrt(shape[0])
+        name: torch.randn(shape, generator=random) * _spread(name, shape)
         for name, shape in spec.shapes().items()
     }
     return Adapter(spec, tensors)
+
+
+def _spread(name: str, shape: tuple[int, ...]) -> float:
+    """A tuning changes the outputs of a layer by a tenth."""
+    if not name.startswith("tuning."):
+        return 1.0 / math.sqrt(shape[0])
+    # [L, inputs, outputs] of a matrix, [L, width] of vectors.
+    return 0.3 / math.sqrt(shape[1]) if len(shape) == 3 else 0.1
 
 
 def _prompts(

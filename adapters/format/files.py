@@ -269,6 +269,8 @@ def all_finite(*tensors: Tensor) -> bool:
     """Whether every value is finite, as float32 too; waits for a device once."""
     # A sum is finite only if all its terms are, and takes a tenth of the time of checking each
     # term. But a sum of finite terms may overflow.
+    if not tensors:
+        return True
     sums = torch.stack([tensor.sum(dtype=torch.float32) for tensor in tensors])
     if bool(sums.isfinite().all()):
         return True

@@ -152,9 +152,11 @@ def section_sizes(shape: BatchShape, signature: Signature) -> dict[str, int]:
     }
     if signature.shifted:
         sizes["shifts"] = shape.tokens  # of each token's position
+    if signature.table:
+        sizes["table.owners"] = shape.tokens
     if signature.tuned:
         sizes["text.tiles"] = tiles
-    if signature.vectors or signature.table:
+    if signature.vectors:
         sizes["text.owners"] = shape.tokens
     for point, positions in zip(signature.insertions, shape.expanded, strict=True):
         for source in point.sources:
@@ -332,7 +334,7 @@ class SlottedBatch:
                 self._cover(f"layer{point.layer}", layout)
             self._cover("reads", reads)
         if self.signature.table:
-            self._sections["text.owners"] = self._owners(text)
+            self._sections["table.owners"] = self._owners(text)
         if self.signature.shifted:
             shifts = _int32(self.facts[:, Fact.SHIFT]).repeat(text.lengths)
             self._sections["shifts"] = _Section(shifts, 0)

@@ -6,7 +6,6 @@ slot is filled again only when nothing leases it, so the streams need no events 
 """
 
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from adapters.adapter import classify, prepare, rows_of
-from adapters.backbone.model import Backbone, random_adapter
+from adapters.backbone.model import Backbone, random_adapter, random_of
 from adapters.format.files import Adapter
 from adapters.format.spec import AdapterSpec, AttentionPrompt, LoraTuning, Site, VectorTuning
 from adapters.layers.attention import VARLEN_DTYPES
@@ -61,8 +60,6 @@ _PROBES = (
     "Another one, somewhat longer, with more than one clause in it. " * 8,
 )
 _PROBE_BOUND = 0.05
-# The size of what a probe's tuning changes, against the outputs of its layers.
-_PROBE_TUNING = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +257,7 @@ class SlottedRunner:
 
 def probe_adapters(backbone: Backbone) -> list[Adapter]:
     """Seeded adapters: a prompt, a prompt and vectors, LoRA, and a head alone."""
-    usual = random_adapter(backbone)
+    usual = random_adapter(backbone).spec
     layers, f = (0, backbone.layers), backbone.intermediate_size
     vectors = VectorTuning(layers=layers, intermediate_size=f)
     lora = LoraTuning(
@@ -277,21 +274,8 @@ def probe_adapters(backbone: Backbone) -> list[Adapter]:
         {"prompt": None},
     ]
     return [
-        _with_tuning(Adapter(usual.spec.model_copy(update=change), usual.tensors), seed=seed)
-        for seed, change in enumerate(changes)
+        random_of(usual.model_copy(update=change), seed=seed) for seed, change in enumerate(changes)
     ]
-
-
-def _with_tuning(adapter: Adapter, *, seed: int) -> Adapter:
-    """The tensors that the spec declares: those of the adapter, and random ones of its tuning."""
-    random = torch.Generator().manual_seed(seed)
-    tensors = {
-        name: adapter.tensors[name]
-        if name in adapter.tensors
-        else _PROBE_TUNING * torch.randn(shape, generator=random) / math.sqrt(shape[-1])
-        for name, shape in adapter.spec.shapes().items()
-    }
-    return Adapter(adapter.spec, tensors)
 
 
 def _to_host(tensor: Tensor) -> Tensor:
