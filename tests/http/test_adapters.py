@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from adapters.format.files import serialize
+from adapters.format.store import AdapterStore
 from service.http.openapi.schemas import AdapterDetail, AdapterList, PublishedAdapter
 from tests.support.hostile_files import with_spec
 from tests.support.http_service import Brake, RunningService, error_of, serve, until
@@ -157,6 +158,31 @@ def test_a_refused_file_names_its_faults_and_leaves_the_served_one(
     assert put(live, "new", content).status_code == status
     assert live.client.get("/v1/adapters/new").status_code == 404
     assert live.metric("idspam_uploads_total", outcome="refused") == 2
+
+
+def test_a_service_starts_beside_files_that_no_upload_would_have_let_in(tmp_path: Path) -> None:
+    store = AdapterStore(tmp_path / "adapters")
+    store.put("good", data(1))
+    contents = [parameter.values[0] for parameter in refused_files()]
+    for index, content in enumerate(contents):
+        store.put(f"bad{index}", content)
+    with serve(tmp_path / "adapters") as live:
+        assert live.predict(adapter="good", inputs="x")["results"][0]["label"]
+        listed = live.client.get("/v1/adapters").json()["adapters"]
+        assert len(listed) == len(contents) + 1
+        for index in range(len(contents)):
+            question = {"adapter": f"bad{index}", "inputs": "x"}
+            refused = error_of(live.client.post("/v1/predict", json=question))
+            assert refused["type"] in {
+                "adapter_damaged",
+                "adapter_incompatible",
+                "adapter_load_failed",
+                "inference_failed",
+            }
+            assert refused["message"]
+            # A good file takes its place.
+            assert put(live, f"bad{index}", data(2)).status_code == 200
+        assert live.client.get("/readyz").status_code == 200
 
 
 def test_too_large_files_are_413_with_and_without_announced_length(live: RunningService) -> None:
