@@ -11,10 +11,11 @@ from torch import Tensor
 from adapters.backbone.model import Backbone, ForwardOutput, check_fits
 from adapters.errors import InvalidAdapter
 from adapters.format.files import Adapter, all_finite
-from adapters.format.spec import AdapterSpec, AttentionPrompt
+from adapters.format.spec import AdapterSpec
 from adapters.packed.head import HeadWeights, logits, scores
 from adapters.packed.packing import PackedBatch, Row, RowShape
 from adapters.packed.prompt import GeneratorWeights
+from adapters.packed.tuning import MixedTuning, TuningWeights, tuning_weights
 from adapters.tokenizer import Encoding
 
 Float32 = npt.NDArray[np.float32]
@@ -25,19 +26,16 @@ class PreparedAdapter:
     """An adapter on a backbone's device, its generator folded for serving."""
 
     spec: AdapterSpec
-    generator: GeneratorWeights
+    generator: GeneratorWeights | None
+    tuning: TuningWeights | None
     head: HeadWeights
     shape: RowShape
 
     @property
     def nbytes(self) -> int:
         """Memory of its tensors."""
-        values = (
-            getattr(weights, name)
-            for weights in (self.generator, self.head)
-            for name in weights.__slots__
-        )
-        return sum(value.nbytes for value in values if isinstance(value, Tensor))
+        parts = (self.generator, self.tuning, self.head)
+        return sum(tensor.nbytes for part in parts if part is not None for tensor in part.tensors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +43,7 @@ class Classification:
     """The answer for one text.
 
     scores: float32 [labels], in the order of `spec.labels`. token_weights: float32 [tokens], the
-    share of each token in the prompt.
+    share of each token in the prompt; empty if no prompt is made from the text.
     """
 
     scores: Float32
@@ -59,18 +57,29 @@ def prepare(adapter: Adapter, backbone: Backbone) -> PreparedAdapter:
         IncompatibleAdapter: it was made for another backbone.
         InvalidAdapter: its weights are finite, but their products or casts are not.
     """
-    check_fits(adapter.spec, backbone)
+    spec = adapter.spec
+    check_fits(spec, backbone)
     tensors = {
         name: tensor.to(backbone.device, torch.float32) for name, tensor in adapter.tensors.items()
     }
-    assert isinstance(adapter.spec.prompt, AttentionPrompt)
-    generator = GeneratorWeights.of(adapter.spec.prompt, tensors).folded().cast(backbone.dtype)
-    # All other weights are neither multiplied nor cast: they are as finite as in the file.
-    if not all_finite(generator.down, *([] if generator.query is None else [generator.query])):
-        raise InvalidAdapter([f"generator: not finite once folded and cast to {backbone.dtype}"])
-    return PreparedAdapter(
-        adapter.spec, generator, HeadWeights.of(tensors), RowShape.of(adapter.spec)
-    )
+    generator = tuning = None
+    faults = []
+    if spec.prompt is not None:
+        generator = GeneratorWeights.of(spec.prompt, tensors, positions=spec.max_length)
+        generator = generator.folded().cast(backbone.dtype)
+        # All its other weights are neither multiplied nor cast: they are as finite as in the file.
+        made = (generator.down, generator.query, generator.table)
+        made_tensors = [tensor for tensor in made if tensor is not None]
+        if made_tensors and not all_finite(*made_tensors):
+            faults.append(f"generator: not finite once folded and cast to {backbone.dtype}")
+    if spec.tuning is not None:
+        tuning = tuning_weights(spec.tuning, tensors).cast(backbone.dtype)
+        if not all_finite(*tuning.tensors):
+            faults.append(f"tuning: not finite once scaled and cast to {backbone.dtype}")
+    if faults:
+        raise InvalidAdapter(faults)
+    head = HeadWeights.of(tensors, spec.head.hidden)
+    return PreparedAdapter(spec, generator, tuning, head, RowShape.of(spec))
 
 
 def rows_of(
@@ -92,8 +101,18 @@ def classify_timed(
     backbone: Backbone, batch: PackedBatch, adapters: Sequence[PreparedAdapter]
 ) -> tuple[list[Classification], float]:
     """As `classify`, with the seconds spent on prompts (`ForwardOutput.generator_seconds`)."""
-    generators = {index: adapter.generator for index, adapter in enumerate(adapters)}
-    output = backbone.forward(batch, generators)
+    generators = {
+        index: adapter.generator
+        for index, adapter in enumerate(adapters)
+        if adapter.generator is not None
+    }
+    tunings = {
+        index: adapter.tuning
+        for index, adapter in enumerate(adapters)
+        if adapter.tuning is not None
+    }
+    tuning = MixedTuning(batch, tunings) if tunings else None
+    output = backbone.forward(batch, generators, tuning=tuning)
     row_scores = _scores(output.states, batch, adapters)
     token_weights = _token_weights(output, batch)
     answers: list[Classification | None] = [None] * len(batch.rows)
@@ -127,4 +146,7 @@ def _token_weights(output: ForwardOutput, batch: PackedBatch) -> list[Float32]:
         pieces = np.split(weights.cpu().numpy(), generation.layout.starts[1:])
         for row, piece in zip(generation.rows, pieces, strict=True):
             row_weights[row] = piece
+            # Of the first token alone.
+            if len(piece) < (tokens := len(batch.rows[row].encoding)):
+                row_weights[row] = np.pad(piece, (0, tokens - len(piece)))
     return row_weights

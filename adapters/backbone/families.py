@@ -20,17 +20,46 @@ from adapters.packed.layout import Extents
 
 
 @dataclass(frozen=True, slots=True)
+class Tokens:
+    """The T tokens of a batch, int64 [T] each.
+
+    offsets: from a row's start. shifts: what a token's position is beyond its offset; None: nothing
+    for all tokens. words: [T, width], in place of the embeddings of `input_ids`, or None.
+    """
+
+    input_ids: Tensor
+    token_type_ids: Tensor
+    offsets: Tensor
+    shifts: Tensor | None = None
+    words: Tensor | None = None
+
+    @property
+    def positions(self) -> Tensor:
+        """Offsets with shifts."""
+        return self.offsets if self.shifts is None else self.offsets + self.shifts
+
+    @property
+    def ids(self) -> Tensor | None:
+        """[1, T], None if the words are given."""
+        return self.input_ids[None] if self.words is None else None
+
+    @property
+    def given(self) -> Tensor | None:
+        """[1, T, width], or None."""
+        return None if self.words is None else self.words[None]
+
+
+@dataclass(frozen=True, slots=True)
 class Family:
     """How to run one `model_type`.
 
-    embed: (model, input_ids [T], token_type_ids [T], offsets [T]) -> [1, T, n]; `offsets` count
-    from a row's start. layers: the transformer layers, each called with [1, T, n]. read: (last
-    layer, [1, T, n], positions [R], layout) -> [R, n]. parts: of one of the layers. max_tokens: of
-    a text. intermediate_size: the width of the feed-forward part. final_norm: (model, [T, n]) ->
-    [T, n], after the last layer.
+    embed: (model, tokens) -> [1, T, n], the input of the first layer. layers: the transformer
+    layers, each called with [1, T, n]. read: (last layer, [1, T, n], positions [R], layout) ->
+    [R, n]. parts: of one of the layers. max_tokens: of a text. intermediate_size: the width of the
+    feed-forward part. final_norm: (model, [T, n]) -> [T, n], after the last layer.
     """
 
-    embed: Callable[[Any, Tensor, Tensor, Tensor], Tensor]
+    embed: Callable[[Any, Tokens], Tensor]
     layers: Callable[[Any], nn.ModuleList]
     read: Callable[[Any, Tensor, Tensor, Extents], Tensor]
     parts: Callable[[Any], LayerParts]
@@ -40,42 +69,51 @@ class Family:
     causal: bool = False
 
 
-def _embed_bert(model: Any, input_ids: Tensor, token_type_ids: Tensor, offsets: Tensor) -> Tensor:
+def _embed_bert(model: Any, tokens: Tokens) -> Tensor:
+    return _embedded(model, tokens, tokens.token_type_ids, tokens.positions)
+
+
+def _embedded(model: Any, tokens: Tokens, token_type_ids: Tensor, positions: Tensor) -> Tensor:
     embedded: Tensor = model.embeddings(
-        input_ids=input_ids[None], token_type_ids=token_type_ids[None], position_ids=offsets[None]
+        input_ids=tokens.ids,
+        token_type_ids=token_type_ids[None],
+        position_ids=positions[None],
+        inputs_embeds=tokens.given,
     )
     return embedded
 
 
-def _embed_electra(
-    model: Any, input_ids: Tensor, token_type_ids: Tensor, offsets: Tensor
-) -> Tensor:
-    embedded = _embed_bert(model, input_ids, token_type_ids, offsets)
+def _embed_electra(model: Any, tokens: Tokens) -> Tensor:
+    embedded = _embed_bert(model, tokens)
     project = getattr(model, "embeddings_project", None)
     return embedded if project is None else project(embedded)
 
 
-def _embed_roberta(
-    model: Any, input_ids: Tensor, token_type_ids: Tensor, offsets: Tensor
-) -> Tensor:
+def _embed_roberta(model: Any, tokens: Tokens) -> Tensor:
     # RoBERTa counts positions from padding_idx + 1 on and does not count padding tokens. A text may
     # spell "<pad>", so padding occurs within texts.
     padding = model.embeddings.padding_idx
+    input_ids, offsets = tokens.input_ids, tokens.offsets
     real = (input_ids != padding).long()
     counted = real.cumsum(0)
     starts = torch.arange(len(offsets), device=offsets.device) - offsets
     before = (counted - real)[starts]
     positions = (counted - before) * real + padding
-    return _embed_bert(model, input_ids, torch.zeros_like(token_type_ids), positions)
+    if tokens.shifts is not None:
+        # After prompt vectors it counts every token: it has no ids then.
+        shifted = offsets + tokens.shifts + padding + 1
+        positions = torch.where(tokens.shifts > 0, shifted, positions)
+    return _embedded(model, tokens, torch.zeros_like(tokens.token_type_ids), positions)
 
 
-def _embed_distilbert(model: Any, input_ids: Tensor, _: Tensor, offsets: Tensor) -> Tensor:
-    embedded: Tensor = model.embeddings(input_ids[None], None, offsets[None])
+def _embed_distilbert(model: Any, tokens: Tokens) -> Tensor:
+    embedded: Tensor = model.embeddings(tokens.ids, tokens.given, tokens.positions[None])
     return embedded
 
 
-def _embed_gpt2(model: Any, input_ids: Tensor, _: Tensor, offsets: Tensor) -> Tensor:
-    embedded: Tensor = model.drop(model.wte(input_ids[None]) + model.wpe(offsets[None]))
+def _embed_gpt2(model: Any, tokens: Tokens) -> Tensor:
+    words = model.wte(tokens.ids) if tokens.given is None else tokens.given
+    embedded: Tensor = model.drop(words + model.wpe(tokens.positions[None]))
     return embedded
 
 
@@ -124,9 +162,7 @@ def _parts_of_gpt2(layer: Any) -> LayerParts:
     )
 
 
-def _bert_like(
-    embed: Callable[[Any, Tensor, Tensor, Tensor], Tensor], *, padded_positions: bool = False
-) -> Family:
+def _bert_like(embed: Callable[[Any, Tokens], Tensor], *, padded_positions: bool = False) -> Family:
     return Family(
         embed=embed,
         layers=lambda model: nn.ModuleList(BertLayer(layer) for layer in model.encoder.layer),

@@ -25,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 from adapters.backbone.families import family_of
 from adapters.backbone.model import Backbone, random_adapter
 from adapters.errors import UnusableBackbone
-from adapters.format.spec import AttentionPrompt, BackboneIdentity
+from adapters.format.spec import BackboneIdentity
 from adapters.layers.attention import PACKED_ATTENTION
 from adapters.packed.packing import Row, RowShape
 from adapters.packed.prompt import GeneratorWeights
@@ -210,7 +210,7 @@ def _probe_states(backbone: Backbone) -> Tensor:
     adapter = random_adapter(backbone)
     tensors = {name: tensor.to(backbone.device) for name, tensor in adapter.tensors.items()}
     prompt = adapter.spec.prompt
-    assert isinstance(prompt, AttentionPrompt)
+    assert prompt is not None
     generator = GeneratorWeights.of(prompt, tensors).folded().cast(backbone.dtype)
     length = min(128, backbone.max_tokens)
     texts = [backbone.encoder.encode(text, max_length=length) for text in _PROBES]

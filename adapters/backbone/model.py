@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from adapters.backbone.families import Family, family_of
+from adapters.backbone.families import Family, Tokens, family_of
 from adapters.errors import IncompatibleAdapter
 from adapters.format.files import Adapter
 from adapters.format.spec import (
@@ -24,14 +24,16 @@ from adapters.format.spec import (
     BackboneIdentity,
     FinalActivation,
     GeneratorInput,
+    Prompt,
+    StaticPrompt,
 )
 from adapters.layers import plain
 from adapters.layers.attention import PACKED_ATTENTION
 from adapters.layers.bert import BertLayer
 from adapters.layers.tuning import BackboneTuning
 from adapters.packed.layout import Extents, pool_rows
-from adapters.packed.packing import Generation, Insertion, PackedBatch, Row
-from adapters.packed.prompt import GeneratorWeights, generate
+from adapters.packed.packing import Generation, Insertion, PackedBatch, PromptSource, Row
+from adapters.packed.prompt import GeneratorWeights, add_tables, generate
 from adapters.tokenizer import TextEncoder
 
 
@@ -73,6 +75,8 @@ class Host(Protocol):
     @property
     def intermediate_size(self) -> int: ...
     @property
+    def embedding_size(self) -> int: ...
+    @property
     def layers(self) -> int: ...
     @property
     def max_tokens(self) -> int: ...
@@ -103,6 +107,11 @@ class Backbone:
         self._model = model.eval().requires_grad_(False)
         self._layers = self.family.layers(model)
         self.layers = len(self._layers)
+
+    @property
+    def embedding_size(self) -> int:
+        """Width of the word embeddings; ELECTRA's are narrower than its states."""
+        return self.word_embeddings.embedding_dim
 
     @property
     def device(self) -> torch.device:
@@ -154,9 +163,18 @@ class Backbone:
         """Index arrays for one forward pass, on this backbone's device."""
         return PackedBatch(rows, causal=self.family.causal, device=self.device)
 
-    def embed(self, input_ids: Tensor, token_type_ids: Tensor, offsets: Tensor) -> Tensor:
-        """The input of the first layer, [T, n]; `offsets` count from a row's start."""
-        return self.family.embed(self._model, input_ids, token_type_ids, offsets)[0]
+    def embed(
+        self,
+        input_ids: Tensor,
+        token_type_ids: Tensor,
+        offsets: Tensor,
+        *,
+        shifts: Tensor | None = None,
+        words: Tensor | None = None,
+    ) -> Tensor:
+        """The input of the first layer, [T, n]. The arguments are those of `families.Tokens`."""
+        tokens = Tokens(input_ids, token_type_ids, offsets, shifts, words)
+        return self.family.embed(self._model, tokens)[0]
 
     def run_layers(
         self,
@@ -199,15 +217,23 @@ class Backbone:
         *,
         start: Trunk | None = None,
         tuning: BackboneTuning | None = None,
+        words: Tensor | None = None,
     ) -> Trunk:
         """Run the layers below `layer`, which is at most the lowest insertion layer.
 
         Args:
             start: the states after the layers that have already been run.
             tuning: the adapters' changes to the layers.
+            words: [T, width], in place of the tokens' word embeddings.
         """
         if start is None:
-            embedded = self.embed(batch.input_ids, batch.token_type_ids, batch.offsets)
+            embedded = self.embed(
+                batch.input_ids,
+                batch.token_type_ids,
+                batch.offsets,
+                shifts=batch.shifts,
+                words=words,
+            )
             start = Trunk(0, embedded, embedded)
         hidden = self.run_layers(start.hidden, start.layer, layer, batch.layout, tuning)
         return Trunk(layer, hidden, start.embeddings)
@@ -235,7 +261,8 @@ class Backbone:
             States [rows, n] in the batch's order; `batch.order` says where the caller has each row.
         """
         lowest = batch.insertions[0].layer if batch.insertions else self.layers - 1
-        trunk = self.trunk(batch, lowest, start=trunk, tuning=tuning)
+        words = None if trunk is not None else self._words(batch, generators)
+        trunk = self.trunk(batch, lowest, start=trunk, tuning=tuning, words=words)
         insertions = {insertion.layer: insertion for insertion in batch.insertions}
         hidden, layout = trunk.hidden, batch.layout
         token_weights: list[tuple[Generation, Tensor]] = []
@@ -252,6 +279,19 @@ class Backbone:
                 hidden = self.run_layers(hidden, index, index + 1, layout, tuning)
         states = pool_rows(self.read(hidden, batch.reads, layout, tuning), batch.read_layout)
         return ForwardOutput(states, tuple(token_weights), generator_seconds)
+
+    def _words(
+        self, batch: PackedBatch, generators: Mapping[int, GeneratorWeights]
+    ) -> Tensor | None:
+        """The word embeddings with the adapters' tables, [T, width]; None if there are none."""
+        tables = {
+            index: weights.table
+            for index, weights in generators.items()
+            if weights.table is not None
+        }
+        if not tables:
+            return None
+        return add_tables(self.word_embeddings(batch.input_ids), batch, tables)
 
 
 def check_fits(spec: AdapterSpec, host: Host) -> None:
@@ -272,10 +312,8 @@ def check_fits(spec: AdapterSpec, host: Host) -> None:
         )
     if spec.hidden_size != host.hidden_size:
         faults.append(f"hidden_size: {spec.hidden_size}, the backbone's is {host.hidden_size}")
-    if spec.prompt is not None and spec.prompt.layer >= host.layers:
-        faults.append(
-            f"prompt.layer: {spec.prompt.layer}, the backbone has layers 0..{host.layers - 1}"
-        )
+    if spec.prompt is not None:
+        faults += _prompt_faults(spec.prompt, host)
     if spec.tuning is not None:
         if (end := spec.tuning.layers[1]) > host.layers:
             faults.append(
@@ -286,10 +324,28 @@ def check_fits(spec: AdapterSpec, host: Host) -> None:
                 f"tuning.intermediate_size: {spec.tuning.intermediate_size}, "
                 f"the backbone's is {host.intermediate_size}"
             )
-    if spec.max_length > host.max_tokens:
-        faults.append(f"max_length: {spec.max_length}, the backbone takes {host.max_tokens} tokens")
+    if spec.positions > host.max_tokens:
+        shift = spec.positions - spec.max_length
+        after = f" after a prompt of {shift}" if shift else ""
+        faults.append(
+            f"max_length: {spec.max_length}{after}, the backbone takes {host.max_tokens} tokens"
+        )
     if faults:
         raise IncompatibleAdapter(faults)
+
+
+def _prompt_faults(prompt: Prompt, host: Host) -> list[str]:
+    faults = []
+    if prompt.layer >= host.layers:
+        faults.append(f"prompt.layer: {prompt.layer}, the backbone has layers 0..{host.layers - 1}")
+    if isinstance(prompt, StaticPrompt) and prompt.table is not None:
+        width = prompt.table.width
+        if width != host.embedding_size:
+            faults.append(
+                f"prompt.table.width: {width}, the word embeddings of the backbone have "
+                f"{host.embedding_size}"
+            )
+    return faults
 
 
 def random_adapter(backbone: Backbone, *, seed: int = 0) -> Adapter:
@@ -339,9 +395,10 @@ def _prompts(
 ) -> tuple[list[Tensor], list[tuple[Generation, Tensor]]]:
     prompts, weights = [], []
     for generation in insertion.generations:
-        source = embeddings if generation.source is GeneratorInput.EMBEDDINGS else hidden
+        source = embeddings if generation.source is PromptSource.EMBEDDINGS else hidden
         assert source is not None, "a kept trunk lacks the embeddings that its batch needs"
         prompt, w = generate(source, generation, generators)
         prompts.append(prompt)
-        weights.append((generation, w))
+        if w is not None:
+            weights.append((generation, w))
     return prompts, weights

@@ -484,6 +484,13 @@ class AdapterSpec(_Frozen):
         """t, 0 without a prompt."""
         return 0 if self.prompt is None else self.prompt.length
 
+    @property
+    def positions(self) -> int:
+        """The most positions that a text needs of the backbone: `max_length`, and t if the prompt
+        shifts it."""
+        shifts = isinstance(self.prompt, StaticPrompt) and self.prompt.shifts_text
+        return self.max_length + (self.prompt_length if shifts else 0)
+
     def shapes(self) -> Shapes:
         """Name and shape of every tensor of an adapter with this spec."""
         n = self.hidden_size

@@ -6,10 +6,11 @@
 - oneDNN compiles a kernel for every new number of rows, which takes longer than the product. So
   sequences are padded to a few sizes.
 - Attention is computed in float32; for short rows it is two plain products around a softmax.
-- The last layer makes queries only for the positions that are read.
+- The last layer makes queries only for the positions that are read, in batches without a tuning.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, Literal
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from adapters.layers.tuning import LayerTuning
 from adapters.packed.layout import Extents
 
 # Padded sizes from one power of two to the next: padding is 1/32 on average.
@@ -97,12 +99,59 @@ class OneDnnLayer:
             attended = [everywhere.index_select(0, positions)]
         return self._finish(attended, read)[: len(positions)]
 
+    def forward_tuned(self, states: Tensor, layout: Extents, tuning: LayerTuning) -> Tensor:
+        """With the adapters' changes: [T, n] -> [T, n]."""
+        padded = pad(states)
+        attended = self._attend_tuned(padded, len(states), layout, tuning)
+        return self._finish_tuned(attended, padded, tuning)[: len(states)]
+
+    def read_tuned(
+        self, states: Tensor, positions: Tensor, layout: Extents, tuning: LayerTuning
+    ) -> Tensor:
+        """As the last layer, with the adapters' changes: [T, n] -> [positions, n]."""
+        padded, read = pad(states), pad(states.index_select(0, positions))
+        attended = self._attend_tuned(padded, len(states), layout, tuning)
+        everywhere = torch.cat(attended).index_select(0, positions)
+        return self._finish_tuned([everywhere], read, tuning.select(positions))[: len(positions)]
+
+    def _attend_tuned(
+        self, padded: Tensor, tokens: int, layout: Extents, tuning: LayerTuning
+    ) -> list[Tensor]:
+        projected = tuning.projection(padded[:tokens], self._projection(padded)[:tokens])
+        return self._attend_runs(projected, layout)
+
+    def _finish_tuned(
+        self, attended: list[Tensor], residual: Tensor, tuning: LayerTuning
+    ) -> Tensor:
+        """As `_finish`. GELU is not inside the product: a change comes before it."""
+        layer = self._layer
+        joined, rows = _joined(attended, residual)
+        dense = self._dense(joined)
+        _change(tuning.dense, joined, dense, rows)
+        states = layer.attention.output.LayerNorm(dense.add_(residual))
+        wide = self._intermediate(states)
+        _change(tuning.up, states, wide, rows)
+        if self._exact_gelu:
+            torch.ops.aten.gelu_(wide)
+        else:
+            wide = layer.intermediate.intermediate_act_fn(wide)
+        changed = tuning.activated(wide[:rows])
+        if changed.data_ptr() != wide.data_ptr():
+            wide[:rows] = changed
+        output = self._output(wide)
+        _change(tuning.down, wide, output, rows)
+        finished: Tensor = layer.output.LayerNorm(output.add_(states))
+        return finished
+
     def _attend_all(self, padded: Tensor, tokens: int, layout: Extents) -> list[Tensor]:
         """Attention of all tokens: [positions, heads, d] for each run."""
-        projected = self._projection(padded).view(len(padded), 3, self._heads, self._size)
+        return self._attend_runs(self._projection(padded)[:tokens], layout)
+
+    def _attend_runs(self, projected: Tensor, layout: Extents) -> list[Tensor]:
+        """[T, 3 n] -> [positions, heads, d] for each run."""
+        heads = projected.view(len(projected), 3, self._heads, self._size)
         return [
-            _attend(*rows.permute(2, 0, 3, 1, 4).unbind())
-            for rows in layout.by_run(projected[:tokens].float())
+            _attend(*rows.permute(2, 0, 3, 1, 4).unbind()) for rows in layout.by_run(heads.float())
         ]
 
     def _attend_one(
@@ -121,9 +170,7 @@ class OneDnnLayer:
     def _finish(self, attended: list[Tensor], residual: Tensor) -> Tensor:
         """After attention: [positions, heads, d] in pieces, residual [T, n] -> [T, n]."""
         layer = self._layer
-        rows = sum(map(len, attended))
-        padding = attended[0].new_zeros(len(residual) - rows, *attended[0].shape[1:])
-        joined = torch.cat([*attended, padding]).to(residual.dtype).flatten(1)
+        joined, _ = _joined(attended, residual)
         states = layer.attention.output.LayerNorm(self._dense(joined) + residual)
         if self._exact_gelu:
             wide = self._intermediate(states, "gelu")
@@ -145,6 +192,23 @@ class OneDnnLayer:
     def _key_value(self) -> ReorderedLinear:
         own = self._layer.attention.self
         return ReorderedLinear.of(own.key, own.value)
+
+
+def _joined(attended: list[Tensor], residual: Tensor) -> tuple[Tensor, int]:
+    """[positions, heads, d] in pieces as one, padded like the residual; and the positions."""
+    rows = sum(map(len, attended))
+    padding = attended[0].new_zeros(len(residual) - rows, *attended[0].shape[1:])
+    return torch.cat([*attended, padding]).to(residual.dtype).flatten(1), rows
+
+
+def _change(
+    change: Callable[[Tensor, Tensor], Tensor], inputs: Tensor, output: Tensor, rows: int
+) -> None:
+    """Put a change into a padded output."""
+    unpadded = output[:rows]
+    changed = change(inputs[:rows], unpadded)
+    if changed.data_ptr() != unpadded.data_ptr():
+        unpadded.copy_(changed)
 
 
 def _attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ length, so that rows of equal length are neighbours: attention takes each such r
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cached_property
 from typing import Self
 
@@ -16,9 +17,29 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from adapters.format.spec import AdapterSpec, AttentionPrompt, GeneratorInput, Pooling
+from adapters.format.spec import (
+    AdapterSpec,
+    AttentionPrompt,
+    FirstTokenPrompt,
+    Pooling,
+    RoutedPrompt,
+    StaticPrompt,
+)
 from adapters.packed.layout import Indices, Layout
 from adapters.tokenizer import Encoding
+
+
+class PromptSource(StrEnum):
+    """What a prompt is made from.
+
+    All of a text's embeddings, all its states at layer m, the state of its first token there, or
+    nothing of it.
+    """
+
+    EMBEDDINGS = "embeddings"
+    HIDDEN = "hidden"
+    FIRST_TOKEN = "first-token"
+    NOTHING = "nothing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +47,14 @@ class RowShape:
     """What decides the positions of a row's tokens and prompt.
 
     prompt_length: t; 0 if there is no prompt: the text passes every layer alone. insertion_layer:
-    m. source: what the prompt is made from. pooling: what the head reads.
+    m. pooling: what the head reads. shifts_text: the text's positions count from t on.
     """
 
     prompt_length: int = 0
     insertion_layer: int = 0
-    source: GeneratorInput = GeneratorInput.HIDDEN
+    source: PromptSource = PromptSource.HIDDEN
     pooling: Pooling = Pooling.ANSWER
+    shifts_text: bool = False
 
     @classmethod
     def of(cls, spec: AdapterSpec) -> Self:
@@ -42,9 +64,16 @@ class RowShape:
             case None:
                 return cls(pooling=pooling)
             case AttentionPrompt():
-                return cls(prompt.length, prompt.layer, prompt.source, pooling)
-            case _:
-                return cls(prompt.length, prompt.layer, pooling=pooling)
+                source = PromptSource(prompt.source.value)
+            case FirstTokenPrompt():
+                source = PromptSource.FIRST_TOKEN
+            case RoutedPrompt():
+                # At layer 0 both are the same states, and these need not be kept.
+                source = PromptSource.EMBEDDINGS if prompt.layer else PromptSource.HIDDEN
+            case StaticPrompt():
+                source = PromptSource.NOTHING
+        shifts = isinstance(prompt, StaticPrompt) and prompt.shifts_text
+        return cls(prompt.length, prompt.layer, source, pooling, shifts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +106,12 @@ class Grouping:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """Prompts generated from one source: the embeddings, or the current hidden states."""
+    """Prompts that are made from one source."""
 
-    source: GeneratorInput
+    source: PromptSource
     rows: Indices  # among the batch's rows
     tokens: Tensor | None  # int64, the rows' tokens in the source; None: all of them
-    layout: Layout  # of those tokens
+    layout: Layout  # of those tokens; one a row if the prompts are made from the first or nothing
     groups: tuple[Group, ...]
     grouping: Grouping | None  # None: there is only one group
 
@@ -148,6 +177,16 @@ class PackedBatch:
             np.arange(self.layout.tokens) - np.repeat(self.layout.starts, self._lengths)
         )
 
+    @cached_property
+    def shifts(self) -> Tensor | None:
+        """int64 [T]: each token's position minus its offset. None: no row shifts its text."""
+        if not any(row.shape.shifts_text for row in self.rows):
+            return None
+        shifts = np.array(
+            [row.shape.prompt_length if row.shape.shifts_text else 0 for row in self.rows]
+        )
+        return self._put(np.repeat(shifts, self._lengths))
+
     @property
     def final_layout(self) -> Layout:
         """The layout of the last layer."""
@@ -183,11 +222,11 @@ class PackedBatch:
             expanded = Layout(self._lengths + np.where(inserted, self._prompts, 0), self.device)
             generations, prompt_starts = [], np.zeros(len(self.rows), dtype=np.int64)
             offset = 0
-            for source in GeneratorInput:
+            for source in PromptSource:
                 chosen = here & np.array([row.shape.source is source for row in self.rows])
                 if not chosen.any():
                     continue
-                layout = self.layout if source is GeneratorInput.EMBEDDINGS else current
+                layout = self.layout if source is PromptSource.EMBEDDINGS else current
                 generations.append(self._generation(source, np.flatnonzero(chosen), layout))
                 sizes = self._prompts[chosen]
                 prompt_starts[chosen] = offset + np.cumsum(sizes) - sizes
@@ -212,27 +251,30 @@ class PackedBatch:
             current.starts[row] + within - prompts,
         )
 
-    def _generation(
-        self, source: GeneratorInput, rows: Indices, source_layout: Layout
-    ) -> Generation:
-        layout = Layout(self._lengths[rows], self.device)
+    def _generation(self, source: PromptSource, rows: Indices, source_layout: Layout) -> Generation:
+        lengths = self._lengths[rows]
+        if source in (PromptSource.FIRST_TOKEN, PromptSource.NOTHING):
+            lengths = np.ones_like(lengths)
+        layout = Layout(lengths, self.device)
         tokens = None
-        if layout.tokens != source_layout.tokens:
+        if source is not PromptSource.NOTHING and layout.tokens != source_layout.tokens:
             tokens = self._put(_spans(source_layout.starts[rows], layout.lengths))
         owners = np.array([self.rows[i].adapter for i in rows])
         adapters, counts = np.unique(owners, return_counts=True)
-        lengths = np.bincount(np.searchsorted(adapters, owners), layout.lengths).astype(np.int64)
+        sums = np.bincount(np.searchsorted(adapters, owners), lengths).astype(np.int64)
         groups = tuple(
             Group(int(adapter), int(count), int(length))
-            for adapter, count, length in zip(adapters, counts, lengths, strict=True)
+            for adapter, count, length in zip(adapters, counts, sums, strict=True)
         )
-        return Generation(source, rows, tokens, layout, groups, self._grouping(rows, owners))
+        grouping = self._grouping(rows, owners, lengths)
+        return Generation(source, rows, tokens, layout, groups, grouping)
 
-    def _grouping(self, rows: Indices, owners: Indices) -> Grouping | None:
+    def _grouping(self, rows: Indices, owners: Indices, lengths: Indices) -> Grouping | None:
+        """lengths: of the rows' tokens in the source."""
         order = np.argsort(owners, kind="stable")
         if owners[order[0]] == owners[order[-1]]:
             return None
-        tokens = _reordered(self._lengths[rows], order)
+        tokens = _reordered(lengths, order)
         prompts = _reordered(self._prompts[rows], order)
         return Grouping(
             rows=self._put(order),

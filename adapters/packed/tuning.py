@@ -5,10 +5,14 @@
     LoRA:    y + scaling (x A) B for some of the layer's linear maps
 
 Vectors are float32 for every type of the states: in bfloat16, 1 + s would keep 8 bits of s.
+
+A batch of many adapters is changed piece by piece, in place, while the rows of a piece are in the
+processor's cache. docs/cpu.md has what that costs beside the products of a layer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Self, TypeAlias
 
 import torch
@@ -16,9 +20,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from adapters.format.spec import LoraTuning, Site, Tuning, VectorTuning
-from adapters.packed.layout import Extents
-
-_PROJECTED = (Site.QUERY, Site.KEY, Site.VALUE)
+from adapters.packed.layout import Extents, Layout
+from adapters.packed.packing import PackedBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,24 +61,38 @@ class VectorWeights:
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """x A B, the change of one or more linear maps with the same input in L layers.
+    """x A B for one or more linear maps with the same input, in L layers.
 
-    a: [L, inputs, r]. b: [L, r, outputs].
+    a: [L, inputs, k r], the matrices of k maps side by side. b: k matrices [L, r, outputs], None in
+    between for a map that is not changed.
     """
 
     a: Tensor
-    b: Tensor
+    b: tuple[Tensor | None, ...]
 
     def cast(self, dtype: torch.dtype) -> "LowRank":
-        """Both in another type."""
-        return LowRank(self.a.to(dtype), self.b.to(dtype))
+        """All matrices in another type."""
+        b = tuple(None if each is None else each.to(dtype) for each in self.b)
+        return LowRank(self.a.to(dtype), b)
+
+    def block(self) -> Tensor:
+        """B of all maps as one: [L, k r, all outputs], zero outside of its blocks."""
+        if len(self.b) == 1 and self.b[0] is not None:
+            return self.b[0]
+        rows = []
+        for place, each in enumerate(self.b):
+            if each is not None:
+                width = each.shape[-1]
+                before, after = place * width, (len(self.b) - place - 1) * width
+                rows.append(functional.pad(each, (before, after)))
+        return torch.cat(rows, dim=-2)
 
 
 @dataclass(frozen=True, slots=True)
 class LoraWeights:
     """The matrices of L tuned layers, B times the scaling; None where a site is not tuned.
 
-    layers: those. projection: queries, keys and values as one map n -> 3 n.
+    layers: those. projection: of queries, keys and values.
     """
 
     layers: range
@@ -87,30 +104,44 @@ class LoraWeights:
     @classmethod
     def of(cls, tuning: LoraTuning, tensors: dict[str, Tensor]) -> Self:
         """Of an adapter's tensors, named as in `LoraTuning.shapes`."""
-        pairs = {
-            site: LowRank(tensors[f"tuning.{site}.a"], tensors[f"tuning.{site}.b"] * tuning.scaling)
-            for site in tuning.sites
-        }
+
+        def matrices(*sites: Site) -> LowRank | None:
+            tuned = [site for site in sites if site in tuning.sites]
+            if not tuned:
+                return None
+            a = [tensors[f"tuning.{site}.a"] for site in tuned]
+            return LowRank(
+                a[0] if len(a) == 1 else torch.cat(a, dim=-1),
+                tuple(
+                    tensors[f"tuning.{site}.b"] * tuning.scaling if site in tuned else None
+                    for site in sites
+                ),
+            )
+
         return cls(
             layers=range(*tuning.layers),
-            projection=_joined([pairs.get(site) for site in _PROJECTED]),
-            dense=pairs.get(Site.DENSE),
-            up=pairs.get(Site.UP),
-            down=pairs.get(Site.DOWN),
+            projection=matrices(Site.QUERY, Site.KEY, Site.VALUE),
+            dense=matrices(Site.DENSE),
+            up=matrices(Site.UP),
+            down=matrices(Site.DOWN),
         )
 
     def cast(self, dtype: torch.dtype) -> "LoraWeights":
         """All matrices in another type: they multiply every position."""
-        pairs = (self.projection, self.dense, self.up, self.down)
-        return LoraWeights(
-            self.layers, *(None if pair is None else pair.cast(dtype) for pair in pairs)
-        )
+        maps = (self.projection, self.dense, self.up, self.down)
+        return LoraWeights(self.layers, *(each and each.cast(dtype) for each in maps))
 
     @property
     def tensors(self) -> list[Tensor]:
         """All of them."""
-        pairs = (self.projection, self.dense, self.up, self.down)
-        return [tensor for pair in pairs if pair is not None for tensor in (pair.a, pair.b)]
+        maps = (self.projection, self.dense, self.up, self.down)
+        return [
+            tensor
+            for each in maps
+            if each is not None
+            for tensor in (each.a, *each.b)
+            if tensor is not None
+        ]
 
 
 TuningWeights: TypeAlias = VectorWeights | LoraWeights
@@ -121,22 +152,6 @@ def tuning_weights(tuning: Tuning, tensors: dict[str, Tensor]) -> TuningWeights:
     if isinstance(tuning, VectorTuning):
         return VectorWeights.of(tuning, tensors)
     return LoraWeights.of(tuning, tensors)
-
-
-def _joined(pairs: Sequence[LowRank | None]) -> LowRank | None:
-    """Maps with the same input as one: A side by side, B in blocks along the diagonal."""
-    given = [pair for pair in pairs if pair is not None]
-    if not given:
-        return None
-    rank = given[0].a.shape[-1]
-    outputs = given[0].b.shape[-1]
-    rows = []
-    for column, pair in enumerate(pairs):
-        if pair is not None:
-            before, after = column * outputs, (len(pairs) - column - 1) * outputs
-            rows.append(functional.pad(pair.b, (before, after)))
-    assert all(pair.a.shape[-1] == rank for pair in given)
-    return LowRank(torch.cat([pair.a for pair in given], dim=-1), torch.cat(rows, dim=-2))
 
 
 class UniformTuning:
@@ -151,6 +166,12 @@ class UniformTuning:
     def __init__(self, weights: TuningWeights, *, dropout: float = 0.0) -> None:
         self._weights = weights
         self._dropout = dropout
+        self._blocks: dict[str, Tensor] = {}
+        if isinstance(weights, LoraWeights):
+            for name in ("projection", "dense", "up", "down"):
+                matrices: LowRank | None = getattr(weights, name)
+                if matrices is not None:
+                    self._blocks[name] = matrices.block()
 
     def at(self, layer: int, _: Extents) -> "VectorChanges | LoraChanges | None":
         weights = self._weights
@@ -158,7 +179,8 @@ class UniformTuning:
             return None
         if isinstance(weights, VectorWeights):
             return VectorChanges(weights, layer - weights.layers.start)
-        return LoraChanges(weights, layer - weights.layers.start, self._dropout)
+        index = layer - weights.layers.start
+        return LoraChanges(weights, self._blocks, index, self._dropout)
 
 
 class VectorChanges:
@@ -210,41 +232,245 @@ def scale_and_shift(output: Tensor, factor: Tensor, bias: Tensor) -> Tensor:
 class LoraChanges:
     """The same matrices at every position (`adapters.layers.tuning.LayerTuning`).
 
-    index: of the layer in the weights.
+    index: of the layer in the weights. blocks: `LowRank.block` of the weights' maps.
     """
 
-    def __init__(self, weights: LoraWeights, index: int, dropout: float) -> None:
-        self._weights, self._index, self._dropout = weights, index, dropout
+    def __init__(
+        self, weights: LoraWeights, blocks: Mapping[str, Tensor], index: int, dropout: float
+    ) -> None:
+        self._weights, self._blocks = weights, blocks
+        self._index, self._dropout = index, dropout
 
     def projection(self, inputs: Tensor, output: Tensor) -> Tensor:
-        return self._changed(self._weights.projection, inputs, output)
+        return self._changed("projection", inputs, output)
 
     def dense(self, inputs: Tensor, output: Tensor) -> Tensor:
-        return self._changed(self._weights.dense, inputs, output)
+        return self._changed("dense", inputs, output)
 
     def up(self, inputs: Tensor, output: Tensor) -> Tensor:
-        return self._changed(self._weights.up, inputs, output)
+        return self._changed("up", inputs, output)
 
     def activated(self, output: Tensor) -> Tensor:
         return output
 
     def down(self, inputs: Tensor, output: Tensor) -> Tensor:
-        return self._changed(self._weights.down, inputs, output)
+        return self._changed("down", inputs, output)
 
     def select(self, _: Tensor) -> Self:
         return self
 
-    def _changed(self, pair: LowRank | None, inputs: Tensor, output: Tensor) -> Tensor:
-        if pair is None:
+    def _changed(self, name: str, inputs: Tensor, output: Tensor) -> Tensor:
+        matrices: LowRank | None = getattr(self._weights, name)
+        if matrices is None:
             return output
         if self._dropout:
             inputs = functional.dropout(inputs, self._dropout)
-        return add_low_rank(output, inputs, pair.a[self._index], pair.b[self._index])
+        narrow = inputs @ matrices.a[self._index].to(inputs.dtype)
+        block = self._blocks[name][self._index].to(output.dtype)
+        if torch.is_grad_enabled():
+            return torch.addmm(output, narrow, block)
+        return output.addmm_(narrow, block)
 
 
-def add_low_rank(output: Tensor, inputs: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """output + (inputs A) B, in place where no gradient is recorded."""
-    narrow = inputs @ a.to(inputs.dtype)
-    if torch.is_grad_enabled():
-        return torch.addmm(output, narrow, b.to(output.dtype))
-    return output.addmm_(narrow, b.to(output.dtype))
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """Neighbouring rows of one tuned adapter."""
+
+    first: int
+    end: int
+    weights: TuningWeights
+
+
+@dataclass(frozen=True, slots=True)
+class _VectorPiece:
+    """Neighbouring spans of `length` positions each, from position `start` on.
+
+    factor: [spans, L, 3 n + f]. bias: [spans, L, 4 n + f]. activated: [spans, L, f], or None.
+    """
+
+    layers: range
+    start: int
+    length: int
+    factor: Tensor
+    bias: Tensor
+    activated: Tensor | None
+
+    def rows(self, states: Tensor) -> Tensor:
+        """A view: [T, d] -> [spans, length, d]."""
+        spans = len(self.factor)
+        piece = states[self.start : self.start + spans * self.length]
+        return piece.view(spans, self.length, -1)
+
+
+@dataclass(frozen=True, slots=True)
+class _LoraPiece:
+    """The positions of one adapter's rows."""
+
+    place: slice
+    weights: LoraWeights
+
+
+@dataclass(frozen=True, slots=True)
+class _Pieces:
+    """All tuned positions of one layout."""
+
+    vectors: list[_VectorPiece]
+    lora: list[_LoraPiece]
+
+
+class MixedTuning:
+    """The changes of a batch's adapters to their own rows, in place, so without gradients.
+
+    Args:
+        weights: by the batch's adapter index; the rows of all others stay as they are.
+    """
+
+    def __init__(self, batch: PackedBatch, weights: Mapping[int, TuningWeights]) -> None:
+        self._reads = batch.read_layout
+        self._spans: list[_Span] = []
+        row = 0
+        for adapter, rows in groupby(batch.rows, key=lambda each: each.adapter):
+            first, row = row, row + sum(1 for _ in rows)
+            if (found := weights.get(adapter)) is not None:
+                self._spans.append(_Span(first, row, found))
+        # By the layout's identity: the batch keeps all its layouts.
+        self._pieces: dict[int, _Pieces] = {}
+
+    def at(self, layer: int, layout: Extents) -> "MixedChanges | None":
+        assert isinstance(layout, Layout), "the pieces of a batch are made on the host"
+        assert not torch.is_grad_enabled(), "a mixed batch is changed in place"
+        if not any(layer in span.weights.layers for span in self._spans):
+            return None
+        return MixedChanges(self._of(layout), self._of(self._reads), layer)
+
+    def _of(self, layout: Layout) -> _Pieces:
+        pieces = self._pieces.get(id(layout))
+        if pieces is None:
+            pieces = self._pieces[id(layout)] = _cut(self._spans, layout)
+        return pieces
+
+
+def _cut(spans: list[_Span], layout: Layout) -> _Pieces:
+    """The pieces of a layout: spans of vectors are joined while one view holds them."""
+    starts, ends = layout.starts.tolist(), layout.ends.tolist()
+    vectors: list[_VectorPiece] = []
+    lora: list[_LoraPiece] = []
+    members: list[VectorWeights] = []
+    begin = length = 0
+
+    def close() -> None:
+        if members:
+            vectors.append(_piece(members, begin, length))
+        members.clear()
+
+    for span in spans:
+        start, end = starts[span.first], ends[span.end - 1]
+        if isinstance(span.weights, LoraWeights):
+            lora.append(_LoraPiece(slice(start, end), span.weights))
+            continue
+        follows = (
+            members
+            and start == begin + len(members) * length
+            and end - start == length
+            and members[-1].layers == span.weights.layers
+            and (members[-1].activated is None) == (span.weights.activated is None)
+        )
+        if not follows:
+            close()
+            begin, length = start, end - start
+        members.append(span.weights)
+    close()
+    return _Pieces(vectors, lora)
+
+
+def _piece(members: list[VectorWeights], begin: int, length: int) -> _VectorPiece:
+    activated = [each.activated for each in members if each.activated is not None]
+    return _VectorPiece(
+        layers=members[0].layers,
+        start=begin,
+        length=length,
+        factor=_stacked([each.factor for each in members]),
+        bias=_stacked([each.bias for each in members]),
+        activated=_stacked(activated) if activated else None,
+    )
+
+
+def _stacked(tensors: list[Tensor]) -> Tensor:
+    """[members, ...], without a copy of a single one."""
+    return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(tensors)
+
+
+class MixedChanges:
+    """Each row's own changes to one layer (`adapters.layers.tuning.LayerTuning`).
+
+    reads: the pieces of the positions that the last layer reads.
+    """
+
+    def __init__(self, pieces: _Pieces, reads: _Pieces, layer: int) -> None:
+        self._reads, self._layer = reads, layer
+        self._vectors = [
+            (piece, layer - piece.layers.start) for piece in pieces.vectors if layer in piece.layers
+        ]
+        self._lora = [
+            (piece, layer - piece.weights.layers.start)
+            for piece in pieces.lora
+            if layer in piece.weights.layers
+        ]
+
+    def projection(self, inputs: Tensor, output: Tensor) -> Tensor:
+        width = output.shape[1]
+        for piece, index in self._vectors:
+            _scale(piece.rows(output), piece.factor[:, index, :width], piece.bias[:, index, :width])
+        return self._low_rank("projection", inputs, output)
+
+    def dense(self, inputs: Tensor, output: Tensor) -> Tensor:
+        return self._low_rank("dense", inputs, output)
+
+    def up(self, inputs: Tensor, output: Tensor) -> Tensor:
+        for piece, index in self._vectors:
+            end = piece.factor.shape[-1]
+            start = end - output.shape[1]
+            factor, bias = piece.factor[:, index, start:], piece.bias[:, index, start:end]
+            _scale(piece.rows(output), factor, bias)
+        return self._low_rank("up", inputs, output)
+
+    def activated(self, output: Tensor) -> Tensor:
+        for piece, index in self._vectors:
+            if piece.activated is not None:
+                piece.rows(output).mul_(piece.activated[:, index, None])
+        return output
+
+    def down(self, inputs: Tensor, output: Tensor) -> Tensor:
+        for piece, index in self._vectors:
+            start = piece.factor.shape[-1]
+            piece.rows(output).add_(piece.bias[:, index, None, start:])
+        return self._low_rank("down", inputs, output)
+
+    def select(self, _: Tensor) -> "MixedChanges":
+        """Of the positions that the batch reads, and no others."""
+        return MixedChanges(self._reads, self._reads, self._layer)
+
+    def _low_rank(self, name: str, inputs: Tensor, output: Tensor) -> Tensor:
+        for piece, index in self._lora:
+            matrices: LowRank | None = getattr(piece.weights, name)
+            if matrices is None:
+                continue
+            narrow = inputs[piece.place] @ matrices.a[index]
+            changed = output[piece.place]
+            if len(matrices.b) == 1 and matrices.b[0] is not None:
+                changed.addmm_(narrow, matrices.b[0][index])
+                continue
+            width, used = output.shape[1] // len(matrices.b), 0
+            for place, b in enumerate(matrices.b):
+                if b is None:
+                    continue
+                rank = b.shape[1]
+                columns = changed[:, place * width : (place + 1) * width]
+                columns.addmm_(narrow[:, used : used + rank], b[index])
+                used += rank
+        return output
+
+
+def _scale(rows: Tensor, factor: Tensor, bias: Tensor) -> None:
+    """[spans, length, w] in place, by [spans, w] each."""
+    torch.addcmul(bias.unsqueeze(1), rows, factor.unsqueeze(1), out=rows)

@@ -199,6 +199,9 @@ def _add_prompt(builder: _Builder, spec: AdapterSpec, tensors: dict[str, Tensor]
     match spec.prompt:
         case AttentionPrompt() as prompt:
             folded = GeneratorWeights.of(prompt, tensors).folded()
+            assert folded.down is not None
+            assert folded.down_bias is not None
+            assert folded.up_bias is not None
             if not all_finite(folded.down):
                 raise InvalidAdapter(["generator: not finite once folded"])
             if folded.query is not None:

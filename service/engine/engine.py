@@ -298,6 +298,7 @@ def _info(backbone: Backbone) -> EngineInfo:
         max_tokens=backbone.max_tokens,
         hidden_size=backbone.hidden_size,
         intermediate_size=backbone.intermediate_size,
+        embedding_size=backbone.embedding_size,
         layers=backbone.layers,
         device=str(backbone.device),
         dtype=str(backbone.dtype).removeprefix("torch."),

@@ -90,6 +90,7 @@ class EngineInfo:
     max_tokens: int
     hidden_size: int
     intermediate_size: int
+    embedding_size: int
     layers: int
     device: str
     dtype: str

@@ -173,6 +173,7 @@ class Welcome(Message, frozen=True):
     max_tokens: int
     hidden_size: int
     intermediate_size: int
+    embedding_size: int
     layers: int
     device: str
     dtype: str
@@ -474,6 +475,7 @@ def welcome_of(info: EngineInfo, entries: Sequence[CatalogEntry]) -> Welcome:
         max_tokens=info.max_tokens,
         hidden_size=info.hidden_size,
         intermediate_size=info.intermediate_size,
+        embedding_size=info.embedding_size,
         layers=info.layers,
         device=info.device,
         dtype=info.dtype,
@@ -496,6 +498,7 @@ def info_of(message: Welcome, encoder: TextEncoder | None = None) -> EngineInfo:
         max_tokens=message.max_tokens,
         hidden_size=message.hidden_size,
         intermediate_size=message.intermediate_size,
+        embedding_size=message.embedding_size,
         layers=message.layers,
         device=message.device,
         dtype=message.dtype,

@@ -18,8 +18,26 @@ from hypothesis.strategies import DrawFn
 from adapters.adapter import Classification, classify, prepare, rows_of
 from adapters.backbone.model import Backbone
 from adapters.format.files import Adapter
+from adapters.format.spec import (
+    AttentionPrompt,
+    EmbeddingTable,
+    FinalActivation,
+    FirstTokenPrompt,
+    GeneratorInput,
+    GeneratorPooling,
+    HiddenActivation,
+    LoraTuning,
+    Pooling,
+    Prompt,
+    RoutedPrompt,
+    Site,
+    StaticPrompt,
+    Tuning,
+    VectorTuning,
+)
 from tests.support.families import (
     FAMILY_NAMES,
+    HIDDEN,
     LAYERS,
     POSITIONS,
     backbone_from,
@@ -35,6 +53,7 @@ BOUND = 1e-5  # on probabilities, float32
 # bfloat16 keeps 8 bits: one different rounding changes a value by 0.4 %. Observed: equal answers on
 # these models, a difference of 4e-6 on the default backbone.
 BFLOAT16_BOUND = 1e-2
+LINEAR_MAPS = tuple(site for site in Site if site is not Site.ACTIVATED)
 WORDS = (
     "good",
     "bad",
@@ -87,6 +106,85 @@ def adapter_fields(draw: DrawFn) -> dict[str, object]:
         "calibration": {"temperature": draw(st.sampled_from((0.5, 1.0, 3.0)))},
         "max_length": draw(st.sampled_from((5, 16, POSITIONS))),
     }
+
+
+@st.composite
+def prompts(draw: DrawFn, width: int) -> Prompt | None:
+    """A prompt of any kind, or none. width: of the word embeddings."""
+    length, layer = draw(st.sampled_from((1, 3, 8))), draw(st.integers(0, LAYERS - 1))
+    match draw(st.sampled_from(("none", "attention", "first-token", "routed", "static", "table"))):
+        case "attention":
+            return AttentionPrompt(
+                length=length,
+                layer=layer,
+                source=draw(st.sampled_from(GeneratorInput)),
+                pooling=draw(st.sampled_from(GeneratorPooling)),
+                bottleneck=6,
+                attention_size=draw(st.sampled_from((8, HIDDEN))),
+                final_activation=draw(st.sampled_from(FinalActivation)),
+            )
+        case "first-token":
+            return FirstTokenPrompt(length=length, layer=layer, bottleneck=6)
+        case "routed":
+            return RoutedPrompt(length=length, layer=layer, prompts=draw(st.integers(2, 5)))
+        case "static":
+            # Positions are free after a shift of at most 8: texts have at most 40 tokens here.
+            shifts = draw(st.booleans())
+            return StaticPrompt(length=length, layer=0 if shifts else layer, shifts_text=shifts)
+        case "table":
+            table = EmbeddingTable(positions=draw(st.sampled_from((1, 4, 60))), rank=3, width=width)
+            return StaticPrompt(length=length, shifts_text=draw(st.booleans()), table=table)
+        case _:
+            return None
+
+
+@st.composite
+def tunings(draw: DrawFn, f: int) -> Tuning | None:
+    """A tuning of any kind and range of layers, or none. f: width of the feed-forward part."""
+    first = draw(st.integers(0, LAYERS - 1))
+    layers = (first, draw(st.integers(first + 1, LAYERS)))
+    match draw(st.sampled_from(("none", "vectors", "lora"))):
+        case "vectors":
+            return VectorTuning(layers=layers, intermediate_size=f, activated=draw(st.booleans()))
+        case "lora":
+            sites = draw(st.sets(st.sampled_from(LINEAR_MAPS), min_size=1))
+            return LoraTuning(
+                layers=layers,
+                intermediate_size=f,
+                rank=draw(st.sampled_from((1, 2, 8))),
+                scaling=draw(st.sampled_from((0.5, 2.0))),
+                sites=tuple(site for site in LINEAR_MAPS if site in sites),
+            )
+        case _:
+            return None
+
+
+@st.composite
+def fields_of_any_kind(draw: DrawFn, backbone: Backbone) -> dict[str, object]:
+    return {
+        "seed": draw(st.integers(0, 2**16)),
+        "labels": ("a", "b", "c"),
+        "activation": draw(st.sampled_from(("softmax", "sigmoid"))),
+        "prompt": draw(prompts(backbone.embedding_size)),
+        "tuning": draw(tunings(backbone.intermediate_size)),
+        "head": draw(st.sampled_from(("linear", "mlp"))),
+        "hidden": draw(st.sampled_from(HiddenActivation)),
+        "pooling": draw(st.sampled_from(Pooling)),
+        "max_length": draw(st.sampled_from((5, 16, POSITIONS - 8))),
+    }
+
+
+@st.composite
+def mixtures(draw: DrawFn, backbone: Backbone) -> Case:
+    """Adapters of all kinds and texts for them, several rows of one length among them."""
+    adapters = draw(st.lists(fields_of_any_kind(backbone), min_size=3, max_size=8))
+    texts = st.builds(
+        Text,
+        adapter=st.integers(0, len(adapters) - 1),
+        text=sentences(),
+        pair=st.none() | sentences(least=1),
+    )
+    return Case(tuple(adapters), tuple(draw(st.lists(texts, min_size=6, max_size=14))))
 
 
 @st.composite
@@ -171,6 +269,30 @@ def test_a_batch_gives_the_answers_of_its_rows_alone_in_any_order(family: str) -
             for other in (alone, shuffled[place]):
                 assert np.abs(together[index].scores - other.scores).max() <= BOUND
                 assert np.abs(together[index].token_weights - other.token_weights).max() <= BOUND
+
+    compare()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILY_NAMES)
+def test_adapters_of_all_kinds_answer_in_one_batch_as_alone_through_the_plain_model(
+    family: str,
+) -> None:
+    plain, tokenizer = model_of(family), tokenizer_of(family)
+    backbone = backbone_from(plain, tokenizer)
+
+    @settings(max_examples=5, derandomize=True, deadline=None, database=None)
+    @given(case=mixtures(backbone))
+    def compare(case: Case) -> None:
+        adapters = adapters_of(backbone, case)
+        together = classify_packed(backbone, adapters, case.texts)
+        for item, answer in zip(case.texts, together, strict=True):
+            adapter = adapters[item.adapter]
+            scores, weights = answer_alone(
+                plain, tokenizer, adapter.spec, dict(adapter.tensors), item.text, item.pair
+            )
+            np.testing.assert_allclose(answer.scores, scores, rtol=0, atol=BOUND)
+            np.testing.assert_allclose(answer.token_weights, weights, rtol=0, atol=BOUND)
 
     compare()
 

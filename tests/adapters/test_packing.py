@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 
-from adapters.format.spec import GeneratorInput, Pooling
+from adapters.format.spec import Pooling
 from adapters.packed.layout import Layout
-from adapters.packed.packing import Generation, PackedBatch, Row, RowShape
+from adapters.packed.packing import Generation, PackedBatch, PromptSource, Row, RowShape
 from adapters.tokenizer import Encoding
 
 LAYERS = 5
@@ -27,8 +27,9 @@ def batches(draw: DrawFn) -> list[Row]:
                 RowShape,
                 st.integers(0, 4),
                 st.integers(0, LAYERS - 1),
-                st.sampled_from(GeneratorInput),
+                st.sampled_from(PromptSource),
                 st.sampled_from(Pooling),
+                st.booleans(),
             ),
             min_size=1,
             max_size=5,
@@ -73,7 +74,7 @@ def sequence_at(batch: PackedBatch, layer: int) -> list[Item]:
             break
         joined = list(sequence)
         for generation in insertion.generations:
-            of_embeddings = generation.source is GeneratorInput.EMBEDDINGS
+            of_embeddings = generation.source is PromptSource.EMBEDDINGS
             joined += prompts_of(batch, generation, embedded if of_embeddings else sequence)
         sequence = [joined[i] for i in insertion.expand.tolist()]
     return sequence
@@ -81,11 +82,18 @@ def sequence_at(batch: PackedBatch, layer: int) -> list[Item]:
 
 def prompts_of(batch: PackedBatch, generation: Generation, source: list[Item]) -> list[Item]:
     """The slots that a generation's groups make, taken back to the rows' order."""
+    owners = [batch.rows[row] for row in generation.rows]
+    expected = [owner.encoding.input_ids.tolist() for owner in owners]
+    if generation.source is PromptSource.NOTHING:
+        assert generation.tokens is None
+        source = [0] * len(owners)
+    if generation.source in (PromptSource.FIRST_TOKEN, PromptSource.NOTHING):
+        expected = [text[:1] for text in expected]
     seen = source if generation.tokens is None else [source[i] for i in generation.tokens.tolist()]
     extents = zip(generation.layout.starts, generation.layout.lengths, strict=True)
     texts = [seen[start : start + length] for start, length in extents]
-    owners = [batch.rows[row] for row in generation.rows]
-    assert [owner.encoding.input_ids.tolist() for owner in owners] == texts
+    if generation.source is not PromptSource.NOTHING:
+        assert texts == expected
     grouping = generation.grouping
     order = list(range(len(texts))) if grouping is None else grouping.rows.tolist()
     grouped = [token for row in order for token in texts[row]]
@@ -151,6 +159,12 @@ def test_positions_and_segments_belong_to_their_tokens(rows: list[Row]) -> None:
     encodings = [row.encoding for row in batch.rows]
     assert batch.input_ids.tolist() == [i for item in encodings for i in item.input_ids.tolist()]
     assert batch.offsets.tolist() == [i for item in encodings for i in range(len(item))]
+    shifts = [row.shape.prompt_length if row.shape.shifts_text else 0 for row in batch.rows]
+    if batch.shifts is None:
+        assert not any(row.shape.shifts_text for row in batch.rows)
+    else:
+        lengths = [len(item) for item in encodings]
+        assert batch.shifts.tolist() == np.repeat(shifts, lengths).tolist()
     assert batch.token_type_ids.tolist() == [
         i for item in encodings for i in item.token_type_ids.tolist()
     ]
@@ -174,7 +188,7 @@ def test_runs_cover_a_layout_once_and_hold_rows_of_one_length(lengths: list[int]
 
 def test_a_batch_of_one_adapter_needs_no_index_arrays() -> None:
     """The common case copies nothing: all rows, tokens and slots belong to one group."""
-    spec = RowShape(2, 1, GeneratorInput.HIDDEN, Pooling.ANSWER)
+    spec = RowShape(2, 1, PromptSource.HIDDEN, Pooling.ANSWER)
     ids = np.arange(3, dtype=np.int64)
     (insertion,) = PackedBatch([Row(Encoding(ids, ids, truncated=False), spec, 7)] * 4).insertions
     (generation,) = insertion.generations

@@ -81,6 +81,7 @@ def test_folded_weights_make_the_prompt_of_the_equation(
         tokens = source[start : start + length].double().numpy()
         expected, w = naive_prompt(tokens, adapter.spec, dict(adapter.tensors))
         for prompts, weights in outputs.values():
+            assert weights is not None
             t = adapter.spec.prompt_length
             prompt = prompts[place * t : (place + 1) * t].numpy()
             # Two products of float32 sums over 32 values of size ~10.

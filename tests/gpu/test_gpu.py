@@ -93,6 +93,7 @@ def test_gradients_on_the_device_equal_those_on_the_cpu(family: str) -> None:
             name: tensor.to(device).requires_grad_() for name, tensor in adapter.tensors.items()
         }
         prepared = prepare(type(adapter)(adapter.spec, tensors), backbone)
+        assert prepared.generator is not None
         inputs = [(0, backbone.encoder.encode(text, max_length=40)) for text in TEXTS[:6]]
         answers = backbone.forward(
             backbone.pack(rows_of([prepared], inputs)), {0: prepared.generator}

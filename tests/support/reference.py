@@ -2,7 +2,7 @@
 
 It uses nothing of `adapters` but the spec. The tokenizer truncates, the prompt comes from the
 equation as printed, token by token in float64, and the model runs its own `forward` with eager
-attention.
+attention. What a tuning changes is done by forward hooks on the model's modules.
 """
 
 import math
@@ -16,7 +16,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from adapters.format.spec import AdapterSpec, AttentionPrompt, LoraTuning, VectorTuning
+from adapters.format.spec import (
+    AdapterSpec,
+    AttentionPrompt,
+    FirstTokenPrompt,
+    LoraTuning,
+    RoutedPrompt,
+    VectorTuning,
+)
 
 Array = npt.NDArray[np.float64]
 
@@ -29,19 +36,80 @@ def answer_alone(
     text: str,
     pair: str | None,
 ) -> tuple[Array, Array]:
-    """Scores [labels] and token weights [tokens] of one text."""
-    prompt_spec = spec.prompt
-    assert isinstance(prompt_spec, AttentionPrompt)
+    """Scores [labels] and token weights [tokens] of one text; no weights without such a prompt."""
     inputs = tokenize(model, tokenizer, text, pair, max_length=spec.max_length)
-    with torch.no_grad():
-        embedded, entering = _states_below(model, inputs, prompt_spec.layer)
-        source = embedded if prompt_spec.source == "embeddings" else entering
-        prompt, weights = naive_prompt(source.double().numpy(), spec, tensors)
-        last = _with_prompt(model, inputs, prompt_spec.layer, torch.from_numpy(prompt).float())
     t, causal = spec.prompt_length, model.config.model_type == "gpt2"
-    answer = last[-1] if causal else last[t]
-    read = last[t:].mean(dim=0) if spec.head.pooling == "mean" else answer
+    if spec.positions > spec.max_length:
+        first = t + (
+            model.embeddings.padding_idx + 1 if "roberta" in model.config.model_type else 0
+        )
+        inputs["position_ids"] = first + torch.arange(inputs["input_ids"].shape[1])[None]
+    weights = np.empty(0)
+    with torch.no_grad(), tuned(model, spec, tensors), _with_table(model, tensors):
+        if spec.prompt is None:
+            last = model(**inputs).last_hidden_state[0]
+        else:
+            embedded, entering = _states_below(model, inputs, spec.prompt.layer)
+            prompt, weights = _prompt(embedded, entering, spec, tensors)
+            last = _with_prompt(model, inputs, spec.prompt.layer, torch.from_numpy(prompt).float())
+    match spec.head.pooling:
+        case "mean":
+            read = last[t:].mean(dim=0)
+        case "first":
+            read = last[0]
+        case "before-last":
+            read = last[max(len(last) - 2, t)]
+        case _:
+            read = last[-1] if causal else last[t]
     return _scores(read.double().numpy(), spec, tensors), weights
+
+
+def _prompt(
+    embedded: Tensor, entering: Tensor, spec: AdapterSpec, tensors: dict[str, Tensor]
+) -> tuple[Array, Array]:
+    """Prompt [t, n] and token weights [S] of any kind of prompt, in float64."""
+    prompt, tokens = spec.prompt, len(embedded)
+    w = {name: tensor.double().numpy() for name, tensor in tensors.items()}
+    match prompt:
+        case AttentionPrompt():
+            source = embedded if prompt.source == "embeddings" else entering
+            return naive_prompt(source.double().numpy(), spec, tensors)
+        case FirstTokenPrompt():
+            first = entering[0].double().numpy()
+            narrow = np.maximum(first @ w["generator.down.weight"] + w["generator.down.bias"], 0)
+            flat = narrow @ w["generator.up.weight"] + w["generator.up.bias"]
+            weights = np.eye(tokens)[0]
+        case RoutedPrompt():
+            routed = embedded.double().numpy().mean(axis=0) @ w["generator.router"]
+            shares = np.exp(routed - routed.max())
+            shares /= shares.sum()
+            chosen = int(shares.argmax())
+            flat, weights = (
+                w["generator.bank"][chosen] * shares[chosen],
+                np.full(tokens, 1 / tokens),
+            )
+        case _:
+            flat, weights = w["prompt.vectors"], np.empty(0)
+    return flat.reshape(spec.prompt_length, spec.hidden_size), weights
+
+
+@contextmanager
+def _with_table(model: Any, tensors: dict[str, Tensor]) -> Iterator[None]:
+    """DePT: a row of the table is added to the word embedding at each position."""
+    if "prompt.table.a" not in tensors:
+        yield
+        return
+    table = tensors["prompt.table.a"].double() @ tensors["prompt.table.b"].double()
+
+    def add(_: nn.Module, __: Any, words: Tensor) -> Tensor:
+        rows = [min(place, len(table) - 1) for place in range(words.shape[1])]
+        return words + table[rows].float()
+
+    hook = model.get_input_embeddings().register_forward_hook(add)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def tokenize(
@@ -236,10 +304,21 @@ def _with_prompt(model: Any, inputs: dict[str, Tensor], layer: int, prompt: Tens
     return last[0]
 
 
+def _hidden(values: Array, activation: str) -> Array:
+    match activation:
+        case "tanh":
+            return np.tanh(values)
+        case "relu":
+            return np.maximum(values, 0)
+        case _:
+            errors = np.array([math.erf(value / math.sqrt(2)) for value in values])
+            return np.asarray(values * (1 + errors) / 2)
+
+
 def _scores(read: Array, spec: AdapterSpec, tensors: dict[str, Tensor]) -> Array:
     w: dict[str, Array] = {name: tensor.double().numpy() for name, tensor in tensors.items()}
     if spec.head.kind == "mlp":
-        read = np.tanh(read @ w["head.dense.weight"] + w["head.dense.bias"])
+        read = _hidden(read @ w["head.dense.weight"] + w["head.dense.bias"], spec.head.hidden)
     logits: Array = (
         read @ w["head.out.weight"] + w["head.out.bias"]
     ) / spec.calibration.temperature

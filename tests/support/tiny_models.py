@@ -43,7 +43,7 @@ PROMPT_FIELDS = {
     "generator_pooling": "pooling",
     "final_activation": "final_activation",
 }
-HEAD_FIELDS = {"head": "kind", "pooling": "pooling"}
+HEAD_FIELDS = {"head": "kind", "pooling": "pooling", "hidden": "hidden"}
 
 
 def make_tokenizer() -> Tokenizer:
@@ -145,11 +145,18 @@ def make_adapter(
     )
     random = torch.Generator().manual_seed(seed)
     tensors = {
-        name: torch.randn(shape, generator=random)
-        * (2.0 if len(shape) == 1 else 2.0 * shape[0] ** -0.5)
+        name: torch.randn(shape, generator=random) * _spread(name, shape)
         for name, shape in spec.shapes().items()
     }
     return Adapter(spec, tensors)
+
+
+def _spread(name: str, shape: tuple[int, ...]) -> float:
+    """Wide enough that different adapters give visibly different answers."""
+    if name.startswith("tuning."):
+        # [L, inputs, outputs] of a matrix, [L, width] of vectors.
+        return shape[1] ** -0.5 if len(shape) == 3 else 0.3
+    return 2.0 if len(shape) == 1 else 2.0 * shape[0] ** -0.5
 
 
 def save_backbone(folder: Path, *, hidden_size: int = 32, layers: int = 2) -> Path:

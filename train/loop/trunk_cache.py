@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from adapters.backbone.model import Backbone, Trunk
-from adapters.format.spec import GeneratorInput
-from adapters.packed.packing import PackedBatch, Row, RowShape
+from adapters.packed.packing import PackedBatch, PromptSource, Row, RowShape
 from adapters.tokenizer import Encoding
 
 # `auto` keeps larger caches on disk.
@@ -126,7 +125,7 @@ class TrunkCache:
 
     @property
     def _keeps_embeddings(self) -> bool:
-        return self._shape.source is GeneratorInput.EMBEDDINGS
+        return self._shape.source is PromptSource.EMBEDDINGS
 
     @torch.no_grad()
     def _compute(self, batch: PackedBatch) -> Trunk:
