@@ -39,6 +39,7 @@ STORE_SECONDS = 5.0
 _ENDING_SECONDS = 15.0
 # torch's own number of threads. Read before any lane starts, since lanes change the default.
 THREADS = torch.get_num_threads()
+_MIB = 2**20
 
 
 class LocalBackend:
@@ -190,8 +191,10 @@ def engine_settings(settings: Settings) -> EngineSettings:
         max_waiting_tokens=settings.max_waiting_tokens,
         adapter_weights=settings.adapter_weights,
         max_active_adapters=settings.max_active_adapters,
+        max_active_bytes=settings.max_active_mib * _MIB,
         # Host memory is cheaper than device memory, and every active adapter is registered, too.
         max_registered_adapters=settings.max_registered_adapters
         or 4 * settings.max_active_adapters,
+        max_registered_bytes=(settings.max_registered_mib or 4 * settings.max_active_mib) * _MIB,
         lanes=1 if on_gpu else settings.cpu_lanes or min(MAX_LANES, THREADS),
     )

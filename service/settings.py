@@ -293,7 +293,13 @@ class Settings:
         "Shares of the device while adapters compete for it, as `urgent=2,bulk=0.5`; others have 1",
     )
     max_active_adapters: int = _setting(
-        _whole(1, 65536), "256", "adapters", "Most adapters on the device at once"
+        _whole(1, 65536), "1024", "adapters", "Most adapters on the device at once"
+    )
+    max_active_mib: int = _setting(
+        _whole(1, 2**20),
+        "1024",
+        "MiB",
+        "Most memory of the adapters on the device; those in use may exceed it",
     )
     max_registered_adapters: int | None = _setting(
         _auto_or(_whole(1, 2**20)),
@@ -301,6 +307,12 @@ class Settings:
         "adapters",
         "Most adapters in host memory, ready for the device; `auto` is four times "
         "`IDSPAM_MAX_ACTIVE_ADAPTERS`",
+    )
+    max_registered_mib: int | None = _setting(
+        _auto_or(_whole(1, 2**24)),
+        "auto",
+        "MiB",
+        "Most memory of the adapters in host memory; `auto` is four times `IDSPAM_MAX_ACTIVE_MIB`",
     )
     cpu_lanes: int | None = _setting(
         _auto_or(_whole(1, 256)),

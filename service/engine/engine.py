@@ -252,6 +252,7 @@ class LocalEngine:
             reading=self._reading,
             observer=observer,
             capacity=settings.max_registered_adapters,
+            max_bytes=settings.max_registered_bytes,
         )
         residency = Residency(
             host_cache,
@@ -259,6 +260,7 @@ class LocalEngine:
             observer=observer,
             slots=settings.max_active_adapters,
             trial_slots=_TRIAL_SLOTS,
+            max_bytes=settings.max_active_bytes,
         )
         in_flight = InFlight(scheduler, residency, observer)
         device = Device(

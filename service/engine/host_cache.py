@@ -23,6 +23,7 @@ class HostCache:
     Args:
         reading: the threads that read, check and prepare files.
         capacity: adapters held.
+        max_bytes: of their weights, unless a single one has more; None: no limit.
     """
 
     def __init__(
@@ -33,12 +34,14 @@ class HostCache:
         reading: Executor,
         observer: Observer,
         capacity: int,
+        max_bytes: int | None = None,
     ) -> None:
         self._store = store
         self._runner = runner
         self._reading = reading
         self._observer = observer
         self._capacity = capacity
+        self._max_bytes = max_bytes
         # Adapters and when they were last used; the least recently used first.
         self._registered: OrderedDict[AdapterKey, tuple[HostAdapter, float]] = OrderedDict()
         self._nbytes = 0
@@ -51,6 +54,15 @@ class HostCache:
         adapter, _ = self._registered.pop(key)
         self._registered[key] = adapter, monotonic()
         return adapter
+
+    def peek(self, key: AdapterKey) -> HostAdapter | None:
+        """A registered adapter, without counting as a use; None if it must be loaded."""
+        adapter, _ = self._registered.get(key, (None, 0.0))
+        return adapter
+
+    def _is_too_full(self) -> bool:
+        most = self._max_bytes
+        return len(self._registered) > self._capacity or (most is not None and self._nbytes > most)
 
     def load(self, key: AdapterKey) -> asyncio.Future[HostAdapter]:
         """Read an adapter that is not registered. Calls made meanwhile share one read."""
@@ -86,7 +98,7 @@ class HostCache:
         self._observer.adapter_loaded(key, "registered", perf_counter() - started)
         self._registered[key] = adapter, monotonic()
         self._nbytes += adapter.nbytes
-        if len(self._registered) > self._capacity:
+        while len(self._registered) > 1 and self._is_too_full():
             evicted, (dropped, last_used) = self._registered.popitem(last=False)
             self._nbytes -= dropped.nbytes
             self._observer.adapter_evicted(evicted, "registered", monotonic() - last_used)

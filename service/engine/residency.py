@@ -7,6 +7,10 @@ so they cannot deadlock over each other's adapters. A leased or loading adapter 
 the least recently used is evicted first, and those that a waiting request wants are evicted last.
 A retired adapter leaves both tiers as soon as no request holds it or waits for it.
 
+A tier is limited by the number of adapters and by their bytes, so that many small ones fit where
+few large ones do. Slots are handed out before sizes are known, so adapters that are leased may
+exceed the limit of bytes: nothing that can be evicted stays beyond it.
+
 Everything here runs on one event loop; reading and copying happen in threads.
 """
 
@@ -84,6 +88,7 @@ class Residency:
 
     Args:
         slots: adapters on the device at once.
+        max_bytes: of their weights; None: no limit.
         trial_slots: further slots, for adapters that are tried out before they are published.
     """
 
@@ -95,6 +100,7 @@ class Residency:
         observer: Observer,
         slots: int,
         trial_slots: int,
+        max_bytes: int | None = None,
     ) -> None:
         self._host_cache = host_cache
         self._loader = loader
@@ -107,7 +113,9 @@ class Residency:
         self._active: dict[AdapterKey, Slot] = {}
         # The active slots that are loaded and not leased, least recently used first.
         self._evictable: OrderedDict[AdapterKey, Slot] = OrderedDict()
-        self._nbytes = 0
+        # Of the loaded adapters, and of those that are being copied.
+        self._nbytes = self._arriving = 0
+        self._max_bytes = max_bytes
         # Waiters for slots, in order of arrival, and how many of them need each adapter.
         self._queue: deque[Waiter] = deque()
         self._wanted: Counter[AdapterKey] = Counter()
@@ -175,6 +183,7 @@ class Residency:
             elif slot.leases == 0 and slot.adapter is not None:
                 self._evictable[slot.key] = slot
                 self._drop_if_retired(slot.key)
+        self._make_room(0)
         self._serve_queue()
 
     async def preload(self, key: AdapterKey) -> None:
@@ -191,7 +200,16 @@ class Residency:
 
     def has_room(self, key: AdapterKey) -> bool:
         """Whether this adapter is active, or could be loaded without evicting another."""
-        return key in self._active or (not self._queue and bool(self._free))
+        if key in self._active:
+            return True
+        return not self._queue and bool(self._free) and not self._exceeds(self._size_of(key))
+
+    def _size_of(self, key: AdapterKey) -> int:
+        """Bytes of an adapter; if it is not in host memory, the mean of the active ones."""
+        adapter = self._host_cache.peek(key)
+        if adapter is not None:
+            return adapter.nbytes
+        return self._nbytes // max(1, len(self._active))
 
     def in_use(self, name: str) -> frozenset[str]:
         """The revisions of a name that requests hold or wait for."""
@@ -238,6 +256,9 @@ class Residency:
             len(missing) - len(self._free), keep=frozenset(keys)
         ):
             return None
+        # Before the loads, which may evict others to make room.
+        for key in keys:
+            self._evictable.pop(key, None)
         for key in missing:
             self._active[key] = slot = Slot(key, self._free.pop(), monotonic())
             self._load(slot)
@@ -245,7 +266,6 @@ class Residency:
         for key in keys:
             lease[key] = slot = self._active[key]
             slot.leases += 1
-            self._evictable.pop(key, None)
         return lease
 
     def _evict(self, number: int, *, keep: frozenset[AdapterKey]) -> bool:
@@ -278,6 +298,16 @@ class Residency:
             self._observer.tier_size("active", len(self._active), self._nbytes)
         self._retired.remove(key)
         self._host_cache.discard(key)
+
+    def _exceeds(self, nbytes: int) -> bool:
+        """Whether so many bytes more are too many."""
+        most = self._max_bytes
+        return most is not None and self._nbytes + self._arriving + nbytes > most
+
+    def _make_room(self, nbytes: int) -> None:
+        """Evict until so many bytes more fit, or nothing can be evicted."""
+        while self._exceeds(nbytes) and self._evict(1, keep=frozenset()):
+            pass
 
     def _victims(self, number: int, keep: frozenset[AdapterKey]) -> list[AdapterKey]:
         """The least recently used; those that a waiter needs only if nothing else is left."""
@@ -343,7 +373,12 @@ class Residency:
         self._host_cache.load(slot.key).add_done_callback(read)
 
     def _copy(self, slot: Slot, adapter: HostAdapter) -> None:
+        nbytes = adapter.nbytes
+        self._make_room(nbytes)
+        self._arriving += nbytes
+
         def copied(outcome: Outcome, seconds: float) -> None:
+            self._arriving -= nbytes
             if isinstance(outcome, BaseException):
                 self._load_failed(slot, outcome)
             else:

@@ -12,7 +12,9 @@ class EngineSettings:
     max_waiting_tokens: what may wait at once; a request that does not fit is refused as a whole.
     None: a few seconds of work at the measured rate.
     max_active_adapters: adapters on the device, and so the most in one batch or request.
+    max_active_bytes: of their weights; None: no limit. Adapters in use may exceed it.
     max_registered_adapters: adapters in host memory, validated and ready to be activated.
+    max_registered_bytes: of their weights; None: no limit.
     lanes: batches that a CPU runs side by side, each on its share of the cores.
     stall_seconds: when a batch runs longer than this, the engine is not live.
     adapter_weights: shares of the device by adapter name, 1 for all others.
@@ -21,7 +23,9 @@ class EngineSettings:
     max_batch_tokens: int = 16384
     max_waiting_tokens: int | None = None
     max_active_adapters: int = 64
+    max_active_bytes: int | None = None
     max_registered_adapters: int = 256
+    max_registered_bytes: int | None = None
     lanes: int = 1
     stall_seconds: float = 60.0
     adapter_weights: Mapping[str, float] = field(default_factory=dict)

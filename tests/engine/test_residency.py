@@ -266,3 +266,36 @@ async def test_a_retired_adapter_that_is_published_again_stays(
         harness.residency.release(lease)
         await harness.use("a")
         assert harness.store.reads == 1
+
+
+async def test_bytes_limit_the_device_as_well_and_leased_adapters_stay(
+    open_residency: OpenResidency,
+) -> None:
+    async with open_residency(active=8) as harness:
+        await harness.use("a")
+        one = harness.recorder.sizes["active"][1]
+    # Room for two and a half.
+    async with open_residency(active=8, max_active_bytes=5 * one // 2) as harness:
+        for name in "abc":
+            await harness.use(name)
+        assert harness.recorder.evicted == [("a", "active")]
+        assert not harness.residency.has_room(harness.keys["d"])
+        held = await harness.residency.acquire(harness.keys_of("bcde"))
+        # One request may take more than fits; afterwards only two stay.
+        assert harness.recorder.sizes["active"] == (4, 4 * one)
+        harness.residency.release(held)
+        assert harness.recorder.evicted == [("a", "active"), ("b", "active"), ("c", "active")]
+        await harness.use("de")
+        assert harness.recorder.loaded.count(("d", "active")) == 1
+        assert harness.recorder.loaded.count(("e", "active")) == 1
+
+
+async def test_bytes_limit_host_memory_as_well(open_residency: OpenResidency) -> None:
+    async with open_residency(active=1) as harness:
+        await harness.use("a")
+        one = harness.recorder.sizes["registered"][1]
+    async with open_residency(active=1, max_registered_bytes=2 * one) as harness:
+        for name in "abc":
+            await harness.use(name)
+        assert ("a", "registered") in harness.recorder.evicted
+        assert harness.recorder.sizes["registered"] == (2, 2 * one)

@@ -86,7 +86,13 @@ class ResidencyHarness:
 
 @asynccontextmanager
 async def open_residency(
-    root: Path, backbone: Backbone, *, active: int, registered: int = 99
+    root: Path,
+    backbone: Backbone,
+    *,
+    active: int,
+    registered: int = 99,
+    max_active_bytes: int | None = None,
+    max_registered_bytes: int | None = None,
 ) -> AsyncIterator[ResidencyHarness]:
     """A residency over eight stored adapters, `a` to `h`."""
     store, recorder = GatedStore(root), RecordingObserver()
@@ -95,10 +101,22 @@ async def open_residency(
     with ThreadPoolExecutor(2) as reading, ThreadPoolExecutor(1) as copying:
         runner = PackedRunner(backbone)
         host_cache = HostCache(
-            store, runner, reading=reading, observer=recorder, capacity=registered
+            store,
+            runner,
+            reading=reading,
+            observer=recorder,
+            capacity=registered,
+            max_bytes=max_registered_bytes,
         )
         loader = DeviceLoader(runner, copying)
-        residency = Residency(host_cache, loader, observer=recorder, slots=active, trial_slots=1)
+        residency = Residency(
+            host_cache,
+            loader,
+            observer=recorder,
+            slots=active,
+            trial_slots=1,
+            max_bytes=max_active_bytes,
+        )
         yield ResidencyHarness(residency, store, recorder)
         store.gate.set()
 
