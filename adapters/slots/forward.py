@@ -8,6 +8,7 @@ It never waits for the device, so it can be captured as a CUDA graph:
 `Backbone.forward` computes the same in the order that suits a CPU.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -101,9 +102,7 @@ def run(backbone: Backbone, bank: SlotBank, inputs: Inputs, widths: Widths) -> O
         return SlottedExtents(cumulative, shape.longest, next(lengths, None), places)
 
     extents = extents_of("text", text)
-    embeddings = backbone.embed(
-        sections["input_ids"], sections["token_type_ids"], sections["offsets"]
-    )
+    embeddings = _embed(backbone, table, sections)
     hidden, layer = embeddings, 0
     weights = torch.empty(shape.tokens, dtype=torch.float32, device=hidden.device)
     for point, positions in zip(signature.insertions, shape.expanded, strict=True):
@@ -148,6 +147,18 @@ def _places(inputs: Inputs, name: str, slots: Tensor) -> Places:
     sections = inputs.sections
     owners = sections[f"{name}.owners"] if inputs.signature.vectors else None
     return Places(sections[f"{name}.tiles"], owners, slots)
+
+
+def _embed(backbone: Backbone, table: Tensor, sections: Mapping[str, Tensor]) -> Tensor:
+    """The input of the first layer: [tokens, n]"""
+    ids, offsets = sections["input_ids"], sections["offsets"]
+    words = None
+    if (owners := sections.get("table.owners")) is not None:
+        embeddings = backbone.word_embeddings
+        added = kernels.table_rows(offsets, owners, table, like=embeddings.weight)
+        words = embeddings(ids) + added
+    shifts = sections.get("shifts")
+    return backbone.embed(ids, sections["token_type_ids"], offsets, shifts=shifts, words=words)
 
 
 def _means(states: Tensor, cumulative: Tensor) -> Tensor:

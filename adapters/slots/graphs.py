@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 # A bucket that was not captured at the start is captured when this many batches have needed it.
 _CAPTURE_AFTER = 16
 # At most this many signatures have graphs, because every graph keeps device memory.
-_MAX_SIGNATURES = 8
+_MAX_SIGNATURES = 12
 
 
 @dataclass(frozen=True, slots=True)
