@@ -55,7 +55,9 @@ def calibrate(objective: "Objective", logits: "Tensor", true: "Tensor") -> Calib
     It is kept if the expected calibration error falls, both cross-fitted and with the one
     temperature of all rows, and the cross-fitted loss falls as well. The calibration error is what
     people read, but it is a rough figure with bins. The loss is a proper score: it falls only if
-    the scores get better.
+    the scores get better. It counts one more mistake than there is (Platt, Probabilistic Outputs
+    for Support Vector Machines, 1999, section 2.2), because rows without a mistake would otherwise
+    ask for scores of 1.
 
     Args:
         logits: float [rows, labels] on the CPU, at least one row.
@@ -74,11 +76,13 @@ def calibrate(objective: "Objective", logits: "Tensor", true: "Tensor") -> Calib
         losses[at].index_add_(0, fold_of, of_rows.double())
     together = losses.sum(dim=1)
     fitted = TEMPERATURES[_best(together)]
-    of_folds = [_best(together - losses[:, fold]) for fold in range(FOLDS)]
-    temperatures = torch.tensor([TEMPERATURES[best] for best in of_folds], dtype=torch.float64)
-    after = _error(objective, logits / temperatures[fold_of][:, None], true)
-    loss_before = float(together[TEMPERATURES.index(1.0)])
-    loss_after = float(losses[of_folds, range(FOLDS)].sum())
+    of_folds = [TEMPERATURES[_best(together - losses[:, fold])] for fold in range(FOLDS)]
+    crossed = logits / torch.tensor(of_folds, dtype=torch.float64)[fold_of][:, None]
+    after, doubt = _error(objective, crossed, true), 1 / (true.numel() + 2)
+    loss_before, loss_after = (
+        float(objective.row_losses(scaled, true, doubt=doubt).double().sum())
+        for scaled in (logits.double(), crossed)
+    )
     better = (
         after < before
         and _error(objective, logits / fitted, true) < before

@@ -32,8 +32,12 @@ class Objective(ABC):
         """
 
     @abstractmethod
-    def row_losses(self, logits: Tensor, true: Tensor) -> Tensor:
-        """The summands of `loss`, float [rows]."""
+    def row_losses(self, logits: Tensor, true: Tensor, *, doubt: float = 0.0) -> Tensor:
+        """The summands of `loss`, float [rows].
+
+        Args:
+            doubt: the share of its probability that a row's truth gives to all labels alike.
+        """
 
     @abstractmethod
     def predict(
@@ -74,8 +78,8 @@ class OneLabel(Objective):
     def loss(self, logits: Tensor, true: Tensor) -> Tensor:
         return functional.cross_entropy(logits, true, reduction="sum")
 
-    def row_losses(self, logits: Tensor, true: Tensor) -> Tensor:
-        return functional.cross_entropy(logits, true, reduction="none")
+    def row_losses(self, logits: Tensor, true: Tensor, *, doubt: float = 0.0) -> Tensor:
+        return functional.cross_entropy(logits, true, reduction="none", label_smoothing=doubt)
 
     def predict(
         self,
@@ -112,8 +116,9 @@ class LabelSets(Objective):
     def loss(self, logits: Tensor, true: Tensor) -> Tensor:
         return functional.binary_cross_entropy_with_logits(logits, true, reduction="sum")
 
-    def row_losses(self, logits: Tensor, true: Tensor) -> Tensor:
-        losses = functional.binary_cross_entropy_with_logits(logits, true, reduction="none")
+    def row_losses(self, logits: Tensor, true: Tensor, *, doubt: float = 0.0) -> Tensor:
+        smooth = (true * (1 - doubt) + doubt / 2).to(logits.dtype)
+        losses = functional.binary_cross_entropy_with_logits(logits, smooth, reduction="none")
         return losses.sum(dim=1)
 
     def predict(

@@ -64,7 +64,7 @@ def test_sets_of_labels_are_calibrated_over_all_decisions() -> None:
     sets=st.booleans(),
     seed=st.integers(0, 10_000),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_the_reported_error_never_gets_worse(
     rows: int, labels: int, scale: float, sharper: float, sets: bool, seed: int
 ) -> None:
@@ -97,6 +97,16 @@ def test_a_temperature_that_fits_the_noise_of_few_rows_is_seldom_kept() -> None:
     raised_always = sum(_error(*fresh, each.fitted or 1.0) > plain for each in chosen)
     assert raised_always > 30
     assert raised < 10
+
+
+def test_rows_without_a_mistake_do_not_ask_for_scores_of_one() -> None:
+    random = torch.Generator().manual_seed(1)
+    classes = torch.randint(2, (60,), generator=random)
+    logits = 4.0 * torch.nn.functional.one_hot(classes, 2) + torch.rand(60, 2, generator=random)
+    chosen = calibrate(ONE, logits, classes)
+    assert chosen.fitted is not None
+    assert chosen.fitted < 0.25
+    assert chosen.temperature == 1.0
 
 
 @pytest.mark.parametrize("rows", [1, 2, LEAST_ROWS - 1])
