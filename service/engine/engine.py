@@ -20,6 +20,7 @@ from adapters.errors import InvalidAdapter
 from adapters.format.files import validate_file
 from adapters.format.spec import AdapterSpec
 from adapters.format.store import AdapterStore
+from adapters.heap import trim_heap
 from service.engine.device import Device
 from service.engine.device_loader import DeviceLoader
 from service.engine.host_cache import HostCache
@@ -64,6 +65,8 @@ class Phase(StrEnum):
 
 
 _OVER = (Phase.STOPPED, Phase.DEAD)
+# Between two trims of the heap.
+_TRIM_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,7 @@ class LocalEngine:
         self._reading = ThreadPoolExecutor(readers, thread_name_prefix="reading")
         self._copying = ThreadPoolExecutor(1, thread_name_prefix="copying")
         self._scheduler: Scheduler[Request] = Scheduler(settings)
+        self._trimming: asyncio.Task[None] | None = None
 
     @property
     def info(self) -> EngineInfo:
@@ -124,6 +128,7 @@ class LocalEngine:
             parts.device.start()
             await parts.device.warm
             self._enter(Phase.READY)
+            self._trimming = asyncio.create_task(_trim_regularly())
         except BaseException as error:
             self._die(error)
             raise
@@ -186,6 +191,8 @@ class LocalEngine:
 
     async def stop(self) -> None:
         self._end(Phase.STOPPED, "the engine is stopped")
+        if self._trimming is not None:
+            self._trimming.cancel()
         for executor in (self._reading, self._copying):
             executor.shutdown(wait=False, cancel_futures=True)
         if self._parts is not None:
@@ -305,3 +312,9 @@ def _info(backbone: Backbone) -> EngineInfo:
         device=str(backbone.device),
         dtype=str(backbone.dtype).removeprefix("torch."),
     )
+
+
+async def _trim_regularly() -> None:
+    while True:
+        await asyncio.sleep(_TRIM_SECONDS)
+        await asyncio.to_thread(trim_heap)

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from adapters.format.files import all_finite
+from adapters.heap import trim_heap
 from train.config.recipe import Recipe
 from train.errors import TrainingError
 from train.loop.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from train.loop.distributed import ProcessGroup
 from train.loop.encoded_splits import Split
-from train.loop.memory import trim_heap
 from train.loop.progress import EpochReport, Progress
 from train.loop.trunk_cache import TrunkCache
 from train.methods.method import Method

@@ -1,6 +1,5 @@
-"""Peak memory of a piece of work, and returning freed memory to the system."""
+"""Peak memory of a piece of work."""
 
-import ctypes
 import resource
 from pathlib import Path
 
@@ -30,14 +29,3 @@ def peak_memory(device: torch.device) -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     peak = next(line for line in lines if line.startswith("VmHWM:"))
     return int(peak.split()[1]) * 1024
-
-
-def trim_heap() -> None:
-    """Return freed host memory to the system, where the C library can.
-
-    Batches without padding differ in size, and glibc keeps the gaps between tensors: without this a
-    run would grow by some megabytes a step.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
