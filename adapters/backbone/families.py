@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from adapters.errors import UnsupportedBackbone
+from adapters.layers import plain
 from adapters.layers.bert import BertLayer
 from adapters.layers.plain import LayerParts
+from adapters.layers.tuning import LayerTuning
 from adapters.packed.layout import Extents
 
 
@@ -67,6 +69,22 @@ class Family:
     intermediate_size: Callable[[Any], int]
     final_norm: Callable[[Any, Tensor], Tensor] = lambda _, states: states
     causal: bool = False
+
+    def forward_tuned(
+        self, layer: Any, states: Tensor, layout: Extents, tuning: LayerTuning
+    ) -> Tensor:
+        """A layer with the adapters' changes: [T, n] -> [T, n]."""
+        if isinstance(layer, BertLayer):
+            return layer.forward_tuned(states, layout, tuning)
+        return plain.forward(self.parts(layer), states, layout, tuning)
+
+    def read_tuned(
+        self, layer: Any, states: Tensor, positions: Tensor, layout: Extents, tuning: LayerTuning
+    ) -> Tensor:
+        """The last layer with the adapters' changes: [T, n] -> [positions, n]."""
+        if isinstance(layer, BertLayer):
+            return layer.read_tuned(states, positions, layout, tuning)
+        return plain.read(self.parts(layer), states, positions, layout, tuning)
 
 
 def _embed_bert(model: Any, tokens: Tokens) -> Tensor:

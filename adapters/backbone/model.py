@@ -27,7 +27,6 @@ from adapters.format.spec import (
     Prompt,
     StaticPrompt,
 )
-from adapters.layers import plain
 from adapters.layers.attention import PACKED_ATTENTION
 from adapters.layers.bert import BertLayer
 from adapters.layers.tuning import BackboneTuning
@@ -191,7 +190,7 @@ class Backbone:
             if changes is None:
                 hidden = layer(hidden.unsqueeze(0), attention_mask=None, layout=layout)[0]
             else:
-                hidden = plain.forward(self.family.parts(layer), hidden, layout, changes)
+                hidden = self.family.forward_tuned(layer, hidden, layout, changes)
         return hidden
 
     def read(
@@ -207,7 +206,7 @@ class Backbone:
         if changes is None:
             states = self.family.read(layer, hidden.unsqueeze(0), positions, layout)
         else:
-            states = plain.read(self.family.parts(layer), hidden, positions, layout, changes)
+            states = self.family.read_tuned(layer, hidden, positions, layout, changes)
         return self.final_norm(states)
 
     def trunk(

@@ -5,14 +5,15 @@ Everything else runs the layer as `transformers` has it: other devices and types
 the layer itself.
 """
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from adapters.layers import frozen, onednn
+from adapters.layers import frozen, onednn, plain
 from adapters.layers.attention import VARLEN_DTYPES
 from adapters.layers.plain import LayerParts
+from adapters.layers.tuning import LayerTuning
 from adapters.packed.layout import Extents
 
 
@@ -29,6 +30,21 @@ class FastLayer(Protocol):
         ...
 
     def read(self, states: Tensor, positions: Tensor, layout: Extents) -> Tensor:
+        """As the last layer: [T, n] -> [positions, n]."""
+        ...
+
+
+@runtime_checkable
+class TunableLayer(FastLayer, Protocol):
+    """A `FastLayer` that applies the adapters' changes as well."""
+
+    def forward_tuned(self, states: Tensor, layout: Extents, tuning: LayerTuning) -> Tensor:
+        """[T, n] -> [T, n]"""
+        ...
+
+    def read_tuned(
+        self, states: Tensor, positions: Tensor, layout: Extents, tuning: LayerTuning
+    ) -> Tensor:
         """As the last layer: [T, n] -> [positions, n]."""
         ...
 
@@ -100,6 +116,22 @@ class BertLayer(nn.Module):
         inner = self.layer.attention.output(attended[:, positions], states[:, positions])
         output: Tensor = self.layer.feed_forward_chunk(inner)[0]
         return output
+
+    def forward_tuned(self, states: Tensor, layout: Extents, tuning: LayerTuning) -> Tensor:
+        """With the adapters' changes: [T, n] -> [T, n]."""
+        fast = self._fast(states)
+        if isinstance(fast, TunableLayer):
+            return fast.forward_tuned(states, layout, tuning)
+        return plain.forward(self.parts, states, layout, tuning)
+
+    def read_tuned(
+        self, states: Tensor, positions: Tensor, layout: Extents, tuning: LayerTuning
+    ) -> Tensor:
+        """As the last layer, with the adapters' changes: [T, n] -> [positions, n]."""
+        fast = self._fast(states)
+        if isinstance(fast, TunableLayer):
+            return fast.read_tuned(states, positions, layout, tuning)
+        return plain.read(self.parts, states, positions, layout, tuning)
 
     def _fast(self, states: Tensor) -> FastLayer | None:
         if self._only_transformers or self.layer.training:
