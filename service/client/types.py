@@ -59,7 +59,8 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     label: the label of the highest score. labels: if the adapter gives several labels a text, all
     whose scores reach their thresholds, perhaps none; None if it gives one. abstained: the score is
     too low, so that `label` is no answer; None where nothing says when to abstain. truncated: the
-    text was longer than its adapter reads. explanation: only with `explain`.
+    text was longer than its adapter reads. explanation: only with `explain`; empty if
+    no prompt is made from the text.
     """
 
     id: str | None

@@ -52,7 +52,8 @@ class RowResult:
     """The answer to one entry.
 
     scores: float32 [labels], in the spec's order. token_weights: float32 [tokens], each token's
-    share of the soft prompt; None unless the entry wanted them.
+    share of the soft prompt; None unless the entry wanted them, empty if no prompt is made from the
+    text.
     """
 
     scores: npt.NDArray[np.float32]

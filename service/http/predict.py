@@ -141,8 +141,11 @@ def _result(
 
 
 def _explanation(tokens: Sequence[str], row: RowResult) -> list[dict[str, Any]]:
+    """Empty if the adapter's prompt is not made from the text, or it has none."""
     assert row.token_weights is not None, "the entry asked for them"
     weights = row.token_weights.tolist()
+    if not weights:
+        return []
     return [
         {"token": token, "weight": weight} for token, weight in zip(tokens, weights, strict=True)
     ]

@@ -186,7 +186,8 @@ class UnknownWorker(Message, frozen=True):
 
 class PredictDone(Message, frozen=True):
     """labels: the number of labels of each row. scores, weights: float32, row after row; weights
-    only if the request asked for them."""
+    only if the request asked for them. weighed: the number of weights of each row; 0 if its prompt
+    is not made from the text."""
 
     id: int
     queue_seconds: float
@@ -194,6 +195,7 @@ class PredictDone(Message, frozen=True):
     labels: list[int]
     scores: bytes
     weights: bytes | None
+    weighed: list[int] = []
 
 
 class RequestFailed(Message, frozen=True):
@@ -363,6 +365,7 @@ def predict_done_of(number: int, completion: Completion) -> PredictDone:
         labels=[len(row.scores) for row in rows],
         scores=_joined([row.scores for row in rows], "<f4"),
         weights=_joined(weights, "<f4") if rows and len(weights) == len(rows) else None,
+        weighed=[len(weights_of_row) for weights_of_row in weights],
     )
 
 
@@ -372,21 +375,30 @@ def completion_of(message: PredictDone, entries: Sequence[Entry]) -> Completion:
     Raises:
         Malformed: it does not fit these entries.
     """
-    lengths = [len(entry.encoding) for entry in entries]
-    expected = None if message.weights is None else 4 * sum(lengths)
     if (
         len(message.labels) != len(entries)
         or len(message.scores) != 4 * sum(message.labels)
-        or (message.weights is not None and len(message.weights) != expected)
+        or (message.weights is not None and not _fit(message.weights, message.weighed, entries))
     ):
         raise Malformed("the answer does not fit its request")
     scores = _split(message.scores, message.labels)
     if message.weights is None:
         rows = tuple(map(RowResult, scores))
     else:
-        weights = _split(message.weights, lengths)
+        weights = _split(message.weights, message.weighed)
         rows = tuple(map(RowResult, scores, weights))
     return Completion(rows, message.queue_seconds, message.inference_seconds)
+
+
+def _fit(weights: bytes, weighed: Sequence[int], entries: Sequence[Entry]) -> bool:
+    """Whether every row has a weight for each of its tokens, or none."""
+    return (
+        len(weighed) == len(entries)
+        and len(weights) == 4 * sum(weighed)
+        and all(
+            count in (0, len(entry.encoding)) for count, entry in zip(weighed, entries, strict=True)
+        )
+    )
 
 
 def change_request_of(number: int, change: Change) -> ChangeRequest:

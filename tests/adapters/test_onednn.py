@@ -8,9 +8,12 @@ import torch
 from torch import Tensor
 
 from adapters.backbone.model import Backbone
+from adapters.format.spec import LoraTuning, Site, Tuning, VectorTuning
+from adapters.layers import plain
 from adapters.layers.bert import BertLayer
 from adapters.layers.onednn import OneDnnLayer, ReorderedLinear, pad
 from adapters.packed.layout import Layout
+from adapters.packed.tuning import UniformTuning, tuning_weights
 from tests.support.families import (
     HIDDEN,
     backbone_from,
@@ -170,3 +173,41 @@ def test_linears_with_one_input_become_one_product() -> None:
         assert torch.allclose(product, expected, atol=1e-6)
         gelu = torch.nn.functional.gelu(expected)
         assert torch.allclose(ReorderedLinear.of(first, second)(states, "gelu"), gelu, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["vectors", "lora"])
+@pytest.mark.parametrize("family", BERT_LIKE)
+def test_a_tuned_layer_gives_what_its_modules_give(
+    family: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, layout = layer_of(backbone_of(family)), layout_of()
+    changes = tuning_of(kind).at(0, layout)
+    assert changes is not None
+    states, positions = states_of(layout)[0], first_positions(layout)
+    with torch.inference_mode():
+        outputs = plain.forward(layer.parts, states, layout, changes)
+        reads = plain.read(layer.parts, states, positions, layout, changes)
+        # From here on only oneDNN is left.
+        monkeypatch.delattr(plain, "forward")
+        monkeypatch.delattr(plain, "read")
+        assert difference((layer.forward_tuned(states, layout, changes), outputs)) < FLOAT32_ERROR
+        read = layer.read_tuned(states, positions, layout, changes)
+        assert difference((read, reads)) < FLOAT32_ERROR
+        assert (
+            difference((layer(states[None], attention_mask=None, layout=layout)[0], outputs)) > 0.1
+        )
+
+
+def tuning_of(kind: str) -> UniformTuning:
+    tuning: Tuning
+    if kind == "lora":
+        sites = tuple(site for site in Site if site is not Site.ACTIVATED)
+        tuning = LoraTuning(layers=(0, 1), intermediate_size=40, rank=2, scaling=1.0, sites=sites)
+    else:
+        tuning = VectorTuning(layers=(0, 1), intermediate_size=40, activated=True)
+    random = torch.Generator().manual_seed(0)
+    tensors = {
+        name: torch.randn(shape, generator=random) * 0.3
+        for name, shape in tuning.shapes(HIDDEN).items()
+    }
+    return UniformTuning(tuning_weights(tuning, tensors))

@@ -112,7 +112,10 @@ def test_scores_arrive_to_the_bit_and_weights_if_there_are_any(
     results = tuple(
         RowResult(
             random.random(1 + item.cost % 5, dtype=np.float32),
-            random.random(len(item.encoding), dtype=np.float32) if explain else None,
+            # A prompt that is not made from the text has no weights.
+            random.random(len(item.encoding) * (item.cost % 3 > 0), dtype=np.float32)
+            if explain
+            else None,
         )
         for item in entries
     )
@@ -157,7 +160,14 @@ def test_an_answer_to_another_request_is_refused() -> None:
     scores = np.ones(2, dtype=np.float32)
     done = predict_done_of(1, Completion((RowResult(scores, np.ones(1, np.float32)),), 0.0, 0.0))
     completion_of(done, one)
-    for change in ({"labels": [2, 2]}, {"labels": [3]}, {"scores": b""}, {"weights": b"\0" * 8}):
+    for change in (
+        {"labels": [2, 2]},
+        {"labels": [3]},
+        {"scores": b""},
+        {"weights": b"\0" * 8},
+        {"weighed": [0]},
+        {"weighed": [2], "weights": b"\0" * 8},
+    ):
         with pytest.raises(Malformed):
             completion_of(msgspec.structs.replace(done, **change), one)
 

@@ -180,7 +180,11 @@ class Result(_Answer):
     )
     tokens: int = Field(description="Tokens that were read, special tokens included.")
     truncated: bool
-    explanation: list[TokenWeight] | None = Field(default=None, description="Only with `explain`.")
+    explanation: list[TokenWeight] | None = Field(
+        default=None,
+        description="Only with `explain`. Empty if the adapter has no prompt that is made from the "
+        "text.",
+    )
 
 
 class Timings(_Answer):
