@@ -17,11 +17,16 @@ from train.fit.fit import Training, set_up
 from train.loop.encoded_splits import Split, encode
 from train.loop.loop import Loop
 from train.loop.progress import Progress
-from train.methods import METHODS
-from train.methods.idspam import Idspam
+from train.methods.method import AdapterMethod
 from train.metrics import Metric
 
-_SHORT = {"idspam": "ID-SPAM", "prompt-tuning": "prompt tuning", "lora": "LoRA"}
+_SHORT = {
+    "idspam": "ID-SPAM",
+    "idspam+vectors": "ID-SPAM + vectors",
+    "vectors": "vectors",
+    "prompt-tuning": "prompt tuning",
+    "lora": "LoRA",
+}
 _KEPT = {CacheMode.MEMORY: "kept in memory", CacheMode.DISK: "kept on disk"}
 # Enough that the logits are no longer all zero.
 _CHECKED_EPOCHS, _CHECKED_BATCH, _CHECKED_RATE = 8, 4, 1e-2
@@ -40,10 +45,6 @@ class Packed:
         if self.method == "idspam":
             return f"{short}, {_KEPT.get(self.cache, 'uncached')}"
         return f"{short}, packed"
-
-    @property
-    def needs_its_own_backbone(self) -> bool:
-        return METHODS[self.method].changes_backbone
 
 
 class PackedTrainee:
@@ -119,7 +120,7 @@ def losses_beside_plain(work: Work, backbone: Backbone) -> tuple[float, float]:
         logits = training.loop.logits(training.splits["train"])
         training.close()
     method, classes = training.method, training.classes["train"]
-    assert isinstance(method, Idspam)
+    assert isinstance(method, AdapterMethod)
     plain = plain_model(work.source, device=backbone.device, dtype=backbone.dtype)
     padded = PaddedAdapters(plain, [method.adapter(method.spec)])
     encodings = encode(backbone, work.dataset(), MAX_TOKENS)

@@ -2,7 +2,8 @@
 
 Autograd over the modules of `transformers` records some thirty small operations for each layer.
 With frozen weights most of them need no gradient of their own. Here everything after attention is
-one function with a handwritten gradient, and a CPU's products use oneDNN if it has it.
+one function with a handwritten gradient, and a CPU's products use oneDNN if it has it. Vectors
+inside the layer are part of these functions; LoRA's matrices are added around the frozen products.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,9 @@ from torch.nn import functional
 
 from adapters.layers import onednn
 from adapters.layers.attention import VARLEN_DTYPES, packed_attention
+from adapters.layers.tuning import LayerTuning
 from adapters.packed.layout import Extents
+from adapters.packed.tuning import LoraChanges, VectorChanges
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,11 @@ class FrozenNorm:
     @classmethod
     def of(cls, norm: Any) -> "FrozenNorm":
         return cls(norm.weight.detach(), norm.bias.detach(), float(norm.eps))
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """With autograd's gradient."""
+        shape = states.shape[-1:]
+        return functional.layer_norm(states, shape, self.weight, self.bias, self.epsilon)
 
     def forward(self, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Normalised states, and mean and 1 / standard deviation for `backward`."""
@@ -103,12 +111,37 @@ class FrozenLayer:
         attended = self._attend(states, layout).index_select(0, positions)
         return self._finish(attended, states.index_select(0, positions))
 
-    def _attend(self, states: Tensor, layout: Extents) -> Tensor:
+    def forward_tuned(self, states: Tensor, layout: Extents, tuning: LayerTuning) -> Tensor:
+        """With an adapter's changes: [T, n] -> [T, n]."""
+        return self._finish(self._attend(states, layout, tuning), states, tuning)
+
+    def read_tuned(
+        self, states: Tensor, positions: Tensor, layout: Extents, tuning: LayerTuning
+    ) -> Tensor:
+        """As the last layer, with an adapter's changes: [T, n] -> [positions, n]."""
+        attended = self._attend(states, layout, tuning).index_select(0, positions)
+        return self._finish(attended, states.index_select(0, positions), tuning.select(positions))
+
+    def _attend(self, states: Tensor, layout: Extents, tuning: LayerTuning | None = None) -> Tensor:
         """[T, n] -> [T, n]"""
+        vectors: tuple[Tensor | None, ...] = (None, None)
+        if isinstance(tuning, VectorChanges):
+            width = 3 * states.shape[1]
+            vectors = tuning.factor[:width], tuning.bias[:width]
+        elif tuning is not None:
+            linear: Tensor = _Linear.apply(states, None, None, self.projection)  # type: ignore[no-untyped-call]
+            return self._attend_projected(tuning.projection(states, linear), layout)
         if states.is_cuda and states.dtype in VARLEN_DTYPES:
-            flash: Tensor = _FlashAttention.apply(states, self, layout)  # type: ignore[no-untyped-call]
+            flash: Tensor = _FlashAttention.apply(states, *vectors, self, self.projection, layout)  # type: ignore[no-untyped-call]
             return flash
-        projected: Tensor = _Linear.apply(states, self.projection)  # type: ignore[no-untyped-call]
+        projected: Tensor = _Linear.apply(states, *vectors, self.projection)  # type: ignore[no-untyped-call]
+        return self._attend_projected(projected, layout)
+
+    def _attend_projected(self, projected: Tensor, layout: Extents) -> Tensor:
+        """[T, 3 n] -> [T, n]"""
+        if projected.is_cuda and projected.dtype in VARLEN_DTYPES:
+            flash: Tensor = _FlashAttention.apply(projected, None, None, self, None, layout)  # type: ignore[no-untyped-call]
+            return flash
         queries, keys, values = (
             part.transpose(0, 1).unsqueeze(0) for part in self.heads_of(projected)
         )
@@ -121,9 +154,32 @@ class FrozenLayer:
         """Queries, keys and values from `projection`: [T, 3 n] -> three [T, heads, d]."""
         return projected.view(len(projected), 3, self._heads, self._size).unbind(1)
 
-    def _finish(self, attended: Tensor, residual: Tensor) -> Tensor:
-        output: Tensor = _AfterAttention.apply(attended, residual, self._tail)  # type: ignore[no-untyped-call]
+    def _finish(
+        self, attended: Tensor, residual: Tensor, tuning: LayerTuning | None = None
+    ) -> Tensor:
+        vectors: tuple[Tensor | None, ...] = (None,) * 4
+        if isinstance(tuning, VectorChanges):
+            first, end = 3 * residual.shape[1], len(tuning.factor)
+            vectors = (
+                tuning.factor[first:],
+                tuning.bias[first:end],
+                tuning.bias[end:],
+                tuning.activated_factor,
+            )
+        elif tuning is not None and not (isinstance(tuning, LoraChanges) and tuning.attention_only):
+            return self._finish_by_steps(attended, residual, tuning)
+        output: Tensor = _AfterAttention.apply(attended, residual, *vectors, self._tail)  # type: ignore[no-untyped-call]
         return output
+
+    def _finish_by_steps(self, attended: Tensor, residual: Tensor, tuning: LayerTuning) -> Tensor:
+        """The same for changes between any of the steps."""
+        tail = self._tail
+        dense: Tensor = _Linear.apply(attended, None, None, tail.dense)  # type: ignore[no-untyped-call]
+        states = tail.inner_norm(tuning.dense(attended, dense) + residual)
+        up: Tensor = _Linear.apply(states, None, None, tail.intermediate)  # type: ignore[no-untyped-call]
+        wide = tuning.activated(functional.gelu(tuning.up(states, up)))
+        down: Tensor = _Linear.apply(wide, None, None, tail.output)  # type: ignore[no-untyped-call]
+        return tail.outer_norm(tuning.down(wide, down) + states)
 
 
 def usable(layer: Any) -> bool:
@@ -143,52 +199,95 @@ class _Tail:
 
 
 class _AfterAttention(torch.autograd.Function):
-    """h = norm(x + dense(a)); norm(h + output(gelu(intermediate(h)))), of a and x [T, n]."""
+    """h = norm(x + dense(a)); norm(h + output(gelu(intermediate(h)))), of a and x [T, n].
 
-    @staticmethod
-    def forward(ctx: Any, attended: Tensor, residual: Tensor, tail: _Tail) -> Tensor:
-        inner = tail.dense.forward(attended).add_(residual)
-        states, inner_mean, inner_scale = tail.inner_norm.forward(inner)
-        wide = tail.intermediate.forward(states)
-        outer = tail.output.forward(functional.gelu(wide)).add_(states)
-        output, outer_mean, outer_scale = tail.outer_norm.forward(outer)
-        ctx.tail = tail
-        ctx.save_for_backward(inner, inner_mean, inner_scale, wide, outer, outer_mean, outer_scale)
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
-        tail: _Tail = ctx.tail
-        inner, inner_mean, inner_scale, wide, outer, outer_mean, outer_scale = ctx.saved_tensors
-        outer_gradient = tail.outer_norm.backward(gradient, outer, outer_mean, outer_scale)
-        wide_gradient = torch.ops.aten.gelu_backward(tail.output.backward(outer_gradient), wide)
-        states_gradient = tail.intermediate.backward(wide_gradient).add_(outer_gradient)
-        inner_gradient = tail.inner_norm.backward(states_gradient, inner, inner_mean, inner_scale)
-        return tail.dense.backward(inner_gradient), inner_gradient, None
-
-
-class _FlashAttention(torch.autograd.Function):
-    """Attention with the product before it, on CUDA: [T, n] -> [T, n].
-
-    `varlen_attn` computes the same. But the host limits a training step, and the Python wrapper of
-    `varlen_attn` costs too much time there.
+    With vectors: gelu(intermediate(h) factor + bias) * activated, and output(...) + shift.
     """
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, layer: FrozenLayer, layout: Extents) -> Tensor:
-        projected = layer.projection.forward(states)
+    def forward(
+        ctx: Any,
+        attended: Tensor,
+        residual: Tensor,
+        factor: Tensor | None,
+        bias: Tensor | None,
+        shift: Tensor | None,
+        activated: Tensor | None,
+        tail: _Tail,
+    ) -> Tensor:
+        inner = tail.dense.forward(attended).add_(residual)
+        states, inner_mean, inner_scale = tail.inner_norm.forward(inner)
+        wide = tail.intermediate.forward(states)
+        hidden = functional.gelu(_shifted(wide, factor, bias))
+        if activated is not None:
+            hidden.mul_(activated)
+        outer = tail.output.forward(hidden).add_(states)
+        if shift is not None:
+            outer.add_(shift)
+        output, outer_mean, outer_scale = tail.outer_norm.forward(outer)
+        ctx.tail = tail
+        ctx.save_for_backward(
+            *(inner, inner_mean, inner_scale, wide, outer, outer_mean, outer_scale),
+            *(factor, bias, activated),
+        )
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        tail: _Tail = ctx.tail
+        inner, inner_mean, inner_scale, wide, outer, *saved = ctx.saved_tensors
+        outer_mean, outer_scale, factor, bias, activated = saved
+        outer_gradient = tail.outer_norm.backward(gradient, outer, outer_mean, outer_scale)
+        hidden_gradient = tail.output.backward(outer_gradient)
+        shifted = _shifted(wide, factor, bias)
+        activated_gradient = shift_gradient = None
+        if activated is not None:
+            activated_gradient = _sum(hidden_gradient * functional.gelu(shifted))
+            hidden_gradient = _scaled(hidden_gradient, activated)
+        shifted_gradient = torch.ops.aten.gelu_backward(hidden_gradient, shifted)
+        wide_gradient, factor_gradient, bias_gradient = _unshifted(shifted_gradient, wide, factor)
+        if factor is not None:
+            shift_gradient = _sum(outer_gradient)
+        states_gradient = tail.intermediate.backward(wide_gradient).add_(outer_gradient)
+        inner_gradient = tail.inner_norm.backward(states_gradient, inner, inner_mean, inner_scale)
+        return (
+            *(tail.dense.backward(inner_gradient), inner_gradient),
+            *(factor_gradient, bias_gradient, shift_gradient, activated_gradient, None),
+        )
+
+
+class _FlashAttention(torch.autograd.Function):
+    """Attention with the product and the vectors before it, on CUDA: [T, n] -> [T, n].
+
+    Without a projection the first argument is its result, [T, 3 n]. `varlen_attn` computes the
+    same. But the host limits a training step, and the Python wrapper of `varlen_attn` costs too
+    much time there.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states: Tensor,
+        factor: Tensor | None,
+        bias: Tensor | None,
+        layer: FrozenLayer,
+        projection: FrozenLinear | None,
+        layout: Extents,
+    ) -> Tensor:
+        product = states if projection is None else projection.forward(states)
+        projected = _shifted(product, factor, bias)
         edges, longest = layout.cumulative, layout.longest
         attended, sums, random, unused, _ = torch.ops.aten._flash_attention_forward(
             *layer.heads_of(projected), edges, edges, longest, longest, 0.0, False, False
         )
-        ctx.layer, ctx.longest = layer, longest
-        ctx.save_for_backward(projected, attended, sums, random, unused, edges)
+        ctx.layer, ctx.projection, ctx.longest = layer, projection, longest
+        ctx.save_for_backward(product, projected, factor, attended, sums, random, unused, edges)
         flat: Tensor = attended.flatten(1)
         return flat
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        projected, attended, sums, random, unused, edges = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        product, projected, factor, attended, sums, random, unused, edges = ctx.saved_tensors
         parts = torch.ops.aten._flash_attention_backward(
             gradient.view_as(attended),
             *ctx.layer.heads_of(projected),
@@ -203,16 +302,60 @@ class _FlashAttention(torch.autograd.Function):
             random,
             unused,
         )
-        return ctx.layer.projection.backward(torch.stack(parts, dim=1).flatten(1)), None, None
+        gradient = torch.stack(parts, dim=1).flatten(1)
+        gradient, *vector_gradients = _unshifted(gradient, product, factor)
+        if ctx.projection is not None and ctx.needs_input_grad[0]:
+            gradient = ctx.projection.backward(gradient)
+        return gradient, *vector_gradients, None, None, None
 
 
 class _Linear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, states: Tensor, linear: FrozenLinear) -> Tensor:
-        ctx.linear = linear
-        return linear.forward(states)
+    """A frozen product, with vectors times a factor plus a bias: [T, inputs] -> [T, outputs]."""
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        linear: FrozenLinear = ctx.linear
-        return linear.backward(gradient.contiguous()), None
+    def forward(
+        ctx: Any,
+        states: Tensor,
+        factor: Tensor | None,
+        bias: Tensor | None,
+        linear: FrozenLinear,
+    ) -> Tensor:
+        product = linear.forward(states)
+        ctx.linear = linear
+        if factor is not None:
+            ctx.save_for_backward(product, factor)
+        return _shifted(product, factor, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        product, factor = ctx.saved_tensors or (None, None)
+        gradient, *vector_gradients = _unshifted(gradient.contiguous(), product, factor)
+        below = ctx.linear.backward(gradient) if ctx.needs_input_grad[0] else None
+        return below, *vector_gradients, None
+
+
+def _shifted(product: Tensor, factor: Tensor | None, bias: Tensor | None) -> Tensor:
+    """product * factor + bias in the product's type, in one kernel: factors are float32."""
+    if factor is None or bias is None:
+        return product
+    return torch.addcmul(bias, product, factor, out=torch.empty_like(product))
+
+
+def _unshifted(
+    gradient: Tensor, product: Tensor | None, factor: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The gradients of product, factor and bias."""
+    if factor is None or product is None:
+        return gradient, None, None
+    return _scaled(gradient, factor), _sum(gradient * product), _sum(gradient)
+
+
+def _scaled(states: Tensor, factor: Tensor) -> Tensor:
+    """In the states' type, in one kernel."""
+    return torch.mul(states, factor, out=torch.empty_like(states))
+
+
+def _sum(gradient: Tensor) -> Tensor:
+    """Over all positions: [T, width] -> float32 [width], or float64 if the gradient is."""
+    dtype = torch.promote_types(gradient.dtype, torch.float32)
+    return gradient.sum(0, dtype=dtype)

@@ -166,6 +166,8 @@ class UniformTuning:
     def __init__(self, weights: TuningWeights, *, dropout: float = 0.0) -> None:
         self._weights = weights
         self._dropout = dropout
+        # All layers at once: their gradients are then put together once.
+        self._vectors = _by_layer(weights) if isinstance(weights, VectorWeights) else []
         self._blocks: dict[str, Tensor] = {}
         if isinstance(weights, LoraWeights):
             for name in ("projection", "dense", "up", "down"):
@@ -178,42 +180,48 @@ class UniformTuning:
         if layer not in weights.layers:
             return None
         if isinstance(weights, VectorWeights):
-            return VectorChanges(weights, layer - weights.layers.start)
+            return self._vectors[layer - weights.layers.start]
         index = layer - weights.layers.start
         return LoraChanges(weights, self._blocks, index, self._dropout)
+
+
+def _by_layer(weights: VectorWeights) -> "list[VectorChanges]":
+    depth = len(weights.layers)
+    activated = [None] * depth if weights.activated is None else weights.activated.unbind()
+    parts = zip(weights.factor.unbind(), weights.bias.unbind(), activated, strict=True)
+    return [VectorChanges(*each) for each in parts]
 
 
 class VectorChanges:
     """The same vectors at every position (`adapters.layers.tuning.LayerTuning`).
 
-    index: of the layer in the weights.
+    factor, bias, activated: a layer's row of `VectorWeights`.
     """
 
-    def __init__(self, weights: VectorWeights, index: int) -> None:
-        self._factor, self._bias = weights.factor[index], weights.bias[index]
-        self._activated = None if weights.activated is None else weights.activated[index]
+    def __init__(self, factor: Tensor, bias: Tensor, activated: Tensor | None) -> None:
+        self.factor, self.bias, self.activated_factor = factor, bias, activated
 
     def projection(self, _: Tensor, output: Tensor) -> Tensor:
         width = output.shape[1]
-        return scale_and_shift(output, self._factor[:width], self._bias[:width])
+        return scale_and_shift(output, self.factor[:width], self.bias[:width])
 
     def dense(self, _: Tensor, output: Tensor) -> Tensor:
         return output
 
     def up(self, _: Tensor, output: Tensor) -> Tensor:
-        end = len(self._factor)
+        end = len(self.factor)
         start = end - output.shape[1]
-        return scale_and_shift(output, self._factor[start:], self._bias[start:end])
+        return scale_and_shift(output, self.factor[start:], self.bias[start:end])
 
     def activated(self, output: Tensor) -> Tensor:
-        if self._activated is None:
+        if self.activated_factor is None:
             return output
         if torch.is_grad_enabled():
-            return (output * self._activated).to(output.dtype)
-        return output.mul_(self._activated)
+            return (output * self.activated_factor).to(output.dtype)
+        return output.mul_(self.activated_factor)
 
     def down(self, _: Tensor, output: Tensor) -> Tensor:
-        bias = self._bias[len(self._factor) :]
+        bias = self.bias[len(self.factor) :]
         if torch.is_grad_enabled():
             return (output + bias).to(output.dtype)
         return output.add_(bias)
@@ -240,6 +248,12 @@ class LoraChanges:
     ) -> None:
         self._weights, self._blocks = weights, blocks
         self._index, self._dropout = index, dropout
+
+    @property
+    def attention_only(self) -> bool:
+        """Whether nothing changes after attention."""
+        weights = self._weights
+        return weights.dense is None and weights.up is None and weights.down is None
 
     def projection(self, inputs: Tensor, output: Tensor) -> Tensor:
         return self._changed("projection", inputs, output)

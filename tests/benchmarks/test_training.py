@@ -153,7 +153,7 @@ def test_rivals_are_compared_in_their_fastest_and_in_their_smallest_precision() 
         cached.name: Figures([80, 50, 80], 0.7, 1.5, Memory(loaded=100, peak=200)),
         uncached.name: Figures([40, 50, 40], 0.7, 0.0, Memory(loaded=100, peak=180)),
     }
-    report = Contest(40, figures, (slow, fast, prompts), cached, uncached).report({})
+    report = Contest(40, figures, (slow, fast, prompts), gpu=True).report({})
     found = report.figures["systems"][cached.name]
     assert found["times_lora"] == 4
     assert found["times_prompt_tuning"] == 10

@@ -10,14 +10,27 @@ import torch
 
 from adapters.backbone.loading import DEFAULT_BACKBONE, load_backbone
 from adapters.backbone.model import Backbone
-from adapters.format.spec import FinalActivation, GeneratorInput, HeadKind, Pooling
-from train.config.settings import ComputeType, FitSettings, Preset
+from adapters.format.spec import FinalActivation, GeneratorInput, HeadKind, Pooling, Site
+from train.config.settings import (
+    ComputeType,
+    FitSettings,
+    MethodName,
+    Preset,
+    entries,
+    parse_layers,
+    parse_sites,
+)
 from train.errors import SettingsError
 from train.methods.method import Design
+
+# What `fit` trains if the user does not say. docs/results.md has the measurements.
+DEFAULT_METHOD = MethodName.IDSPAM_VECTORS
 
 MAX_LENGTH = 256
 # The paper's c: 34 fits its published parameter counts.
 BOTTLENECK = 34
+# LoRA's own choice on RoBERTa.
+RANK, SITES = 8, (Site.QUERY, Site.VALUE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +78,69 @@ PRESETS: Mapping[Preset, Choices] = {
 }
 
 
+_GENERATOR = frozenset(
+    {
+        "prompt_length",
+        "bottleneck",
+        "attention_size",
+        "insertion_layer",
+        "generator_input",
+        "generator_pooling",
+        "final_activation",
+    }
+)
+_TUNING = frozenset({"tuned_layers", "tuning_rate"})
+_LORA = _TUNING | {"rank", "alpha", "sites"}
+# The settings that only some methods have.
+OWN_SETTINGS: Mapping[MethodName, frozenset[str]] = {
+    MethodName.IDSPAM: _GENERATOR | {"preset"},
+    MethodName.IDSPAM_VECTORS: _GENERATOR | _TUNING,
+    MethodName.VECTORS: _TUNING,
+    MethodName.LORA: _LORA,
+    MethodName.HEAD_ONLY: frozenset(),
+    MethodName.PROMPT_TUNING: frozenset({"prompt_length"}),
+    MethodName.P_TUNING: frozenset({"prompt_length"}),
+    MethodName.SMOP: frozenset(),
+    MethodName.LPT: frozenset({"prompt_length", "insertion_layer"}),
+    MethodName.DEPT: frozenset(),
+    MethodName.BEST: _GENERATOR | _LORA,
+}
+
+
+def method_of(settings: FitSettings) -> MethodName:
+    """What a run trains."""
+    if settings.method is not None:
+        return settings.method
+    return MethodName.IDSPAM if settings.preset is Preset.PAPER else DEFAULT_METHOD
+
+
+def foreign_settings(method: MethodName) -> frozenset[str]:
+    """The settings that other methods have and this one has not."""
+    return frozenset[str]().union(*OWN_SETTINGS.values()) - OWN_SETTINGS[method]
+
+
+def check_method(settings: FitSettings) -> None:
+    """Refuse settings that the run's method does not have.
+
+    Raises:
+        SettingsError: with every one of them.
+    """
+    method = method_of(settings)
+    foreign = foreign_settings(method)
+    flags = {entry.name: entry.flag for entry in entries()}
+    faults = []
+    for name in (entry.name for entry in entries() if entry.name in foreign):
+        if not settings.is_open(name):
+            have = [each for each, own in OWN_SETTINGS.items() if name in own]
+            value = getattr(settings, name)
+            faults.append(
+                f"{flags[name]} {value}: --method {method} has no such setting; "
+                f"{', '.join(have)} {'has' if len(have) == 1 else 'have'} it"
+            )
+    if faults:
+        raise SettingsError(faults)
+
+
 def settings_for(method: str, settings: FitSettings) -> FitSettings:
     """An experiment's settings for one of its methods: `idspam-paper` has a preset of its own."""
     return replace(settings, preset=Preset.PAPER) if method == "idspam-paper" else settings
@@ -85,8 +161,17 @@ def design_of(settings: FitSettings, backbone: Backbone) -> Design:
         )
     if length is not None and length > backbone.max_tokens:
         faults.append(f"--max-length {length}: this backbone takes {backbone.max_tokens} tokens")
+    layers = (0, backbone.layers)
+    if settings.tuned_layers is not None:
+        layers = parse_layers(settings.tuned_layers)
+        if layers[1] > backbone.layers:
+            faults.append(
+                f"--tuned-layers {settings.tuned_layers}: "
+                f"this backbone has layers 0..{backbone.layers - 1}"
+            )
     if faults:
         raise SettingsError(faults)
+    rank = settings.rank or RANK
     return Design(
         prompt_length=settings.prompt_length or preset.prompt_length,
         bottleneck=settings.bottleneck or preset.bottleneck,
@@ -99,6 +184,10 @@ def design_of(settings: FitSettings, backbone: Backbone) -> Design:
         head=settings.head or preset.head,
         max_length=length or min(MAX_LENGTH, backbone.max_tokens),
         dropout=settings.dropout,
+        tuned_layers=layers,
+        rank=rank,
+        scaling=2.0 if settings.alpha is None else settings.alpha / rank,
+        sites=SITES if settings.sites is None else parse_sites(settings.sites),
     )
 
 

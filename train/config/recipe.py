@@ -49,6 +49,11 @@ def recipe_of(method: str, settings: FitSettings, train: Dataset, metric: Metric
         settings: as `settings_for` has them for the method.
     """
     preset, own = PRESETS[settings.preset], METHODS[method]
+    default_rate = _first(own.learning_rate, preset.learning_rate)
+    rate, tuning_rate = _first(settings.learning_rate, default_rate), settings.tuning_rate
+    if tuning_rate is None and own.tuning_rate is not None:
+        # A rate that is given scales both.
+        tuning_rate = own.tuning_rate * rate / default_rate
     least, most = EPOCHS
     epochs = settings.epochs or min(max(round(TEXTS_PER_RUN / len(train)), least), most)
     many_rows = len(train) >= MANY_ROWS
@@ -59,13 +64,13 @@ def recipe_of(method: str, settings: FitSettings, train: Dataset, metric: Metric
         epochs=epochs,
         batch_size=batch_size,
         micro_batch=settings.micro_batch or batch_size,
-        learning_rate=_first(settings.learning_rate, own.learning_rate, preset.learning_rate),
+        learning_rate=rate,
         warmup_ratio=settings.warmup_ratio,
         weight_decay=_first(settings.weight_decay, own.weight_decay, preset.weight_decay[many]),
         patience=settings.patience or max(3, epochs // 3),
         seed=settings.seed,
         metric=metric,
-        tuning_rate=own.tuning_rate if settings.tuning_rate is None else settings.tuning_rate,
+        tuning_rate=tuning_rate,
     )
 
 

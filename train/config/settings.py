@@ -5,6 +5,7 @@ The command line is made from it. Where a default is None, training chooses the 
 """
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from enum import StrEnum
@@ -12,11 +13,13 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, get_args, get_type_hints
 
 from adapters.format.spec import (
+    MOST_RANK,
     FinalActivation,
     GeneratorInput,
     GeneratorPooling,
     HeadKind,
     Pooling,
+    Site,
 )
 from train.errors import SettingsError
 
@@ -38,8 +41,24 @@ class ComputeType(StrEnum):
     BFLOAT16 = "bfloat16"
 
 
+class MethodName(StrEnum):
+    """What `fit` trains: members of one family of adapters. `best` compares some of them."""
+
+    IDSPAM = "idspam"
+    IDSPAM_VECTORS = "idspam+vectors"
+    VECTORS = "vectors"
+    LORA = "lora"
+    HEAD_ONLY = "head-only"
+    PROMPT_TUNING = "prompt-tuning"
+    P_TUNING = "p-tuning"
+    SMOP = "smop"
+    LPT = "lpt"
+    DEPT = "dept"
+    BEST = "best"
+
+
 class Preset(StrEnum):
-    """Default switches of the method: the best measured ones (docs/research.md), or the paper's."""
+    """Default switches of ID-SPAM: the best measured ones (docs/research.md), or the paper's."""
 
     BEST = "best"
     PAPER = "paper"
@@ -116,8 +135,17 @@ class FitSettings:
         ComputeType | None,
         Setting("type that the backbone computes in", otherwise="float32 on a CPU, auto on a GPU"),
     ] = None
+    method: Annotated[
+        MethodName | None,
+        Setting(
+            "what is trained in front of or inside the frozen layers; best: several methods, of"
+            " which the best on the validation rows is kept",
+            otherwise="idspam+vectors, and idspam with --preset paper",
+        ),
+    ] = None
     preset: Annotated[
-        Preset, Setting("default switches of the method: the best measured, or the paper's")
+        Preset,
+        Setting("default switches of ID-SPAM: the best measured, or the paper's literal method"),
     ] = Preset.BEST
 
     epochs: Annotated[
@@ -141,7 +169,7 @@ class FitSettings:
         Setting(
             "the learning rate of vectors or LoRA's matrices",
             Range(above=0, most=10),
-            "from the method",
+            "from the method, in proportion to --lr",
             flag="--tuning-lr",
         ),
     ] = None
@@ -196,6 +224,28 @@ class FitSettings:
     final_activation: Annotated[
         FinalActivation | None,
         Setting("the last activation of the generator", otherwise=_BY_PRESET),
+    ] = None
+    tuned_layers: Annotated[
+        str | None,
+        Setting(
+            "FIRST-LAST: the layers with vectors or LoRA's matrices, counted from 0",
+            otherwise="all",
+        ),
+    ] = None
+    rank: Annotated[
+        int | None, Setting("r: of LoRA's matrices", Range(least=1, most=MOST_RANK), "8")
+    ] = None
+    alpha: Annotated[
+        float | None,
+        Setting("LoRA's changes are multiplied by alpha / r", Range(above=0, most=1e6), "2 r"),
+    ] = None
+    sites: Annotated[
+        str | None,
+        Setting(
+            "the linear maps with LoRA's matrices, of query, key, value, dense, up and down,"
+            " separated by commas",
+            otherwise="query,value",
+        ),
     ] = None
     pooling: Annotated[
         Pooling | None, Setting("what the head reads from the last layer", otherwise=_BY_PRESET)
@@ -289,8 +339,48 @@ class FitSettings:
                 faults.append(f"{entry.flag} {fault}, not {value}")
         if self.precision is not None and self.abstain_below is not None:
             faults.append("--precision chooses what --abstain-below sets: give one of them")
+        for flag, text, parse in (
+            ("--tuned-layers", self.tuned_layers, parse_layers),
+            ("--sites", self.sites, parse_sites),
+        ):
+            try:
+                if text is not None:
+                    parse(text)
+            except ValueError as error:
+                faults.append(f"{flag} {text}: {error}")
         if faults:
             raise SettingsError(faults)
+
+
+def parse_layers(text: str) -> tuple[int, int]:
+    """`FIRST-LAST` as the first layer and the one after the last.
+
+    Raises:
+        ValueError: it is none.
+    """
+    match = re.fullmatch("([0-9]{1,3})-([0-9]{1,3})", text, re.ASCII)
+    if match is None:
+        raise ValueError("expected FIRST-LAST, as in 0-5")
+    first, last = map(int, match.groups())
+    if first > last:
+        raise ValueError("the first layer is above the last one")
+    return first, last + 1
+
+
+def parse_sites(text: str) -> tuple[Site, ...]:
+    """Linear maps of a layer, separated by commas, in the order of a layer.
+
+    Raises:
+        ValueError: one is unknown or occurs twice.
+    """
+    linear = [site for site in Site if site is not Site.ACTIVATED]
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in linear:
+            raise ValueError(f"{name or 'nothing'} is none of {', '.join(linear)}")
+        if names.count(name) > 1:
+            raise ValueError(f"{name} twice")
+    return tuple(site for site in linear if site in names)
 
 
 @dataclass(frozen=True, slots=True)

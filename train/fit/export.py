@@ -17,7 +17,7 @@ from adapters.packed.head import scores
 from train.config.settings import FitSettings, StorageType
 from train.data.dataset import Dataset
 from train.errors import SettingsError
-from train.methods.idspam import Idspam
+from train.methods.method import AdapterMethod
 from train.metrics import AnyMetrics
 
 # `auto` stores float16 if no probability moves further than this and no predicted label changes.
@@ -25,7 +25,7 @@ STORAGE_BOUND = 2e-3
 
 
 def convert_for_storage(
-    method: Idspam,
+    method: AdapterMethod,
     logits: dict[str, Tensor],
     storage: StorageType,
     temperature: float,
@@ -54,7 +54,7 @@ def convert_for_storage(
 
 
 def _answers_alike(
-    method: Idspam,
+    method: AdapterMethod,
     exact: Mapping[str, Tensor],
     rounded: Mapping[str, Tensor],
     temperature: float,

@@ -20,7 +20,13 @@ from torch import Tensor
 from adapters.backbone.model import Backbone
 from adapters.format.files import Adapter, save_adapter
 from adapters.format.spec import Calibration
-from train.config.defaults import design_of, load_backbone_for
+from train.config.defaults import (
+    check_method,
+    design_of,
+    foreign_settings,
+    load_backbone_for,
+    method_of,
+)
 from train.config.recipe import Recipe, recipe_of
 from train.config.settings import FitSettings
 from train.data.dataset import Dataset, check_same_task, check_trainable, split_validation
@@ -36,8 +42,7 @@ from train.loop.launch import Launch
 from train.loop.loop import Loop
 from train.loop.progress import Progress
 from train.methods import build
-from train.methods.idspam import Idspam
-from train.methods.method import Method
+from train.methods.method import AdapterMethod, Design, Method
 from train.metrics import AnyMetrics, Metric, assess
 from train.objective import Objective
 from train.report.baselines import head_only, majority
@@ -111,10 +116,10 @@ def fit(
     sets |= {"validation": validation} if validation is not None else {}
     sets |= {"test": test} if test is not None else {}
     launch = Launch.from_environment()
-    _check(sets, settings, output, launch)
     initial = None if settings.init_from is None else InitialAdapter.read(settings.init_from)
     if initial is not None:
         settings = initial.fill_in(settings)
+    _check(sets, settings, output, launch)
     with process_group(launch, settings.device) as (group, device):
         settings = replace(settings, device=device)
         backbone = load_backbone_for(settings)
@@ -142,9 +147,10 @@ def _check(
         str(output).encode()
     except UnicodeEncodeError:
         raise OutputError(f"{output}: a path that is not UTF-8") from None
+    check_method(settings)
     provenance_of(settings, train, {})
     check_card(output)
-    recipe = recipe_of("idspam", settings, train, metric_of(train))
+    recipe = recipe_of(method_of(settings), settings, train, metric_of(train))
     if recipe.micro_batch > recipe.batch_size:
         raise SettingsError(
             [f"--micro-batch {recipe.micro_batch} is more than the batch of {recipe.batch_size}"]
@@ -189,11 +195,14 @@ class _FitJob:
         if settings.search is None:
             return settings, ()
         train = self.sets["train"]
-        recipe = recipe_of("idspam", settings, train, metric_of(train))
-        defaults = asdict(recipe) | asdict(design_of(settings, self.backbone))
+        method = method_of(settings)
+        recipe = recipe_of(method, settings, train, metric_of(train))
+        chosen = asdict(recipe) | asdict(design_of(settings, self.backbone))
+        defaults = {name: chosen[name] for name in chosen if name not in foreign_settings(method)}
         proposals = Proposals(settings, defaults, layers=self.backbone.layers, epochs=recipe.epochs)
         identity = _sha256(
             {
+                "method": method,
                 "defaults": defaults,
                 "space": list(proposals.space),
                 "data": _data_identity(self.sets),
@@ -213,7 +222,7 @@ class _FitJob:
     def set_up(self, settings: FitSettings, progress: Progress) -> Training:
         """A run with its initial weights, or with those of its checkpoint."""
         training = set_up(
-            "idspam",
+            method_of(settings),
             self.sets,
             settings,
             self.backbone,
@@ -226,7 +235,7 @@ class _FitJob:
             starts_from=self._starts_from,
         )
         if self.initial is not None and not settings.resume:
-            assert isinstance(training.method, Idspam)
+            assert isinstance(training.method, AdapterMethod)
             progress.note(self.initial.copy_into(training.method))
         return training
 
@@ -249,8 +258,10 @@ class _FitJob:
             precision that is asked for.
             OSError: a file cannot be written.
         """
-        method, loop, classes = training.method, training.loop, training.classes
-        assert isinstance(method, Idspam)
+        trained, loop, classes = training.method, training.loop, training.classes
+        assert isinstance(trained, AdapterMethod)
+        method = trained.folded()
+        loop.answer_with(method)
         objective, exact = method.objective, training.logits()
         _check_finite(exact)
         scoring = choose_scoring(objective, exact, classes, settings)
@@ -300,7 +311,7 @@ class _FitJob:
             test=metrics.get("test"),
             majority=controls["majority"],
             head_only=controls["head_only"],
-            trainable_parameters=method.size,
+            trainable_parameters=trained.size,
             seconds=time.perf_counter() - started,
             seconds_per_epoch=sum(epoch.seconds for epoch in epochs) / len(epochs),
             epochs=tuple(epochs),
@@ -349,8 +360,16 @@ class _FitJob:
         """The settings, with the values that were chosen for those left open."""
         values = asdict(settings)
         del values["given"]
-        chosen = asdict(training.recipe) | asdict(training.method.design)
+        method, design = method_of(settings), training.method.design
+        chosen = asdict(training.recipe) | asdict(design)
+        chosen |= {
+            "method": method,
+            "alpha": design.rank * design.scaling,
+            "sites": ",".join(design.sites),
+            "tuned_layers": "-".join(str(each) for each in _first_and_last(design)),
+        }
         values |= {name: value for name, value in chosen.items() if name in values}
+        values |= dict.fromkeys(foreign_settings(method) - {"preset"})
         storage_dtype = next(iter(adapter.tensors.values())).dtype
         return values | {
             "backbone": self.backbone.identity.name,
@@ -359,6 +378,12 @@ class _FitJob:
             "dtype": str(self.backbone.dtype).removeprefix("torch."),
             "storage_dtype": str(storage_dtype).removeprefix("torch."),
         }
+
+
+def _first_and_last(design: Design) -> tuple[int, int]:
+    assert design.tuned_layers is not None
+    first, end = design.tuned_layers
+    return first, end - 1
 
 
 def set_up(

@@ -34,6 +34,7 @@ LEAST_EPOCHS = 2
 
 # The paper's grid, with higher weight decays: soft prompts tolerate more.
 LEARNING_RATES = (1e-5, 5e-3)
+TUNING_RATES = (2e-4, 2e-2)
 WEIGHT_DECAYS = (1e-3, 10.0)
 MOST_DROPOUT = 0.3
 BATCH_SIZES = (16, 32, 64)
@@ -65,7 +66,8 @@ class Proposals:
     that an interrupted search continues as it would have without the interruption.
 
     Args:
-        defaults: the settings of a run without a search; the first trial has them.
+        defaults: the settings of a run without a search that its method has; the first trial has
+            them.
         layers: of the backbone.
         epochs: of a trial.
 
@@ -144,7 +146,7 @@ def _space(defaults: Mapping[str, Any], layers: int) -> "dict[str, BaseDistribut
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     rate, decay = defaults["learning_rate"], defaults["weight_decay"]
-    return {
+    space: dict[str, BaseDistribution] = {
         "learning_rate": FloatDistribution(
             min(LEARNING_RATES[0], rate), max(LEARNING_RATES[1], rate), log=True
         ),
@@ -153,9 +155,15 @@ def _space(defaults: Mapping[str, Any], layers: int) -> "dict[str, BaseDistribut
             min(WEIGHT_DECAYS[0], decay), max(WEIGHT_DECAYS[1], decay), log=decay > 0
         ),
         "dropout": FloatDistribution(0.0, max(MOST_DROPOUT, defaults["dropout"])),
-        "insertion_layer": IntDistribution(0, layers - 1),
         "batch_size": CategoricalDistribution(sorted({*BATCH_SIZES, defaults["batch_size"]})),
     }
+    if "insertion_layer" in defaults:
+        space["insertion_layer"] = IntDistribution(0, layers - 1)
+    if (tuning_rate := defaults.get("tuning_rate")) is not None:
+        space["tuning_rate"] = FloatDistribution(
+            min(TUNING_RATES[0], tuning_rate), max(TUNING_RATES[1], tuning_rate), log=True
+        )
+    return space
 
 
 def _value(outcome: TrialOutcome, accuracies: Sequence[float]) -> float | None:

@@ -169,6 +169,8 @@ def model_card(facts: CardFacts) -> str:
             split=split,
             judge=facts.judge,
             several=spec.multi_label,
+            made_with=_made_with(spec),
+            trained_parts=_trained_parts(spec),
             **_figures(spec),
             front_matter=_front_matter(spec),
             confidence=CONFIDENCE,
@@ -262,12 +264,51 @@ def _front_matter(spec: AdapterSpec) -> Markdown:
     fields |= {
         "pipeline_tag": "text-classification",
         "library_name": "id-spam",
-        "tags": ["id-spam", "soft-prompt", "prompt-tuning", "text-classification"],
+        "tags": ["id-spam", *_tags(spec), "text-classification"],
         "metrics": ["f1", "accuracy"]
         if spec.multi_label
         else ["accuracy", "f1", "matthews_correlation"],
     }
     return Markdown("\n".join(f"{key}: {json.dumps(fields[key])}" for key in fields))
+
+
+_PROMPTS = {
+    "attention": (
+        "[ID-SPAM](https://arxiv.org/abs/2506.05629)",
+        "a small generator computes a soft prompt from each text",
+    ),
+    "first-token": ("LPT", "a small network makes a soft prompt from each text's first token"),
+    "routed": ("SMoP", "a router chooses one of several soft prompts for each text"),
+    "static": ("prompt tuning", "a soft prompt is the same for every text"),
+}
+_TUNINGS = {
+    "vectors": ("vectors", "vectors scale and shift what the layers compute"),
+    "lora": ("LoRA", "narrow matrices change what the layers compute"),
+}
+
+
+def _made_with(spec: AdapterSpec) -> Markdown:
+    """`ID-SPAM and vectors: ..., and a class head predicts the label`."""
+    parts = [_PROMPTS[spec.prompt.kind]] if spec.prompt is not None else []
+    parts += [_TUNINGS[spec.tuning.kind]] if spec.tuning is not None else []
+    if not parts:
+        return Markdown("a class head alone, which predicts the label")
+    names = " and ".join(name for name, _ in parts)
+    steps = [step for _, step in parts] + ["a class head predicts the label"]
+    return Markdown(f"{names}: {', '.join(steps[:-1])}, and {steps[-1]}")
+
+
+def _tags(spec: AdapterSpec) -> list[str]:
+    tags = ["soft-prompt", "prompt-tuning"] if spec.prompt is not None else []
+    return tags + ([spec.tuning.kind] if spec.tuning is not None else [])
+
+
+def _trained_parts(spec: AdapterSpec) -> Markdown:
+    """The subject of `... worth training`."""
+    prompt, tuning = spec.prompt, spec.tuning
+    if prompt is None:
+        return Markdown("changes inside the layers were")
+    return Markdown("the prompt was" if tuning is None else "the prompt and the vectors were")
 
 
 def _serve_command(spec: AdapterSpec) -> str:
