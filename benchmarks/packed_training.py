@@ -54,7 +54,7 @@ class PackedTrainee:
         self._folder = tempfile.TemporaryDirectory(prefix="idspam-training-")
         self._state = Path(self._folder.name) / "state"
         self._training = _set_up(
-            work, _settings(work, system.cache), system.method, backbone, self._state
+            work, _settings(work, system), system.method, backbone, self._state
         )
         self.seconds = self._training.encoding_seconds
 
@@ -84,15 +84,16 @@ class PackedTrainee:
         self._folder.cleanup()
 
 
-def _settings(work: Work, cache: CacheMode) -> FitSettings:
+def _settings(work: Work, system: Packed) -> FitSettings:
     """The defaults of `fit`, except what all systems share."""
     return FitSettings(
         epochs=1,
         batch_size=work.batch_size,
-        prompt_length=PROMPT_LENGTH,
+        # Vectors have a shorter prompt beside them.
+        prompt_length=None if system.method == "idspam+vectors" else PROMPT_LENGTH,
         max_length=MAX_TOKENS,
         seed=SEED,
-        cache=cache,
+        cache=system.cache,
         device=work.device,
         dtype=work.dtype,
         validation_fraction=0.0,
@@ -107,7 +108,7 @@ def losses_beside_plain(work: Work, backbone: Backbone) -> tuple[float, float]:
     reads [BOS].
     """
     settings = replace(
-        _settings(work, CacheMode.MEMORY),
+        _settings(work, Packed("idspam", CacheMode.MEMORY)),
         epochs=_CHECKED_EPOCHS,
         batch_size=_CHECKED_BATCH,
         learning_rate=_CHECKED_RATE,

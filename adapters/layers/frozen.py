@@ -18,7 +18,7 @@ from adapters.layers import onednn
 from adapters.layers.attention import VARLEN_DTYPES, packed_attention
 from adapters.layers.tuning import LayerTuning
 from adapters.packed.layout import Extents
-from adapters.packed.tuning import LoraChanges, VectorChanges
+from adapters.packed.tuning import LoraChanges, Unchanged, VectorChanges
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ class FrozenLayer:
         if isinstance(tuning, VectorChanges):
             width = 3 * states.shape[1]
             vectors = tuning.factor[:width], tuning.bias[:width]
-        elif tuning is not None:
+        elif tuning is not None and not isinstance(tuning, Unchanged):
             linear: Tensor = _Linear.apply(states, None, None, self.projection)  # type: ignore[no-untyped-call]
             return self._attend_projected(tuning.projection(states, linear), layout)
         if states.is_cuda and states.dtype in VARLEN_DTYPES:
@@ -166,9 +166,14 @@ class FrozenLayer:
                 tuning.bias[end:],
                 tuning.activated_factor,
             )
-        elif tuning is not None and not (isinstance(tuning, LoraChanges) and tuning.attention_only):
+        elif not (
+            tuning is None
+            or isinstance(tuning, Unchanged)
+            or (isinstance(tuning, LoraChanges) and tuning.attention_only)
+        ):
             return self._finish_by_steps(attended, residual, tuning)
-        output: Tensor = _AfterAttention.apply(attended, residual, *vectors, self._tail)  # type: ignore[no-untyped-call]
+        dropout = 0.0 if tuning is None else tuning.hidden_dropout
+        output: Tensor = _AfterAttention.apply(attended, residual, *vectors, dropout, self._tail)  # type: ignore[no-untyped-call]
         return output
 
     def _finish_by_steps(self, attended: Tensor, residual: Tensor, tuning: LayerTuning) -> Tensor:
@@ -201,7 +206,8 @@ class _Tail:
 class _AfterAttention(torch.autograd.Function):
     """h = norm(x + dense(a)); norm(h + output(gelu(intermediate(h)))), of a and x [T, n].
 
-    With vectors: gelu(intermediate(h) factor + bias) * activated, and output(...) + shift.
+    With vectors: gelu(intermediate(h) factor + bias) * activated, and output(...) + shift. dropout:
+    the share of what is added to x and to h that is dropped.
     """
 
     @staticmethod
@@ -213,22 +219,26 @@ class _AfterAttention(torch.autograd.Function):
         bias: Tensor | None,
         shift: Tensor | None,
         activated: Tensor | None,
+        dropout: float,
         tail: _Tail,
     ) -> Tensor:
-        inner = tail.dense.forward(attended).add_(residual)
+        dense, dense_kept = _dropped(tail.dense.forward(attended), dropout)
+        inner = dense.add_(residual)
         states, inner_mean, inner_scale = tail.inner_norm.forward(inner)
         wide = tail.intermediate.forward(states)
         hidden = functional.gelu(_shifted(wide, factor, bias))
         if activated is not None:
             hidden.mul_(activated)
-        outer = tail.output.forward(hidden).add_(states)
+        down = tail.output.forward(hidden)
         if shift is not None:
-            outer.add_(shift)
+            down.add_(shift)
+        down, down_kept = _dropped(down, dropout)
+        outer = down.add_(states)
         output, outer_mean, outer_scale = tail.outer_norm.forward(outer)
-        ctx.tail = tail
+        ctx.tail, ctx.dropout = tail, dropout
         ctx.save_for_backward(
             *(inner, inner_mean, inner_scale, wide, outer, outer_mean, outer_scale),
-            *(factor, bias, activated),
+            *(factor, bias, activated, dense_kept, down_kept),
         )
         return output
 
@@ -236,9 +246,10 @@ class _AfterAttention(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         tail: _Tail = ctx.tail
         inner, inner_mean, inner_scale, wide, outer, *saved = ctx.saved_tensors
-        outer_mean, outer_scale, factor, bias, activated = saved
+        outer_mean, outer_scale, factor, bias, activated, dense_kept, down_kept = saved
         outer_gradient = tail.outer_norm.backward(gradient, outer, outer_mean, outer_scale)
-        hidden_gradient = tail.output.backward(outer_gradient)
+        down_gradient = _undropped(outer_gradient, down_kept, ctx.dropout)
+        hidden_gradient = tail.output.backward(down_gradient)
         shifted = _shifted(wide, factor, bias)
         activated_gradient = shift_gradient = None
         if activated is not None:
@@ -247,12 +258,13 @@ class _AfterAttention(torch.autograd.Function):
         shifted_gradient = torch.ops.aten.gelu_backward(hidden_gradient, shifted)
         wide_gradient, factor_gradient, bias_gradient = _unshifted(shifted_gradient, wide, factor)
         if factor is not None:
-            shift_gradient = _sum(outer_gradient)
+            shift_gradient = _sum(down_gradient)
         states_gradient = tail.intermediate.backward(wide_gradient).add_(outer_gradient)
         inner_gradient = tail.inner_norm.backward(states_gradient, inner, inner_mean, inner_scale)
+        dense_gradient = _undropped(inner_gradient, dense_kept, ctx.dropout)
         return (
-            *(tail.dense.backward(inner_gradient), inner_gradient),
-            *(factor_gradient, bias_gradient, shift_gradient, activated_gradient, None),
+            *(tail.dense.backward(dense_gradient), inner_gradient),
+            *(factor_gradient, bias_gradient, shift_gradient, activated_gradient, None, None),
         )
 
 
@@ -353,6 +365,21 @@ def _unshifted(
 def _scaled(states: Tensor, factor: Tensor) -> Tensor:
     """In the states' type, in one kernel."""
     return torch.mul(states, factor, out=torch.empty_like(states))
+
+
+def _dropped(states: Tensor, share: float) -> tuple[Tensor, Tensor | None]:
+    """With a share of the values at zero and the others raised; which values were kept."""
+    if not share:
+        return states, None
+    kept: tuple[Tensor, Tensor] = torch.native_dropout(states, share, True)
+    return kept
+
+
+def _undropped(gradient: Tensor, kept: Tensor | None, share: float) -> Tensor:
+    if kept is None:
+        return gradient
+    below: Tensor = torch.ops.aten.native_dropout_backward(gradient, kept, 1 / (1 - share))
+    return below
 
 
 def _sum(gradient: Tensor) -> Tensor:

@@ -160,14 +160,26 @@ class UniformTuning:
     Training runs it with gradients for the weights.
 
     Args:
+        weights: None if the adapter changes no layer, and there is only `hidden_dropout`.
         dropout: the share of the inputs of LoRA's matrices that is dropped, in training.
+        hidden_dropout: the share of what attention and feed-forward part add to the states of
+            every layer that is dropped, in training.
     """
 
-    def __init__(self, weights: TuningWeights, *, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        weights: TuningWeights | None,
+        *,
+        dropout: float = 0.0,
+        hidden_dropout: float = 0.0,
+    ) -> None:
         self._weights = weights
         self._dropout = dropout
+        self._hidden_dropout = hidden_dropout
         # All layers at once: their gradients are then put together once.
-        self._vectors = _by_layer(weights) if isinstance(weights, VectorWeights) else []
+        self._vectors = (
+            _by_layer(weights, hidden_dropout) if isinstance(weights, VectorWeights) else []
+        )
         self._blocks: dict[str, Tensor] = {}
         if isinstance(weights, LoraWeights):
             for name in ("projection", "dense", "up", "down"):
@@ -175,21 +187,46 @@ class UniformTuning:
                 if matrices is not None:
                     self._blocks[name] = matrices.block()
 
-    def at(self, layer: int, _: Extents) -> "VectorChanges | LoraChanges | None":
+    def at(self, layer: int, _: Extents) -> "VectorChanges | LoraChanges | Unchanged | None":
         weights = self._weights
-        if layer not in weights.layers:
-            return None
+        if weights is None or layer not in weights.layers:
+            return Unchanged(self._hidden_dropout) if self._hidden_dropout else None
         if isinstance(weights, VectorWeights):
             return self._vectors[layer - weights.layers.start]
         index = layer - weights.layers.start
-        return LoraChanges(weights, self._blocks, index, self._dropout)
+        return LoraChanges(weights, self._blocks, index, self._dropout, self._hidden_dropout)
 
 
-def _by_layer(weights: VectorWeights) -> "list[VectorChanges]":
+class Unchanged:
+    """Nothing but dropout (`adapters.layers.tuning.LayerTuning`)."""
+
+    def __init__(self, hidden_dropout: float) -> None:
+        self.hidden_dropout = hidden_dropout
+
+    def projection(self, _: Tensor, output: Tensor) -> Tensor:
+        return output
+
+    def dense(self, _: Tensor, output: Tensor) -> Tensor:
+        return functional.dropout(output, self.hidden_dropout)
+
+    def up(self, _: Tensor, output: Tensor) -> Tensor:
+        return output
+
+    def activated(self, output: Tensor) -> Tensor:
+        return output
+
+    def down(self, _: Tensor, output: Tensor) -> Tensor:
+        return functional.dropout(output, self.hidden_dropout)
+
+    def select(self, _: Tensor) -> Self:
+        return self
+
+
+def _by_layer(weights: VectorWeights, hidden_dropout: float) -> "list[VectorChanges]":
     depth = len(weights.layers)
     activated = [None] * depth if weights.activated is None else weights.activated.unbind()
     parts = zip(weights.factor.unbind(), weights.bias.unbind(), activated, strict=True)
-    return [VectorChanges(*each) for each in parts]
+    return [VectorChanges(*each, hidden_dropout) for each in parts]
 
 
 class VectorChanges:
@@ -198,15 +235,22 @@ class VectorChanges:
     factor, bias, activated: a layer's row of `VectorWeights`.
     """
 
-    def __init__(self, factor: Tensor, bias: Tensor, activated: Tensor | None) -> None:
+    def __init__(
+        self,
+        factor: Tensor,
+        bias: Tensor,
+        activated: Tensor | None,
+        hidden_dropout: float = 0.0,
+    ) -> None:
         self.factor, self.bias, self.activated_factor = factor, bias, activated
+        self.hidden_dropout = hidden_dropout
 
     def projection(self, _: Tensor, output: Tensor) -> Tensor:
         width = output.shape[1]
         return scale_and_shift(output, self.factor[:width], self.bias[:width])
 
     def dense(self, _: Tensor, output: Tensor) -> Tensor:
-        return output
+        return functional.dropout(output, self.hidden_dropout) if self.hidden_dropout else output
 
     def up(self, _: Tensor, output: Tensor) -> Tensor:
         end = len(self.factor)
@@ -222,9 +266,10 @@ class VectorChanges:
 
     def down(self, _: Tensor, output: Tensor) -> Tensor:
         bias = self.bias[len(self.factor) :]
-        if torch.is_grad_enabled():
-            return (output + bias).to(output.dtype)
-        return output.add_(bias)
+        if not torch.is_grad_enabled():
+            return output.add_(bias)
+        output = (output + bias).to(output.dtype)
+        return functional.dropout(output, self.hidden_dropout) if self.hidden_dropout else output
 
     def select(self, _: Tensor) -> Self:
         return self
@@ -244,10 +289,16 @@ class LoraChanges:
     """
 
     def __init__(
-        self, weights: LoraWeights, blocks: Mapping[str, Tensor], index: int, dropout: float
+        self,
+        weights: LoraWeights,
+        blocks: Mapping[str, Tensor],
+        index: int,
+        dropout: float,
+        hidden_dropout: float = 0.0,
     ) -> None:
         self._weights, self._blocks = weights, blocks
         self._index, self._dropout = index, dropout
+        self.hidden_dropout = hidden_dropout
 
     @property
     def attention_only(self) -> bool:
@@ -259,7 +310,7 @@ class LoraChanges:
         return self._changed("projection", inputs, output)
 
     def dense(self, inputs: Tensor, output: Tensor) -> Tensor:
-        return self._changed("dense", inputs, output)
+        return self._dropped(self._changed("dense", inputs, output))
 
     def up(self, inputs: Tensor, output: Tensor) -> Tensor:
         return self._changed("up", inputs, output)
@@ -268,10 +319,13 @@ class LoraChanges:
         return output
 
     def down(self, inputs: Tensor, output: Tensor) -> Tensor:
-        return self._changed("down", inputs, output)
+        return self._dropped(self._changed("down", inputs, output))
 
     def select(self, _: Tensor) -> Self:
         return self
+
+    def _dropped(self, output: Tensor) -> Tensor:
+        return functional.dropout(output, self.hidden_dropout) if self.hidden_dropout else output
 
     def _changed(self, name: str, inputs: Tensor, output: Tensor) -> Tensor:
         matrices: LowRank | None = getattr(self._weights, name)

@@ -14,6 +14,7 @@ from adapters.packed.layout import Layout
 from adapters.packed.tuning import UniformTuning, tuning_weights
 from tests.support.families import HIDDEN, backbone_of
 
+BOUND = 1e-5
 LENGTHS = (1, 3, 3, 7)
 WIDE = 40
 LINEAR = tuple(site for site in Site if site is not Site.ACTIVATED)
@@ -29,7 +30,12 @@ TUNINGS: dict[str, Tuning] = {
 
 
 def outcome(
-    tuning: Tuning, *, by_hand: bool, dtype: torch.dtype, read: bool
+    tuning: Tuning | None,
+    *,
+    by_hand: bool,
+    dtype: torch.dtype = torch.float32,
+    read: bool = False,
+    hidden_dropout: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The output of two layers, and the gradients of their input and of the tuning's tensors."""
     random = torch.Generator().manual_seed(3)
@@ -38,10 +44,14 @@ def outcome(
     states = torch.randn(layout.tokens, HIDDEN, generator=random).to(dtype).requires_grad_()
     tensors = {
         name: (torch.randn(shape, generator=random) * 0.3).requires_grad_()
-        for name, shape in tuning.shapes(HIDDEN).items()
+        for name, shape in ({} if tuning is None else tuning.shapes(HIDDEN)).items()
     }
-    changes = UniformTuning(tuning_weights(tuning, dict(tensors)))
+    changes = UniformTuning(
+        None if tuning is None else tuning_weights(tuning, dict(tensors)),
+        hidden_dropout=hidden_dropout,
+    )
     output: Tensor = states
+    torch.manual_seed(4)
     for index in range(2):
         layer = backbone._layers[index]
         assert isinstance(layer, BertLayer)
@@ -72,12 +82,30 @@ def test_answers_and_gradients_are_autograds(name: str, dtype: torch.dtype, read
     ours, gradients = outcome(TUNINGS[name], by_hand=True, dtype=dtype, read=read)
     expected, autograds = outcome(TUNINGS[name], by_hand=False, dtype=dtype, read=read)
     assert gradients.keys() == autograds.keys() == {"states", *TUNINGS[name].shapes(HIDDEN)}
+    assert_same(ours, expected, gradients, autograds)
+
+
+def assert_same(
+    ours: Tensor,
+    expected: Tensor,
+    gradients: dict[str, Tensor],
+    autograds: dict[str, Tensor],
+) -> None:
     # The tensors of a tuning and their gradients are float32.
-    bound = 1e-5
-    torch.testing.assert_close(ours, expected, rtol=bound, atol=bound)
+    torch.testing.assert_close(ours, expected, rtol=BOUND, atol=BOUND)
     for key, gradient in gradients.items():
         apart = float((gradient - autograds[key]).norm() / autograds[key].norm())
-        assert apart < bound, (key, apart)
+        assert apart < BOUND, (key, apart)
+
+
+@pytest.mark.parametrize("name", [None, *TUNINGS])
+def test_what_is_dropped_has_no_gradient(name: str | None) -> None:
+    tuning = None if name is None else TUNINGS[name]
+    ours, gradients = outcome(tuning, by_hand=True, hidden_dropout=0.3)
+    expected, autograds = outcome(tuning, by_hand=False, hidden_dropout=0.3)
+    whole, _ = outcome(tuning, by_hand=False, hidden_dropout=0.01)
+    assert float((ours - whole).abs().max()) > 0.1
+    assert_same(ours, expected, gradients, autograds)
 
 
 def test_training_runs_the_handwritten_code() -> None:

@@ -71,7 +71,7 @@ def test_the_flag_alone_takes_backbone_switches_and_weights(folder: Path, tmp_pa
     elsewhere = {"calibration", "provenance"}
     assert adapter.spec.model_dump(exclude=elsewhere) == source.spec.model_dump(exclude=elsewhere)
     _close(source, adapter, names="")
-    assert recorded.notes[0].endswith("source.safetensors: its generator and head")
+    assert recorded.notes[0].endswith("source.safetensors: its generator, vectors and head")
     assert report.settings["init_from"] == str(folder / "source.safetensors")
     assert "source.safetensors" in card_path(tmp_path / "a.safetensors").read_text()
 
@@ -162,6 +162,6 @@ def test_every_trial_of_a_search_starts_there(folder: Path, tmp_path: Path) -> N
     recorded = RecordingProgress()
     settings = _from(folder, search=2, epochs=1, given=("batch_size",))
     report = fit(TRAIN, VALIDATION, TEST, settings, tmp_path / "a.safetensors", recorded)
-    assert sum("its generator and head" in note for note in recorded.notes) == 2
+    assert sum("its generator, vectors and head" in note for note in recorded.notes) == 2
     # What the adapter decides is not searched.
-    assert set(report.trials[0].settings) == {"weight_decay", "dropout"}
+    assert set(report.trials[0].settings) == {"weight_decay", "dropout", "tuning_rate"}

@@ -50,6 +50,7 @@ class Choices:
     head: HeadKind
     learning_rate: float
     weight_decay: tuple[float, float]
+    hidden_dropout: float = 0.0
 
 
 PRESETS: Mapping[Preset, Choices] = {
@@ -76,6 +77,26 @@ PRESETS: Mapping[Preset, Choices] = {
         weight_decay=(0.01, 0.01),
     ),
 }
+
+
+# With vectors a shorter prompt, above more of the layers, is better.
+_WITH_VECTORS: Mapping[str, Choices] = {
+    "idspam+vectors": replace(
+        PRESETS[Preset.BEST],
+        prompt_length=5,
+        bottleneck=16,
+        layer_share=2 / 3,
+        hidden_dropout=0.1,
+    ),
+    "vectors": replace(PRESETS[Preset.BEST], hidden_dropout=0.1),
+}
+
+
+def choices_of(method: str, settings: FitSettings) -> Choices:
+    """What a run's method uses where the settings are open."""
+    if settings.preset is Preset.PAPER:
+        return PRESETS[Preset.PAPER]
+    return _WITH_VECTORS.get(method, PRESETS[Preset.BEST])
 
 
 _GENERATOR = frozenset(
@@ -146,13 +167,13 @@ def settings_for(method: str, settings: FitSettings) -> FitSettings:
     return replace(settings, preset=Preset.PAPER) if method == "idspam-paper" else settings
 
 
-def design_of(settings: FitSettings, backbone: Backbone) -> Design:
+def design_of(method: str, settings: FitSettings, backbone: Backbone) -> Design:
     """How a run's method is built.
 
     Raises:
         SettingsError: this backbone has no such layer, or does not take texts of this length.
     """
-    preset = PRESETS[settings.preset]
+    preset = choices_of(method, settings)
     layer, length = settings.insertion_layer, settings.max_length
     faults = []
     if layer is not None and layer >= backbone.layers:
@@ -184,6 +205,9 @@ def design_of(settings: FitSettings, backbone: Backbone) -> Design:
         head=settings.head or preset.head,
         max_length=length or min(MAX_LENGTH, backbone.max_tokens),
         dropout=settings.dropout,
+        hidden_dropout=(
+            preset.hidden_dropout if settings.hidden_dropout is None else settings.hidden_dropout
+        ),
         tuned_layers=layers,
         rank=rank,
         scaling=2.0 if settings.alpha is None else settings.alpha / rank,

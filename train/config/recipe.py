@@ -5,7 +5,7 @@ What the settings leave open is chosen here. The measurements are in docs/defaul
 
 from dataclasses import dataclass
 
-from train.config.defaults import PRESETS
+from train.config.defaults import choices_of
 from train.config.settings import FitSettings
 from train.data.dataset import Dataset
 from train.methods import METHODS
@@ -48,7 +48,7 @@ def recipe_of(method: str, settings: FitSettings, train: Dataset, metric: Metric
     Args:
         settings: as `settings_for` has them for the method.
     """
-    preset, own = PRESETS[settings.preset], METHODS[method]
+    preset, own = choices_of(method, settings), METHODS[method]
     default_rate = _first(own.learning_rate, preset.learning_rate)
     rate, tuning_rate = _first(settings.learning_rate, default_rate), settings.tuning_rate
     if tuning_rate is None and own.tuning_rate is not None:

@@ -180,7 +180,22 @@ class FitSettings:
     weight_decay: Annotated[
         float | None, Setting("AdamW's weight decay", Range(least=0, most=100), _BY_PRESET)
     ] = None
-    dropout: Annotated[float, Setting("share of values dropped during training", _SHARE)] = 0.1
+    dropout: Annotated[
+        float,
+        Setting(
+            "share of the values before the head, and before LoRA's matrices, that is dropped"
+            " during training",
+            _SHARE,
+        ),
+    ] = 0.1
+    hidden_dropout: Annotated[
+        float | None,
+        Setting(
+            "share of what each trained layer adds to its input that is dropped during training",
+            _SHARE,
+            "0.1 with vectors, else 0",
+        ),
+    ] = None
     patience: Annotated[
         int | None,
         Setting(

@@ -85,7 +85,7 @@ def ablate(
     with open_session(Kind.ABLATE, output, settings, jobs=jobs, display=display) as session:
         data = load_tasks(tasks, data_root, label_separator=label_separator)
         splits = {(name, seed): splits_of(data[name], seed=seed) for name in data for seed in seeds}
-        design = asdict(design_of(settings, session.backbone))
+        design = asdict(design_of(METHOD, settings, session.backbone))
         variants = {
             name: _variants(SWITCHES[name], design[name], layers=session.backbone.layers)
             for name in switches

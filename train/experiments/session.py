@@ -108,7 +108,7 @@ class Session:
             seed=seed,
             decides={
                 "rows": data.sha256,
-                "design": asdict(design_of(settings, self.backbone)),
+                "design": asdict(design_of(method, settings, self.backbone)),
                 "recipe": asdict(recipe),
                 "backbone": self.backbone.identity.fingerprint,
                 "device": resolve_device(self._placement.devices[0]).type,

@@ -197,7 +197,7 @@ class _FitJob:
         train = self.sets["train"]
         method = method_of(settings)
         recipe = recipe_of(method, settings, train, metric_of(train))
-        chosen = asdict(recipe) | asdict(design_of(settings, self.backbone))
+        chosen = asdict(recipe) | asdict(design_of(method, settings, self.backbone))
         defaults = {name: chosen[name] for name in chosen if name not in foreign_settings(method)}
         proposals = Proposals(settings, defaults, layers=self.backbone.layers, epochs=recipe.epochs)
         identity = _sha256(
@@ -415,7 +415,7 @@ def set_up(
     train = sets["train"]
     check_trainable(train)
     _check_same_task(sets)
-    design, labels = design_of(settings, backbone), train.labels
+    design, labels = design_of(method_name, settings, backbone), train.labels
     if train.multi_label:
         design = replace(design, activation="sigmoid")
     random = torch.Generator().manual_seed(settings.seed)

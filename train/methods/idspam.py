@@ -5,6 +5,8 @@ Bandyopadhyay, ACL 2025 (arXiv 2506.05629); `--preset paper` sets the adapter sp
 the paper.
 """
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from adapters.backbone.model import Trunk
@@ -12,13 +14,13 @@ from adapters.format.spec import AttentionPrompt, GeneratorInput, Tuning
 from adapters.packed.packing import PackedBatch
 from adapters.packed.prompt import GeneratorWeights, generate
 from train.methods.method import AdapterMethod, Design
-from train.methods.vectors import VECTORS_RATE, vector_tuning
+from train.methods.vectors import HEAD_RATE, VECTORS_RATE, vector_tuning
 
 
 class Idspam(AdapterMethod):
     """The prompt alone, before the frozen upper layers."""
 
-    learning_rate = None
+    learning_rate: ClassVar[float | None] = None
     weight_decay = None
 
     def prompt_of(self, design: Design) -> AttentionPrompt:
@@ -41,10 +43,18 @@ class Idspam(AdapterMethod):
         return generate(source, batch.insertions[0].generations[0], weights)[0]
 
 
+GENERATOR_RATE = 3e-4
+
+
 class IdspamVectors(Idspam):
     """The prompt, and vectors that scale and shift what the layers compute."""
 
+    # The generator's. It memorises data at the rate that suits a head, once vectors help it.
+    learning_rate = GENERATOR_RATE
     tuning_rate = VECTORS_RATE
+
+    def rate_factor(self, name: str) -> float:
+        return HEAD_RATE / GENERATOR_RATE if name.startswith("head.") else 1.0
 
     def tuning_of(self, design: Design) -> Tuning:
         return vector_tuning(design, self.backbone)

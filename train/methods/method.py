@@ -43,8 +43,9 @@ TUNING_DECAY = 0.01
 class Design:
     """How a method is built, nothing left open.
 
-    activation: softmax for one label a text, sigmoid for a set of them. tuned_layers: the first one
-    and the one after the last; None: all of them. rank, scaling, sites: of LoRA.
+    activation: softmax for one label a text, sigmoid for a set of them. dropout: of
+    what the head reads. hidden_dropout: of what each layer adds to the states. tuned_layers: the
+    first one and the one after the last; None: all of them. rank, scaling, sites: of LoRA.
 
     A method uses those that it has.
     """
@@ -61,6 +62,7 @@ class Design:
     max_length: int
     dropout: float
     activation: Activation = "softmax"
+    hidden_dropout: float = 0.0
     tuned_layers: tuple[int, int] | None = None
     rank: int = 8
     scaling: float = 2.0
@@ -287,10 +289,12 @@ class AdapterMethod(Method):
         return read(backbone, hidden, batch, tuning)
 
     def _tuning(self) -> BackboneTuning | None:
-        if self.spec.tuning is None:
+        design, tuning = self.design, self.spec.tuning
+        dropout, hidden = (design.dropout, design.hidden_dropout) if self.training else (0.0, 0.0)
+        if tuning is None and not hidden:
             return None
-        dropout = self.design.dropout if self.training else 0.0
-        return UniformTuning(tuning_weights(self.spec.tuning, {**self.tensors}), dropout=dropout)
+        weights = None if tuning is None else tuning_weights(tuning, {**self.tensors})
+        return UniformTuning(weights, dropout=dropout, hidden_dropout=hidden)
 
     def folded(self) -> "AdapterMethod":
         """A method with the same answers whose parameters are the adapter's tensors; mostly itself.

@@ -9,13 +9,13 @@ from adapters.backbone.model import Backbone
 from adapters.format.spec import Tuning, VectorTuning
 from train.methods.method import AdapterMethod, Design
 
-VECTORS_RATE = 2e-3
+VECTORS_RATE, HEAD_RATE = 2e-3, 1e-3
 
 
 class Vectors(AdapterMethod):
     """Vectors and a head."""
 
-    learning_rate = 1e-3
+    learning_rate = HEAD_RATE
     tuning_rate = VECTORS_RATE
 
     def tuning_of(self, design: Design) -> Tuning:
