@@ -6,7 +6,7 @@
 - oneDNN compiles a kernel for every new number of rows, which takes longer than the product. So
   sequences are padded to a few sizes.
 - Attention is computed in float32; for short rows it is two plain products around a softmax.
-- The last layer makes queries only for the positions that are read, in batches without a tuning.
+- The last layer makes queries only for the positions that are read.
 """
 
 import math
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from adapters.layers.tuning import LayerTuning
+from adapters.layers.tuning import LayerTuning, SplitTuning
 from adapters.packed.layout import Extents
 
 # Padded sizes from one power of two to the next: padding is 1/32 on average.
@@ -110,9 +110,20 @@ class OneDnnLayer:
     ) -> Tensor:
         """As the last layer, with the adapters' changes: [T, n] -> [positions, n]."""
         padded, read = pad(states), pad(states.index_select(0, positions))
-        attended = self._attend_tuned(padded, len(states), layout, tuning)
-        everywhere = torch.cat(attended).index_select(0, positions)
-        return self._finish_tuned([everywhere], read, tuning.select(positions))[: len(positions)]
+        changes = tuning.select(positions)
+        if (
+            isinstance(tuning, SplitTuning)
+            and isinstance(changes, SplitTuning)
+            and _one_each(positions, layout)
+        ):
+            queries, projected = self._query(read), self._key_value(padded)
+            _change(changes.queries, read, queries, len(positions))
+            _change(tuning.keys_and_values, padded, projected, len(states))
+            attended = self._attend_reads(queries, projected[: len(states)], layout)
+        else:
+            everywhere = torch.cat(self._attend_tuned(padded, len(states), layout, tuning))
+            attended = [everywhere.index_select(0, positions)]
+        return self._finish_tuned(attended, read, changes)[: len(positions)]
 
     def _attend_tuned(
         self, padded: Tensor, tokens: int, layout: Extents, tuning: LayerTuning
@@ -158,9 +169,13 @@ class OneDnnLayer:
         self, read: Tensor, padded: Tensor, tokens: int, layout: Extents
     ) -> list[Tensor]:
         """Attention of one token of every row, `read`: [rows, heads, d] for each run."""
-        queries = self._query(read).float().view(len(read), self._heads, 1, self._size)
-        projected = self._key_value(padded).view(len(padded), 2, self._heads, self._size)
-        runs = layout.by_run(projected[:tokens].float())
+        return self._attend_reads(self._query(read), self._key_value(padded)[:tokens], layout)
+
+    def _attend_reads(self, queries: Tensor, projected: Tensor, layout: Extents) -> list[Tensor]:
+        """The same from queries [reads, n], and keys with values [T, 2 n]."""
+        queries = queries.float().view(len(queries), self._heads, 1, self._size)
+        heads = projected.view(len(projected), 2, self._heads, self._size)
+        runs = layout.by_run(heads.float())
         sizes = [len(rows) for rows in runs]
         return [
             _attend(run_queries, *rows.permute(2, 0, 3, 1, 4).unbind())

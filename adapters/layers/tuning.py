@@ -5,7 +5,7 @@ linear map there and what came out, and goes on with what it gets back. The back
 stay as they are, so one pass runs rows of any adapters, tuned or not.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -41,6 +41,19 @@ class LayerTuning(Protocol):
 
     def select(self, positions: Tensor) -> "LayerTuning":
         """The same changes for some of the positions, int64 [R]."""
+        ...
+
+
+@runtime_checkable
+class SplitTuning(LayerTuning, Protocol):
+    """A `LayerTuning` for layers that make queries for fewer positions than keys and values."""
+
+    def queries(self, inputs: Tensor, output: Tensor) -> Tensor:
+        """[T, n], [T, n] -> [T, n]"""
+        ...
+
+    def keys_and_values(self, inputs: Tensor, output: Tensor) -> Tensor:
+        """Joined: [T, n], [T, 2 n] -> [T, 2 n]"""
         ...
 
 

@@ -353,7 +353,8 @@ class _Span:
 class _VectorPiece:
     """Neighbouring spans of `length` positions each, from position `start` on.
 
-    factor: [spans, L, 3 n + f]. bias: [spans, L, 4 n + f]. activated: [spans, L, f], or None.
+    factor: [spans, L, 1, 3 n + f]. bias: [spans, L, 1, 4 n + f]. activated: [spans, L, 1, f], or
+    None.
     """
 
     layers: range
@@ -366,7 +367,7 @@ class _VectorPiece:
     def rows(self, states: Tensor) -> Tensor:
         """A view: [T, d] -> [spans, length, d]."""
         spans = len(self.factor)
-        piece = states[self.start : self.start + spans * self.length]
+        piece = states.narrow(0, self.start, spans * self.length)
         return piece.view(spans, self.length, -1)
 
 
@@ -464,12 +465,13 @@ def _piece(members: list[VectorWeights], begin: int, length: int) -> _VectorPiec
 
 
 def _stacked(tensors: list[Tensor]) -> Tensor:
-    """[members, ...], without a copy of a single one."""
-    return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(tensors)
+    """[L, d] of each member -> [members, L, 1, d], without a copy of a single one."""
+    stacked = tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(tensors)
+    return stacked.unsqueeze(2)
 
 
 class MixedChanges:
-    """Each row's own changes to one layer (`adapters.layers.tuning.LayerTuning`).
+    """Each row's own changes to one layer (`adapters.layers.tuning.SplitTuning`).
 
     reads: the pieces of the positions that the last layer reads.
     """
@@ -477,7 +479,13 @@ class MixedChanges:
     def __init__(self, pieces: _Pieces, reads: _Pieces, layer: int) -> None:
         self._reads, self._layer = reads, layer
         self._vectors = [
-            (piece, layer - piece.layers.start) for piece in pieces.vectors if layer in piece.layers
+            (
+                piece,
+                piece.factor.select(1, layer - piece.layers.start),
+                piece.bias.select(1, layer - piece.layers.start),
+            )
+            for piece in pieces.vectors
+            if layer in piece.layers
         ]
         self._lora = [
             (piece, layer - piece.weights.layers.start)
@@ -486,59 +494,69 @@ class MixedChanges:
         ]
 
     def projection(self, inputs: Tensor, output: Tensor) -> Tensor:
-        width = output.shape[1]
-        for piece, index in self._vectors:
-            _scale(piece.rows(output), piece.factor[:, index, :width], piece.bias[:, index, :width])
+        self._scale(output, 0)
         return self._low_rank("projection", inputs, output)
+
+    def queries(self, inputs: Tensor, output: Tensor) -> Tensor:
+        self._scale(output, 0)
+        return self._low_rank("projection", inputs, output, first=0, maps=1)
+
+    def keys_and_values(self, inputs: Tensor, output: Tensor) -> Tensor:
+        self._scale(output, output.shape[1] // 2)
+        return self._low_rank("projection", inputs, output, first=1, maps=2)
 
     def dense(self, inputs: Tensor, output: Tensor) -> Tensor:
         return self._low_rank("dense", inputs, output)
 
     def up(self, inputs: Tensor, output: Tensor) -> Tensor:
-        for piece, index in self._vectors:
-            end = piece.factor.shape[-1]
-            start = end - output.shape[1]
-            factor, bias = piece.factor[:, index, start:], piece.bias[:, index, start:end]
-            _scale(piece.rows(output), factor, bias)
+        if self._vectors:
+            self._scale(output, self._vectors[0][1].shape[-1] - output.shape[1])
         return self._low_rank("up", inputs, output)
 
     def activated(self, output: Tensor) -> Tensor:
-        for piece, index in self._vectors:
+        for piece, _, _ in self._vectors:
             if piece.activated is not None:
-                piece.rows(output).mul_(piece.activated[:, index, None])
+                factor = piece.activated.select(1, self._layer - piece.layers.start)
+                piece.rows(output).mul_(factor)
         return output
 
     def down(self, inputs: Tensor, output: Tensor) -> Tensor:
-        for piece, index in self._vectors:
-            start = piece.factor.shape[-1]
-            piece.rows(output).add_(piece.bias[:, index, None, start:])
+        width = output.shape[1]
+        for piece, factor, bias in self._vectors:
+            piece.rows(output).add_(bias.narrow(2, factor.shape[-1], width))
         return self._low_rank("down", inputs, output)
 
     def select(self, _: Tensor) -> "MixedChanges":
         """Of the positions that the batch reads, and no others."""
         return MixedChanges(self._reads, self._reads, self._layer)
 
-    def _low_rank(self, name: str, inputs: Tensor, output: Tensor) -> Tensor:
+    def _scale(self, output: Tensor, start: int) -> None:
+        """By the columns of factors and biases from `start` on."""
+        width = output.shape[1]
+        for piece, factor, bias in self._vectors:
+            rows = piece.rows(output)
+            torch.addcmul(
+                bias.narrow(2, start, width), rows, factor.narrow(2, start, width), out=rows
+            )
+
+    def _low_rank(
+        self, name: str, inputs: Tensor, output: Tensor, *, first: int = 0, maps: int | None = None
+    ) -> Tensor:
+        """first, maps: those of the joined maps whose outputs these are; None: all of them."""
         for piece, index in self._lora:
             matrices: LowRank | None = getattr(piece.weights, name)
             if matrices is None:
                 continue
+            end = len(matrices.b) if maps is None else first + maps
             narrow = inputs[piece.place] @ matrices.a[index]
             changed = output[piece.place]
-            if len(matrices.b) == 1 and matrices.b[0] is not None:
-                changed.addmm_(narrow, matrices.b[0][index])
-                continue
-            width, used = output.shape[1] // len(matrices.b), 0
+            width, used = output.shape[1] // (end - first), 0
             for place, b in enumerate(matrices.b):
                 if b is None:
                     continue
                 rank = b.shape[1]
-                columns = changed[:, place * width : (place + 1) * width]
-                columns.addmm_(narrow[:, used : used + rank], b[index])
+                if first <= place < end:
+                    columns = changed.narrow(1, (place - first) * width, width)
+                    columns.addmm_(narrow.narrow(1, used, rank), b[index])
                 used += rank
         return output
-
-
-def _scale(rows: Tensor, factor: Tensor, bias: Tensor) -> None:
-    """[spans, length, w] in place, by [spans, w] each."""
-    torch.addcmul(bias.unsqueeze(1), rows, factor.unsqueeze(1), out=rows)
