@@ -9,7 +9,7 @@ from transformers import AutoConfig
 from adapters.backbone.families import FAMILIES, family_of
 from adapters.backbone.model import Backbone, check_fits
 from adapters.errors import IncompatibleAdapter, UnsupportedBackbone
-from adapters.format.spec import StaticPrompt, VectorTuning
+from adapters.format.spec import EmbeddingTable, StaticPrompt, VectorTuning
 from adapters.packed.packing import Row, RowShape
 from tests.support.families import (
     FAMILY_NAMES,
@@ -132,8 +132,25 @@ def test_a_spec_of_another_backbone_is_refused_with_every_difference(backbone: B
             "tuning.intermediate_size: 65, the backbone's is 64",
         ),
         ({"max_length": 129}, "max_length: 129, the backbone takes 128 tokens"),
+        (
+            {"prompt": StaticPrompt(length=3, shifts_text=True), "max_length": 126},
+            "max_length: 126 after a prompt of 3, the backbone takes 128 tokens",
+        ),
+        (
+            {"prompt": StaticPrompt(length=3, table=EmbeddingTable(positions=4, rank=2, width=31))},
+            "prompt.table.width: 31, the word embeddings of the backbone have 32",
+        ),
     ],
-    ids=["tokenizer", "hidden size", "prompt", "tuned layers", "width", "length"],
+    ids=[
+        "tokenizer",
+        "hidden size",
+        "prompt",
+        "tuned layers",
+        "width",
+        "length",
+        "shifted length",
+        "table",
+    ],
 )
 def test_one_difference_is_enough(backbone: Backbone, fields: dict[str, Any], named: str) -> None:
     with pytest.raises(IncompatibleAdapter) as caught:

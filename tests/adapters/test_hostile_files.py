@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from adapters.backbone.model import Backbone
 from adapters.errors import InvalidAdapter
 from adapters.format.files import (
     MAX_HEADER_BYTES,
@@ -30,6 +31,7 @@ from tests.support.hostile_files import (
     with_header,
     with_spec,
 )
+from tests.support.kinds import adapters_of_all_kinds
 
 QUERY = "generator.query"
 
@@ -171,6 +173,39 @@ def test_a_missing_an_extra_and_a_misshapen_tensor_are_all_named(adapter: Adapte
         "tensor head.out.weights: not part of this format",
         "tensor generator.value: shape [8, 128], expected [32, 32]",
     )
+
+
+def test_tensors_of_another_kind_than_the_spec_declares_are_all_named(backbone: Backbone) -> None:
+    """For every kind: each of its tensors missing, misshapen, and present without its part."""
+    for sound in adapters_of_all_kinds(backbone).values():
+        validate(serialize(sound))
+        own = [name for name in sound.tensors if not name.startswith("head.")]
+        for name in own:
+
+            def misshape(header: Header, name: str = name) -> None:
+                header[name]["shape"].append(1)
+
+            (fault,) = faults_of(with_header(sound, misshape))
+            assert fault.startswith(f"tensor {name}: shape ")
+
+            def drop(header: Header, name: str = name) -> None:
+                header["head.other"] = header.pop(name)
+
+            missing, extra = faults_of(with_header(sound, drop))
+            assert missing.startswith(f"tensor {name}: missing, expected shape ")
+            assert extra == "tensor head.other: not part of this format"
+
+        def take_parts_away(header: Header) -> None:
+            spec = json.loads(header["__metadata__"]["idspam"])
+            spec.pop("prompt", None)
+            spec.pop("tuning", None)
+            header["__metadata__"]["idspam"] = json.dumps(spec)
+
+        if own:
+            faults = faults_of(with_header(sound, take_parts_away))
+            assert sorted(faults) == sorted(
+                f"tensor {name}: not part of this format" for name in own
+            )
 
 
 @pytest.mark.parametrize(

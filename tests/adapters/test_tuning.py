@@ -6,10 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from adapters.adapter import prepare
 from adapters.backbone.model import Backbone
+from adapters.errors import InvalidAdapter
+from adapters.format.files import Adapter
 from adapters.format.spec import AdapterSpec, LoraTuning, Site, Tuning, VectorTuning
 from adapters.packed.packing import Row, RowShape
-from adapters.packed.tuning import UniformTuning, tuning_weights
+from adapters.packed.tuning import MixedTuning, UniformTuning, tuning_weights
 from tests.support.families import (
     FAMILY_NAMES,
     HIDDEN,
@@ -19,7 +22,7 @@ from tests.support.families import (
     tokenizer_of,
 )
 from tests.support.reference import tokenize, tuned
-from tests.support.tiny_models import make_spec
+from tests.support.tiny_models import make_adapter, make_spec
 
 F = 40  # the feed-forward part of the tiny BERT
 LINEAR_MAPS = tuple(site for site in Site if site is not Site.ACTIVATED)
@@ -42,8 +45,8 @@ def tuning_of(kind: str, f: int = F) -> Tuning:
     return (LoraTuning if "rank" in fields else VectorTuning)(intermediate_size=f, **fields)
 
 
-def tensors_of(tuning: Tuning) -> dict[str, Tensor]:
-    random = torch.Generator().manual_seed(1)
+def tensors_of(tuning: Tuning, *, seed: int = 1) -> dict[str, Tensor]:
+    random = torch.Generator().manual_seed(seed)
     return {
         name: torch.randn(shape, generator=random).mul(0.3).requires_grad_()
         for name, shape in tuning.shapes(HIDDEN).items()
@@ -85,6 +88,47 @@ def test_states_and_gradients_equal_those_of_the_plain_model_with_hooks(
             batch, {}, tuning=UniformTuning(tuning_weights(tuning, tensors))
         ).states
     torch.testing.assert_close(in_place, states.detach(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_a_mixed_batch_gives_each_row_what_its_adapter_alone_gives(family: str) -> None:
+    """Rows of equal and of other lengths, tuned in all ways or not, beside each other."""
+    backbone = backbone_from(model_of(family), tokenizer_of(family))
+    weights = {
+        index: tuning_weights(tuning, tensors_of(tuning, seed=index))
+        for index, tuning in enumerate(
+            tuning_of(kind, backbone.intermediate_size) for kind in (*KINDS, *KINDS)
+        )
+    }
+    adapters = len(weights) + 1  # The last one has no tuning.
+    texts = ("good", "good card", "the card is not free to win")
+    rows = [
+        Row(backbone.encoder.encode(texts[number % 3], max_length=16), RowShape(), owner)
+        for number, owner in enumerate((*range(adapters), *reversed(range(adapters))) * 2)
+    ]
+    batch = backbone.pack(rows)
+    with torch.inference_mode():
+        together = backbone.forward(batch, {}, tuning=MixedTuning(batch, weights)).states
+        for state, index in zip(together, batch.order.tolist(), strict=True):
+            owner = rows[index].adapter
+            changes = UniformTuning(weights[owner]) if owner in weights else None
+            alone = backbone.forward(backbone.pack([rows[index]]), {}, tuning=changes).states[0]
+            torch.testing.assert_close(state, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_a_scaling_that_makes_weights_infinite_is_refused() -> None:
+    backbone = backbone_from(model_of("bert"), tokenizer_of("bert"))
+    tuning = LoraTuning(
+        layers=(0, 1), intermediate_size=F, rank=1, scaling=1e6, sites=(Site.QUERY,)
+    )
+    adapter = make_adapter(backbone, prompt=None, tuning=tuning)
+    prepare(adapter, backbone)
+    huge = {
+        name: torch.full_like(tensor, 1e35) if name == "tuning.query.b" else tensor
+        for name, tensor in adapter.tensors.items()
+    }
+    with pytest.raises(InvalidAdapter, match="tuning: not finite once scaled and cast"):
+        prepare(Adapter(adapter.spec, huge), backbone)
 
 
 def test_layers_out_of_the_tuned_range_run_as_without_a_tuning() -> None:
