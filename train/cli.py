@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from adapters.errors import AdapterError
 from cli.shell import Command, CommandFailed, exit_code, parser_of
-from train.commands import evaluate, experiments, fit, push
+from train.commands import evaluate, experiments, export_peft, fit, import_peft, push
 from train.commands.flags import PROGRAM
 from train.errors import TrainingError, UsageError
 from train.loop.launch import Launch, is_first_to_fail
@@ -21,6 +21,8 @@ COMMANDS: Mapping[str, Command] = {
     "compare": experiments.COMPARE,
     "transfer": experiments.TRANSFER,
     "ablate": experiments.ABLATE,
+    "import-peft": import_peft.COMMAND,
+    "export-peft": export_peft.COMMAND,
 }
 
 

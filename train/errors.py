@@ -6,6 +6,7 @@ TrainingError
 |-- DataError           an input file or data set cannot be used; names the file and the line
 |-- OutputError         the output cannot be written to this place
 |-- ResumeError         there is no saved state, or it belongs to another run
+|-- PeftError           a folder of PEFT or an adapter that the other side cannot express
 `-- PushError           the service refused the adapter, or did not answer
 """
 
@@ -48,6 +49,10 @@ class OutputError(TrainingError):
 
 class ResumeError(TrainingError):
     """`--resume` without a saved state, or with the state of other data or settings."""
+
+
+class PeftError(TrainingError):
+    """A folder of PEFT that cannot be served exactly, or an adapter that PEFT cannot express."""
 
 
 class PushError(TrainingError):

@@ -1,0 +1,35 @@
+"""`python -m train export-peft`: write a LoRA adapter as a folder that PEFT loads."""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from cli.shell import Command
+from train.commands.flags import naming_the_local_way, stdout
+from train.commands.import_peft import naming_peft
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("adapter", type=Path, metavar="X.safetensors")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="new or empty")
+    parser.add_argument(
+        "--backbone", metavar="S", help="default: the name that the adapter was trained with"
+    )
+
+
+def run(arguments: Namespace) -> int:
+    with naming_peft():
+        from train.peft.exporting import export_peft
+
+    with naming_the_local_way(arguments.backbone):
+        exported = export_peft(arguments.adapter, arguments.folder, backbone=arguments.backbone)
+    stdout().print(
+        f"{arguments.folder}: {len(exported.spec.labels)} labels on "
+        f"{exported.spec.backbone.name}, scores within {exported.difference:.1e} of the service's",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 0
+
+
+COMMAND = Command("write a LoRA adapter as a folder that PEFT loads", run, add_arguments)
