@@ -157,6 +157,20 @@ def test_only_one_process_at_a_time_uses_a_folder(tmp_path: Path) -> None:
         raise AssertionError("a file is no folder")
 
 
+def test_an_error_before_the_first_outcome_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
+    new, old, used = tmp_path / "a" / "b", tmp_path / "old", tmp_path / "used"
+    old.mkdir()
+    for folder in (new, old):
+        with pytest.raises(OutputError, match="unusable"), Store(folder):
+            raise OutputError("unusable")
+    assert [path.name for path in tmp_path.rglob("*")] == ["old"]
+    with Store(used) as store:
+        write_outcome(store.cells, finished(cell_named(), 0.8))
+    with pytest.raises(OutputError, match="unusable"), Store(used):
+        raise OutputError("unusable")
+    assert len(list((used / "cells").iterdir())) == 1
+
+
 def test_jobs_share_the_cores() -> None:
     assert placement_of("cpu", None).jobs >= 1
     assert placement_of("cpu", 1000) == Placement(("cpu",), jobs=1000, threads=1)

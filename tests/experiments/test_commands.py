@@ -60,6 +60,12 @@ def test_transfer_measures_in_both_directions(workspace: Path, tmp_path: Path) -
         (("ablate", "--switches", "colour"), "switches: colour is none of"),
         (("transfer", "--tasks", "sst2"), "sst2 has no partner among the others"),
         (("compare", "--lr", "-1"), "--lr must be greater than 0"),
+        (("compare", "--tasks", "{sets}"), "all 2 rows have no label; at least one is needed"),
+        (("ablate", "--tasks", "{sets}"), "all 2 rows have no label; at least one is needed"),
+        (
+            ("compare", "--tasks", "{sets}", "--label-separator", "::"),
+            "--label-separator '::': expected one character",
+        ),
     ],
 )
 def test_an_impossible_experiment_is_one_line_on_stderr_and_code_2(
@@ -69,8 +75,12 @@ def test_an_impossible_experiment_is_one_line_on_stderr_and_code_2(
     arguments: tuple[str, ...],
     expected: str,
 ) -> None:
+    sets = workspace / "sets.jsonl"
+    sets.write_text('{"text": "a", "label": []}\n{"text": "b", "label": []}\n')
+    arguments = tuple(argument.format(sets=sets) for argument in arguments)
     assert _run(workspace, tmp_path / "out", *arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert expected in error
     assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

@@ -10,6 +10,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -257,6 +258,8 @@ class Findings:
 class Store:
     """A folder of outcomes; one process at a time may use it, as a context manager.
 
+    If an error ends the block before anything was written, the folder is as before.
+
     Raises:
         OutputError: the folder cannot be created, or another process uses it.
     """
@@ -266,12 +269,17 @@ class Store:
         self.cells = output / "cells"
         self.weights = output / "weights"
         self._lock: int | None = None
+        # What it created, in this order.
+        self._created: list[Path] = []
 
     def __enter__(self) -> Self:
+        lock = self.output / ".lock"
+        paths = (*reversed(self.output.parents), self.output, self.cells, self.weights, lock)
+        self._created = [path for path in paths if not path.exists()]
         try:
             self.cells.mkdir(parents=True, exist_ok=True)
             self.weights.mkdir(exist_ok=True)
-            self._lock = os.open(self.output / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+            self._lock = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise OutputError(f"{self.output}: cannot be written ({error.strerror})") from None
         try:
@@ -287,10 +295,22 @@ class Store:
         os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and not self._has_content():
+            self._remove_created()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+    def _has_content(self) -> bool:
+        own = {self.cells, self.weights, self.output / ".lock"}
+        folders = [folder for folder in (self.output, self.cells, self.weights) if folder.is_dir()]
+        return any(path not in own for folder in folders for path in folder.iterdir())
+
+    def _remove_created(self) -> None:
+        for path in reversed(self._created):
+            with suppress(OSError):
+                path.rmdir() if path.is_dir() else path.unlink()
 
     def read(self, cell: Cell) -> Outcome | None:
         """How a cell ended; None if it has not ended yet.
