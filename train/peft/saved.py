@@ -104,7 +104,7 @@ def load(folder: PeftFolder, backbone: Backbone) -> SavedModel:
         model.config.pad_token_id = None
     _check_trained_modules(folder, model, names)
     _check_head(folder, names, absent)
-    problem = folder.model_config.get("problem_type", config.problem_type)
+    problem = folder.model_config.get("problem_type") or config.problem_type
     return SavedModel(folder, model.eval(), names, int(config.num_labels), problem)
 
 
@@ -112,7 +112,9 @@ def _base(folder: PeftFolder, backbone: Backbone, names: Names) -> tuple[Any, An
     """The base model, its configuration, and the weights that its files do not have."""
     source, revision = locate(backbone.identity.name)
     out = [name for name in folder.tensors if name.endswith(f".{names.out}.weight")]
-    labels = {"num_labels": len(folder.tensors[out[0]])} if out else {}
+    # Other shapes than [outputs, inputs] are refused later, with those of all weights.
+    shape = folder.tensors[out[0]].shape if out else ()
+    labels = {"num_labels": shape[0]} if shape else {}
     with quietly():
         config = AutoConfig.from_pretrained(source, revision=revision, **labels)
         model, info = AutoModelForSequenceClassification.from_pretrained(
@@ -133,15 +135,15 @@ def _check_weights(
 ) -> None:
     base = f"a {backbone.model_type} of {backbone.layers} layers, {backbone.identity.name!r}"
     missing = sorted(expected.keys() - folder.tensors.keys())
+    unknown = sorted(folder.tensors.keys() - expected.keys())
     heads = [name for name in missing if any(f".{part}." in name for part in names.head)]
-    if heads:
+    if heads and not unknown:
         raise folder.fault(
             f"has no head: {heads[0]} is missing; save a model with task_type SEQ_CLS"
         )
-    unknown = sorted(folder.tensors.keys() - expected.keys())
     faults = [
-        f"{len(keys)} tensors {verb}, the first is {keys[0]}"
-        for keys, verb in ((missing, "are missing"), (unknown, "do not belong to it"))
+        f"{verb} tensors: {len(keys)}, the first is {keys[0]}"
+        for keys, verb in ((missing, "missing"), (unknown, "unknown"))
         if keys
     ]
     faults += [

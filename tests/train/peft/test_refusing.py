@@ -147,6 +147,10 @@ def test_a_file_that_is_something_else_is_refused(
     [
         (lambda tensors: tensors.pop(CLASSIFIER), f"has no head: {CLASSIFIER} is missing"),
         (
+            lambda tensors: tensors.update({CLASSIFIER: torch.tensor(1.0)}),
+            "the weights do not fit a bert of 4 layers, ",
+        ),
+        (
             lambda tensors: tensors.update(
                 {
                     name: tensor[:3].contiguous()
@@ -186,7 +190,7 @@ def test_a_missing_layer_of_weights_is_counted_and_named(
 ) -> None:
     name = "base_model.model.bert.encoder.layer.3.attention.self.value.lora_B.weight"
     rewrite(folder, lambda tensors: tensors.pop(name))
-    assert refusal(folder, capsys).endswith(f": 1 tensors are missing, the first is {name}")
+    assert refusal(folder, capsys).endswith(f": missing tensors: 1, the first is {name}")
 
 
 def test_labels_and_lengths_must_fit_the_model(
@@ -213,7 +217,8 @@ def test_another_base_model_is_refused_by_name_by_weights_and_by_shape(
     assert "add --same-base-model" in refusal(folder, capsys, "--backbone", str(base))
     roberta = str(save_base("roberta", tmp_path / "roberta"))
     line = refusal(folder, capsys, "--backbone", roberta, "--same-base-model")
-    assert line.startswith("has no head: base_model.model.classifier.dense.bias is missing")
+    assert line.startswith("the weights do not fit a roberta of 4 layers, ")
+    assert "unknown tensors: 18, the first is base_model.model.bert.encoder" in line
 
 
 def test_a_copy_of_the_base_model_is_the_base_model(
