@@ -24,6 +24,17 @@ End: TypeAlias = Literal["head", "tail"]
 # Work in pieces of a few milliseconds; it yields before each.
 Steps: TypeAlias = Generator[None, None, T]
 
+
+def result_of(steps: Steps[T]) -> T:
+    """All steps one after the other."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as stop:
+            value: T = stop.value
+            return value
+
+
 # Encoding a longer text whole takes longer than looking for the part that is read.
 _SHORT = 2048
 # Of two texts with more tokens than this nobody counts which one has more: the first one is taken
@@ -105,7 +116,7 @@ class TextEncoder:
         """
         texts = [text] if pair is None else [text, pair]
         if sum(map(len, texts)) > _SHORT:
-            return _result(self._read(texts, max_length, cut))
+            return result_of(self._read(texts, max_length, cut))
         encoded = [self._base.encode(each, add_special_tokens=False).ids for each in texts]
         return self._cut(encoded, max_length, cut)
 
@@ -113,7 +124,7 @@ class TextEncoder:
         self, texts: Sequence[tuple[str, str | None]], *, max_length: int, cut: End = "tail"
     ) -> list[Encoding]:
         """As `encode`, for many texts in the tokenizer's threads."""
-        return _result(self.steps([(*pair, max_length) for pair in texts], cut=cut))
+        return result_of(self.steps([(*pair, max_length) for pair in texts], cut=cut))
 
     def steps(
         self, texts: Sequence[tuple[str, str | None, int]], *, cut: End = "tail"
@@ -248,16 +259,6 @@ def _template(encoded: Any) -> tuple[_Piece, ...]:
         if text is None or all(piece.text != text for piece in pieces):
             pieces.append(_Piece(text, input_id, type_id))
     return tuple(pieces)
-
-
-def _result(steps: Steps[T]) -> T:
-    """All steps one after the other."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as stop:
-            value: T = stop.value
-            return value
 
 
 def _compare(readers: Sequence[Reader]) -> Steps[None]:

@@ -1,7 +1,7 @@
 """A long text has the tokens that it has whole, at both of its ends, in the smallest windows."""
 
 from functools import cache
-from typing import Literal, TypeVar
+from typing import Literal
 
 import pytest
 from hypothesis import given, settings
@@ -12,10 +12,8 @@ from tokenizers.processors import TemplateProcessing
 from adapters import long_text
 from adapters.errors import UncuttableText
 from adapters.long_text import LONGEST_STRETCH, Pipeline, Reader
-from adapters.tokenizer import End, Steps, TextEncoder
+from adapters.tokenizer import End, TextEncoder, result_of
 from tests.support.tokenizers import KINDS, tiny_tokenizer
-
-T = TypeVar("T")
 
 PARTS = (
     *("a", "the", "it's", "they'll", "'re", "don't", "cat", "Zürich", "crème", "1999", "x"),
@@ -172,12 +170,3 @@ def test_the_count_of_tokens_ends_at_its_limit() -> None:
     encoder = encoder_of("default")
     assert result_of(encoder.count("a " * 50_000, limit=1000)) == 1001
     assert result_of(encoder.count("a " * 500, "b", limit=1000)) == 504
-
-
-def result_of(steps: Steps[T]) -> T:
-    while True:
-        try:
-            next(steps)
-        except StopIteration as stop:
-            value: T = stop.value
-            return value

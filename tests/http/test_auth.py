@@ -30,11 +30,6 @@ USER, ADMIN = "user-key", "admin-key"
 
 
 @pytest.fixture(scope="module")
-def tokens() -> dict[str, str]:
-    return {}
-
-
-@pytest.fixture(scope="module")
 def live(
     tmp_path_factory: pytest.TempPathFactory, tokens: dict[str, str]
 ) -> Iterator[RunningService]:

@@ -10,11 +10,6 @@ from tests.support.tiny_models import make_adapter, make_backbone
 
 
 @pytest.fixture(scope="module")
-def tokens() -> dict[str, str]:
-    return {}
-
-
-@pytest.fixture(scope="module")
 def live(
     tmp_path_factory: pytest.TempPathFactory, tokens: dict[str, str]
 ) -> Iterator[RunningService]:

@@ -8,24 +8,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from adapters.backbone.loading import load_backbone
 from adapters.backbone.model import Backbone
 from adapters.format.files import serialize
 from tests.support.service_process import ready_service, until
-from tests.support.tiny_models import make_adapter, save_backbone
+from tests.support.tiny_models import make_adapter
 
 # Each test starts processes.
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_backbone(tmp_path_factory.mktemp("backbone"))
-
-
-@pytest.fixture(scope="module")
-def saved(folder: Path) -> Backbone:
-    return load_backbone(str(folder), device="cpu")
 
 
 def test_sigterm_drains_the_workers_before_the_engine(

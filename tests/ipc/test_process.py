@@ -13,15 +13,10 @@ from adapters.backbone.loading import load_backbone
 from adapters.format.files import serialize
 from tests.support.http_service import error_of, until
 from tests.support.service_process import environ, service_process
-from tests.support.tiny_models import make_adapter, save_backbone
+from tests.support.tiny_models import make_adapter
 
 # Each test starts processes.
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_backbone(tmp_path_factory.mktemp("backbone"))
 
 
 def test_sigterm_flips_ready_then_answers_what_is_in_flight_then_exits_0(

@@ -19,7 +19,7 @@ from tests.support.service_process import (
     service_process,
     until,
 )
-from tests.support.tiny_models import make_adapter, save_backbone
+from tests.support.tiny_models import make_adapter
 
 # Each test starts processes.
 pytestmark = pytest.mark.slow
@@ -28,11 +28,6 @@ pytestmark = pytest.mark.slow
 DOWN_SECONDS = 3.0
 # Five seconds of silence, and what the machine adds.
 HANG_SECONDS = 12.0
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_backbone(tmp_path_factory.mktemp("backbone"))
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ from typing import Any
 import httpx
 import pytest
 
-from adapters.backbone.loading import load_backbone
 from adapters.backbone.model import Backbone
 from adapters.format.files import serialize
 from tests.support.service_process import (
@@ -24,7 +23,7 @@ from tests.support.service_process import (
     ready_service,
     until,
 )
-from tests.support.tiny_models import make_adapter, save_backbone
+from tests.support.tiny_models import make_adapter
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -82,23 +81,13 @@ class Stage:
 
 
 @pytest.fixture(scope="module")
-def backbone_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_backbone(tmp_path_factory.mktemp("backbone"))
-
-
-@pytest.fixture(scope="module")
-def saved(backbone_folder: Path) -> Backbone:
-    return load_backbone(str(backbone_folder), device="cpu")
-
-
-@pytest.fixture(scope="module")
 def stage(
-    backbone_folder: Path, saved: Backbone, tmp_path_factory: pytest.TempPathFactory
+    folder: Path, saved: Backbone, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Stage]:
-    folder = tmp_path_factory.mktemp("s")
-    faults = folder / "faults"
+    place = tmp_path_factory.mktemp("s")
+    faults = place / "faults"
     files = [serialize(make_adapter(saved, seed=seed)) for seed in range(3)]
-    with ready_service(backbone_folder, folder, faults=str(faults), KEPT_REVISIONS="2") as service:
+    with ready_service(folder, place, faults=str(faults), KEPT_REVISIONS="2") as service:
         yield Stage(service, faults, files)
 
 
@@ -192,13 +181,13 @@ def test_changes_are_logged_and_recorded_with_their_requests_id(stage: Stage) ->
 
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_a_second_service_on_the_same_folder_does_not_start(
-    stage: Stage, backbone_folder: Path, workers: str
+    stage: Stage, folder: Path, workers: str
 ) -> None:
     root = stage.service.adapter_dir
     second = subprocess.run(
         [sys.executable, "-m", "service"],
         cwd=TREE,
-        env=environ(backbone_folder, root, WORKERS=workers),
+        env=environ(folder, root, WORKERS=workers),
         capture_output=True,
         text=True,
         timeout=60,
@@ -210,13 +199,13 @@ def test_a_second_service_on_the_same_folder_does_not_start(
 
 
 def test_after_a_kill_of_all_processes_the_folder_is_free(
-    backbone_folder: Path, saved: Backbone, tmp_path: Path
+    folder: Path, saved: Backbone, tmp_path: Path
 ) -> None:
     content = serialize(make_adapter(saved))
-    with ready_service(backbone_folder, tmp_path) as service:
+    with ready_service(folder, tmp_path) as service:
         assert httpx.put(f"{service.url}/v1/adapters/a", content=content).status_code == 201
         service.process.kill()
         began = time.monotonic()
-        with ready_service(backbone_folder, tmp_path) as again:
+        with ready_service(folder, tmp_path) as again:
             assert time.monotonic() - began < 30
             assert httpx.get(f"{again.url}/v1/adapters/a").status_code == 200

@@ -12,7 +12,6 @@ import httpx
 import pytest
 import zmq
 
-from adapters.backbone.loading import load_backbone
 from adapters.backbone.model import Backbone
 from adapters.format.files import serialize
 from service.access.key_file import write
@@ -30,20 +29,10 @@ from tests.support.service_process import (
     ready_service,
     until,
 )
-from tests.support.tiny_models import make_adapter, save_backbone
+from tests.support.tiny_models import make_adapter
 
 # Each test starts processes.
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_backbone(tmp_path_factory.mktemp("backbone"))
-
-
-@pytest.fixture(scope="module")
-def saved(folder: Path) -> Backbone:
-    return load_backbone(str(folder), device="cpu")
 
 
 @pytest.fixture(scope="module")
