@@ -5,8 +5,10 @@ is read at that token, so even an empty text has one.
 """
 
 import hashlib
+import json
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
@@ -179,6 +181,28 @@ class TextEncoder:
     def tokens(self, encoding: Encoding) -> list[str]:
         """The token strings, to show which of them made a prompt."""
         return [self._base.id_to_token(int(token)) or "" for token in encoding.input_ids]
+
+    def count_unknown(self, encoding: Encoding) -> tuple[int, int]:
+        """How many tokens stand for something that the vocabulary lacks, and how many are text."""
+        text = ~np.isin(encoding.input_ids, self._special)
+        unknown = 0
+        if self._unknown is not None:
+            unknown = int((encoding.input_ids == self._unknown).sum())
+        return unknown, int(text.sum())
+
+    @cached_property
+    def _special(self) -> list[int]:
+        """The ids of the template's special tokens."""
+        return sorted({piece.input_id for piece in self._pair if piece.text is None})
+
+    @cached_property
+    def _unknown(self) -> int | None:
+        """The id of `[UNK]`; None for a tokenizer that reads every byte."""
+        model = json.loads(self._base.to_str())["model"]
+        if (token := model.get("unk_token")) is not None:
+            return self._base.token_to_id(token)
+        unknown: int | None = model.get("unk_id")
+        return unknown
 
     def _encode_whole(
         self,

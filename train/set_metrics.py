@@ -79,6 +79,7 @@ def assess_sets(
     *,
     thresholds: Sequence[float],
     temperature: float = 1.0,
+    predicted: "Tensor | None" = None,
     seed: int = 0,
 ) -> MultiLabelAssessment:
     """Measure the predictions for one split, with scores that are a sigmoid of the logits.
@@ -88,6 +89,7 @@ def assess_sets(
         classes: [rows, labels], 1 for the true labels.
         thresholds: [labels]; a label is predicted if its score reaches its threshold.
         temperature: the scores divide the logits by it.
+        predicted: bool [rows, labels], where the answers are known; by default from the logits.
         seed: of the bootstrap's resamples.
 
     Raises:
@@ -99,7 +101,8 @@ def assess_sets(
         raise ValueError(f"{shapes}, {len(labels)} labels: expected [rows, labels] twice")
     if not bool(logits.isfinite().all()):
         raise ValueError("logits that are not finite")
-    predicted = reached(logits, thresholds, temperature)
+    if predicted is None:
+        predicted = reached(logits, thresholds, temperature)
     has, given = true.numpy(), predicted.numpy()
     estimates = _estimates(measure_sets(predicted, true), has, given, seed=seed)
     most = int(max(has.sum(axis=1).max(), given.sum(axis=1).max()))

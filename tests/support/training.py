@@ -11,6 +11,8 @@ from train.config.settings import FitSettings
 from train.data.dataset import Dataset, Example
 from train.fit.fit import fit
 from train.loop.progress import EpochReport, Progress
+from train.report.data_checks import repeats_path, suspects_path
+from train.report.model_card import card_path
 from train.report.report import FitReport
 
 EPOCHS = 4
@@ -46,6 +48,11 @@ def fitted(
     """One run on the three data sets: its report and its adapter."""
     report = fit(TRAIN, VALIDATION, TEST, settings, output, progress or Progress())
     return report, load_adapter(output)
+
+
+def files_of(output: Path) -> list[Path]:
+    """What one run on the three data sets leaves: their rows repeat each other."""
+    return sorted([output, card_path(output), repeats_path(output), suspects_path(output)])
 
 
 def is_same(one: Adapter, other: Adapter) -> bool:

@@ -20,6 +20,7 @@ from tests.support.training import (
     VALIDATION,
     Interrupt,
     RecordingProgress,
+    files_of,
     fitted,
     is_same,
     settings_of,
@@ -30,7 +31,7 @@ from train.errors import OutputError, ResumeError, SettingsError, TrainingError
 from train.fit.fit import fit
 from train.loop.checkpoint import checkpoint_path
 from train.loop.progress import Progress
-from train.metrics import Metrics
+from train.metrics import Assessment, Metrics
 from train.report.evaluation import evaluate
 from train.report.model_card import card_path
 from train.report.report import FitReport
@@ -68,7 +69,7 @@ def test_the_task_is_learnt_and_reported_beside_its_controls(
     best = report.epochs[report.best_epoch - 1]
     assert best.accuracy == max(epoch.accuracy or 0.0 for epoch in report.epochs)
     output = Path(report.output)
-    assert sorted(output.parent.iterdir()) == [card_path(output), output]
+    assert sorted(output.parent.iterdir()) == files_of(output)
 
 
 def test_the_card_and_the_json_say_what_was_measured(backbone: str, tmp_path: Path) -> None:
@@ -287,7 +288,20 @@ def test_evaluate_finds_the_figures_that_fit_reported(
     assert len(dtypes) == 1
     evaluation = evaluate(
         output, TEST, backbone=backbone, device="cpu", dtype=None, progress=Progress()
-    )
+    ).report
     assert evaluation.metrics == report.test
+    measured, card = evaluation.assessment, report.assessments["test"]
+    assert isinstance(measured, Assessment)
+    assert isinstance(card, Assessment)
+    for figure in ("rows", "accuracy", "macro_f1", "matthews", "labels", "matrix", "confusions"):
+        assert getattr(measured, figure) == getattr(card, figure)
+    for one, other in ((measured.scaled, card.scaled), (measured.unscaled, card.unscaled)):
+        assert one.negative_log_likelihood == pytest.approx(other.negative_log_likelihood, abs=1e-6)
+        assert one.expected_calibration_error == pytest.approx(
+            other.expected_calibration_error, abs=1e-6
+        )
+    assert [(part.rows, part.accuracy) for part in measured.coverage] == [
+        (part.rows, part.accuracy) for part in card.coverage
+    ]
     assert isinstance(report.test, Metrics)
     assert adapter.spec.provenance.metrics["test_accuracy"] == pytest.approx(report.test.accuracy)

@@ -24,6 +24,7 @@ from train.metrics import Metric, MultiLabelMetrics
 from train.report.evaluation import evaluate
 from train.report.model_card import card_path
 from train.report.report import FitReport
+from train.set_metrics import MultiLabelAssessment
 
 pytestmark = pytest.mark.slow
 
@@ -83,12 +84,18 @@ def test_the_file_answers_as_the_report_says(
         device="cpu",
         dtype=None,
         progress=Progress(),
-    )
+    ).report
     assert again.metrics == report.test
-    assert again.labels is not None
-    assert [label.support for label in again.labels] == [
-        sum(label in row.labels for row in TEST.examples) for label in LABELS
-    ]
+    measured, card = again.assessment, report.assessments["test"]
+    assert isinstance(measured, MultiLabelAssessment)
+    assert isinstance(card, MultiLabelAssessment)
+    for figure in ("rows", "micro_f1", "macro_f1", "exact_match", "labels", "thresholds", "sizes"):
+        assert getattr(measured, figure) == getattr(card, figure)
+    for one, other in ((measured.scaled, card.scaled), (measured.unscaled, card.unscaled)):
+        assert one.brier == pytest.approx(other.brier, abs=1e-6)
+        assert one.expected_calibration_error == pytest.approx(
+            other.expected_calibration_error, abs=1e-6
+        )
     content = json.loads(again.to_json())
     assert {"micro_f1", "macro_f1", "exact_match"} < content.keys()
     assert content["data"]["unlabelled"] == sum(not row.labels for row in TEST.examples)
@@ -214,7 +221,7 @@ def test_stored_weights_give_the_measured_answers(
     measured = evaluate(
         output, TEST, backbone=backbone, device="cpu", dtype=None, progress=Progress()
     )
-    assert measured.metrics == report.test
+    assert measured.report.metrics == report.test
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -8,7 +8,15 @@ import pytest
 
 from adapters.format.files import load_adapter
 from tests.support import families
-from tests.support.training import TRAIN, Interrupt, RecordingProgress, fitted, is_same, settings_of
+from tests.support.training import (
+    TRAIN,
+    Interrupt,
+    RecordingProgress,
+    files_of,
+    fitted,
+    is_same,
+    settings_of,
+)
 from train.config.settings import FitSettings, StorageType
 from train.errors import ResumeError, SettingsError, TrainingError
 from train.fit.fit import fit
@@ -73,7 +81,7 @@ def test_the_first_trial_is_the_run_without_a_search_and_the_best_is_kept(
     assert {name: report.settings[name] for name in chosen.settings} == chosen.settings
     assert len(report.epochs) == chosen.epochs
     assert report.test is not None
-    assert sorted(output.parent.iterdir()) == [card_path(output), output]
+    assert sorted(output.parent.iterdir()) == files_of(output)
 
 
 def test_the_adapter_is_that_of_a_run_with_the_chosen_settings(
@@ -115,7 +123,7 @@ def test_an_interrupted_search_continues_as_if_nothing_had_happened(
     assert _timeless(report.trials) == _timeless(whole[0].trials)
     assert is_same(adapter, load_adapter(whole[1]))
     assert report.settings["resume"] is True
-    assert sorted(output.parent.iterdir()) == [card_path(output), output]
+    assert sorted(output.parent.iterdir()) == files_of(output)
 
 
 class _InterruptedEnd(Progress):

@@ -17,13 +17,22 @@ from train.commands.flags import (
     settings_of,
     stdout,
 )
-from train.report.report import print_evaluation
+from train.errors import OutputError
+from train.report.report import print_evaluation, print_line
+
+ROW_FORMATS = (".csv", ".jsonl")
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--adapter", required=True, type=Path, metavar="X.safetensors")
     parser.add_argument("--data", required=True, metavar="F", help=DATA)
     add_report(parser)
+    parser.add_argument(
+        "--rows",
+        type=Path,
+        metavar="F",
+        help="a row for every text: label, answer, scores; .csv, or .jsonl with all scores",
+    )
     add_columns(parser)
     add_settings(parser, ("device", "dtype"))
     parser.add_argument(
@@ -34,14 +43,16 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> int:
     check_output(arguments.report, "--report", ".json")
+    _check_rows_file(arguments.rows, arguments.data)
     settings = settings_of(arguments)
     with progress_of(arguments) as progress:
         data = read(arguments.data, "test", arguments, progress)
         from adapters.format.durable import write_atomically
+        from train.report.answer_rows import write_rows
         from train.report.evaluation import evaluate
 
         with naming_the_local_way(settings.backbone):
-            report = evaluate(
+            evaluation = evaluate(
                 arguments.adapter,
                 data,
                 backbone=settings.backbone,
@@ -50,9 +61,27 @@ def run(arguments: Namespace) -> int:
                 progress=progress,
             )
     if arguments.report is not None:
-        write_atomically(arguments.report, report.to_json().encode())
-    print_evaluation(report, stdout())
+        write_atomically(arguments.report, evaluation.report.to_json().encode())
+    if arguments.rows is not None:
+        write_rows(arguments.rows, evaluation)
+    print_evaluation(evaluation.report, stdout())
+    if arguments.rows is not None:
+        print_line(stdout(), f"written: {arguments.rows}")
     return 0
+
+
+def _check_rows_file(path: Path | None, data: str) -> None:
+    """
+    Raises:
+        OutputError: it could not be written, is neither CSV nor JSONL, or is the data itself.
+    """
+    if path is None:
+        return
+    if path.suffix not in ROW_FORMATS:
+        raise OutputError(f"--rows {path}: must end in {' or '.join(ROW_FORMATS)}")
+    check_output(path, "--rows", path.suffix)
+    if path.exists() and Path(data).exists() and path.samefile(data):
+        raise OutputError(f"--rows {path}: this is the file that is read")
 
 
 COMMAND = Command("measure an adapter", run, add_arguments)

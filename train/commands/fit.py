@@ -34,7 +34,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         required=True,
         type=Path,
         metavar="X.safetensors",
-        help="the adapter; its model card is written to X.md",
+        help="the adapter; its model card is written to X.md, what was found about the rows to "
+        "X.repeats.csv and X.suspects.csv",
     )
     add_report(files)
     add_columns(parser)

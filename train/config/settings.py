@@ -278,6 +278,13 @@ class FitSettings:
     validation_fraction: Annotated[
         float, Setting("share of --train held out if no --validation is given", _SHARE)
     ] = 0.1
+    drop_leaks: Annotated[
+        bool,
+        Setting(
+            "train without rows that repeat a validation or test row, and without equal texts that "
+            "have different labels; by default they are only reported"
+        ),
+    ] = False
     calibration: Annotated[
         bool,
         Setting(

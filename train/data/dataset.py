@@ -9,7 +9,7 @@ import sys
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import TypeAlias
@@ -47,11 +47,12 @@ Label: TypeAlias = str | tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One labelled text, or pair of texts."""
+    """One labelled text, or pair of texts. line: in its file or hub data set; 0 if unknown."""
 
     text: str
     text_pair: str | None
     label: Label
+    line: int = field(default=0, compare=False)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -223,9 +224,8 @@ class _Converter:
 
     def __call__(self, line: int, values: Mapping[str, object]) -> Example:
         text = self._string(line, self._text, values[self._text])
-        return Example(
-            text, self._pair_of(line, values), self._labels_of(line, values[self._label])
-        )
+        pair = self._pair_of(line, values)
+        return Example(text, pair, self._labels_of(line, values[self._label]), line)
 
     def _pair_of(self, line: int, values: Mapping[str, object]) -> str | None:
         if self._pair is None:
@@ -388,7 +388,8 @@ def rows_sha256(examples: Sequence[Example]) -> str:
     """A hash of the rows, for data that does not come from a local file."""
     digest = hashlib.sha256()
     for example in examples:
-        digest.update(json.dumps(astuple(example)).encode() + b"\n")
+        row = (example.text, example.text_pair, example.label)
+        digest.update(json.dumps(row).encode() + b"\n")
     return digest.hexdigest()
 
 

@@ -238,4 +238,4 @@ def _example(
         values[column] = words[value]
     check_label(values[task.label], line)
     pair = None if task.text_pair is None else task.text_pair.format_map(values)
-    return Example(task.text.format_map(values), pair, sys.intern(values[task.label]))
+    return Example(task.text.format_map(values), pair, sys.intern(values[task.label]), line)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from adapters.backbone.model import Backbone
 from adapters.format.files import Adapter, save_adapter
-from adapters.format.spec import Calibration
+from adapters.format.spec import Calibration, Pooling
 from train.config.defaults import (
     check_method,
     design_of,
@@ -31,6 +31,7 @@ from train.config.recipe import Recipe, recipe_of
 from train.config.settings import FitSettings
 from train.data.dataset import Dataset, check_same_task, check_trainable, split_validation
 from train.errors import OutputError, ResumeError, SettingsError, TrainingError
+from train.fit.check_data import CheckedData, check_data
 from train.fit.decide import check_decision, choose_scoring, decide, decision_of
 from train.fit.export import convert_for_storage, provenance_of
 from train.fit.init_from import InitialAdapter
@@ -46,6 +47,8 @@ from train.methods.method import AdapterMethod, Design, Method
 from train.metrics import AnyMetrics, Metric, assess
 from train.objective import Objective
 from train.report.baselines import head_only, majority
+from train.report.data_checks import check_lists
+from train.report.linear_head import Features, features_of
 from train.report.model_card import card_path, check_card, write_card
 from train.report.report import Baseline, DataReport, FitReport, TrialReport
 from train.set_metrics import assess_sets
@@ -120,16 +123,24 @@ def fit(
     if initial is not None:
         settings = initial.fill_in(settings)
     _check(sets, settings, output, launch)
+    checked = check_data(sets, progress, drop=settings.drop_leaks)
+    sets = checked.sets
     with process_group(launch, settings.device) as (group, device):
         settings = replace(settings, device=device)
         backbone = load_backbone_for(settings)
         if initial is not None:
             initial.check(settings, backbone)
         encoded = EncodedSplits(sets, backbone, place=settings.cache.value)
-        job = _FitJob(sets, backbone, encoded, initial, group, output)
+        job = _FitJob(sets, backbone, encoded, initial, group, output, checked)
         try:
             chosen, trials = job.choose_settings(settings, progress)
             training = job.set_up(chosen, progress)
+            checked.read(
+                training.splits,
+                backbone.encoder,
+                progress,
+                max_length=training.method.design.max_length,
+            )
             training.loop.fit(progress)
             used = replace(chosen, resume=settings.resume)
             return job.write(training, used, trials, progress, started=started)
@@ -150,6 +161,7 @@ def _check(
     check_method(settings)
     provenance_of(settings, train, {})
     check_card(output)
+    check_lists(output)
     recipe = recipe_of(method_of(settings), settings, train, metric_of(train))
     if recipe.micro_batch > recipe.batch_size:
         raise SettingsError(
@@ -182,6 +194,7 @@ class _FitJob:
     initial: InitialAdapter | None
     group: ProcessGroup
     output: Path
+    checked: CheckedData
 
     def choose_settings(
         self, settings: FitSettings, progress: Progress
@@ -286,7 +299,10 @@ class _FitJob:
                 self._remove_states()
                 raise
         progress.note("training the head-only control")
-        controls = _controls(training)
+        features = features_of(
+            method.backbone, {name: s.cache for name, s in training.splits.items()}
+        )
+        controls, pooling = _controls(training, features)
         metrics = measure_splits(
             objective, logits, classes, thresholds=thresholds, temperature=temperature
         )
@@ -302,6 +318,16 @@ class _FitJob:
         )
         if self.group.rank == 0:
             save_adapter(self.output, replace(adapter, spec=spec))
+        checks = self.checked.finish(
+            objective,
+            spec.activation,
+            features[pooling]["train"],
+            classes["train"],
+            spec.labels,
+            self.output,
+            seed=settings.seed,
+            write=self.group.rank == 0,
+        )
         epochs, cache = loop.checkpoint.history, training.splits["train"].cache
         cache_seconds = round(training.encoding_seconds, 3)
         report = FitReport(
@@ -337,6 +363,7 @@ class _FitJob:
             thresholds=dict(zip(spec.labels, thresholds, strict=True)) if thresholds else None,
             calibration=scoring.calibrated,
             decision=decision,
+            checks=checks,
         )
         if self.group.rank == 0:
             device, paired = self.backbone.device, self.sets["train"].paired
@@ -483,20 +510,20 @@ def _check_finite(logits: Mapping[str, Tensor]) -> None:
             )
 
 
-def _controls(training: Training) -> dict[str, Baseline]:
-    """The results that need no prompt."""
+def _controls(training: Training, features: Features) -> tuple[dict[str, Baseline], Pooling]:
+    """The results that need no prompt, and what the head alone reads."""
     method, classes = training.method, training.classes
     objective, labels = method.objective, len(training.labels)
-    caches = {name: split.cache for name, split in training.splits.items()}
     others = {name: true for name, true in classes.items() if name != "train"}
+    head, pooling = head_only(objective, features, classes, labels=labels)
     results = {
         "majority": majority(objective, classes["train"], others, labels=labels),
-        "head_only": head_only(method.backbone, objective, caches, classes, labels=labels),
+        "head_only": head,
     }
     return {
         name: Baseline(metrics.get("validation"), metrics.get("test"))
         for name, metrics in results.items()
-    }
+    }, pooling
 
 
 def _data_identity(sets: Mapping[str, Dataset]) -> dict[str, list[str | int]]:

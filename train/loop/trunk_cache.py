@@ -70,6 +70,11 @@ class TrunkCache:
     def __len__(self) -> int:
         return len(self._encodings)
 
+    @property
+    def encodings(self) -> Sequence[Encoding]:
+        """Of all examples."""
+        return self._encodings
+
     def fill(self) -> Iterator[int]:
         """Compute the states; yields the number of examples in each batch that is done."""
         if self._states is None:

@@ -2,9 +2,11 @@
 
 import hashlib
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from adapters.adapter import classify, prepare, rows_of
 from adapters.format.files import load_adapter
@@ -16,12 +18,16 @@ from train.data.dataset import Dataset, check_label_kind, check_labels
 from train.loop.encoded_splits import classes_of, encode
 from train.loop.progress import Progress
 from train.loop.trunk_cache import TrunkCache
+from train.metrics import Assessment, assess
 from train.objective import OBJECTIVES
 from train.report.baselines import majority
+from train.report.data_checks import Reading
 from train.report.report import DataReport, DecisionReport, EvaluationReport
-from train.set_metrics import label_figures
+from train.set_metrics import MultiLabelAssessment, assess_sets
 
 BATCH_TOKENS = 8192
+# The smallest float32 above 0, and the distance of the largest one below 1 from 1.
+_LEAST_SCORE, _LEAST_REST = 2.0**-149, 2.0**-24
 
 
 def evaluate(
@@ -32,7 +38,7 @@ def evaluate(
     device: str,
     dtype: ComputeType | None,
     progress: Progress,
-) -> EvaluationReport:
+) -> "Evaluation":
     """Measure an adapter file on labelled texts with the code that serves it.
 
     Args:
@@ -66,18 +72,60 @@ def evaluate(
     predicted = scores.argmax(dim=1)
     if spec.multi_label:
         predicted = scores.double() >= torch.tensor(spec.label_thresholds, dtype=torch.float64)
-    return EvaluationReport(
+    report = EvaluationReport(
         adapter=str(adapter),
         revision=hashlib.sha256(adapter.read_bytes()).hexdigest(),
         metrics=objective.measure(predicted, true, labels=labels),
         majority=majority(objective, true, {"rows": true}, labels=labels)["rows"],
         data=DataReport.of(data),
         truncated=sum(encoding.truncated for encoding in encodings),
+        reading=Reading.of(encodings, model.encoder, spec.max_length),
         seconds=seconds,
         texts_per_second=len(data) / seconds,
-        labels=label_figures(predicted, true > 0, spec.labels) if spec.multi_label else None,
+        assessment=_assessment(spec, scores, predicted, true),
         decision=None if spec.multi_label else _decision(spec, Judged(scores, true)),
     )
+    cut = tuple(encoding.truncated for encoding in encodings)
+    return Evaluation(report, spec, data, scores, predicted, cut)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A report and the answers that it counts.
+
+    scores: float32 [rows, labels], in the order of `spec.labels`. predicted: int64 [rows], or bool
+    [rows, labels] where a text has a set of labels. cut: whether a text is not read whole.
+    """
+
+    report: EvaluationReport
+    spec: AdapterSpec
+    data: Dataset
+    scores: Tensor
+    predicted: Tensor
+    cut: tuple[bool, ...]
+
+
+def _assessment(
+    spec: AdapterSpec, scores: Tensor, predicted: Tensor, true: Tensor
+) -> Assessment | MultiLabelAssessment:
+    """What a model card says about a split, from the scores that were served.
+
+    The logits are those of the scores, times the temperature, up to a constant for each text. A
+    float32 score of 0 or 1 stands for one as near to it as float32 can hold.
+    """
+    temperature = spec.calibration.temperature
+    exact = scores.double().clamp_min(_LEAST_SCORE)
+    if spec.multi_label:
+        logits = exact.log() - (1 - exact).clamp_min(_LEAST_REST).log()
+        return assess_sets(
+            logits * temperature,
+            true,
+            spec.labels,
+            thresholds=spec.label_thresholds,
+            temperature=temperature,
+            predicted=predicted,
+        )
+    return assess(exact.log() * temperature, true, spec.labels, temperature=temperature)
 
 
 def _decision(spec: AdapterSpec, judged: Judged) -> DecisionReport:

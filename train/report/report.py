@@ -9,7 +9,7 @@ import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,11 +23,21 @@ from train.abstaining import Answered
 from train.calibration import Calibrated
 from train.data.dataset import Dataset
 from train.loop.progress import EpochReport
-from train.metrics import AnyMetrics, Assessment, LabelFigures, Metric, MultiLabelMetrics
+from train.metrics import (
+    AnyMetrics,
+    Assessment,
+    Confusion,
+    Estimate,
+    LabelFigures,
+    Metric,
+    MultiLabelMetrics,
+)
+from train.report.data_checks import DataChecks, Reading
 from train.set_metrics import MultiLabelAssessment
 
 # Labels in the table of `evaluate`; the report has all.
 _MOST_LABELS = 40
+_MOST_CONFUSIONS = 10
 _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 
 
@@ -116,7 +126,8 @@ class FitReport:
     cache: mode, bytes, seconds to fill. best_epoch: from 1. seconds: of the whole run.
     assessments: by split. trials: empty without a search. thresholds: by label, where a text has a
     set of labels and they were chosen. calibration: how `temperature` was chosen; None if it was
-    not. decision: None for sets of labels, and without measured rows.
+    not. decision: None for sets of labels, and without measured rows. checks: what was found out
+    about the data.
     """
 
     output: str
@@ -140,6 +151,7 @@ class FitReport:
     thresholds: Mapping[str, float] | None = None
     calibration: Calibrated | None = None
     decision: DecisionReport | None = None
+    checks: DataChecks = field(default_factory=DataChecks)
 
     @property
     def metric(self) -> Metric:
@@ -163,8 +175,8 @@ class FitReport:
 class EvaluationReport:
     """One run of `evaluate`. revision: sha256 of the file. truncated: how many texts were cut.
 
-    labels: every label's figures, where a text has a set of labels. decision: what thresholds do on
-    these rows, and the adapter's own; None for sets of labels.
+    assessment: what a model card says about a split: intervals, labels, confusion, calibration.
+    decision: what thresholds do on these rows, and the adapter's own; None for sets of labels.
     """
 
     adapter: str
@@ -173,16 +185,18 @@ class EvaluationReport:
     majority: AnyMetrics
     data: DataReport
     truncated: int
+    reading: Reading
     seconds: float
     texts_per_second: float
-    labels: tuple[LabelFigures, ...] | None = None
+    assessment: Assessment | MultiLabelAssessment
     decision: DecisionReport | None = None
 
     def to_json(self) -> str:
         """One JSON object; `accuracy`, `macro_f1` and `matthews`, or `micro_f1`, `macro_f1` and
-        `exact_match`, are at its top level."""
+        `exact_match`, and `labels` are at its top level."""
         content = asdict(self)
-        return _json(content.pop("metrics") | content)
+        labels = {"labels": content["assessment"].pop("labels")}
+        return _json(content.pop("metrics") | content | labels)
 
 
 def versions() -> dict[str, str]:
@@ -244,6 +258,8 @@ def print_fit(report: FitReport, console: Console) -> None:
         f"best of {len(report.epochs)} epochs: {report.best_epoch}, "
         f"{report.seconds:.1f} s ({report.seconds_per_epoch:.2f} s an epoch)",
     )
+    for line in report.checks.lines():
+        print_line(console, f"data: {line}")
     if report.trials:
         print_line(console, _search(report.trials, report.metric))
     if report.calibration is not None:
@@ -256,24 +272,49 @@ def print_fit(report: FitReport, console: Console) -> None:
 
 
 def print_evaluation(report: EvaluationReport, console: Console) -> None:
-    """Print accuracy and macro-F1 next to those of the majority class."""
+    """Print the figures with their intervals next to those of a constant answer, and the details
+    that a model card has."""
+    several = isinstance(report.metrics, MultiLabelMetrics)
+    measured = report.assessment
     table = Table()
     table.add_column(f"{report.data.rows:,} rows of {report.data.path}", overflow="fold")
-    several = isinstance(report.metrics, MultiLabelMetrics)
     for name in ("micro-F1", "macro-F1", "exact match") if several else ("accuracy", "macro-F1"):
         table.add_column(name, justify="right")
+    figures = ("micro_f1", "macro_f1", "exact_match") if several else ("accuracy", "macro_f1")
+    estimates: list[Estimate] = [getattr(measured, figure) for figure in figures]
     constant = "always the same labels" if several else "majority class"
     table.add_row("this adapter", *_cells(report.metrics, report.metrics))
+    table.add_row("95 % interval", *(f"{each.low:.4f} to {each.high:.4f}" for each in estimates))
     table.add_row(constant, *_cells(report.majority, report.metrics))
     console.print(table)
-    if report.labels is not None:
-        console.print(_label_table(report.labels))
+    console.print(_label_table(measured.labels))
+    if isinstance(measured, Assessment) and measured.confusions:
+        console.print(_confusion_table(measured.confusions))
     if report.decision is not None:
         console.print(_coverage_table(report.decision.coverage))
         if report.decision.abstain_below is not None:
             print_line(console, _abstaining(report.decision))
+    scaled = measured.scaled
+    print_line(
+        console,
+        f"calibration error {scaled.expected_calibration_error:.4f}, Brier score "
+        f"{scaled.brier:.4f}, negative log-likelihood {scaled.negative_log_likelihood:.4f}",
+    )
     cut = f", {report.truncated:,} texts were cut" if report.truncated else ""
+    if report.reading.unreadable:
+        cut += f", {report.reading.unreadable:,} have more than a tenth of unknown tokens"
     print_line(console, f"{report.seconds:.1f} s, {report.texts_per_second:,.0f} texts/s{cut}")
+
+
+def _confusion_table(confusions: Sequence[Confusion]) -> Table:
+    """The most frequent mistakes."""
+    table = Table()
+    for name in ("label", "answered instead"):
+        table.add_column(name, overflow="fold")
+    table.add_column("rows", justify="right")
+    for mistake in confusions[:_MOST_CONFUSIONS]:
+        table.add_row(Text(mistake.true), Text(mistake.predicted), f"{mistake.count:,}")
+    return table
 
 
 def _label_table(labels: Sequence[LabelFigures]) -> Table:
