@@ -87,12 +87,11 @@ def test_leaks_and_conflicts_are_reported_and_dropped_on_demand(
     test += [Example(LEAK.upper() + "!", pair, one), train[3]]
     _write("train.jsonl", train)
     _write("test.jsonl", test)
-    assert main(_fit(bert, "--validation-fraction", "0.1")) == 0
+    assert main(_fit(bert, "--validation-fraction", "0")) == 0
     out, err = capsys.readouterr()
     said = "2 of 22 test rows are also in train (1 the same, 1 nearly)"
     assert said in err
     assert f"data: {said}" in out
-    # Texts with several labels are never held out.
     assert "2 training rows have other labels than a row with their text (2 the same" in out
     assert "--drop-leaks trains without rows that leak" in out
     assert "texts are cut to" in out
@@ -104,11 +103,7 @@ def test_leaks_and_conflicts_are_reported_and_dropped_on_demand(
         ("conflict, same text", "73", "72"),
     } <= listed
     before, checks = _report(), _report()["checks"]
-    assert [(leak["seen"], leak["judged"], leak["exact"]) for leak in checks["leaks"]][0] == (
-        "train",
-        "test",
-        1,
-    )
+    assert {"seen": "train", "judged": "test", "rows": 22, "exact": 1, "near": 1} in checks["leaks"]
     assert checks["dropped"] == {}
     suspects = _table("x.suspects.csv")
     assert len(suspects) == before["data"]["train"]["rows"]
@@ -117,7 +112,7 @@ def test_leaks_and_conflicts_are_reported_and_dropped_on_demand(
     card = Path("x.md").read_text()
     assert "| rows of `test` with nearly the text of a row of `train` | 1 |" in card
 
-    assert main(_fit(bert, "--validation-fraction", "0.1", "--drop-leaks")) == 0
+    assert main(_fit(bert, "--validation-fraction", "0", "--drop-leaks")) == 0
     after = _report()
     dropped = after["checks"]["dropped"]
     assert dropped["train"] == 4
@@ -134,9 +129,8 @@ def test_rare_labels_and_texts_that_the_tokenizer_cannot_read_are_named(
     assert folder.is_dir()
     rows = _distinct(60, several=False, paired=False)
     rare = [Example(f"{chr(97 + index) * 20}", None, "rare [label]") for index in range(3)]
-    unread = [
-        Example(f"good {'\u4e00' * 20} {chr(97 + index) * 5}", None, "good") for index in range(4)
-    ]
+    strange = "\u4e00" * 20
+    unread = [Example(f"{strange} {chr(97 + index) * 5}", None, "good") for index in range(4)]
     _write("train.jsonl", rows + rare + unread)
     _write("test.jsonl", rows[:5])
     assert main(_fit(bert, "--validation", "test.jsonl")) == 0
@@ -144,10 +138,8 @@ def test_rare_labels_and_texts_that_the_tokenizer_cannot_read_are_named(
     assert "data: labels with fewer than 10 training rows: 'rare [label]' (3)" in out
     reading = _report()["checks"]["reading"]
     assert reading["train"]["unreadable"] >= 4
-    assert (
-        f"{reading['train']['unreadable']} of 67 train texts have more than a tenth of tokens"
-        in out
-    )
+    unreadable = f"{reading['train']['unreadable']} of 67 train texts have more than a tenth"
+    assert unreadable in out
     assert 0 < reading["train"]["unknown"] < 1
 
 
