@@ -53,6 +53,7 @@ class LinearHead:
         true: Tensor,
         *,
         labels: int,
+        penalty: float = PENALTY,
         iterations: int = ITERATIONS,
     ) -> Self:
         """Fit it to rows by L-BFGS.
@@ -73,7 +74,7 @@ class LinearHead:
             optimizer.zero_grad()
             loss = (
                 objective.loss(inputs @ weight + bias, true) / len(inputs)
-                + PENALTY * weight.square().sum()
+                + penalty * weight.square().sum()
             )
             loss.backward()
             return loss
