@@ -18,7 +18,9 @@ from train.metrics import (
     LabelFigures,
     MultiLabelMetrics,
     Reliability,
+    Reliability,
     calibration_error,
+    draw_rows,
     reliability_bins,
 )
 
@@ -143,27 +145,57 @@ def _estimates(
     """
     rows, labels = has.shape
     random = np.random.default_rng(seed)
-    # [rows, 2 * labels + 1]: hits of each label, its occurrences in both, and whether all is right.
-    features = np.concatenate(
-        [has & given, has.astype(np.int8) + given, (has == given).all(axis=1)[:, None]], axis=1
-    ).astype(np.float32)
+    features = _features(has, given)
     at_once = max(1, _CHUNK_NUMBERS // (rows + 2 * labels + 1))
     figures = []
     for start in range(0, RESAMPLES, at_once):
         size = min(at_once, RESAMPLES - start)
         drawn = random.multinomial(rows, np.full(rows, 1 / rows), size=size).astype(np.float32)
-        sums = (drawn @ features).astype(np.float64)
-        hits, occurs = sums[:, :labels], sums[:, labels:-1]
-        f1 = (2 * hits / np.maximum(occurs, 1)).sum(axis=1)
-        macro = f1 / np.maximum((occurs > 0).sum(axis=1), 1)
-        micro = 2 * hits.sum(axis=1) / np.maximum(occurs.sum(axis=1), 1)
-        figures.append(np.stack([micro, macro, sums[:, -1] / rows]))
+        figures.append(_figures_of(drawn, features))
     ends = np.quantile(np.concatenate(figures, axis=1), TAILS, axis=1).T.tolist()
     values = (measured.micro_f1, measured.macro_f1, measured.exact_match)
     return [
         Estimate(value, min(low, value), max(high, value))
         for value, (low, high) in zip(values, ends, strict=True)
     ]
+
+
+def resampled_set_metrics(
+    predicted: "Tensor", true: "Tensor", *, seed: int
+) -> list[MultiLabelMetrics]:
+    """The figures of `measure_sets` on the resamples of `train.metrics.resampled_metrics`.
+
+    Args:
+        predicted, true: bool [rows, labels].
+    """
+    features, figures = _features(true.numpy(), predicted.numpy()), []
+    for rows in draw_rows(len(true), seed=seed):
+        flat = np.arange(len(rows))[:, None] * len(true) + rows
+        drawn = np.bincount(flat.ravel(), minlength=rows.size).reshape(rows.shape)
+        figures.append(_figures_of(drawn.astype(np.float32), features))
+    return [MultiLabelMetrics(*each) for each in np.concatenate(figures, axis=1).T.tolist()]
+
+
+def _features(has: _Array, given: _Array) -> _Array:
+    """Of every row its hits of each label, their occurrences in both, and whether all is right:
+    float32 [rows, 2 * labels + 1]."""
+    return np.concatenate(
+        [has & given, has.astype(np.int8) + given, (has == given).all(axis=1)[:, None]], axis=1
+    ).astype(np.float32)
+
+
+def _figures_of(drawn: _Array, features: _Array) -> _Array:
+    """micro-F1, macro-F1 and exact match of resamples, float64 [3, resamples].
+
+    Args:
+        drawn: float32 [resamples, rows], how often each row was drawn.
+    """
+    sums, labels = (drawn @ features).astype(np.float64), features.shape[1] // 2
+    hits, occurs = sums[:, :labels], sums[:, labels:-1]
+    f1 = (2 * hits / np.maximum(occurs, 1)).sum(axis=1)
+    macro = f1 / np.maximum((occurs > 0).sum(axis=1), 1)
+    micro = 2 * hits.sum(axis=1) / np.maximum(occurs.sum(axis=1), 1)
+    return np.stack([micro, macro, sums[:, -1] / len(features)])
 
 
 def label_figures(

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self, TypeAlias
@@ -147,6 +147,8 @@ class RunReport:
     """The result of one run.
 
     metrics, majority: by split. peak_memory: bytes (`train.loop.memory`). best_epoch: from 1.
+    answers: by reported split, what was answered for each row (`train.experiments.answers`); empty
+    in results of versions that did not keep them.
     """
 
     method: str
@@ -160,6 +162,7 @@ class RunReport:
     epochs: tuple[EpochReport, ...]
     best_epoch: int
     learning_rate: float
+    answers: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
@@ -239,7 +242,8 @@ Outcomes: TypeAlias = Mapping[str, Outcome]
 class Findings:
     """The result of an experiment.
 
-    metrics: by task, the one that judges it. If cells failed, the command exits with code 1, and
+    metrics: by task, the one that judges it. advice: one sentence, at the end of a comparison. If
+    cells failed, the command exits with code 1, and
     its next start tries them again.
     """
 
@@ -247,6 +251,7 @@ class Findings:
     cells: tuple[Cell, ...]
     outcomes: Outcomes
     metrics: Mapping[str, Metric]
+    advice: str = ""
 
     @property
     def failed(self) -> tuple[Outcome, ...]:

@@ -1,21 +1,28 @@
 """Every method on every task: the paper's main table, and the costs of the methods."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
+from statistics import fmean
 
 from train.config.settings import FitSettings
 from train.data.task_data import TaskData
 from train.experiments import plots
+from train.experiments.advice import Candidate, advice
 from train.experiments.cells import Cell, Findings, Kind, TaskSplits
+from train.experiments.differences import Spread, Spreads
 from train.experiments.display import Display
 from train.experiments.session import Session, check_names, load_tasks, open_session, splits_of
 from train.experiments.tables import (
     MAJORITY,
+    PairOfMethods,
     Score,
     controls_first,
+    difference_cell,
     image,
     majority_score,
+    mean_difference_cell,
     mean_of,
     number_range,
     reports_of,
@@ -23,8 +30,10 @@ from train.experiments.tables import (
     score_table,
     split_score,
     task_heading,
+    write_differences,
 )
 from train.methods import METHODS
+from train.metrics import RESAMPLES
 from train.report.markdown import table
 
 
@@ -72,13 +81,14 @@ def compare(
             {name: splits[name, seeds[0]] for name in data},
             tuple(methods),
             tuple(each.cell for each in planned),
+            Spreads({name: splits[name, seeds[0]] for name in data}),
         )
         try:
             session.run(planned, comparison.publish)
         finally:
             comparison.plot()
     metrics = {name: task.metric for name, task in data.items()}
-    return Findings(output, comparison.cells, session.outcomes, metrics)
+    return Findings(output, comparison.cells, session.outcomes, metrics, advice=comparison.advice())
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +100,7 @@ class _Comparison:
     splits: Mapping[str, TaskSplits]
     methods: tuple[str, ...]
     cells: tuple[Cell, ...]
+    spreads: Spreads
 
     def publish(self) -> None:
         """Write `results.csv` and `report.md` from the outcomes so far."""
@@ -99,11 +110,43 @@ class _Comparison:
         )
         self.session.write_report(
             "Methods compared",
-            [self._scores("validation"), self._scores("test"), self._costs(), *images],
+            [
+                self._scores("validation"),
+                self._differences("validation"),
+                self._scores("test"),
+                self._differences("test"),
+                self._costs(),
+                *images,
+            ],
             cells=self.cells,
             data=self.data,
             splits=self.splits,
+            closing=f"## Advice\n\n{advised}" if (advised := self.advice()) else "",
         )
+        write_differences(self.session.store.output / "differences.csv", self._all_differences())
+
+    def advice(self) -> str:
+        """One sentence; empty until every run has ended well, and with one method alone."""
+        if len(self.methods) < 2:
+            return ""
+        candidates = []
+        for method in self.methods:
+            scores = {
+                name: self._spread(name, method, self.splits[name].reported[0])
+                for name in self.data
+            }
+            known = {name: score for name, score in scores.items() if isinstance(score, Spread)}
+            if len(known) < len(scores):
+                return ""
+            cells = [cell for cell in self.cells if cell.method == method]
+            reports = reports_of(cells, self.session.outcomes)
+            parameters = fmean(report.trainable_parameters for report in reports)
+            candidates.append(Candidate(method, known, parameters))
+        constant = mean_of(
+            [self._majority(name, self.splits[name].reported[0]) for name in self.data]
+        )
+        assert constant.mean is not None, "every run is complete"
+        return advice(candidates, constant.mean)
 
     def plot(self) -> None:
         """Draw the plots from the outcomes so far, and write the report that shows them."""
@@ -132,6 +175,45 @@ class _Comparison:
     def _score(self, task: str, method: str, split: str) -> Score:
         cells, metric = self._cells(task, method), self.data[task].metric
         return split_score(cells, self.session.outcomes, metric, split)
+
+    def _spread(self, task: str, method: str, split: str) -> Spread | str:
+        return self.spreads.of(self._cells(task, method), self.session.outcomes, split)
+
+    def _differences(self, split: str) -> str:
+        """How far every method is from one of them, and which of that is larger than chance."""
+        names = [name for name in self.data if split in self.splits[name].reported]
+        if not names or len(self.methods) < 2:
+            return ""
+        reference = "idspam" if "idspam" in self.methods else self.methods[0]
+        others = [method for method in controls_first(self.methods) if method != reference]
+        of_reference = [self._spread(name, reference, split) for name in names]
+        rows = []
+        for method in others:
+            spreads = [self._spread(name, method, split) for name in names]
+            pairs = list(zip(spreads, of_reference, strict=True))
+            rows.append([method, *(difference_cell(*pair) for pair in pairs)])
+            if len(names) > 1:
+                rows[-1].append(mean_difference_cell(pairs))
+        heads = [task_heading(name, self.data[name].metric) for name in names]
+        head = ["method", *heads, *(["mean"] if len(names) > 1 else [])]
+        compared = len(others) * len(names)
+        return (
+            f"## Differences to {reference}, {split} rows\n\n"
+            f"Points that a method is above or below {reference}, with the 95 % interval of a "
+            "paired bootstrap: the rows, the same ones for both methods, and the seeds of each are "
+            f"drawn {RESAMPLES:,} times. Bold: larger than chance. If none of these {compared} "
+            f"differences were real, about {max(1, round(compared / 20))} would still be bold. "
+            "`differences.csv` has every pair of methods.\n\n" + table(head, rows)
+        )
+
+    def _all_differences(self) -> Iterator[PairOfMethods]:
+        """Every pair of methods, in every split that is reported."""
+        for name in self.data:
+            for split in self.splits[name].reported:
+                for one, other in combinations(self.methods, 2):
+                    first, second = (self._spread(name, each, split) for each in (one, other))
+                    if isinstance(first, Spread) and isinstance(second, Spread):
+                        yield PairOfMethods(name, split, one, other, first.minus(second))
 
     def _majority(self, task: str, split: str) -> Score:
         groups = [self._cells(task, method) for method in self.methods]

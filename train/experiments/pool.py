@@ -34,6 +34,7 @@ from adapters.format.durable import write_atomically
 from train.config.defaults import load_backbone_for, settings_for
 from train.config.settings import FitSettings
 from train.errors import DataError, ResumeError, TrainingError
+from train.experiments.answers import packed
 from train.experiments.cells import (
     Cell,
     Outcome,
@@ -546,4 +547,9 @@ def _report(method: str, training: Training) -> RunReport:
         epochs=tuple(state.history),
         best_epoch=state.best_epoch,
         learning_rate=training.recipe.learning_rate,
+        answers={
+            name: packed(objective.predict(split_logits, thresholds=thresholds).cpu())
+            for name, split_logits in logits.items()
+            if name != "selection"
+        },
     )

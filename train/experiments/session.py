@@ -181,8 +181,13 @@ class Session:
         cells: Sequence[Cell],
         data: Mapping[str, TaskData],
         splits: Mapping[str, TaskSplits],
+        closing: str = "",
     ) -> None:
-        """Write `results.csv` and `report.md` from the outcomes so far. sections: Markdown."""
+        """Write `results.csv` and `report.md` from the outcomes so far.
+
+        Args:
+            sections, closing: Markdown; `closing` comes last.
+        """
         identity = self.backbone.identity
         write_report(
             self.store.output,
@@ -200,6 +205,7 @@ class Session:
                 jobs=self._placement.jobs,
                 outcomes=self.outcomes,
             ),
+            closing=closing,
         )
 
 

@@ -20,6 +20,7 @@ from adapters.format.durable import write_atomically
 from train.config.settings import FitSettings
 from train.data.task_data import TaskData
 from train.experiments.cells import Cell, Findings, Outcomes, RunReport, TaskSplits
+from train.experiments.differences import Difference, Spread, mean_spread
 from train.metrics import Metric, reported
 from train.report.markdown import fenced, literal, table
 from train.report.report import machine, print_line, versions
@@ -158,6 +159,33 @@ def score_table(columns: Sequence[str], rows: Mapping[str, Sequence[Score]]) -> 
     return table(head, [[method, *row] for method, row in texts.items()])
 
 
+def difference_cell(spread: Spread | str, reference: Spread | str) -> str:
+    """`+3.1 (1.2 to 5.0)` in points, bold if it is larger than chance; else why there is none."""
+    for each in (spread, reference):
+        if isinstance(each, str):
+            return each
+    assert not isinstance(spread, str)
+    assert not isinstance(reference, str)
+    difference = spread.minus(reference)
+    low, high = (f"{100 * end:.1f}" for end in (difference.low, difference.high))
+    text = f"{100 * difference.value:+.1f} ({low} to {high})"
+    return f"**{text}**" if difference.is_real else text
+
+
+def mean_difference_cell(pairs: Sequence[tuple[Spread | str, Spread | str]]) -> str:
+    """The same for the mean over tasks; `2 of 3 tasks` if a method has no score on some."""
+    known = [
+        (one, other)
+        for one, other in pairs
+        if not isinstance(one, str) and not isinstance(other, str)
+    ]
+    if len(known) < len(pairs):
+        return f"{len(known)} of {len(pairs)} tasks"
+    return difference_cell(
+        mean_spread([one for one, _ in known]), mean_spread([other for _, other in known])
+    )
+
+
 def _rounded(score: Score) -> float | None:
     return None if score.mean is None else round(100 * score.mean, 1)
 
@@ -227,6 +255,35 @@ def _rows(cell: Cell, report: RunReport, *, device: str) -> Iterator[tuple[objec
                 yield (*names, figure, *rest)
 
 
+# differences.csv
+
+
+@dataclass(frozen=True, slots=True)
+class PairOfMethods:
+    """How much higher `method` scores than `other`."""
+
+    task: str
+    split: str
+    method: str
+    other: str
+    difference: Difference
+
+
+def write_differences(path: Path, pairs: Iterable[PairOfMethods]) -> None:
+    """A row for every pair of methods; shares, with the ends of the 95 % interval."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        ("task", "split", "method", "other", "difference", "low", "high", "larger_than_chance")
+    )
+    for pair in pairs:
+        difference = pair.difference
+        figures = (f"{each:.6f}" for each in (difference.value, difference.low, difference.high))
+        names = (pair.task, pair.split, pair.method, pair.other)
+        writer.writerow((*names, *figures, "yes" if difference.is_real else "no"))
+    write_atomically(path, text.getvalue().encode())
+
+
 # report.md
 
 
@@ -240,12 +297,14 @@ def write_report(
     data: Mapping[str, TaskData],
     splits: Mapping[str, TaskSplits],
     conditions: str,
+    closing: str = "",
 ) -> None:
     """Write `results.csv` and `report.md` from the outcomes so far.
 
     Args:
         sections: the tables of this kind of experiment, Markdown.
         conditions: the section that says how it was measured.
+        closing: the last section, Markdown.
     """
     write_results(output / "results.csv", cells, outcomes)
     text = page(
@@ -255,6 +314,7 @@ def write_report(
         failed_section(cells, outcomes),
         data_section(data, splits),
         conditions,
+        closing,
     )
     write_atomically(output / "report.md", text.encode())
 
@@ -373,6 +433,8 @@ def print_findings(findings: Findings, console: Console) -> None:
         print_line(console, f"failed: {outcome.cell.title}: {outcome.failure}")
     if findings.failed:
         print_line(console, "the same command tries them again")
+    if findings.advice:
+        print_line(console, findings.advice)
     print_line(console, f"written: {findings.output / 'report.md'}")
 
 
