@@ -18,7 +18,6 @@ from train.metrics import (
     LabelFigures,
     MultiLabelMetrics,
     Reliability,
-    Reliability,
     calibration_error,
     draw_rows,
     reliability_bins,

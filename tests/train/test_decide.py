@@ -140,7 +140,7 @@ def test_a_precision_becomes_a_threshold_and_is_reported(backbone: str, tmp_path
         device="cpu",
         dtype=None,
         progress=Progress(),
-    ).decision
+    ).report.decision
     assert again is not None
     assert (again.abstain_below, again.precision) == (chosen.abstain_below, 0.4)
     assert again.answered == {"rows": chosen.answered["test"]}

@@ -69,10 +69,10 @@ def _why(taken: Candidate, best: Candidate, level: Sequence[Candidate]) -> str:
             f"{over} none is better, and {_names(level, taken)}, which "
             f"{'is' if len(level) == 2 else 'are'} larger, cannot be told apart from it"
         )
+    ahead = _points(best.mean.minus(taken.mean).value)
     return (
-        f"{over} {best.method} is {_points(best.mean.minus(taken.mean).value)} points better, "
-        f"which is not more than chance, and {taken.method} is the smallest that cannot be told apart "
-        "from it"
+        f"{over} {best.method} is {ahead} points better, which is not more than chance, and "
+        f"{taken.method} is the smallest that cannot be told apart from it"
     )
 
 
