@@ -10,10 +10,13 @@ import pytest
 from matplotlib.image import imread
 
 from tests.support.experiments import Watch, settings_of
+from train.data.dataset import read_examples
 from train.errors import SettingsError
+from train.experiments.answers import unpacked
 from train.experiments.cells import Cell, Findings, Store
 from train.experiments.compare import compare
-from train.metrics import Metric
+from train.loop.encoded_splits import classes_of
+from train.metrics import Metric, measure
 
 METHODS = ("idspam", "head-only", "lora")
 
@@ -95,6 +98,48 @@ def test_the_report_has_the_papers_table_and_its_conditions(compared: Findings) 
         assert part in text
     assert "Not complete" not in text
     assert "not run" not in text
+
+
+@pytest.mark.slow
+def test_the_report_says_which_differences_are_larger_than_chance_and_ends_in_advice(
+    compared: Findings, workspace: Path
+) -> None:
+    text = (compared.output / "report.md").read_text()
+    section = text.partition("## Differences to idspam, validation rows\n")[2].partition("\n## ")[0]
+    rows = [line.split(" | ")[0] for line in section.splitlines() if line.startswith("| ")]
+    assert rows == ["| method", "| ---", "| head-only", "| lora"]
+    assert text.rstrip().splitlines()[-3:] == ["## Advice", "", compared.advice]
+    assert compared.advice.endswith(".")
+    with (compared.output / "differences.csv").open(newline="") as file:
+        pairs = list(csv.DictReader(file))
+    # Two tasks, three pairs of methods.
+    assert len(pairs) == 6
+    for pair in pairs:
+        values = {
+            method: np.mean(
+                [
+                    Metric.ACCURACY.of(report.metrics["validation"])
+                    for cell in compared.cells
+                    if (cell.task, cell.method) == (pair["task"], method)
+                    and (report := compared.outcomes[cell.key].report)
+                ]
+            )
+            for method in (pair["method"], pair["other"])
+        }
+        expected = values[pair["method"]] - values[pair["other"]]
+        assert float(pair["difference"]) == pytest.approx(expected, abs=1e-6)
+        low, high = float(pair["low"]), float(pair["high"])
+        assert low <= float(pair["difference"]) <= high
+        assert (pair["larger_than_chance"] == "yes") == (low > 0 or high < 0)
+    # The answers that are kept give the figures that are reported.
+    rows_of = read_examples(str(workspace / "data" / "sst2" / "validation.jsonl"))
+    for cell in (cell for cell in compared.cells if cell.task == "sst2"):
+        report = compared.outcomes[cell.key].report
+        assert report is not None
+        assert set(report.answers) == {"validation"}
+        predicted = unpacked(report.answers["validation"], labels=2, several=False)
+        true = classes_of(rows_of, rows_of.labels)
+        assert measure(predicted, true, labels=2) == report.metrics["validation"]
 
 
 @pytest.mark.slow
