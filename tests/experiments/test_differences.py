@@ -132,12 +132,12 @@ def test_chance_is_rarely_called_a_difference() -> None:
 
 
 def test_a_cell_says_why_there_is_no_difference() -> None:
-    spread = Spread(0.8, np.full(1000, 0.8))
-    lower = Spread(0.75, np.linspace(0.74, 0.76, 1000))
-    assert difference_cell(spread, lower) == "**+5.0 (4.0 to 6.0)**"
+    spread = Spread(0.8, np.full(1001, 0.8))
+    lower = Spread(0.75, np.linspace(0.7405, 0.7595, 1001))
+    assert difference_cell(spread, lower) == "**+5.0 (4.1 to 5.9)**"
     assert difference_cell(spread, "not run yet") == "not run yet"
     assert mean_difference_cell([(spread, lower), ("failed", lower)]) == "1 of 2 tasks"
-    assert mean_difference_cell([(spread, lower)] * 2) == "**+5.0 (4.0 to 6.0)**"
+    assert mean_difference_cell([(spread, lower)] * 2) == "**+5.0 (4.1 to 5.9)**"
     cell = cell_named()
     spreads = Spreads(_splits([0, 1]))
     assert spreads.of([cell], {}, "validation") == "not run yet"
@@ -164,7 +164,7 @@ def _candidate(method: str, parameters: int, *scores: float, width: float = 0.01
 
 def test_advice_is_the_smallest_method_that_cannot_be_told_apart_from_the_best() -> None:
     head, lora = _candidate("head-only", 10, 0.7, 0.7), _candidate("lora", 2000, 0.8, 0.8)
-    vectors = _candidate("vectors", 1000, 0.795, 0.8)
+    vectors = _candidate("vectors", 1000, 0.794, 0.8)
     assert advice([head, lora, vectors], 0.5) == (
         "Take vectors (1,000 trained parameters): on average over the tasks lora is 0.3 points "
         "better, which is not more than chance, and vectors is the smallest that cannot be told "

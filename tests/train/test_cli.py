@@ -230,7 +230,7 @@ def test_fit_and_evaluate_write_what_they_print(
     assert json.loads((folder / "e.json").read_text())["accuracy"] == report["test"]["accuracy"]
     assert f"{report['test']['accuracy']:.4f}" in out
     left = sorted(path.name for path in folder.iterdir() if path.name.startswith((".", "x")))
-    assert left == ["x.md", "x.safetensors"]
+    assert left == ["x.md", "x.safetensors", "x.suspects.csv"]
     assert "written: x.safetensors, and its model card: x.md" in fitted
 
 

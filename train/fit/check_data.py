@@ -87,7 +87,6 @@ def check_data(sets: Mapping[str, Dataset], progress: Progress, *, drop: bool) -
     Raises:
         DataError: what is left cannot be trained on.
     """
-    progress.begin("repeated rows", texts=sum(map(len, sets.values())))
     repeats = find_repeats(sets)
     checks = DataChecks.of(sets, repeats, drop=drop)
     for line in checks.of_rows():

@@ -1,6 +1,7 @@
 """What `fit` finds out about its data: repeated rows, labels, what the tokenizer reads, suspects.
 
-`DataChecks` is what is shown and stored; two CSV files beside the adapter list the rows.
+`DataChecks` is what is shown and stored; two CSV files beside the adapter list the rows. Nothing
+here imports torch when it is loaded.
 """
 
 import csv
@@ -10,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from adapters.errors import listing
 from adapters.format.durable import write_atomically
@@ -18,7 +19,9 @@ from adapters.tokenizer import Encoding, TextEncoder
 from train.data.dataset import Dataset, Example, Label
 from train.data.repeats import Repeats, dropped_rows
 from train.errors import OutputError
-from train.report.suspects import Suspect
+
+if TYPE_CHECKING:
+    from train.report.suspects import Suspect
 
 # Of a label with fewer training rows, too little is learnt to rely on.
 FEW_ROWS = 10
@@ -256,7 +259,7 @@ def write_repeats(output: Path, sets: Mapping[str, Dataset], repeats: Repeats) -
 
 
 def write_suspects(
-    output: Path, train: Dataset, labels: Sequence[str], suspects: Sequence[Suspect]
+    output: Path, train: Dataset, labels: Sequence[str], suspects: Sequence["Suspect"]
 ) -> str:
     """Write all training rows, most suspicious first; returns the file's name."""
     path = suspects_path(output)
