@@ -86,7 +86,7 @@ def default_backbone() -> Backbone:
 
 def _suspects(data: Dataset, backbone: Backbone) -> tuple[Suspect, ...]:
     activation: Activation = "sigmoid" if data.multi_label else "softmax"
-    design = replace(design_of(FitSettings(), backbone), activation=activation)
+    design = replace(design_of("idspam", FitSettings(), backbone), activation=activation)
     method = build("idspam", backbone, design, data.labels, torch.Generator().manual_seed(0))
     cache = TrunkCache(
         backbone,
