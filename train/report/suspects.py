@@ -119,7 +119,10 @@ def _judged(given: _Array, groups: _Array) -> _Array:
 
 
 def _of_one_label(shares: _Array, true: _Array, judged: _Array) -> list[Suspect]:
-    """Likely wrong: another label's score is as high as is usual for rows that have that label."""
+    """Likely wrong: another label's score is as high as is usual for rows that have that label.
+
+    Nothing is likely wrong if the head is no better than always giving the most frequent label.
+    """
     labels, rows = shares.shape[1], np.arange(len(true))
     usual = np.array(
         [
@@ -133,7 +136,8 @@ def _of_one_label(shares: _Array, true: _Array, judged: _Array) -> list[Suspect]
     suggested = others.argmax(axis=1)
     other = others[rows, suggested]
     sure = np.where(shares >= usual, shares, -1.0)
-    likely = (sure.max(axis=1) > 0) & (sure.argmax(axis=1) != true)
+    knows = (shares.argmax(axis=1) == true).mean() > np.bincount(true).max() / len(true)
+    likely = knows & (sure.max(axis=1) > 0) & (sure.argmax(axis=1) != true)
     return [
         Suspect(
             int(row),
@@ -149,7 +153,10 @@ def _of_one_label(shares: _Array, true: _Array, judged: _Array) -> list[Suspect]
 
 
 def _of_sets(shares: _Array, given: _Array, judged: _Array) -> list[Suspect]:
-    """Likely wrong: a decision about a label whose score is usual for texts decided otherwise."""
+    """Likely wrong: a decision about a label whose score is usual for texts decided otherwise.
+
+    None is about a label of which the head knows no more than how many texts have it.
+    """
     usual_with = np.ones(len(judged))
     usual_without = np.zeros(len(judged))
     for label in np.flatnonzero(judged):
@@ -158,7 +165,9 @@ def _of_sets(shares: _Array, given: _Array, judged: _Array) -> list[Suspect]:
         usual_without[label] = shares[~has, label].mean() if not has.all() else 0.0
     own = np.where(given, shares, 1 - shares)
     own[:, ~judged] = 1.0
-    wrong = np.where(given, shares <= usual_without, shares >= usual_with) & judged
+    share_with = given.mean(axis=0)
+    knows = ((shares >= 0.5) == given).mean(axis=0) > np.maximum(share_with, 1 - share_with)
+    wrong = np.where(given, shares <= usual_without, shares >= usual_with) & judged & knows
     answers = np.where(judged, shares >= 0.5, given)
     worst = own.min(axis=1)
     return [
