@@ -184,7 +184,7 @@ def test_advice_is_the_smallest_method_that_cannot_be_told_apart_from_the_best()
 
 def test_advice_names_what_speaks_against_it() -> None:
     vectors, lora = _candidate("vectors", 1000, 0.9, 0.7), _candidate("lora", 2000, 0.78, 0.8)
-    tuned = _candidate("fine-tuning", 10**6, 0.9, 0.9)
+    tuned = replace(_candidate("fine-tuning", 10**6, 0.9, 0.9), served=False)
     said = advice([vectors, lora, tuned], 0.5)
     assert said.startswith("Take vectors (1,000 trained parameters): ")
     assert "; but lora is 10.0 better on two; " in said

@@ -5,17 +5,18 @@ from dataclasses import dataclass
 
 from train.experiments.differences import Spread, mean_spread
 
-# What no adapter file can hold.
-NOT_SERVED = ("fine-tuning",)
-
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A method, its scores by task, and the mean number of its trained parameters."""
+    """A method, its scores by task, and the mean number of its trained parameters.
+
+    served: whether an adapter file holds what it trains.
+    """
 
     method: str
     scores: Mapping[str, Spread]
     parameters: float
+    served: bool = True
 
     @property
     def mean(self) -> Spread:
@@ -30,7 +31,7 @@ def advice(candidates: Sequence[Candidate], majority: float) -> str:
         candidates: at least one, all with the same tasks.
         majority: the mean score of always giving the same answer.
     """
-    served = [each for each in candidates if each.method not in NOT_SERVED]
+    served = [each for each in candidates if each.served]
     if not served:
         return "None of these methods can be served as an adapter: compare some that can."
     best = max(served, key=lambda each: each.mean.value)
@@ -47,7 +48,7 @@ def advice(candidates: Sequence[Candidate], majority: float) -> str:
     parts = [f"Take {taken.method} ({size}): {_why(taken, best, level)}"]
     if worse := _worse_on(taken, served):
         parts.append(f"but {worse}")
-    above = [each for each in candidates if each.method in NOT_SERVED]
+    above = [each for each in candidates if not each.served]
     for other in above:
         difference = other.mean.minus(taken.mean)
         if difference.low > 0:

@@ -141,7 +141,8 @@ class _Comparison:
             cells = [cell for cell in self.cells if cell.method == method]
             reports = reports_of(cells, self.session.outcomes)
             parameters = fmean(report.trainable_parameters for report in reports)
-            candidates.append(Candidate(method, known, parameters))
+            served = METHODS[method].not_an_adapter is None
+            candidates.append(Candidate(method, known, parameters, served))
         constant = mean_of(
             [self._majority(name, self.splits[name].reported[0]) for name in self.data]
         )
