@@ -6,6 +6,7 @@ from itertools import combinations
 from pathlib import Path
 from statistics import fmean
 
+from train.config.defaults import DEFAULT_METHOD
 from train.config.settings import FitSettings
 from train.data.task_data import TaskData
 from train.experiments import plots
@@ -185,7 +186,8 @@ class _Comparison:
         names = [name for name in self.data if split in self.splits[name].reported]
         if not names or len(self.methods) < 2:
             return ""
-        reference = "idspam" if "idspam" in self.methods else self.methods[0]
+        preferred = (DEFAULT_METHOD.value, "idspam", self.methods[0])
+        reference = next(method for method in preferred if method in self.methods)
         others = [method for method in controls_first(self.methods) if method != reference]
         of_reference = [self._spread(name, reference, split) for name in names]
         rows = []
