@@ -378,7 +378,10 @@ def _abstaining(decision: DecisionReport) -> str:
     for split, part in decision.answered.items():
         right = "" if part.accuracy is None else f", {part.accuracy:.1%} of these correctly"
         shares.append(f"of {split} it answers {part.coverage:.1%}{right}")
-    return f"abstains below {decision.abstain_below:g}: {'; '.join(shares)}".replace("%", " %")
+    how = (
+        f"abstains below {decision.abstain_below:g}" if decision.abstain_below else "never abstains"
+    )
+    return f"{how}: {'; '.join(shares)}".replace("%", " %")
 
 
 def _warning(report: FitReport) -> str | None:
