@@ -82,17 +82,22 @@ def written(adapter: Adapter, folder: Path) -> Path:
     return path
 
 
+# The short name of BERT's down means other modules as well. Joined matrices have a larger rank.
+QUERY_VALUE, DOWN, MORE = (
+    ((Site.QUERY, Site.VALUE), (0, 4)),
+    ((Site.DOWN,), (1, 3)),
+    ((Site.QUERY, Site.KEY, Site.UP), (2, 4)),
+)
+
+
 @pytest.mark.parametrize(
-    ("sites", "layers"),
+    ("family", "sites", "layers"),
     [
-        ((Site.QUERY, Site.VALUE), (0, 4)),
-        # The short name of BERT's down means other modules as well.
-        ((Site.DOWN,), (1, 3)),
-        # Joined matrices have a larger rank than the others.
-        ((Site.QUERY, Site.KEY, Site.UP), (2, 4)),
+        *((family, *MORE) for family in FAMILY_NAMES),
+        *((family, *DOWN) for family in ("bert", "electra", "distilbert")),
+        *((family, *QUERY_VALUE) for family in ("bert", "gpt2")),
     ],
 )
-@pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_an_exported_adapter_answers_in_peft_as_here(
     hosts: dict[str, Backbone],
     tmp_path: Path,
