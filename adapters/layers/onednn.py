@@ -116,7 +116,7 @@ class OneDnnLayer:
             and isinstance(changes, SplitTuning)
             and _one_each(positions, layout)
         ):
-            queries, projected = self._query(read), self._key_value(padded)
+            queries, projected = self._query(read).float(), self._key_value(padded).float()
             _change(changes.queries, read, queries, len(positions))
             _change(tuning.keys_and_values, padded, projected, len(states))
             attended = self._attend_reads(queries, projected[: len(states)], layout)
@@ -128,7 +128,9 @@ class OneDnnLayer:
     def _attend_tuned(
         self, padded: Tensor, tokens: int, layout: Extents, tuning: LayerTuning
     ) -> list[Tensor]:
-        projected = tuning.projection(padded[:tokens], self._projection(padded)[:tokens])
+        # Attention wants float32 anyway; changes are faster there, and exact.
+        projected = self._projection(padded)[:tokens].float()
+        projected = tuning.projection(padded[:tokens], projected)
         return self._attend_runs(projected, layout)
 
     def _finish_tuned(

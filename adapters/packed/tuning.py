@@ -71,9 +71,8 @@ class LowRank:
     b: tuple[Tensor | None, ...]
 
     def cast(self, dtype: torch.dtype) -> "LowRank":
-        """All matrices in another type."""
-        b = tuple(None if each is None else each.to(dtype) for each in self.b)
-        return LowRank(self.a.to(dtype), b)
+        """A in another type, which multiplies the layer's inputs."""
+        return LowRank(self.a.to(dtype), self.b)
 
     def block(self) -> Tensor:
         """B of all maps as one: [L, k r, all outputs], zero outside of its blocks."""
@@ -127,7 +126,7 @@ class LoraWeights:
         )
 
     def cast(self, dtype: torch.dtype) -> "LoraWeights":
-        """All matrices in another type: they multiply every position."""
+        """A in another type; B stays, for outputs in float32."""
         maps = (self.projection, self.dense, self.up, self.down)
         return LoraWeights(self.layers, *(each and each.cast(dtype) for each in maps))
 
@@ -548,7 +547,7 @@ class MixedChanges:
             if matrices is None:
                 continue
             end = len(matrices.b) if maps is None else first + maps
-            narrow = inputs[piece.place] @ matrices.a[index]
+            narrow = (inputs[piece.place] @ matrices.a[index]).to(output.dtype)
             changed = output[piece.place]
             width, used = output.shape[1] // (end - first), 0
             for place, b in enumerate(matrices.b):
@@ -557,6 +556,6 @@ class MixedChanges:
                 rank = b.shape[1]
                 if first <= place < end:
                     columns = changed.narrow(1, (place - first) * width, width)
-                    columns.addmm_(narrow.narrow(1, used, rank), b[index])
+                    columns.addmm_(narrow.narrow(1, used, rank), b[index].to(columns.dtype))
                 used += rank
         return output
