@@ -31,6 +31,9 @@ logger = logging.getLogger(__name__)
 MAX_HEAD_SIZE = 128
 # A device runs some hundreds of programs at a time: beyond this number more only cost launch time.
 _PROGRAMS = 2048
+# With vectors, attention would take 141 registers a thread for heads of 64, and a multiprocessor
+# would run three programs instead of four. The limit spills 13 of them.
+_TUNED_REGISTERS, _LIMITED_DEPTH = 128, 64
 # The largest rounding error of bfloat16 on numbers around one.
 _ROUNDING = 0.05
 
@@ -212,6 +215,11 @@ def attend(
     assert projected.is_contiguous(), projected.stride()
     assert size <= MAX_HEAD_SIZE, size
     n = heads * size
+    # A product of blocks is at least 16 wide.
+    depth = max(16, triton.next_power_of_2(size))
+    options: dict[str, int] = {}
+    if vectors is not None and depth <= _LIMITED_DEPTH:
+        options["maxnreg"] = _TUNED_REGISTERS
     out = torch.empty(tokens, n, dtype=projected.dtype, device=projected.device)
     triton_layer.attend[(heads, len(cumulative) - 1, tiling.parts)](
         *projected.unbind(1),
@@ -225,14 +233,14 @@ def attend(
             else (vectors.rows, vectors.table, vectors.table.stride(0), vectors.layer)
         ),
         SIZE=size,
-        # A product of blocks is at least 16 wide.
-        DEPTH=max(16, triton.next_power_of_2(size)),
+        DEPTH=depth,
         BLOCK=tiling.block,
         SCALE=0 if vectors is None else int(vectors.scale),
         SCALES=0 if vectors is None else 3 * n + vectors.intermediate_size,
         **_UNTUNED if vectors is None else vectors.constants(n),
         num_warps=tiling.warps,
         num_stages=tiling.stages,
+        **options,
     )
     return out
 

@@ -23,7 +23,9 @@ def _vectors_of(
     address = tl.load(entry + COLUMN)
     first = tl.load(entry + FIRST)
     tuned = (slot >= 0) & (address != 0) & (layer >= first) & (layer < tl.load(entry + END))
-    return address.to(tl.pointer_type(tl.float32)) + (layer - first) * WIDTH, tuned
+    # Without the hint, an address from memory is read in small pieces (`bank._ALIGNMENT`).
+    vectors = tl.multiple_of(address.to(tl.pointer_type(tl.float32)), 16)
+    return vectors + (layer - first) * WIDTH, tuned
 
 
 @triton.jit(do_not_specialize=["layer"])
@@ -111,17 +113,6 @@ def attend(
     deep = depth < SIZE
     column = head * SIZE + depth
     first = tl.program_id(2) * BLOCK
-    if TUNED:
-        n = tl.num_programs(0) * SIZE
-        slot = tl.load(rows + row)
-        scales, tuned = _vectors_of(table, table_stride, slot, layer, SCALE, FIRST, END, SCALES)
-        biases, _ = _vectors_of(table, table_stride, slot, layer, BIAS, FIRST, END, BIASES)
-        tuned = deep & tuned
-        key_scale = 1.0 + tl.load(scales + n + column, mask=tuned, other=0.0)
-        query_scale = (1.0 + tl.load(scales + column, mask=tuned, other=0.0)) * key_scale
-        query_bias = tl.load(biases + column, mask=tuned, other=0.0) * key_scale
-        value_scale = 1.0 + tl.load(scales + 2 * n + column, mask=tuned, other=0.0)
-        value_bias = tl.load(biases + 2 * n + column, mask=tuned, other=0.0)
     # Rows that are empty or shorter end here, as most programs of a graph for long rows do.
     while first < length:
         within = first + tl.arange(0, BLOCK)
@@ -129,8 +120,17 @@ def attend(
         asked = (within < length)[:, None] & deep[None, :]
         query = tl.load(queries + token[:, None] * stride + column[None, :], mask=asked, other=0.0)
         if TUNED:
+            # Here, not before the loop: what is kept in registers keeps other programs out.
+            n = tl.num_programs(0) * SIZE
+            slot = tl.load(rows + row)
+            scales, tuned = _vectors_of(table, table_stride, slot, layer, SCALE, FIRST, END, SCALES)
+            biases, _ = _vectors_of(table, table_stride, slot, layer, BIAS, FIRST, END, BIASES)
+            changed = deep & tuned
+            query_scale = 1.0 + tl.load(scales + column, mask=changed, other=0.0)
+            key_scale = 1.0 + tl.load(scales + n + column, mask=changed, other=0.0)
+            query_bias = tl.load(biases + column, mask=changed, other=0.0)
             query = query.to(tl.float32) * query_scale[None, :] + query_bias[None, :]
-            query = query.to(queries.dtype.element_ty)
+            query = (query * key_scale[None, :]).to(queries.dtype.element_ty)
         highest = tl.full([BLOCK], float("-inf"), tl.float32)
         total = tl.zeros([BLOCK], tl.float32)
         mixed = tl.zeros([BLOCK, DEPTH], tl.float32)
@@ -158,6 +158,9 @@ def attend(
         place = token[:, None] * (tl.num_programs(0) * SIZE) + column[None, :]
         mixed = mixed / total[:, None]
         if TUNED:
+            changed = deep & tuned
+            value_scale = 1.0 + tl.load(scales + 2 * n + column, mask=changed, other=0.0)
+            value_bias = tl.load(biases + 2 * n + column, mask=changed, other=0.0)
             mixed = mixed * value_scale[None, :] + value_bias[None, :]
         tl.store(out + place, mixed.to(out.dtype.element_ty), mask=asked)
         first += tl.num_programs(2) * BLOCK

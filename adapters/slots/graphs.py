@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 _CAPTURE_AFTER = 16
 # At most this many signatures have graphs, because every graph keeps device memory.
 _MAX_SIGNATURES = 12
+# Signatures whose batches are counted. Beyond that, all counts start anew.
+_MAX_COUNTED = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,7 @@ class CudaGraphs:
         self._pool = torch.cuda.graph_pool_handle()
         self._buckets: dict[Signature, Buckets] = {}
         self._graphs: dict[tuple[Signature, BatchShape], _Graph] = {}
+        self._captured: set[Signature] = set()
         self._misses: Counter[tuple[Signature, BatchShape]] = Counter()
 
     def __len__(self) -> int:
@@ -77,7 +80,8 @@ class CudaGraphs:
         signature = batch.signature
         if not self._widths.holds(widths):
             return None
-        if signature not in self._buckets and len(self._buckets) == _MAX_SIGNATURES:
+        # A signature takes one of the places only with its first graph: rare ones come and go.
+        if signature not in self._captured and len(self._captured) >= _MAX_SIGNATURES:
             return None
         bucket = self._buckets_of(signature).cheapest(batch.shape)
         if bucket is None:
@@ -98,6 +102,9 @@ class CudaGraphs:
 
     def _buckets_of(self, signature: Signature) -> Buckets:
         if signature not in self._buckets:
+            if len(self._buckets) >= _MAX_COUNTED:
+                self._buckets = {known: self._buckets[known] for known in self._captured}
+                self._misses.clear()
             self._buckets[signature] = Buckets(
                 signature, max_positions=self._max_positions, longest=self._longest
             )
@@ -118,4 +125,5 @@ class CudaGraphs:
         ):
             outputs = run(self._backbone, self._bank, inputs, self._widths)
         self._graphs[signature, shape] = _Graph(inputs, outputs, graph)
+        self._captured.add(signature)
         logger.debug("captured signature=%s shape=%s", signature, shape)

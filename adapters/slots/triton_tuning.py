@@ -1,7 +1,9 @@
 """Triton kernels for what adapters change inside the layers; `adapters.slots.tuning` launches them.
 
-Compiled when a CUDA device first runs them. A program works on a tile: positions of one slot, whose
-weights it finds by their address in the slot table (`adapters.slots.bank.Column`).
+Compiled when a CUDA device first runs them. A program finds the weights of a slot by their address
+in the slot table (`adapters.slots.bank.Column`). Products work on tiles, which are positions of one
+slot. Elementwise changes work on blocks of neighbouring positions, because a slot's last tile is
+seldom full.
 """
 
 import triton
@@ -16,11 +18,19 @@ def _layer_of(entry, layer, FIRST: tl.constexpr, END: tl.constexpr):
     return tl.where(layer < end, layer - first, -1)
 
 
-@triton.jit(do_not_specialize=["layer"])
+@triton.jit
+def _vectors(address):
+    """Vectors at an address from the table."""
+    # Without the hint, an address from memory is read in small pieces (`bank._ALIGNMENT`).
+    return tl.multiple_of(address.to(tl.pointer_type(tl.float32)), 16)
+
+
+@triton.jit(do_not_specialize=["layer", "positions"])
 def modulate(
     output,
     stride,
-    tiles,
+    owners,
+    positions,
     table,
     table_stride,
     layer,
@@ -43,50 +53,43 @@ def modulate(
 ):
     """In place: y (1 + s) + b, then GELU, then y (1 + a), as far as each is wanted.
 
+    A program works on neighbouring positions, slot by slot: most have one slot. Positions without a
+    slot, the padding, are left as they are.
+
     OFFSET: where the site's columns start among a layer's vectors. SCALES, BIASES, WIDE: the widths
     of a layer's s, b and a.
     """
-    tile = tl.program_id(0)
-    first = tl.load(tiles + tile * 3 + 1)
-    end = tl.load(tiles + tile * 3 + 2)
-    if first >= end:
-        return
-    entry = table + tl.load(tiles + tile * 3).to(tl.int64) * table_stride
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     wide = columns < WIDTH
-    index = _layer_of(entry, layer, FIRST, END)
-    shifts = tl.load(entry + BIAS)
-    tuned = (index >= 0) & (shifts != 0)
-    if not GELU:
-        if index < 0:
-            return
-        if shifts == 0:
-            return
-    if SCALED:
-        scales = tl.load(entry + SCALE).to(tl.pointer_type(tl.float32)) + index * SCALES
-        scale = 1.0 + tl.load(scales + OFFSET + columns, mask=wide & tuned, other=0.0)
-    if SHIFTED:
-        biases = shifts.to(tl.pointer_type(tl.float32)) + index * BIASES
-        bias = tl.load(biases + OFFSET + columns, mask=wide & tuned, other=0.0)
-    if AFTER:
-        after = tl.load(entry + ACTIVATED)
-        factors = after.to(tl.pointer_type(tl.float32)) + index * WIDE
-        factor = 1.0 + tl.load(factors + columns, mask=wide & tuned & (after != 0), other=0.0)
-    while first < end:
-        rows = first + tl.arange(0, ROWS)
-        here = (rows < end)[:, None] & wide[None, :]
-        places = output + rows.to(tl.int64)[:, None] * stride + columns[None, :]
-        value = tl.load(places, mask=here, other=0.0).to(tl.float32)
+    here = rows < positions
+    slots = tl.load(owners + rows, mask=here, other=-1)
+    places = output + rows.to(tl.int64)[:, None] * stride + columns[None, :]
+    # Read beside the slots: the vectors are known only three reads later.
+    states = tl.load(places, mask=here[:, None] & wide[None, :], other=0.0)
+    slot = tl.max(slots, 0)
+    while slot >= 0:
+        entry = table + slot.to(tl.int64) * table_stride
+        index = _layer_of(entry, layer, FIRST, END)
+        shifts = tl.load(entry + BIAS)
+        tuned = (index >= 0) & (shifts != 0)
+        value = states.to(tl.float32)
         if SCALED:
-            value = value * scale[None, :]
+            scales = _vectors(tl.load(entry + SCALE)) + index * SCALES
+            value *= 1.0 + tl.load(scales + OFFSET + columns, mask=wide & tuned, other=0.0)[None, :]
         if SHIFTED:
-            value = value + bias[None, :]
+            biases = _vectors(shifts) + index * BIASES
+            value += tl.load(biases + OFFSET + columns, mask=wide & tuned, other=0.0)[None, :]
         if GELU:
             value = 0.5 * value * (1.0 + tl.erf(value * 0.7071067811865476))
         if AFTER:
-            value = value * factor[None, :]
-        tl.store(places, value.to(output.dtype.element_ty), mask=here)
-        first += ROWS
+            after = tl.load(entry + ACTIVATED)
+            factors = _vectors(after) + index * WIDE
+            known = wide & tuned & (after != 0)
+            value *= 1.0 + tl.load(factors + columns, mask=known, other=0.0)[None, :]
+        changed = (slots == slot)[:, None] & wide[None, :]
+        tl.store(places, value.to(output.dtype.element_ty), mask=changed)
+        slot = tl.max(tl.where(slots < slot, slots, -1), 0)
 
 
 @triton.jit(do_not_specialize=["layer"])
@@ -175,7 +178,8 @@ def widen(
 ):
     """y + h B, in place, for one of the sites, whose outputs are side by side.
 
-    B: the column of the first of them. ALIGNED: as in `shrink`, of B.
+    B: the column of the first of them. ALIGNED: as in `shrink`, of B. The programs of a tile share
+    its blocks of columns.
     """
     tile = tl.program_id(0)
     site = tl.program_id(2)
@@ -195,17 +199,20 @@ def widen(
     rows = (first + tl.arange(0, TILE_ROWS)).to(tl.int64)
     here = rows < end
     inner = tl.arange(0, RANK)
-    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    wide = columns < OUTPUTS
     a = tl.load(
         narrow + rows[:, None] * (SITES * RANK) + site * RANK + inner[None, :],
         mask=here[:, None],
         other=0.0,
     )
-    places = tl.multiple_of(matrix + inner[:, None] * OUTPUTS + columns[None, :], [1, ALIGNED])
-    b = tl.load(places, mask=(inner < rank)[:, None] & wide[None, :], other=0.0)
-    targets = output + rows[:, None] * output_stride + site * OUTPUTS + columns[None, :]
-    known = here[:, None] & wide[None, :]
-    total = tl.load(targets, mask=known, other=0.0).to(tl.float32)
-    total += tl.dot(a, b, input_precision="ieee")
-    tl.store(targets, total.to(output.dtype.element_ty), mask=known)
+    start = tl.program_id(1) * COLUMNS
+    while start < OUTPUTS:
+        columns = start + tl.arange(0, COLUMNS)
+        wide = columns < OUTPUTS
+        targets = output + rows[:, None] * output_stride + site * OUTPUTS + columns[None, :]
+        known = here[:, None] & wide[None, :]
+        states = tl.load(targets, mask=known, other=0.0)
+        places = tl.multiple_of(matrix + inner[:, None] * OUTPUTS + columns[None, :], [1, ALIGNED])
+        b = tl.load(places, mask=(inner < rank)[:, None] & wide[None, :], other=0.0)
+        total = states.to(tl.float32) + tl.dot(a, b, input_precision="ieee")
+        tl.store(targets, total.to(output.dtype.element_ty), mask=known)
+        start += tl.num_programs(1) * COLUMNS

@@ -24,6 +24,13 @@ from adapters.slots.extents import Places, SlottedExtents
 from adapters.slots.kernels import alignment
 
 _PROJECTED = 3
+# Of an elementwise program: 16 numbers for each of its threads. With more, the error function of
+# GELU takes so many registers that few programs run at a time.
+_BLOCK_ROWS, _BLOCK_COLUMNS = 16, 256
+_MANY_POSITIONS = 2048
+# A device runs some hundreds of programs at a time. Among more, those of tiles without LoRA cost
+# their launches.
+_PROGRAMS = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,13 +138,17 @@ class SlotLayerTuning:
         if not self.signature.vectors:
             return
         assert output.stride(1) == 1, output.stride()
+        owners, positions = self.places.owners, len(output)
+        assert owners is not None
         n, f, width = self.sizes.hidden, self.sizes.intermediate, output.shape[1]
-        columns = min(512, triton.next_power_of_2(width))
-        tiles = self.places.tiles
-        triton_tuning.modulate[(len(tiles) // 3, triton.cdiv(width, columns))](
+        columns = min(_BLOCK_COLUMNS, triton.next_power_of_2(width))
+        # Among few positions, as those that are read, nearly each has another slot.
+        rows = _BLOCK_ROWS if positions >= _MANY_POSITIONS else 2
+        triton_tuning.modulate[(triton.cdiv(positions, rows), triton.cdiv(width, columns))](
             output,
             output.stride(0),
-            tiles,
+            owners,
+            positions,
             self.table,
             self.table.stride(0),
             self.layer,
@@ -155,8 +166,9 @@ class SlotLayerTuning:
             SHIFTED=shifted,
             GELU=gelu,
             AFTER=after,
-            ROWS=16,
+            ROWS=rows,
             COLUMNS=columns,
+            num_warps=8 if rows == _BLOCK_ROWS else 1,
         )
 
     def _low_rank(
@@ -192,8 +204,9 @@ class SlotLayerTuning:
             DEPTH=min(128, max(16, triton.next_power_of_2(wide))),
             **columns,
         )
-        block = min(128, max(16, triton.next_power_of_2(outputs)))
-        triton_tuning.widen[(number, triton.cdiv(outputs, block), sites)](
+        block = min(64, max(16, triton.next_power_of_2(outputs)))
+        parts = max(1, min(triton.cdiv(outputs, block), _PROGRAMS // (number * sites)))
+        triton_tuning.widen[(number, parts, sites)](
             narrow,
             tiles,
             self.table,

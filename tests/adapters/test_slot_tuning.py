@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -20,10 +21,11 @@ from adapters.layers import plain
 from adapters.layers.fused import FusedLayer
 from adapters.packed.layout import Layout
 from adapters.packed.tuning import UniformTuning, tuning_weights
+from adapters.slots import tuning
 from adapters.slots.bank import SlotBank, image_of
 from adapters.slots.batch import SlottedBatch, facts_of
 from adapters.slots.extents import Places, SlottedExtents
-from adapters.slots.tuning import Sizes, SlotTuning
+from adapters.slots.tuning import Sizes, SlotLayerTuning, SlotTuning
 from tests.support.families import backbone_of
 from tests.support.tiny_models import make_adapter
 
@@ -164,3 +166,41 @@ def test_every_row_is_changed_by_its_own_adapter(family: str, slots: tuple[int, 
 def same(output: Tensor, expected: Tensor) -> None:
     # GPT-2's states are not normalised: errors grow with them.
     torch.testing.assert_close(output, expected, rtol=FLOAT32_ERROR, atol=FLOAT32_ERROR)
+
+
+# One-token rows of many slots in one block; blocks with one, two and more slots; padding inside a
+# block and blocks of nothing else; slots that hold no adapter, no vectors, or another range.
+@pytest.mark.parametrize("many", [False, True])
+@torch.inference_mode()
+def test_blocks_of_positions_are_changed_slot_by_slot(
+    many: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "_MANY_POSITIONS", 1 if many else 10**6)
+    backbone = backbone_of("bert").to(device=DEVICE)
+    case = Case(backbone, (0, 2, 3, 4))
+    lengths = {0: 1, 2: 1, 3: 30, 4: 5, 5: 1, 7: 20}
+    owners = [slot for slot, length in lengths.items() for _ in range(length)]
+    owners += [-1] * 23
+    flat = torch.tensor(owners, dtype=torch.int32, device=DEVICE)
+    places = Places(flat, flat, flat)
+    sizes = Sizes(backbone.hidden_size, backbone.intermediate_size)
+    n, f = sizes.hidden, sizes.intermediate
+    changes = SlotLayerTuning(case.bank.table, case.signature, sizes, 1, places, places)
+    random = torch.Generator().manual_seed(1)
+    states = torch.randn(len(owners), f, generator=random).to(DEVICE)
+    output = changes.up_to_activated(states.clone())
+    for position, slot in enumerate(owners):
+        expected = states[position]
+        if slot < 0:
+            assert torch.equal(output[position], expected)
+            continue
+        tensors = case.adapters[slot].tensors if slot in case.adapters else {}
+        if (scale := tensors.get("tuning.scale")) is not None:
+            bias, index = tensors["tuning.bias"], 0 if slot == 3 else 1
+            here = slice(3 * n, 3 * n + f)
+            expected = expected * (1 + scale[index, here].to(DEVICE))
+            expected = expected + bias[index, here].to(DEVICE)
+        expected = functional.gelu(expected)
+        if (activated := tensors.get("tuning.activated")) is not None:
+            expected = expected * (1 + activated[0].to(DEVICE))
+        same(output[position], expected)
