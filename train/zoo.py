@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from train import cli
+from train.report.data_checks import repeats_path, suspects_path
 
 SNIPPETS = ("movieReviewSnippets", "amazonReviewSnippets", "tweets", "nytEditorialSnippets")
 HELD_OUT_FROM = "movieReviewSnippets"
@@ -67,6 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = cli.main(fit_arguments(name, options.data_root, options.output))
         if code != 0:
             return code
+        # They hold rows of the data, which the zoo must not publish.
+        for list_of_rows in (repeats_path, suspects_path):
+            list_of_rows(options.output / f"{name}.safetensors").unlink(missing_ok=True)
     return 0
 
 
