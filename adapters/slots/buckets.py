@@ -16,6 +16,9 @@ _SMALL = (64, 128, 256, 512, _LAUNCH_BOUND)
 _STEPS = (1.0, 1.25, 1.5, 1.75)
 # The share of text among a large bucket's positions; prompts are the rest.
 _TEXT_SHARES = (0.75, 0.82, 0.9, 1.0)
+# The share of the prompts that are there before the last insertion, in batches with several. Rows
+# without an early prompt would otherwise cost its positions in all layers up to there.
+_EARLY_SHARES = (0.5, 1.0)
 # Rows of this mean length fill a bucket; an unused row costs a few empty thread blocks a layer.
 _SHORTEST_MEAN = 24
 # Positions of the longest row in buckets for short rows, whose attention launches fewer blocks.
@@ -35,9 +38,16 @@ class Buckets:
 
     def __init__(self, signature: Signature, *, max_positions: int, longest: int) -> None:
         shapes = [
-            _shape(signature, positions=positions, tokens=int(share * positions), longest=row)
+            _shape(
+                signature,
+                positions=positions,
+                tokens=int(share * positions),
+                early=early,
+                longest=row,
+            )
             for positions in _sizes(max_positions)
             for share in (_TEXT_SHARES if positions > _LAUNCH_BOUND else (1.0,))
+            for early in (_EARLY_SHARES if len(signature.insertions) > 1 and share < 1 else (1.0,))
             for row in sorted({min(positions, _SHORT, longest), min(positions, longest)})
         ]
         self.shapes = sorted(shapes, key=cost)
@@ -66,12 +76,16 @@ def _sizes(most: int) -> Iterator[int]:
     yield most
 
 
-def _shape(signature: Signature, *, positions: int, tokens: int, longest: int) -> BatchShape:
+def _shape(
+    signature: Signature, *, positions: int, tokens: int, early: float, longest: int
+) -> BatchShape:
+    points = len(signature.insertions)
+    before = tokens + int(early * (positions - tokens))
     rows = max(4, positions // _SHORTEST_MEAN)
     return BatchShape(
         rows=rows,
         tokens=tokens,
-        expanded=(positions,) * len(signature.insertions),
+        expanded=(before,) * (points - 1) + (positions,) * min(points, 1),
         reads=positions if signature.mean else rows,
         longest=longest,
         tiles=(positions if signature.tuned else tokens) // TILE + rows,

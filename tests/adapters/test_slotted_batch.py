@@ -185,3 +185,20 @@ def test_a_batch_larger_than_every_bucket_finds_none() -> None:
     buckets = Buckets(SIGNATURE, max_positions=1024, longest=64)
     need = BatchShape(rows=1, tokens=5, expanded=(80,), reads=1, longest=80, tiles=1)
     assert buckets.cheapest(need) is None
+
+
+def test_a_batch_with_few_early_prompts_does_not_pay_for_late_ones_in_the_first_layers() -> None:
+    points = (InsertionPoint(0, (Source.STATIC,)), InsertionPoint(2, (Source.HIDDEN,)))
+    buckets = Buckets(Signature(points, mean=False), max_positions=16384, longest=272)
+    need = BatchShape(
+        rows=362, tokens=14211, expanded=(14846, 16316), reads=362, longest=164, tiles=339
+    )
+    bucket = buckets.cheapest(need)
+    assert bucket is not None
+    assert bucket.holds(need)
+    assert bucket.expanded[0] < 15600
+    # All prompts early: that must fit as well.
+    early = BatchShape(
+        rows=362, tokens=14211, expanded=(16316, 16316), reads=362, longest=164, tiles=339
+    )
+    assert buckets.cheapest(early) is not None
