@@ -20,16 +20,21 @@ from adapters.layers.tuning import LayerTuning
 from adapters.packed.layout import Extents
 from adapters.packed.tuning import LoraChanges, Unchanged, VectorChanges
 
+# The softmax of longer rows is computed again for the gradient: it would take too much memory.
+KEPT_LENGTH = 64
+
 
 @dataclass(frozen=True, slots=True)
 class FrozenLinear:
     """x W^T + b, and its gradient g W, both without gradients of their own.
 
-    forward: [T, inputs] -> [T, outputs]. backward: [T, outputs] -> [T, inputs].
+    forward: [T, inputs] -> [T, outputs]. backward: [T, outputs] -> [T, inputs]. pads: whether both
+    pad T to one of a few sizes; where T is one of them, they copy nothing.
     """
 
     forward: Callable[[Tensor], Tensor]
     backward: Callable[[Tensor], Tensor]
+    pads: bool = False
 
     @classmethod
     def of(cls, *linears: nn.Linear) -> "FrozenLinear":
@@ -37,7 +42,7 @@ class FrozenLinear:
         first = linears[0].weight
         if first.device.type == "cpu" and first.dtype in onednn.types():
             forward = onednn.ReorderedLinear.of(*linears)
-            return cls(forward.padded, onednn.ReorderedLinear.transposed(*linears).padded)
+            return cls(forward.padded, onednn.ReorderedLinear.transposed(*linears).padded, True)
         weight = torch.cat([linear.weight for linear in linears]).detach()
         bias = torch.cat([linear.bias for linear in linears]).detach()
         return cls(
@@ -142,6 +147,9 @@ class FrozenLayer:
         if projected.is_cuda and projected.dtype in VARLEN_DTYPES:
             flash: Tensor = _FlashAttention.apply(projected, None, None, self, None, layout)  # type: ignore[no-untyped-call]
             return flash
+        if not projected.is_cuda:
+            by_runs: Tensor = _RunAttention.apply(projected, self, layout)  # type: ignore[no-untyped-call]
+            return by_runs
         queries, keys, values = (
             part.transpose(0, 1).unsqueeze(0) for part in self.heads_of(projected)
         )
@@ -153,6 +161,13 @@ class FrozenLayer:
     def heads_of(self, projected: Tensor) -> tuple[Tensor, ...]:
         """Queries, keys and values from `projection`: [T, 3 n] -> three [T, heads, d]."""
         return projected.view(len(projected), 3, self._heads, self._size).unbind(1)
+
+    def runs_of(self, projected: Tensor, layout: Extents) -> list[tuple[Tensor, ...]]:
+        """Queries, keys and values of every run: three [rows, heads, length, d]."""
+        return [
+            rows.unflatten(2, (3, self._heads, self._size)).permute(2, 0, 3, 1, 4).unbind()
+            for rows in layout.by_run(projected)
+        ]
 
     def _finish(
         self, attended: Tensor, residual: Tensor, tuning: LayerTuning | None = None
@@ -222,6 +237,10 @@ class _AfterAttention(torch.autograd.Function):
         dropout: float,
         tail: _Tail,
     ) -> Tensor:
+        tokens = len(attended)
+        if tail.dense.pads:
+            # Once for all products. The padding stays apart: no step after attention mixes rows.
+            attended, residual = onednn.pad(attended), onednn.pad(residual)
         dense, dense_kept = _dropped(tail.dense.forward(attended), dropout)
         inner = dense.add_(residual)
         states, inner_mean, inner_scale = tail.inner_norm.forward(inner)
@@ -240,13 +259,16 @@ class _AfterAttention(torch.autograd.Function):
             *(inner, inner_mean, inner_scale, wide, outer, outer_mean, outer_scale),
             *(factor, bias, activated, dense_kept, down_kept),
         )
-        return output
+        return output[:tokens]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         tail: _Tail = ctx.tail
         inner, inner_mean, inner_scale, wide, outer, *saved = ctx.saved_tensors
         outer_mean, outer_scale, factor, bias, activated, dense_kept, down_kept = saved
+        tokens = len(gradient)
+        if tail.dense.pads:
+            gradient = onednn.pad(gradient)
         outer_gradient = tail.outer_norm.backward(gradient, outer, outer_mean, outer_scale)
         down_gradient = _undropped(outer_gradient, down_kept, ctx.dropout)
         hidden_gradient = tail.output.backward(down_gradient)
@@ -263,7 +285,7 @@ class _AfterAttention(torch.autograd.Function):
         inner_gradient = tail.inner_norm.backward(states_gradient, inner, inner_mean, inner_scale)
         dense_gradient = _undropped(inner_gradient, dense_kept, ctx.dropout)
         return (
-            *(tail.dense.backward(dense_gradient), inner_gradient),
+            *(tail.dense.backward(dense_gradient)[:tokens], inner_gradient[:tokens]),
             *(factor_gradient, bias_gradient, shift_gradient, activated_gradient, None, None),
         )
 
@@ -319,6 +341,69 @@ class _FlashAttention(torch.autograd.Function):
         if ctx.projection is not None and ctx.needs_input_grad[0]:
             gradient = ctx.projection.backward(gradient)
         return gradient, *vector_gradients, None, None, None
+
+
+class _RunAttention(torch.autograd.Function):
+    """Attention on a CPU, run by run: queries, keys and values joined, [T, 3 n] -> [T, n].
+
+    Short rows are faster with plain products than with the flash kernel, and autograd would record
+    a dozen operations for each run.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, projected: Tensor, layer: FrozenLayer, layout: Extents) -> Tensor:
+        attended = projected.new_empty(len(projected), projected.shape[1] // 3)
+        ctx.shares = []
+        runs = layer.runs_of(projected, layout)
+        for (queries, keys, values), rows in zip(runs, layout.by_run(attended), strict=True):
+            shares = _shares(queries, keys)
+            _join(rows, queries).copy_(torch.matmul(shares, values))
+            ctx.shares.append(shares if queries.shape[2] <= KEPT_LENGTH else None)
+        ctx.layer, ctx.layout = layer, layout
+        ctx.save_for_backward(projected)
+        return attended
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        layer, layout = ctx.layer, ctx.layout
+        (projected,) = ctx.saved_tensors
+        below = torch.empty_like(projected)
+        for (queries, keys, values), kept, rows, into in zip(
+            layer.runs_of(projected, layout),
+            ctx.shares,
+            layout.by_run(gradient.contiguous()),
+            layer.runs_of(below, layout),
+            strict=True,
+        ):
+            shares = _shares(queries, keys) if kept is None else kept
+            output = _join(rows, queries)
+            weighted = torch.matmul(output, values.transpose(-1, -2))
+            scores = torch.ops.aten._softmax_backward_data(weighted, shares, -1, shares.dtype)
+            scores *= queries.shape[-1] ** -0.5
+            for part, value in zip(
+                into,
+                (
+                    torch.matmul(scores, keys),
+                    torch.matmul(scores.transpose(-1, -2), queries),
+                    torch.matmul(shares.transpose(-1, -2), output),
+                ),
+                strict=True,
+            ):
+                part.copy_(value)
+        return below, None, None
+
+
+def _shares(queries: Tensor, keys: Tensor) -> Tensor:
+    """The softmax of attention: [rows, heads, length, length]."""
+    scaled = queries * queries.shape[-1] ** -0.5
+    shares: Tensor = torch.matmul(scaled, keys.transpose(-1, -2)).softmax(-1)
+    return shares
+
+
+def _join(rows: Tensor, like: Tensor) -> Tensor:
+    """[rows, length, n] as a view [rows, heads, length, d]."""
+    heads: Tensor = rows.unflatten(2, (like.shape[1], like.shape[3]))
+    return heads.transpose(1, 2)
 
 
 class _Linear(torch.autograd.Function):

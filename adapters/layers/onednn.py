@@ -252,7 +252,7 @@ def pad(states: Tensor) -> Tensor:
     rows = len(states)
     step = max(_SMALLEST_STEP, 2 ** (rows.bit_length() - 1) // _SIZES)
     missing = math.ceil(rows / step) * step - rows
-    return functional.pad(states, (0, 0, 0, missing)) if missing else states
+    return torch.cat([states, states.new_zeros(missing, states.shape[1])]) if missing else states
 
 
 @cache

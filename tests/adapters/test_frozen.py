@@ -36,11 +36,12 @@ def outcome(
     dtype: torch.dtype = torch.float32,
     read: bool = False,
     hidden_dropout: float = 0.0,
+    lengths: tuple[int, ...] = LENGTHS,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The output of two layers, and the gradients of their input and of the tuning's tensors."""
     random = torch.Generator().manual_seed(3)
     backbone = backbone_of("bert").to(dtype=dtype)
-    layout = Layout(np.array(LENGTHS))
+    layout = Layout(np.array(lengths))
     states = torch.randn(layout.tokens, HIDDEN, generator=random).to(dtype).requires_grad_()
     tensors = {
         name: (torch.randn(shape, generator=random) * 0.3).requires_grad_()
@@ -101,10 +102,20 @@ def assert_same(
 @pytest.mark.parametrize("name", [None, *TUNINGS])
 def test_what_is_dropped_has_no_gradient(name: str | None) -> None:
     tuning = None if name is None else TUNINGS[name]
-    ours, gradients = outcome(tuning, by_hand=True, hidden_dropout=0.3)
-    expected, autograds = outcome(tuning, by_hand=False, hidden_dropout=0.3)
-    whole, _ = outcome(tuning, by_hand=False, hidden_dropout=0.01)
+    # As many positions as no padding follows: the same values are then drawn.
+    lengths = (1, 3, 5, 7)
+    ours, gradients = outcome(tuning, by_hand=True, hidden_dropout=0.3, lengths=lengths)
+    expected, autograds = outcome(tuning, by_hand=False, hidden_dropout=0.3, lengths=lengths)
+    whole, _ = outcome(tuning, by_hand=False, hidden_dropout=0.01, lengths=lengths)
     assert float((ours - whole).abs().max()) > 0.1
+    assert_same(ours, expected, gradients, autograds)
+
+
+def test_long_rows_have_the_same_gradients() -> None:
+    """Their softmax is computed again."""
+    lengths = (2, frozen.KEPT_LENGTH + 1)
+    ours, gradients = outcome(TUNINGS["vectors"], by_hand=True, lengths=lengths)
+    expected, autograds = outcome(TUNINGS["vectors"], by_hand=False, lengths=lengths)
     assert_same(ours, expected, gradients, autograds)
 
 
