@@ -164,4 +164,4 @@ def test_every_trial_of_a_search_starts_there(folder: Path, tmp_path: Path) -> N
     report = fit(TRAIN, VALIDATION, TEST, settings, tmp_path / "a.safetensors", recorded)
     assert sum("its generator, vectors and head" in note for note in recorded.notes) == 2
     # What the adapter decides is not searched.
-    assert set(report.trials[0].settings) == {"weight_decay", "dropout", "tuning_rate"}
+    assert set(report.trials[0].settings) == {"weight_decay", "dropout"}

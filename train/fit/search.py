@@ -34,7 +34,6 @@ LEAST_EPOCHS = 2
 
 # The paper's grid, with higher weight decays: soft prompts tolerate more.
 LEARNING_RATES = (1e-5, 5e-3)
-TUNING_RATES = (2e-4, 2e-2)
 WEIGHT_DECAYS = (1e-3, 10.0)
 MOST_DROPOUT = 0.3
 BATCH_SIZES = (16, 32, 64)
@@ -147,6 +146,7 @@ def _space(defaults: Mapping[str, Any], layers: int) -> "dict[str, BaseDistribut
 
     rate, decay = defaults["learning_rate"], defaults["weight_decay"]
     space: dict[str, BaseDistribution] = {
+        # Vectors and head keep their proportion to it.
         "learning_rate": FloatDistribution(
             min(LEARNING_RATES[0], rate), max(LEARNING_RATES[1], rate), log=True
         ),
@@ -159,10 +159,6 @@ def _space(defaults: Mapping[str, Any], layers: int) -> "dict[str, BaseDistribut
     }
     if "insertion_layer" in defaults:
         space["insertion_layer"] = IntDistribution(0, layers - 1)
-    if (tuning_rate := defaults.get("tuning_rate")) is not None:
-        space["tuning_rate"] = FloatDistribution(
-            min(TUNING_RATES[0], tuning_rate), max(TUNING_RATES[1], tuning_rate), log=True
-        )
     return space
 
 
