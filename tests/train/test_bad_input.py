@@ -226,9 +226,17 @@ class _CtrlC(LineProgress):
 @pytest.mark.parametrize(
     ("more", "stage", "expected"),
     [
-        ([], "lower layers", "interrupted before the first step; to start again: "),
+        (
+            ["--method", "idspam"],
+            "lower layers",
+            "interrupted before the first step; to start again: ",
+        ),
         ([], "epoch 2/3", "interrupted; to go on: "),
-        (["--search", "2"], "trial 1/2, lower layers", "interrupted; to go on: "),
+        (
+            ["--method", "idspam", "--search", "2"],
+            "trial 1/2, lower layers",
+            "interrupted; to go on: ",
+        ),
         (["--search", "2"], "trial 1/2, epoch 2/3", "interrupted; to go on: "),
     ],
 )
@@ -265,7 +273,7 @@ def test_the_state_of_an_older_run_is_not_resumed(
 ) -> None:
     (folder / "x.safetensors.state").write_bytes(b"older")
     monkeypatch.setattr(fit_command, "progress_of", lambda _: _CtrlC("lower layers"))
-    assert main(_fit("--backbone", str(bert))) == 130
+    assert main(_fit("--backbone", str(bert), "--method", "idspam")) == 130
     *_, replaced, line = capsys.readouterr().err.splitlines()
     assert replaced.startswith("x.safetensors.state: replacing the state of an interrupted run")
     assert line.startswith("interrupted before the first step; to start again: ")

@@ -26,7 +26,7 @@ from tests.support.training import (
     settings_of,
 )
 from train.config.defaults import PRESETS
-from train.config.settings import CacheMode, Preset, StorageType
+from train.config.settings import CacheMode, MethodName, Preset, StorageType
 from train.errors import OutputError, ResumeError, SettingsError, TrainingError
 from train.fit.fit import fit
 from train.loop.checkpoint import checkpoint_path
@@ -133,6 +133,7 @@ def test_cached_trunk_states_change_nothing(
         report, adapter = _fit(
             backbone,
             tmp_path / f"{mode}.safetensors",
+            method=MethodName.IDSPAM,
             cache=mode,
             generator_input=generator_input,
             storage_dtype=StorageType.FLOAT32,
@@ -233,10 +234,11 @@ def test_a_preset_decides_what_is_left_open(backbone: str, tmp_path: Path, prese
 def test_without_room_for_a_cache_the_run_goes_on_and_a_note_says_so(
     backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, kept = _fit(backbone, tmp_path / "a.safetensors", cache=CacheMode.MEMORY)
+    method = MethodName.IDSPAM
+    _, kept = _fit(backbone, tmp_path / "a.safetensors", method=method, cache=CacheMode.MEMORY)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "not there"))
     recorded = RecordingProgress()
-    settings = settings_of(backbone, cache=CacheMode.DISK)
+    settings = settings_of(backbone, method=method, cache=CacheMode.DISK)
     report, adapter = fitted(settings, tmp_path / "b.safetensors", recorded)
     assert report.cache["mode"] == "off"
     note = next(

@@ -17,7 +17,7 @@ from tests.support.training import (
     is_same,
     settings_of,
 )
-from train.config.settings import FitSettings, StorageType
+from train.config.settings import FitSettings, MethodName, StorageType
 from train.errors import ResumeError, SettingsError, TrainingError
 from train.fit.fit import fit
 from train.fit.search import FIRST_TRIALS, LEAST_EPOCHS, WHOLE_TRIALS, Proposals, search_path
@@ -236,7 +236,14 @@ def test_a_search_whose_losses_are_never_finite_fails(backbone: str, tmp_path: P
 
 def test_progress_says_which_trial_and_the_best_so_far(backbone: str, tmp_path: Path) -> None:
     recorded = RecordingProgress()
-    settings = _settings(backbone, search=2, epochs=1, insertion_layer=1, weight_decay=0.1)
+    settings = _settings(
+        backbone,
+        method=MethodName.IDSPAM,
+        search=2,
+        epochs=1,
+        insertion_layer=1,
+        weight_decay=0.1,
+    )
     report, _ = fitted(settings, tmp_path / "a.safetensors", recorded)
     first = report.trials[0].accuracy
     assert f"trial 2/2, epoch 1/1, best {first:.4f} (trial 1)" in recorded.stages

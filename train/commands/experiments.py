@@ -46,6 +46,12 @@ COMPARED_METHODS = (
 def _add_compare(parser: ArgumentParser) -> None:
     _add_methods(parser, COMPARED_METHODS)
     _add_common(parser, tasks="sst2,mrpc,rte,qnli,qqp,cola")
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="write the weights of every run to DIR/adapters, as adapter files; of fine-tuning and"
+        " idpg there is none",
+    )
     add_label_separator(parser)
 
 
@@ -93,7 +99,14 @@ def _experiment(arguments: Namespace) -> "Callable[..., Findings]":
             from train.experiments.compare import compare
 
             separator = arguments.label_separator
-            return partial(compare, tasks, arguments.methods, seeds, label_separator=separator)
+            return partial(
+                compare,
+                tasks,
+                arguments.methods,
+                seeds,
+                label_separator=separator,
+                keep=arguments.keep,
+            )
         case "transfer":
             from train.experiments.transfer import transfer
 

@@ -105,7 +105,7 @@ class PlannedCell:
     """A cell and everything that its run needs.
 
     cost: without a unit, for scheduling. weights: where to write the trained tensors, if they are
-    needed. after: the cell that it starts from; `initial` holds that cell's trained tensors.
+    needed. adapter: where to write them as an adapter file, if they are to be kept. after: the cell that it starts from; `initial` holds that cell's trained tensors.
     """
 
     cell: Cell
@@ -113,6 +113,7 @@ class PlannedCell:
     settings: FitSettings
     cost: float
     weights: Path | None = None
+    adapter: Path | None = None
     after: Cell | None = None
     initial: Path | None = None
 
@@ -333,6 +334,11 @@ class Store:
         if outcome.cell != cell:
             raise DamagedOutcome("it belongs to another cell")
         return outcome
+
+    def adapter_path(self, cell: Cell) -> Path:
+        """Where the adapter of a cell is kept for people."""
+        name = "-".join(_file_name_part(part) for part in (cell.task, cell.method, f"s{cell.seed}"))
+        return self.output / "adapters" / f"{name}.safetensors"
 
     def weights_path(self, cell: Cell) -> Path:
         """Where a cell's trained tensors are kept for others to start from."""

@@ -1,7 +1,7 @@
 """Every method on every task: the paper's main table, and the costs of the methods."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
@@ -47,6 +47,7 @@ def compare(
     *,
     data_root: Path | None,
     label_separator: str | None = None,
+    keep: bool = False,
     jobs: int | None = None,
     display: Display | None = None,
 ) -> Findings:
@@ -58,6 +59,7 @@ def compare(
     Args:
         tasks: as `load_task` takes them.
         output: a folder, created if it does not exist.
+        keep: also write every run's weights as an adapter file, where they are one.
         label_separator: of tasks that are files or folders, as `read_examples` takes it.
 
     Raises:
@@ -76,6 +78,13 @@ def compare(
             for method in methods
             for seed in seeds
         ]
+        if keep:
+            planned = [
+                replace(each, adapter=session.store.adapter_path(each.cell))
+                if METHODS[each.cell.method].not_an_adapter is None
+                else each
+                for each in planned
+            ]
         comparison = _Comparison(
             session,
             data,

@@ -31,6 +31,7 @@ from adapters.backbone.loading import resolve_device
 from adapters.backbone.model import Backbone
 from adapters.errors import AdapterError
 from adapters.format.durable import write_atomically
+from adapters.format.files import save_adapter
 from train.config.defaults import load_backbone_for, settings_for
 from train.config.settings import FitSettings
 from train.errors import DataError, ResumeError, TrainingError
@@ -44,10 +45,12 @@ from train.experiments.cells import (
     write_outcome,
 )
 from train.experiments.display import Display
+from train.fit.export import provenance_of
 from train.fit.fit import Training, measure_splits, set_up
 from train.loop.memory import peak_memory, reset_peak
 from train.loop.progress import EpochReport, Progress
 from train.methods import METHODS
+from train.methods.method import AdapterMethod
 from train.report.baselines import majority
 from train.thresholds import choose_thresholds
 
@@ -506,12 +509,34 @@ def _run(
             _load_initial(training, planned.initial)
         training.loop.fit(progress)
         report = _report(method, training)
+        if planned.adapter is not None:
+            _keep(training, planned, planned.adapter)
         if planned.weights is not None:
             write_atomically(planned.weights, save(training.method.snapshot()))
     finally:
         training.close()
     checkpoint.unlink(missing_ok=True)
     return report
+
+
+def _keep(training: Training, planned: PlannedCell, path: Path) -> None:
+    """Write the trained weights as an adapter file, with thresholds from the selection rows."""
+    trained, train = training.method, planned.data.splits["train"]
+    assert isinstance(trained, AdapterMethod)
+    logits, classes = training.logits(), training.classes
+    thresholds = None
+    if trained.spec.multi_label and "selection" in logits:
+        thresholds = choose_thresholds(logits["selection"], classes["selection"])
+    method = trained.folded()
+    metrics = measure_splits(method.objective, logits, classes, thresholds=thresholds)
+    del metrics["selection"]
+    settings = replace(planned.settings, data_name=planned.cell.task)
+    update = {
+        "thresholds": thresholds,
+        "provenance": provenance_of(settings, train, metrics),
+    }
+    path.parent.mkdir(exist_ok=True)
+    save_adapter(path, method.adapter(method.spec.model_copy(update=update)))
 
 
 def _load_initial(training: Training, path: Path) -> None:

@@ -139,7 +139,8 @@ class Session:
                 self.outcomes[each.cell.key] = outcome
         sources = {each.after for each in planned if each.cell.key not in self.outcomes}
         for each in planned:
-            if each.cell in sources and each.weights is not None and not each.weights.exists():
+            is_gone = each.cell in sources and _is_missing(each.weights)
+            if is_gone or _is_missing(each.adapter):
                 self.outcomes.pop(each.cell.key, None)
         left = [each for each in planned if each.cell.key not in self.outcomes]
         self._display.begin(
@@ -207,6 +208,11 @@ class Session:
             ),
             closing=closing,
         )
+
+
+def _is_missing(path: Path | None) -> bool:
+    """Whether a file that a cell writes is not there, although its outcome may be."""
+    return path is not None and not path.exists()
 
 
 def placement_of(device: str, jobs: int | None) -> Placement:

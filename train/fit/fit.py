@@ -28,9 +28,10 @@ from train.config.defaults import (
     method_of,
 )
 from train.config.recipe import Recipe, recipe_of
-from train.config.settings import FitSettings
+from train.config.settings import FitSettings, MethodName
 from train.data.dataset import Dataset, check_same_task, check_trainable, split_validation
 from train.errors import OutputError, ResumeError, SettingsError, TrainingError
+from train.fit.best import CANDIDATES, Candidates
 from train.fit.check_data import CheckedData, check_data
 from train.fit.decide import check_decision, choose_scoring, decide, decision_of
 from train.fit.export import convert_for_storage, provenance_of
@@ -162,7 +163,11 @@ def _check(
     provenance_of(settings, train, {})
     check_card(output)
     check_lists(output)
-    recipe = recipe_of(method_of(settings), settings, train, metric_of(train))
+    method = method_of(settings)
+    if method is MethodName.BEST:
+        _check_best(sets, settings, launch)
+        method = CANDIDATES[0]
+    recipe = recipe_of(method, settings, train, metric_of(train))
     if recipe.micro_batch > recipe.batch_size:
         raise SettingsError(
             [f"--micro-batch {recipe.micro_batch} is more than the batch of {recipe.batch_size}"]
@@ -174,14 +179,33 @@ def _check(
             raise SettingsError(
                 ["--search compares its trials on validation rows, and there are none"]
             )
-    elif settings.resume and not checkpoint_path(output).exists():
+    elif settings.resume and not (
+        checkpoint_path(output).exists() or method_of(settings) is MethodName.BEST
+    ):
         raise ResumeError(f"{checkpoint_path(output)}: there is no interrupted run to resume")
+
+
+def _check_best(sets: Mapping[str, Dataset], settings: FitSettings, launch: Launch) -> None:
+    launch.check_single_process("fit --method best")
+    faults = [
+        f"--method best trains several methods: {flag} is for one of them"
+        for flag, value in (("--search", settings.search), ("--init-from", settings.init_from))
+        if value is not None
+    ]
+    if "validation" not in sets:
+        faults.append("--method best compares methods on validation rows, and there are none")
+    if faults:
+        raise SettingsError(faults)
 
 
 def _check_same_task(sets: Mapping[str, Dataset]) -> None:
     for name, dataset in sets.items():
         if name != "train":
             check_same_task(sets["train"], dataset)
+
+
+# Settings that do not change what a run trains.
+_NOT_DECISIVE = ("resume", "command", "given", "device", "cache", "data_name", "data_licence")
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +229,8 @@ class _FitJob:
             progress.note(
                 f"{checkpoint}: replacing the state of an interrupted run; --resume continues it"
             )
+        if method_of(settings) is MethodName.BEST:
+            return self._choose_method(settings, progress)
         if settings.search is None:
             return settings, ()
         train = self.sets["train"]
@@ -231,6 +257,28 @@ class _FitJob:
             run=identity,
             progress=progress,
         )
+
+    def _choose_method(
+        self, settings: FitSettings, progress: Progress
+    ) -> tuple[FitSettings, tuple[TrialReport, ...]]:
+        """The settings with the method that is kept, and a trial of each candidate."""
+        rows = len(self.sets["validation"])
+        values = asdict(settings)
+        identity = {
+            "settings": {name: values[name] for name in values if name not in _NOT_DECISIVE},
+            "candidates": CANDIDATES,
+            "data": _data_identity(self.sets),
+            "backbone": self.backbone.identity.fingerprint,
+        }
+        chosen, trials = search(
+            lambda trial, shown: self.set_up(trial, shown).loop,
+            replace(settings, search=len(CANDIDATES)),
+            Candidates(rows),
+            output=self.output,
+            run=_sha256(identity),
+            progress=progress,
+        )
+        return replace(chosen, search=None), trials
 
     def set_up(self, settings: FitSettings, progress: Progress) -> Training:
         """A run with its initial weights, or with those of its checkpoint."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias
 from adapters.format.durable import write_atomically
 from train.config.settings import FitSettings, entries
 from train.errors import ResumeError, SettingsError, TrainingError
+from train.fit.best import Candidate, Candidates
 from train.loop.checkpoint import checkpoint_path
 from train.loop.loop import Loop
 from train.loop.progress import EpochReport, Progress
@@ -118,6 +119,10 @@ class Proposals:
             )
         )
 
+    def is_better(self, score: tuple[float, float], kept: tuple[float, float]) -> bool:
+        """Whether a trial with this score replaces the best one before it."""
+        return score > kept
+
     def next(self) -> "Trial":
         """A new trial; `params` are its settings. Report every epoch's score, then `end` it."""
         import optuna
@@ -135,7 +140,7 @@ class Proposals:
         self._study.enqueue_trial(dict(settings))
         return self._study.ask(self.space)
 
-    def end(self, trial: "Trial", outcome: TrialOutcome, accuracies: Sequence[float]) -> None:
+    def end(self, trial: Any, outcome: TrialOutcome, accuracies: Sequence[float]) -> None:
         """Learn from a trial that has ended."""
         self._study.tell(trial, _value(outcome, accuracies), state=_optuna_state(outcome))
 
@@ -155,11 +160,11 @@ def _space(defaults: Mapping[str, Any], layers: int) -> "dict[str, BaseDistribut
             min(WEIGHT_DECAYS[0], decay), max(WEIGHT_DECAYS[1], decay), log=decay > 0
         ),
         "dropout": FloatDistribution(0.0, max(MOST_DROPOUT, defaults["dropout"])),
-        "batch_size": CategoricalDistribution(sorted({*BATCH_SIZES, defaults["batch_size"]})),
     }
     if "insertion_layer" in defaults:
         space["insertion_layer"] = IntDistribution(0, layers - 1)
-    return space
+    sizes = sorted({*BATCH_SIZES, defaults["batch_size"]})
+    return space | {"batch_size": CategoricalDistribution(sizes)}
 
 
 def _value(outcome: TrialOutcome, accuracies: Sequence[float]) -> float | None:
@@ -179,7 +184,7 @@ def _optuna_state(outcome: TrialOutcome) -> Any:
 def search(
     set_up: SetUp,
     settings: FitSettings,
-    proposals: Proposals,
+    proposals: Proposals | Candidates,
     *,
     output: Path,
     run: str,
@@ -252,7 +257,9 @@ class _Pruned(Exception):
 class _TrialProgress(Progress):
     """Shows a trial's stages under its title, reports its epochs to optuna, and may prune it."""
 
-    def __init__(self, progress: Progress, trial: "Trial", *, title: str, best: str) -> None:
+    def __init__(
+        self, progress: Progress, trial: "Trial | Candidate", *, title: str, best: str
+    ) -> None:
         self._progress = progress
         self._trial = trial
         self._title, self._best = title, best
@@ -281,7 +288,7 @@ class _Search:
         self,
         set_up: SetUp,
         settings: FitSettings,
-        proposals: Proposals,
+        proposals: Proposals | Candidates,
         output: Path,
         run: str,
         progress: Progress,
@@ -380,12 +387,14 @@ class _Search:
     @property
     def _best(self) -> int | None:
         """The index of the best finished trial, the first of equal ones."""
-        finished = [
-            index
-            for index, record in enumerate(self._records)
-            if record.outcome is TrialOutcome.FINISHED
-        ]
-        return max(finished, key=lambda index: self._records[index].score or (), default=None)
+        best: int | None = None
+        for index, record in enumerate(self._records):
+            if record.outcome is not TrialOutcome.FINISHED or record.score is None:
+                continue
+            kept = None if best is None else self._records[best].score
+            if kept is None or self._proposals.is_better(record.score, kept):
+                best = index
+        return best
 
     def _save(self) -> None:
         content = {"run": self._run, "trials": [asdict(record) for record in self._records]}

@@ -47,7 +47,7 @@ class EncodedSplits:
             try:
                 if method.trunk_layers and self._place != "off":
                     _note_failures(splits, progress)
-                _fill(splits, progress)
+                    _fill(splits, progress)
             except BaseException:
                 self.close()
                 raise
