@@ -94,7 +94,7 @@ _WITH_VECTORS: Mapping[str, Choices] = {
 
 def choices_of(method: str, settings: FitSettings) -> Choices:
     """What a run's method uses where the settings are open."""
-    if settings.preset is Preset.PAPER:
+    if settings.preset == Preset.PAPER:
         return PRESETS[Preset.PAPER]
     return _WITH_VECTORS.get(method, PRESETS[Preset.BEST])
 
@@ -132,7 +132,7 @@ def method_of(settings: FitSettings) -> MethodName:
     """What a run trains."""
     if settings.method is not None:
         return settings.method
-    return MethodName.IDSPAM if settings.preset is Preset.PAPER else DEFAULT_METHOD
+    return MethodName.IDSPAM if settings.preset == Preset.PAPER else DEFAULT_METHOD
 
 
 def foreign_settings(method: MethodName) -> frozenset[str]:

@@ -105,7 +105,8 @@ class PlannedCell:
     """A cell and everything that its run needs.
 
     cost: without a unit, for scheduling. weights: where to write the trained tensors, if they are
-    needed. adapter: where to write them as an adapter file, if they are to be kept. after: the cell that it starts from; `initial` holds that cell's trained tensors.
+    needed. adapter: where to write them as an adapter file, if they are to be kept. after: the cell
+    that it starts from; `initial` holds that cell's trained tensors.
     """
 
     cell: Cell
