@@ -71,7 +71,10 @@ def test_the_flag_alone_takes_backbone_switches_and_weights(folder: Path, tmp_pa
     elsewhere = {"calibration", "provenance"}
     assert adapter.spec.model_dump(exclude=elsewhere) == source.spec.model_dump(exclude=elsewhere)
     _close(source, adapter, names="")
-    assert recorded.notes[0].endswith("source.safetensors: its generator, vectors and head")
+    assert any(
+        note.endswith("source.safetensors: its generator, vectors and head")
+        for note in recorded.notes
+    )
     assert report.settings["init_from"] == str(folder / "source.safetensors")
     assert "source.safetensors" in card_path(tmp_path / "a.safetensors").read_text()
 
@@ -96,7 +99,7 @@ def test_with_other_labels_the_generator_is_copied_and_the_head_is_new(
     assert adapter.spec.labels == ("ham", "spam")
     _close(load_adapter(folder / "source.safetensors"), adapter, names="generator.")
     assert float(adapter.tensors["head.out.weight"].abs().max()) < 1e-6
-    assert "the labels differ: a new head" in recorded.notes[0]
+    assert any("the labels differ: a new head" in note for note in recorded.notes)
 
 
 def test_labels_in_another_order_keep_their_columns(folder: Path, tmp_path: Path) -> None:
