@@ -15,6 +15,8 @@ NEED_TRITON = {
     "adapters.slots.kernels",
     "adapters.slots.triton_rows",
     "adapters.slots.triton_tokens",
+    "adapters.slots.triton_tuning",
+    "adapters.slots.tuning",
 }
 IMPORT_ALL = """
 import importlib, pkgutil, sys
