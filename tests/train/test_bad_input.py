@@ -262,7 +262,7 @@ def test_ctrl_c_prints_how_to_continue_and_that_works(
     assert command[: len(argv)] == argv
     assert main([*command, "--quiet"]) == 0
     left = sorted(path.name for path in folder.iterdir())
-    assert left == ["good.csv", "x.md", "x.safetensors"]
+    assert left == ["good.csv", "x.md", "x.safetensors", "x.suspects.csv"]
 
 
 def test_the_state_of_an_older_run_is_not_resumed(

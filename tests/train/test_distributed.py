@@ -86,6 +86,7 @@ def _alone(
         batch_size=BATCH,
         learning_rate=1e-3,
         dropout=0.0,
+        hidden_dropout=0.0,
         storage_dtype=StorageType.FLOAT32,
         resume=resume,
     )
@@ -99,7 +100,18 @@ def _alone(
 def _flags(output: str, *more: str, epochs: int = EPOCHS) -> list[str]:
     files = ["--train", "train.jsonl", "--validation", "validation.jsonl", "--output", output]
     length = ["--epochs", f"{epochs}", "--patience", f"{epochs}", "--batch-size", f"{BATCH}"]
-    others = ["--lr", "1e-3", "--dropout", "0", "--storage-dtype", "float32", "--device", "cpu"]
+    others = [
+        "--lr",
+        "1e-3",
+        "--dropout",
+        "0",
+        "--hidden-dropout",
+        "0",
+        "--storage-dtype",
+        "float32",
+        "--device",
+        "cpu",
+    ]
     return ["fit", *files, "--backbone", "bert", *length, *others, "--no-progress", *more]
 
 

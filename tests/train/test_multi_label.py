@@ -196,13 +196,13 @@ def test_a_head_is_taken_over_from_sets_and_not_from_single_labels(
 
     notes = Notes()
     _fit(backbone, tmp_path / "a.safetensors", notes, epochs=1, init_from=whole[0].output)
-    assert "its generator and head" in notes.said
+    assert "its generator, vectors and head" in notes.said
     single = tmp_path / "single.safetensors"
     data = dataset(60, seed=1)
     fit(data, data, None, settings_of(backbone, epochs=1), single, Progress())
     notes = Notes()
     _fit(backbone, tmp_path / "b.safetensors", notes, epochs=1, init_from=str(single))
-    assert "its generator; it has another kind of answer: a new head" in notes.said
+    assert "its generator and vectors; it has another kind of answer: a new head" in notes.said
 
 
 def test_a_search_compares_its_trials_by_micro_f1(backbone: str, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from adapters.format.spec import (
     Prompt,
     Site,
     Tuning,
+    VectorTuning,
 )
 from adapters.layers.tuning import BackboneTuning
 from adapters.packed.head import HeadWeights, logits
@@ -231,6 +232,16 @@ class AdapterMethod(Method):
         }
         for name, parameter in self._tensors.items():
             self.register_parameter(name.replace(".", "_"), parameter)
+        if isinstance(self.spec.tuning, VectorTuning):
+            self._tensors["tuning.bias"].register_hook(self._without_bias_of_keys)
+
+    def _without_bias_of_keys(self, gradient: Tensor) -> Tensor:
+        # It cancels in the softmax, so its gradient is rounding noise, of which AdamW would make
+        # steps of full size.
+        n = self.backbone.hidden_size
+        gradient = gradient.clone()
+        gradient[:, n : 2 * n] = 0.0
+        return gradient
 
     def trained_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every parameter."""
