@@ -9,7 +9,6 @@ import random
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import cycle
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -20,11 +19,10 @@ from adapters.tokenizer import Encoding
 from benchmarks.arguments import add_model_arguments, at_least, counts, duration
 from benchmarks.ceilings import Ceilings, PackedForward, flops_of, measure_ceilings
 from benchmarks.loop import (
-    closed_loop,
     entries_of,
     in_flight_for,
+    measure_of,
     preload,
-    requests_of,
     settings_for,
     started,
 )
@@ -33,8 +31,7 @@ from benchmarks.rivals import LORA, PADDED, PADDED_PLAIN, Rivals
 from benchmarks.stock import stocked
 from benchmarks.subject import MEAN_TOKENS, Subject, loaded_subject
 from benchmarks.texts import make_encodings
-from benchmarks.turns import Measure, ratio, take_turns
-from service.engine.engine import LocalEngine
+from benchmarks.turns import ratio, take_turns
 from service.engine.interface import AdapterKey, Entry
 from service.engine.settings import EngineSettings
 
@@ -90,7 +87,7 @@ async def _run(
     async with started(subject.backbone, store, settings) as engine:
         await preload(engine, keys)
         measures = {
-            _ours(number): _measure(engine, entries, options, in_flight)
+            _ours(number): measure_of(engine, entries, options, in_flight)
             for number, entries in traffic.items()
         }
         measures[PACKED] = partial(packed.texts_per_second, options.seconds)
@@ -133,19 +130,6 @@ def _traffic(
 ) -> list[Entry]:
     rng = random.Random(0)
     return entries_of(encodings, [rng.choice(keys) for _ in encodings], subject.spec)
-
-
-def _measure(
-    engine: LocalEngine, entries: Sequence[Entry], options: Namespace, in_flight: int
-) -> Measure:
-    return partial(
-        closed_loop,
-        engine,
-        cycle(requests_of(entries, options.per_request)),
-        clients=max(1, round(in_flight / options.per_request)),
-        seconds=options.seconds,
-        warm_up=options.seconds / 5,
-    )
 
 
 def _conditions(

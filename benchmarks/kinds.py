@@ -7,8 +7,6 @@ kind at random. The first kind, the prompt alone, is what the others are compare
 import random
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
-from functools import partial
-from itertools import cycle
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -28,10 +26,9 @@ from adapters.format.spec import (
 from adapters.tokenizer import Encoding
 from benchmarks.arguments import add_model_arguments, at_least, duration
 from benchmarks.loop import (
-    closed_loop,
     in_flight_for,
+    measure_of,
     preload,
-    requests_of,
     settings_for,
     started,
 )
@@ -39,8 +36,7 @@ from benchmarks.report import Report, rate_cells, spread
 from benchmarks.stock import stocked_with
 from benchmarks.subject import MEAN_TOKENS, Subject, loaded_subject
 from benchmarks.texts import make_encodings
-from benchmarks.turns import Measure, ratio, take_turns
-from service.engine.engine import LocalEngine
+from benchmarks.turns import ratio, take_turns
 from service.engine.interface import AdapterKey, Entry, cost_of
 from service.engine.settings import EngineSettings
 
@@ -121,7 +117,8 @@ async def _run(
     async with started(subject.backbone, store, settings) as engine:
         await preload(engine, keys)
         measures = {
-            name: _measure(engine, entries, options, in_flight) for name, entries in traffic.items()
+            name: measure_of(engine, entries, options, in_flight)
+            for name, entries in traffic.items()
         }
         # Until the buckets of each kind have graphs.
         for measure in measures.values():
@@ -163,19 +160,6 @@ def _traffic(
         Entry(key, encoding, cost_of(encoding, specs[key]))
         for key, encoding in zip(drawn, encodings, strict=True)
     ]
-
-
-def _measure(
-    engine: LocalEngine, entries: Sequence[Entry], options: Namespace, in_flight: int
-) -> Measure:
-    return partial(
-        closed_loop,
-        engine,
-        cycle(requests_of(entries, options.per_request)),
-        clients=max(1, round(in_flight / options.per_request)),
-        seconds=options.seconds,
-        warm_up=options.seconds / 5,
-    )
 
 
 def _conditions(

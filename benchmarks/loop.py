@@ -4,8 +4,11 @@ Without HTTP; texts are tokenised before the clock starts.
 """
 
 import asyncio
+from argparse import Namespace
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
+from itertools import cycle
 from pathlib import Path
 from time import perf_counter
 
@@ -14,6 +17,7 @@ from adapters.format.spec import AdapterSpec
 from adapters.format.store import AdapterStore
 from adapters.tokenizer import Encoding
 from benchmarks.report import BenchmarkFailed
+from benchmarks.turns import Measure
 from service.engine.engine import LocalEngine
 from service.engine.interface import AdapterKey, Entry, cost_of
 from service.engine.observer import Observer
@@ -110,6 +114,25 @@ async def closed_loop(
     except ExceptionGroup as group:
         raise BenchmarkFailed(f"a request failed: {group.exceptions[0]!r}") from group
     return texts / seconds
+
+
+def measure_of(
+    engine: LocalEngine, entries: Sequence[Entry], options: Namespace, in_flight: int
+) -> Measure:
+    """Measures texts/s of these entries, over and over.
+
+    Args:
+        options: `per_request`, `seconds`.
+        in_flight: texts at a time.
+    """
+    return partial(
+        closed_loop,
+        engine,
+        cycle(requests_of(entries, options.per_request)),
+        clients=max(1, round(in_flight / options.per_request)),
+        seconds=options.seconds,
+        warm_up=options.seconds / 5,
+    )
 
 
 def in_flight_for(settings: EngineSettings, entries: Sequence[Entry]) -> int:

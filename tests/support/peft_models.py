@@ -1,9 +1,6 @@
 """Tiny base models, and what users of PEFT do with them: train, save, load, ask."""
 
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ from adapters.adapter import classify, prepare, rows_of
 from adapters.backbone.model import Backbone
 from adapters.format.files import Adapter
 from tests.support.families import config_of, tokenizer_of
+from train.peft.saved import quietly
 
 LABELS = ("sports", "money", "weather")
 PAIR = ("win a free call", "is it not good")
@@ -58,20 +56,6 @@ def prompt_sizes(family: str) -> dict[str, int]:
     return {"token_dim": width, "num_attention_heads": 3, "num_layers": 4}
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """PEFT and transformers remark on every new head."""
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
 def save_base(family: str, folder: Path, *, seed: int = 0) -> Path:
     """A base model with its tokenizer; a BERT has its pooler."""
     with torch.random.fork_rng(devices=[]):
@@ -87,7 +71,7 @@ def save_base(family: str, folder: Path, *, seed: int = 0) -> Path:
 
 def classifier(base: Path, *, labels: int = len(LABELS), seed: int = 1, **config: Any) -> Any:
     """The base model with a new head, as PEFT's users load it."""
-    with torch.random.fork_rng(devices=[]), quiet():
+    with torch.random.fork_rng(devices=[]), quietly():
         torch.manual_seed(seed)
         return AutoModelForSequenceClassification.from_pretrained(
             base, num_labels=labels, attn_implementation="eager", **config
@@ -98,7 +82,7 @@ def save_tuned(
     base: Path, config: Any, folder: Path, *, labels: int = len(LABELS), seed: int = 2, **model: Any
 ) -> Path:
     """A model of PEFT with random weights in all that it trains, saved."""
-    with torch.random.fork_rng(devices=[]), quiet():
+    with torch.random.fork_rng(devices=[]), quietly():
         torch.manual_seed(seed)
         tuned: Any = peft.get_peft_model(classifier(base, labels=labels, **model), config)
         for name, parameter in tuned.named_parameters():
@@ -115,7 +99,7 @@ def train_with_peft(base: Path, config: Any, folder: Path, *, epochs: int = 30) 
 
     Source: peft/examples/sequence_classification, without its data set and its Trainer.
     """
-    with torch.random.fork_rng(devices=[]), quiet():
+    with torch.random.fork_rng(devices=[]), quietly():
         torch.manual_seed(4)
         model: Any = peft.get_peft_model(classifier(base), config)
         tokenizer: Any = AutoTokenizer.from_pretrained(base)
@@ -141,7 +125,7 @@ def peft_scores(
     labels: int = len(LABELS),
 ) -> npt.NDArray[np.float32]:
     """Of the saved model, loaded again and asked for one text after the other: [texts, labels]."""
-    with quiet():
+    with quietly():
         model = peft.PeftModel.from_pretrained(classifier(base, labels=labels, seed=9), folder)
         model = model.eval()
         tokenizer: Any = AutoTokenizer.from_pretrained(base)

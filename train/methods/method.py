@@ -282,8 +282,11 @@ class AdapterMethod(Method):
         return TUNING_DECAY if both and not name.startswith(("generator.", "prompt.")) else None
 
     def prompts(self, trunk: Trunk, batch: PackedBatch) -> Tensor:
-        """[rows * t, n], row by row in the batch's order. trunk: at the insertion layer."""
-        raise NotImplementedError
+        """[rows * t, n], row by row in the batch's order. trunk: at the insertion layer.
+
+        Methods with a prompt have their own.
+        """
+        raise AssertionError(f"{type(self).__name__} has no prompt")
 
     def states(self, batch: PackedBatch, trunk: Trunk) -> Tensor:
         backbone, tuning = self.backbone, self._tuning()

@@ -155,7 +155,7 @@ def _of_one_label(shares: _Array, true: _Array, judged: _Array) -> list[Suspect]
 def _of_sets(shares: _Array, given: _Array, judged: _Array) -> list[Suspect]:
     """Likely wrong: a decision about a label whose score is usual for texts decided otherwise.
 
-    None is about a label of which the head knows no more than how many texts have it.
+    Labels that the head cannot predict better than by their frequency are left out.
     """
     usual_with = np.ones(len(judged))
     usual_without = np.zeros(len(judged))
