@@ -115,10 +115,12 @@ class Soak:
         sample()
 
     async def _paced(self, turn: Callable[[], object], times: int, end: float) -> None:
-        """Take this many turns, evenly over the run; late turns follow at once, until the end."""
+        """Take this many turns, each at a random moment of its own share of the run; late turns
+        follow at once, until the end. Even turns of several callers would drift in and out of step
+        with each other, and the latency with them."""
         began = time.monotonic()
         for number in range(times):
-            at = began + (end - began) * number / times
+            at = began + (end - began) * (number + self._chance.random()) / times
             await asyncio.sleep(max(0.0, at - time.monotonic()))
             if time.monotonic() > end:
                 return
