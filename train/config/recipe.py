@@ -49,16 +49,20 @@ def recipe_of(method: str, settings: FitSettings, train: Dataset, metric: Metric
         settings: as `settings_for` has them for the method.
     """
     preset, own = choices_of(method, settings), METHODS[method]
+    many_labels = len(train.labels) >= MANY_LABELS
     default_rate = _first(own.learning_rate, preset.learning_rate)
+    default_tuning_rate = own.tuning_rate
+    if many_labels and own.many_labels_rates is not None:
+        default_rate, default_tuning_rate = own.many_labels_rates
     rate, tuning_rate = _first(settings.learning_rate, default_rate), settings.tuning_rate
-    if tuning_rate is None and own.tuning_rate is not None:
+    if tuning_rate is None and default_tuning_rate is not None:
         # A rate that is given scales both.
-        tuning_rate = own.tuning_rate * rate / default_rate
+        tuning_rate = default_tuning_rate * rate / default_rate
     least, most = EPOCHS
     epochs = settings.epochs or min(max(round(TEXTS_PER_RUN / len(train)), least), most)
     many_rows = len(train) >= MANY_ROWS
     # A row with a set of labels teaches a decision about each of them.
-    many = many_rows or len(train.labels) >= MANY_LABELS or train.multi_label
+    many = many_rows or many_labels or train.multi_label
     batch_size = settings.batch_size or BATCH_SIZES[many_rows]
     return Recipe(
         epochs=epochs,

@@ -14,7 +14,12 @@ from adapters.format.spec import AttentionPrompt, GeneratorInput, Tuning
 from adapters.packed.packing import PackedBatch
 from adapters.packed.prompt import GeneratorWeights, generate
 from train.methods.method import AdapterMethod, Design
-from train.methods.vectors import HEAD_RATE, VECTORS_RATE, vector_tuning
+from train.methods.vectors import (
+    HEAD_RATE,
+    MANY_LABELS_VECTORS_RATE,
+    VECTORS_RATE,
+    vector_tuning,
+)
 
 
 class Idspam(AdapterMethod):
@@ -52,6 +57,7 @@ class IdspamVectors(Idspam):
     # The generator's. It memorises data at the rate that suits a head, once vectors help it.
     learning_rate = GENERATOR_RATE
     tuning_rate = VECTORS_RATE
+    many_labels_rates = (1e-3, MANY_LABELS_VECTORS_RATE)
 
     def rate_factor(self, name: str) -> float:
         return HEAD_RATE / GENERATOR_RATE if name.startswith("head.") else 1.0

@@ -85,6 +85,9 @@ class Method(nn.Module, ABC):
     weight_decay: ClassVar[float | None] = 0.01
     # The peak learning rate of the changes to the layers; None: the same.
     tuning_rate: ClassVar[float | None] = None
+    # Both rates, in this order, for data with many labels (`train.config.recipe.MANY_LABELS`), if
+    # they are others there.
+    many_labels_rates: ClassVar[tuple[float, float] | None] = None
     # Why no adapter file holds what it trains; None if one does.
     not_an_adapter: ClassVar[str | None] = None
     # Whether training changes the backbone itself, so that nothing else can use it afterwards.

@@ -10,6 +10,8 @@ from adapters.format.spec import Tuning, VectorTuning
 from train.methods.method import AdapterMethod, Design
 
 VECTORS_RATE, HEAD_RATE = 2e-3, 1e-3
+# With many labels there is more to learn than the usual epochs teach at the rate for pair tasks.
+MANY_LABELS_VECTORS_RATE = 5e-3
 
 
 class Vectors(AdapterMethod):
@@ -17,6 +19,7 @@ class Vectors(AdapterMethod):
 
     learning_rate = HEAD_RATE
     tuning_rate = VECTORS_RATE
+    many_labels_rates = (HEAD_RATE, MANY_LABELS_VECTORS_RATE)
 
     def tuning_of(self, design: Design) -> Tuning:
         return vector_tuning(design, self.backbone)
