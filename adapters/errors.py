@@ -150,6 +150,44 @@ class StoreFull(StoreFailed):
     """No space is left, or no quota."""
 
 
+class StoreUnreachable(StoreFailed):
+    """The shared store did not answer, or failed. What was asked of it may still have happened."""
+
+
+class UnknownOutcome(StoreUnreachable):
+    """The shared store failed while a change was written, and cannot say what became of it.
+
+    Who reads the log later sees whether the change is in it.
+    """
+
+
+class StoreDenied(StoreFailed):
+    """The shared store refused the credentials, or there are none."""
+
+
+class NewerStore(StoreError):
+    """The shared store was written by a newer version of the service: nothing of it is applied."""
+
+    def __init__(self, key: str, found: int, known: int) -> None:
+        self.key = key
+        super().__init__(
+            f"{key} in the shared store has format {found}, and this version reads formats up to "
+            f"{known}: upgrade this service"
+        )
+
+
+class OtherBackbone(StoreError):
+    """The shared store belongs to replicas of another backbone."""
+
+
+class DamagedStore(StoreError):
+    """An object of the shared store is not what was written: nothing of it is applied."""
+
+
+class CollectedEntries(StoreError):
+    """The log's next entries were collected: load the newest snapshot and go on from there."""
+
+
 def listing(items: Sequence[str], limit: int = 20) -> str:
     """`a, b, c and 7 more`, for error messages."""
     if not items:

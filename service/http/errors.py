@@ -18,19 +18,26 @@ from starlette.responses import Response
 
 from adapters.errors import (
     AdapterError,
+    CollectedEntries,
     CurrentRevision,
     DamagedFile,
+    DamagedStore,
     IncompatibleAdapter,
     InvalidAdapter,
     InvalidName,
+    NewerStore,
+    OtherBackbone,
     RevisionConflict,
+    StoreDenied,
     StoreError,
     StoreFailed,
     StoreFull,
     StoreInUse,
+    StoreUnreachable,
     UncuttableText,
     UnforcedReplacement,
     UnknownAdapter,
+    UnknownOutcome,
     UnknownRevision,
     UnloadedAdapter,
     UnsupportedBackbone,
@@ -96,6 +103,8 @@ class Refusal:
 
 _INVALID = "Wrong types or values; every fault is named with its place."
 _STORE_FAILED = "The store's disk fails, is read-only, gone or another service's; nothing changed."
+_STORE_UNREACHABLE = "The shared store does not answer, or failed."
+_UNKNOWN_OUTCOME = "The shared store failed in the middle: the change may have been made, or not."
 _UNAVAILABLE = "Draining, stopped or dead. `Retry-After` is set."
 # In the order of the documentation. A class that is missing here gets the row of its nearest base.
 _TABLE: tuple[tuple[type[Exception], int, str, str], ...] = (
@@ -134,6 +143,13 @@ _TABLE: tuple[tuple[type[Exception], int, str, str], ...] = (
     (StoreInUse, 503, "store_failed", _STORE_FAILED),
     (StoreFailed, 503, "store_failed", _STORE_FAILED),
     (StoreFull, 507, "store_failed", "The store's disk or quota is full; nothing changed."),
+    (StoreUnreachable, 503, "store_failed", _STORE_UNREACHABLE),
+    (UnknownOutcome, 503, "store_failed", _UNKNOWN_OUTCOME),
+    (StoreDenied, 503, "store_failed", "The shared store refuses the service's credentials."),
+    (NewerStore, 503, "store_failed", "The shared store was written by a newer version."),
+    (OtherBackbone, 500, "backbone_unusable", "A start error: replicas of another backbone."),
+    (DamagedStore, 500, "store_failed", "An object of the shared store is damaged."),
+    (CollectedEntries, 503, "store_failed", "The replica is behind and loads a snapshot."),
     (UnsupportedBackbone, 500, "backbone_unsupported", "A start error: unsupported model family."),
     (UnusableBackbone, 500, "backbone_unusable", "A start error: unusable backbone files."),
     (AdapterError, 500, "adapter_error", "Another failure around an adapter."),

@@ -1,0 +1,88 @@
+"""Removes what nobody needs any more from a shared store: old entries, snapshots and objects.
+
+What is removed was superseded for `grace_seconds` at least: a slow reader can finish, and an upload
+may take as long before an entry refers to it. Ages are differences between the store's own times;
+its "now" is the newest write that a listing shows, which replicas make all the time. No machine's
+clock is compared with another's.
+
+    entries     up to the newest snapshot that is older than the grace. A mark takes their place,
+                which is never free again: a writer who slept through all this still finds its
+                number taken, and a reader learns that it must load a snapshot.
+    snapshots   those before that one.
+    objects     to which neither that snapshot nor anything since refers, and which were not
+                uploaded since.
+"""
+
+import time
+from dataclasses import dataclass
+
+from adapters.errors import CollectedEntries
+from adapters.shared.log import SharedLog, entry_key
+from adapters.shared.objects import GRACE_SECONDS, WINDOW_SECONDS, ObjectStore
+from adapters.shared.records import COLLECTED, LogState, decode
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """How many of each were removed."""
+
+    entries: int = 0
+    snapshots: int = 0
+    objects: int = 0
+
+
+def collect(log: SharedLog, *, grace_seconds: float = GRACE_SECONDS) -> Collected:
+    """Remove what was superseded for this long. Several replicas may do so at once.
+
+    Raises:
+        StoreFailed, NewerStore, DamagedStore: as `SharedLog`; the next call goes on.
+    """
+    store, began = log.store, time.monotonic()
+    snapshots = sorted(store.listing("snapshots/"))
+    objects = store.listing("objects/")
+    written = [*snapshots, *objects, *store.listing("replicas/")]
+    now = max((item.modified for item in written), default=0.0)
+    old = [item for item in snapshots if now - item.modified >= grace_seconds]
+    content = store.get(old[-1].key) if old else None
+    # None: another replica collects, and is ahead.
+    if content is None:
+        return Collected()
+    base = decode(LogState, old[-1].key, content)
+    try:
+        needed = _needed(log, base)
+    except CollectedEntries:
+        return Collected()
+    removed = 0
+    for item in objects:
+        revision = item.key.removeprefix("objects/").removesuffix(".safetensors")
+        if revision in needed or now - item.modified < grace_seconds:
+            continue
+        # A collector that slept must not go by an old listing: `objects.store_object`.
+        if time.monotonic() - began > WINDOW_SECONDS:
+            break
+        store.delete(item.key)
+        removed += 1
+    entries = _mark(store, base.collected, base.number)
+    log.entries_collected(base.number)
+    for item in old[:-1]:
+        store.delete(item.key)
+    return Collected(entries, len(old) - 1, removed)
+
+
+def _needed(log: SharedLog, base: LogState) -> set[str]:
+    """Every revision that was referred to at the base or later."""
+    needed = base.revisions()
+    for entry in log.read(base.number):
+        if entry.record is not None:
+            needed |= {revision.revision for revision in entry.record.revisions}
+    return needed
+
+
+def _mark(store: ObjectStore, done: int, last: int) -> int:
+    """Put marks in the place of the entries after `done`, up to `last`, in this order: where the
+    last one is there, another replica has written them all."""
+    if done >= last or store.get(entry_key(last)) == COLLECTED:
+        return 0
+    for number in range(done + 1, last + 1):
+        store.put(entry_key(number), COLLECTED)
+    return last - done
