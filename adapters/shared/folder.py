@@ -57,7 +57,7 @@ class Folder:
         self._make_parent(path)
         write_atomically(path, content)
 
-    def get(self, keys: Sequence[str], size: int) -> list[bytes | None]:  # noqa: ARG002 - as Remote
+    def get(self, keys: Sequence[str], size: int) -> list[bytes | None]:
         return [self._read(key) for key in keys]
 
     def stat(self, key: str) -> Listed | None:

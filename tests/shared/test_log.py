@@ -179,7 +179,7 @@ def test_an_entry_of_a_newer_version_is_refused_and_nothing_is_applied(
 ) -> None:
     written(log, entry(1, "a", record(b"1")), entry(2, "b", record(b"2")))
     store.put(entry_key(3), newer(encode(entry(3, "c", record(b"3")))))
-    with pytest.raises(NewerStore, match="format 2.*upgrade"):
+    with pytest.raises(NewerStore, match=r"format 2.*upgrade"):
         log.read(0)
     with pytest.raises(NewerStore, match=r"log/000000000003\.json"):
         log.load()
