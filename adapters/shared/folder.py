@@ -6,6 +6,7 @@ what another one has just written (NFS: mount with `lookupcache=none,noac`).
 """
 
 import contextlib
+import errno
 import os
 import secrets
 from collections.abc import Sequence
@@ -90,7 +91,7 @@ class Folder:
 
     def _check_root(self) -> None:
         if not (self._root / _UNFINISHED).is_dir():
-            raise FileNotFoundError(f"its folder is gone: {self._root}")
+            raise FileNotFoundError(errno.ENOENT, "the folder does not exist")
 
     def list(self, prefix: str) -> list[Listed]:
         listed = []

@@ -103,8 +103,11 @@ class Refusal:
 
 _INVALID = "Wrong types or values; every fault is named with its place."
 _STORE_FAILED = "The store's disk fails, is read-only, gone or another service's; nothing changed."
-_STORE_UNREACHABLE = "The shared store does not answer, or failed."
-_UNKNOWN_OUTCOME = "The shared store failed in the middle: the change may have been made, or not."
+_STORE_CANNOT = "The adapter store cannot do this."
+_UNUSABLE_BACKBONE = (
+    "A start error: unusable backbone files, or a shared store of another backbone."
+)
+_UNKNOWN_OUTCOME = "The shared store failed in the middle: the change may be made, or not."
 _UNAVAILABLE = "Draining, stopped or dead. `Retry-After` is set."
 # In the order of the documentation. A class that is missing here gets the row of its nearest base.
 _TABLE: tuple[tuple[type[Exception], int, str, str], ...] = (
@@ -139,19 +142,19 @@ _TABLE: tuple[tuple[type[Exception], int, str, str], ...] = (
     (InferenceFailed, 500, "inference_failed", "The device failed, or the scores are not finite."),
     (AdapterLoadFailed, 500, "adapter_load_failed", "Its stored file has vanished or is damaged."),
     (DamagedFile, 500, "adapter_damaged", "The stored file is not what was published."),
-    (StoreError, 500, "store_failed", "The adapter store cannot do this."),
+    (StoreError, 500, "store_failed", _STORE_CANNOT),
+    (NewerStore, 500, "store_failed", _STORE_CANNOT),
+    (DamagedStore, 500, "store_failed", _STORE_CANNOT),
+    (CollectedEntries, 503, "store_failed", _STORE_FAILED),
     (StoreInUse, 503, "store_failed", _STORE_FAILED),
     (StoreFailed, 503, "store_failed", _STORE_FAILED),
     (StoreFull, 507, "store_failed", "The store's disk or quota is full; nothing changed."),
-    (StoreUnreachable, 503, "store_failed", _STORE_UNREACHABLE),
-    (UnknownOutcome, 503, "store_failed", _UNKNOWN_OUTCOME),
-    (StoreDenied, 503, "store_failed", "The shared store refuses the service's credentials."),
-    (NewerStore, 503, "store_failed", "The shared store was written by a newer version."),
-    (OtherBackbone, 500, "backbone_unusable", "A start error: replicas of another backbone."),
-    (DamagedStore, 500, "store_failed", "An object of the shared store is damaged."),
-    (CollectedEntries, 503, "store_failed", "The replica is behind and loads a snapshot."),
+    (StoreUnreachable, 503, "store_unreachable", "The shared store does not answer, or failed."),
+    (StoreDenied, 503, "store_denied", "The shared store refuses the service's credentials."),
+    (UnknownOutcome, 503, "outcome_unknown", _UNKNOWN_OUTCOME),
     (UnsupportedBackbone, 500, "backbone_unsupported", "A start error: unsupported model family."),
-    (UnusableBackbone, 500, "backbone_unusable", "A start error: unusable backbone files."),
+    (OtherBackbone, 500, "backbone_unusable", _UNUSABLE_BACKBONE),
+    (UnusableBackbone, 500, "backbone_unusable", _UNUSABLE_BACKBONE),
     (AdapterError, 500, "adapter_error", "Another failure around an adapter."),
     (ServiceError, 500, "service_error", "Another failure of the service."),
     (AuditFailed, 503, "audit_failed", "The audit log cannot be written; nothing changed."),

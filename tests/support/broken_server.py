@@ -63,6 +63,8 @@ class BrokenServer:
                 while (header := stream.readline()) not in (b"\r\n", b""):
                     name, _, value = header.decode().partition(":")
                     headers[name.lower()] = value.strip()
+                if headers.get("expect") == "100-continue":
+                    connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
                 body = stream.read(int(headers.get("content-length", 0)))
                 with self._turn:
                     self.requests.append(line.decode().strip())
