@@ -62,8 +62,7 @@ def s3_server(*, port: int = 0) -> Iterator[str]:
         yield endpoint
     finally:
         process.terminate()
-        process.wait()
-        process.stdout.close() if process.stdout else None
+        process.communicate()
 
 
 def one_write_at_a_time(app: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
