@@ -134,6 +134,51 @@ class CurrentRevision(StoreError):
         )
 
 
+class NoTraffic(StoreError):
+    """The texts of this adapter are not divided between revisions."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(f"the texts of adapter {name!r} are not divided between two revisions")
+
+
+class RevisionServed(StoreError):
+    """The revision is the current one, so it cannot be tried beside it."""
+
+    def __init__(self, name: str, revision: str) -> None:
+        self.name = name
+        super().__init__(
+            f"{revision[:12]} is the current revision of adapter {name!r}: it reads all texts "
+            "already"
+        )
+
+
+class RevisionTried(StoreError):
+    """The revision reads some of its name's texts, so it cannot be deleted."""
+
+    def __init__(self, name: str, revision: str) -> None:
+        self.name = name
+        super().__init__(
+            f"{revision[:12]} reads some of the texts of adapter {name!r}: end that first "
+            f"(DELETE /v1/adapters/{name}/traffic)"
+        )
+
+
+class UnlikeRevision(StoreError):
+    """The revision would answer some of a name's texts with other labels or for another task.
+
+    changes: what differs, in words.
+    """
+
+    def __init__(self, name: str, revision: str, changes: Sequence[str]) -> None:
+        self.name = name
+        self.changes = tuple(changes)
+        super().__init__(
+            f"{revision[:12]} answers something else than the current revision of adapter "
+            f"{name!r}: {'; '.join(self.changes)}. It can be tried with shadow: true"
+        )
+
+
 class DamagedFile(StoreError):
     """A stored file is missing, or its bytes do not match the hash in its name."""
 

@@ -20,6 +20,7 @@ from adapters.format.ownership import StoreLock
 from adapters.format.store import AdapterStore
 from adapters.format.uploads import free_bytes
 from service.catalog.catalog import Catalog
+from service.catalog.trials import Trials
 from service.engine.engine import LocalEngine
 from service.engine.interface import EngineHealth
 from service.engine.observer import Observer
@@ -60,7 +61,8 @@ class LocalBackend:
         load: Callable[[], Backbone],
         observer: Observer,
     ) -> None:
-        self.engine = LocalEngine(load, store, engine_settings(settings), observer)
+        self._trials = Trials(observer)
+        self.engine = LocalEngine(load, store, engine_settings(settings), observer, self._trials)
         self._settings = settings
         self._store = store
         self._observer = observer
@@ -87,7 +89,9 @@ class LocalBackend:
         if collected := await asyncio.to_thread(self._store.collect):
             logger.info("removed what interrupted changes left items=%d", collected)
         audit = audit_log(self._settings, self._observer.audit_failed)
-        catalog = Catalog(self._store, self.engine, observer=self._observer, audit=audit)
+        catalog = Catalog(
+            self._store, self.engine, observer=self._observer, audit=audit, trials=self._trials
+        )
         await catalog.load(self._settings.zoo_dir)
         self._observer.started(
             version=__version__, backbone=info.identity.name, device=info.device, dtype=info.dtype

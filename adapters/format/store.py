@@ -2,6 +2,8 @@
 
     <root>/<name>/<sha256>.safetensors    one revision; never changes
     <root>/<name>/current                 all published revisions, one a line, the current one first
+    <root>/<name>/traffic                 how the name's texts are divided between two of them, if
+                                          they are; the store does not read it
     <root>/.locks/<name>                  the lock of this name's writers, in all processes
     <root>/.uploads/                      files that are being received (`adapters.format.uploads`)
 
@@ -50,6 +52,7 @@ NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 LEAST_FREE_BYTES = 256 * 1024
 
 _POINTER = "current"
+_TRAFFIC = "traffic"
 _SUFFIX = ".safetensors"
 _REVISION = re.compile(r"[0-9a-f]{64}")
 _DELETED = ".deleted-"
@@ -158,6 +161,49 @@ class AdapterStore:
             if history:
                 raise RevisionConflict(name, "no revision", history[0])
             return self._publish(name, file, history, ())
+
+    @_reporting("publish")
+    def stage(
+        self,
+        name: str,
+        content: bytes | ReceivedFile,
+        *,
+        expected: str,
+        spare: Collection[str] = (),
+    ) -> PutResult:
+        """Store a file as the last revision of a name that exists; the current one stays.
+
+        Args:
+            expected, spare: as of `put`.
+
+        Raises:
+            UnknownAdapter: there is no such adapter.
+            RevisionConflict: another revision is current.
+        """
+        with self._received(content) as file, self._locked(name):
+            history = self._known(name)
+            _compare(name, expected, history)
+            return self._publish(name, file, history, spare, current=False)
+
+    @_reporting("be read")
+    def traffic(self, name: str) -> bytes | None:
+        """What `set_traffic` wrote last; None if it never has, or the name is unknown."""
+        try:
+            return (_folder_of(self.root, name) / _TRAFFIC).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    @_reporting("divide traffic")
+    def set_traffic(self, name: str, content: bytes, *, expected: str) -> None:
+        """Keep this beside the name's revisions.
+
+        Raises:
+            UnknownAdapter: there is no such adapter.
+            RevisionConflict: `expected` is not the current revision.
+        """
+        with self._locked(name):
+            _compare(name, expected, self._known(name))
+            write_atomically(_folder_of(self.root, name) / _TRAFFIC, content)
 
     @_reporting("be read")
     def history(self, name: str) -> list[str]:
@@ -322,7 +368,13 @@ class AdapterStore:
         return collected
 
     def _publish(
-        self, name: str, file: ReceivedFile, history: list[str], spare: Collection[str]
+        self,
+        name: str,
+        file: ReceivedFile,
+        history: list[str],
+        spare: Collection[str],
+        *,
+        current: bool = True,
     ) -> PutResult:
         revision = file.revision
         folder, path = _folder_of(self.root, name), self.path(name, revision)
@@ -337,9 +389,9 @@ class AdapterStore:
                 fault_point("revision.rename")
                 os.replace(received_path(self.root, file.name), path)
                 sync_folder(folder)
-            changed = history[:1] != [revision]
-            if changed:
-                listed, dropped = self._limited(revision, history, spare)
+            changed = current and history[:1] != [revision]
+            if changed or revision not in history:
+                listed, dropped = self._limited(revision, history, spare, current=current)
                 self._point(name, listed)
                 self._remove_unlisted(name, dropped)
         except BaseException:
@@ -353,15 +405,19 @@ class AdapterStore:
         return PutResult(revision, created=not history, changed=changed)
 
     def _limited(
-        self, revision: str, history: list[str], spare: Collection[str]
+        self, revision: str, history: list[str], spare: Collection[str], *, current: bool
     ) -> tuple[list[str], list[str]]:
-        """The revisions that stay listed once this one is current, and those that go."""
-        listed = [revision, *(other for other in history if other != revision)]
-        if self._kept is None:
-            return listed, []
-        beyond = listed[self._kept :]
+        """The revisions that stay listed once this one is the first or the last, and those that
+        go."""
+        listed = [other for other in history if other != revision]
+        if current:
+            listed.insert(0, revision)
+        # Beside a staged revision, the current one stays at least.
+        kept = self._kept if current or self._kept is None else max(1, self._kept - 1)
+        beyond = [] if kept is None else listed[kept:]
         dropped = [other for other in beyond if other not in spare]
-        return [other for other in listed if other not in dropped], dropped
+        stay = [other for other in listed if other not in dropped]
+        return stay if current else [*stay, revision], dropped
 
     def _point(self, name: str, revisions: list[str]) -> None:
         text = "".join(f"{line}\n" for line in revisions)

@@ -56,6 +56,10 @@ _TABLE: tuple[tuple[Access, str, str], ...] = (
     ("adapters:read", "GET", "/v1/adapters/{name}/file"),
     ("adapters:write", "DELETE", "/v1/adapters/{name}/revisions/{revision}"),
     ("adapters:write", "POST", "/v1/adapters/{name}/rollback"),
+    ("adapters:read", "GET", "/v1/adapters/{name}/traffic"),
+    ("adapters:write", "PUT", "/v1/adapters/{name}/traffic"),
+    ("adapters:write", "DELETE", "/v1/adapters/{name}/traffic"),
+    ("adapters:write", "POST", "/v1/adapters/{name}/traffic/promote"),
     # Text Embeddings Inference. Its clients ask for the labels before they predict.
     ("predict", "POST", "/"),
     ("predict", "POST", "/predict"),

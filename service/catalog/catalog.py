@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -20,8 +21,13 @@ from adapters.errors import (
     IncompatibleAdapter,
     InvalidAdapter,
     InvalidName,
+    NoTraffic,
+    RevisionServed,
+    RevisionTried,
+    StoreError,
     StoreFailed,
     UnforcedReplacement,
+    UnlikeRevision,
 )
 from adapters.format.failures import store_failures
 from adapters.format.files import read_spec
@@ -30,9 +36,12 @@ from adapters.format.store import AdapterStore, verified_file
 from adapters.format.uploads import held, received_path
 from service.catalog.entry import CatalogEntry, Change, ChangeResult, Condition
 from service.catalog.meaning import changed_meaning
+from service.catalog.traffic import Ending, InvalidTraffic, Traffic, now
+from service.catalog.trials import Trials
 from service.catalog.view import CatalogView
 from service.engine.interface import AdapterKey, Engine
 from service.engine.observer import Observer
+from service.engine.trials import Cause
 from service.errors import ServiceError
 from service.records.audit import AuditLog, Outcome
 
@@ -62,6 +71,7 @@ class Catalog(CatalogView):
         *,
         observer: Observer,
         audit: AuditLog | None = None,
+        trials: Trials | None = None,
     ) -> None:
         super().__init__(store.root)
         self.on_update: Callable[[str, CatalogEntry | None], None] = lambda *_: None
@@ -69,6 +79,10 @@ class Catalog(CatalogView):
         self._engine = engine
         self._observer = observer
         self._audit = audit or AuditLog(None)
+        self._trials = trials or Trials(observer)
+        self._trials.on_verdict = self._take_back
+        self._trials.on_unreadable = self._take_back_unreadable
+        self._endings: set[asyncio.Task[None]] = set()
         self._changes: set[asyncio.Future[ChangeResult]] = set()
         self._stored_bytes = 0
         # A lock is dropped when nothing holds it or waits for it.
@@ -90,6 +104,7 @@ class Catalog(CatalogView):
             for entry in self.entries()
             if entry.current is not None and entry.refusal is None
         ]
+        usable += [entry.split.key for entry in self.entries() if entry.split is not None]
         for start in range(0, len(usable), _PRELOADED_TOGETHER):
             keys = usable[start : start + _PRELOADED_TOGETHER]
             await asyncio.gather(*(self._preload(key) for key in keys))
@@ -131,7 +146,7 @@ class Catalog(CatalogView):
 
     async def _apply(self, change: Change, uploaded: AdapterSpec | None) -> ChangeResult:
         async with self._lock(change.name):
-            if change.operation in ("rehash", "settle"):
+            if change.operation in ("rehash", "settle", "figures"):
                 return await self._perform(change, uploaded)
             before = self._entries.get(change.name)
             recorded = ""
@@ -171,6 +186,15 @@ class Catalog(CatalogView):
                 return await self._rehash(change.name, change.revision or "")
             case "settle":
                 return ChangeResult()
+            case "divide":
+                assert change.traffic is not None
+                return await self._divide(change, change.traffic)
+            case "end_traffic":
+                assert change.ending is not None
+                return await self._end_traffic(change, change.ending)
+            case "figures":
+                self.entry(change.name)
+                return ChangeResult(figures=self._trials.figures(change.name))
 
     async def _record_begin(self, change: Change) -> str:
         """
@@ -238,6 +262,8 @@ class Catalog(CatalogView):
         name, current, file = change.name, self._current(change.name), change.file
         assert file is not None
         change.condition.check(name, current)
+        if change.stage:
+            return await self._stage(change, spec)
         if not change.force and current not in (change.condition.match or ()):
             self._refuse_another_meaning(name, spec)
         if current is None:
@@ -250,6 +276,114 @@ class Catalog(CatalogView):
         await self._read(name, {stored.revision: spec})
         logger.info("adapter published name=%s revision=%s", name, stored.revision)
         return ChangeResult(*stored)
+
+    async def _stage(self, change: Change, spec: AdapterSpec) -> ChangeResult:
+        """Store a revision that is not current. It is tried on no text, unless another is tried."""
+        name, entry, file = change.name, self.entry(change.name), change.file
+        assert file is not None
+        current = entry.require_current()
+        spare = self._engine.in_use(name)
+        if (split := entry.split) is not None:
+            spare |= {split.key.revision}
+        stored = await asyncio.to_thread(
+            self._store.stage, name, file, expected=current, spare=spare
+        )
+        if split is None and stored.revision != current:
+            traffic = Traffic(stored.revision, current, 0.0, since=now())
+            await self._write_traffic(name, traffic, current)
+        await self._preload(AdapterKey(name, stored.revision))
+        await self._read(name, {stored.revision: spec})
+        logger.info("adapter staged name=%s revision=%s", name, stored.revision)
+        return ChangeResult(stored.revision)
+
+    async def _divide(self, change: Change, wanted: Traffic) -> ChangeResult:
+        name, entry = change.name, self.entry(change.name)
+        change.condition.check(name, entry.current)
+        current = entry.require_current()
+        target = entry.revision(wanted.revision)
+        if target == current:
+            raise RevisionServed(name, target)
+        before, after = entry.resolved(current), entry.resolved(target)
+        if not wanted.shadow and (changes := changed_meaning(before.spec, after.spec)):
+            raise UnlikeRevision(name, target, changes)
+        known = entry.split
+        goes_on = known is not None and known.key == after.key
+        since = known.traffic.since if known is not None and goes_on else now()
+        traffic = replace(wanted, revision=target, baseline=current, since=since)
+        await self._write_traffic(name, traffic, current)
+        await self._preload(after.key)
+        self._set(replace(entry, traffic=traffic))
+        logger.info(
+            "traffic divided name=%s revision=%s percent=%g shadow=%s",
+            name,
+            target,
+            traffic.percent,
+            traffic.shadow,
+        )
+        return ChangeResult(target)
+
+    async def _end_traffic(self, change: Change, ending: Ending) -> ChangeResult:
+        name, entry = change.name, self.entry(change.name)
+        change.condition.check(name, entry.current)
+        traffic = entry.traffic
+        if traffic is None:
+            raise NoTraffic(name)
+        if not traffic.in_force or change.revision not in (None, traffic.revision):
+            return ChangeResult()
+        ended = replace(traffic, ended=ending)
+        await self._write_traffic(name, ended, entry.require_current())
+        self._set(replace(entry, traffic=ended))
+        logger.warning(
+            "traffic ended name=%s revision=%s cause=%s: %s",
+            name,
+            traffic.revision,
+            ending.cause,
+            ending.reason,
+        )
+        return ChangeResult(traffic.revision)
+
+    def _take_back(self, name: str, traffic: Traffic, cause: Cause, reason: str) -> None:
+        """End a division by its rule."""
+
+        async def end() -> None:
+            ending = Ending(cause, reason, now())
+            change = Change("end_traffic", name, revision=traffic.revision, ending=ending)
+            try:
+                await self.apply(change)
+            except (AdapterError, ServiceError) as error:
+                logger.error("the end of a division is not stored name=%s: %s", name, error)
+                entry = self._entries.get(name)
+                if entry is not None and entry.traffic == traffic:
+                    self._set(replace(entry, traffic=replace(traffic, ended=ending)))
+
+        self._keep(asyncio.ensure_future(end()))
+
+    def _take_back_unreadable(self, name: str, revision: str, reason: str) -> None:
+        entry = self._entries.get(name)
+        if entry is not None and (split := entry.split) and split.key.revision == revision:
+            self._take_back(name, split.traffic, "unusable", reason)
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._endings.add(task)
+        task.add_done_callback(self._endings.discard)
+
+    async def _write_traffic(self, name: str, traffic: Traffic, current: str) -> None:
+        """
+        Raises:
+            StoreFailed: it cannot be stored.
+        """
+        content = traffic.to_json().encode()
+        await asyncio.to_thread(self._store.set_traffic, name, content, expected=current)
+
+    async def _store_ending(self, name: str, traffic: Traffic) -> None:
+        """Store how a division ended with another change. If that fails, or before it is done, the
+        revisions tell the same."""
+        async with self._lock(name):
+            entry = self._entries.get(name)
+            if entry is None or entry.traffic is not traffic or entry.current is None:
+                return
+            with suppress(StoreError):
+                await self._write_traffic(name, traffic, entry.current)
 
     async def _roll_back(self, change: Change) -> ChangeResult:
         name, entry = change.name, self.entry(change.name)
@@ -275,6 +409,8 @@ class Catalog(CatalogView):
         name, entry = change.name, self.entry(change.name)
         change.condition.check(name, entry.current)
         target = entry.revision(change.revision or "")
+        if (split := entry.split) is not None and split.key.revision == target:
+            raise RevisionTried(name, target)
         await asyncio.to_thread(self._store.delete_revision, name, target, expected=entry.current)
         self._set(entry.without(target))
         logger.info("adapter revision deleted name=%s revision=%s", name, target)
@@ -296,7 +432,7 @@ class Catalog(CatalogView):
         if entry.current is not None and entry.refusal is None:
             await self._preload(AdapterKey(name, entry.current))
         self._set(entry)
-        key, _ = entry.resolved(entry.require_current())
+        key = entry.resolved(entry.require_current()).key
         logger.info("adapter reloaded name=%s revision=%s", name, key.revision)
         return ChangeResult(key.revision, changed=True)
 
@@ -340,12 +476,18 @@ class Catalog(CatalogView):
         before = self._entries.pop(name)
         self._stored_bytes -= before.size or 0
         self._retire(name, before.served)
+        self._trials.follow(name, None)
         self._observer.adapter_removed(name)
         self.on_update(name, None)
         self._observer.stored(len(self._entries), self._stored_bytes)
 
     def _set(self, entry: CatalogEntry) -> None:
         name, before = entry.name, self._entries.get(entry.name)
+        settled = entry.settled()
+        if settled is not entry and (traffic := settled.traffic) is not None:
+            entry = settled
+            logger.info("traffic ended name=%s: %s", name, traffic.ended and traffic.ended.reason)
+            self._keep(asyncio.ensure_future(self._store_ending(name, traffic)))
         self._stored_bytes += (entry.size or 0) - ((before.size or 0) if before else 0)
         self._entries[name] = entry
         if before is not None:
@@ -355,6 +497,7 @@ class Catalog(CatalogView):
                 "adapter not served name=%s state=%s: %s", name, entry.state, entry.refusal
             )
         self._observer.adapter_published(name, entry.labels)
+        self._trials.follow(name, entry)
         self.on_update(name, entry)
         self._observer.stored(len(self._entries), self._stored_bytes)
 
@@ -391,7 +534,24 @@ class Catalog(CatalogView):
                 unusable[revision] = error
             except (InvalidAdapter, OSError) as error:
                 unusable[revision] = DamagedFile(f"adapter {name!r}, {revision}: {error}")
-        return CatalogEntry(name, current, revisions, specs, unusable, unusable.get(current))
+        return CatalogEntry(
+            name,
+            current,
+            revisions,
+            specs,
+            unusable,
+            unusable.get(current),
+            self._traffic_of(name),
+        )
+
+    def _traffic_of(self, name: str) -> Traffic | None:
+        """As it is stored; one that cannot be read has ended."""
+        try:
+            content = self._store.traffic(name)
+            return None if content is None else Traffic.from_json(content)
+        except (InvalidTraffic, AdapterError, OSError) as error:
+            logger.warning("the division of adapter %s cannot be read: %s", name, error)
+            return Traffic("", "", 0.0).end("damaged", f"its file cannot be read: {error}")
 
     def _hashed(self, entry: CatalogEntry) -> CatalogEntry:
         """The entry, with a refusal if the current file's bytes have changed."""
@@ -425,8 +585,19 @@ def _facts_of(change: Change) -> dict[str, Any]:
     }
     if change.file is not None:
         facts |= {"file": change.file.revision, "force": change.force}
+    if change.stage:
+        facts["stage_only"] = True
     if change.revision is not None:
         facts["revision"] = change.revision
+    if (traffic := change.traffic) is not None:
+        facts |= {
+            "revision": traffic.revision,
+            "percent": traffic.percent,
+            "shadow": traffic.shadow,
+            "rule": asdict(traffic.rule),
+        }
+    if change.ending is not None:
+        facts |= {"cause": change.ending.cause, "why": change.ending.reason}
     return facts
 
 

@@ -18,6 +18,7 @@ from adapters.errors import (
 from adapters.format.spec import AdapterSpec
 from adapters.format.store import Revision
 from adapters.format.uploads import ReceivedFile
+from service.catalog.traffic import Ending, Figures, Traffic
 from service.client.types import AdapterState
 from service.engine.interface import AdapterKey
 
@@ -56,7 +57,17 @@ class Origin(NamedTuple):
 ITSELF = Origin()
 
 Operation = Literal[
-    "publish", "rollback", "delete", "delete_revision", "unload", "reload", "rehash", "settle"
+    "publish",
+    "rollback",
+    "delete",
+    "delete_revision",
+    "unload",
+    "reload",
+    "rehash",
+    "settle",
+    "divide",
+    "end_traffic",
+    "figures",
 ]
 
 
@@ -66,7 +77,9 @@ class Change:
 
     revision: for rollback, rehash and delete_revision, a prefix of it. file: for publish, received
     beside the store. force: publish also what means something else than the current revision.
-    client, request_id, address: as in `Origin`.
+    stage: publish without making it current. traffic: for divide; its revision may be a prefix.
+    ending: for end_traffic, which ends only a division to `revision`, if there is one. client,
+    request_id, address: as in `Origin`.
     """
 
     operation: Operation
@@ -75,26 +88,40 @@ class Change:
     revision: str | None = None
     file: ReceivedFile | None = None
     force: bool = False
+    stage: bool = False
+    traffic: Traffic | None = None
+    ending: Ending | None = None
     client: str = ""
     request_id: str = "-"
     address: str = ""
 
 
 class ChangeResult(NamedTuple):
-    """revision: the one served now, or that was deleted alone; empty after delete, unload, rehash
-    and settle. created: the
-    name is new. changed: another revision is current now."""
+    """revision: the one served now, or that was deleted or staged alone; empty after what has none.
+    created: the name is new. changed: another revision is current now. figures: for figures, if
+    there are any."""
 
     revision: str = ""
     created: bool = False
     changed: bool = False
+    figures: Figures | None = None
+
+
+class Split(NamedTuple):
+    """The second revision of a name whose texts are divided, and how they are."""
+
+    traffic: Traffic
+    key: AdapterKey
+    spec: AdapterSpec
 
 
 class Resolved(NamedTuple):
-    """An adapter that can be asked for predictions."""
+    """An adapter that can be asked for predictions. split: set while the texts of its name are
+    divided between this revision and another one."""
 
     key: AdapterKey
     spec: AdapterSpec
+    split: Split | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +130,8 @@ class CatalogEntry:
 
     current: None if the store cannot tell. revisions: those whose files exist, the current one
     first. specs and unusable: by revision; a revision may be in both, or only in the latter.
-    refusal: why the current revision cannot be served.
+    refusal: why the current revision cannot be served. traffic: how texts are divided between the
+    current revision and another one, or were divided last; None: they never were.
     """
 
     name: str
@@ -112,6 +140,7 @@ class CatalogEntry:
     specs: Mapping[str, AdapterSpec] = field(default_factory=dict)
     unusable: Mapping[str, AdapterError] = field(default_factory=dict)
     refusal: AdapterError | None = None
+    traffic: Traffic | None = None
 
     @property
     def spec(self) -> AdapterSpec | None:
@@ -122,6 +151,37 @@ class CatalogEntry:
     def served(self) -> frozenset[str]:
         """The revisions that can be asked for predictions."""
         return frozenset(self.specs.keys() - self.unusable.keys())
+
+    @property
+    def split(self) -> Split | None:
+        """The second revision, while texts are divided and both can be served."""
+        traffic = self.traffic
+        if traffic is None or not traffic.in_force or self.refusal is not None:
+            return None
+        spec = self.specs.get(traffic.revision)
+        if spec is None or traffic.revision in self.unusable or traffic.baseline != self.current:
+            return None
+        return Split(traffic, AdapterKey(self.name, traffic.revision), spec)
+
+    def settled(self) -> "CatalogEntry":
+        """The entry with its division ended, if the revisions that are left have ended it."""
+        traffic = self.traffic
+        if traffic is None or not traffic.in_force:
+            return self
+        if self.current == traffic.revision:
+            ended = traffic.end("promoted", "its revision is the current one")
+        elif self.current != traffic.baseline:
+            to = "unknown" if self.current is None else self.current[:12]
+            ended = traffic.end("replaced", f"the current revision is another one now: {to}")
+        elif self.refusal is not None:
+            ended = traffic.end("unusable", f"the current revision is not served: {self.refusal}")
+        elif (reason := self.unusable.get(traffic.revision)) is not None:
+            ended = traffic.end("unusable", f"its revision cannot be served: {reason}")
+        elif traffic.revision not in self.specs:
+            ended = traffic.end("unusable", "its revision is not stored any more")
+        else:
+            return self
+        return replace(self, traffic=ended)
 
     @property
     def state(self) -> AdapterState:
@@ -196,13 +256,16 @@ class CatalogEntry:
         return Resolved(AdapterKey(self.name, revision), self.specs[revision])
 
     def previous(self) -> str:
-        """The revision that was current before this one.
+        """The revision that was current before this one, not one that is only tried.
 
         Raises:
             UnknownRevision: there is none.
         """
+        traffic = self.traffic
+        was_current = traffic is None or (traffic.ended and traffic.ended.cause == "promoted")
+        tried = None if traffic is None or was_current else traffic.revision
         for item in self.revisions:
-            if item.revision != self.current:
+            if item.revision not in (self.current, tried):
                 return item.revision
         raise UnknownRevision(
             self.name, "before the current one", [self.current] if self.current else []

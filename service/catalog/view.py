@@ -7,7 +7,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from pathlib import Path
 
-from adapters.errors import InvalidName, UnknownAdapter
+from adapters.errors import InvalidName, NoTraffic, UnknownAdapter
 from adapters.format.store import NAME, file_of
 from adapters.format.uploads import ReceivedFile, received
 from service.catalog.entry import (
@@ -19,6 +19,7 @@ from service.catalog.entry import (
     Origin,
     Resolved,
 )
+from service.catalog.traffic import Ending, Figures, Traffic, now
 
 
 class CatalogView(ABC):
@@ -37,7 +38,7 @@ class CatalogView(ABC):
         return len(self._entries)
 
     def resolve(self, reference: str) -> Resolved:
-        """What `name` or `name@prefix` means at this moment.
+        """What `name` or `name@prefix` means at this moment; only a name alone can be split.
 
         Raises:
             UnknownAdapter, UnknownRevision: naming what exists.
@@ -46,7 +47,10 @@ class CatalogView(ABC):
         """
         name, at, prefix = reference.partition("@")
         entry = self.entry(name)
-        return entry.resolved(entry.revision(prefix) if at else entry.require_current())
+        if at:
+            return entry.resolved(entry.revision(prefix))
+        resolved = entry.resolved(entry.require_current())
+        return resolved if entry.traffic is None else resolved._replace(split=entry.split)
 
     def entry(self, name: str) -> CatalogEntry:
         """
@@ -92,6 +96,7 @@ class CatalogView(ABC):
         condition: Condition,
         *,
         force: bool = False,
+        stage: bool = False,
         by: Origin = ITSELF,
     ) -> ChangeResult:
         """Check an adapter file, store it and serve it. A failure changes nothing.
@@ -99,9 +104,11 @@ class CatalogView(ABC):
         Args:
             content: the file's bytes, or the file as it was received beside the store.
             force: replace an adapter also by one that means something else.
+            stage: the current revision stays; the new one can be pinned, and tried by `divide`.
 
         Raises:
             InvalidName, RevisionConflict: before anything else is done.
+            UnknownAdapter: it is staged, and there is no current revision.
             InvalidAdapter, IncompatibleAdapter: with every fault.
             UnforcedReplacement: it means something else, and the caller did not say that it knows:
                 neither by `force` nor by naming the current revision in the condition.
@@ -110,8 +117,12 @@ class CatalogView(ABC):
         if isinstance(content, bytes):
             self.check(name, condition)
             with await asyncio.to_thread(received, self.root, content) as upload:
-                return await self.publish(name, upload.file, condition, force=force, by=by)
-        change = Change("publish", name, condition, file=content, force=force, **by._asdict())
+                return await self.publish(
+                    name, upload.file, condition, force=force, stage=stage, by=by
+                )
+        change = Change(
+            "publish", name, condition, file=content, force=force, stage=stage, **by._asdict()
+        )
         return await self.apply(change)
 
     async def rollback(
@@ -147,11 +158,64 @@ class CatalogView(ABC):
         Raises:
             UnknownAdapter, UnknownRevision: it does not exist.
             CurrentRevision: it is the current one.
+            RevisionTried: it reads some of the texts.
             RevisionConflict: the condition does not hold.
             StoreFailed: the disk fails; it stays.
         """
         change = Change("delete_revision", name, condition, prefix, **by._asdict())
         return (await self.apply(change)).revision
+
+    async def divide(
+        self, name: str, traffic: Traffic, condition: Condition, *, by: Origin = ITSELF
+    ) -> None:
+        """Let a second revision read some of a name's texts, or change how many.
+
+        Args:
+            traffic: its revision may be a prefix; its baseline and time are filled in.
+
+        Raises:
+            UnknownAdapter, UnknownRevision: it does not exist.
+            RevisionConflict: the condition does not hold.
+            RevisionServed: it is the current one.
+            UnlikeRevision: it would answer texts, and has other labels or another task.
+            IncompatibleAdapter, DamagedFile: one of the two cannot be served.
+            UnloadedAdapter: the name was unloaded.
+            StoreFailed: the disk fails; nothing changes.
+        """
+        await self.apply(Change("divide", name, condition, traffic=traffic, **by._asdict()))
+
+    async def end_traffic(self, name: str, condition: Condition, *, by: Origin = ITSELF) -> None:
+        """Let the current revision read all texts again. Harmless if that is so already.
+
+        Raises:
+            UnknownAdapter: it does not exist.
+            NoTraffic: its texts were never divided.
+            RevisionConflict: the condition does not hold.
+            StoreFailed: the disk fails; nothing changes.
+        """
+        ending = Ending("stopped", f"stopped by {by.client or 'a request'}", now())
+        await self.apply(Change("end_traffic", name, condition, ending=ending, **by._asdict()))
+
+    async def promote(self, name: str, condition: Condition, *, by: Origin = ITSELF) -> str:
+        """Make the second revision the current one, and return it; raises as `rollback`.
+
+        Raises:
+            NoTraffic: there is none.
+        """
+        traffic = self.entry(name).traffic
+        if traffic is None or not traffic.in_force:
+            raise NoTraffic(name)
+        if condition == Condition():
+            condition = Condition(match=frozenset({traffic.baseline}))
+        return await self.rollback(name, traffic.revision, condition, by=by)
+
+    async def figures(self, name: str) -> Figures | None:
+        """What the engine has seen of a name's division, if it has had one.
+
+        Raises:
+            UnknownAdapter: it does not exist.
+        """
+        return (await self.apply(Change("figures", name))).figures
 
     async def unload(self, name: str, *, by: Origin = ITSELF) -> None:
         """Stop serving a name until it is reloaded, published again, or the service restarts.

@@ -38,7 +38,9 @@ from service.client.types import (
     Options,
     Published,
     Result,
+    Rule,
     Text,
+    TrafficDetail,
 )
 
 T = TypeVar("T")
@@ -119,6 +121,7 @@ class AsyncClient:
         if_match: str | None = None,
         if_none_match: str | None = None,
         force: bool = False,
+        stage: bool = False,
     ) -> Published:
         """As `Client.upload`."""
         call = await asyncio.to_thread(
@@ -128,6 +131,7 @@ class AsyncClient:
             if_match=if_match,
             if_none_match=if_none_match,
             force=force,
+            stage=stage,
         )
         return await self._call(call)
 
@@ -150,6 +154,35 @@ class AsyncClient:
     ) -> None:
         """As `Client.delete_revision`."""
         await self._call(operations.delete_revision(name, revision, if_match=if_match))
+
+    async def set_traffic(
+        self,
+        name: str,
+        revision: str,
+        percent: float,
+        *,
+        shadow: bool = False,
+        rule: Rule | None = None,
+        if_match: str | None = None,
+    ) -> TrafficDetail:
+        """As `Client.set_traffic`."""
+        return await self._call(
+            operations.set_traffic(
+                name, revision, percent, shadow=shadow, rule=rule, if_match=if_match
+            )
+        )
+
+    async def traffic(self, name: str) -> TrafficDetail:
+        """As `Client.traffic`."""
+        return await self._call(operations.traffic(name))
+
+    async def end_traffic(self, name: str, *, if_match: str | None = None) -> None:
+        """As `Client.end_traffic`."""
+        await self._call(operations.end_traffic(name, if_match=if_match))
+
+    async def promote(self, name: str, *, if_match: str | None = None) -> Published:
+        """As `Client.promote`."""
+        return await self._call(operations.promote(name, if_match=if_match))
 
     async def health(self) -> Health:
         """As `Client.health`."""

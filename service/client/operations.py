@@ -23,7 +23,9 @@ from service.client.types import (
     Input,
     Options,
     Published,
+    Rule,
     Text,
+    TrafficDetail,
 )
 
 T = TypeVar("T")
@@ -32,6 +34,7 @@ PAGE = 1000
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _REVISION = re.compile(r"[0-9a-f]{1,64}")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_REQUEST_KEY = re.compile(r"[!-~]{1,256}")
 _JSON = {"content-type": "application/json"}
 
 
@@ -44,6 +47,7 @@ def predict(inputs: Text | Sequence[Text], adapter: str | None, options: Options
     sent = inputs if isinstance(inputs, (str, Input)) else texts
     body: dict[str, Any] = {"inputs": sent, "adapter": adapter, **options}
     headers = _JSON | _request_id(body.pop("request_id", None))
+    headers |= _request_key(body.pop("request_key", None))
     # Options that are None are left to the service.
     content = _json({key: value for key, value in body.items() if value is not None})
     seconds = (options.get("timeout_ms") or 0) / 1000
@@ -84,6 +88,7 @@ def upload(
     if_match: str | None,
     if_none_match: str | None,
     force: bool = False,
+    stage: bool = False,
 ) -> Call[Published]:
     """
     Raises:
@@ -103,7 +108,7 @@ def upload(
 
     # A revision is the hash of its content, so a second upload changes nothing. With a condition it
     # would fail: the first upload has changed what the condition is about.
-    params = {"force": "true"} if force else {}
+    params = ({"force": "true"} if force else {}) | ({"stage": "true"} if stage else {})
     request = Request("PUT", _path(name), params, headers=headers, body=data)
     return Call(request, decode, repeatable=not conditions)
 
@@ -144,6 +149,43 @@ def delete_revision(name: str, revision: str, *, if_match: str | None) -> Call[N
     return Call(request, lambda _: None, repeatable=False)
 
 
+def set_traffic(
+    name: str,
+    revision: str,
+    percent: float,
+    *,
+    shadow: bool,
+    rule: Rule | None,
+    if_match: str | None,
+) -> Call[TrafficDetail]:
+    conditions = _conditions(if_match, None)
+    body = {
+        "revision": _revision(revision),
+        "percent": percent,
+        "shadow": shadow,
+        "rule": rule,
+    }
+    request = Request("PUT", _traffic(name), headers=_JSON | conditions, body=_json(body))
+    # The condition is about the current revision, which this does not change.
+    return Call(request, _decoder(TrafficDetail))
+
+
+def traffic(name: str) -> Call[TrafficDetail]:
+    return _get(_traffic(name), TrafficDetail)
+
+
+def end_traffic(name: str, *, if_match: str | None) -> Call[None]:
+    request = Request("DELETE", _traffic(name), headers=_conditions(if_match, None))
+    # A second request could end what someone has begun since.
+    return Call(request, lambda _: None, repeatable=False)
+
+
+def promote(name: str, *, if_match: str | None) -> Call[Published]:
+    path = f"{_traffic(name)}/promote"
+    request = Request("POST", path, headers=_conditions(if_match, None))
+    return Call(request, _decoder(Published), repeatable=False)
+
+
 def probe(path: str) -> Call[Health]:
     return Call(Request("GET", path), _decoder(Health), accepted=frozenset({503}))
 
@@ -168,6 +210,10 @@ def _path(name: str) -> str:
     return f"/v1/adapters/{name}"
 
 
+def _traffic(name: str) -> str:
+    return f"{_path(name)}/traffic"
+
+
 def _revision(revision: str) -> str:
     if not _REVISION.fullmatch(revision):
         raise InvalidCall(f"revision {revision!r}: expected 1 to 64 of 0-9 a-f")
@@ -189,6 +235,14 @@ def _request_id(value: str | None) -> dict[str, str]:
     if not _REQUEST_ID.fullmatch(value):
         raise InvalidCall(f"request id {value!r}: expected 1 to 128 of A-Za-z0-9._:-")
     return {"x-request-id": value}
+
+
+def _request_key(value: str | None) -> dict[str, str]:
+    if value is None:
+        return {}
+    if not _REQUEST_KEY.fullmatch(value):
+        raise InvalidCall(f"request key {value[:40]!r}: expected 1 to 256 visible ASCII characters")
+    return {"x-request-key": value}
 
 
 def _json(content: Mapping[str, Any]) -> bytes:

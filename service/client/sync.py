@@ -32,7 +32,9 @@ from service.client.types import (
     Options,
     Published,
     Result,
+    Rule,
     Text,
+    TrafficDetail,
 )
 
 T = TypeVar("T")
@@ -138,6 +140,7 @@ class Client:
         if_match: str | None = None,
         if_none_match: str | None = None,
         force: bool = False,
+        stage: bool = False,
     ) -> Published:
         """Publish an adapter file, given as bytes or as a path, under a name.
 
@@ -145,6 +148,7 @@ class Client:
             if_match: only if this is the current revision; "*": only if the name exists.
             if_none_match: only if this is not the current revision; "*": only if the name is new.
             force: replace an adapter also by one with other labels or another task.
+            stage: the current revision stays; `set_traffic` tries the new one.
 
         Raises:
             OSError: the file cannot be read.
@@ -153,7 +157,12 @@ class Client:
         """
         return self._call(
             operations.upload(
-                name, file, if_match=if_match, if_none_match=if_none_match, force=force
+                name,
+                file,
+                if_match=if_match,
+                if_none_match=if_none_match,
+                force=force,
+                stage=stage,
             )
         )
 
@@ -174,6 +183,43 @@ class Client:
     def delete_revision(self, name: str, revision: str, *, if_match: str | None = None) -> None:
         """Delete one revision, which must not be the current one; also by its first characters."""
         self._call(operations.delete_revision(name, revision, if_match=if_match))
+
+    def set_traffic(
+        self,
+        name: str,
+        revision: str,
+        percent: float,
+        *,
+        shadow: bool = False,
+        rule: Rule | None = None,
+        if_match: str | None = None,
+    ) -> TrafficDetail:
+        """Let a second revision read some of an adapter's texts, or change how many.
+
+        Args:
+            revision: its first characters.
+            percent: of the texts, from 0 to 100.
+            shadow: it answers none of them, its answers are only compared.
+            rule: when this ends by itself; None: the service's defaults.
+            if_match: only if this is the current revision.
+        """
+        return self._call(
+            operations.set_traffic(
+                name, revision, percent, shadow=shadow, rule=rule, if_match=if_match
+            )
+        )
+
+    def traffic(self, name: str) -> TrafficDetail:
+        """How an adapter's texts are divided, or were last; what was seen, and why it ended."""
+        return self._call(operations.traffic(name))
+
+    def end_traffic(self, name: str, *, if_match: str | None = None) -> None:
+        """Let the current revision read all texts again."""
+        self._call(operations.end_traffic(name, if_match=if_match))
+
+    def promote(self, name: str, *, if_match: str | None = None) -> Published:
+        """Make the second revision, which reads some of the texts, the current one."""
+        return self._call(operations.promote(name, if_match=if_match))
 
     def health(self) -> Health:
         """Whether the service works; sent once."""

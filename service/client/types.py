@@ -30,7 +30,9 @@ class Options(TypedDict, total=False):
     top_k: how many labels `scores` holds. truncate: False refuses a text that is longer than its
     adapter reads. explain: return each token's share of the prompt. abstain_below: a best score
     below it is no answer, in place of what the adapter's file says. timeout_ms: answer within this
-    time or fail. request_id: 1 to 128 of `A-Za-z0-9._:-`, for the logs of both sides.
+    time or fail. request_id: 1 to 128 of `A-Za-z0-9._:-`, for the logs of both sides. request_key:
+    1 to 256 visible ASCII characters; while the texts of an adapter are divided between two
+    revisions, equal keys get the same one. Without it each input is its own key.
     """
 
     top_k: int
@@ -39,6 +41,7 @@ class Options(TypedDict, total=False):
     abstain_below: float
     timeout_ms: int
     request_id: str
+    request_key: str
 
 
 class Score(msgspec.Struct, frozen=True):
@@ -148,6 +151,88 @@ class Published(msgspec.Struct, frozen=True):
     def outcome(self) -> str:
         """`created`, `replaced` or `unchanged`."""
         return "created" if self.created else "replaced" if self.changed else "unchanged"
+
+
+class Rule(msgspec.Struct, frozen=True):
+    """When a second revision is taken back by itself. None: no such limit.
+
+    max_error_rate: share of its texts that may fail. max_disagreement: share of the compared texts
+    that may get another answer. max_latency_ratio: its latency by the current revision's, for a
+    canary. min_texts: nothing is decided on fewer. window_seconds: what was seen earlier does not
+    count.
+    """
+
+    max_error_rate: float | None = 0.02
+    max_disagreement: float | None = 0.2
+    max_latency_ratio: float | None = 2.0
+    min_texts: int = 30
+    window_seconds: float = 600.0
+
+
+class Reading(msgspec.Struct, frozen=True):
+    """What one role has read. latency_ms: geometric mean of its requests, of a shadow's batches."""
+
+    texts: int
+    errors: int
+    latency_ms: float | None
+
+
+class Direction(msgspec.Struct, frozen=True):
+    """So many texts get the answer `after` where the current revision says `before`."""
+
+    before: str
+    after: str
+    texts: int
+
+
+class Figures(msgspec.Struct, frozen=True):
+    """What was seen within the rule's window.
+
+    current, canary: texts that the current revision and the second one answered. shadow: texts that
+    the revision which did not answer them has read too. dropped: those that it has not.
+    disagreement_low, disagreement_high: the interval of the rate. score_difference: the second
+    revision's score minus the current one's, for the current one's best label; a mean.
+    """
+
+    current: Reading
+    canary: Reading
+    shadow: Reading
+    dropped: int
+    compared: int
+    disagreements: int
+    disagreement_rate: float | None
+    disagreement_low: float | None
+    disagreement_high: float | None
+    score_difference: float | None
+    directions: tuple[Direction, ...]
+
+
+class Ending(msgspec.Struct, frozen=True):
+    """Why the current revision reads all texts again. cause: for programs. reason: a sentence."""
+
+    cause: str
+    reason: str
+    at: str
+
+
+class TrafficDetail(msgspec.Struct, frozen=True):
+    """How an adapter's texts are divided between two revisions, or were last.
+
+    revision: the second one. baseline: the current one when this began. percent: of the texts that
+    the second one reads; it answers them unless `shadow`.
+    """
+
+    name: str
+    current: str | None
+    state: Literal["active", "ended"]
+    revision: str | None
+    baseline: str | None
+    percent: float
+    shadow: bool
+    rule: Rule
+    since: str | None
+    ended: Ending | None
+    figures: Figures | None
 
 
 class AdapterFile(msgspec.Struct, frozen=True):

@@ -1,4 +1,5 @@
-"""`python -m service adapters ...`: list, show, upload, download, roll back, delete."""
+"""`python -m service adapters ...`: list, show, upload, download, roll back, delete, and divide an
+adapter's texts between two revisions."""
 
 import sys
 from argparse import ArgumentParser, Namespace
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from cli.shell import Command, CommandFailed
-from service.client import AdapterDetail, AdapterSummary, Published
+from service.client import AdapterDetail, AdapterSummary, Published, Rule, TrafficDetail
 from service.commands.flags import add_service, client_of
 
 if TYPE_CHECKING:
@@ -46,6 +47,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     upload.add_argument(
         "--force", action="store_true", help="also if the labels or the task change"
     )
+    upload.add_argument(
+        "--stage", action="store_true", help="the served revision stays; see `traffic`"
+    )
     download = add("download", "save a file", _download, json=False)
     download.add_argument("name")
     download.add_argument("--revision", metavar="R", help="its first characters")
@@ -54,6 +58,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     rollback.add_argument("name")
     rollback.add_argument("--revision", metavar="R", help="its first characters; default: previous")
     rollback.add_argument("--if-match", metavar="REVISION", help="only if this one is served")
+    _add_traffic(add("traffic", "try a second revision on some of the texts", _traffic))
     delete = add("delete", "delete an adapter, or one revision of it", _delete, json=False)
     delete.add_argument("name")
     delete.add_argument(
@@ -62,13 +67,46 @@ def add_arguments(parser: ArgumentParser) -> None:
     delete.add_argument("--if-match", metavar="REVISION", help="only if this one is served")
 
 
+def _add_traffic(action: ArgumentParser) -> None:
+    action.description = "Without options: how the texts are divided, and what was seen."
+    action.add_argument("name")
+    work = action.add_mutually_exclusive_group()
+    work.add_argument(
+        "--revision", metavar="R", help="the second revision, by its first characters"
+    )
+    work.add_argument("--end", action="store_true", help="the served revision reads all texts")
+    work.add_argument("--promote", action="store_true", help="serve the second revision instead")
+    action.add_argument("--percent", type=float, metavar="P", help="of the texts, 0 to 100")
+    action.add_argument("--shadow", action="store_true", help="only compare, answer none of them")
+    action.add_argument("--if-match", metavar="REVISION", help="only if this one is served")
+    limits = action.add_argument_group("end it by itself")
+    for name, kind, help in (
+        ("max-error-rate", _limit, "share of its texts that may fail"),
+        ("max-disagreement", _limit, "share of texts with another answer"),
+        ("max-latency-ratio", _limit, "times the served revision's latency"),
+        ("min-texts", int, "nothing is decided on fewer"),
+        ("window-seconds", float, "what was seen earlier does not count"),
+    ):
+        default = getattr(Rule(), name.replace("-", "_"))
+        off = ", or off" if kind is _limit else ""
+        limits.add_argument(
+            f"--{name}", type=kind, metavar="X", default=default, help=f"{help}{off}; {default:g}"
+        )
+
+
+def _limit(text: str) -> float | None:
+    return None if text == "off" else float(text)
+
+
 def run(arguments: Namespace) -> int:
     with client_of(arguments) as client:
         arguments.work(client, arguments)
     return 0
 
 
-COMMAND = Command("list, show, upload, download, roll back, delete adapters", run, add_arguments)
+COMMAND = Command(
+    "list, show, upload, download, roll back, try, delete adapters", run, add_arguments
+)
 
 
 def _list(client: "Client", arguments: Namespace) -> None:
@@ -98,7 +136,12 @@ def _upload(client: "Client", arguments: Namespace) -> None:
     new = "*" if arguments.new else None
     _print_published(
         client.upload(
-            name, data, if_match=arguments.if_match, if_none_match=new, force=arguments.force
+            name,
+            data,
+            if_match=arguments.if_match,
+            if_none_match=new,
+            force=arguments.force,
+            stage=arguments.stage,
         ),
         arguments,
     )
@@ -121,6 +164,39 @@ def _download(client: "Client", arguments: Namespace) -> None:
 def _rollback(client: "Client", arguments: Namespace) -> None:
     name, revision = arguments.name, arguments.revision
     _print_published(client.rollback(name, revision, if_match=arguments.if_match), arguments)
+
+
+def _traffic(client: "Client", arguments: Namespace) -> None:
+    name, condition = arguments.name, arguments.if_match
+    if (arguments.revision is None) != (arguments.percent is None):
+        raise CommandFailed("--revision and --percent belong together")
+    if arguments.promote:
+        _print_published(client.promote(name, if_match=condition), arguments)
+        return
+    if arguments.end:
+        client.end_traffic(name, if_match=condition)
+    elif arguments.revision is not None:
+        rule = Rule(
+            max_error_rate=arguments.max_error_rate,
+            max_disagreement=arguments.max_disagreement,
+            max_latency_ratio=arguments.max_latency_ratio,
+            min_texts=arguments.min_texts,
+            window_seconds=arguments.window_seconds,
+        )
+        client.set_traffic(
+            name,
+            arguments.revision,
+            arguments.percent,
+            shadow=arguments.shadow,
+            rule=rule,
+            if_match=condition,
+        )
+    traffic = client.traffic(name)
+    if arguments.json:
+        _print_json(traffic)
+    else:
+        for key, value in _divided(traffic).items():
+            _print(f"{key:<14} {value}")
 
 
 def _delete(client: "Client", arguments: Namespace) -> None:
@@ -179,6 +255,35 @@ def _described(adapter: AdapterDetail) -> dict[str, str]:
         "earlier": ", ".join(revision[:_SHORT] for revision in earlier),
     }
     return {name: str(value) for name, value in described.items() if value not in (None, "")}
+
+
+def _divided(traffic: TrafficDetail) -> dict[str, str]:
+    kind = "shadow, answers none" if traffic.shadow else "canary, answers them"
+    ended, figures = traffic.ended, traffic.figures
+    lines = {
+        "name": traffic.name,
+        "current": (traffic.current or "-")[:_SHORT],
+        "tried": f"{(traffic.revision or '-')[:_SHORT]} on {traffic.percent:g} % of texts, {kind}",
+        "state": traffic.state if ended is None else f"ended at {ended.at}: {ended.reason}",
+    }
+    if figures is None:
+        return lines
+    for role in ("current", "canary", "shadow"):
+        reading = getattr(figures, role)
+        latency = "" if reading.latency_ms is None else f", {reading.latency_ms:.1f} ms"
+        lines[f"{role} texts"] = f"{reading.texts}, {reading.errors} failed{latency}"
+    if figures.disagreement_rate is not None:
+        lines["disagree"] = (
+            f"{figures.disagreements} of {figures.compared} texts, "
+            f"{figures.disagreement_rate:.1%} ({figures.disagreement_low or 0:.1%} to "
+            f"{figures.disagreement_high or 0:.1%})"
+        )
+    if figures.score_difference is not None:
+        lines["scores"] = f"{figures.score_difference:+.3f} for the current one's best label"
+    for direction in figures.directions:
+        # One line each: the most frequent first.
+        lines[f"  {direction.before} -> {direction.after}"] = f"{direction.texts} texts"
+    return lines
 
 
 def _answers(spec: Mapping[str, Any] | None) -> str | None:

@@ -34,12 +34,14 @@ from service.engine.interface import (
 )
 from service.engine.load import Load
 from service.engine.observer import Observer
-from service.engine.requests import InFlight, Request
+from service.engine.requests import InFlight, LaunchedBatch, Request
 from service.engine.residency import Residency
-from service.engine.runners.base import Runner
+from service.engine.runners.base import BatchResult, Runner
 from service.engine.runners.packed import PackedRunner
 from service.engine.scheduler import Scheduler
 from service.engine.settings import EngineSettings
+from service.engine.shadows import Shadows
+from service.engine.trials import TrialListener
 from service.errors import EngineUnavailable, InferenceFailed, NotReady
 
 logger = logging.getLogger(__name__)
@@ -77,6 +79,7 @@ class _Parts:
     runner: Runner
     residency: Residency
     in_flight: InFlight
+    shadows: Shadows
     device: Device
 
 
@@ -88,6 +91,7 @@ class LocalEngine:
         store: holds the adapters' files.
         settings: limits.
         observer: receives every event worth counting, on the event loop.
+        trials: is told what is seen of names that try a second revision.
     """
 
     def __init__(
@@ -96,11 +100,13 @@ class LocalEngine:
         store: AdapterStore,
         settings: EngineSettings,
         observer: Observer | None = None,
+        trials: TrialListener | None = None,
     ) -> None:
         self._load = load
         self._store = store
         self._settings = settings
         self._observer = observer or Observer()
+        self._trials = trials or TrialListener()
         self._phase = Phase.CREATED
         # Why requests are refused, once the engine drains or has ended.
         self._reason = ""
@@ -154,7 +160,9 @@ class LocalEngine:
         parts = self._require_ready()
         if not entries:
             return Completion((), 0.0, 0.0)
-        return await parts.in_flight.predict(entries, deadline, client=client, weight=weight)
+        tries = any(entry.trial is not None for entry in entries)
+        answering = parts.shadows if tries else parts.in_flight
+        return await answering.predict(entries, deadline, client=client, weight=weight)
 
     async def check(self, file: Path) -> AdapterSpec:
         runner = self._require_ready().runner
@@ -249,6 +257,7 @@ class LocalEngine:
         if self._phase not in _OVER:
             self._phase, self._reason = phase, reason
             if self._parts is not None:
+                self._parts.shadows.close()
                 self._parts.in_flight.fail_all(reason)
 
     def _assemble(self, runner: Runner) -> _Parts:
@@ -270,14 +279,22 @@ class LocalEngine:
             max_bytes=settings.max_active_bytes,
         )
         in_flight = InFlight(scheduler, residency, observer)
+        shadows = Shadows(scheduler, in_flight, residency, self._trials)
+
+        def deliver(launched: LaunchedBatch, result: BatchResult, seconds: float) -> None:
+            if launched.selection.spare:
+                shadows.delivered(launched, result, seconds)
+            else:
+                in_flight.deliver(launched, result, seconds)
+
         device = Device(
             runner,
             scheduler,
-            deliver=in_flight.deliver,
+            deliver=deliver,
             die=self._die,
             max_batch_tokens=settings.max_batch_tokens,
         )
-        return _Parts(_info(runner.backbone), runner, residency, in_flight, device)
+        return _Parts(_info(runner.backbone), runner, residency, in_flight, shadows, device)
 
 
 def _make_runner(backbone: Backbone, settings: EngineSettings) -> Runner:

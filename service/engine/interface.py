@@ -15,6 +15,7 @@ import numpy.typing as npt
 from adapters.format.spec import AdapterSpec, BackboneIdentity
 from adapters.tokenizer import Encoding, TextEncoder
 from service.engine.load import Load
+from service.engine.trials import Trial
 
 
 class AdapterKey(NamedTuple):
@@ -33,13 +34,15 @@ class AdapterKey(NamedTuple):
 class Entry:
     """One text to classify.
 
-    cost: as computed by `cost_of`. explain: whether its token weights are wanted.
+    cost: as computed by `cost_of`. explain: whether its token weights are wanted. trial: set while
+    its name tries a second revision.
     """
 
     adapter: AdapterKey
     encoding: Encoding
     cost: int
     explain: bool = False
+    trial: Trial | None = None
 
 
 def cost_of(encoding: Encoding, spec: AdapterSpec) -> int:

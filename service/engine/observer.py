@@ -9,6 +9,7 @@ from typing import Literal
 
 from service.access.events import RefusalReason
 from service.engine.interface import AdapterKey
+from service.engine.trials import Cause, DropReason, Role
 from service.errors import (
     AdapterLoadFailed,
     DeadlineExceeded,
@@ -28,7 +29,7 @@ Outcome = Literal[
     "server_error",
     "disconnected",
 ]
-UploadOutcome = Literal["created", "replaced", "unchanged", "refused", "failed"]
+UploadOutcome = Literal["created", "replaced", "unchanged", "staged", "refused", "failed"]
 ConnectionEnd = Literal[
     "too_many",
     "evicted",
@@ -180,6 +181,32 @@ class Observer:
 
     def failed(self, reason: FailureReason, rows: int) -> None:
         """Rows got an error instead of an answer."""
+
+    # Reported of names that try a second revision, in the process of the engine.
+
+    def trial_set(self, adapter: str, percent: float | None, *, shadow: bool) -> None:
+        """A second revision reads this share of a name's texts; None: none does any more."""
+
+    def trial_ended(self, cause: Cause) -> None:
+        """A division has ended."""
+
+    def trial_read(self, adapter: str, role: Role, texts: int, seconds: float | None) -> None:
+        """As `TrialListener.read`."""
+
+    def trial_failed(self, adapter: str, role: Role, texts: int) -> None:
+        """As `TrialListener.failed`."""
+
+    def trial_compared(self, adapter: str, *, agreed: int, disagreed: int) -> None:
+        """Both revisions have read these texts."""
+
+    def trial_differed(self, adapter: str, before: str, after: str, texts: int) -> None:
+        """Texts got the answer `after`, where the current revision says `before`."""
+
+    def trial_scores(self, adapter: str, differences: Sequence[float]) -> None:
+        """By how much the scores of the current revision's best labels differ, a text each."""
+
+    def trial_dropped(self, adapter: str, reason: DropReason, texts: int) -> None:
+        """Texts were not compared."""
 
     # Reported by a `MetricsForwarder`.
 

@@ -102,7 +102,11 @@ def rows_of(batch: Sequence[QueuedEntry[Request]]) -> list[BatchRow]:
 
 
 class InFlight:
-    """The requests in flight: admits and answers them, and knows when none is left."""
+    """The requests in flight: admits and answers them, and knows when none is left.
+
+    Attributes:
+        on_row_failure: called with an entry of a trial whose row has no answer.
+    """
 
     def __init__(
         self, scheduler: Scheduler[Request], residency: Residency, observer: Observer
@@ -114,6 +118,7 @@ class InFlight:
         self._all_settled = asyncio.Event()
         self._wake_scheduled = False
         self._pace_reported = 0.0
+        self.on_row_failure: Callable[[Entry], None] = lambda _: None
         observer.waiting_limit(scheduler.limit)
 
     async def predict(
@@ -152,6 +157,8 @@ class InFlight:
         for queued, outcome in zip(batch, result.outcomes, strict=True):
             if isinstance(outcome, RowFailure):
                 queued.request.fail(InferenceFailed(outcome.message, reason=outcome.reason))
+                if queued.entry.trial is not None:
+                    self.on_row_failure(queued.entry)
             else:
                 queued.request.rows[queued.index] = outcome
         queue_seconds = [launched.started - queued.ticket.since for queued in batch]

@@ -17,7 +17,7 @@ Everything here runs on one event loop; reading and copying happen in threads.
 import asyncio
 import logging
 from collections import Counter, OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import TypeAlias
@@ -90,6 +90,10 @@ class Residency:
         slots: adapters on the device at once.
         max_bytes: of their weights; None: no limit.
         trial_slots: further slots, for adapters that are tried out before they are published.
+
+    Attributes:
+        on_shortage: called when a request has to wait for slots, so that leases which nobody waits
+            for are released.
     """
 
     def __init__(
@@ -123,6 +127,7 @@ class Residency:
         self._retired: set[AdapterKey] = set()
         # Waiters that have their slots, some of which still load.
         self._loading: set[Waiter] = set()
+        self.on_shortage: Callable[[], None] = lambda: None
 
     async def acquire(self, keys: Sequence[AdapterKey]) -> Lease:
         """Lease all of these distinct adapters at once, loading those that are not active.
@@ -141,6 +146,7 @@ class Residency:
         waiter = Waiter(keys, asyncio.get_running_loop().create_future(), lease)
         if lease is None:
             self._enqueue(waiter)
+            self.on_shortage()
         else:
             self._wait_for_loads(waiter, lease)
         try:
@@ -185,6 +191,13 @@ class Residency:
                 self._drop_if_retired(slot.key)
         self._make_room(0)
         self._serve_queue()
+
+    def lease_idle(self, key: AdapterKey) -> Lease | None:
+        """Lease an adapter that is on the device, unless a request waits for slots."""
+        slot = self._active.get(key)
+        if slot is None or slot.adapter is None or self._queue:
+            return None
+        return self._reserve((key,))
 
     async def preload(self, key: AdapterKey) -> None:
         """Activate an adapter if that evicts no other. It is served again if it was retired."""

@@ -11,9 +11,13 @@ that cannot be done by its deadline leaves without being run. One that does not 
 a batch may be overtaken by entries that do, in a bounded number of batches. Every flow's oldest
 entry gets its turn within one round of the flows, so none starves.
 
+Spare entries, which nobody waits for, are a queue of their own. No admission counts them, and they
+run in small batches while the device has nothing else to do.
+
 The event loop fills the queue and the device's threads empty it, so one lock guards it here.
 """
 
+from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from heapq import nlargest
@@ -62,6 +66,9 @@ _EASY = 3.0
 # Without new measurements, old ones lose their force: expected times halve every second. Otherwise
 # an engine that once was too slow for a deadline would never try again.
 _TRUSTED_SECONDS = 1.0
+# A batch of spare entries takes about this long at most, or has one entry: a request that comes
+# meanwhile waits for it.
+SPARE_SECONDS = 0.01
 # The most flows whose waits are told to other processes.
 _MAX_FLOWS = 64
 _MAX_SEEN_FLOWS = 1024
@@ -109,7 +116,7 @@ class Selection(Generic[R]):
     by their deadline, and the other waiting entries of their requests.
 
     tokens: of the batch. ends: when the batch should be done. waited: whether the device was idle
-    before.
+    before. spare: whether its entries are spare ones.
     """
 
     batch: list[QueuedEntry[R]] = field(default_factory=list)
@@ -117,6 +124,7 @@ class Selection(Generic[R]):
     tokens: int = 0
     ends: float = 0.0
     waited: bool = False
+    spare: bool = False
 
     def __bool__(self) -> bool:
         return bool(self.batch or self.expired)
@@ -133,6 +141,9 @@ class Scheduler(Generic[R]):
         self._queued_tokens = 0
         # Batches on the device, the oldest first, and when each of them should be done.
         self._running: dict[Selection[R], None] = {}
+        self._spare: deque[QueuedEntry[R]] = deque()
+        self._spare_tokens = 0
+        self._spare_runs = False
         self._idle_since: float | None = None
         self._limit = settings.max_waiting_tokens or self._bound(0.0)
         self._batch_limit = settings.max_batch_tokens
@@ -260,6 +271,27 @@ class Scheduler(Generic[R]):
             self._waiting_entries += len(entries)
             self._queued_tokens += ticket.left
 
+    def offer_spare(self, entries: Sequence[QueuedEntry[R]]) -> bool:
+        """Queue spare entries; False, and nothing is queued, if too many wait or it is closed."""
+        tokens = sum([queued.entry.cost for queued in entries])
+        with self._lock:
+            # Any request fits into an empty queue.
+            full = self._spare_tokens + tokens > self._settings.max_batch_tokens
+            if self._closed or (self._spare and full):
+                return False
+            self._spare += entries
+            self._spare_tokens += tokens
+            self._lock.notify()
+            return True
+
+    def withdraw_spare(self) -> list[QueuedEntry[R]]:
+        """Take all spare entries back that no batch has taken."""
+        with self._lock:
+            withdrawn = list(self._spare)
+            self._spare.clear()
+            self._spare_tokens = 0
+            return withdrawn
+
     def wake(self) -> None:
         """Wake an idle device."""
         with self._lock:
@@ -271,7 +303,7 @@ class Scheduler(Generic[R]):
         with self._lock:
             while not self._closed:
                 selection = self.next_batch(monotonic(), shares=1 + self._idle_threads)
-                if selection:
+                if selection or (selection := self.spare_batch()):
                     selection.waited = waited
                     if self._waiting_entries:
                         self._lock.notify()
@@ -344,6 +376,30 @@ class Scheduler(Generic[R]):
             queued.overtaken += 1
         return self._launched(selection, begins)
 
+    def spare_batch(self) -> Selection[R]:
+        """Remove a few spare entries from their queue, if nothing else runs or waits.
+
+        The caller is that of `next_batch`, which has just found nothing.
+        """
+        selection: Selection[R] = Selection(spare=True)
+        if not self._spare or self._running or self._spare_runs or self._waiting_entries:
+            return selection
+        most = self._pace.tokens_within(SPARE_SECONDS, self._settings.max_batch_tokens)
+        adapters: set[AdapterKey] = set()
+        while self._spare:
+            entry = self._spare[0].entry
+            adapters.add(entry.adapter)
+            fits = selection.tokens + entry.cost <= most
+            if selection.batch and not (
+                fits and len(adapters) <= self._settings.max_active_adapters
+            ):
+                break
+            selection.batch.append(self._spare.popleft())
+            selection.tokens += entry.cost
+        self._spare_tokens -= selection.tokens
+        self._spare_runs = True
+        return selection
+
     def _launched(self, selection: Selection[R], begins: float) -> Selection[R]:
         if selection.batch:
             selection.ends = begins + self._pace.seconds(selection.tokens)
@@ -388,6 +444,9 @@ class Scheduler(Generic[R]):
     def record_batch(self, selection: Selection[R], seconds: float, now: float) -> None:
         """Note that a batch has ended. seconds: what the lane took for it."""
         with self._lock:
+            if selection.spare:
+                self._spare_runs = False
+                return
             self._running.pop(selection, None)
             if not self._running:
                 self._idle_since = now

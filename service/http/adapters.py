@@ -43,11 +43,14 @@ router = APIRouter()
 
 
 @router.put("/v1/adapters/{name}", **PUT)
-async def put_adapter(request: Request, name: str, force: bool = False) -> Response:
+async def put_adapter(
+    request: Request, name: str, force: bool = False, stage: bool = False
+) -> Response:
     """Publish an adapter file under a name.
 
     Once this has returned, the old revision answers no further requests. A file with other labels
-    or another task than the current one needs `force`, or `If-Match` with its revision.
+    or another task than the current one needs `force`, or `If-Match` with its revision. With
+    `stage` the current revision stays: the new one can be pinned, and tried on some of the texts.
     """
     service = service_of(request)
     if content_type(request).startswith("multipart/"):
@@ -55,14 +58,15 @@ async def put_adapter(request: Request, name: str, force: bool = False) -> Respo
             415, "this is a form: use POST /v1/adapters, or send the file itself (curl -T FILE)"
         )
     refuse_encoded(request)
-    condition = _condition(request)
+    condition = condition_of(request)
     service.catalog.check(name, condition)
     async with uploads.receive(request, service.settings.max_upload_bytes) as file:
-        return _published(name, await publish(request, name, file, condition, force=force))
+        done = await publish(request, name, file, condition, force=force, stage=stage)
+        return published(name, done)
 
 
 @router.post("/v1/adapters", **POST)
-async def post_adapter(request: Request, force: bool = False) -> Response:
+async def post_adapter(request: Request, force: bool = False, stage: bool = False) -> Response:
     """Publish an adapter file from a form, for browsers and `curl -F`."""
     kind = content_type(request) or "none"
     if kind != "multipart/form-data":
@@ -70,8 +74,8 @@ async def post_adapter(request: Request, force: bool = False) -> Response:
     refuse_encoded(request)
     limit = service_of(request).settings.max_upload_bytes
     async with uploads.receive_form(request, limit) as (name, file):
-        published = await publish(request, name, file, _condition(request), force=force)
-        return _published(name, published)
+        done = await publish(request, name, file, condition_of(request), force=force, stage=stage)
+        return published(name, done)
 
 
 @router.get("/v1/adapters", **LIST)
@@ -102,7 +106,7 @@ async def show_adapter(request: Request, name: str) -> Response:
         "revisions": [stored.revision for stored in entry.revisions],
         "spec": entry.spec.model_dump(mode="json") if entry.spec else None,
     }
-    return JsonResponse(detail, headers=_etag(entry.current))
+    return JsonResponse(detail, headers=etag(entry.current))
 
 
 @router.get("/v1/adapters/{name}/file", **DOWNLOAD)
@@ -115,7 +119,7 @@ async def download_adapter(
     """
     service = service_of(request)
     revision, path = service.catalog.path(name, revision)
-    headers = _etag(revision)
+    headers = etag(revision)
     if _tags(request, "if-none-match", weak=True) & {revision, "*"}:
         return Response(status_code=304, headers=headers)
     filename = f"{name}-{revision[:12]}.safetensors"
@@ -146,16 +150,16 @@ async def roll_back_adapter(request: Request, name: str) -> Response:
     prefix = validated(RollbackRequest, content).revision
     before = service.catalog.entry(name).current
     revision = await service.catalog.rollback(
-        name, prefix, _condition(request), by=origin_of(request)
+        name, prefix, condition_of(request), by=origin_of(request)
     )
-    return _published(name, ChangeResult(revision, created=False, changed=revision != before))
+    return published(name, ChangeResult(revision, created=False, changed=revision != before))
 
 
 @router.delete("/v1/adapters/{name}", **DELETE)
 async def delete_adapter(request: Request, name: str) -> Response:
     """Delete a name and all its revisions. An adapter of the zoo comes back at the next start."""
     catalog = service_of(request).catalog
-    await catalog.delete(name, _condition(request), by=origin_of(request))
+    await catalog.delete(name, condition_of(request), by=origin_of(request))
     return Response(status_code=204)
 
 
@@ -163,7 +167,7 @@ async def delete_adapter(request: Request, name: str) -> Response:
 async def delete_revision(request: Request, name: str, revision: str) -> Response:
     """Delete one revision that is not the current one, given by its first characters."""
     catalog = service_of(request).catalog
-    await catalog.delete_revision(name, revision, _condition(request), by=origin_of(request))
+    await catalog.delete_revision(name, revision, condition_of(request), by=origin_of(request))
     return Response(status_code=204)
 
 
@@ -174,24 +178,27 @@ async def publish(
     condition: Condition,
     *,
     force: bool = False,
+    stage: bool = False,
 ) -> ChangeResult:
     """Publish an adapter file and count the upload's outcome; raises as `CatalogView.publish`."""
     outcome: UploadOutcome = "failed"
     service = service_of(request)
     try:
-        published = await service.catalog.publish(
-            name, content, condition, force=force, by=origin_of(request)
+        done = await service.catalog.publish(
+            name, content, condition, force=force, stage=stage, by=origin_of(request)
         )
-        if published.created:
+        if stage:
+            outcome = "staged"
+        elif done.created:
             outcome = "created"
         else:
-            outcome = "replaced" if published.changed else "unchanged"
+            outcome = "replaced" if done.changed else "unchanged"
     except (AdapterError, RequestError) as error:
         outcome = "failed" if isinstance(error, (DamagedFile, StoreFailed)) else "refused"
         raise
     finally:
         service.metrics.uploaded(outcome)
-    return published
+    return done
 
 
 def _small_file(root: Path, name: str, revision: str) -> bytes | None:
@@ -203,13 +210,20 @@ def _small_file(root: Path, name: str, revision: str) -> bytes | None:
     return verified_bytes(root, name, revision) if size <= _SMALL_BYTES else None
 
 
-def _published(name: str, published: ChangeResult) -> Response:
-    content = {"name": name} | published._asdict()
-    status = 201 if published.created else 200
-    return JsonResponse(content, status_code=status, headers=_etag(published.revision))
+def published(name: str, done: ChangeResult) -> Response:
+    """What an upload or a rollback is answered."""
+    content = {
+        "name": name,
+        "revision": done.revision,
+        "created": done.created,
+        "changed": done.changed,
+    }
+    status = 201 if done.created else 200
+    return JsonResponse(content, status_code=status, headers=etag(done.revision))
 
 
-def _condition(request: Request) -> Condition:
+def condition_of(request: Request) -> Condition:
+    """The condition that a request's `If-Match` and `If-None-Match` state."""
     match = _tags(request, "if-match")
     none_match = _tags(request, "if-none-match", weak=True)
     return Condition(match or None, none_match or None)
@@ -228,7 +242,8 @@ def _tags(request: Request, header: str, *, weak: bool = False) -> frozenset[str
     return frozenset(tag.strip('"') if tag.strip('"') else "none" for tag in tags)
 
 
-def _etag(revision: str | None) -> dict[str, str]:
+def etag(revision: str | None) -> dict[str, str]:
+    """The header that names the current revision, if there is one."""
     return {"ETag": f'"{revision}"'} if revision else {}
 
 

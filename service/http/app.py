@@ -18,7 +18,7 @@ from service.access.scopes import needs
 from service.backend import Backend
 from service.engine.observer import Observer
 from service.errors import ServiceError
-from service.http import adapters, docs_page, operations, predict
+from service.http import adapters, docs_page, operations, predict, traffic
 from service.http.lifecycle import Service
 from service.http.middleware import Gate, handle_error
 from service.http.openapi.documentation import describe
@@ -31,7 +31,17 @@ from service.settings import Settings
 DESCRIPTION = "Text classification by many small adapters on one frozen encoder, in mixed batches."
 _ROUTERS = tuple(
     module.router
-    for module in (predict, adapters, operations, docs_page, tei, oip, oip_repository, vllm)
+    for module in (
+        predict,
+        adapters,
+        traffic,
+        operations,
+        docs_page,
+        tei,
+        oip,
+        oip_repository,
+        vllm,
+    )
 )
 _ERRORS = (HTTPException, RequestValidationError, ClientDisconnect, AdapterError, ServiceError)
 
@@ -95,8 +105,9 @@ def _cross_origin(settings: Settings) -> dict[str, Any]:
             "If-None-Match",
             "X-API-Key",
             "X-Request-ID",
+            "X-Request-Key",
         ],
-        "expose_headers": ["ETag", "Retry-After", "X-Request-ID"],
+        "expose_headers": ["ETag", "Retry-After", "X-Adapter-Revision", "X-Request-ID"],
     }
 
 

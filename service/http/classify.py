@@ -9,9 +9,8 @@ from typing import Literal
 from starlette.requests import Request
 
 from adapters.errors import UncuttableText
-from adapters.format.spec import AdapterSpec
 from adapters.tokenizer import Encoding, End, Steps, TextEncoder
-from service.engine.interface import AdapterKey, Completion, Entry, RowResult, cost_of
+from service.engine.interface import Completion, Entry, RowResult, cost_of
 from service.engine.observer import NO_LABEL
 from service.errors import AdapterLoadFailed, InferenceFailed, InvalidRequest, Overloaded
 from service.http.answer_size import (
@@ -23,6 +22,7 @@ from service.http.answer_size import (
 from service.http.bodies import MAX_DETAILS
 from service.http.connection import while_connected
 from service.http.lifecycle import Service, service_of
+from service.http.texts import Text, trial_of
 from service.observability.logs import request_id
 from service.records.decisions import DecisionLog, decided
 
@@ -30,18 +30,6 @@ from service.records.decisions import DecisionLog, decided
 INLINE_CHARACTERS = 2000
 # Tokens that are counted for a text that is refused because of its length.
 _MOST_COUNTED = 2**14
-
-
-# Not frozen: one is made for every text, and a frozen one takes four times as long.
-@dataclass(slots=True, eq=False)
-class Text:
-    """One input and its adapter. place: where it is in the client's request, for faults."""
-
-    text: str
-    text_pair: str | None
-    key: AdapterKey
-    spec: AdapterSpec
-    place: str
 
 
 @dataclass(slots=True, eq=False)
@@ -72,6 +60,12 @@ class Answers:
     def truncated(self) -> int:
         """Texts that were cut to their adapter's maximum length."""
         return sum(encoding.truncated for encoding in self.encodings)
+
+    @property
+    def revisions(self) -> list[str]:
+        """The revisions that answered, in order of their first text: several only while the texts
+        of an adapter are divided, or if the request names several adapters."""
+        return list(dict.fromkeys([text.key.revision for text in self.texts]))
 
     @property
     def abstentions(self) -> int:
@@ -142,6 +136,9 @@ async def classify(
         Entry(text.key, encoding, cost_of(encoding, text.spec), explain)
         for text, encoding in zip(texts, encodings, strict=True)
     ]
+    for text, entry in zip(texts, entries, strict=True):
+        if text.tried is not None:
+            entry.trial = trial_of(text, entry.encoding, service.metrics)
     try:
         completion = await while_connected(
             request, _submit(service, entries, deadline, client, weight)
@@ -189,10 +186,13 @@ def ranked(scores: Sequence[float]) -> list[int]:
     return sorted(range(len(scores)), key=scores.__getitem__, reverse=True)
 
 
-def abstention_headers(answers: Answers) -> dict[str, str]:
-    """For protocols without a place for it: how many texts got a label that is no answer, if
-    anything says when to abstain."""
-    return {"x-abstained-inputs": str(answers.abstentions)} if answers.abstained else {}
+def note_headers(answers: Answers) -> dict[str, str]:
+    """For protocols without a place for it: the revisions that answered, and how many texts got a
+    label that is no answer, if anything says when to abstain."""
+    headers = {"x-adapter-revision": ", ".join(answers.revisions)}
+    if answers.abstained:
+        headers["x-abstained-inputs"] = str(answers.abstentions)
+    return headers
 
 
 def _check_single_labels(texts: Sequence[Text]) -> None:

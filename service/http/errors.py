@@ -26,8 +26,11 @@ from adapters.errors import (
     InvalidAdapter,
     InvalidName,
     NewerStore,
+    NoTraffic,
     OtherBackbone,
     RevisionConflict,
+    RevisionServed,
+    RevisionTried,
     StoreDenied,
     StoreError,
     StoreFailed,
@@ -39,6 +42,7 @@ from adapters.errors import (
     UnknownAdapter,
     UnknownOutcome,
     UnknownRevision,
+    UnlikeRevision,
     UnloadedAdapter,
     UnsupportedBackbone,
     UnusableBackbone,
@@ -102,6 +106,7 @@ class Refusal:
 
 
 _INVALID = "Wrong types or values; every fault is named with its place."
+_CURRENT = "The current revision cannot be deleted alone, nor be tried beside itself."
 _STORE_FAILED = "The store's disk fails, is read-only, gone or another service's; nothing changed."
 _STORE_CANNOT = "The adapter store cannot do this."
 _UNUSABLE_BACKBONE = (
@@ -119,10 +124,19 @@ _TABLE: tuple[tuple[type[Exception], int, str, str], ...] = (
     (Forbidden, 403, "forbidden", "Not with this key, or not from a web page of another origin."),
     (UnknownAdapter, 404, "adapter_not_found", "No such adapter; the message names what exists."),
     (UnknownRevision, 404, "revision_not_found", "No single stored revision begins like this."),
+    (NoTraffic, 404, "traffic_not_found", "No second revision reads texts, or ever did."),
     (BodyTimeout, 408, "request_timeout", "The body stalls, or comes too slowly."),
     (IncompatibleAdapter, 409, "adapter_incompatible", "Made for another backbone; see `details`."),
     (UnloadedAdapter, 409, "adapter_unloaded", "Not served until it is loaded or published again."),
-    (CurrentRevision, 409, "revision_current", "The current revision cannot be deleted alone."),
+    (CurrentRevision, 409, "revision_current", _CURRENT),
+    (RevisionServed, 409, "revision_current", _CURRENT),
+    (RevisionTried, 409, "revision_tried", "It reads some of the texts: end that first."),
+    (
+        UnlikeRevision,
+        409,
+        "revision_unlike",
+        "It has other labels or another task, so it can only be a shadow.",
+    ),
     (
         UnforcedReplacement,
         409,
@@ -218,7 +232,7 @@ def _details(error: Exception) -> Sequence[str]:
             return error.details
         case InvalidAdapter() | IncompatibleAdapter():
             return error.faults
-        case UnforcedReplacement():
+        case UnforcedReplacement() | UnlikeRevision():
             return error.changes
         case UnknownAdapter() | UnknownRevision():
             return error.known[:MAX_DETAILS]

@@ -14,10 +14,11 @@ from service.engine.interface import RowResult
 from service.errors import InvalidRequest, TooLarge
 from service.http.answer_size import AnswerShape
 from service.http.bodies import MAX_DETAILS, JsonResponse, read_json, validated
-from service.http.classify import Text, classify, ranked
+from service.http.classify import classify, ranked
 from service.http.lifecycle import service_of
 from service.http.openapi.documentation import PREDICT
 from service.http.openapi.schemas import PredictInput, PredictRequest
+from service.http.texts import Text, TextMaker
 
 # A valid request has at most this many fields beside its inputs and in each of them.
 _REQUEST_FIELDS = len(PredictRequest.model_fields)
@@ -44,7 +45,7 @@ async def predict(request: Request) -> Response:
     timeout_ms = body.timeout_ms or service.settings.default_timeout_ms
     answers = await classify(
         request,
-        _texts(inputs, body.adapter, service.catalog),
+        _texts(inputs, body.adapter, service.catalog, TextMaker(request)),
         deadline=started + timeout_ms / 1000,
         cut="tail" if body.truncate else "nothing",
         explain=body.explain,
@@ -99,7 +100,10 @@ def _validate(content: Any, *, max_inputs: int) -> PredictRequest:
 
 
 def _texts(
-    inputs: Sequence[str | PredictInput], default: str | None, catalog: CatalogView
+    inputs: Sequence[str | PredictInput],
+    default: str | None,
+    catalog: CatalogView,
+    text_of: TextMaker,
 ) -> list[Text]:
     """
     Raises:
@@ -114,9 +118,9 @@ def _texts(
         if reference is None:
             faults.append(f"inputs.{index}.adapter: missing, and the request names none")
             continue
-        key, spec = catalog.resolve(reference)
+        adapter = catalog.resolve(reference)
         text, pair = (item, None) if isinstance(item, str) else (item.text, item.text_pair)
-        texts.append(Text(text, pair, key, spec, f"inputs.{index}"))
+        texts.append(text_of(adapter, text, pair, f"inputs.{index}"))
     if faults:
         raise InvalidRequest(faults[:MAX_DETAILS])
     return texts

@@ -56,6 +56,14 @@ COUNTED = (
     "dropped",
     "audit_failed",
     "records_dropped",
+    "trial_set",
+    "trial_ended",
+    "trial_read",
+    "trial_failed",
+    "trial_compared",
+    "trial_differed",
+    "trial_scores",
+    "trial_dropped",
 )
 # These report the engine's present state: only the last call counts, and none once that engine has
 # ended. By method: the argument with a separate state for each of its values, if any.

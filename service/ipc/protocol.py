@@ -20,8 +20,10 @@ from adapters.format.uploads import ReceivedFile
 from adapters.tokenizer import Encoding, TextEncoder
 from service import errors as service_errors
 from service.catalog.entry import CatalogEntry, Change, ChangeResult, Condition, Operation
+from service.catalog.traffic import Ending, Traffic
 from service.engine.interface import AdapterKey, Completion, EngineInfo, Entry, RowResult
 from service.engine.load import FlowKey, Load
+from service.engine.trials import Trial
 from service.errors import ServiceError
 
 VERSION = 1
@@ -64,6 +66,7 @@ class Adapter(Message, frozen=True):
     specs: dict[str, str | None]
     unusable: dict[str, Fault]
     refusal: Fault | None
+    traffic: Traffic | None = None
 
 
 # From a worker to the engine.
@@ -86,7 +89,7 @@ class Predict(Message, frozen=True):
     deadline: on the clock of `time.monotonic`, which all processes of a machine share. adapters:
     distinct (name, revision) pairs. rows: each row's index into them. input_ids: int32.
     token_type_ids: uint8. truncated: one byte a row. client, weight: who shares the device, and in
-    what proportion.
+    what proportion. trials: the rows that are part of one, and the fields of their `Trial`.
     """
 
     id: int
@@ -101,6 +104,7 @@ class Predict(Message, frozen=True):
     explain: bool
     client: str
     weight: float
+    trials: list[tuple[int, str, str | None, int]] = []
 
 
 class Cancel(Message, frozen=True):
@@ -119,6 +123,9 @@ class ChangeRequest(Message, frozen=True):
     revision: str | None
     file: ReceivedFile | None
     force: bool
+    stage: bool
+    traffic: Traffic | None
+    ending: Ending | None
     client: str
     request_id: str
     address: str
@@ -320,6 +327,9 @@ def predict_of(
         explain=entries[0].explain,
         client=client,
         weight=weight,
+        trials=[
+            (index, *entry.trial) for index, entry in enumerate(entries) if entry.trial is not None
+        ],
     )
 
 
@@ -338,6 +348,7 @@ def entries_of(message: Predict) -> list[Entry]:
         and min(message.costs, default=1) > 0
         and min(message.rows, default=0) >= 0
         and max(message.rows, default=-1) < len(keys)
+        and all(0 <= row < count and cost >= 0 for row, _, _, cost in message.trials)
     )
     if not consistent:
         raise Malformed("the parts of a request contradict each other")
@@ -351,6 +362,8 @@ def entries_of(message: Predict) -> list[Entry]:
         encoding = Encoding(input_ids[start:end], types[start:end], bool(cut))
         entries.append(Entry(keys[row], encoding, cost, message.explain))
         start = end
+    for row, candidate, other, cost in message.trials:
+        entries[row].trial = Trial(candidate, other, cost)
     return entries
 
 
@@ -410,10 +423,15 @@ def change_request_of(number: int, change: Change) -> ChangeRequest:
 def change_of(message: ChangeRequest) -> Change:
     """
     Raises:
-        Malformed: an upload without its file, or a file without an upload.
+        Malformed: an operation without its file, division or ending, or another one with it.
     """
-    if (message.file is not None) != (message.operation == "publish"):
-        raise Malformed("an upload without its file, or a file without an upload")
+    for part, operation in (
+        (message.file, "publish"),
+        (message.traffic, "divide"),
+        (message.ending, "end_traffic"),
+    ):
+        if (part is not None) != (message.operation == operation):
+            raise Malformed(f"{operation} without what belongs to it, or another with it")
     return Change(**{item.name: getattr(message, item.name) for item in fields(Change)})
 
 
@@ -429,6 +447,7 @@ def adapter_of(entry: CatalogEntry, known: Mapping[str, AdapterSpec]) -> Adapter
         },
         unusable={revision: fault_of(error) for revision, error in entry.unusable.items()},
         refusal=None if entry.refusal is None else fault_of(entry.refusal),
+        traffic=entry.traffic,
     )
 
 
@@ -449,6 +468,7 @@ def entry_of(message: Adapter, known: Mapping[str, AdapterSpec]) -> CatalogEntry
         specs=specs,
         unusable={revision: _adapter_error(item) for revision, item in message.unusable.items()},
         refusal=None if message.refusal is None else _adapter_error(message.refusal),
+        traffic=message.traffic,
     )
 
 

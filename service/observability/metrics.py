@@ -26,6 +26,7 @@ from service.engine.observer import (
     Tier,
     UploadOutcome,
 )
+from service.engine.trials import MAX_DIRECTIONS, OTHER_LABEL, Cause, DropReason, Role
 from service.errors import OverloadReason
 
 _KINDS: Mapping[str, type[Counter] | type[Gauge] | type[Histogram]] = MappingProxyType(
@@ -115,6 +116,9 @@ class Metrics(Observer):
         # The same: only some adapters abstain.
         self._abstentions: dict[str, Any] = {}
         self._adapter_failures: dict[str, Any] = {}
+        # Only some adapters try a second revision: the series of each, by metric and labels.
+        self._trials: dict[str, dict[tuple[str, ...], Any]] = {}
+        self._endings = _children(of["idspam_traffic_endings_total"], get_args(Cause))
 
     def exposition(self) -> bytes:
         """Everything, in Prometheus' text format."""
@@ -203,6 +207,8 @@ class Metrics(Observer):
             self._by_name["idspam_abstentions_total"].remove(name)
         if self._adapter_failures.pop(name, None) is not None:
             self._by_name["idspam_adapter_failures_total"].remove(name)
+        for metric, *labels in self._trials.pop(name, {}):
+            self._by_name[metric].remove(name, *labels)
 
     def stored(self, adapters: int, bytes_held: int) -> None:
         self._tier_adapters["stored"].set(adapters)
@@ -269,6 +275,65 @@ class Metrics(Observer):
 
     def failed(self, reason: FailureReason, rows: int) -> None:
         self._failures[reason].inc(rows)
+
+    def trial_set(self, adapter: str, percent: float | None, *, shadow: bool) -> None:
+        modes = ("shadow", "canary") if shadow else ("canary", "shadow")
+        known = self._trials.get(adapter, {})
+        for mode in modes if percent is None else modes[1:]:
+            if known.pop(("idspam_traffic_percent", mode), None) is not None:
+                self._by_name["idspam_traffic_percent"].remove(adapter, mode)
+        if percent is not None and adapter in self._predictions:
+            self._trial(adapter, "idspam_traffic_percent", modes[0]).set(percent)
+            # All series of a trial are there from its beginning.
+            for role in get_args(Role):
+                self._trial(adapter, "idspam_traffic_texts_total", role)
+                self._trial(adapter, "idspam_traffic_errors_total", role)
+            self.trial_compared(adapter, agreed=0, disagreed=0)
+
+    def trial_ended(self, cause: Cause) -> None:
+        self._endings[cause].inc()
+
+    def trial_read(self, adapter: str, role: Role, texts: int, seconds: float | None) -> None:
+        if adapter in self._trials:
+            self._trial(adapter, "idspam_traffic_texts_total", role).inc(texts)
+            if seconds is not None:
+                self._trial(adapter, "idspam_traffic_seconds", role).observe(seconds)
+
+    def trial_failed(self, adapter: str, role: Role, texts: int) -> None:
+        if adapter in self._trials:
+            self._trial(adapter, "idspam_traffic_errors_total", role).inc(texts)
+
+    def trial_compared(self, adapter: str, *, agreed: int, disagreed: int) -> None:
+        if adapter in self._trials:
+            self._trial(adapter, "idspam_traffic_compared_total", "agree").inc(agreed)
+            self._trial(adapter, "idspam_traffic_compared_total", "disagree").inc(disagreed)
+
+    def trial_differed(self, adapter: str, before: str, after: str, texts: int) -> None:
+        name = "idspam_traffic_disagreements_total"
+        if (known := self._trials.get(adapter)) is None:
+            return
+        if (name, before, after) not in known:
+            pairs = sum(key[0] == name for key in known)
+            if pairs >= MAX_DIRECTIONS:
+                before = after = OTHER_LABEL
+        self._trial(adapter, name, before, after).inc(texts)
+
+    def trial_scores(self, adapter: str, differences: Sequence[float]) -> None:
+        if adapter in self._trials:
+            series = self._trial(adapter, "idspam_traffic_score_difference")
+            for difference in differences:
+                series.observe(difference)
+
+    def trial_dropped(self, adapter: str, reason: DropReason, texts: int) -> None:
+        if adapter in self._trials:
+            self._trial(adapter, "idspam_traffic_dropped_total", reason).inc(texts)
+
+    def _trial(self, adapter: str, metric: str, *labels: str) -> Any:
+        """A series of an adapter's trials; a new one only if the adapter is known."""
+        known = self._trials.setdefault(adapter, {})
+        if (series := known.get((metric, *labels))) is None:
+            series = known[metric, *labels] = self._by_name[metric].labels(adapter, *labels)
+        return series
 
     # Reported by the supervisor, which has this object.
 

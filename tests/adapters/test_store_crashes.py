@@ -74,6 +74,7 @@ ACTIONS: dict[str, tuple[Action, State]] = {
         lambda s: AdapterStore(s.root, kept=1).put("spam", C),
         {"spam": [REV_C]},
     ),
+    "stage": (lambda s: s.stage("spam", C, expected=REV_B), {"spam": [REV_B, REV_A, REV_C]}),
     "roll back": (lambda s: s.rollback("spam"), {"spam": [REV_A, REV_B]}),
     "delete a revision": (lambda s: s.delete_revision("spam", REV_A), {"spam": [REV_B]}),
     "delete": (lambda s: s.delete("spam"), {}),
@@ -165,6 +166,26 @@ def test_a_kill_at_any_fault_point_leaves_the_old_state_or_the_new_one(
     assert seen == sorted(seen, key=lambda item: item == after)
     assert BEFORE in seen
     assert after in seen
+
+
+def test_a_kill_while_traffic_is_divided_leaves_the_old_division_or_the_new_one(
+    tmp_path: Path,
+) -> None:
+    def divide(store: AdapterStore) -> None:
+        store.set_traffic("spam", b"new", expected=REV_B)
+
+    filled(tmp_path / "before").set_traffic("spam", b"old", expected=REV_B)
+    seen = []
+    for number in range(1, 6):
+        root = Path(shutil.copytree(tmp_path / "before", tmp_path / str(number)))
+        assert killed_at(number, AdapterStore(root), divide)
+        store = AdapterStore(root)
+        store.collect()
+        seen.append(store.traffic("spam"))
+        assert sorted(path.name for path in (root / "spam").iterdir()) == sorted(
+            ["current", "traffic", f"{REV_A}.safetensors", f"{REV_B}.safetensors"]
+        )
+    assert seen == [b"old"] * 4 + [b"new"]
 
 
 def test_the_actions_pass_every_fault_point_of_the_store(tmp_path: Path) -> None:

@@ -76,6 +76,7 @@ def test_metadata_is_of_the_revision_that_was_asked_for(live: RunningService) ->
             ("tokens", "INT32", [-1]),
             ("predicted", "BOOL", [-1, labels]),
             ("abstained", "BOOL", [-1]),
+            ("revision", "BYTES", [-1]),
         ]
         ready = live.client.get(f"/v2/models/a{path}/ready")
         assert ready.content == b'{"name":"a","ready":true}'

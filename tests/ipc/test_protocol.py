@@ -34,6 +34,7 @@ from service.catalog.entry import (
     Operation,
     Origin,
 )
+from service.catalog.traffic import Direction, Ending, Figures, Reading, Traffic
 from service.engine.interface import AdapterKey, Completion, Entry, RowResult
 from service.errors import ServiceError
 from service.ipc.protocol import (
@@ -249,17 +250,64 @@ def test_an_entry_of_the_catalog_arrives_as_it_was(backbone: Backbone) -> None:
 def test_a_change_arrives_as_it_was_sent(condition: Condition) -> None:
     for operation in get_args(Operation):
         file = ReceivedFile("f.part", "0" * 64, 9) if operation == "publish" else None
-        change = Change(operation, "a", condition, "0", file, True, *Origin("ci", "r1", "::1"))
+        traffic = Traffic("0" * 64, "1" * 64, 5.0) if operation == "divide" else None
+        ending = Ending("stopped", "by hand", "now") if operation == "end_traffic" else None
+        change = Change(
+            operation,
+            "a",
+            condition,
+            "0",
+            file,
+            force=True,
+            stage=True,
+            traffic=traffic,
+            ending=ending,
+            **Origin("ci", "r1", "::1")._asdict(),
+        )
         request = change_request_of(5, change)
         assert FROM_WORKER.decode(encode([request])) == [request]
         assert change_of(request) == change
         other = None if file else ReceivedFile("f.part", "0" * 64, 9)
         with pytest.raises(Malformed, match="without"):
             change_of(change_request_of(5, replace(change, file=other)))
-        done = ChangeDone(5, ChangeResult("0", created=True, changed=False))
+        if traffic is not None:
+            with pytest.raises(Malformed, match="divide without"):
+                change_of(change_request_of(5, replace(change, traffic=None)))
+        nothing = Reading(0, 0, None)
+        figures = Figures(
+            nothing,
+            Reading(5, 1, 2.5),
+            nothing,
+            0,
+            4,
+            1,
+            0.25,
+            0.01,
+            0.8,
+            0.1,
+            (Direction("a", "b", 1),),
+        )
+        done = ChangeDone(5, ChangeResult("0", created=True, changed=False, figures=figures))
         assert FROM_ENGINE.decode(encode([done])) == [done]
     unknown = msgspec.msgpack.encode(
-        [["ChangeRequest", 5, "format_disk", "a", {}, None, None, False, "", "-", ""]]
+        [
+            [
+                "ChangeRequest",
+                5,
+                "format_disk",
+                "a",
+                {},
+                None,
+                None,
+                False,
+                False,
+                None,
+                None,
+                "",
+                "-",
+                "",
+            ]
+        ]
     )
     with pytest.raises(Undecodable, match="format_disk"):
         FROM_WORKER.decode(bytes([VERSION]) + unknown)

@@ -1,6 +1,7 @@
 """An engine with a real, tiny backbone, whose forward passes a test can hold, fail and count."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from service.engine.engine import LocalEngine
 from service.engine.interface import AdapterKey, Completion, Entry, cost_of
 from service.engine.observer import BatchReport, FailureReason, Observer
 from service.engine.settings import EngineSettings
+from service.engine.trials import DropReason, Pair, Role, TrialListener
 from tests.support.tiny_models import make_adapter
 
 # Other rows in the batch may change a score by this much: float32 sums in another order.
@@ -44,6 +46,35 @@ class RecordingObserver(Observer):
 
     def failed(self, reason: FailureReason, rows: int) -> None:
         self.failures.append((reason, rows))
+
+
+class RecordingTrials(TrialListener):
+    """Keeps what the engine reports of names that try a second revision."""
+
+    def __init__(self) -> None:
+        self.texts: Counter[Role] = Counter()
+        self.failures: Counter[tuple[Role, str]] = Counter()
+        self.pairs: list[Pair] = []
+        self.drops: Counter[DropReason] = Counter()
+        self.lost: list[AdapterKey] = []
+
+    def read(self, *arguments: Any) -> None:
+        _name, _candidate, role, texts, _seconds = arguments
+        self.texts[role] += texts
+
+    def failed(self, *arguments: Any) -> None:
+        _name, _candidate, revision, role, texts = arguments
+        self.failures[role, revision] += texts
+
+    def compared(self, *arguments: Any) -> None:
+        self.pairs += arguments[-1]
+
+    def dropped(self, *arguments: Any) -> None:
+        _name, _candidate, texts, reason = arguments
+        self.drops[reason] += texts
+
+    def unreadable(self, *arguments: Any) -> None:
+        self.lost.append(AdapterKey(*arguments[:2]))
 
 
 class DeviceControl:
@@ -122,10 +153,13 @@ class EngineHarness:
         controlled.control = self.device
         self.store = AdapterStore(root)
         self.recorder = RecordingObserver()
+        self.trials = RecordingTrials()
         self.adapters: dict[str, Adapter] = {}
         self.keys: dict[str, AdapterKey] = {}
         self.settings = EngineSettings(**({"max_batch_tokens": 256} | limits))
-        self.engine = LocalEngine(lambda: controlled, self.store, self.settings, self.recorder)
+        self.engine = LocalEngine(
+            lambda: controlled, self.store, self.settings, self.recorder, self.trials
+        )
         for seed, name in enumerate("abc"):
             self.add(
                 name,

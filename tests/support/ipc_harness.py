@@ -114,7 +114,7 @@ async def _beat(server: EngineServer) -> None:
 
 def entry(worker: RemoteBackend, name: str, text: str, *, explain: bool = False) -> Entry:
     """An entry as a route creates it: from the worker's copy of the catalog and its tokenizer."""
-    key, spec = worker.catalog.resolve(name)
+    key, spec, _ = worker.catalog.resolve(name)
     encoding = worker.engine.info.encoder.encode(text, max_length=spec.max_length)
     return Entry(key, encoding, cost_of(encoding, spec), explain)
 

@@ -37,6 +37,8 @@ from service.http.openapi.schemas import (
     PredictResponse,
     PublishedAdapter,
     RollbackRequest,
+    TrafficDetail,
+    TrafficRequest,
 )
 
 _SCHEMES = {
@@ -124,7 +126,7 @@ def describe(app: FastAPI, *, has_keys: bool) -> None:
                 routes=app.routes,
             )
             _, definitions = models_json_schema(
-                [(PredictRequest, "validation"), (RollbackRequest, "validation")],
+                [(model, "validation") for model in _REQUESTS],
                 ref_template="#/components/schemas/{model}",
             )
             components = schema["components"]["schemas"]
@@ -178,6 +180,8 @@ def _condition(name: str, meaning: str) -> dict[str, Any]:
     return parameter | {"description": meaning}
 
 
+# Bodies that are read by hand.
+_REQUESTS = (PredictRequest, RollbackRequest, TrafficRequest)
 # The models of FastAPI's own error bodies.
 _FRAMEWORK_MODELS = ("HTTPValidationError", "ValidationError")
 _NAME = {"type": "string", "pattern": "^[a-z0-9][a-z0-9._-]{0,63}$"}
@@ -200,6 +204,11 @@ _FORM = {
 _IF_MATCH = _condition(
     "If-Match", "Only if this revision, in quotes, is the current one; `*`: only if there is one."
 )
+_REQUEST_KEY = _condition(
+    "X-Request-Key",
+    "Of all inputs of the request: while the texts of an adapter are divided between two "
+    "revisions, requests with the same key get the same one. Without it each input is its own key.",
+)
 _IF_NONE_MATCH = _condition("If-None-Match", "`*`: only if the name is new.")
 
 
@@ -212,13 +221,17 @@ def _upload(request: Mapping[str, Any]) -> dict[str, Any]:
         description="The same bytes, or replaced",
         answer=examples.PUBLISHED,
         model=PublishedAdapter,
-        errors={201: created, **refusals(*GATE, *JSON_BODY, *FILE, *CHANGE)},
+        errors={
+            201: created,
+            **refusals(*GATE, *JSON_BODY, *FILE, *CHANGE, "adapter_not_found", "adapter_damaged"),
+        },
     )
 
 
 PREDICT = entry(
     "predict",
     request=json_body(examples.PREDICT_REQUESTS, model=PredictRequest),
+    parameters=(_REQUEST_KEY,),
     answer=examples.PREDICT_RESPONSE,
     model=PredictResponse,
     errors=refusals(*GATE, *JSON_BODY, *SERVED, *INFERENCE),
@@ -258,7 +271,7 @@ DELETE_REVISION = entry(
     parameters=(_IF_MATCH,),
     status=204,
     description="Gone",
-    errors=refusals(*GATE, *CHANGE, *NAMED, "revision_current"),
+    errors=refusals(*GATE, *CHANGE, *NAMED, "revision_current", "revision_tried"),
 )
 DELETE = entry(
     "adapters",
@@ -266,6 +279,42 @@ DELETE = entry(
     status=204,
     description="Gone",
     errors=refusals(*GATE, *CHANGE, "adapter_not_found"),
+)
+PUT_TRAFFIC = entry(
+    "adapters",
+    request=json_body(examples.TRAFFIC_REQUESTS, model=TrafficRequest),
+    parameters=(_IF_MATCH,),
+    answer=examples.TRAFFIC,
+    model=TrafficDetail,
+    errors=refusals(
+        *GATE,
+        *JSON_BODY,
+        *SERVED,
+        *CHANGE,
+        "traffic_not_found",
+        "revision_current",
+        "revision_unlike",
+    ),
+)
+SHOW_TRAFFIC = entry(
+    "adapters",
+    answer=examples.TRAFFIC,
+    model=TrafficDetail,
+    errors=refusals(*GATE, "adapter_not_found", "traffic_not_found"),
+)
+DELETE_TRAFFIC = entry(
+    "adapters",
+    parameters=(_IF_MATCH,),
+    status=204,
+    description="The current revision reads all texts",
+    errors=refusals(*GATE, *CHANGE, "adapter_not_found", "adapter_damaged", "traffic_not_found"),
+)
+PROMOTE = entry(
+    "adapters",
+    parameters=(_IF_MATCH,),
+    answer=examples.PUBLISHED,
+    model=PublishedAdapter,
+    errors=refusals(*GATE, *SERVED, *CHANGE, "traffic_not_found"),
 )
 PROBE = entry(
     "operations",

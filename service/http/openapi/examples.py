@@ -26,12 +26,16 @@ ERRORS: tuple[Exception, ...] = (
     HTTPException(404, "no adapter is named: ask /adapters/NAME/predict"),
     adapter_errors.UnknownAdapter("sms-spm", ["banking77", "clinc150", "sentiment", "sms-spam"]),
     adapter_errors.UnknownRevision("sms-spam", "77", [REVISION, OLDER]),
+    adapter_errors.NoTraffic("sms-spam"),
     errors.BodyTimeout("the body stalls: nothing came for 30 seconds"),
     adapter_errors.IncompatibleAdapter(
         ["backbone: made for 'roberta-large', loaded is 'all-MiniLM-L6-v2'"]
     ),
     adapter_errors.UnloadedAdapter("sms-spam"),
     adapter_errors.CurrentRevision("sms-spam", REVISION),
+    adapter_errors.RevisionServed("sms-spam", REVISION),
+    adapter_errors.RevisionTried("sms-spam", OLDER),
+    adapter_errors.UnlikeRevision("sms-spam", OLDER, ["labels removed: ham"]),
     adapter_errors.UnforcedReplacement("sms-spam", ["labels removed: ham"]),
     adapter_errors.RevisionConflict("sms-spam", OLDER, REVISION),
     errors.TooLarge("2000 inputs in one request, at most 1024 are allowed"),
@@ -67,6 +71,8 @@ NOT_READY: dict[str, Any] = _BODIES["not_ready"]
 LIST_PAGE: dict[str, Any] = _BODIES["list_page"]
 DETAIL: dict[str, Any] = _BODIES["detail"]
 ROLLBACKS: dict[str, Any] = _BODIES["rollbacks"]
+TRAFFIC_REQUESTS: dict[str, Any] = _BODIES["traffic_requests"]
+TRAFFIC: dict[str, Any] = _BODIES["traffic"]
 
 
 def error_body(error: Exception) -> Any:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 from service.client.types import AdapterState
+from service.engine.trials import Cause
 
 MAX_ID_LENGTH = 256
 # A name of at most 64 characters, "@", a revision of at most 64.
@@ -140,6 +141,55 @@ class RollbackRequest(_Strict):
     )
 
 
+_Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class TrafficRule(_Strict):
+    """When the second revision is taken back by itself. null: no such limit.
+
+    A limit counts as crossed once chance does not explain it.
+    """
+
+    max_error_rate: _Share | None = Field(
+        default=0.02, description="Share of its texts that may fail."
+    )
+    max_disagreement: _Share | None = Field(
+        default=0.2, description="Share of the compared texts that may get another answer."
+    )
+    max_latency_ratio: Annotated[float, Field(gt=0.0, le=1000.0)] | None = Field(
+        default=2.0,
+        description="Its latency divided by the current revision's. For a canary only.",
+    )
+    min_texts: Annotated[int, Field(ge=1, le=1_000_000), Whole] = Field(
+        default=30, description="Nothing is decided on fewer texts."
+    )
+    window_seconds: Annotated[float, Field(ge=1.0, le=604_800.0)] = Field(
+        default=600.0, description="What was seen earlier does not count."
+    )
+
+
+class TrafficRequest(_Strict):
+    """The second revision, and which share of the texts it reads."""
+
+    revision: str = Field(
+        pattern=r"^[0-9a-f]{1,64}$", description="The first characters of a stored revision."
+    )
+    percent: float = Field(
+        ge=0.0,
+        le=100.0,
+        description="Of all texts of the adapter, those that the second revision reads, chosen by "
+        "a hash of their request key: a greater share keeps them.",
+    )
+    shadow: bool = Field(
+        default=False,
+        description="true: it answers none of them, its answers are only compared. Texts are left "
+        "out under load, and delay nothing.",
+    )
+    rule: TrafficRule | None = Field(
+        default=None, description="When this ends by itself; null: the rule's defaults."
+    )
+
+
 class _Answer(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -240,6 +290,76 @@ class PublishedAdapter(_Answer):
     revision: str = Field(description="Served from now on.")
     created: bool = Field(description="The name is new.")
     changed: bool = Field(description="false: these bytes were already being served.")
+
+
+class TrafficReading(_Answer):
+    """What one role has read. latency_ms: geometric mean of its requests, of a shadow's batches."""
+
+    texts: int
+    errors: int
+    latency_ms: float | None
+
+
+class TrafficDirection(_Answer):
+    """So many texts get the answer `after` where the current revision says `before`. For sets of
+    labels: one that is missing, or that comes in addition, beside an empty string."""
+
+    before: str
+    after: str
+    texts: int
+
+
+class TrafficFigures(_Answer):
+    """What was seen within the rule's window, by this engine."""
+
+    current: TrafficReading = Field(description="Texts that the current revision answered.")
+    canary: TrafficReading = Field(description="Texts that the second revision answered.")
+    shadow: TrafficReading = Field(
+        description="Texts that the revision which did not answer them has read too."
+    )
+    dropped: int = Field(description="Texts that it has not, because of load or memory.")
+    compared: int = Field(description="Texts that both revisions have read.")
+    disagreements: int
+    disagreement_rate: float | None
+    disagreement_low: float | None = Field(description="The lower end of its interval.")
+    disagreement_high: float | None
+    score_difference: float | None = Field(
+        description="Mean of the second revision's score minus the current one's, for the current "
+        "one's best label."
+    )
+    directions: list[TrafficDirection] = Field(
+        description="The ten most frequent disagreements since this began."
+    )
+
+
+class TrafficEnding(_Answer):
+    """Why the current revision reads all texts again."""
+
+    cause: Cause
+    reason: str
+    at: str
+
+
+class TrafficDetail(_Answer):
+    """How an adapter's texts are divided between two revisions, or were last."""
+
+    name: str
+    current: str | None
+    state: Literal["active", "ended"]
+    revision: str | None = Field(
+        description="The second revision. null only if the store is damaged, as `baseline`."
+    )
+    baseline: str | None = Field(
+        description="The current revision when this began. Once another one is current, it ends."
+    )
+    percent: float
+    shadow: bool
+    rule: TrafficRule
+    since: str | None
+    ended: TrafficEnding | None
+    figures: TrafficFigures | None = Field(
+        description="null if this engine has seen nothing: it has started after the end."
+    )
 
 
 class ErrorBody(_Answer):

@@ -23,7 +23,7 @@ from service.catalog.entry import Resolved
 from service.errors import InvalidRequest, NoInputs, TooLarge
 from service.http.answer_size import AnswerShape
 from service.http.bodies import JsonResponse, read_json, validated
-from service.http.classify import Answers, Text, abstention_headers, classify, ranked
+from service.http.classify import Answers, classify, note_headers, ranked
 from service.http.lifecycle import Service, service_of
 from service.http.openapi.compatible import (
     TEI_ADAPTER_HEALTH,
@@ -34,6 +34,7 @@ from service.http.openapi.compatible import (
     TEI_PREDICT_DEFAULT,
 )
 from service.http.openapi.schemas import Lenient, Positive
+from service.http.texts import TextMaker
 
 router = APIRouter()
 
@@ -126,8 +127,9 @@ async def _predict(request: Request, adapter: Resolved) -> Response:
     started, service = monotonic(), service_of(request)
     body = validated(TeiPredictRequest, await read_json(request, service.settings.max_body_bytes))
     pairs, is_batch = _pairs(body.inputs, service.settings.max_inputs)
+    text_of = TextMaker(request)
     texts = [
-        Text(text, pair, adapter.key, adapter.spec, f"inputs.{index}" if is_batch else "inputs")
+        text_of(adapter, text, pair, f"inputs.{index}" if is_batch else "inputs")
         for index, (text, pair) in enumerate(pairs)
     ]
     end: End = "tail" if body.truncation_direction == "right" else "head"
@@ -143,7 +145,7 @@ async def _predict(request: Request, adapter: Resolved) -> Response:
             advice="ask for fewer labels with `parameters.top_k`, or send fewer inputs",
         ),
     )
-    content = _ranked_scores(body, adapter.spec, answers)
+    content = _ranked_scores(body, answers)
     headers = _headers(service, answers, seconds=monotonic() - started)
     # TEI answers a batch alone with a list of lists, the Inference API every request.
     nested = is_batch or body.parameters is not None
@@ -181,15 +183,15 @@ def _pair(item: Any, place: str) -> tuple[str, str | None]:
     return item[0], item[1] if len(item) == 2 else None
 
 
-def _ranked_scores(
-    body: TeiPredictRequest, spec: AdapterSpec, answers: Answers
-) -> list[list[dict[str, Any]]]:
+def _ranked_scores(body: TeiPredictRequest, answers: Answers) -> list[list[dict[str, Any]]]:
     """
     Raises:
         InvalidRequest: the adapter was not trained with the activation that the request names.
     """
     parameters = body.parameters or PipelineParameters()
     activation = parameters.function_to_apply
+    # All texts have the same adapter, and its revisions that answer texts have the same labels.
+    spec = answers.texts[0].spec
     if activation not in (None, "none", spec.activation):
         raise InvalidRequest(
             [f"parameters.function_to_apply: the adapter answers by {spec.activation}"]
@@ -225,8 +227,7 @@ def _headers(service: Service, answers: Answers, *, seconds: float) -> Mapping[s
         "x-queue-time": str(round(answers.queue_seconds * 1000)),
         "x-inference-time": str(round(answers.inference_seconds * 1000)),
         "x-truncated-inputs": str(answers.truncated),
-        "x-adapter-revision": answers.texts[0].key.revision,
-        **abstention_headers(answers),
+        **note_headers(answers),
     }
 
 

@@ -11,11 +11,12 @@ from starlette.responses import Response
 from service.errors import InvalidRequest, NoInputs, TooLarge
 from service.http.answer_size import AnswerShape
 from service.http.bodies import JsonResponse, read_json, validated
-from service.http.classify import Text, abstention_headers, classify
+from service.http.classify import classify, note_headers
 from service.http.lifecycle import Service, service_of
 from service.http.openapi.compatible import VLLM_CLASSIFY
 from service.http.openapi.schemas import MAX_INTEGER, Lenient, Whole
 from service.http.protocols.tei import default_adapter
+from service.http.texts import Text, TextMaker
 from service.observability.logs import request_id
 
 router = APIRouter()
@@ -43,7 +44,7 @@ async def classify_texts(request: Request) -> Response:
     """Classify texts by the adapter that `model` names, or by the default one."""
     started, service = monotonic(), service_of(request)
     body = _validate(await read_json(request, service.settings.max_body_bytes))
-    texts = _texts(body, service)
+    texts = _texts(body, service, TextMaker(request))
     answers = await classify(
         request,
         texts,
@@ -69,7 +70,7 @@ async def classify_texts(request: Request) -> Response:
                 "prompt_tokens_details": None,
             },
         },
-        headers=abstention_headers(answers),
+        headers=note_headers(answers),
     )
 
 
@@ -90,7 +91,7 @@ def _validate(content: Any) -> VllmClassifyRequest:
     return body
 
 
-def _texts(body: VllmClassifyRequest, service: Service) -> list[Text]:
+def _texts(body: VllmClassifyRequest, service: Service, text_of: TextMaker) -> list[Text]:
     """
     Raises:
         InvalidRequest, NoInputs, TooLarge: the inputs.
@@ -102,12 +103,13 @@ def _texts(body: VllmClassifyRequest, service: Service) -> list[Text]:
         raise NoInputs
     if len(inputs) > service.settings.max_inputs:
         raise TooLarge(f"{len(inputs)} inputs, at most {service.settings.max_inputs} are allowed")
-    key, spec = (
+    adapter = (
         default_adapter(service) if body.model is None else service.catalog.resolve(body.model)
     )
-    limit = body.truncate_prompt_tokens
-    if limit is not None and 0 <= limit < spec.max_length:
+    texts = [text_of(adapter, text, None, f"input.{index}") for index, text in enumerate(inputs)]
+    limit, reads = body.truncate_prompt_tokens, max(text.spec.max_length for text in texts)
+    if limit is not None and 0 <= limit < reads:
         raise InvalidRequest(
-            [f"truncate_prompt_tokens: -1 or at least the {spec.max_length} that the adapter reads"]
+            [f"truncate_prompt_tokens: -1 or at least the {reads} that the adapter reads"]
         )
-    return [Text(text, None, key, spec, f"input.{index}") for index, text in enumerate(inputs)]
+    return texts

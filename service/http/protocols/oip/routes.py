@@ -19,7 +19,7 @@ from adapters.errors import AdapterError, UnknownAdapter, UnknownRevision
 from service.errors import MalformedRequest
 from service.http.answer_size import AnswerShape
 from service.http.bodies import JsonResponse, parse_json, validated
-from service.http.classify import Answers, Text, classify
+from service.http.classify import Answers, classify
 from service.http.lifecycle import service_of
 from service.http.openapi.compatible import (
     OIP_INFER,
@@ -43,6 +43,7 @@ from service.http.protocols.oip.tensors import (
     selected_outputs,
     top_classes,
 )
+from service.http.texts import TextMaker
 
 router = APIRouter()
 
@@ -85,7 +86,7 @@ async def models(request: Request) -> Response:
 async def model(request: Request, name: str) -> Response:
     """An adapter's inputs and outputs."""
     catalog = service_of(request).catalog
-    (name, _), spec = catalog.resolve(name)
+    (name, _), spec, _ = catalog.resolve(name)
     entry = catalog.entry(name)
     versions = dict.fromkeys([entry.current, *(stored.revision for stored in entry.revisions)])
     outputs = {
@@ -95,6 +96,7 @@ async def model(request: Request, name: str) -> Response:
         "tokens": ("INT32", [-1]),
         "predicted": ("BOOL", [-1, len(spec.labels)]),
         "abstained": ("BOOL", [-1]),
+        "revision": ("BYTES", [-1]),
     }
     return JsonResponse(
         {
@@ -150,10 +152,11 @@ async def infer(request: Request, name: str) -> Response:
     outputs = selected_outputs(body)
     pairs = read_texts(body.inputs, attached, limit=service.settings.max_inputs)
     seconds = parameters.timeout / 1e6 or service.settings.default_timeout_ms / 1e3
+    text_of = TextMaker(request)
     answers = await classify(
         request,
         [
-            Text(text, pair, adapter.key, adapter.spec, f"input 'text': element {index}")
+            text_of(adapter, text, pair, f"input 'text': element {index}")
             for index, (text, pair) in enumerate(pairs)
         ],
         deadline=started + seconds,
@@ -161,7 +164,10 @@ async def infer(request: Request, name: str) -> Response:
         abstain_below=parameters.abstain_below,
         shape=_shape(outputs),
     )
-    head: dict[str, Any] = {"model_name": adapter.key.name, "model_version": adapter.key.revision}
+    head: dict[str, Any] = {"model_name": adapter.key.name}
+    if len(answers.revisions) == 1:
+        # Two may have answered while texts are divided: the output 'revision' has each text's.
+        head["model_version"] = answers.revisions[0]
     if body.id is not None:
         head["id"] = body.id
     notes = {"truncated": answers.truncated, "abstained": answers.abstentions}
@@ -169,9 +175,10 @@ async def infer(request: Request, name: str) -> Response:
         head["parameters"] = {name: texts for name, texts in notes.items() if texts}
     tensors = [OutputTensor(out.name, _values(out, answers), out.binary) for out in outputs]
     content, json_length = encode_answer(head, tensors)
+    headers = {"x-adapter-revision": ", ".join(answers.revisions)}
     if json_length is None:
-        return Response(content, media_type="application/json")
-    headers = {LENGTH_HEADER: str(json_length)}
+        return Response(content, media_type="application/json", headers=headers)
+    headers[LENGTH_HEADER] = str(json_length)
     return Response(content, media_type="application/octet-stream", headers=headers)
 
 
@@ -215,12 +222,14 @@ def _values(output: SelectedOutput, answers: Answers) -> npt.NDArray[Any]:
             return np.array([answers.abstained.get(index, False) for index in every], np.bool_)
         case "tokens":
             return np.array([len(item) for item in answers.encodings], dtype=np.int32)
+        case "revision":
+            return np.array([text.key.revision for text in answers.texts], dtype=object)
     scores = np.stack([row.scores for row in answers.rows])
-    # All texts of a request have the same adapter.
+    # All texts have the same adapter, and its revisions that answer texts have the same labels.
     spec = answers.texts[0].spec
     if output.name == "predicted":
         reached: npt.NDArray[np.bool_] = (
-            scores >= np.array(spec.label_thresholds)
+            scores >= np.array([text.spec.label_thresholds for text in answers.texts])
             if spec.multi_label
             else np.arange(len(spec.labels)) == scores.argmax(axis=1)[:, None]
         )

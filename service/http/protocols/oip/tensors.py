@@ -28,7 +28,7 @@ from service.http.openapi.schemas import MAX_INTEGER, Integer, Lenient, Whole
 
 INPUTS = ("text", "text_pair")
 DEFAULT_OUTPUTS = ("label", "probs")
-OUTPUTS = (*DEFAULT_OUTPUTS, "truncated", "tokens", "predicted", "abstained")
+OUTPUTS = (*DEFAULT_OUTPUTS, "truncated", "tokens", "predicted", "abstained", "revision")
 
 LENGTH_HEADER = "Inference-Header-Content-Length"
 MAX_TIMEOUT_MICROSECONDS = 3_600_000_000
