@@ -379,8 +379,8 @@ def _calibration(calibrated: Calibrated) -> str:
             f"{calibrated.before:.4f} at 1 (cross-fitted on {rows})"
         )
     return (
-        f"temperature 1: calibration error {calibrated.before:.4f}; the fitted "
-        f"{calibrated.fitted:.4g} is no better, {calibrated.cross_fitted:.4f} (cross-fitted on "
+        f"temperature 1: calibration error {calibrated.before:.4f}; {calibrated.fitted:.4g} does "
+        f"not lower both the error ({calibrated.cross_fitted:.4f}) and the loss (cross-fitted on "
         f"{rows})"
     )
 
