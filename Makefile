@@ -8,7 +8,7 @@ TESTS ?= tests
 FIND_PYTHON = test -n "$(PYTHON)" || { echo "$@: found no Python 3.11 or newer: install one, or set PYTHON=..."; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup clients serve test quick api-fuzz chaos soak compose-test dashboard fuzz lint format lock sbom bench bench-peers bench-gpu clean
+.PHONY: help setup clients serve test quick api-fuzz chaos soak compose-test ray ray-setup ray-test dashboard fuzz lint format lock sbom bench bench-peers bench-gpu clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,20 @@ soak: $(VENV)/ready ## ten minutes of uploads and predictions; memory, descripto
 compose-test: ## build and run deploy/compose.yaml with this machine's Docker, test it, and remove it: docs/operate.md
 	@$(FIND_PYTHON)
 	@$(PYTHON) deploy/compose_test.py
+
+# Ray brings thirty packages that nothing else needs, so it gets an environment on top of .venv.
+RAY := runs/ray
+RAY_CONFIG ?= deploy/ray/serve.yaml
+
+ray-setup: $(VENV)/ready ## make the environment of deploy/ray
+	@$(BIN)/python .ci/ray_environment.py $(RAY) $(VENV)
+
+ray: ray-setup ## serve on Ray Serve, on this machine, port 8000: docs/ray.md; RAY_CONFIG=... is another file
+	$(RAY)/bin/python -m deploy.ray $(RAY_CONFIG)
+
+ray-test: ray-setup ## faults on a Ray cluster of several nodes on this machine, under ten minutes: docs/ray.md
+	$(BIN)/python -m pytest tests/deploy/test_ray_live.py
+	$(RAY)/bin/python -m chaos.ray_cluster
 
 dashboard: $(VENV)/ready ## write the Grafana dashboard from deploy/panels.py
 	$(BIN)/python -m deploy.dashboard

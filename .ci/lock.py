@@ -104,6 +104,14 @@ def write(tools: Path, compile_: Compiler) -> None:
     save("triton", compile_(setup.TRITON, constrained=False, only_index=True))
     listed = (ROOT / ".ci" / "clients.txt").read_text().splitlines()
     save("other-clients", compile_(*listed, constrained=False))
+    save("ray", ray_packages(compile_, sets["serve"]))
+
+
+def ray_packages(compile_: Compiler, serve: Blocks) -> Blocks:
+    """Ray and what it needs beside the packages that serve."""
+    listed = (ROOT / ".ci" / "ray.txt").read_text().splitlines()
+    found = compile_(*listed)
+    return {name: block for name, block in found.items() if name not in serve}
 
 
 def backbone_package(tools: Path) -> list[str]:

@@ -185,6 +185,10 @@ class LocalEngine:
     def in_use(self, name: str) -> frozenset[str]:
         return self._loaded().residency.in_use(name)
 
+    def active_adapters(self, most: int) -> list[str]:
+        """Names of the adapters on the device, most recently used first, at most so many."""
+        return [] if self._parts is None else self._parts.residency.active_names(most)
+
     async def preload(self, key: AdapterKey) -> None:
         await self._require_ready().residency.preload(key)
 

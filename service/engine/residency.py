@@ -129,6 +129,11 @@ class Residency:
         self._loading: set[Waiter] = set()
         self.on_shortage: Callable[[], None] = lambda: None
 
+    def active_names(self, most: int) -> list[str]:
+        """Names of the active adapters, most recently used first, at most so many."""
+        slots = sorted(self._active.values(), key=lambda slot: slot.last_used, reverse=True)
+        return list(dict.fromkeys(slot.key.name for slot in slots))[:most]
+
     async def acquire(self, keys: Sequence[AdapterKey]) -> Lease:
         """Lease all of these distinct adapters at once, loading those that are not active.
 

@@ -1,0 +1,521 @@
+"""`python -m chaos.ray_cluster`: the service on a Ray cluster of several nodes, under faults.
+
+The nodes are processes of this machine, each with a raylet of its own, as `ray start` makes them.
+While each fault is injected, clients predict and others change adapters through whichever replica
+the proxy chooses; the history of the changes is checked at the end. `make ray-test` runs it in
+Ray's environment; docs/ray.md has its table.
+"""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from argparse import ArgumentParser, Namespace
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.cluster_utils import Cluster
+from ray.serve.context import _get_global_client
+
+from adapters.backbone.loading import DEFAULT_BACKBONE, load_backbone
+from chaos.answers import Answers
+from chaos.changes import Changes
+from chaos.history import Undecided, check
+from chaos.http import Connection, Cut, NotConnected, Silent
+from chaos.load import Load
+from deploy.ray.app import NAME
+from deploy.ray.running import (
+    CONFIG,
+    deploy,
+    read_config,
+    set_environment,
+    state,
+    wait_until_running,
+)
+from service.start import StartFailed
+
+_NAMES = ("alpha", "beta", "gamma")
+_CHANGED = ("one", "two")
+_TEXTS = 30
+_MIB = 2**20
+# A node holds two replicas: three nodes have room for all that is started here.
+_NODE_CPUS, _REPLICA_CPUS = 1.0, 0.5
+_LEASE_SECONDS = 3.0
+_RECOVERY_SECONDS = 90.0
+# So many right answers in a row are a recovery.
+_RIGHT = 12
+
+
+@dataclass(slots=True)
+class Row:
+    """What an event did. down: seconds from it to the last failure's end; 0 if nothing failed.
+    replicas: before and after. settled: seconds until Serve had the replicas it wants."""
+
+    event: str
+    replicas: str = ""
+    counts: Counter[str] = field(default_factory=Counter)
+    changes: int = 0
+    unknown: int = 0
+    down: float = 0.0
+    settled: float = 0.0
+    note: str = ""
+    complaints: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Lab:
+    """A running cluster with clients. expected: replicas that Serve should have."""
+
+    nodes: "Nodes"
+    config: dict[str, Any]
+    answers: Answers
+    load: Load
+    changes: Changes
+    port: int
+    rows: list[Row] = field(default_factory=list)
+
+    def deployment(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.config["applications"][0]["deployments"][0]
+        return found
+
+    async def event(
+        self,
+        name: str,
+        inject: Callable[[Row], Awaitable[object]],
+        *,
+        replicas: int | None,
+        refused: bool = True,
+    ) -> None:
+        """Inject one event and note what it did.
+
+        Args:
+            replicas: to wait for; None: do not.
+            refused: whether requests may be refused meanwhile.
+        """
+        row = Row(name)
+        self.rows.append(row)
+        since = len(self.load.requests)
+        answered, unknown = self.changes.answered, self.changes.unknown
+        before = (await asyncio.to_thread(state))[2].get("RUNNING", 0)
+        began = time.monotonic()
+        try:
+            await inject(row)
+            if replicas is not None:
+                await asyncio.to_thread(
+                    partial(wait_until_running, replicas, seconds=_RECOVERY_SECONDS)
+                )
+                row.settled = time.monotonic() - began
+            if not await self.load.answered(
+                after=time.monotonic(), times=_RIGHT, seconds=_RECOVERY_SECONDS
+            ):
+                row.complaints.append("predictions are not answered again")
+        except (StartFailed, AssertionError) as error:
+            row.complaints.append(str(error))
+        after = (await asyncio.to_thread(state))[2].get("RUNNING", 0)
+        row.replicas = f"{before} to {after}"
+        row.down = self.load.seconds_down(since, began)
+        requests = self.load.requests[since:]
+        row.counts = Counter(item.outcome for item in requests)
+        row.changes = self.changes.answered - answered
+        row.unknown = self.changes.unknown - unknown
+        bad = ("wrong", "lost", "cut", "unconnected", *(() if refused else ("refused",)))
+        row.complaints += [
+            f"{item.outcome}: {item.detail}" for item in requests if item.outcome in bad
+        ]
+        sys.stderr.write(f"ray: {_line(row)}\n")
+        for complaint in row.complaints[:5]:
+            sys.stderr.write(f"ray:   {complaint[:300]}\n")
+
+
+class Nodes:
+    """A Ray cluster: a head with the proxy and no replicas, and nodes that can be killed."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        head = {
+            "num_cpus": 0,
+            "object_store_memory": 80 * _MIB,
+            "include_dashboard": False,
+            "gcs_server_port": port,
+            "temp_dir": str(folder),
+        }
+        self._cluster = Cluster(initialize_head=True, head_node_args=head)
+        self._nodes: dict[str, Any] = {}
+        ray.init(address=self._cluster.address, log_to_driver=False, namespace="serve")
+
+    def add(self) -> None:
+        node = self._cluster.add_node(num_cpus=_NODE_CPUS, object_store_memory=80 * _MIB)
+        self._nodes[node.node_id] = node
+
+    def kill(self, node_id: str) -> int:
+        """SIGKILL to a node's raylet and to everything that it started; returns how many."""
+        node = self._nodes.pop(node_id)
+        pids = [item.process.pid for group in node.all_processes.values() for item in group]
+        pids = list(dict.fromkeys([*pids, *_descendants(pids)]))
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        # What it leaves: sockets, and its place in the list of nodes.
+        self._cluster.remove_node(node, allow_graceful=False)
+        return len(pids)
+
+    def shutdown(self) -> None:
+        ray.shutdown()
+        self._cluster.shutdown()
+
+
+def replicas() -> list[dict[str, Any]]:
+    """The running replicas: `replica_id`, `pid`, `node_id`."""
+    details = _get_global_client().get_serve_details()
+    found = details["applications"][NAME]["deployments"][NAME]["replicas"]
+    return [item for item in found if str(item["state"]).endswith("RUNNING")]
+
+
+def _arguments() -> Namespace:
+    parser = ArgumentParser(prog="python -m chaos.ray_cluster", description=__doc__)
+    parser.add_argument("--backbone", default=DEFAULT_BACKBONE, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="default: by the clock")
+    parser.add_argument(
+        "--port", type=int, default=8610, help="of the proxy; Ray's own is the next"
+    )
+    parser.add_argument("--only", default="", help="events whose name contains this")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each event, at least")
+    return parser.parse_args()
+
+
+async def run(arguments: Namespace) -> list[Row]:
+    seed = arguments.seed or time.time_ns() % 10**6
+    backbone = load_backbone(arguments.backbone, device="cpu")
+    answers = Answers(backbone, dtype="float32", seed=seed, texts=_TEXTS)
+    set_environment()
+    with _folder() as folder:
+        config = _config(arguments, folder)
+        nodes = await asyncio.to_thread(Nodes, folder / "ray", arguments.port + 1)
+        try:
+            for _ in range(2):
+                await asyncio.to_thread(nodes.add)
+            await asyncio.to_thread(deploy, config)
+            seconds = await asyncio.to_thread(wait_until_running, 2)
+            sys.stderr.write(f"ray: two replicas on two nodes run after {seconds:.0f} s\n")
+            async with _clients(arguments.port, answers, seed) as (load, changes):
+                lab = Lab(nodes, config, answers, load, changes, arguments.port)
+                for name, event in _EVENTS:
+                    if arguments.only in name:
+                        await event(lab, arguments.seconds)
+            lab.rows.append(await _history(changes))
+        finally:
+            await asyncio.to_thread(nodes.shutdown)
+    return lab.rows
+
+
+@asynccontextmanager
+async def _clients(port: int, answers: Answers, seed: int) -> AsyncIterator[tuple[Load, Changes]]:
+    host, names = "127.0.0.1", list(_NAMES)
+    load = Load(host, port, answers, names, clients=4, seed=seed)
+    changes = Changes(host, port, answers, _CHANGED, writers=2, readers=3, seed=seed)
+    for name in names:
+        version = answers.version()
+        answers.learn(version)
+        await _put(port, name, version.file)
+    async with load, changes:
+        yield load, changes
+    await changes.read_all()
+
+
+async def _history(changes: Changes) -> Row:
+    row = Row("**history of the changes**")
+    row.changes, row.unknown = changes.answered, changes.unknown
+    row.complaints = list(changes.faults)
+    try:
+        violations = await asyncio.to_thread(check, changes.history)
+        row.complaints += [str(violation) for violation in violations]
+        row.note = f"{len(changes.history)} operations, {len(violations)} violations"
+    except Undecided as error:
+        row.complaints.append(str(error))
+    return row
+
+
+# Events
+
+
+async def _steady(lab: Lab, seconds: float) -> None:
+    await lab.event("nothing", lambda _: asyncio.sleep(seconds), replicas=2, refused=False)
+
+
+async def _kill_node(lab: Lab, seconds: float) -> None:
+    async def inject(row: Row) -> None:
+        await asyncio.sleep(seconds / 4)
+        victim = (await asyncio.to_thread(replicas))[0]
+        killed = await asyncio.to_thread(lab.nodes.kill, victim["node_id"])
+        row.note = f"{killed} processes"
+        await asyncio.sleep(seconds)
+
+    await lab.event("kill -9 of a node", inject, replicas=2)
+    await asyncio.to_thread(lab.nodes.add)
+
+
+async def _kill_replica(lab: Lab, seconds: float) -> None:
+    async def inject(_: Row) -> None:
+        await asyncio.sleep(seconds / 4)
+        victim = (await asyncio.to_thread(replicas))[0]
+        os.kill(victim["pid"], signal.SIGKILL)
+        await asyncio.sleep(seconds)
+
+    await lab.event("kill -9 of a replica", inject, replicas=2)
+
+
+async def _stop_replica(lab: Lab, seconds: float) -> None:
+    """Its lease ends while it is stopped: what it answers afterwards must not be old."""
+
+    async def inject(_: Row) -> None:
+        victim = (await asyncio.to_thread(replicas))[0]
+        os.kill(victim["pid"], signal.SIGSTOP)
+        try:
+            await asyncio.sleep(max(seconds, 2 * _LEASE_SECONDS))
+        finally:
+            os.kill(victim["pid"], signal.SIGCONT)
+        await asyncio.sleep(seconds)
+
+    await lab.event("SIGSTOP of a replica, then SIGCONT", inject, replicas=2)
+
+
+async def _scale(lab: Lab, seconds: float) -> None:
+    for count in (4, 1, 2):
+
+        async def inject(_: Row, count: int = count) -> None:
+            lab.deployment()["num_replicas"] = count
+            await asyncio.to_thread(deploy, lab.config)
+            await asyncio.sleep(seconds / 2)
+
+        await lab.event(f"scale to {count}", inject, replicas=count, refused=False)
+
+
+async def _autoscale(lab: Lab, seconds: float) -> None:
+    """Load that one replica cannot carry makes another; without it one is left."""
+    deployment = lab.deployment()
+    fixed = deployment.pop("num_replicas")
+    deployment["autoscaling_config"] = {
+        **read_config(CONFIG)["applications"][0]["deployments"][0]["autoscaling_config"],
+        "min_replicas": 1,
+        "max_replicas": 3,
+        "upscale_delay_s": 1,
+        "downscale_delay_s": 5,
+        "look_back_period_s": 5,
+        "metrics_interval_s": 1,
+    }
+
+    async def rise(row: Row) -> None:
+        await asyncio.to_thread(deploy, lab.config)
+        await asyncio.to_thread(wait_until_running, 1)
+        began = time.monotonic()
+        heavy = Load("127.0.0.1", lab.port, lab.answers, list(_NAMES), clients=48, seed=7)
+        async with heavy:
+            while (await asyncio.to_thread(state))[2].get("RUNNING", 0) < 2:
+                assert time.monotonic() - began < _RECOVERY_SECONDS, "no second replica came"
+                await asyncio.sleep(0.2)
+            row.settled = time.monotonic() - began
+        counts = heavy.counts()
+        assert not counts["wrong"] + counts["lost"], f"{counts} of the heavy load"
+        row.note = f"52 clients; {counts['right']} more answers"
+
+    async def fall(_: Row) -> None:
+        await asyncio.sleep(seconds)
+
+    await lab.event("autoscaling: more load", rise, replicas=None)
+    await lab.event("autoscaling: less load", fall, replicas=1)
+    del deployment["autoscaling_config"]
+    deployment["num_replicas"] = fixed
+    await asyncio.to_thread(deploy, lab.config)
+    await asyncio.to_thread(wait_until_running, fixed)
+
+
+async def _disconnect(lab: Lab, seconds: float) -> None:
+    """Clients that go away: nothing of theirs is computed for long, and others are answered."""
+    body = json.dumps({**lab.answers.body("alpha", list(range(_TEXTS))), "timeout_ms": 8000})
+    head = f"POST /v1/predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n"
+    request = f"{head}Content-Type: application/json\r\n\r\n{body}".encode()
+
+    async def inject(row: Row) -> None:
+        until, gone = time.monotonic() + seconds, 0
+        while time.monotonic() < until:
+            _, writer = await asyncio.open_connection("127.0.0.1", lab.port)
+            # Some before their whole body is sent.
+            writer.write(request if gone % 3 else request[:-100])
+            with suppress(OSError):
+                await writer.drain()
+            await asyncio.sleep(0.02)
+            writer.transport.abort()
+            gone += 1
+        row.note = f"{gone} clients left"
+
+    await lab.event("clients disconnect", inject, replicas=2, refused=False)
+
+
+async def _bad_setting(lab: Lab, seconds: float) -> None:
+    """A change of the settings that no replica can start with: the old ones go on."""
+
+    async def inject(row: Row) -> None:
+        bad = deepcopy(lab.config)
+        bad["applications"][0]["args"]["IDSPAM_DTYPE"] = "float64"
+        await asyncio.to_thread(deploy, bad)
+        try:
+            await asyncio.to_thread(partial(_wait_until_failed, 30.0))
+        except StartFailed as error:
+            row.note = f"`{error}`"
+            assert "IDSPAM_DTYPE" in row.note, row.note
+        await asyncio.sleep(seconds / 2)
+        await asyncio.to_thread(deploy, lab.config)
+
+    await lab.event("a bad setting is deployed", inject, replicas=2, refused=False)
+
+
+def _wait_until_failed(seconds: float) -> None:
+    """
+    Raises:
+        StartFailed: it failed, and this is why.
+    """
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if state()[0] == "DEPLOY_FAILED":
+            wait_until_running(1)
+        time.sleep(0.1)
+    raise AssertionError("the bad setting was not refused")
+
+
+_EVENTS: tuple[tuple[str, Callable[[Lab, float], Awaitable[None]]], ...] = (
+    ("nothing", _steady),
+    ("kill node", _kill_node),
+    ("kill replica", _kill_replica),
+    ("stop replica", _stop_replica),
+    ("scale", _scale),
+    ("autoscaling", _autoscale),
+    ("disconnect", _disconnect),
+    ("bad setting", _bad_setting),
+)
+
+# The cluster
+
+
+def _config(arguments: Namespace, folder: Path) -> dict[str, Any]:
+    config = read_config(CONFIG)
+    config["proxy_location"] = "HeadOnly"
+    config["http_options"] |= {"host": "127.0.0.1", "port": arguments.port}
+    application = config["applications"][0]
+    application["args"] = {
+        "IDSPAM_BACKBONE": str(arguments.backbone),
+        "IDSPAM_DTYPE": "float32",
+        "IDSPAM_DEVICE": "cpu",
+        "IDSPAM_ZOO_DIR": "off",
+        "IDSPAM_ADAPTER_DIR": str(folder / "caches"),
+        "IDSPAM_ADAPTER_STORE": str(folder / "store"),
+        "IDSPAM_LEASE_SECONDS": str(_LEASE_SECONDS),
+        "IDSPAM_DRAIN_SECONDS": "10",
+        "IDSPAM_LOG_LEVEL": "warning",
+    }
+    deployment = application["deployments"][0]
+    del deployment["autoscaling_config"]
+    deployment |= {"num_replicas": 2, "graceful_shutdown_timeout_s": 20}
+    deployment["ray_actor_options"] = {"num_cpus": _REPLICA_CPUS}
+    return config
+
+
+async def _put(port: int, name: str, file: bytes) -> None:
+    until = time.monotonic() + _RECOVERY_SECONDS
+    connection, answer = Connection("127.0.0.1", port), None
+    while time.monotonic() < until:
+        with suppress(NotConnected, Cut, Silent):
+            answer = await connection.ask(
+                "PUT",
+                f"/v1/adapters/{name}",
+                file,
+                seconds=30,
+                kind="application/octet-stream",
+            )
+            if answer.status < 300:
+                connection.close()
+                return
+        await asyncio.sleep(0.2)
+    raise StartFailed(f"no upload is accepted: {answer}")
+
+
+def _descendants(pids: Iterable[int]) -> list[int]:
+    """Processes that these have started, and so on. Ray's workers are in sessions of their own."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):
+                parent = int((entry / "stat").read_text().rpartition(") ")[2].split()[1])
+                children.setdefault(parent, []).append(int(entry.name))
+    found, left = [], list(pids)
+    while left:
+        for child in children.get(left.pop(), ()):
+            found.append(child)
+            left.append(child)
+    return found
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """With a short name: Ray has sockets in it."""
+    folder = Path(tempfile.mkdtemp(prefix="idspam-ray-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+# The table
+
+_HEAD = (
+    "| event | replicas | right | refused | cut | wrong | lost | changes | of unknown outcome "
+    "| seconds with failures | seconds to settle |"
+)
+
+
+def table(rows: Sequence[Row]) -> str:
+    lines = [_HEAD, "|---|---|---|---|---|---|---|---|---|---|---|"]
+    return "\n".join([*lines, *map(_line, rows)])
+
+
+def _line(row: Row) -> str:
+    count = row.counts
+    cells = [
+        f"{row.event} ({row.note})" if row.note else row.event,
+        row.replicas,
+        count["right"],
+        count["refused"],
+        count["cut"] + count["unconnected"],
+        count["wrong"],
+        count["lost"],
+        row.changes,
+        row.unknown,
+        f"{row.down:.1f}",
+        f"{row.settled:.1f}" + (" FAILED" if row.complaints else ""),
+    ]
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def main() -> int:
+    """0 if nothing was wrong, stale or lost, and the service always recovered."""
+    arguments = _arguments()
+    began = time.monotonic()
+    rows = asyncio.run(run(arguments))
+    sys.stdout.write(
+        f"{table(rows)}\n\n{os.cpu_count()} cores, Ray {ray.__version__}, "
+        f"{time.monotonic() - began:.0f} s\n"
+    )
+    return 1 if any(row.complaints for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

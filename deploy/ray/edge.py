@@ -1,0 +1,146 @@
+"""What Ray's HTTP proxy does for this service: ASGI middleware that runs in every proxy.
+
+The proxy routes a request before it has its body, and answers with plain text when a replica is
+gone. So this
+
+- reads the beginning of a body and leaves the names of its adapters where the router finds them,
+- asks once more, and then another replica, where a prediction's replica ended before it answered,
+- gives the proxy's own errors the shape that the path's protocol has, with `Retry-After`.
+
+`RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=deploy.ray.edge:middleware` installs it. Without it
+everything is answered, but requests are routed by queues alone.
+"""
+
+import asyncio
+
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deploy.ray import hints
+from deploy.ray.headers import REPLICA
+from service.access.scopes import match
+from service.errors import EngineUnavailable
+from service.http.error_shapes import shape_of
+from service.http.errors import refusal_of
+
+# What the proxy passes on to the router, as the session id of a request.
+HINT = b"x-session-id"
+# How long a body may take to begin before its request is routed without it.
+_PATIENCE_SECONDS = 0.05
+# The proxy's own paths, such as `/-/healthz`.
+_OF_PROXY = "/-/"
+# Statuses of the proxy itself: a replica that died, no replica, a full queue, its own time limit.
+_PROXY_ERRORS = (408, 429, 500, 503)
+_REQUEST_ID = b"x-request-id"
+# How often a prediction is sent, and the pause before the second time, doubled before the third.
+_ATTEMPTS = 3
+_PAUSE_SECONDS = 0.1
+
+
+def middleware() -> list[Middleware]:
+    """For Ray Serve, which calls it in each proxy."""
+    return [Middleware(Edge)]
+
+
+class Edge:
+    """Hints for the router, and errors in the service's shape."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"].startswith(_OF_PROXY):
+            await self._app(scope, receive, send)
+            return
+        headers: list[tuple[bytes, bytes]] = list(scope["headers"])
+        request = _Request(receive)
+        first = await request.look() if scope["method"] == "POST" else None
+        if all(name != HINT for name, _ in headers):
+            body = b"" if first is None else first.get("body", b"")
+            if names := hints.in_path(scope["path"]) or hints.in_body(body):
+                headers.append((HINT, hints.pack(names).encode()))
+        whole = first is not None and not first.get("more_body", False)
+        attempts = _ATTEMPTS if whole and _is_prediction(scope["path"]) else 1
+        for attempt in range(attempts):
+            if attempt:
+                await asyncio.sleep(_PAUSE_SECONDS * attempt)
+            answer = _Answer(send)
+            # Serve's own middleware adds to the headers in place.
+            await self._app({**scope, "headers": [*headers]}, request.again(), answer.send)
+            if answer.started or request.disconnected:
+                return
+        error = EngineUnavailable("no replica answered: it ended, or none is ready")
+        await shape_of(scope["path"])(refusal_of(error))(scope, receive, send)
+
+
+def _is_prediction(path: str) -> bool:
+    """Whether a POST changes nothing, so that it can be sent twice."""
+    route = match("POST", path)
+    return route is not None and "predict" in route.need.scopes
+
+
+class _Request:
+    """A request whose first message is looked at, and which may be received several times."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._first: asyncio.Task[Message] | None = None
+        self.disconnected = False
+
+    async def look(self) -> Message | None:
+        """The first message, if it comes in time."""
+        self._first = asyncio.create_task(self._next())
+        await asyncio.wait([self._first], timeout=_PATIENCE_SECONDS)
+        return self._first.result() if self._first.done() else None
+
+    def again(self) -> Receive:
+        """How to receive the request from its beginning."""
+        is_first = self._first is not None
+
+        async def receive() -> Message:
+            nonlocal is_first
+            if not is_first or self._first is None:
+                return await self._next()
+            # Cancelled with the call that waits, it would take the message along.
+            message = await asyncio.shield(self._first)
+            is_first = False
+            return message
+
+        return receive
+
+    async def _next(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            self.disconnected = True
+        return message
+
+
+class _Answer:
+    """Passes a replica's answer on, and keeps back an error of the proxy itself."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._kept_back = False
+        self.started = False
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = list(message.get("headers", ()))
+            of_replica = any(name == REPLICA for name, _ in headers)
+            self._kept_back = not of_replica and message["status"] in _PROXY_ERRORS
+            message = {**message, "headers": _once(headers, _REQUEST_ID)}
+        if not self._kept_back:
+            self.started = True
+            await self._send(message)
+
+
+def _once(headers: list[tuple[bytes, bytes]], name: bytes) -> list[tuple[bytes, bytes]]:
+    """Headers without repetitions of one that proxy and replica both set."""
+    kept, seen = [], False
+    for key, value in headers:
+        if key.lower() == name:
+            if seen:
+                continue
+            seen = True
+        kept.append((key, value))
+    return kept

@@ -1,0 +1,39 @@
+"""Which adapters a request names, as far as a glance shows.
+
+A hint only chooses the replica: a wrong one costs an adapter load, never a wrong answer. So the
+body is not parsed, and only its beginning is looked at.
+"""
+
+import re
+
+# Bytes of a body that are looked at, and names that count.
+LOOKED_AT = 16 * 1024
+MOST = 8
+_NAME = r"[a-z0-9][a-z0-9._-]{0,63}"
+# `name@revision` prefers the replicas that have the name.
+_IN_PATH = re.compile(rf"/(?:v2/models|adapters)/({_NAME})(?:/|$)")
+_IN_BODY = re.compile(rf'"(?:adapter|model)"\s*:\s*"({_NAME})[@"]'.encode())
+_IN_HINT = re.compile(_NAME)
+
+
+def in_path(path: str) -> list[str]:
+    """The adapter that a path asks to predict: `/v2/models/{name}/infer`, `/adapters/{name}`."""
+    found = _IN_PATH.match(path)
+    return [] if found is None else [found[1]]
+
+
+def in_body(body: bytes) -> list[str]:
+    """The first adapters that the beginning of a JSON body names, each once."""
+    found = dict.fromkeys(match[1] for match in _IN_BODY.finditer(body[:LOOKED_AT]))
+    return [name.decode() for name in list(found)[:MOST]]
+
+
+def pack(names: list[str]) -> str:
+    """The hint as it travels, in a header."""
+    return ",".join(names)
+
+
+def unpack(hint: str) -> list[str]:
+    """The names of a hint. Clients may send anything; what is no name is left out."""
+    names = (item.strip() for item in hint[: MOST * 80].split(","))
+    return [name for name in names if _IN_HINT.fullmatch(name)][:MOST]
