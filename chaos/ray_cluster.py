@@ -200,10 +200,11 @@ async def run(arguments: Namespace) -> list[Row]:
     set_environment()
     with _folder() as folder:
         config = _config(arguments, folder)
-        nodes = await asyncio.to_thread(Nodes, folder / "ray", arguments.port + 1)
+        # In this thread, as its handlers of signals need; the clients wait meanwhile.
+        nodes = Nodes(folder / "ray", arguments.port + 1)
         try:
             for _ in range(2):
-                await asyncio.to_thread(nodes.add)
+                nodes.add()
             await asyncio.to_thread(deploy, config)
             seconds = await asyncio.to_thread(wait_until_running, 2)
             sys.stderr.write(f"ray: two replicas on two nodes run after {seconds:.0f} s\n")
@@ -261,7 +262,7 @@ async def _kill_node(lab: Lab, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
     await lab.event("kill -9 of a node", inject, replicas=2)
-    await asyncio.to_thread(lab.nodes.add)
+    lab.nodes.add()
 
 
 async def _kill_replica(lab: Lab, seconds: float) -> None:
@@ -509,7 +510,11 @@ def main() -> int:
     """0 if nothing was wrong, stale or lost, and the service always recovered."""
     arguments = _arguments()
     began = time.monotonic()
-    rows = asyncio.run(run(arguments))
+    try:
+        rows = asyncio.run(run(arguments))
+    except StartFailed as error:
+        sys.stderr.write(f"ray: {error}\n")
+        return 2
     sys.stdout.write(
         f"{table(rows)}\n\n{os.cpu_count()} cores, Ray {ray.__version__}, "
         f"{time.monotonic() - began:.0f} s\n"

@@ -14,6 +14,7 @@ from typing import Any
 import ray
 from ray import serve
 
+from deploy.ray.app import NAME
 from deploy.ray.running import CONFIG, deploy, read_config, set_environment, wait_until_running
 from service.settings import InvalidSettings
 from service.start import StartFailed
@@ -29,8 +30,6 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--port", type=int, help="in place of the file's http_options.port")
     parsed = parser.parse_args(arguments)
     ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
     try:
         config = read_config(parsed.file)
         options = config.setdefault("http_options", {})
@@ -43,6 +42,9 @@ def main(arguments: list[str]) -> int:
             include_dashboard=False,
             log_to_driver=False,
         )
+        # Ray has set handlers of its own, which end the process at once.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: ended.set())
         try:
             deploy(config)
             seconds = wait_until_running(_replicas(config))
@@ -50,7 +52,8 @@ def main(arguments: list[str]) -> int:
             sys.stdout.write(f"serving {url} on Ray, ready after {seconds:.0f} s\n")
             sys.stdout.flush()
             ended.wait()
-            # Requests in flight are answered first.
+            # Requests in flight are answered first: `shutdown` alone ends the proxies at once.
+            serve.delete(NAME)
             serve.shutdown()
         finally:
             ray.shutdown()

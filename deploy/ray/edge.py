@@ -12,6 +12,7 @@ everything is answered, but requests are routed by queues alone.
 """
 
 import asyncio
+from contextlib import suppress
 
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -54,13 +55,12 @@ class Edge:
             return
         headers: list[tuple[bytes, bytes]] = list(scope["headers"])
         request = _Request(receive)
-        first = await request.look() if scope["method"] == "POST" else None
-        if all(name != HINT for name, _ in headers):
-            body = b"" if first is None else first.get("body", b"")
-            if names := hints.in_path(scope["path"]) or hints.in_body(body):
-                headers.append((HINT, hints.pack(names).encode()))
-        whole = first is not None and not first.get("more_body", False)
-        attempts = _ATTEMPTS if whole and _is_prediction(scope["path"]) else 1
+        if scope["method"] == "POST":
+            await request.look()
+        names = hints.in_path(scope["path"]) or hints.in_body(request.body)
+        if names and all(name != HINT for name, _ in headers):
+            headers.append((HINT, hints.pack(names).encode()))
+        attempts = _ATTEMPTS if request.whole and _is_prediction(scope["path"]) else 1
         for attempt in range(attempts):
             if attempt:
                 await asyncio.sleep(_PAUSE_SECONDS * attempt)
@@ -80,31 +80,47 @@ def _is_prediction(path: str) -> bool:
 
 
 class _Request:
-    """A request whose first message is looked at, and which may be received several times."""
+    """A request whose beginning is looked at, and which may be received several times.
+
+    Attributes:
+        body: what has been received of it. whole: whether that is all.
+    """
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
-        self._first: asyncio.Task[Message] | None = None
-        self.disconnected = False
+        self._taken: list[Message] = []
+        self._coming: asyncio.Task[Message] | None = None
+        self.body = b""
+        self.whole = self.disconnected = False
 
-    async def look(self) -> Message | None:
-        """The first message, if it comes in time."""
-        self._first = asyncio.create_task(self._next())
-        await asyncio.wait([self._first], timeout=_PATIENCE_SECONDS)
-        return self._first.result() if self._first.done() else None
+    async def look(self) -> None:
+        """Receive its beginning, if that comes in time."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                while not (self.whole or self.disconnected) and len(self.body) < hints.LOOKED_AT:
+                    await self._take()
+
+    async def _take(self) -> None:
+        self._coming = asyncio.create_task(self._next())
+        # Cancelled with the one who waits, it would take the message along.
+        message = await asyncio.shield(self._coming)
+        self._coming = None
+        self._taken.append(message)
+        self.body += message.get("body", b"")
+        self.whole = not message.get("more_body", False)
 
     def again(self) -> Receive:
         """How to receive the request from its beginning."""
-        is_first = self._first is not None
+        taken = list(self._taken)
 
         async def receive() -> Message:
-            nonlocal is_first
-            if not is_first or self._first is None:
-                return await self._next()
-            # Cancelled with the call that waits, it would take the message along.
-            message = await asyncio.shield(self._first)
-            is_first = False
-            return message
+            if taken:
+                return taken.pop(0)
+            if self._coming is not None:
+                message = await asyncio.shield(self._coming)
+                self._coming = None
+                return message
+            return await self._next()
 
         return receive
 

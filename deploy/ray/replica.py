@@ -60,7 +60,9 @@ class Replica:
         StartFailed: the settings or the machine do not allow it; one line says why.
     """
 
-    async def __init__(self, values: Mapping[str, str]) -> None:
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, values: Mapping[str, str]
+    ) -> None:
         try:
             await self._start(values)
         except (StartFailed, AdapterError, OSError, ValueError) as error:

@@ -149,7 +149,8 @@ async def test_a_change_is_never_sent_twice(method: str, path: str) -> None:
 
 async def test_nothing_is_sent_again_for_a_client_that_is_gone() -> None:
     seen: list[bytes] = []
-    messages = iter([{"type": "http.request", "body": b"{}"}, {"type": "http.disconnect"}])
+    sent: list[Message] = [{"type": "http.request", "body": b"{}"}, {"type": "http.disconnect"}]
+    messages = iter(sent)
     answer: list[Message] = []
 
     async def receive() -> Message:

@@ -92,7 +92,7 @@ def backbone(folder: Path) -> Backbone:
 
 @pytest.fixture(scope="module")
 def running(folder: Path, backbone: Backbone) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    assert backbone
+    assert backbone.device.type == "cpu"
     port = free_port()
     config = write_config(folder, BACKBONE=str(folder / "backbone"))
     with started(config, port) as process:

