@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 ON = 'instance=~"$instance"'
 OF = f'{ON}, adapter=~"$adapter"'
+DISAGREE = f'{OF}, outcome="disagree"'
+FROM_TO = "adapter, before, after"
 # As in prometheus/rules.yaml.
 PREDICT = f'{ON}, route=~"/|/classify|/invocations|(.*/)?(predict|infer)"'
 JOB = f'{ON}, job="id-spam"'
@@ -285,6 +287,102 @@ ROWS = (
                 ],
             ),
             Chart("Texts that were cut", "short", per("idspam_truncated_inputs_total", "instance")),
+        ),
+    ),
+    (
+        "Two revisions of an adapter",
+        (
+            Chart(
+                "Share that the second revision reads",
+                "percent",
+                [
+                    Query(
+                        f"max by (adapter, mode) (idspam_traffic_percent{{{OF}}})",
+                        "{{adapter}} {{mode}}",
+                    )
+                ],
+                "docs/canary.md says what the roles are and when a trial ends by itself.",
+            ),
+            Chart(
+                "Disagreement",
+                "percentunit",
+                [
+                    Query(
+                        f"{rate('idspam_traffic_compared_total', DISAGREE, 'adapter')}"
+                        f" / {rate('idspam_traffic_compared_total', OF, 'adapter')}",
+                        "{{adapter}}",
+                    )
+                ],
+                "Of the texts that both revisions have read, those with another answer.",
+            ),
+            Chart(
+                "Disagreements, the ten most frequent",
+                "short",
+                [
+                    Query(
+                        f"topk(10, {rate('idspam_traffic_disagreements_total', OF, FROM_TO)})",
+                        "{{adapter}}: {{before}} -> {{after}}",
+                    )
+                ],
+            ),
+            Chart(
+                "Scores, p5, median and p95 of the difference",
+                "short",
+                [
+                    Query(
+                        quantile(share, "idspam_traffic_score_difference", labels=OF, by="adapter"),
+                        f"{{{{adapter}}}} p{share * 100:g}",
+                    )
+                    for share in (0.05, 0.5, 0.95)
+                ],
+                "The second revision's score of the current one's best label, minus that one's.",
+            ),
+            Chart(
+                "Texts by role",
+                "short",
+                [
+                    Query(
+                        rate("idspam_traffic_texts_total", OF, "adapter, role"),
+                        "{{adapter}} {{role}}",
+                    )
+                ],
+            ),
+            Chart(
+                "Texts that failed, by role",
+                "short",
+                [
+                    Query(
+                        rate("idspam_traffic_errors_total", OF, "adapter, role"),
+                        "{{adapter}} {{role}}",
+                    )
+                ],
+            ),
+            Chart(
+                "Latency by role, p95",
+                "s",
+                [
+                    Query(
+                        quantile(0.95, "idspam_traffic_seconds", labels=OF, by="adapter, role"),
+                        "{{adapter}} {{role}}",
+                    )
+                ],
+                "Of a shadow: its batches alone.",
+            ),
+            Chart(
+                "Texts that were not compared",
+                "short",
+                per("idspam_traffic_dropped_total", "reason", labels=OF),
+            ),
+            Chart(
+                "Trials that ended, in an hour",
+                "short",
+                [
+                    Query(
+                        f"sum by (cause) (increase(idspam_traffic_endings_total{{{ON}}}[1h]))",
+                        "{{cause}}",
+                    )
+                ],
+            ),
         ),
     ),
     (

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from adapters.format.files import save_adapter
-from tests.support.http_service import RunningService, serve
+from tests.support.http_service import RunningService, serve, until
 from tests.support.tiny_models import make_adapter, make_backbone
 from tests.support.typed_commands import refused, typed
 
@@ -89,3 +89,41 @@ def test_labels_that_the_terminal_cannot_encode_are_escaped(
     elif "show" in action:
         assert r"caf\u00e9" in done.stdout
         assert r"\u20ac \ud83d\ude42" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_second_revision_is_staged_tried_shown_and_promoted(
+    live: RunningService, tmp_path: Path
+) -> None:
+    for seed, name in enumerate(("one", "two")):
+        save_adapter(
+            tmp_path / f"{name}.safetensors", make_adapter(make_backbone(), seed=50 + seed)
+        )
+
+    def adapters(*words: str) -> str:
+        done = typed("adapters", *words, "--url", live.url, folder=tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    first = adapters("upload", "one.safetensors", "--name", "t").split()[1]
+    second = adapters("upload", "two.safetensors", "--name", "t", "--stage").split()[1]
+    tried = ("--revision", second[:9], "--percent", "50", "--max-disagreement", "off")
+    shown = adapters("traffic", "t", *tried, "--min-texts", "500")
+    assert f"{second[:12]} on 50 % of texts, canary" in shown
+    live.predict(adapter="t", inputs=[f"free {number}" for number in range(40)])
+    until(lambda: bool(json.loads(adapters("traffic", "t", "--json"))["figures"]["compared"]))
+    shown = adapters("traffic", "t")
+    assert "disagree" in shown
+    assert "0 failed" in shown
+    detail = json.loads(adapters("traffic", "t", "--json"))
+    assert (detail["rule"]["max_disagreement"], detail["rule"]["min_texts"]) == (None, 500)
+    assert "stopped" in adapters("traffic", "t", "--end")
+    adapters("traffic", "t", *tried, "--shadow")
+    assert adapters("traffic", "t", "--promote").split()[1:] == [second, "replaced"]
+    again = ("adapters", "traffic", "t", "--url", live.url)
+    assert "404 traffic_not_found" in refused(*again, "--promote", folder=tmp_path)
+    assert "belong together" in refused(*again, "--percent", "5", folder=tmp_path)
+    assert "409 revision_current" in refused(
+        *again, "--revision", second, "--percent", "5", folder=tmp_path
+    )
+    assert first != second

@@ -1,6 +1,8 @@
 """Two HTTP workers and an engine process: same answers, and what happens when one dies."""
 
 import hashlib
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,7 +15,7 @@ import pytest
 import zmq
 
 from adapters.backbone.model import Backbone
-from adapters.format.files import serialize
+from adapters.format.files import Adapter, serialize
 from service.access.key_file import write
 from service.ipc.protocol import VERSION, Hello, encode
 from tests.support.http_service import error_of
@@ -86,6 +88,61 @@ def test_every_worker_abstains_and_it_is_counted_once(
         key = ("idspam_abstentions_total", frozenset({("adapter", "n")}))
         until(lambda: service.series().get(key) == 2.0 * len(TEXTS))
         assert clients[1].delete("/v1/adapters/n").status_code == 204
+
+
+def test_a_division_is_the_same_in_every_worker_and_judged_over_all_of_them(
+    service: ReadyService, saved: Backbone
+) -> None:
+    adapter = make_adapter(saved, seed=1)
+    tensors = {
+        name: -tensor if name.startswith("head.out") else tensor
+        for name, tensor in adapter.tensors.items()
+    }
+    # The other label for every text.
+    opposite = Adapter(adapter.spec, tensors)
+    inputs = [f"{text} {number}" for number in range(10) for text in TEXTS]
+
+    def revisions(client: httpx.Client) -> list[str]:
+        answer = client.post("/v1/predict", json=body_of("t", *inputs)).json()
+        return [result["revision"] for result in answer["results"]]
+
+    with service.clients(2) as clients:
+        first = clients[0].put("/v1/adapters/t", content=serialize(adapter)).json()["revision"]
+        staged = clients[1].put("/v1/adapters/t?stage=true", content=serialize(opposite))
+        second = staged.json()["revision"]
+        # More texts than one worker sends.
+        rule = {"max_disagreement": 0.5, "min_texts": 50}
+        body = {"revision": second[:12], "percent": 50, "rule": rule}
+        path = "/v1/adapters/t/traffic"
+        assert clients[1].put(path, json=body).status_code == 200
+        answers = revisions(clients[0])
+        assert set(answers) == {first, second}
+        assert revisions(clients[1]) == answers
+        until(lambda: clients[0].get(path).json()["figures"]["compared"] > 0)
+
+        def ended() -> bool:
+            for client in clients:
+                assert set(revisions(client)) <= {first, second}
+            return bool(clients[1].get(path).json()["state"] == "ended")
+
+        until(ended)
+        for client in clients:
+            traffic = client.get(path).json()
+            assert traffic["ended"]["cause"] == "disagreement"
+            assert traffic["figures"]["disagreements"] >= 50
+            assert set(revisions(client)) == {first}
+        key = ("idspam_traffic_endings_total", frozenset({("cause", "disagreement")}))
+        until(lambda: service.series().get(key) == 1.0)
+        # It is what a new engine finds, too.
+        assert clients[0].put(path, json=body | {"shadow": True}).status_code == 200
+        assert set(revisions(clients[1])) == {first}
+        os.kill(service.children()["engine"], signal.SIGKILL)
+        until(lambda: clients[0].get(path).status_code == 503)
+    with service.clients(2) as clients:
+        until(lambda: all(client.get("/readyz").status_code == 200 for client in clients))
+        traffic = clients[1].get(path).json()
+        assert (traffic["shadow"], traffic["percent"]) == (True, 50.0)
+        assert clients[0].delete("/v1/adapters/t").status_code == 204
 
 
 def test_the_way_in_is_the_same_with_workers(service: ReadyService, saved: Backbone) -> None:
