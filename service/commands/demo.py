@@ -2,8 +2,8 @@
 
 It sends requests for all adapters, most for the first (Zipf), in a slow wave with bursts, with at
 most `--in-flight` requests open. Some requests are wrong on purpose. Without `--no-changes` it also
-uploads a copy of an adapter under a name of its own, replaces it, rolls it back and, when it ends,
-deletes it.
+uploads a copy of an adapter under a name of its own, lets another one read half of its texts as a
+shadow, rolls it back and, when it ends, deletes it.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cli.shell import Command, CommandFailed
-from service.client import ClientError, Input, NotAllowed, Refused, Unreachable
+from service.client import ClientError, Input, NotAllowed, Refused, Rule, Unreachable
 from service.client.environment import api_key, ca_file
 from service.client.retry import ONCE
 from service.commands.flags import add_service, count, positive_seconds
@@ -33,6 +33,7 @@ CHANGE_EVERY_SECONDS, REPORT_EVERY_SECONDS = 5.0, 10.0
 GIVE_UP_SECONDS = 60.0
 ENDING_SECONDS = 5.0
 COPY = "demo-copy-"
+NO_LIMITS = Rule(max_error_rate=None, max_disagreement=None, max_latency_ratio=None)
 
 WAVE_SECONDS, WAVE_HEIGHT = 120.0, 0.6
 BURST_EVERY_SECONDS, BURST_SECONDS, BURST_TIMES = 20.0, 3.0, 4.0
@@ -214,18 +215,25 @@ class Demo:
             self._counts["texts"] += len(await self._client.predict(inputs, explain=explain))
 
     async def _change(self) -> None:
-        """Upload, replace, roll back, be refused, and start again, until cancelled."""
+        """Upload, try a shadow, roll back, be refused, and start again, until cancelled."""
         names = self._chance.sample(self._names, min(2, len(self._names)))
         turn = 0
         while True:
             try:
                 match turn % 4:
-                    case 0 | 1:
-                        file = (await self._client.download(names[turn % len(names)])).data
+                    case 0:
+                        file = (await self._client.download(names[0])).data
                         # Even an upload that fails may have published a copy.
                         self._uploaded = True
                         await self._client.upload(self._copy, file)
                         self._copied = True
+                    case 1:
+                        file = (await self._client.download(names[-1])).data
+                        staged = await self._client.upload(self._copy, file, stage=True)
+                        # It answers something else, and that is to be seen for long.
+                        await self._client.set_traffic(
+                            self._copy, staged.revision, 50, shadow=True, rule=NO_LIMITS
+                        )
                     case 2:
                         await self._client.rollback(self._copy)
                     case _:

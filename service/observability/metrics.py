@@ -288,6 +288,8 @@ class Metrics(Observer):
             for role in get_args(Role):
                 self._trial(adapter, "idspam_traffic_texts_total", role)
                 self._trial(adapter, "idspam_traffic_errors_total", role)
+            for reason in get_args(DropReason):
+                self._trial(adapter, "idspam_traffic_dropped_total", reason)
             self.trial_compared(adapter, agreed=0, disagreed=0)
 
     def trial_ended(self, cause: Cause) -> None:
