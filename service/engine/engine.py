@@ -156,13 +156,16 @@ class LocalEngine:
         deadline: float | None = None,
         client: str = "",
         weight: float = 1.0,
+        bulk: bool = False,
     ) -> Completion:
         parts = self._require_ready()
         if not entries:
             return Completion((), 0.0, 0.0)
         tries = any(entry.trial is not None for entry in entries)
         answering = parts.shadows if tries else parts.in_flight
-        return await answering.predict(entries, deadline, client=client, weight=weight)
+        return await answering.predict(
+            entries, deadline, client=client, weight=weight, bulk=bulk
+        )
 
     async def check(self, file: Path) -> AdapterSpec:
         runner = self._require_ready().runner

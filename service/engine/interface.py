@@ -137,6 +137,7 @@ class Predictor(Protocol):
         deadline: float | None = None,
         client: str = "",
         weight: float = 1.0,
+        bulk: bool = False,
     ) -> Completion:
         """Classify all entries of one request, or fail as a whole.
 
@@ -146,6 +147,8 @@ class Predictor(Protocol):
             entries: without any, the completion is empty and comes at once.
             deadline: on the clock of `time.monotonic`.
             client: who asks. Clients share the device, in proportion to their weights.
+            bulk: part of a job for which nobody waits. It has a smaller share of the device, and
+                does not make batches long in which other requests are.
 
         Raises:
             Overloaded: it would be done after its deadline, or does not fit beside what waits.

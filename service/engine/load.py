@@ -14,6 +14,8 @@ _VALID_SECONDS = 1.0
 _NO_DEADLINE = 16
 # No adapter has this name.
 MIXED = ""
+# No client's name ends like this.
+_BULK = "\0bulk"
 
 
 class FlowKey(NamedTuple):
@@ -27,15 +29,17 @@ class FlowKey(NamedTuple):
     urgency: int
 
 
-def flow_of(client: str, adapters: Collection[str], timeout: float | None) -> FlowKey:
-    """The flow in which a request waits.
+def flow_of(
+    client: str, adapters: Collection[str], timeout: float | None, *, bulk: bool = False
+) -> FlowKey:
+    """The flow in which a request waits. Bulk is as of another client, with its own share.
 
     A request that names several adapters is answered when the last of its texts is done. In the
     flows of its adapters each text would wait for another turn, and all such requests would be done
     late, and at the same time.
     """
     adapter = next(iter(adapters)) if len(adapters) == 1 else MIXED
-    return FlowKey(client, adapter, urgency_of(timeout))
+    return FlowKey(client + _BULK if bulk else client, adapter, urgency_of(timeout))
 
 
 def urgency_of(timeout: float | None) -> int:

@@ -86,6 +86,14 @@ class Pace:
         seconds = self.seconds(tokens)
         return self._lanes * tokens / seconds if seconds > 0 else 0.0
 
+    def least_efficient(self, share: float, most: int) -> int:
+        """The least of `most`, its half, its quarter, ... at which the device does this share of
+        the work that it does at `most`."""
+        wanted, tokens = share * self.rate(most), most
+        while tokens > 1 and self.rate(tokens // 2) >= wanted > 0:
+            tokens //= 2
+        return tokens
+
     def tokens_within(self, seconds: float, most: int) -> int:
         """The largest batch up to `most` tokens that takes at most this long, to about 10 %."""
         if self.seconds(most) <= seconds:

@@ -122,7 +122,13 @@ class InFlight:
         observer.waiting_limit(scheduler.limit)
 
     async def predict(
-        self, entries: Sequence[Entry], deadline: float | None, *, client: str, weight: float
+        self,
+        entries: Sequence[Entry],
+        deadline: float | None,
+        *,
+        client: str,
+        weight: float,
+        bulk: bool = False,
     ) -> Completion:
         """Answer a request.
 
@@ -131,7 +137,7 @@ class InFlight:
         """
         keys = tuple({entry.adapter: None for entry in entries})
         return await self._run(
-            entries, deadline, client, weight, lambda: self._residency.acquire(keys)
+            entries, deadline, client, weight, lambda: self._residency.acquire(keys), bulk=bulk
         )
 
     async def try_out(self, entry: Entry, adapter: HostAdapter) -> None:
@@ -205,12 +211,14 @@ class InFlight:
         client: str,
         weight: float,
         lease: Callable[[], Awaitable[Lease]],
+        *,
+        bulk: bool = False,
     ) -> Completion:
         now = monotonic()
         request = Request(entries, deadline, now, asyncio.get_running_loop().create_future())
         try:
             request.ticket = self._scheduler.admit(
-                entries, now=now, deadline=deadline, client=client, weight=weight
+                entries, now=now, deadline=deadline, client=client, weight=weight, bulk=bulk
             )
             self._open.add(request)
             try:
@@ -227,6 +235,9 @@ class InFlight:
             self._observer.failed("cancelled", len(entries))
             raise
         except ServiceError as error:
+            if bulk and isinstance(error, Overloaded):
+                # Nobody is refused: the job tries again.
+                raise
             if (reason := failure_reason(error)) is not None:
                 self._observer.failed(reason, len(entries))
             if isinstance(error, Overloaded):

@@ -60,6 +60,14 @@ _DEVIATIONS = 3.0
 _BATCH_DEVIATIONS = 2.0
 _LEARNING = 0.05
 
+# A job's share of the device beside a client that has as much to do. While there are other
+# requests, a job fills batches only up to the size at which the device does this share of its work:
+# a request waits for such a batch and is in the next one. Once none has come for some seconds,
+# batches are full again.
+BULK_WEIGHT = 0.25
+_BULK_EFFICIENT = 0.9
+_ALONE_SECONDS = 5.0
+
 # A request is in time without a closer look if its deadline leaves this many times what is needed.
 _EASY = 3.0
 
@@ -80,7 +88,8 @@ R = TypeVar("R")
 class Ticket(Generic[R]):
     """A request's place: room for its tokens, in its flow.
 
-    since, deadline: when it was admitted and when it expires, in seconds of one clock. promised:
+    since, deadline: when it was admitted and when it expires, in seconds of one clock. bulk: as of
+    `service.engine.interface.Predictor.predict`. promised:
     when its last entry should be done; None if nothing is measured yet. flow: the leaf where its
     tokens are reserved. left: tokens that no batch has taken. queued: its entries in the queue,
     once they are queued.
@@ -91,6 +100,7 @@ class Ticket(Generic[R]):
     promised: float | None
     flow: Node["QueuedEntry[R]"]
     left: int
+    bulk: bool = False
     queued: Sequence["QueuedEntry[R]"] = ()
 
 
@@ -139,6 +149,9 @@ class Scheduler(Generic[R]):
         self._flows: Flows[QueuedEntry[R]] = Flows()
         self._waiting_entries = 0
         self._queued_tokens = 0
+        # Of those, how many are bulk; and when a request last came that is not.
+        self._bulk_tokens = 0
+        self._asked_at = float("-inf")
         # Batches on the device, the oldest first, and when each of them should be done.
         self._running: dict[Selection[R], None] = {}
         self._spare: deque[QueuedEntry[R]] = deque()
@@ -146,7 +159,7 @@ class Scheduler(Generic[R]):
         self._spare_runs = False
         self._idle_since: float | None = None
         self._limit = settings.max_waiting_tokens or self._bound(0.0)
-        self._batch_limit = settings.max_batch_tokens
+        self._batch_limit = self._bulk_limit = settings.max_batch_tokens
         # Of a full batch; of the whole device in full batches; when the last batch should be done.
         self._full_seconds = self._seconds_per_token = self._busy_until = 0.0
         self._shortest = 3600.0
@@ -182,6 +195,7 @@ class Scheduler(Generic[R]):
         deadline: float | None = None,
         client: str = "",
         weight: float = 1.0,
+        bulk: bool = False,
     ) -> Ticket[R]:
         """Reserve room for all entries of a request, before they are enqueued.
 
@@ -193,16 +207,20 @@ class Scheduler(Generic[R]):
         adapters = {entry.adapter.name for entry in entries}
         tokens = sum([entry.cost for entry in entries])
         timeout = None if deadline is None else deadline - now
-        key, adapter_weight = self._flow_of(client, adapters, timeout)
+        key, adapter_weight = self._flow_of(client, adapters, timeout, bulk=bulk)
+        if bulk:
+            weight *= BULK_WEIGHT
         promised = None
         with self._lock:
-            if timeout is not None:
-                self._note_timeout(timeout)
+            if not bulk:
+                self._asked_at = now
+                if timeout is not None:
+                    self._note_timeout(timeout)
             if not self._is_easy(now, tokens, deadline):
                 ahead = self._find_room(key, weight, adapter_weight, tokens)
                 promised = self._promise(now, ahead, tokens, deadline)
             flow = self._flows.reserve(key, weight, adapter_weight, tokens)
-        return Ticket(now, deadline, promised, flow, tokens)
+        return Ticket(now, deadline, promised, flow, tokens, bulk)
 
     def foresee(
         self, adapters: Sequence[str], *, timeout: float, client: str = "", weight: float = 1.0
@@ -270,6 +288,7 @@ class Scheduler(Generic[R]):
                 self._flows.add(ticket.flow, queued)
             self._waiting_entries += len(entries)
             self._queued_tokens += ticket.left
+            self._bulk_tokens += ticket.left if ticket.bulk else 0
 
     def offer_spare(self, entries: Sequence[QueuedEntry[R]]) -> bool:
         """Queue spare entries; False, and nothing is queued, if too many wait or it is closed."""
@@ -341,7 +360,10 @@ class Scheduler(Generic[R]):
         # Entries must be in time even if the batch takes longer than expected.
         trust *= 1 + _BATCH_DEVIATIONS * self._pace.deviation
         ends = begins + trust * self._pace.seconds(planned)
-        if self._queued_tokens <= planned and self._take_all(selection, ends):
+        alone = now - self._asked_at > _ALONE_SECONDS
+        bulk_limit = planned if alone else min(planned, self._bulk_limit)
+        at_once = bulk_limit if self._bulk_tokens else planned
+        if self._queued_tokens <= at_once and self._take_all(selection, ends):
             return self._launched(selection, begins)
         adapters: set[AdapterKey] = set()
         aside: list[Node[QueuedEntry[R]]] = []
@@ -358,7 +380,15 @@ class Scheduler(Generic[R]):
                 if room < planned:
                     planned = room
                     ends = begins + trust * self._pace.seconds(planned)
-            fitting = self._fitting(leaf, planned, selection, adapters, passed_over)
+            most = planned
+            if ticket.bulk:
+                most = min(planned, bulk_limit)
+                if selection.batch and selection.tokens + queued.entry.cost > most:
+                    # Its turn is not lost: it will be among the first of the next batch.
+                    self._flows.set_aside(leaf)
+                    aside.append(leaf)
+                    continue
+            fitting = self._fitting(leaf, most, selection, adapters, passed_over)
             if fitting is None:
                 if queued.overtaken >= MAX_OVERTAKEN or len(passed_over) >= MAX_PASSED_OVER:
                     break
@@ -432,6 +462,8 @@ class Scheduler(Generic[R]):
             selection.batch += entries
             selection.tokens += taken
         self._queued_tokens -= selection.tokens
+        # All that waits is taken.
+        self._bulk_tokens = 0
         self._waiting_entries -= len(selection.batch)
         return True
 
@@ -582,6 +614,7 @@ class Scheduler(Generic[R]):
             self._limit = self._bound(self._rate())
         most, seconds = self._settings.max_batch_tokens, _TIMEOUT_SHARE * self._shortest
         self._batch_limit = most
+        self._bulk_limit = self._pace.least_efficient(_BULK_EFFICIENT, most)
         self._full_seconds = self._pace.seconds(most)
         self._seconds_per_token = self._full_seconds / most / self._settings.lanes
         if self._full_seconds > seconds:
@@ -602,12 +635,17 @@ class Scheduler(Generic[R]):
         return tokens / rate if rate else _RETRY_SECONDS_UNMEASURED
 
     def _flow_of(
-        self, client: str, adapters: Collection[str], timeout: float | None
+        self,
+        client: str,
+        adapters: Collection[str],
+        timeout: float | None,
+        *,
+        bulk: bool = False,
     ) -> tuple[FlowKey, float]:
         """The flow of a request, and its weight within the client: that of all its adapters."""
         weights = self._settings.adapter_weights
         weight = sum([weights.get(name, 1.0) for name in adapters]) if weights else len(adapters)
-        return flow_of(client, adapters, timeout), float(weight or 1.0)
+        return flow_of(client, adapters, timeout, bulk=bulk), float(weight or 1.0)
 
     # Batches.
 
@@ -662,6 +700,7 @@ class Scheduler(Generic[R]):
         queued.waits = False
         queued.ticket.left -= cost
         self._queued_tokens -= cost
+        self._bulk_tokens -= cost if queued.ticket.bulk else 0
         self._waiting_entries -= 1
 
 

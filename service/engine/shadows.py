@@ -45,13 +45,19 @@ class Shadows:
         residency.on_shortage = self.withdraw
 
     async def predict(
-        self, entries: Sequence[Entry], deadline: float | None, *, client: str, weight: float
+        self,
+        entries: Sequence[Entry],
+        deadline: float | None,
+        *,
+        client: str,
+        weight: float,
+        bulk: bool = False,
     ) -> Completion:
         """As `InFlight.predict`."""
         admitted = monotonic()
         try:
             completion = await self._in_flight.predict(
-                entries, deadline, client=client, weight=weight
+                entries, deadline, client=client, weight=weight, bulk=bulk
             )
         except InferenceFailed:
             self._report_read(entries, None)

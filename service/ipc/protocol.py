@@ -90,6 +90,7 @@ class Predict(Message, frozen=True):
     distinct (name, revision) pairs. rows: each row's index into them. input_ids: int32.
     token_type_ids: uint8. truncated: one byte a row. client, weight: who shares the device, and in
     what proportion. trials: the rows that are part of one, and the fields of their `Trial`.
+    bulk: as of `service.engine.interface.Predictor.predict`.
     """
 
     id: int
@@ -105,6 +106,7 @@ class Predict(Message, frozen=True):
     client: str
     weight: float
     trials: list[tuple[int, str, str | None, int]] = []
+    bulk: bool = False
 
 
 class Cancel(Message, frozen=True):
@@ -309,6 +311,8 @@ def predict_of(
     deadline: float | None,
     client: str = "",
     weight: float = 1.0,
+    *,
+    bulk: bool = False,
 ) -> Predict:
     """A request as a message; token ids are narrowed to 32 bits, which fit every vocabulary."""
     adapters: dict[AdapterKey, int] = {}
@@ -330,6 +334,7 @@ def predict_of(
         trials=[
             (index, *entry.trial) for index, entry in enumerate(entries) if entry.trial is not None
         ],
+        bulk=bulk,
     )
 
 

@@ -327,13 +327,16 @@ class RemoteEngine:
         deadline: float | None = None,
         client: str = "",
         weight: float = 1.0,
+        bulk: bool = False,
     ) -> Completion:
         if not entries:
             return Completion((), 0.0, 0.0)
-        self._sent_tokens += sum([entry.cost for entry in entries])
+        if not bulk:
+            # Nothing else waits for what is bulk.
+            self._sent_tokens += sum([entry.cost for entry in entries])
         reply = await self._requests.ask(
             PredictDone,
-            lambda number: predict_of(number, entries, deadline, client, weight),
+            lambda number: predict_of(number, entries, deadline, client, weight, bulk=bulk),
             rows=len(entries),
             deadline=deadline,
         )

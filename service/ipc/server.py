@@ -220,7 +220,11 @@ class EngineServer:
                 self._loop.call_later(LOAD_SECONDS, self._send_load)
             entries = entries_of(request)
             completion = await self._backend.engine.predict(
-                entries, deadline=request.deadline, client=request.client, weight=request.weight
+                entries,
+                deadline=request.deadline,
+                client=request.client,
+                weight=request.weight,
+                bulk=request.bulk,
             )
             worker.outbox.send(predict_done_of(request.id, completion))
         except Exception as error:
