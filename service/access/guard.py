@@ -129,6 +129,30 @@ class Guard:
             self._refuse("requests_quota", client, error, key)
         return key
 
+    def renew(self) -> Key:
+        """The key of this task's request as it is now, for a request that takes long. It takes its
+        place for what is done from here on.
+
+        Raises:
+            Unauthorized, Forbidden: it was removed or revoked, has expired, or may not predict any
+                more.
+        """
+        key = current_key.get()
+        if not key.id:
+            return key
+        stored = self._keyring.by_id.get(key.id)
+        if stored is None:
+            raise Unauthorized("the key was removed meanwhile")
+        _check_usable(stored.key)
+        if "predict" not in stored.key.scopes:
+            raise Forbidden("the key may no longer predict")
+        current_key.set(stored.key)
+        return stored.key
+
+    def tokens_wait(self) -> float:
+        """Seconds until the key of this task's request has tokens left; 0 if it has some now."""
+        return self._quotas.tokens_wait(current_key.get())
+
     def charge(self, tokens: int) -> None:
         """Count the tokens of an answer against the quota of its request's key."""
         self._quotas.charge(current_key.get(), tokens)
@@ -203,10 +227,12 @@ class Guard:
             error_ = Unauthorized(f"the key is not known: {_SEND_A_KEY}")
             self._refuse("unknown_key", client, error_, key_id=parts[0] if parts else "")
         # Who has the secret may learn what became of the key; for others it is an unknown one.
-        if key.revoked is not None:
-            self._refuse("revoked_key", client, KeyRevoked("this key was revoked"), key)
-        if key.expires <= time():
-            self._refuse("expired_key", client, KeyExpired("this key has expired"), key)
+        try:
+            _check_usable(key)
+        except KeyRevoked as error:
+            self._refuse("revoked_key", client, error, key)
+        except KeyExpired as error:
+            self._refuse("expired_key", client, error, key)
         return key
 
     def _refuse(
@@ -253,6 +279,17 @@ class Guard:
     def _tell(self, event: AccessEvent) -> None:
         for listener in self._listeners:
             listener(event)
+
+
+def _check_usable(key: Key) -> None:
+    """
+    Raises:
+        KeyRevoked, KeyExpired: it is no longer to be used.
+    """
+    if key.revoked is not None:
+        raise KeyRevoked("this key was revoked")
+    if key.expires <= time():
+        raise KeyExpired("this key has expired")
 
 
 def _out_of_scope(key: Key, match: Match) -> Forbidden:

@@ -48,6 +48,7 @@ _TABLE: tuple[tuple[Access, str, str], ...] = (
     ("open", "GET", "/openapi.json"),
     ("metrics", "GET", "/metrics"),
     ("predict", "POST", "/v1/predict"),
+    ("predict", "POST", "/v1/predict/stream"),
     ("adapters:read", "GET", "/v1/adapters"),
     ("adapters:write", "POST", "/v1/adapters"),
     ("adapters:read", "GET", "/v1/adapters/{name}"),

@@ -28,6 +28,7 @@ from service.client.types import (
     Answer,
     Direction,
     Ending,
+    ErrorContent,
     Figures,
     Health,
     Input,
@@ -39,6 +40,7 @@ from service.client.types import (
     Timings,
     TokenWeight,
     TrafficDetail,
+    Unanswered,
 )
 
 if TYPE_CHECKING:
@@ -69,6 +71,7 @@ __all__ = [
     "Conflict",
     "Direction",
     "Ending",
+    "ErrorContent",
     "Failed",
     "Figures",
     "Health",
@@ -87,6 +90,7 @@ __all__ = [
     "Timings",
     "TokenWeight",
     "TrafficDetail",
+    "Unanswered",
     "UnexpectedAnswer",
     "Unreachable",
 ]

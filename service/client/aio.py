@@ -10,6 +10,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 from typing import Self, TypeVar, Unpack
@@ -23,11 +24,14 @@ from service.client.batch import (
     TIMEOUT_MS,
     Chunk,
     achunks_of,
+    check_many,
     check_sizes,
+    each,
     renumbered,
 )
 from service.client.errors import Refused
 from service.client.retry import ONCE, Call, Exchanger, Retries
+from service.client.streaming import STREAM_SECONDS, Lines
 from service.client.transport import Address, AsyncTransport, Hooks
 from service.client.types import (
     AdapterDetail,
@@ -41,6 +45,7 @@ from service.client.types import (
     Rule,
     Text,
     TrafficDetail,
+    Unanswered,
 )
 
 T = TypeVar("T")
@@ -63,6 +68,7 @@ class AsyncClient:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         address = Address(url, api_key, headers or {}, seconds, connections, ca)
+        self._address = address
         self._connections = connections
         self._transport = AsyncTransport(address, event_hooks, transport)
         via = "" if self._transport.proxy is None else str(self._transport.proxy)
@@ -104,6 +110,20 @@ class AsyncClient:
         patient: Options = {"timeout_ms": TIMEOUT_MS, **options}
         chunks = achunks_of(inputs, per_request=per_request)
         return self._classified(chunks, in_flight, adapter, patient)
+
+    def stream(
+        self,
+        inputs: Iterable[Text] | AsyncIterable[Text],
+        adapter: str | None = None,
+        **options: Unpack[Options],
+    ) -> AsyncGenerator[Result | Unanswered, None]:
+        """As `Client.stream`, for either kind of iterable.
+
+        A caller that stops early must close the generator (`contextlib.aclosing`).
+        """
+        check_many(inputs)
+        lines = self._lines(adapter, options)
+        return self._streamed(inputs, lines)
 
     async def adapters(self) -> list[AdapterSummary]:
         """As `Client.adapters`."""
@@ -203,6 +223,31 @@ class AsyncClient:
         exchange = replace(self._exchanger, retries=ONCE)(operations.probe(path))
         return await self._transport.run(exchange)
 
+    def _lines(self, adapter: str | None, options: Options) -> Lines:
+        params, headers = operations.stream_params(adapter, options)
+        return Lines(
+            [self._address.longer(STREAM_SECONDS)],
+            params=params,
+            headers=headers,
+            retries=self._exchanger.retries,
+            timeouts_final="timeout_ms" in options,
+        )
+
+    async def _streamed(
+        self, inputs: Iterable[Text] | AsyncIterable[Text], lines: Lines
+    ) -> AsyncGenerator[Result | Unanswered, None]:
+        feeding = asyncio.create_task(_feed(inputs, lines))
+        try:
+            async with aclosing(lines.answers()) as answers:
+                async for some in answers:
+                    for answer in some:
+                        yield operations.stream_answer(answer)
+            # Its error, if the inputs have ended with one.
+            await feeding
+        finally:
+            feeding.cancel()
+            await asyncio.gather(feeding, return_exceptions=True)
+
     async def _classified(
         self, chunks: AsyncIterator[Chunk], in_flight: int, adapter: str | None, options: Options
     ) -> AsyncGenerator[Result, None]:
@@ -227,3 +272,13 @@ class AsyncClient:
             for task in pending:
                 task.cancel()
             await asyncio.gather(*pending, return_exceptions=True)
+
+
+async def _feed(inputs: Iterable[Text] | AsyncIterable[Text], lines: Lines) -> None:
+    """Put inputs as far as there is room. An error of theirs ends them."""
+    try:
+        async for text in each(inputs):
+            lines.put([operations.stream_line(text)])
+            await lines.until_room()
+    finally:
+        lines.close()

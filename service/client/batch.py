@@ -70,16 +70,30 @@ async def achunks_of(
 ) -> AsyncIterator[Chunk]:
     """As `chunks_of`, for either kind of iterable."""
     chunker = _Chunker(per_request)
-    async for text in inputs if isinstance(inputs, AsyncIterable) else _iterate(inputs):
+    async for text in each(inputs):
         for chunk in chunker.add(text):
             yield chunk
     for chunk in chunker.rest():
         yield chunk
 
 
-async def _iterate(inputs: Iterable[Text]) -> AsyncIterator[Text]:
-    for text in inputs:
-        yield text
+async def each(inputs: Iterable[Text] | AsyncIterable[Text]) -> AsyncIterator[Text]:
+    """The inputs of either kind of iterable."""
+    if isinstance(inputs, AsyncIterable):
+        async for text in inputs:
+            yield text
+    else:
+        for text in inputs:
+            yield text
+
+
+def check_many(inputs: Iterable[Text] | AsyncIterable[Text]) -> None:
+    """
+    Raises:
+        InvalidCall: a single text.
+    """
+    if isinstance(inputs, (str, Input)):
+        raise InvalidCall("inputs: one text; this takes many, predict takes one")
 
 
 def check_sizes(
@@ -93,8 +107,7 @@ def check_sizes(
     Raises:
         InvalidCall: a single text, or numbers that are out of range.
     """
-    if isinstance(inputs, (str, Input)):
-        raise InvalidCall("inputs: one text; classify takes many, predict takes one")
+    check_many(inputs)
     if per_request < 1:
         raise InvalidCall(f"per_request is {per_request}, expected 1 or more")
     if not 1 <= in_flight <= connections:

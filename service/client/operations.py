@@ -23,9 +23,11 @@ from service.client.types import (
     Input,
     Options,
     Published,
+    Result,
     Rule,
     Text,
     TrafficDetail,
+    Unanswered,
 )
 
 T = TypeVar("T")
@@ -60,6 +62,40 @@ def predict(inputs: Text | Sequence[Text], adapter: str | None, options: Options
         return answer
 
     return Call(request, decode)
+
+
+def stream_line(text: Text) -> bytes:
+    """An input as a line of a stream, without its end."""
+    if not isinstance(text, (str, Input)):
+        raise InvalidCall(f"{type(text).__name__} among the inputs, expected str or Input")
+    return _encoded(text)
+
+
+def stream_params(adapter: str | None, options: Options) -> tuple[dict[str, str], dict[str, str]]:
+    """The query and the headers of a stream."""
+    values: dict[str, Any] = {"adapter": adapter, **options}
+    headers = _request_id(values.pop("request_id", None))
+    headers |= _request_key(values.pop("request_key", None))
+    return {name: _in_url(value) for name, value in values.items() if value is not None}, headers
+
+
+def stream_answer(line: bytes) -> Result | Unanswered:
+    """
+    Raises:
+        UnexpectedAnswer: this is neither.
+    """
+    try:
+        return msgspec.json.decode(line, type=Result)
+    except msgspec.MsgspecError:
+        pass
+    try:
+        return msgspec.json.decode(line, type=Unanswered)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise UnexpectedAnswer(f"a line that is not an answer of this service: {error}") from None
+
+
+def _in_url(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def adapters(exchanger: Exchanger) -> Exchange[list[AdapterSummary]]:
@@ -246,6 +282,10 @@ def _request_key(value: str | None) -> dict[str, str]:
 
 
 def _json(content: Mapping[str, Any]) -> bytes:
+    return _encoded(content)
+
+
+def _encoded(content: object) -> bytes:
     try:
         return msgspec.json.encode(content)
     except (UnicodeEncodeError, msgspec.MsgspecError, TypeError) as error:

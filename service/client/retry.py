@@ -161,7 +161,7 @@ class Exchanger:
             elif 200 <= outcome.status < 300 or outcome.status in call.accepted:
                 return self._decoded(call, outcome)
             else:
-                error = _refused(outcome, self.via)
+                error = refused(outcome, self.via)
                 retry_after = error.retry_after
                 again = (
                     error.status in _BUSY
@@ -191,7 +191,8 @@ class Exchanger:
             ) from None
 
 
-def _refused(reply: Reply, via: str) -> Refused:
+def refused(reply: Reply, via: str = "") -> Refused:
+    """The error of a reply that is none of this service's answers. via: the way there."""
     try:
         content = msgspec.json.decode(reply.body, type=ErrorBody).error
     except (msgspec.MsgspecError, UnicodeDecodeError):

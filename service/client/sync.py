@@ -11,17 +11,20 @@ from typing import Self, TypeVar, Unpack
 import httpx
 
 from service.client import operations
+from service.client.background import Background
 from service.client.batch import (
     IN_FLIGHT,
     PER_REQUEST,
     TIMEOUT_MS,
     Chunk,
+    check_many,
     check_sizes,
     chunks_of,
     renumbered,
 )
 from service.client.errors import Closed, Refused
 from service.client.retry import ONCE, Call, Exchanger, Retries
+from service.client.streaming import STREAM_SECONDS
 from service.client.transport import Address, BlockingTransport, Hooks
 from service.client.types import (
     AdapterDetail,
@@ -35,6 +38,7 @@ from service.client.types import (
     Rule,
     Text,
     TrafficDetail,
+    Unanswered,
 )
 
 T = TypeVar("T")
@@ -74,6 +78,7 @@ class Client:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         address = Address(url, api_key, headers or {}, seconds, connections, ca)
+        self._address = address
         self._connections = connections
         self._transport = BlockingTransport(address, event_hooks, transport)
         via = "" if self._transport.proxy is None else str(self._transport.proxy)
@@ -123,6 +128,32 @@ class Client:
         patient: Options = {"timeout_ms": TIMEOUT_MS, **options}
         chunks = chunks_of(inputs, per_request=per_request)
         return self._classified(chunks, in_flight, adapter, patient)
+
+    def stream(
+        self, inputs: Iterable[Text], adapter: str | None = None, **options: Unpack[Options]
+    ) -> Generator[Result | Unanswered, None, None]:
+        """Classify any number of inputs on one connection; results keep their order.
+
+        For jobs: the service gives them a smaller share of the device than requests for which
+        somebody waits. An input that cannot be answered has an `Unanswered` in its place, and the
+        others go on. A lost connection is opened again, and what was not answered is sent again.
+        Holds a few thousand inputs, or 8 MiB of them, and yields what has arrived before it reads
+        another input. `timeout_ms` is of each input, from when the service has read it; without it
+        the service takes ten minutes, and inputs that were not answered in time are sent again.
+
+        Raises:
+            ClientError: after all earlier results have been yielded.
+        """
+        check_many(inputs)
+        params, headers = operations.stream_params(adapter, options)
+        background = Background(
+            [self._address.longer(STREAM_SECONDS)],
+            params=params,
+            headers=headers,
+            retries=self._exchanger.retries,
+            timeouts_final="timeout_ms" in options,
+        )
+        return self._streamed(inputs, background)
 
     def adapters(self) -> list[AdapterSummary]:
         """All adapters by name."""
@@ -239,6 +270,20 @@ class Client:
     def _probe(self, path: str) -> Health:
         exchange = replace(self._exchanger, retries=ONCE)(operations.probe(path))
         return self._transport.run(exchange)
+
+    def _streamed(
+        self, inputs: Iterable[Text], background: Background
+    ) -> Generator[Result | Unanswered, None, None]:
+        with background:
+            for text in inputs:
+                line = operations.stream_line(text)
+                while not background.put(line):
+                    some = background.answers(or_room=True)
+                    yield from map(operations.stream_answer, some)
+                yield from map(operations.stream_answer, background.answers(wait=False))
+            background.close()
+            while answers := background.answers():
+                yield from map(operations.stream_answer, answers)
 
     def _classified(
         self, chunks: Iterator[Chunk], in_flight: int, adapter: str | None, options: Options

@@ -5,7 +5,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, TypeVar, cast
 
 import httpx
@@ -73,12 +73,21 @@ class Address:
 
     def options(self, event_hooks: Hooks | None) -> dict[str, Any]:
         """Arguments for either of httpx's clients."""
+        return {"base_url": self.url, "headers": self.common(), "event_hooks": event_hooks}
+
+    def common(self) -> dict[str, str]:
+        """The headers of every request."""
         key = {} if self.api_key is None else {"authorization": f"Bearer {self.api_key}"}
-        return {
-            "base_url": self.url,
-            "headers": key | dict(self.headers),
-            "event_hooks": event_hooks,
-        }
+        return key | dict(self.headers)
+
+    def longer(self, seconds: float) -> "Address":
+        """The same with more time for answers."""
+        return replace(self, seconds=self.seconds + seconds)
+
+    def context(self) -> ssl.SSLContext | None:
+        """For connections that httpx does not make; None if the address is not https."""
+        verify = self._verify()
+        return httpx.create_ssl_context() if verify is True else verify or None
 
     def _verify(self) -> bool | ssl.SSLContext:
         # Loading all certificate authorities takes longer than many a request.

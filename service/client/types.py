@@ -79,6 +79,21 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     abstained: bool | None = None
 
 
+class ErrorContent(msgspec.Struct, frozen=True):
+    """type: for programs; docs/api.md has all of them."""
+
+    type: str
+    message: str
+    details: tuple[str, ...] = ()
+
+
+class Unanswered(msgspec.Struct, frozen=True):
+    """In place of the result of an input that cannot be answered. id: the input's."""
+
+    id: str | None
+    error: ErrorContent
+
+
 class Timings(msgspec.Struct, frozen=True):
     """Milliseconds; queue and inference are those of the slowest input."""
 
@@ -252,12 +267,6 @@ class Health(msgspec.Struct, frozen=True):
     @property
     def ok(self) -> bool:
         return self.status == "ok"
-
-
-class ErrorContent(msgspec.Struct, frozen=True):
-    type: str
-    message: str
-    details: tuple[str, ...] = ()
 
 
 class ErrorBody(msgspec.Struct, frozen=True):

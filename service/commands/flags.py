@@ -7,6 +7,7 @@ from service.client.environment import API_KEY_VARIABLE, api_key, ca_file
 
 if TYPE_CHECKING:
     from service.client import Client
+    from service.client.types import Options
 
 URL = "http://127.0.0.1:8000"
 
@@ -15,6 +16,34 @@ def add_service(parser: ArgumentParser) -> None:
     """`--url` and `--api-key`."""
     parser.add_argument("--url", default=URL, help="of the service; default: %(default)s")
     parser.add_argument("--api-key", metavar="KEY", help=f"default: ${API_KEY_VARIABLE}")
+
+
+def add_answers(parser: ArgumentParser, *, no_truncate: str) -> None:
+    """What answers have. no_truncate: what that flag does."""
+    answers = parser.add_argument_group("answers")
+    answers.add_argument("--top-k", type=count, metavar="N", help="labels to give; default: all")
+    answers.add_argument("--explain", action="store_true", help="each token's share of the prompt")
+    answers.add_argument(
+        "--no-truncate",
+        action="store_true",
+        help=no_truncate,
+    )
+    answers.add_argument(
+        "--abstain-below",
+        type=share,
+        metavar="X",
+        help="a lower best score is marked `abstained`; default: what the adapter's file says",
+    )
+
+
+def options_of(arguments: Namespace) -> "Options":
+    """The options that the flags of `add_answers` say."""
+    options: Options = {"truncate": not arguments.no_truncate, "explain": arguments.explain}
+    if arguments.top_k is not None:
+        options["top_k"] = arguments.top_k
+    if arguments.abstain_below is not None:
+        options["abstain_below"] = arguments.abstain_below
+    return options
 
 
 def client_of(arguments: Namespace, **options: Any) -> "Client":

@@ -7,12 +7,13 @@ from types import MappingProxyType
 from cli.shell import Command, CommandFailed, exit_code, parser_of
 from service.client import ClientError
 from service.client.errors import describe
-from service.commands import adapters, demo, keys, predict, tables, top
+from service.commands import adapters, batch, demo, keys, predict, tables, top
 
 # In the order of the help.
 COMMANDS: Mapping[str, Command] = MappingProxyType(
     {
         "predict": predict.COMMAND,
+        "batch": batch.COMMAND,
         "adapters": adapters.COMMAND,
         "keys": keys.COMMAND,
         "top": top.COMMAND,

@@ -19,7 +19,14 @@ from cli.shell import Command, CommandFailed
 from service.client import Input, Refused, Result, Retries
 from service.client.batch import IN_FLIGHT, PER_REQUEST
 from service.client.errors import describe
-from service.commands.flags import add_service, client_of, count, positive_seconds, share
+from service.commands.flags import (
+    add_answers,
+    add_service,
+    client_of,
+    count,
+    options_of,
+    positive_seconds,
+)
 from service.commands.reading import (
     READERS,
     STDIN,
@@ -55,19 +62,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     reading.add_argument("--format", choices=[*READERS], help="default: from FILE's name")
     reading.add_argument("--text-column", default="text", metavar="C", help="%(default)s")
     reading.add_argument("--text-pair-column", metavar="C", help="default: text_pair, if it exists")
-    answers = parser.add_argument_group("answers")
-    answers.add_argument("--top-k", type=count, metavar="N", help="labels to give; default: all")
-    answers.add_argument("--explain", action="store_true", help="each token's share of the prompt")
-    answers.add_argument(
-        "--no-truncate",
-        action="store_true",
-        help="stop at a text that is longer than its adapter reads, instead of cutting it",
-    )
-    answers.add_argument(
-        "--abstain-below",
-        type=share,
-        metavar="X",
-        help="a lower best score is marked `abstained`; default: what the adapter's file says",
+    add_answers(
+        parser,
+        no_truncate="stop at a text that is longer than its adapter reads, instead of cutting it",
     )
     sending = parser.add_argument_group("sending")
     sending.add_argument("--per-request", type=count, metavar="N", help="texts per request")
@@ -89,11 +86,7 @@ def run(arguments: Namespace) -> int:
         raise CommandFailed("--adapter is missing: plain text names no adapter")
     in_flight = arguments.in_flight or IN_FLIGHT
     retries = Retries(attempts=10**6, seconds=arguments.retry_seconds)
-    options = {"truncate": not arguments.no_truncate, "explain": arguments.explain}
-    if arguments.top_k is not None:
-        options["top_k"] = arguments.top_k
-    if arguments.abstain_below is not None:
-        options["abstain_below"] = arguments.abstain_below
+    options = options_of(arguments)
     with ExitStack() as stack:
         client = stack.enter_context(client_of(arguments, retries=retries, connections=in_flight))
         file = stack.enter_context(open_inputs(arguments.file))

@@ -1,8 +1,9 @@
 """The inputs of a file or of standard input, each with the line at which it begins.
 
 Plain text: every line is a text, even an empty one. `.jsonl`: strings, or objects with `text` and
-optionally `text_pair`, `adapter` and `id`; blank lines are skipped. `.csv` and `.tsv`: the same
-fields as columns; only CSV is quoted. All of them may be gzipped.
+optionally `text_pair`, `adapter` and `id`; other fields are ignored, blank lines are skipped.
+`.csv` and `.tsv`: the same fields as columns; only CSV is quoted. All of them may be gzipped. The
+texts may be in fields or columns of other names.
 """
 
 import sys
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -33,6 +34,15 @@ class Record:
     line: int
     position: int
     input: str | Input
+
+
+@dataclass(frozen=True, slots=True)
+class BadLine:
+    """A line that is no input, where reading goes on; as in `Record`. message: why it is none."""
+
+    line: int
+    position: int
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,17 +91,49 @@ def read_text(file: TextFile, _: TextColumns) -> Iterator[Record]:
         yield Record(file.line, file.position, line.removesuffix("\n").removesuffix("\r"))
 
 
-def read_jsonl(file: TextFile, _: TextColumns) -> Iterator[Record]:
-    decoder: msgspec.json.Decoder[str | Input] = msgspec.json.Decoder(str | Input)
+def read_jsonl(file: TextFile, texts: TextColumns) -> Iterator[Record]:
+    for record in read_jsonl_on(file, texts):
+        if isinstance(record, BadLine):
+            raise file.fault(record.message, line=record.line)
+        yield record
+
+
+def read_jsonl_on(file: TextFile, texts: TextColumns) -> Iterator[Record | BadLine]:
+    """Goes on after a line that is no input."""
+    decode = _decoder_of(texts)
     for line in file.lines():
         if line.isspace():
             continue
         try:
-            yield Record(file.line, file.position, decoder.decode(line))
+            yield Record(file.line, file.position, decode(line))
         except msgspec.ValidationError as error:
-            raise file.fault(str(error), line=file.line) from None
+            yield BadLine(file.line, file.position, str(error))
         except msgspec.DecodeError as error:
-            raise file.fault(f"not JSON: {error}", line=file.line) from None
+            yield BadLine(file.line, file.position, f"not JSON: {error}")
+
+
+def _decoder_of(texts: TextColumns) -> Callable[[str], str | Input]:
+    """Reads a line of JSON. Raises msgspec's errors."""
+    if texts == TextColumns():
+        return msgspec.json.Decoder(str | Input).decode
+    # A struct with the fields under their names in the file.
+    names = {"text": texts.text, "text_pair": texts.text_pair or "text_pair"}
+    pair: tuple[str, Any] | tuple[str, Any, Any] = ("text_pair", str)
+    if texts.text_pair is None:
+        pair = ("text_pair", str | None, None)
+    others = [(name, str | None, None) for name in ("adapter", "id")]
+    renamed = msgspec.defstruct(
+        "Renamed", [("text", str), pair, *others], rename=names, kw_only=True
+    )
+    decoder = msgspec.json.Decoder(str | renamed)
+
+    def decode(line: str) -> str | Input:
+        found = decoder.decode(line)
+        if isinstance(found, str):
+            return found
+        return Input(found.text, found.text_pair, found.adapter, found.id)
+
+    return decode
 
 
 def read_separated(file: TextFile, texts: TextColumns, *, delimiter: str) -> Iterator[Record]:

@@ -163,9 +163,7 @@ class LocalEngine:
             return Completion((), 0.0, 0.0)
         tries = any(entry.trial is not None for entry in entries)
         answering = parts.shadows if tries else parts.in_flight
-        return await answering.predict(
-            entries, deadline, client=client, weight=weight, bulk=bulk
-        )
+        return await answering.predict(entries, deadline, client=client, weight=weight, bulk=bulk)
 
     async def check(self, file: Path) -> AdapterSpec:
         runner = self._require_ready().runner

@@ -26,6 +26,7 @@ from service.http.protocols import tei, vllm
 from service.http.protocols.oip import repository as oip_repository
 from service.http.protocols.oip import routes as oip
 from service.http.proxies import BehindProxy
+from service.http.stream import route as stream
 from service.settings import Settings
 
 DESCRIPTION = "Text classification by many small adapters on one frozen encoder, in mixed batches."
@@ -33,6 +34,7 @@ _ROUTERS = tuple(
     module.router
     for module in (
         predict,
+        stream,
         adapters,
         traffic,
         operations,

@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from service.errors import InvalidRequest, MalformedRequest, TooLarge
+from service.errors import InvalidRequest, MalformedRequest, ServiceError, TooLarge
 from service.http.body_budget import FREE_BYTES, Place
 from service.http.lifecycle import service_of
 from service.http.openapi.schemas import BRANCHES
@@ -22,8 +22,12 @@ _UNCOUNTED_BYTES = 2**17
 _MOST_CONTAINERS = 2**17
 _NOT_COUNTED = bytes(set(range(256)) - set(b'"[{'))
 MAX_SHOWN_CHARACTERS = 64
-# In the scope of a request: the error that ended its body, which reading it raises.
+# In the state of a request's scope, which copies of the scope share: the error that ended its body,
+# which reading it raises.
 BODY_FAULT = "idspam.body_fault"
+# In the same place, set by a route that watches the pace of its body itself: called when the client
+# has gone.
+BODY_WATCHED = "idspam.body_watched"
 
 
 class JsonResponse(Response):
@@ -73,24 +77,27 @@ def refuse_encoded(request: Request) -> None:
         )
 
 
-def parse_json(body: bytes) -> Any:
+def parse_json(body: bytes, what: str = "body") -> Any:
     """The last one of repeated keys counts.
+
+    Args:
+        what: it is called in errors.
 
     Raises:
         MalformedRequest: empty or not JSON (so are NaN, lone surrogates and bad UTF-8), or nested
         more than a thousand levels deep.
     """
     if not body:
-        raise MalformedRequest("the body is empty, expected JSON")
+        raise MalformedRequest(f"the {what} is empty, expected JSON")
     if len(body) > _UNCOUNTED_BYTES:
-        _refuse_many_containers(body)
+        _refuse_many_containers(body, what)
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise MalformedRequest(f"the body is not JSON: {error}") from None
+        raise MalformedRequest(f"the {what} is not JSON: {error}") from None
 
 
-def _refuse_many_containers(body: bytes) -> None:
+def _refuse_many_containers(body: bytes, what: str) -> None:
     """Counts before parsing: a body of `[],` would become millions of objects, and while they are
     made nothing else runs.
 
@@ -103,7 +110,7 @@ def _refuse_many_containers(body: bytes) -> None:
     body = body.replace(rb"\\", b"").replace(rb"\"", b"").translate(None, _NOT_COUNTED)
     count = sum(map(len, body.split(b'"')[::2]))
     if count > _MOST_CONTAINERS:
-        raise TooLarge(f"{count} lists and objects in the body, at most {_MOST_CONTAINERS}")
+        raise TooLarge(f"{count} lists and objects in the {what}, at most {_MOST_CONTAINERS}")
 
 
 def validated(model: type[M], content: Any) -> M:
@@ -175,7 +182,7 @@ async def _stream(request: Request, limit: int, place: Place) -> AsyncGenerator[
         if total > limit:
             raise _too_large(limit)
         more = message.get("more_body", False)
-        if more and (fault := request.scope.get(BODY_FAULT)) is not None:
+        if more and (fault := fault_of(request)) is not None:
             raise fault
         if total > FREE_BYTES:
             budget = service_of(request).body_budget
@@ -183,6 +190,12 @@ async def _stream(request: Request, limit: int, place: Place) -> AsyncGenerator[
             counted = total
         if chunk:
             yield chunk
+
+
+def fault_of(request: Request) -> ServiceError | None:
+    """What ended the body of a request before its end, if anything did."""
+    fault: ServiceError | None = request.scope.get("state", {}).get(BODY_FAULT)
+    return fault
 
 
 def content_type(request: Request) -> str:

@@ -66,6 +66,12 @@ class BodyShare:
         self._budget.bytes_in[place] += size
         self._taken[place] += size
 
+    def give_back(self, size: int, place: Place) -> None:
+        """Give back a part of what was taken."""
+        assert 0 <= size <= self._taken[place]
+        self._budget.bytes_in[place] -= size
+        self._taken[place] -= size
+
     def release(self) -> None:
         for place, size in self._taken.items():
             self._budget.bytes_in[place] -= size

@@ -14,8 +14,9 @@ counts them, and stops. Time is checked for all connections together, twice a se
     closing     what the client is still sending is discarded for a while, so that it can read the
                 answer: closing at once would reset the connection (nginx's lingering close)
 
-A request whose body fails is answered by its route: `BODY_FAULT` of its scope is the error that
-reading the body raises.
+A request whose body fails is answered by its route: `BODY_FAULT` in the state of its scope is the
+error that reading the body raises. A route that answers while it reads sets `BODY_WATCHED` there,
+and then keeps time itself.
 """
 
 import asyncio
@@ -29,7 +30,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCy
 
 from service.engine.observer import ConnectionEnd
 from service.errors import BodyTimeout, EngineUnavailable, MalformedRequest, ServiceError
-from service.http.bodies import BODY_FAULT
+from service.http.bodies import BODY_FAULT, BODY_WATCHED
 from service.http.connections import TOLD_CONNECTIONS, Connections
 from service.http.plain_http import PlainHttpProtocol
 
@@ -223,6 +224,8 @@ class BoundedHttpProtocol(PlainHttpProtocol):
         self._unparsed = b""
         self.transport.closing = True
         super().connection_lost(exc)
+        if self._is_answering() and (left := self._state.get(BODY_WATCHED)) is not None:
+            left()
 
     def data_received(self, data: bytes) -> None:
         self._received += len(data)
@@ -328,6 +331,9 @@ class BoundedHttpProtocol(PlainHttpProtocol):
         elif self.transport.is_closing():
             return
         elif self._part == "body" and not self._deaf:
+            if BODY_WATCHED in self._state:
+                self._period = ("", now, 0)
+                return
             if self._all.draining and now > self._all.bodies_until:
                 self._fail_body(EngineUnavailable("the service is draining"), "draining")
                 return
@@ -423,6 +429,11 @@ class BoundedHttpProtocol(PlainHttpProtocol):
         cycle = cast("RequestResponseCycle | None", self.cycle)
         return cycle is not None and not cycle.response_complete
 
+    @property
+    def _state(self) -> dict[str, Any]:
+        """What the present request's scope and all copies of it share."""
+        return self.cycle.scope["state"]
+
     def _is_long(self) -> bool:
         return self._chunked or self._announced > MAX_SKIPPED_BYTES
 
@@ -447,7 +458,7 @@ class BoundedHttpProtocol(PlainHttpProtocol):
         if self.cycle.response_complete:
             self.transport.close()
             return
-        cast("dict[str, object]", self.cycle.scope)[BODY_FAULT] = error
+        self._state[BODY_FAULT] = error
         self.cycle.keep_alive = False
         self.cycle.message_event.set()
 
@@ -466,7 +477,7 @@ class BoundedHttpProtocol(PlainHttpProtocol):
             return
         if self._part == "body":
             self.cycle.body = bytearray()
-            if BODY_FAULT not in self.cycle.scope:
+            if BODY_FAULT not in self._state:
                 # A good body that is not wanted, unlike one that is broken or stalls.
                 self._discards = LINGER_BODY_BYTES
         self._since = self.loop.time()

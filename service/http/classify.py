@@ -82,6 +82,7 @@ async def classify(
     explain: bool = False,
     abstain_below: float | None = None,
     shape: AnswerShape,
+    bulk: bool = False,
 ) -> Answers:
     """Classify texts, each by its own adapter; all of them or none.
 
@@ -92,6 +93,8 @@ async def classify(
         explain: return token weights too.
         abstain_below: in place of the adapters' own thresholds.
         shape: what the answer has for every text.
+        bulk: part of a job (`service.http.stream`), which reads the body meanwhile and so notices
+            itself that its client has gone.
 
     Raises:
         InvalidRequest: a text is too long and `cut` is `nothing`, or it cannot be cut; or there is
@@ -108,25 +111,17 @@ async def classify(
     refuse_large_answer(texts, shape, most)
     client: str = request.scope.get("idspam.client", "")
     weight: float = request.scope.get("idspam.weight", 1.0)
-    try:
-        # Under overload most requests end here, before they cost anything.
-        service.engine.foresee(
-            tuple({text.key.name: None for text in texts}),
-            timeout=deadline - monotonic(),
-            client=client,
-            weight=weight,
-        )
-    except Overloaded as error:
-        service.metrics.overload_refused(error.reason)
-        raise
+    if not bulk:
+        _foresee(service, texts, deadline, client, weight)
 
     started = perf_counter()
-    encodings = await _encode(request, texts, "tail" if cut == "nothing" else cut, deadline)
+    end: End = "tail" if cut == "nothing" else cut
+    encodings = await _encode(request, texts, end, deadline, bulk=bulk)
     tokenize_seconds = perf_counter() - started
     truncated = sum(encoding.truncated for encoding in encodings)
     service.metrics.tokenized(tokenize_seconds, truncated=truncated)
     if truncated and cut == "nothing":
-        raise await _too_long(request, texts, encodings, deadline)
+        raise await _too_long(request, texts, encodings, deadline, bulk=bulk)
 
     if explain:
         tokens = sum(map(len, encodings))
@@ -140,9 +135,8 @@ async def classify(
         if text.tried is not None:
             entry.trial = trial_of(text, entry.encoding, service.metrics)
     try:
-        completion = await while_connected(
-            request, _submit(service, entries, deadline, client, weight)
-        )
+        work = _submit(service, entries, deadline, client, weight, bulk=bulk)
+        completion = await (work if bulk else while_connected(request, work))
     except (AdapterLoadFailed, InferenceFailed) as error:
         _count_failures(service, entries, error)
         raise
@@ -195,6 +189,26 @@ def note_headers(answers: Answers) -> dict[str, str]:
     return headers
 
 
+def _foresee(
+    service: Service, texts: Sequence[Text], deadline: float, client: str, weight: float
+) -> None:
+    """Under overload most requests end here, before they cost anything.
+
+    Raises:
+        Overloaded: as `Predictor.foresee`.
+    """
+    try:
+        service.engine.foresee(
+            tuple({text.key.name: None for text in texts}),
+            timeout=deadline - monotonic(),
+            client=client,
+            weight=weight,
+        )
+    except Overloaded as error:
+        service.metrics.overload_refused(error.reason)
+        raise
+
+
 def _check_single_labels(texts: Sequence[Text]) -> None:
     """
     Raises:
@@ -211,7 +225,7 @@ def _check_single_labels(texts: Sequence[Text]) -> None:
 
 
 async def _encode(
-    request: Request, texts: Sequence[Text], cut: End, deadline: float
+    request: Request, texts: Sequence[Text], cut: End, deadline: float, *, bulk: bool
 ) -> list[Encoding]:
     """
     Raises:
@@ -229,14 +243,20 @@ async def _encode(
     steps = encoder.steps(
         [(item.text, item.text_pair, item.spec.max_length) for item in texts], cut=cut
     )
+    work = service.step_pool.run(steps, deadline=deadline)
     try:
-        return await while_connected(request, service.step_pool.run(steps, deadline=deadline))
+        return await (work if bulk else while_connected(request, work))
     except UncuttableText as error:
         raise InvalidRequest([f"{texts[error.index].place}: {error}"]) from None
 
 
 async def _too_long(
-    request: Request, texts: Sequence[Text], encodings: Sequence[Encoding], deadline: float
+    request: Request,
+    texts: Sequence[Text],
+    encodings: Sequence[Encoding],
+    deadline: float,
+    *,
+    bulk: bool,
 ) -> InvalidRequest:
     """Names each text that is too long, its number of tokens and its adapter's limit."""
     service = service_of(request)
@@ -246,7 +266,8 @@ async def _too_long(
     # than one text.
     limit = max(_MOST_COUNTED // len(long), *(text.spec.max_length for text in long))
     steps = _count(service.engine.info.encoder, long, limit)
-    counts = await while_connected(request, service.step_pool.run(steps, deadline=deadline))
+    work = service.step_pool.run(steps, deadline=deadline)
+    counts = await (work if bulk else while_connected(request, work))
     return InvalidRequest(
         [
             f"{text.place}: {count if count <= limit else f'more than {limit}'} tokens, adapter "
@@ -267,10 +288,18 @@ def _count(encoder: TextEncoder, texts: Sequence[Text], limit: int) -> Steps[lis
 
 
 async def _submit(
-    service: Service, entries: Sequence[Entry], deadline: float, client: str, weight: float
+    service: Service,
+    entries: Sequence[Entry],
+    deadline: float,
+    client: str,
+    weight: float,
+    *,
+    bulk: bool,
 ) -> Completion:
     def predict() -> Awaitable[Completion]:
-        return service.engine.predict(entries, deadline=deadline, client=client, weight=weight)
+        return service.engine.predict(
+            entries, deadline=deadline, client=client, weight=weight, bulk=bulk
+        )
 
     try:
         return await predict()

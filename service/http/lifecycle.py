@@ -44,6 +44,8 @@ class Service:
 
     Attributes:
         body_budget: of the bodies in flight in this process.
+        drains: set once the service drains.
+        open_jobs: streams that are being answered now.
         starting: the task that loads; its exception says why the service could not start.
         guard: decides who may do what.
         decisions: where answers are recorded, if anywhere.
@@ -77,6 +79,8 @@ class Service:
         self.step_pool = StepPool()
         self._backend = backend
         self._draining = False
+        self.drains = asyncio.Event()
+        self.open_jobs = 0
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -103,7 +107,7 @@ class Service:
         """
         if self._draining:
             raise EngineUnavailable("the service is draining")
-        self._backend.refuse_unless_ready()
+        self.refuse_unless_ready()
         self._in_flight += 1
         self._idle.clear()
         try:
@@ -112,6 +116,14 @@ class Service:
             self._in_flight -= 1
             if self._in_flight == 0:
                 self._idle.set()
+
+    def refuse_unless_ready(self) -> None:
+        """The check of what an admitted request does later; it may go on while the service drains.
+
+        Raises:
+            NotReady, EngineUnavailable: as `admitted`.
+        """
+        self._backend.refuse_unless_ready()
 
     def health(self) -> EngineHealth:
         """The backend's health; not ready while the service drains."""
@@ -123,6 +135,7 @@ class Service:
     async def drain(self) -> None:
         """Refuse new requests, wait at most `drain_seconds` for those in flight, then stop."""
         self._draining = True
+        self.drains.set()
         logger.info("draining requests=%d", self._in_flight)
         until = monotonic() + self.settings.drain_seconds
         try:

@@ -8,13 +8,13 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from adapters.tokenizer import Encoding
+from adapters.tokenizer import TextEncoder
 from service.catalog.view import CatalogView
 from service.engine.interface import RowResult
 from service.errors import InvalidRequest, TooLarge
 from service.http.answer_size import AnswerShape
 from service.http.bodies import MAX_DETAILS, JsonResponse, read_json, validated
-from service.http.classify import classify, ranked
+from service.http.classify import Answers, classify, ranked
 from service.http.lifecycle import service_of
 from service.http.openapi.documentation import PREDICT
 from service.http.openapi.schemas import PredictInput, PredictRequest
@@ -57,20 +57,11 @@ async def predict(request: Request) -> Response:
             advice="ask for fewer labels with `top_k`, or send fewer inputs",
         ),
     )
+    encoder = service.engine.info.encoder if body.explain else None
     results = [
-        _result(item, text, encoding, row, body.top_k)
-        for item, text, encoding, row in zip(
-            inputs, answers.texts, answers.encodings, answers.rows, strict=True
-        )
+        result_of(answers, index, None if isinstance(item, str) else item.id, body.top_k, encoder)
+        for index, item in enumerate(inputs)
     ]
-    for index, labels in answers.label_sets.items():
-        results[index]["labels"] = labels
-    for index, abstained in answers.abstained.items():
-        results[index]["abstained"] = abstained
-    if body.explain:
-        encoder = service.engine.info.encoder
-        for result, encoding, row in zip(results, answers.encodings, answers.rows, strict=True):
-            result["explanation"] = _explanation(encoder.tokens(encoding), row)
     timings_ms = {
         "tokenize": round(answers.tokenize_seconds * 1000, 3),
         "queue": round(answers.queue_seconds * 1000, 3),
@@ -126,22 +117,36 @@ def _texts(
     return texts
 
 
-def _result(
-    item: str | PredictInput, text: Text, encoding: Encoding, row: RowResult, top_k: int | None
+def result_of(
+    answers: Answers, index: int, id: str | None, top_k: int | None, encoder: TextEncoder | None
 ) -> dict[str, Any]:
-    """The shape of `schemas.Result`, built as a dict because making the model costs time."""
+    """One text's answer in the shape of `schemas.Result`, built as a dict because making the model
+    costs time.
+
+    Args:
+        id: the input's own.
+        encoder: if token weights are wanted.
+    """
+    text, encoding, row = answers.texts[index], answers.encodings[index], answers.rows[index]
     labels, scores = text.spec.labels, row.scores.tolist()
     order = ranked(scores)[:top_k]
-    return {
-        "id": None if isinstance(item, str) else item.id,
+    result: dict[str, Any] = {
+        "id": id,
         "adapter": text.key.name,
         "revision": text.key.revision,
         "label": labels[order[0]],
         "score": scores[order[0]],
-        "scores": [{"label": labels[index], "score": scores[index]} for index in order],
+        "scores": [{"label": labels[at], "score": scores[at]} for at in order],
         "tokens": len(encoding),
         "truncated": encoding.truncated,
     }
+    if index in answers.label_sets:
+        result["labels"] = answers.label_sets[index]
+    if index in answers.abstained:
+        result["abstained"] = answers.abstained[index]
+    if encoder is not None:
+        result["explanation"] = _explanation(encoder.tokens(encoding), row)
+    return result
 
 
 def _explanation(tokens: Sequence[str], row: RowResult) -> list[dict[str, Any]]:

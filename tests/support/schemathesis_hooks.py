@@ -25,6 +25,18 @@ REVISIONS = [hashlib.sha256(file).hexdigest() for file in FILES]
 # Of those adapters.
 MAX_LENGTH = 128
 
+# Lines of a stream are no JSON document.
+_LINES = [
+    b'{"text": "see you at eight", "id": "1", "adapter": "sms-spam", "top_k": 1}',
+    b'{"text": "", "text_pair": "a pair", "adapter": "other", "explain": true}',
+    b'"a text"',
+    b'{"text": 1}',
+    b"",
+    b"{",
+]
+schemathesis.openapi.media_type(
+    "application/x-ndjson", st.lists(st.sampled_from(_LINES), max_size=5).map(b"\n".join)
+)
 # A schema says that an upload is bytes, but not which bytes are an adapter.
 schemathesis.openapi.format("binary", st.sampled_from(FILES))
 

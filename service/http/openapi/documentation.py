@@ -8,12 +8,14 @@ own routes, and `compatible` has those of other protocols.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import orjson
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.responses import Response
 
+from adapters.errors import UnknownAdapter
 from service.access.scopes import SCOPES, Need, needs
 from service.http.errors import ERRORS, INTERNAL
 from service.http.openapi import examples
@@ -37,6 +39,9 @@ from service.http.openapi.schemas import (
     PredictResponse,
     PublishedAdapter,
     RollbackRequest,
+    StreamError,
+    StreamLine,
+    StreamQuery,
     TrafficDetail,
     TrafficRequest,
 )
@@ -126,7 +131,7 @@ def describe(app: FastAPI, *, has_keys: bool) -> None:
                 routes=app.routes,
             )
             _, definitions = models_json_schema(
-                [(model, "validation") for model in _REQUESTS],
+                [*((model, "validation") for model in _REQUESTS), (StreamError, "serialization")],
                 ref_template="#/components/schemas/{model}",
             )
             components = schema["components"]["schemas"]
@@ -181,7 +186,7 @@ def _condition(name: str, meaning: str) -> dict[str, Any]:
 
 
 # Bodies that are read by hand.
-_REQUESTS = (PredictRequest, RollbackRequest, TrafficRequest)
+_REQUESTS = (PredictRequest, RollbackRequest, StreamLine, TrafficRequest)
 # The models of FastAPI's own error bodies.
 _FRAMEWORK_MODELS = ("HTTPValidationError", "ValidationError")
 _NAME = {"type": "string", "pattern": "^[a-z0-9][a-z0-9._-]{0,63}$"}
@@ -228,6 +233,13 @@ def _upload(request: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
+def _lines(lines: Sequence[Mapping[str, Any]], description: str) -> dict[str, Any]:
+    """A body of lines of JSON, which no schema of JSON can describe."""
+    value = "".join(f"{orjson.dumps(line).decode()}\n" for line in lines)
+    schema = {"type": "string", "format": "binary", "description": description}
+    return {"application/x-ndjson": {"schema": schema, "examples": {"lines": {"value": value}}}}
+
+
 PREDICT = entry(
     "predict",
     request=json_body(examples.PREDICT_REQUESTS, model=PredictRequest),
@@ -235,6 +247,30 @@ PREDICT = entry(
     answer=examples.PREDICT_RESPONSE,
     model=PredictResponse,
     errors=refusals(*GATE, *JSON_BODY, *SERVED, *INFERENCE),
+)
+STREAM = entry(
+    "predict",
+    request=_lines(examples.STREAM_LINES, "Each a string, or an object as `StreamLine`."),
+    parameters=[
+        _REQUEST_KEY,
+        *(
+            {"name": name, "in": "query", "required": False, "schema": schema}
+            for name, schema in StreamQuery.model_json_schema()["properties"].items()
+        ),
+    ],
+    errors={
+        **refusals(*GATE, "unsupported_media_type", "invalid_request"),
+        200: {
+            "description": "A line for each line, in order: a `Result`, or a `StreamError`.",
+            "content": _lines(
+                [
+                    *examples.STREAM_ANSWERS,
+                    examples.stream_error(UnknownAdapter("sms-spm", ["sms-spam"]), 3, "third"),
+                ],
+                "Each an object.",
+            ),
+        },
+    },
 )
 PUT = _upload(_FILE)
 POST = _upload(_FORM)

@@ -65,6 +65,8 @@ ERRORS: tuple[Exception, ...] = (
 _BODIES = orjson.loads(Path(__file__).with_suffix(".json").read_bytes())
 PREDICT_REQUESTS: dict[str, Any] = _BODIES["predict_requests"]
 PREDICT_RESPONSE: dict[str, Any] = _BODIES["predict_response"]
+STREAM_LINES: list[dict[str, Any]] = _BODIES["stream_lines"]
+STREAM_ANSWERS: list[dict[str, Any]] = _BODIES["stream_answers"]
 PUBLISHED: dict[str, Any] = _BODIES["published"]
 HEALTHY: dict[str, Any] = _BODIES["healthy"]
 NOT_READY: dict[str, Any] = _BODIES["not_ready"]
@@ -73,6 +75,11 @@ DETAIL: dict[str, Any] = _BODIES["detail"]
 ROLLBACKS: dict[str, Any] = _BODIES["rollbacks"]
 TRAFFIC_REQUESTS: dict[str, Any] = _BODIES["traffic_requests"]
 TRAFFIC: dict[str, Any] = _BODIES["traffic"]
+
+
+def stream_error(error: Exception, line: int | None, id: str | None = None) -> dict[str, Any]:
+    """What a client gets in place of a line's answer."""
+    return {"id": id, "line": line, **error_body(error)}
 
 
 def error_body(error: Exception) -> Any:

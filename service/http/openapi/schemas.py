@@ -48,6 +48,11 @@ Reference = Annotated[
 ]
 
 
+TopK = Annotated[Positive, Field(description="How many of the labels to return; all by default.")]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Timeout = Annotated[int, Field(ge=1, le=3_600_000), Whole]
+
+
 class PredictInput(_Strict):
     """One text or pair of texts.
 
@@ -130,6 +135,46 @@ class PredictRequest(_Strict):
     timeout_ms: Annotated[int, Field(ge=1, le=3_600_000), Whole] | None = Field(
         default=None, description="Answer within this time or fail (504)."
     )
+
+
+class StreamLine(PredictInput):
+    """A line of a stream: a text with the options that a request has, instead of the URL's."""
+
+    top_k: TopK | None = None
+    truncate: bool | None = None
+    explain: bool | None = None
+    abstain_below: Share | None = None
+    timeout_ms: Timeout | None = Field(
+        default=None, description="Answer within this time from when the line was read, or fail."
+    )
+
+
+def _flag(value: Any) -> Any:
+    return {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
+
+
+def _number(value: Any) -> Any:
+    """A whole number of a URL, where all values are text."""
+    digits = isinstance(value, str) and value.isascii() and value.removeprefix("-").isdecimal()
+    return int(value[:20]) if digits else value
+
+
+def _decimal(value: Any) -> Any:
+    try:
+        return float(value)
+    except ValueError:
+        return value
+
+
+class StreamQuery(_Strict):
+    """The query of a stream: what holds for lines that do not say otherwise."""
+
+    adapter: Reference | None = Field(default=None, description="For lines that name none.")
+    top_k: Annotated[TopK, BeforeValidator(_number)] | None = None
+    truncate: Annotated[bool, BeforeValidator(_flag)] = True
+    explain: Annotated[bool, BeforeValidator(_flag)] = False
+    abstain_below: Annotated[Share, BeforeValidator(_decimal)] | None = None
+    timeout_ms: Annotated[Timeout, BeforeValidator(_number)] | None = None
 
 
 class RollbackRequest(_Strict):
@@ -241,6 +286,15 @@ class Timings(_Answer):
     tokenize: float
     queue: float
     inference: float
+
+
+class StreamError(_Answer):
+    """In place of a line's answer. line: its number from 1, blank lines included; null: the stream
+    ends here, and the lines without an answer may be sent again."""
+
+    id: str | None
+    line: int | None
+    error: "ErrorBody"
 
 
 class PredictResponse(_Answer):
