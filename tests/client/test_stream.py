@@ -22,6 +22,7 @@ from service.client import (
     UnexpectedAnswer,
     Unreachable,
 )
+from service.client.types import Text
 from tests.support.cut_off import CutOff
 from tests.support.either_client import either
 from tests.support.http_service import RunningService, serve
@@ -53,7 +54,7 @@ def test_any_number_of_inputs_is_answered_in_order(client: Client) -> None:
 
 
 def test_the_answers_are_those_of_predict(client: Client) -> None:
-    texts = ["free win", Input("my card", "is bad"), Input("é\n\u2028", id="x")]
+    texts: list[Text] = ["free win", Input("my card", "is bad"), Input("é\n\u2028", id="x")]
     streamed = [answer for answer in client.stream(texts, "a") if isinstance(answer, Result)]
     expected = client.predict(texts, "a")
     assert [(item.id, item.label, item.tokens) for item in streamed] == [
@@ -64,7 +65,7 @@ def test_the_answers_are_those_of_predict(client: Client) -> None:
 
 
 def test_an_input_without_an_answer_says_why_and_the_others_go_on(client: Client) -> None:
-    texts = ["ok", Input("x", id="bad", adapter="none"), "ok", "win " * 600]
+    texts: list[Text] = ["ok", Input("x", id="bad", adapter="none"), "ok", "win " * 600]
     first, bad, ok, long = client.stream(texts, "a", truncate=False)
     assert isinstance(first, Result)
     assert isinstance(bad, Unanswered)
