@@ -17,9 +17,12 @@
     |-- DeadlineExceeded          it cannot be answered in the time that the client allows
     |-- InferenceFailed           the batch failed, or the scores are not finite
     |-- AdapterLoadFailed         a registered adapter's file has vanished, is damaged or unusable
-    |-- AuditFailed             a change cannot be recorded, so it was not made
+    |-- AuditFailed               a change cannot be recorded, so it was not made
+    |-- RolloutRefused            a replica cannot serve a revision, so none does
+    |-- RolloutTimeout            replicas are not ready for a revision in time, so none serves it
     `-- Unavailable               no request is answered now
         |-- NotReady              not yet: loading or warming up
+        |-- LeaseExpired          this replica does not know the newest changes
         `-- EngineUnavailable     no longer: draining, stopped or dead
 
 Clients also get the errors of `adapters.errors`: unknown names, conflicts, invalid adapter files.
@@ -142,12 +145,37 @@ class AuditFailed(ServiceError):
     """A change cannot be recorded in the audit log, so it was not made."""
 
 
+class RolloutRefused(ServiceError):
+    """A replica cannot serve a revision. No replica serves it; what was current still is."""
+
+    def __init__(self, name: str, replica: str, reason: str) -> None:
+        self.name = name
+        self.replica = replica
+        super().__init__(f"replica {replica} refuses this revision of adapter {name!r}: {reason}")
+
+
+class RolloutTimeout(ServiceError):
+    """Some replicas are alive, but were not ready in time. What was current still is."""
+
+    def __init__(self, name: str, replicas: Sequence[str], seconds: float) -> None:
+        self.name = name
+        self.replicas = tuple(replicas)
+        super().__init__(
+            f"not ready for this revision of adapter {name!r} after {seconds:g} seconds: "
+            f"{listing(self.replicas)}"
+        )
+
+
 class Unavailable(ServiceError):
     """Base of the errors of a service that answers no request now."""
 
 
 class NotReady(Unavailable):
     """Loading or warming up: try again soon."""
+
+
+class LeaseExpired(Unavailable):
+    """This replica cannot read the shared store's log, so it may not know the newest changes."""
 
 
 class EngineUnavailable(Unavailable):

@@ -5,9 +5,10 @@ Starting loads the backbone, warms it up, and reads the adapter store and the zo
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from time import monotonic
 
 import torch
@@ -15,18 +16,23 @@ import torch
 from adapters import __version__, faults
 from adapters.backbone.loading import load_backbone, resolve_device
 from adapters.backbone.model import Backbone
-from adapters.errors import AdapterError
+from adapters.errors import AdapterError, listing
 from adapters.format.ownership import StoreLock
 from adapters.format.store import AdapterStore
 from adapters.format.uploads import free_bytes
+from adapters.shared.cache import CachedStore
+from adapters.shared.log import SharedLog
+from adapters.shared.objects import ObjectStore
 from service.catalog.catalog import Catalog
+from service.catalog.entry import CatalogEntry
 from service.catalog.trials import Trials
 from service.engine.engine import LocalEngine
 from service.engine.interface import EngineHealth
 from service.engine.observer import Observer
 from service.engine.settings import EngineSettings
 from service.errors import EngineUnavailable, NotReady
-from service.records.audit import audit_log
+from service.records.audit import AuditLog, audit_log
+from service.replicas.catalog import ReplicaSettings, ReplicatedCatalog, replica_name
 from service.settings import Settings
 from service.start import StartFailed, start_error
 
@@ -47,7 +53,9 @@ class LocalBackend:
     """`service.backend.Backend` in this process.
 
     Args:
+        store: of this process; a `CachedStore` where there is a shared log.
         load: loads the backbone; called once, in a thread.
+        log: what replicas share; None: this service is not a replica.
 
     Raises:
         UnusableBackbone: there is no such device.
@@ -60,6 +68,7 @@ class LocalBackend:
         *,
         load: Callable[[], Backbone],
         observer: Observer,
+        log: SharedLog | None = None,
     ) -> None:
         self._trials = Trials(observer)
         self.engine = LocalEngine(load, store, engine_settings(settings), observer, self._trials)
@@ -67,6 +76,8 @@ class LocalBackend:
         self._store = store
         self._observer = observer
         self._catalog: Catalog | None = None
+        self._log = log
+        self._replica: ReplicatedCatalog | None = None
         self._verifying: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._lock = StoreLock(store.root, "engine")
@@ -89,9 +100,7 @@ class LocalBackend:
         if collected := await asyncio.to_thread(self._store.collect):
             logger.info("removed what interrupted changes left items=%d", collected)
         audit = audit_log(self._settings, self._observer.audit_failed)
-        catalog = Catalog(
-            self._store, self.engine, observer=self._observer, audit=audit, trials=self._trials
-        )
+        catalog = self._made_catalog(audit)
         await catalog.load(self._settings.zoo_dir)
         self._observer.started(
             version=__version__, backbone=info.identity.name, device=info.device, dtype=info.dtype
@@ -108,11 +117,44 @@ class LocalBackend:
             monotonic() - started,
         )
 
+    def connect(
+        self,
+        *,
+        update: Callable[[str, CatalogEntry | None], None],
+        everywhere: Callable[[], Awaitable[None]],
+        renewed: Callable[[], None],
+    ) -> None:
+        """Tell other processes what changes, once this has started; arguments are as the attributes
+        of `Catalog` and `ReplicatedCatalog`."""
+        self.catalog.on_update = update
+        if self._replica is not None:
+            self._replica.everywhere, self._replica.renewed = everywhere, renewed
+
+    def _made_catalog(self, audit: AuditLog) -> Catalog:
+        if self._log is None:
+            return Catalog(
+                self._store, self.engine, observer=self._observer, audit=audit, trials=self._trials
+            )
+        assert isinstance(self._store, CachedStore), "files of a replica are a cache"
+        settings = replica_settings(self._settings)
+        self._replica = ReplicatedCatalog(
+            self._store,
+            self.engine,
+            self._log,
+            settings,
+            observer=self._observer,
+            audit=audit,
+            trials=self._trials,
+        )
+        return self._replica
+
     async def stop(self) -> None:
         for task in (self._verifying, self._watching):
             if task is not None:
                 task.cancel()
         await self.engine.stop()
+        if self._replica is not None:
+            await self._replica.stop()
         self._lock.release()
 
     def health(self) -> EngineHealth:
@@ -121,7 +163,13 @@ class LocalBackend:
             reason = "reading the adapters"
             return EngineHealth(health.live, ready=False, reason=reason, details=health.details)
         details = {**health.details, "store": self._store_trouble or "ok"}
-        return replace(health, details=details)
+        if self._replica is None:
+            return replace(health, details=details)
+        details |= self._replica.details()
+        lease, trouble = self._replica.lease, self._replica.trouble()
+        if lease is not None and health.ready and trouble is not None:
+            return replace(health, ready=False, reason=trouble, details=details, lease=lease)
+        return replace(health, details=details, lease=lease)
 
     async def _watch_store(self, catalog: Catalog) -> None:
         """Tell whether the store can be changed, and take over a folder that was replaced."""
@@ -160,6 +208,8 @@ class LocalBackend:
         if self._catalog is None:
             health = self.health()
             raise (NotReady if health.live else EngineUnavailable)(health.reason or "starting")
+        if self._replica is not None:
+            self._replica.refuse_unless_fresh()
 
 
 def local_backend(
@@ -177,10 +227,44 @@ def local_backend(
         load_backbone, settings.backbone, device=settings.device, dtype=settings.dtype
     )
     try:
-        store = AdapterStore(settings.adapter_dir, kept=settings.kept_revisions)
-        return LocalBackend(settings, store, load=load, observer=observer)
+        if settings.adapter_store is None:
+            store = AdapterStore(settings.adapter_dir, kept=settings.kept_revisions)
+            return LocalBackend(settings, store, load=load, observer=observer)
+        # A call that hangs for longer than the lease is of no use.
+        objects = ObjectStore(settings.adapter_store, timeout=max(1.0, settings.lease_seconds))
+        _refuse_single(settings.adapter_dir)
+        cache = CachedStore(settings.adapter_dir, objects, max_bytes=settings.cache_mib * _MIB)
+        return LocalBackend(settings, cache, load=load, observer=observer, log=SharedLog(objects))
+    except ValueError as error:
+        raise StartFailed(f"IDSPAM_ADAPTER_STORE: {error}") from None
     except (AdapterError, OSError) as error:
         raise StartFailed(start_error(error)) from None
+
+
+def _refuse_single(folder: Path) -> None:
+    """A cache removes files, and these are nowhere else.
+
+    Raises:
+        StartFailed: the folder is the store of a service without a shared one.
+    """
+    if folder.is_dir() and (names := AdapterStore(folder).names()):
+        raise StartFailed(
+            f"IDSPAM_ADAPTER_DIR: {folder} has the adapters of a service without a shared store "
+            f"({listing(names, 3)}): a replica needs a folder of its own, and these are published "
+            "as new ones"
+        )
+
+
+def replica_settings(settings: Settings) -> ReplicaSettings:
+    """Those of a service with a shared store."""
+    return ReplicaSettings(
+        name=replica_name(settings.replica),
+        follow_seconds=settings.follow_seconds,
+        lease_seconds=settings.lease_seconds,
+        rollout_seconds=settings.rollout_seconds,
+        stale=settings.stale == "serve",
+        kept=settings.kept_revisions,
+    )
 
 
 def engine_settings(settings: Settings) -> EngineSettings:

@@ -90,6 +90,33 @@ def _positive_seconds(value: str) -> float:
     return number
 
 
+def _seconds_from(low: float, high: float) -> Callable[[str], float]:
+    def parse(value: str) -> float:
+        try:
+            number = float(value)
+        except ValueError:
+            number = -1.0
+        if not low <= number <= high:
+            raise ValueError(f"must be a number of seconds from {low:g} to {high:g}")
+        return number
+
+    return parse
+
+
+def _replica(value: str) -> str:
+    if value.strip() and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", value.strip()):
+        raise ValueError("must be a name of 1 to 63 of A-Z a-z 0-9 . _ -, a letter or digit first")
+    return value.strip()
+
+
+def _store(value: str) -> str | None:
+    url = value.strip()
+    protocol, separator, rest = url.partition("://")
+    if separator and not (re.fullmatch(r"[a-z][a-z0-9+.-]*", protocol) and rest.strip("/")):
+        raise ValueError("must be a folder or a URL: s3://bucket/prefix")
+    return url or None
+
+
 def _weights(value: str) -> Mapping[str, float]:
     weights: dict[str, float] = {}
     for item in value.split(","):
@@ -262,6 +289,51 @@ class Settings:
     # ruff mistakes the call in a Path's default for shared state; it makes a dataclass field.
     adapter_dir: Path = _setting(  # noqa: RUF009
         _folder, "data/adapters", "folder", "Where uploaded adapters are kept; created if missing"
+    )
+    adapter_store: str | None = _setting(
+        _store,
+        "",
+        "folder or URL",
+        "Where replicas share their adapters ([replicas.md](docs/replicas.md)), as "
+        "`s3://bucket/prefix`; if not set, one service owns `IDSPAM_ADAPTER_DIR`",
+    )
+    replica: str = _setting(
+        _replica,
+        "",
+        "name",
+        "With a shared store: this replica's name in answers and logs; if not set, the host's",
+    )
+    cache_mib: int = _setting(
+        _whole(1, 2**24),
+        "4096",
+        "MiB",
+        "With a shared store: how much of it `IDSPAM_ADAPTER_DIR` keeps",
+    )
+    follow_seconds: float = _setting(
+        _seconds_from(0.02, 60),
+        "0.5",
+        "seconds",
+        "With a shared store: how often a replica looks for changes",
+    )
+    lease_seconds: float = _setting(
+        _seconds_from(0.5, 3600),
+        "5",
+        "seconds",
+        "With a shared store: how long a replica answers without having read it, and how long a "
+        "change waits for one that is silent; at least four times `IDSPAM_FOLLOW_SECONDS`",
+    )
+    rollout_seconds: float = _setting(
+        _seconds_from(1, 3600),
+        "60",
+        "seconds",
+        "With a shared store: how long all replicas may take to fetch and check a revision",
+    )
+    stale: Literal["refuse", "serve"] = _setting(
+        _one_of("refuse", "serve"),
+        "refuse",
+        "`refuse` or `serve`",
+        "Whether a replica whose lease is over, since it cannot read the shared store, refuses "
+        "requests or answers from what it last knew",
     )
     zoo_dir: Path | None = _setting(  # noqa: RUF009
         _zoo,
@@ -538,6 +610,18 @@ def _contradictions(settings: Settings) -> Iterator[str]:
         yield (
             f"{variable('max_body_bytes_in_flight')}: {settings.max_body_bytes_in_flight}: must be "
             f"{settings.largest_body} for each worker, the largest body or upload that is allowed"
+        )
+    if settings.adapter_store is None:
+        return
+    if settings.lease_seconds < 4 * settings.follow_seconds:
+        yield (
+            f"{variable('lease_seconds')}: {settings.lease_seconds:g}: must be at least four times "
+            f"{variable('follow_seconds')}, {4 * settings.follow_seconds:g}"
+        )
+    if Path(settings.adapter_store).expanduser().absolute() == settings.adapter_dir.absolute():
+        yield (
+            f"{variable('adapter_store')}: {settings.adapter_store}: must be another folder than "
+            f"{variable('adapter_dir')}, which is each replica's own"
         )
 
 

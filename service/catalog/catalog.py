@@ -96,9 +96,12 @@ class Catalog(CatalogView):
         """
         for entry in await asyncio.to_thread(self._stored_entries):
             self._set(entry)
-        for path in await asyncio.to_thread(_files_of, zoo):
+        for path in await asyncio.to_thread(files_of, zoo):
             if path.stem not in self._entries:
                 await self._add_from_zoo(path)
+        await self._preload_all()
+
+    async def _preload_all(self) -> None:
         usable = [
             AdapterKey(entry.name, entry.current)
             for entry in self.entries()
@@ -297,6 +300,15 @@ class Catalog(CatalogView):
         return ChangeResult(stored.revision)
 
     async def _divide(self, change: Change, wanted: Traffic) -> ChangeResult:
+        name, traffic = change.name, self._divided(change, wanted)
+        await self._write_traffic(name, traffic, traffic.baseline)
+        await self._preload(AdapterKey(name, traffic.revision))
+        self._set(replace(self.entry(name), traffic=traffic))
+        _log_division(name, traffic)
+        return ChangeResult(traffic.revision)
+
+    def _divided(self, change: Change, wanted: Traffic) -> Traffic:
+        """The division that a change asks for; raises as `CatalogView.divide`."""
         name, entry = change.name, self.entry(change.name)
         change.condition.check(name, entry.current)
         current = entry.require_current()
@@ -309,38 +321,29 @@ class Catalog(CatalogView):
         known = entry.split
         goes_on = known is not None and known.key == after.key
         since = known.traffic.since if known is not None and goes_on else now()
-        traffic = replace(wanted, revision=target, baseline=current, since=since)
-        await self._write_traffic(name, traffic, current)
-        await self._preload(after.key)
-        self._set(replace(entry, traffic=traffic))
-        logger.info(
-            "traffic divided name=%s revision=%s percent=%g shadow=%s",
-            name,
-            target,
-            traffic.percent,
-            traffic.shadow,
-        )
-        return ChangeResult(target)
+        return replace(wanted, revision=target, baseline=current, since=since)
 
     async def _end_traffic(self, change: Change, ending: Ending) -> ChangeResult:
+        name, entry = change.name, self.entry(change.name)
+        ended = self._ended(change, ending)
+        if ended is None:
+            return ChangeResult()
+        await self._write_traffic(name, ended, entry.require_current())
+        self._set(replace(entry, traffic=ended))
+        _log_ending(name, ended.revision, ending)
+        return ChangeResult(ended.revision)
+
+    def _ended(self, change: Change, ending: Ending) -> Traffic | None:
+        """The division that a change ends, or None if it has ended; raises as
+        `CatalogView.end_traffic`."""
         name, entry = change.name, self.entry(change.name)
         change.condition.check(name, entry.current)
         traffic = entry.traffic
         if traffic is None:
             raise NoTraffic(name)
         if not traffic.in_force or change.revision not in (None, traffic.revision):
-            return ChangeResult()
-        ended = replace(traffic, ended=ending)
-        await self._write_traffic(name, ended, entry.require_current())
-        self._set(replace(entry, traffic=ended))
-        logger.warning(
-            "traffic ended name=%s revision=%s cause=%s: %s",
-            name,
-            traffic.revision,
-            ending.cause,
-            ending.reason,
-        )
-        return ChangeResult(traffic.revision)
+            return None
+        return replace(traffic, ended=ending)
 
     def _take_back(self, name: str, traffic: Traffic, cause: Cause, reason: str) -> None:
         """End a division by its rule."""
@@ -440,7 +443,7 @@ class Catalog(CatalogView):
         entry = self.entry(name)
         revision = entry.revision(prefix)
         try:
-            await asyncio.to_thread(verified_file, self._store.root, name, revision)
+            await asyncio.to_thread(self._verified, name, revision)
         except AdapterError as error:
             self._raise_trouble(error)
             damage = DamagedFile(f"adapter {name!r}, {revision}: {error}")
@@ -559,12 +562,20 @@ class Catalog(CatalogView):
         if current is None or entry.refusal is not None:
             return entry
         try:
-            verified_file(self.root, name, current)
+            self._verified(name, current)
         except AdapterError as error:
             self._raise_trouble(error)
             damage = DamagedFile(f"adapter {name!r}, {current}: {error}")
             return entry.damaged(current, damage)
         return entry
+
+    def _verified(self, name: str, revision: str) -> None:
+        """
+        Raises:
+            DamagedFile: the file is gone, or its bytes have changed.
+            StoreFailed: it cannot be read.
+        """
+        verified_file(self.root, name, revision)
 
     def _raise_trouble(self, error: AdapterError) -> None:
         """Raise an error again if it is the whole store's, and says nothing about one file."""
@@ -601,5 +612,26 @@ def _facts_of(change: Change) -> dict[str, Any]:
     return facts
 
 
-def _files_of(zoo: Path | None) -> list[Path]:
+def _log_division(name: str, traffic: Traffic) -> None:
+    logger.info(
+        "traffic divided name=%s revision=%s percent=%g shadow=%s",
+        name,
+        traffic.revision,
+        traffic.percent,
+        traffic.shadow,
+    )
+
+
+def _log_ending(name: str, revision: str, ending: Ending) -> None:
+    logger.warning(
+        "traffic ended name=%s revision=%s cause=%s: %s",
+        name,
+        revision,
+        ending.cause,
+        ending.reason,
+    )
+
+
+def files_of(zoo: Path | None) -> list[Path]:
+    """The adapter files of a zoo, by name."""
     return [] if zoo is None else sorted(zoo.glob("*.safetensors"))

@@ -71,6 +71,11 @@ Operation = Literal[
 ]
 
 
+# What a change waits for where several replicas share a store: nothing but that it is decided, this
+# replica, or all of them.
+Wait = Literal["none", "one", "all"]
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     """What is to happen to a name; `CatalogView` has a method for each operation.
@@ -78,8 +83,8 @@ class Change:
     revision: for rollback, rehash and delete_revision, a prefix of it. file: for publish, received
     beside the store. force: publish also what means something else than the current revision.
     stage: publish without making it current. traffic: for divide; its revision may be a prefix.
-    ending: for end_traffic, which ends only a division to `revision`, if there is one. client,
-    request_id, address: as in `Origin`.
+    ending: for end_traffic, which ends only a division to `revision`, if there is one. wait: a
+    service that is not a replica always waits for all. client, request_id, address: as in `Origin`.
     """
 
     operation: Operation
@@ -91,6 +96,7 @@ class Change:
     stage: bool = False
     traffic: Traffic | None = None
     ending: Ending | None = None
+    wait: Wait = "all"
     client: str = ""
     request_id: str = "-"
     address: str = ""

@@ -18,6 +18,7 @@ from service.catalog.entry import (
     Condition,
     Origin,
     Resolved,
+    Wait,
 )
 from service.catalog.traffic import Ending, Figures, Traffic, now
 
@@ -97,6 +98,7 @@ class CatalogView(ABC):
         *,
         force: bool = False,
         stage: bool = False,
+        wait: Wait = "all",
         by: Origin = ITSELF,
     ) -> ChangeResult:
         """Check an adapter file, store it and serve it. A failure changes nothing.
@@ -105,6 +107,7 @@ class CatalogView(ABC):
             content: the file's bytes, or the file as it was received beside the store.
             force: replace an adapter also by one that means something else.
             stage: the current revision stays; the new one can be pinned, and tried by `divide`.
+            wait: for which replicas, here and in the other changes.
 
         Raises:
             InvalidName, RevisionConflict: before anything else is done.
@@ -113,20 +116,34 @@ class CatalogView(ABC):
             UnforcedReplacement: it means something else, and the caller did not say that it knows:
                 neither by `force` nor by naming the current revision in the condition.
             StoreFailed: it cannot be stored.
+            RolloutRefused, RolloutTimeout: another replica does not take it.
         """
         if isinstance(content, bytes):
             self.check(name, condition)
             with await asyncio.to_thread(received, self.root, content) as upload:
                 return await self.publish(
-                    name, upload.file, condition, force=force, stage=stage, by=by
+                    name, upload.file, condition, force=force, stage=stage, wait=wait, by=by
                 )
         change = Change(
-            "publish", name, condition, file=content, force=force, stage=stage, **by._asdict()
+            "publish",
+            name,
+            condition,
+            file=content,
+            force=force,
+            stage=stage,
+            wait=wait,
+            **by._asdict(),
         )
         return await self.apply(change)
 
     async def rollback(
-        self, name: str, prefix: str | None, condition: Condition, *, by: Origin = ITSELF
+        self,
+        name: str,
+        prefix: str | None,
+        condition: Condition,
+        *,
+        wait: Wait = "all",
+        by: Origin = ITSELF,
     ) -> str:
         """Serve an earlier revision again and return it; None is the one that was served before.
 
@@ -136,11 +153,14 @@ class CatalogView(ABC):
             IncompatibleAdapter, DamagedFile: it cannot be served; the current one stays.
             UnloadedAdapter: the name was unloaded.
             StoreFailed: the disk fails; the current one stays.
+            RolloutRefused, RolloutTimeout: another replica does not take it.
         """
-        change = Change("rollback", name, condition, prefix, **by._asdict())
+        change = Change("rollback", name, condition, prefix, wait=wait, **by._asdict())
         return (await self.apply(change)).revision
 
-    async def delete(self, name: str, condition: Condition, *, by: Origin = ITSELF) -> None:
+    async def delete(
+        self, name: str, condition: Condition, *, wait: Wait = "all", by: Origin = ITSELF
+    ) -> None:
         """Forget a name and all its revisions.
 
         Raises:
@@ -148,10 +168,16 @@ class CatalogView(ABC):
             RevisionConflict: the condition does not hold.
             StoreFailed: the disk fails; it stays.
         """
-        await self.apply(Change("delete", name, condition, **by._asdict()))
+        await self.apply(Change("delete", name, condition, wait=wait, **by._asdict()))
 
     async def delete_revision(
-        self, name: str, prefix: str, condition: Condition, *, by: Origin = ITSELF
+        self,
+        name: str,
+        prefix: str,
+        condition: Condition,
+        *,
+        wait: Wait = "all",
+        by: Origin = ITSELF,
     ) -> str:
         """Forget one revision, and return it. Requests that hold it are answered.
 
@@ -162,11 +188,17 @@ class CatalogView(ABC):
             RevisionConflict: the condition does not hold.
             StoreFailed: the disk fails; it stays.
         """
-        change = Change("delete_revision", name, condition, prefix, **by._asdict())
+        change = Change("delete_revision", name, condition, prefix, wait=wait, **by._asdict())
         return (await self.apply(change)).revision
 
     async def divide(
-        self, name: str, traffic: Traffic, condition: Condition, *, by: Origin = ITSELF
+        self,
+        name: str,
+        traffic: Traffic,
+        condition: Condition,
+        *,
+        wait: Wait = "all",
+        by: Origin = ITSELF,
     ) -> None:
         """Let a second revision read some of a name's texts, or change how many.
 
@@ -182,9 +214,13 @@ class CatalogView(ABC):
             UnloadedAdapter: the name was unloaded.
             StoreFailed: the disk fails; nothing changes.
         """
-        await self.apply(Change("divide", name, condition, traffic=traffic, **by._asdict()))
+        await self.apply(
+            Change("divide", name, condition, traffic=traffic, wait=wait, **by._asdict())
+        )
 
-    async def end_traffic(self, name: str, condition: Condition, *, by: Origin = ITSELF) -> None:
+    async def end_traffic(
+        self, name: str, condition: Condition, *, wait: Wait = "all", by: Origin = ITSELF
+    ) -> None:
         """Let the current revision read all texts again. Harmless if that is so already.
 
         Raises:
@@ -194,9 +230,12 @@ class CatalogView(ABC):
             StoreFailed: the disk fails; nothing changes.
         """
         ending = Ending("stopped", f"stopped by {by.client or 'a request'}", now())
-        await self.apply(Change("end_traffic", name, condition, ending=ending, **by._asdict()))
+        change = Change("end_traffic", name, condition, ending=ending, wait=wait, **by._asdict())
+        await self.apply(change)
 
-    async def promote(self, name: str, condition: Condition, *, by: Origin = ITSELF) -> str:
+    async def promote(
+        self, name: str, condition: Condition, *, wait: Wait = "all", by: Origin = ITSELF
+    ) -> str:
         """Make the second revision the current one, and return it; raises as `rollback`.
 
         Raises:
@@ -207,7 +246,7 @@ class CatalogView(ABC):
             raise NoTraffic(name)
         if condition == Condition():
             condition = Condition(match=frozenset({traffic.baseline}))
-        return await self.rollback(name, traffic.revision, condition, by=by)
+        return await self.rollback(name, traffic.revision, condition, wait=wait, by=by)
 
     async def figures(self, name: str) -> Figures | None:
         """What the engine has seen of a name's division, if it has had one.

@@ -76,13 +76,15 @@ class Completion:
 class EngineHealth:
     """live: the engine has not ended and no batch hangs. ready: it is warm and takes requests.
 
-    reason: why it is not ready, in one sentence. details: figures for people.
+    reason: why it is not ready, in one sentence. details: figures for people. lease: until when it
+    may answer, on the clock of `time.monotonic`; None: it needs no lease.
     """
 
     live: bool
     ready: bool
     reason: str | None = None
     details: Mapping[str, float | str] = field(default_factory=dict)
+    lease: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

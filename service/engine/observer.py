@@ -45,6 +45,7 @@ Tier = Literal["registered", "active"]
 # No label is empty.
 NO_LABEL = ""
 RecordLog = Literal["access", "decisions"]
+RolloutOutcome = Literal["committed", "unchanged", "conflict", "refused", "timeout", "failed"]
 FailureReason = Literal[
     "overloaded",
     "deadline",
@@ -149,6 +150,13 @@ class Observer:
 
     def store_state(self, usable: bool, free_bytes: int) -> None:
         """Whether the store can be changed now, and how much space it has."""
+
+    def followed(self, seconds: float, held: bool, applied: int, ok: bool) -> None:
+        """A replica has looked for changes. held: its lease is. applied: the last entry of the log
+        that it answers from. ok: the shared store could be read."""
+
+    def rolled_out(self, outcome: RolloutOutcome, seconds: float) -> None:
+        """A change of all replicas has ended, on the one that received it."""
 
     def started(self, *, version: str, backbone: str, device: str, dtype: str) -> None:
         """The engine is ready."""

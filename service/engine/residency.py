@@ -24,6 +24,7 @@ from typing import TypeAlias
 
 from service.engine.device_loader import DeviceLoader, Outcome
 from service.engine.host_cache import HostCache
+from adapters.errors import StoreUnreachable
 from service.engine.interface import AdapterKey
 from service.engine.observer import Observer
 from service.engine.runners.base import DeviceAdapter, HostAdapter
@@ -426,6 +427,10 @@ class Residency:
         )
         for waiter in slot.take_waiters():
             self._loading.discard(waiter)
-            waiter.fail(AdapterLoadFailed(slot.key.name, slot.key.revision, reason))
+            if isinstance(error, StoreUnreachable):
+                # Nothing is wrong with the adapter: it has to be fetched, and cannot be now.
+                waiter.fail(EngineUnavailable(reason))
+            else:
+                waiter.fail(AdapterLoadFailed(slot.key.name, slot.key.revision, reason))
         self._drop_if_retired(slot.key)
         self._serve_queue()

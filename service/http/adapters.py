@@ -12,7 +12,7 @@ from starlette.responses import FileResponse, Response
 from adapters.errors import AdapterError, DamagedFile, StoreFailed
 from adapters.format.store import file_of, verified_bytes, verified_file
 from adapters.format.uploads import ReceivedFile
-from service.catalog.entry import CatalogEntry, ChangeResult, Condition
+from service.catalog.entry import CatalogEntry, ChangeResult, Condition, Wait
 from service.engine.observer import UploadOutcome
 from service.errors import RequestError
 from service.http import uploads
@@ -44,13 +44,14 @@ router = APIRouter()
 
 @router.put("/v1/adapters/{name}", **PUT)
 async def put_adapter(
-    request: Request, name: str, force: bool = False, stage: bool = False
+    request: Request, name: str, force: bool = False, stage: bool = False, wait: Wait = "all"
 ) -> Response:
     """Publish an adapter file under a name.
 
     Once this has returned, the old revision answers no further requests. A file with other labels
     or another task than the current one needs `force`, or `If-Match` with its revision. With
     `stage` the current revision stays: the new one can be pinned, and tried on some of the texts.
+    Where several replicas share a store, `wait` says which of them it waits for.
     """
     service = service_of(request)
     if content_type(request).startswith("multipart/"):
@@ -61,12 +62,14 @@ async def put_adapter(
     condition = condition_of(request)
     service.catalog.check(name, condition)
     async with uploads.receive(request, service.settings.max_upload_bytes) as file:
-        done = await publish(request, name, file, condition, force=force, stage=stage)
+        done = await publish(request, name, file, condition, force=force, stage=stage, wait=wait)
         return published(name, done)
 
 
 @router.post("/v1/adapters", **POST)
-async def post_adapter(request: Request, force: bool = False, stage: bool = False) -> Response:
+async def post_adapter(
+    request: Request, force: bool = False, stage: bool = False, wait: Wait = "all"
+) -> Response:
     """Publish an adapter file from a form, for browsers and `curl -F`."""
     kind = content_type(request) or "none"
     if kind != "multipart/form-data":
@@ -74,7 +77,8 @@ async def post_adapter(request: Request, force: bool = False, stage: bool = Fals
     refuse_encoded(request)
     limit = service_of(request).settings.max_upload_bytes
     async with uploads.receive_form(request, limit) as (name, file):
-        done = await publish(request, name, file, condition_of(request), force=force, stage=stage)
+        condition = condition_of(request)
+        done = await publish(request, name, file, condition, force=force, stage=stage, wait=wait)
         return published(name, done)
 
 
@@ -143,31 +147,35 @@ async def download_adapter(
 
 
 @router.post("/v1/adapters/{name}/rollback", **ROLLBACK)
-async def roll_back_adapter(request: Request, name: str) -> Response:
+async def roll_back_adapter(request: Request, name: str, wait: Wait = "all") -> Response:
     """Serve an earlier revision again. Rolling back twice without naming one undoes itself."""
     service = service_of(request)
     content = await read_json(request, service.settings.max_body_bytes)
     prefix = validated(RollbackRequest, content).revision
     before = service.catalog.entry(name).current
     revision = await service.catalog.rollback(
-        name, prefix, condition_of(request), by=origin_of(request)
+        name, prefix, condition_of(request), wait=wait, by=origin_of(request)
     )
     return published(name, ChangeResult(revision, created=False, changed=revision != before))
 
 
 @router.delete("/v1/adapters/{name}", **DELETE)
-async def delete_adapter(request: Request, name: str) -> Response:
+async def delete_adapter(request: Request, name: str, wait: Wait = "all") -> Response:
     """Delete a name and all its revisions. An adapter of the zoo comes back at the next start."""
     catalog = service_of(request).catalog
-    await catalog.delete(name, condition_of(request), by=origin_of(request))
+    await catalog.delete(name, condition_of(request), wait=wait, by=origin_of(request))
     return Response(status_code=204)
 
 
 @router.delete("/v1/adapters/{name}/revisions/{revision}", **DELETE_REVISION)
-async def delete_revision(request: Request, name: str, revision: str) -> Response:
+async def delete_revision(
+    request: Request, name: str, revision: str, wait: Wait = "all"
+) -> Response:
     """Delete one revision that is not the current one, given by its first characters."""
     catalog = service_of(request).catalog
-    await catalog.delete_revision(name, revision, condition_of(request), by=origin_of(request))
+    await catalog.delete_revision(
+        name, revision, condition_of(request), wait=wait, by=origin_of(request)
+    )
     return Response(status_code=204)
 
 
@@ -179,13 +187,14 @@ async def publish(
     *,
     force: bool = False,
     stage: bool = False,
+    wait: Wait = "all",
 ) -> ChangeResult:
     """Publish an adapter file and count the upload's outcome; raises as `CatalogView.publish`."""
     outcome: UploadOutcome = "failed"
     service = service_of(request)
     try:
         done = await service.catalog.publish(
-            name, content, condition, force=force, stage=stage, by=origin_of(request)
+            name, content, condition, force=force, stage=stage, wait=wait, by=origin_of(request)
         )
         if stage:
             outcome = "staged"

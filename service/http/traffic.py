@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from adapters.errors import NoTraffic
-from service.catalog.entry import CatalogEntry, ChangeResult
+from service.catalog.entry import CatalogEntry, ChangeResult, Wait
 from service.catalog.traffic import Figures, Rule, Traffic
 from service.http.adapters import condition_of, etag, published
 from service.http.bodies import JsonResponse, read_json, validated
@@ -25,7 +25,7 @@ router = APIRouter()
 
 
 @router.put("/v1/adapters/{name}/traffic", **PUT_TRAFFIC)
-async def put_traffic(request: Request, name: str) -> Response:
+async def put_traffic(request: Request, name: str, wait: Wait = "all") -> Response:
     """Let a second revision read some of a name's texts, or change how many.
 
     As a canary it answers them. As a shadow it only reads them, and the current revision answers.
@@ -36,7 +36,9 @@ async def put_traffic(request: Request, name: str) -> Response:
     body = validated(TrafficRequest, content)
     rule = Rule() if body.rule is None else Rule(**body.rule.model_dump())
     traffic = Traffic(body.revision, "", body.percent, body.shadow, rule)
-    await service.catalog.divide(name, traffic, condition_of(request), by=origin_of(request))
+    await service.catalog.divide(
+        name, traffic, condition_of(request), wait=wait, by=origin_of(request)
+    )
     return await _shown(request, name)
 
 
@@ -47,18 +49,18 @@ async def show_traffic(request: Request, name: str) -> Response:
 
 
 @router.delete("/v1/adapters/{name}/traffic", **DELETE_TRAFFIC)
-async def delete_traffic(request: Request, name: str) -> Response:
+async def delete_traffic(request: Request, name: str, wait: Wait = "all") -> Response:
     """Let the current revision read all texts again."""
     catalog = service_of(request).catalog
-    await catalog.end_traffic(name, condition_of(request), by=origin_of(request))
+    await catalog.end_traffic(name, condition_of(request), wait=wait, by=origin_of(request))
     return Response(status_code=204)
 
 
 @router.post("/v1/adapters/{name}/traffic/promote", **PROMOTE)
-async def promote_traffic(request: Request, name: str) -> Response:
+async def promote_traffic(request: Request, name: str, wait: Wait = "all") -> Response:
     """Make the second revision the current one. Rolling back undoes it."""
     catalog = service_of(request).catalog
-    revision = await catalog.promote(name, condition_of(request), by=origin_of(request))
+    revision = await catalog.promote(name, condition_of(request), wait=wait, by=origin_of(request))
     return published(name, ChangeResult(revision, created=False, changed=True))
 
 

@@ -70,7 +70,11 @@ class EngineProcess:
 
     async def _start(self) -> None:
         await self._backend.start()
-        self._backend.catalog.on_update = self._server.update
+        self._backend.connect(
+            update=self._server.update,
+            everywhere=self._server.updated_everywhere,
+            renewed=self._server.renewed,
+        )
         self._server.open()
         freeze_loaded_objects()
         self._started = True

@@ -64,6 +64,7 @@ COUNTED = (
     "trial_differed",
     "trial_scores",
     "trial_dropped",
+    "rolled_out",
 )
 # These report the engine's present state: only the last call counts, and none once that engine has
 # ended. By method: the argument with a separate state for each of its values, if any.
@@ -72,6 +73,7 @@ STATES: Mapping[str, str | None] = {
     "tier_size": "tier",
     "stored": None,
     "store_state": None,
+    "followed": None,
     "started": None,
     "waiting_limit": None,
     "pace": None,

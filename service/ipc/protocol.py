@@ -19,7 +19,7 @@ from adapters.format.store import Revision
 from adapters.format.uploads import ReceivedFile
 from adapters.tokenizer import Encoding, TextEncoder
 from service import errors as service_errors
-from service.catalog.entry import CatalogEntry, Change, ChangeResult, Condition, Operation
+from service.catalog.entry import CatalogEntry, Change, ChangeResult, Condition, Operation, Wait
 from service.catalog.traffic import Ending, Traffic
 from service.engine.interface import AdapterKey, Completion, EngineInfo, Entry, RowResult
 from service.engine.load import FlowKey, Load
@@ -128,6 +128,7 @@ class ChangeRequest(Message, frozen=True):
     stage: bool
     traffic: Traffic | None
     ending: Ending | None
+    wait: Wait
     client: str
     request_id: str
     address: str
@@ -147,13 +148,18 @@ class Goodbye(Message, frozen=True):
 
 
 class Heartbeat(Message, frozen=True):
-    """The engine's health, every half second. sent: on the clock of `time.monotonic`."""
+    """The engine's health, every half second and after each renewal of a replica's lease.
+
+    sent, lease: on the clock of `time.monotonic`. lease: until when the worker may answer; None:
+    it needs no lease.
+    """
 
     sent: float
     live: bool
     ready: bool
     reason: str | None
     details: dict[str, float | str]
+    lease: float | None = None
 
 
 class EngineLoad(Message, frozen=True):

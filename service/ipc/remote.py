@@ -21,7 +21,7 @@ from service.catalog.view import CatalogView
 from service.engine.interface import Completion, EngineHealth, EngineInfo, Entry
 from service.engine.load import Load
 from service.engine.observer import Observer
-from service.errors import DeadlineExceeded, EngineUnavailable, NotReady
+from service.errors import DeadlineExceeded, EngineUnavailable, LeaseExpired, NotReady
 from service.ipc.channel import Channel, Context, Outbox, RateLimitedWarnings
 from service.ipc.protocol import (
     Adapter,
@@ -64,6 +64,7 @@ _MONITORED = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 _GRACE_SECONDS = 0.5
 _STARTING = "the engine's process is starting"
 _NO_HEARTBEAT = "the engine has not been heard of lately"
+_NO_LEASE = "the shared store has not been read lately"
 
 Reply: TypeAlias = PredictDone | ChangeDone
 R = TypeVar("R", PredictDone, ChangeDone)
@@ -438,13 +439,23 @@ class RemoteBackend:
             reason = "reading the adapters"
         elif not self._connection.fresh:
             reason = _NO_HEARTBEAT
+        elif self._lease is not None and monotonic() >= self._lease:
+            reason = _NO_LEASE
         details = {**(heartbeat.details if heartbeat else {}), "worker": self._worker}
-        return EngineHealth(live=True, ready=reason is None, reason=reason, details=details)
+        return EngineHealth(
+            live=True, ready=reason is None, reason=reason, details=details, lease=self._lease
+        )
 
     def refuse_unless_ready(self) -> None:
         if self._requests.unavailable is not None or not self._connection.fresh:
             reason = self.health().reason or _NO_HEARTBEAT
             raise (EngineUnavailable if self._welcomed.is_set() else NotReady)(reason)
+        if self._lease is not None and monotonic() >= self._lease:
+            raise LeaseExpired(self.health().reason or _NO_LEASE)
+
+    @property
+    def _lease(self) -> float | None:
+        return None if self._heartbeat is None else self._heartbeat.lease
 
     def _receive(self, message: FromEngine) -> None:
         match message:

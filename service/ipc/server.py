@@ -137,6 +137,12 @@ class EngineServer:
                 worker.outbox.send(self._heartbeat(now))
         self._send_load()
 
+    def renewed(self) -> None:
+        """Tell every worker at once that a replica's lease goes on."""
+        now = monotonic()
+        for worker in self._workers.values():
+            worker.outbox.send(self._heartbeat(now))
+
     def update(self, name: str, entry: CatalogEntry | None) -> None:
         """Send a name's new entry to every worker: `service.catalog.catalog.Catalog.on_update`."""
         self._update += 1
@@ -149,7 +155,7 @@ class EngineServer:
         for worker in self._workers.values():
             worker.outbox.send(CatalogUpdate(self._update, name, adapter))
 
-    async def _updated_everywhere(self) -> None:
+    async def updated_everywhere(self) -> None:
         """Return when every worker has every update up to now."""
         update = self._update
         while any(worker.applied < update for worker in self._workers.values()):
@@ -247,10 +253,10 @@ class EngineServer:
             result = await self._backend.catalog.apply(change_of(request))
         except Exception as error:
             # A failed change may still have updated the catalog: it stops serving damaged files.
-            await self._updated_everywhere()
+            await self.updated_everywhere()
             self._fail(worker, request.id, error)
             return
-        await self._updated_everywhere()
+        await self.updated_everywhere()
         worker.outbox.send(ChangeDone(request.id, result))
 
     def _fail(self, worker: _Worker, number: int, error: Exception) -> None:
@@ -260,7 +266,9 @@ class EngineServer:
 
     def _heartbeat(self, now: float) -> Heartbeat:
         health = self._backend.health()
-        return Heartbeat(now, health.live, health.ready, health.reason, dict(health.details))
+        return Heartbeat(
+            now, health.live, health.ready, health.reason, dict(health.details), health.lease
+        )
 
     def _send(self, identity: bytes, frames: Any) -> bool:
         if self._channel.send([identity, *frames]):

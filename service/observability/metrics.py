@@ -23,6 +23,7 @@ from service.engine.observer import (
     Observer,
     Outcome,
     RecordLog,
+    RolloutOutcome,
     Tier,
     UploadOutcome,
 )
@@ -110,6 +111,10 @@ class Metrics(Observer):
         self._ends = _children(of["idspam_connections_ended_total"], get_args(ConnectionEnd))
         self._records_dropped = _children(of["idspam_records_dropped_total"], get_args(RecordLog))
         self._uploads = _children(of["idspam_uploads_total"], get_args(UploadOutcome))
+        self._rollouts = _children(of["idspam_rollouts_total"], get_args(RolloutOutcome))
+        # So that alerts need not tell replicas from services that are none.
+        for name in ("idspam_replica_lease_held", "idspam_follow_ok"):
+            of[name].set(1)
         self._predictions: dict[str, dict[str, Any]] = {}
         # Created when they are first counted: only some adapters give several labels.
         self._given: dict[str, dict[str, Any]] = {}
@@ -223,6 +228,17 @@ class Metrics(Observer):
     def store_state(self, usable: bool, free_bytes: int) -> None:
         self._by_name["idspam_store_usable"].set(usable)
         self._by_name["idspam_store_free_bytes"].set(free_bytes)
+
+    def followed(self, seconds: float, held: bool, applied: int, ok: bool) -> None:
+        self._by_name["idspam_follow_seconds"].set(seconds)
+        self._by_name["idspam_replica_lease_held"].set(held)
+        self._by_name["idspam_replica_applied"].set(applied)
+        self._by_name["idspam_follow_ok"].set(ok)
+
+    def rolled_out(self, outcome: RolloutOutcome, seconds: float) -> None:
+        self._rollouts[outcome].inc()
+        if outcome == "committed":
+            self._by_name["idspam_rollout_seconds"].observe(seconds)
 
     def started(self, *, version: str, backbone: str, device: str, dtype: str) -> None:
         self._by_name["idspam_build_info"].labels(version, backbone, device, dtype).set(1)

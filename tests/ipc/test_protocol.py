@@ -262,6 +262,7 @@ def test_a_change_arrives_as_it_was_sent(condition: Condition) -> None:
             stage=True,
             traffic=traffic,
             ending=ending,
+            wait="one",
             **Origin("ci", "r1", "::1")._asdict(),
         )
         request = change_request_of(5, change)
@@ -303,6 +304,7 @@ def test_a_change_arrives_as_it_was_sent(condition: Condition) -> None:
                 False,
                 None,
                 None,
+                "all",
                 "",
                 "-",
                 "",

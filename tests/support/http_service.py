@@ -19,12 +19,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from adapters.backbone.model import Backbone
 from adapters.format.files import Adapter, serialize
-from adapters.format.store import AdapterStore
 from service.http.app import create_app, route_paths
 from service.http.errors import error_types
 from service.http.lifecycle import Service
 from service.http.server import Server, listen, url_of
-from service.local import LocalBackend
+from service.local import local_backend
 from service.observability.metrics import Metrics
 from service.settings import Settings, read_settings
 from tests.support.tiny_models import make_backbone
@@ -102,8 +101,7 @@ class _Server(Server):
 def make_app(settings: Settings, load: Callable[[], Backbone]) -> FastAPI:
     """The app with everything in this process."""
     metrics = Metrics(CollectorRegistry(), routes=route_paths(), error_types=error_types())
-    store = AdapterStore(settings.adapter_dir, kept=settings.kept_revisions)
-    return create_app(settings, LocalBackend(settings, store, load=load, observer=metrics), metrics)
+    return create_app(settings, local_backend(settings, metrics, load=load), metrics)
 
 
 @contextmanager

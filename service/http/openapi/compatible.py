@@ -21,6 +21,7 @@ from service.http.openapi.refusals import (
     INFERENCE,
     JSON_BODY,
     KEY,
+    ROLLOUT,
     SERVED,
     Responses,
     refusals,
@@ -86,5 +87,5 @@ OIP_MODEL = _oip("oip_model", *GATE, *SERVED)
 OIP_MODEL_READY = _oip("oip_model_ready", *GATE, *SERVED)
 OIP_INFER = _oip("oip_infer", *GATE, *JSON_BODY, *SERVED, *INFERENCE)
 OIP_INDEX = _oip("oip_index", *GATE, *JSON_BODY)
-OIP_LOAD = _oip("oip_load", *GATE, *JSON_BODY, *SERVED, *FILE, *CHANGE)
+OIP_LOAD = _oip("oip_load", *GATE, *JSON_BODY, *SERVED, *FILE, *CHANGE, *ROLLOUT)
 OIP_UNLOAD = _oip("oip_unload", *GATE, *JSON_BODY, *SERVED, *CHANGE)

@@ -27,6 +27,7 @@ from service.http.openapi.refusals import (
     JSON_BODY,
     KEY,
     NAMED,
+    ROLLOUT,
     SERVED,
     Responses,
     refusals,
@@ -228,7 +229,15 @@ def _upload(request: Mapping[str, Any]) -> dict[str, Any]:
         model=PublishedAdapter,
         errors={
             201: created,
-            **refusals(*GATE, *JSON_BODY, *FILE, *CHANGE, "adapter_not_found", "adapter_damaged"),
+            **refusals(
+                *GATE,
+                *JSON_BODY,
+                *FILE,
+                *CHANGE,
+                *ROLLOUT,
+                "adapter_not_found",
+                "adapter_damaged",
+            ),
         },
     )
 
@@ -300,21 +309,23 @@ ROLLBACK = entry(
     parameters=(_IF_MATCH,),
     answer=examples.PUBLISHED,
     model=PublishedAdapter,
-    errors=refusals(*GATE, *JSON_BODY, *SERVED, *CHANGE),
+    errors=refusals(*GATE, *JSON_BODY, *SERVED, *CHANGE, *ROLLOUT),
 )
 DELETE_REVISION = entry(
     "adapters",
     parameters=(_IF_MATCH,),
     status=204,
     description="Gone",
-    errors=refusals(*GATE, *CHANGE, *NAMED, "revision_current", "revision_tried"),
+    errors=refusals(
+        *GATE, *CHANGE, *NAMED, "revision_current", "revision_tried", "invalid_request"
+    ),
 )
 DELETE = entry(
     "adapters",
     parameters=(_IF_MATCH,),
     status=204,
     description="Gone",
-    errors=refusals(*GATE, *CHANGE, "adapter_not_found"),
+    errors=refusals(*GATE, *CHANGE, "adapter_not_found", "invalid_request"),
 )
 PUT_TRAFFIC = entry(
     "adapters",
@@ -328,6 +339,7 @@ PUT_TRAFFIC = entry(
         *SERVED,
         *CHANGE,
         "traffic_not_found",
+        *ROLLOUT,
         "revision_current",
         "revision_unlike",
     ),
@@ -343,14 +355,21 @@ DELETE_TRAFFIC = entry(
     parameters=(_IF_MATCH,),
     status=204,
     description="The current revision reads all texts",
-    errors=refusals(*GATE, *CHANGE, "adapter_not_found", "adapter_damaged", "traffic_not_found"),
+    errors=refusals(
+        *GATE,
+        *CHANGE,
+        "adapter_not_found",
+        "adapter_damaged",
+        "traffic_not_found",
+        "invalid_request",
+    ),
 )
 PROMOTE = entry(
     "adapters",
     parameters=(_IF_MATCH,),
     answer=examples.PUBLISHED,
     model=PublishedAdapter,
-    errors=refusals(*GATE, *SERVED, *CHANGE, "traffic_not_found"),
+    errors=refusals(*GATE, *SERVED, *CHANGE, *ROLLOUT, "traffic_not_found", "invalid_request"),
 )
 PROBE = entry(
     "operations",

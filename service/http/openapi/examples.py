@@ -37,6 +37,7 @@ ERRORS: tuple[Exception, ...] = (
     adapter_errors.RevisionTried("sms-spam", OLDER),
     adapter_errors.UnlikeRevision("sms-spam", OLDER, ["labels removed: ham"]),
     adapter_errors.UnforcedReplacement("sms-spam", ["labels removed: ham"]),
+    errors.RolloutRefused("sms-spam", "gpu-2", "no space is left on the device"),
     adapter_errors.RevisionConflict("sms-spam", OLDER, REVISION),
     errors.TooLarge("2000 inputs in one request, at most 1024 are allowed"),
     HTTPException(415, "Content-Type is text/plain, expected application/json"),
@@ -54,10 +55,19 @@ ERRORS: tuple[Exception, ...] = (
     adapter_errors.DamagedFile(f"the file of adapter 'sms-spam', revision {REVISION}, is gone"),
     adapter_errors.StoreFailed("the adapter store cannot publish: Read-only file system"),
     adapter_errors.StoreFull("the adapter store cannot publish: No space left on device"),
+    adapter_errors.StoreUnreachable(
+        "the adapter store s3://bucket/idspam cannot create log/000000000017.json: no answer in time"
+    ),
+    adapter_errors.StoreDenied(
+        "the adapter store s3://bucket/idspam refuses the credentials, or there are none"
+    ),
+    adapter_errors.UnknownOutcome("whether a change of 'sms-spam' is in the log is not known"),
     RuntimeError("what the log says, and the client does not see"),
     errors.AuditFailed("the change cannot be recorded: No space left on device"),
+    errors.LeaseExpired("the shared store has not been read for 6 seconds: connection refused"),
     errors.NotReady("warming up"),
     errors.EngineUnavailable("the service is draining"),
+    errors.RolloutTimeout("sms-spam", ["gpu-2"], 60.0),
     errors.DeadlineExceeded("the deadline passed before the answer was there"),
 )
 

@@ -30,6 +30,7 @@ GATE = (
     "quota_exceeded",
     "overloaded",
     "not_ready",
+    "lease_expired",
     "unavailable",
     INTERNAL.type,
 )
@@ -42,7 +43,17 @@ SERVED = (*NAMED, "adapter_incompatible", "adapter_unloaded", "adapter_damaged")
 # The adapter of a request that names none.
 DEFAULT = (*SERVED, "not_found")
 INFERENCE = ("inference_failed", "adapter_load_failed", "deadline_exceeded")
-CHANGE = ("adapter_name_invalid", "revision_conflict", "store_failed", "audit_failed")
+CHANGE = (
+    "adapter_name_invalid",
+    "revision_conflict",
+    "store_failed",
+    "store_unreachable",
+    "store_denied",
+    "outcome_unknown",
+    "audit_failed",
+)
+# What every live replica must agree to.
+ROLLOUT = ("rollout_refused", "rollout_timeout")
 FILE = (
     "adapter_incompatible",
     "adapter_invalid",

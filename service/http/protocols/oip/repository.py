@@ -11,7 +11,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.catalog.entry import CatalogEntry, Condition
+from service.catalog.entry import CatalogEntry, Condition, Wait
 from service.errors import InvalidRequest, TooLarge
 from service.http.adapters import publish
 from service.http.bodies import JsonResponse, parse_json, validated
@@ -43,8 +43,11 @@ async def index(request: Request) -> Response:
 
 
 @router.post("/v2/repository/models/{name}/load", **OIP_LOAD)
-async def load(request: Request, name: str, force: bool = False) -> Response:
-    """Serve an adapter: read from the store again, or published from a file in the request."""
+async def load(request: Request, name: str, force: bool = False, wait: Wait = "all") -> Response:
+    """Serve an adapter: read from the store again, or published from a file in the request.
+
+    Without a file this is for the replica that is asked alone, and `wait` says nothing.
+    """
     service = service_of(request)
     # Base64 takes four bytes for three.
     limit = service.settings.max_upload_bytes * 4 // 3 + _AROUND_BYTES
@@ -53,7 +56,7 @@ async def load(request: Request, name: str, force: bool = False) -> Response:
     if data is None:
         await service.catalog.reload(name, by=origin_of(request))
     else:
-        await publish(request, name, data, Condition(), force=force)
+        await publish(request, name, data, Condition(), force=force, wait=wait)
     return JsonResponse({"name": name, "load": True})
 
 
@@ -61,7 +64,8 @@ async def load(request: Request, name: str, force: bool = False) -> Response:
 async def unload(request: Request, name: str) -> Response:
     """Stop serving an adapter; the store keeps it. Requests in flight are answered.
 
-    Once this has returned, the adapter answers no further requests.
+    Once this has returned, the adapter answers no further requests. Where several replicas share a
+    store, this is for the one that is asked alone.
     """
     service = service_of(request)
     text, _ = await read_parts(request, service.settings.max_body_bytes)

@@ -1,0 +1,212 @@
+"""Replicas that cannot reach their store: what they answer, and that nothing stale is among it."""
+
+import asyncio
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from adapters.errors import AdapterError
+from adapters.format.store import AdapterStore
+from adapters.shared.log import SharedLog
+from adapters.shared.objects import ObjectStore
+from adapters.shared.records import Entry, ReplicaState
+from service.engine.observer import Observer
+from service.local import local_backend
+from service.settings import InvalidSettings, read_settings
+from service.start import StartFailed
+from tests.support.http_service import RunningService, error_of, until
+from tests.support.replicas import LEASE_SECONDS, Asking, Cluster, cluster, content, revision_at
+from tests.support.tiny_models import make_backbone
+
+
+def put(live: RunningService, seed: int, query: str = "") -> httpx.Response:
+    return live.client.put(f"/v1/adapters/n?force=true{query}", content=content(seed))
+
+
+def test_a_replica_that_is_cut_off_stops_answering_before_a_change_returns(tmp_path: Path) -> None:
+    with cluster(tmp_path, "a", "b") as made:
+        a, b = made["a"], made["b"]
+        old = put(a, 1).json()["revision"]
+        id_before = b.client.get("/readyz").json()["details"]["replica"]
+        with Asking(b, "n") as asking:
+            made.cut("b")
+            began = time.monotonic()
+            new = put(a, 2).json()["revision"]
+            returned = time.monotonic()
+            # It is waited for until its lease must be over, and no longer.
+            assert LEASE_SECONDS * 0.7 < returned - began < LEASE_SECONDS * 3
+            time.sleep(0.3)
+            assert set(asking.since(returned)) == {503}
+            # Until then it has answered as before.
+            assert old in asking.since(began)
+            refused = b.client.post("/v1/predict", json={"adapter": "n", "inputs": "x"})
+            assert error_of(refused)["type"] == "lease_expired"
+            assert refused.headers["Retry-After"]
+            ready = b.client.get("/readyz")
+            assert ready.status_code == 503
+            assert "the shared store has not been read for" in ready.json()["reason"]
+            assert b.metric("idspam_replica_lease_held") == 0
+            assert b.metric("idspam_follow_ok") == 0
+            # A change does not wait for it again, and it can make none.
+            began = time.monotonic()
+            assert put(a, 1).json()["revision"] == old
+            assert time.monotonic() - began < LEASE_SECONDS * 0.7
+            assert error_of(put(b, 2))["type"] == "lease_expired"
+            assert put(a, 2).json()["revision"] == new
+            mended = time.monotonic()
+            made.mend("b")
+            until(lambda: b.client.get("/readyz").status_code == 200)
+            until(lambda: new in asking.since(mended))
+        assert set(asking.since(mended)) == {503, new}
+        assert b.client.get("/readyz").json()["details"]["replica"] != id_before
+        assert put(b, 3).status_code == 200
+        assert revision_at(a, "n") == revision_at(b, "n") != new
+
+
+def test_a_short_outage_is_not_noticed(tmp_path: Path) -> None:
+    with cluster(tmp_path, "a", "b", LEASE_SECONDS="3") as made:
+        old = put(made["a"], 1).json()["revision"]
+        with Asking(made["b"], "n") as asking:
+            made.cut("b")
+            time.sleep(1.0)
+            made.mend("b")
+            new = put(made["a"], 2).json()["revision"]
+            returned = time.monotonic()
+            time.sleep(0.2)
+        assert {answer for _, answer in asking.answers} == {old, new}
+        assert set(asking.since(returned)) == {new}
+
+
+def test_with_stale_serve_a_replica_goes_on_answering_and_says_so(tmp_path: Path) -> None:
+    with cluster(tmp_path, "a", "b", STALE="serve") as made:
+        a, b = made["a"], made["b"]
+        old = put(a, 1).json()["revision"]
+        made.cut("b")
+        new = put(a, 2).json()["revision"]
+        time.sleep(0.2)
+        assert revision_at(b, "n") == old
+        ready = b.client.get("/readyz")
+        assert ready.status_code == 200
+        assert ready.json()["details"]["stale_seconds"] >= LEASE_SECONDS
+        assert "cannot" in ready.json()["details"]["shared_store"]
+        assert b.metric("idspam_replica_lease_held") == 0
+        refused = put(b, 3)
+        assert (refused.status_code, error_of(refused)["type"]) == (503, "store_unreachable")
+        made.mend("b")
+        until(lambda: revision_at(b, "n") == new)
+
+
+def test_with_stale_serve_a_replica_starts_from_what_it_knew_last(tmp_path: Path) -> None:
+    made = Cluster(tmp_path)
+    with made.replica("a", STALE="serve") as a:
+        old = put(a, 1).json()["revision"]
+    with made.replica("b") as b:
+        new = put(b, 2).json()["revision"]
+        with made.replica("a", cut=True, STALE="serve") as a:
+            assert revision_at(a, "n") == old
+            assert "stale_seconds" in a.client.get("/readyz").json()["details"]
+            assert error_of(put(a, 3))["type"] == "store_unreachable"
+            made.mend("a")
+            until(lambda: revision_at(a, "n") == new)
+            assert put(a, 3).status_code == 200
+            assert revision_at(a, "n") == revision_at(b, "n")
+
+
+def test_the_state_of_a_replica_that_died_is_waited_for_once(tmp_path: Path) -> None:
+    with cluster(tmp_path, "a", "b") as made:
+        put(made["a"], 1)
+        made.log().write_state(ReplicaState("dead-1", 7, 0, lease_seconds=LEASE_SECONDS))
+        began = time.monotonic()
+        assert put(made["a"], 2).status_code == 200
+        assert LEASE_SECONDS < time.monotonic() - began < LEASE_SECONDS * 3
+        assert "dead-1" not in {state.id for state in made.log().states()}
+        began = time.monotonic()
+        assert put(made["b"], 3).status_code == 200
+        assert time.monotonic() - began < LEASE_SECONDS
+
+
+def test_an_entry_of_a_newer_version_stops_a_replica_until_it_is_upgraded(tmp_path: Path) -> None:
+    with cluster(tmp_path, "a") as made:
+        a = made["a"]
+        put(a, 1)
+        number, records = made.log().load()
+        entry = Entry(number + 1, "commit", "x", "n", "publish", records["n"], "x", "now")
+        assert made.log().append(entry)
+        path = made.shared / "log" / f"{number + 2:012}.json"
+        newer = (made.shared / "log" / f"{number + 1:012}.json").read_text()
+        path.write_text(newer.replace('{"format":1,', '{"format":99,'))
+        until(lambda: a.client.get("/readyz").status_code == 503)
+        assert "has format 99" in a.client.get("/readyz").json()["reason"]
+        path.unlink()
+        until(lambda: a.client.get("/readyz").status_code == 200)
+
+
+def start_error(folder: Path, store: Path | str, **settings: str) -> str:
+    """Why a replica does not start."""
+    environ = {"ADAPTER_DIR": str(folder / "cache"), "ZOO_DIR": "off", "ADAPTER_STORE": str(store)}
+    environ |= settings
+
+    async def start() -> str:
+        read = read_settings({f"IDSPAM_{key}": value for key, value in environ.items()})
+        try:
+            backend = local_backend(read, Observer(), load=lambda: make_backbone(seed=1))
+        except StartFailed as error:
+            return str(error)
+        try:
+            await backend.start()
+        except (AdapterError, OSError) as error:
+            return str(error)
+        finally:
+            await backend.stop()
+        return "it started"
+
+    return asyncio.run(start())
+
+
+def test_what_keeps_a_replica_from_starting_is_named(tmp_path: Path) -> None:
+    missing = tmp_path / "not" / "there"
+    assert str(missing) in start_error(tmp_path, missing)
+    assert start_error(tmp_path, "ftp://host/x").startswith("IDSPAM_ADAPTER_STORE: 'ftp://host/x'")
+    assert "must be absolute" in start_error(tmp_path, "relative/folder")
+    shared = tmp_path / "shared"
+    SharedLog(ObjectStore(str(shared))).open(make_backbone().identity)
+    other = start_error(tmp_path, shared)
+    assert "belongs to replicas of the backbone tiny-bert-0" in other
+    assert "tiny-bert-1" in other
+    newer = (shared / "cluster.json").read_text().replace('{"format":1,', '{"format":2,')
+    (shared / "cluster.json").write_text(newer)
+    assert "has format 2" in start_error(tmp_path, shared)
+    # With nothing cached there is nothing to serve either.
+    assert str(missing) in start_error(tmp_path, missing, STALE="serve")
+
+
+def test_a_folder_with_the_adapters_of_a_single_service_is_not_taken_for_a_cache(
+    tmp_path: Path,
+) -> None:
+    AdapterStore(tmp_path / "cache").put("mine", content(1))
+    refused = start_error(tmp_path, tmp_path / "shared")
+    assert refused.startswith(f"IDSPAM_ADAPTER_DIR: {tmp_path / 'cache'} has the adapters of")
+    assert AdapterStore(tmp_path / "cache").names() == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "faulty"),
+    [
+        ({"ADAPTER_STORE": "s3://"}, "ADAPTER_STORE"),
+        ({"REPLICA": "a b"}, "REPLICA"),
+        ({"FOLLOW_SECONDS": "0"}, "FOLLOW_SECONDS"),
+        ({"LEASE_SECONDS": "nan"}, "LEASE_SECONDS"),
+        ({"ROLLOUT_SECONDS": "0"}, "ROLLOUT_SECONDS"),
+        ({"STALE": "perhaps"}, "STALE"),
+        ({"CACHE_MIB": "0"}, "CACHE_MIB"),
+        ({"ADAPTER_STORE": "/s", "LEASE_SECONDS": "1", "FOLLOW_SECONDS": "0.3"}, "LEASE_SECONDS"),
+        ({"ADAPTER_STORE": "/s", "ADAPTER_DIR": "/s"}, "ADAPTER_STORE"),
+    ],
+)
+def test_bad_settings_of_replicas_are_named(settings: dict[str, str], faulty: str) -> None:
+    with pytest.raises(InvalidSettings) as refused:
+        read_settings({f"IDSPAM_{key}": value for key, value in settings.items()})
+    assert refused.value.faults[0].startswith(f"IDSPAM_{faulty}: ")
+    assert len(refused.value.faults) == 1
