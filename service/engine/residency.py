@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import TypeAlias
 
+from adapters.errors import StoreUnreachable
 from service.engine.device_loader import DeviceLoader, Outcome
 from service.engine.host_cache import HostCache
-from adapters.errors import StoreUnreachable
 from service.engine.interface import AdapterKey
 from service.engine.observer import Observer
 from service.engine.runners.base import DeviceAdapter, HostAdapter

@@ -56,7 +56,7 @@ ERRORS: tuple[Exception, ...] = (
     adapter_errors.StoreFailed("the adapter store cannot publish: Read-only file system"),
     adapter_errors.StoreFull("the adapter store cannot publish: No space left on device"),
     adapter_errors.StoreUnreachable(
-        "the adapter store s3://bucket/idspam cannot create log/000000000017.json: no answer in time"
+        "the adapter store s3://bucket/idspam cannot read log/000000000017.json: no answer in time"
     ),
     adapter_errors.StoreDenied(
         "the adapter store s3://bucket/idspam refuses the credentials, or there are none"
