@@ -77,7 +77,7 @@ def test_of_two_committers_of_one_name_both_are_right(
         with ThreadPoolExecutor(2) as threads:
             answers = list(
                 threads.map(
-                    lambda item, name=name: put(pair[item[1]], name, item[0], **headers),  # type: ignore[misc]
+                    lambda item, name=name: put(pair[item[1]], name, item[0], **headers),
                     enumerate(("a", "b"), start=turn * 2),
                 )
             )
