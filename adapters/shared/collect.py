@@ -43,7 +43,7 @@ def collect(log: SharedLog, *, grace_seconds: float = GRACE_SECONDS) -> Collecte
     written = [*snapshots, *objects, *store.listing("replicas/")]
     now = max((item.modified for item in written), default=0.0)
     old = [item for item in snapshots if now - item.modified >= grace_seconds]
-    content = store.get(old[-1].key) if old else None
+    content = store.get(old[-1].key, size=old[-1].size) if old else None
     # None: another replica collects, and is ahead.
     if content is None:
         return Collected()

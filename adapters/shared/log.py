@@ -53,10 +53,15 @@ class SharedLog:
     """Blocking and safe to use from many threads. Every method raises StoreUnreachable and
     StoreDenied as `ObjectStore` does, NewerStore if it meets what a newer version wrote, and
     DamagedStore if it meets what nobody wrote; then nothing of it is returned.
+
+    Args:
+        patience: seconds for which `append` tries to learn what became of its entry; None: the
+            store's timeout.
     """
 
-    def __init__(self, store: ObjectStore) -> None:
+    def __init__(self, store: ObjectStore, *, patience: float | None = None) -> None:
         self.store = store
+        self.patience = store.timeout if patience is None else patience
         self._lock = threading.Lock()
         # What `load` and `read` have seen so far, for the next snapshot.
         self._state = LogState()
@@ -128,7 +133,7 @@ class SharedLog:
             StoreDenied, StoreFull: it was not written.
         """
         key, content = entry_key(entry.number), encode(entry)
-        until = time.monotonic() + self.store.timeout
+        until = time.monotonic() + self.patience
         failure: StoreUnreachable | None = None
         for pause in _pauses():
             try:
@@ -178,8 +183,12 @@ class SharedLog:
         with self._lock:
             if self._state.number - self._snapshot < every:
                 return None
-            number, content = self._state.number, encode(self._state)
-        self.store.create(snapshot_key(number), content)
+            # Encoding many names takes a while, and who reads the log must not wait for it.
+            number = self._state.number
+            seen = replace(
+                self._state, names=dict(self._state.names), pending=dict(self._state.pending)
+            )
+        self.store.create(snapshot_key(number), encode(seen))
         with self._lock:
             self._snapshot = max(self._snapshot, number)
         return number
@@ -192,11 +201,11 @@ class SharedLog:
 
     def newest_snapshot(self) -> tuple[LogState, int]:
         """A state to go on from, and its number; an empty one if there is no snapshot."""
-        for key in reversed(self.store.list("snapshots/")):
-            content = self.store.get(key)
+        for item in sorted(self.store.listing("snapshots/"), reverse=True):
+            content = self.store.get(item.key, size=item.size)
             # Else it was collected since.
             if content is not None:
-                state = decode(LogState, key, content)
+                state = decode(LogState, item.key, content)
                 return state, state.number
         return LogState(), 0
 

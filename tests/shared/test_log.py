@@ -131,8 +131,7 @@ def test_an_append_that_fails_twice_goes_on_until_it_knows(log: SharedLog, point
 @pytest.mark.parametrize(("point", "there"), [("shared.create", False), ("shared.get", True)])
 def test_an_append_that_cannot_know_says_so(new_store: NewStore, point: str, there: bool) -> None:
     store = new_store()
-    store.timeout = 0.3
-    log = SharedLog(store)
+    log = SharedLog(store, patience=0.1)
     one = entry(1, "a", record(b"1"))
     store.list("log/")
 
