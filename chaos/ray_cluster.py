@@ -45,6 +45,7 @@ from deploy.ray.running import (
 )
 from service.start import StartFailed
 
+_HOST = "127.0.0.1"
 _NAMES = ("alpha", "beta", "gamma")
 _CHANGED = ("one", "two")
 _TEXTS = 30
@@ -221,9 +222,9 @@ async def run(arguments: Namespace) -> list[Row]:
 
 @asynccontextmanager
 async def _clients(port: int, answers: Answers, seed: int) -> AsyncIterator[tuple[Load, Changes]]:
-    host, names = "127.0.0.1", list(_NAMES)
-    load = Load(host, port, answers, names, clients=4, seed=seed)
-    changes = Changes(host, port, answers, _CHANGED, writers=2, readers=3, seed=seed)
+    names = list(_NAMES)
+    load = Load(_HOST, port, answers, names, clients=4, seed=seed)
+    changes = Changes(_HOST, port, answers, _CHANGED, writers=2, readers=3, seed=seed)
     for name in names:
         version = answers.version()
         answers.learn(version)
@@ -319,7 +320,7 @@ async def _autoscale(lab: Lab, seconds: float) -> None:
         await asyncio.to_thread(deploy, lab.config)
         await asyncio.to_thread(wait_until_running, 1)
         began = time.monotonic()
-        heavy = Load("127.0.0.1", lab.port, lab.answers, list(_NAMES), clients=48, seed=7)
+        heavy = Load(_HOST, lab.port, lab.answers, list(_NAMES), clients=48, seed=7)
         async with heavy:
             while (await asyncio.to_thread(state))[2].get("RUNNING", 0) < 2:
                 assert time.monotonic() - began < _RECOVERY_SECONDS, "no second replica came"
@@ -349,7 +350,7 @@ async def _disconnect(lab: Lab, seconds: float) -> None:
     async def inject(row: Row) -> None:
         until, gone = time.monotonic() + seconds, 0
         while time.monotonic() < until:
-            _, writer = await asyncio.open_connection("127.0.0.1", lab.port)
+            _, writer = await asyncio.open_connection(_HOST, lab.port)
             # Some before their whole body is sent.
             writer.write(request if gone % 3 else request[:-100])
             with suppress(OSError):
@@ -410,7 +411,7 @@ _EVENTS: tuple[tuple[str, Callable[[Lab, float], Awaitable[None]]], ...] = (
 def _config(arguments: Namespace, folder: Path) -> dict[str, Any]:
     config = read_config(CONFIG)
     config["proxy_location"] = "HeadOnly"
-    config["http_options"] |= {"host": "127.0.0.1", "port": arguments.port}
+    config["http_options"] |= {"host": _HOST, "port": arguments.port}
     application = config["applications"][0]
     application["args"] = {
         "IDSPAM_BACKBONE": str(arguments.backbone),
@@ -432,7 +433,7 @@ def _config(arguments: Namespace, folder: Path) -> dict[str, Any]:
 
 async def _put(port: int, name: str, file: bytes) -> None:
     until = time.monotonic() + _RECOVERY_SECONDS
-    connection, answer = Connection("127.0.0.1", port), None
+    connection, answer = Connection(_HOST, port), None
     while time.monotonic() < until:
         with suppress(NotConnected, Cut, Silent):
             answer = await connection.ask(

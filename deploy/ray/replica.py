@@ -74,7 +74,7 @@ class Replica:
         self._tag = context.replica_tag.encode()
         host = await asyncio.to_thread(_proxy_host)
         settings = replica_settings(os.environ, values, host=host)
-        if getattr(settings, "adapter_store", None) is None:
+        if settings.adapter_store is None:
             _refuse_second(context.rank.rank)
             # The only copy: the replica before this one has to give it up first.
             self._lock = await asyncio.to_thread(_wait_for_folder, settings)
