@@ -291,8 +291,9 @@ class Catalog(CatalogView):
         stored = await asyncio.to_thread(
             self._store.stage, name, file, expected=current, spare=spare
         )
-        if split is None and stored.revision != current:
-            traffic = Traffic(stored.revision, current, 0.0, since=now())
+        is_new = stored.revision not in {item.revision for item in entry.revisions}
+        if split is None and is_new:
+            traffic = Traffic(stored.revision, current, 0.0, staged=True, since=now())
             await self._write_traffic(name, traffic, current)
         await self._preload(AdapterKey(name, stored.revision))
         await self._read(name, {stored.revision: spec})
@@ -321,7 +322,9 @@ class Catalog(CatalogView):
         known = entry.split
         goes_on = known is not None and known.key == after.key
         since = known.traffic.since if known is not None and goes_on else now()
-        return replace(wanted, revision=target, baseline=current, since=since)
+        last = entry.traffic
+        staged = last is not None and last.revision == target and last.never_current
+        return replace(wanted, revision=target, baseline=current, staged=staged, since=since)
 
     async def _end_traffic(self, change: Change, ending: Ending) -> ChangeResult:
         name, entry = change.name, self.entry(change.name)

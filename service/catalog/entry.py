@@ -262,16 +262,15 @@ class CatalogEntry:
         return Resolved(AdapterKey(self.name, revision), self.specs[revision])
 
     def previous(self) -> str:
-        """The revision that was current before this one, not one that is only tried.
+        """The revision that was current before this one; a staged one never was.
 
         Raises:
             UnknownRevision: there is none.
         """
         traffic = self.traffic
-        was_current = traffic is None or (traffic.ended and traffic.ended.cause == "promoted")
-        tried = None if traffic is None or was_current else traffic.revision
+        staged = traffic.revision if traffic is not None and traffic.never_current else None
         for item in self.revisions:
-            if item.revision not in (self.current, tried):
+            if item.revision not in (self.current, staged):
                 return item.revision
         raise UnknownRevision(
             self.name, "before the current one", [self.current] if self.current else []

@@ -57,8 +57,8 @@ class Traffic:
 
     revision: the second one, whole. baseline: the revision that was current when it began; once
     another one is current, it is over. percent: of all texts, those that the second revision reads.
-    shadow: its answers are only compared, and the current revision answers all texts. since: as
-    `Ending.at`.
+    shadow: its answers are only compared, and the current revision answers all texts. staged: the
+    second one was stored without becoming current. since: as `Ending.at`.
     """
 
     revision: str
@@ -66,12 +66,18 @@ class Traffic:
     percent: Percent
     shadow: bool = False
     rule: Rule = Rule()
+    staged: bool = False
     since: str = ""
     ended: Ending | None = None
 
     @property
     def in_force(self) -> bool:
         return self.ended is None
+
+    @property
+    def never_current(self) -> bool:
+        """Whether the second revision has answered nothing but its share."""
+        return self.staged and not (self.ended and self.ended.cause == "promoted")
 
     def takes(self, name: str, request_key: bytes) -> bool:
         """Whether the second revision reads the texts of this request key.

@@ -3,7 +3,7 @@
 It sends requests for all adapters, most for the first (Zipf), in a slow wave with bursts, with at
 most `--in-flight` requests open. Some requests are wrong on purpose. Without `--no-changes` it also
 uploads a copy of an adapter under a name of its own, lets another one read half of its texts as a
-shadow, rolls it back and, when it ends, deletes it.
+shadow, promotes that, rolls it back and, when it ends, deletes it.
 """
 
 import asyncio
@@ -215,12 +215,13 @@ class Demo:
             self._counts["texts"] += len(await self._client.predict(inputs, explain=explain))
 
     async def _change(self) -> None:
-        """Upload, try a shadow, roll back, be refused, and start again, until cancelled."""
+        """Upload, try a shadow, be refused, promote, roll back; again and again, until
+        cancelled."""
         names = self._chance.sample(self._names, min(2, len(self._names)))
         turn = 0
         while True:
             try:
-                match turn % 4:
+                match turn % 5:
                     case 0:
                         file = (await self._client.download(names[0])).data
                         # Even an upload that fails may have published a copy.
@@ -235,9 +236,10 @@ class Demo:
                             self._copy, staged.revision, 50, shadow=True, rule=NO_LIMITS
                         )
                     case 2:
-                        await self._client.rollback(self._copy)
-                    case _:
                         await self._client.upload(self._copy, b"no adapter")
+                    case 4:
+                        await self._client.promote(self._copy)
+                        await self._client.rollback(self._copy)
             except NotAllowed:
                 _say("this key may not change adapters: nothing is uploaded")
                 return

@@ -19,7 +19,7 @@ from service.engine.residency import Residency
 from service.engine.runners.base import BatchResult, RowFailure
 from service.engine.scheduler import QueuedEntry, Scheduler, Ticket
 from service.engine.trials import DropReason, Pair, Role, TrialListener
-from service.errors import AdapterLoadFailed, InferenceFailed, ServiceError
+from service.errors import AdapterLoadFailed, DeadlineExceeded, InferenceFailed, ServiceError
 
 logger = logging.getLogger(__name__)
 
@@ -60,15 +60,18 @@ class Shadows:
                 entries, deadline, client=client, weight=weight, bulk=bulk
             )
         except InferenceFailed:
+            # Its rows have reported which of them failed.
             self._report_read(entries, None)
+            raise
+        except DeadlineExceeded:
+            # Nobody's fault if revisions share the request.
+            if len({entry.adapter for entry in entries}) == 1:
+                self._report_lost(entries)
             raise
         except AdapterLoadFailed as error:
             lost = AdapterKey(error.name, error.revision)
-            failed = [entry for entry in entries if entry.adapter == lost]
-            self._report_read(failed, None)
-            for entry in failed:
-                if entry.trial is not None:
-                    self._answered_row_failed(entry)
+            self._report_lost([entry for entry in entries if entry.adapter == lost])
+            self._listener.unreadable(error.name, error.revision, str(error))
             raise
         self._report_read(entries, monotonic() - admitted)
         self._offer(entries, completion.rows)
@@ -118,6 +121,13 @@ class Shadows:
         alone = len({entry.adapter for entry in entries}) == 1
         for (name, candidate, role), count in texts.items():
             self._listener.read(name, candidate, role, count, seconds if alone else None)
+
+    def _report_lost(self, entries: Sequence[Entry]) -> None:
+        """None of these has an answer."""
+        self._report_read(entries, None)
+        for entry in entries:
+            if entry.trial is not None:
+                self._answered_row_failed(entry)
 
     def _answered_row_failed(self, entry: Entry) -> None:
         key, trial = entry.adapter, entry.trial

@@ -258,8 +258,9 @@ class ReplicatedCatalog(Catalog):
         if split is not None:
             spare |= {split.key.revision}
         after = names.staged(record, staged, kept=self._settings.kept, spare=spare)
-        if split is None and staged.revision != current:
-            traffic = Traffic(staged.revision, current, 0.0, since=now())
+        is_new = staged.revision not in {item.revision for item in entry.revisions}
+        if split is None and is_new:
+            traffic = Traffic(staged.revision, current, 0.0, staged=True, since=now())
             after = replace(after, traffic=_stored(traffic))
         result = ChangeResult(staged.revision)
         return Decision(after, result, prepare=staged.revision, changes=after != record)

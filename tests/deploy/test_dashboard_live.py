@@ -47,7 +47,9 @@ def test_every_expression_returns_data_under_the_demos_load(workers: str, tmp_pa
         for text in panel_expressions()
         # No adapter of the zoo gives sets of labels or abstains. And a second revision evicts none
         # that answers, so it is not compared here.
-        if not re.search("idspam_(labels_given_total|abstentions_total|traffic_(dis|score))", text)
+        if not re.search(
+            "idspam_(labels_given|abstentions|traffic_(compared|disagree|score))", text
+        )
     }
     variables = re.findall(r"label_values\((\w+), (\w+)\)", DASHBOARD.read_text())
     assert len(variables) == 2

@@ -52,7 +52,7 @@ def test_it_asks_every_adapter_and_leaves_nothing_behind(tmp_path: Path) -> None
         assert asked["first"] > asked["second"] > 0
         # Two from here, one is the demo's copy.
         assert live.metric("idspam_uploads_total", outcome="created") == 3
-        assert live.metric("idspam_uploads_total", outcome="replaced") >= 1
+        assert live.metric("idspam_uploads_total", outcome="staged") >= 1
         assert live.metric("idspam_truncated_inputs_total") > 0
     assert done.stdout.startswith("demo: asking first, second\n")
     assert " answered, " in done.stdout.splitlines()[-1]

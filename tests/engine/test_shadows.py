@@ -12,7 +12,7 @@ from adapters.format.files import serialize
 from service.engine.interface import AdapterKey, Entry
 from service.engine.scheduler import SPARE_SECONDS, QueuedEntry, Scheduler, Ticket
 from service.engine.trials import Trial
-from service.errors import InferenceFailed
+from service.errors import AdapterLoadFailed, DeadlineExceeded, InferenceFailed
 from tests.support.engine_harness import (
     EngineHarness,
     OpenEngine,
@@ -185,6 +185,33 @@ async def test_a_candidate_whose_file_is_gone_is_reported(open_engine: OpenEngin
         engine.store.path("a", other.revision).unlink()
         await engine.engine.predict([shadowed(engine, other, "free win")])
         await until(lambda: engine.trials.lost == [other])
+
+
+async def test_a_canary_that_is_too_late_or_cannot_be_loaded_has_failed(
+    open_engine: OpenEngine,
+) -> None:
+    async with open_engine(lanes=1) as engine:
+        other = second(engine)
+        entry = engine.entry("a", "free win")
+        entry = Entry(other, entry.encoding, entry.cost, trial=Trial(other.revision))
+        held = await engine.hold_device()
+        with pytest.raises(DeadlineExceeded):
+            await engine.engine.predict([entry], deadline=monotonic() + 0.05)
+        # Together with another adapter's text it is nobody's fault.
+        with pytest.raises(DeadlineExceeded):
+            await engine.engine.predict(
+                [entry, *engine.entries(("b", "x"))], deadline=monotonic() + 0.05
+            )
+        engine.device.release()
+        await held
+        assert engine.trials.failures == {("canary", other.revision): 1}
+        gone = second(engine, seed=10)
+        engine.store.path("a", gone.revision).unlink()
+        lost = Entry(gone, entry.encoding, entry.cost, trial=Trial(gone.revision))
+        with pytest.raises(AdapterLoadFailed):
+            await engine.engine.predict([lost, *engine.entries(("a", "x"))])
+        assert engine.trials.failures["canary", gone.revision] == 1
+        assert engine.trials.lost == [gone]
 
 
 async def test_draining_and_stopping_do_not_wait_for_shadows(open_engine: OpenEngine) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from service.http.error_shapes import ErrorShape, oip_shape, tei_shape, vllm_shape
 from service.http.errors import INTERNAL
-from service.http.openapi.documentation import entry, json_body, response
+from service.http.openapi.documentation import REQUEST_KEY, entry, json_body, response
 from service.http.openapi.refusals import (
     CHANGE,
     DEFAULT,
@@ -49,6 +49,8 @@ def _entry(name: str, *errors: str, shape: ErrorShape) -> dict[str, Any]:
         described["tag"],
         request=request,
         optional=described.get("optional", False),
+        # What is classified may be divided between two revisions.
+        parameters=(REQUEST_KEY,) if "inference_failed" in errors else (),
         answer=described.get("answer"),
         schema=described.get("answer_schema"),
         errors=_merged(refusals(*errors, shape=shape), noes),

@@ -186,6 +186,11 @@ def _condition(name: str, meaning: str) -> dict[str, Any]:
     return parameter | {"description": meaning}
 
 
+REQUEST_KEY = _condition(
+    "X-Request-Key",
+    "Of all inputs of the request: while the texts of an adapter are divided between two "
+    "revisions, requests with the same key get the same one. Without it each input is its own key.",
+)
 # Bodies that are read by hand.
 _REQUESTS = (PredictRequest, RollbackRequest, StreamLine, TrafficRequest)
 # The models of FastAPI's own error bodies.
@@ -209,11 +214,6 @@ _FORM = {
 }
 _IF_MATCH = _condition(
     "If-Match", "Only if this revision, in quotes, is the current one; `*`: only if there is one."
-)
-_REQUEST_KEY = _condition(
-    "X-Request-Key",
-    "Of all inputs of the request: while the texts of an adapter are divided between two "
-    "revisions, requests with the same key get the same one. Without it each input is its own key.",
 )
 _IF_NONE_MATCH = _condition("If-None-Match", "`*`: only if the name is new.")
 
@@ -252,7 +252,7 @@ def _lines(lines: Sequence[Mapping[str, Any]], description: str) -> dict[str, An
 PREDICT = entry(
     "predict",
     request=json_body(examples.PREDICT_REQUESTS, model=PredictRequest),
-    parameters=(_REQUEST_KEY,),
+    parameters=(REQUEST_KEY,),
     answer=examples.PREDICT_RESPONSE,
     model=PredictResponse,
     errors=refusals(*GATE, *JSON_BODY, *SERVED, *INFERENCE),
@@ -261,7 +261,7 @@ STREAM = entry(
     "predict",
     request=_lines(examples.STREAM_LINES, "Each a string, or an object as `StreamLine`."),
     parameters=[
-        _REQUEST_KEY,
+        REQUEST_KEY,
         *(
             {"name": name, "in": "query", "required": False, "schema": schema}
             for name, schema in StreamQuery.model_json_schema()["properties"].items()
