@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from adapters.backbone.model import check_fits
@@ -28,16 +29,19 @@ from adapters.errors import (
     InvalidName,
     RevisionConflict,
     RevisionTried,
+    StoreError,
     StoreFailed,
     StoreUnreachable,
     UnknownAdapter,
     UnloadedAdapter,
 )
 from adapters.format.durable import write_atomically
+from adapters.format.failures import store_failures
 from adapters.format.spec import AdapterSpec
 from adapters.format.store import NAME, Revision
 from adapters.format.uploads import received_path
 from adapters.shared.cache import CachedStore
+from adapters.shared.collect import Collected, collect
 from adapters.shared.log import SharedLog
 from adapters.shared.objects import store_object
 from adapters.shared.records import Entry, LogState, NameRecord, RevisionRecord, decode, encode
@@ -62,6 +66,11 @@ logger = logging.getLogger(__name__)
 _ZOO = "zoo/"
 # Of `IDSPAM_ROLLOUT_SECONDS`: after how long a prepare counts as abandoned.
 _ABANDONED = 2.0
+# Which store this folder is a cache of: its URL and its cluster's id.
+_CLUSTER_FILE = ".cluster.json"
+# How often the log is looked at for a new snapshot, and for what can go.
+_TIDY_SECONDS = 10.0
+_COLLECT_SECONDS = 3600.0
 # How soon what is known is on this machine's disk.
 _SAVED_SECONDS = 1.0
 
@@ -115,12 +124,12 @@ class ReplicatedCatalog(Catalog):
         )
         self._follower = Follower(
             log,
-            engine.info.identity,
             settings.name,
             self._lease,
             self._preparations,
             follow_seconds=settings.follow_seconds,
             observer=observer,
+            open_log=self._open_log,
             commit=self._committed,
             restore=self._restored,
             everywhere=lambda: self.everywhere(),
@@ -186,6 +195,7 @@ class ReplicatedCatalog(Catalog):
             self._follower.start_later(error)
         else:
             await self._register_zoo(zoo)
+        self._spawn(self._tidy())
         await self._preload_all()
 
     async def stop(self) -> None:
@@ -478,6 +488,42 @@ class ReplicatedCatalog(Catalog):
     def _raise_trouble(self, error: AdapterError) -> None:
         if isinstance(error, StoreFailed):
             raise error
+
+    def _open_log(self) -> None:
+        """
+        Raises:
+            OtherBackbone, NewerStore: the store is not for this replica.
+            StoreError: it is another one than at the last start of this replica.
+        """
+        url, remembered = self._log.store.url, self.root / _CLUSTER_FILE
+        cluster = self._log.open(self._engine.info.identity).cluster
+        try:
+            known: dict[str, str] = json.loads(remembered.read_bytes())
+        except (OSError, ValueError):
+            known = {}
+        if known.get(url, cluster) != cluster:
+            raise StoreError(
+                f"the adapter store {url} is another one than at the last start: it was emptied, "
+                f"or its file system is not mounted. To use it all the same, empty {self.root}"
+            )
+        with store_failures(self.root, "cache"):
+            write_atomically(remembered, json.dumps(known | {url: cluster}).encode())
+
+    async def _tidy(self) -> None:
+        """Write snapshots of the log, and remove what nobody needs, now and then."""
+        collected = monotonic()
+        while True:
+            # All replicas do this; not all at the same moment.
+            await asyncio.sleep(_TIDY_SECONDS * random.uniform(0.5, 1.5))
+            try:
+                await asyncio.to_thread(self._log.write_snapshot)
+                if monotonic() - collected > _COLLECT_SECONDS:
+                    collected = monotonic()
+                    removed = await asyncio.to_thread(collect, self._log)
+                    if removed != Collected():
+                        logger.info("the shared store was tidied: %s", removed)
+            except StoreError as error:
+                logger.warning("the shared store cannot be tidied now: %s", error)
 
     async def _register_zoo(self, zoo: Path | None) -> None:
         paths = await asyncio.to_thread(files_of, zoo)

@@ -17,7 +17,6 @@ from time import monotonic
 from typing import ParamSpec, TypeVar
 
 from adapters.errors import CollectedEntries, StoreError, StoreUnreachable
-from adapters.format.spec import BackboneIdentity
 from adapters.shared.log import SharedLog
 from adapters.shared.records import Entry, NameRecord, ReplicaState
 from service.engine.observer import Observer
@@ -57,6 +56,7 @@ class Follower:
         name: of this replica, for people.
         lease: renewed here, and read by whoever answers.
         follow_seconds: from one round to the next.
+        open_log: checks, blocking, that the log is the right one.
         commit: makes an entry's record the one that is served, in the same turn of the loop.
         restore: the same with all records at once.
         everywhere: returns when all HTTP processes have what was committed here.
@@ -71,13 +71,13 @@ class Follower:
     def __init__(
         self,
         log: SharedLog,
-        backbone: BackboneIdentity,
         name: str,
         lease: Lease,
         preparations: Preparations,
         *,
         follow_seconds: float,
         observer: Observer,
+        open_log: Callable[[], None],
         commit: Callable[[Entry], None],
         restore: Callable[[Mapping[str, NameRecord]], Awaitable[None]],
         everywhere: Callable[[], Awaitable[None]],
@@ -87,7 +87,7 @@ class Follower:
         self.number = 0
         self.trouble: str | None = None
         self._log = log
-        self._backbone = backbone
+        self._open_log = open_log
         self._is_open = False
         self._name = name
         self._lease = lease
@@ -261,7 +261,7 @@ class Follower:
             self._expired(entry)
 
     async def _open(self) -> None:
-        await self._call(self._log.open, self._backbone)
+        await self._call(self._open_log)
         self._is_open = True
 
     async def _write_state(self) -> None:

@@ -1,6 +1,7 @@
 """Replicas that cannot reach their store: what they answer, and that nothing stale is among it."""
 
 import asyncio
+import shutil
 import time
 from pathlib import Path
 
@@ -180,6 +181,17 @@ def test_what_keeps_a_replica_from_starting_is_named(tmp_path: Path) -> None:
     assert "has format 2" in start_error(tmp_path, shared)
     # With nothing cached there is nothing to serve either.
     assert str(missing) in start_error(tmp_path, missing, STALE="serve")
+
+
+def test_a_store_that_is_suddenly_another_one_is_not_taken(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    assert start_error(tmp_path, shared) == "it started"
+    assert start_error(tmp_path, shared) == "it started"
+    shared.rename(tmp_path / "unmounted")
+    refused = start_error(tmp_path, shared)
+    assert f"the adapter store {shared} is another one than at the last start" in refused
+    shutil.rmtree(tmp_path / "cache")
+    assert start_error(tmp_path, shared) == "it started"
 
 
 def test_a_folder_with_the_adapters_of_a_single_service_is_not_taken_for_a_cache(

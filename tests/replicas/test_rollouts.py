@@ -313,3 +313,34 @@ def test_clocks_of_other_replicas_mean_nothing(tmp_path: Path) -> None:
         until(lambda: revision_at(made["b"], "m") is not None)
         newer = put(made["b"], "m", 2).json()["revision"]
         assert revision_at(made["a"], "m") == newer
+
+
+def test_a_second_revision_is_tried_on_all_replicas_alike(pair: Cluster) -> None:
+    a, b = pair["a"], pair["b"]
+    first = put(a, "t", 1).json()["revision"]
+    staged = b.client.put("/v1/adapters/t?stage=true&force=true", content=content(2))
+    second = staged.json()["revision"]
+    assert revision_at(a, "t") == revision_at(b, "t") == first
+    assert revision_at(a, f"t@{second}") == second
+    divided = a.client.put(
+        "/v1/adapters/t/traffic", json={"revision": second, "percent": 100, "shadow": False}
+    )
+    if divided.status_code == 409:
+        # Its labels may differ: then it can only be a shadow.
+        divided = a.client.put(
+            "/v1/adapters/t/traffic", json={"revision": second, "percent": 100, "shadow": True}
+        )
+    assert divided.status_code == 200, divided.text
+    shown = [live.client.get("/v1/adapters/t/traffic").json() for live in (a, b)]
+    for field in ("revision", "baseline", "percent", "shadow", "state"):
+        assert shown[0][field] == shown[1][field]
+    assert shown[1]["state"] == "active"
+    tried = b.client.delete(f"/v1/adapters/t/revisions/{second}")
+    assert error_of(tried)["type"] == "revision_tried"
+    promoted = b.client.post("/v1/adapters/t/traffic/promote")
+    assert promoted.json()["revision"] == second
+    assert revision_at(a, "t") == revision_at(b, "t") == second
+    for live in (a, b):
+        ended = live.client.get("/v1/adapters/t/traffic").json()
+        assert (ended["state"], ended["ended"]["cause"]) == ("ended", "promoted")
+    assert a.client.delete("/v1/adapters/t/traffic").status_code == 204
