@@ -31,7 +31,7 @@ def test_a_replica_that_is_cut_off_stops_answering_before_a_change_returns(tmp_p
         a, b = made["a"], made["b"]
         old = put(a, 1).json()["revision"]
         id_before = b.client.get("/readyz").json()["details"]["replica"]
-        with Asking(b, "n") as asking:
+        with Asking(b.url, "n") as asking:
             made.cut("b")
             began = time.monotonic()
             new = put(a, 2).json()["revision"]
@@ -69,7 +69,7 @@ def test_a_replica_that_is_cut_off_stops_answering_before_a_change_returns(tmp_p
 def test_a_short_outage_is_not_noticed(tmp_path: Path) -> None:
     with cluster(tmp_path, "a", "b", LEASE_SECONDS="3") as made:
         old = put(made["a"], 1).json()["revision"]
-        with Asking(made["b"], "n") as asking:
+        with Asking(made["b"].url, "n") as asking:
             made.cut("b")
             time.sleep(1.0)
             made.mend("b")

@@ -61,12 +61,12 @@ def test_replicas_agree_under_load_stops_and_kills(
                 place,
                 workers=workers,
                 faults=str(faults) if name == "a" else "",
-                **(settings | {"REPLICA": name}),  # type: ignore[arg-type]
+                **(settings | {"REPLICA": name}),
             )
             services.append(stack.enter_context(service))
         a, b = services
         put(a, files[0])
-        with Asking(a, "n") as at_a, Asking(b, "n") as at_b:
+        with Asking(a.url, "n") as at_a, Asking(b.url, "n") as at_b:
             for turn in range(4):
                 revision = put(services[turn % 2], files[1 + turn % 2])
                 returned = time.monotonic()

@@ -121,9 +121,9 @@ class Asking:
     """Asks one replica for predictions without pause, in a thread; keeps when each answer was asked
     for, and what it was: a revision, or the status of an error."""
 
-    def __init__(self, live: RunningService, name: str) -> None:
+    def __init__(self, url: str, name: str) -> None:
         self.answers: list[tuple[float, str | int]] = []
-        self._live = live
+        self._url = url
         self._name = name
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._ask)
@@ -141,7 +141,7 @@ class Asking:
         return [answer for asked, answer in self.answers if asked >= began]
 
     def _ask(self) -> None:
-        with httpx.Client(base_url=self._live.url, timeout=20) as client:
+        with httpx.Client(base_url=self._url, timeout=20) as client:
             while not self._done.is_set():
                 asked = time.monotonic()
                 body = {"adapter": self._name, "inputs": "x"}
