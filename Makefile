@@ -8,7 +8,7 @@ TESTS ?= tests
 FIND_PYTHON = test -n "$(PYTHON)" || { echo "$@: found no Python 3.11 or newer: install one, or set PYTHON=..."; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup clients serve test quick api-fuzz chaos soak compose-test ray ray-setup ray-test dashboard fuzz lint format lock sbom bench bench-peers bench-gpu clean
+.PHONY: help setup clients serve test quick api-fuzz chaos replicas-test soak compose-test ray ray-setup ray-test dashboard fuzz lint format lock sbom bench bench-peers bench-gpu clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ api-fuzz: $(VENV)/ready ## test the OpenAPI document with new requests, about te
 
 chaos: $(VENV)/ready ## inject every fault into a running service, under eight minutes on two cores
 	$(BIN)/python -m chaos
+
+replicas-test: $(VENV)/ready ## two replicas as processes, stopped and killed, about a minute: docs/replicas.md
+	REPLICAS_TEST=1 $(BIN)/python -m pytest tests/replicas
 
 soak: $(VENV)/ready ## ten minutes of uploads and predictions; memory, descriptors and latency must stay flat
 	$(BIN)/python -m chaos.soak --plot runs/soak.svg

@@ -1,5 +1,5 @@
 """Two replicas as processes, with and without workers: roll-outs under load, a stopped engine, and
-a committer that is killed in the middle of a roll-out."""
+a committer that is killed in the middle of a roll-out. `make replicas-test` runs it."""
 
 import os
 import signal
@@ -18,7 +18,11 @@ from tests.support.replicas import Asking
 from tests.support.service_process import ReadyService, body_of, ready_service, until
 from tests.support.tiny_models import make_adapter
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(240),
+    pytest.mark.skipif("REPLICAS_TEST" not in os.environ, reason="make replicas-test runs it"),
+]
 
 LEASE_SECONDS = 2.0
 
