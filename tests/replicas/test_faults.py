@@ -26,6 +26,7 @@ def put(live: RunningService, seed: int, query: str = "") -> httpx.Response:
     return live.client.put(f"/v1/adapters/n?force=true{query}", content=content(seed))
 
 
+@pytest.mark.slow
 def test_a_replica_that_is_cut_off_stops_answering_before_a_change_returns(tmp_path: Path) -> None:
     with cluster(tmp_path, "a", "b") as made:
         a, b = made["a"], made["b"]
@@ -66,6 +67,7 @@ def test_a_replica_that_is_cut_off_stops_answering_before_a_change_returns(tmp_p
         assert revision_at(a, "n") == revision_at(b, "n") != new
 
 
+@pytest.mark.slow
 def test_a_short_outage_is_not_noticed(tmp_path: Path) -> None:
     with cluster(tmp_path, "a", "b", LEASE_SECONDS="3") as made:
         old = put(made["a"], 1).json()["revision"]
@@ -80,6 +82,7 @@ def test_a_short_outage_is_not_noticed(tmp_path: Path) -> None:
         assert set(asking.since(returned)) == {new}
 
 
+@pytest.mark.slow
 def test_with_stale_serve_a_replica_goes_on_answering_and_says_so(tmp_path: Path) -> None:
     with cluster(tmp_path, "a", "b", STALE="serve") as made:
         a, b = made["a"], made["b"]
@@ -115,6 +118,7 @@ def test_with_stale_serve_a_replica_starts_from_what_it_knew_last(tmp_path: Path
             assert revision_at(a, "n") == revision_at(b, "n")
 
 
+@pytest.mark.slow
 def test_the_state_of_a_replica_that_died_is_waited_for_once(tmp_path: Path) -> None:
     with cluster(tmp_path, "a", "b") as made:
         put(made["a"], 1)
@@ -128,6 +132,7 @@ def test_the_state_of_a_replica_that_died_is_waited_for_once(tmp_path: Path) -> 
         assert time.monotonic() - began < LEASE_SECONDS
 
 
+@pytest.mark.slow
 def test_an_entry_of_a_newer_version_stops_a_replica_until_it_is_upgraded(tmp_path: Path) -> None:
     with cluster(tmp_path, "a") as made:
         a = made["a"]

@@ -178,8 +178,9 @@ def test_a_replica_that_comes_later_knows_everything_and_takes_part(pair: Cluste
     assert time.monotonic() - began < 0.8
 
 
+@pytest.mark.slow
 def test_a_prepare_whose_committer_died_blocks_nobody_and_is_aborted(tmp_path: Path) -> None:
-    with cluster(tmp_path, "a", "b", ROLLOUT_SECONDS="1") as made:
+    with cluster(tmp_path, "a", "b", ROLLOUT_SECONDS="1.5") as made:
         a = made["a"]
         first = put(a, "n", 1).json()["revision"]
         number, records = made.log().load()
@@ -239,10 +240,11 @@ def test_a_replica_that_refuses_stops_the_roll_out_with_its_reason(tmp_path: Pat
         assert kinds == [*committed, "prepare", "abort", *committed, *committed]
 
 
+@pytest.mark.slow
 def test_a_replica_that_is_not_ready_in_time_is_named(tmp_path: Path) -> None:
     brake = Brake()
     made = Cluster(tmp_path)
-    with made.replica("a", ROLLOUT_SECONDS="1") as a, made.replica("b", load=brake.load) as b:
+    with made.replica("a", ROLLOUT_SECONDS="2") as a, made.replica("b", load=brake.load) as b:
         first = put(a, "n", 1).json()["revision"]
         brake.on()
         try:
@@ -250,7 +252,7 @@ def test_a_replica_that_is_not_ready_in_time_is_named(tmp_path: Path) -> None:
         finally:
             brake.off()
         assert (late.status_code, error_of(late)["type"]) == (504, "rollout_timeout")
-        assert error_of(late)["message"].endswith("after 1 seconds: b")
+        assert error_of(late)["message"].endswith("after 2 seconds: b")
         assert revision_at(a, "n") == revision_at(b, "n") == first
         assert put(b, "n", 2).status_code == 200
 
