@@ -8,7 +8,7 @@ TESTS ?= tests
 FIND_PYTHON = test -n "$(PYTHON)" || { echo "$@: found no Python 3.11 or newer: install one, or set PYTHON=..."; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup clients serve test quick api-fuzz chaos replicas-test soak compose-test ray ray-setup ray-test dashboard fuzz lint format lock sbom bench bench-peers bench-gpu clean
+.PHONY: help setup clients serve test quick api-fuzz chaos replicas-test soak compose-test kubernetes-test ray ray-setup ray-test dashboard fuzz lint format lock sbom bench bench-peers bench-gpu clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,15 @@ soak: $(VENV)/ready ## ten minutes of uploads and predictions; memory, descripto
 compose-test: ## build and run deploy/compose.yaml with this machine's Docker, test it, and remove it: docs/operate.md
 	@$(FIND_PYTHON)
 	@$(PYTHON) deploy/compose_test.py
+
+# checkov and the schemas of other projects need other versions of our packages, so they get an environment of their own.
+KUBERNETES := runs/kubernetes
+
+kubernetes-test: ## render deploy/kubernetes and check it against schemas and policies, without a cluster: docs/kubernetes.md
+	@$(FIND_PYTHON)
+	@test -x $(KUBERNETES)/bin/checkov || { $(PYTHON) -m venv $(KUBERNETES) && $(KUBERNETES)/bin/pip install -q \
+		kubernetes-validate==1.37.0 checkov==3.3.30 cloudcoil-models-prometheus-operator==0.80.1.0; }
+	@$(KUBERNETES)/bin/python deploy/kubernetes_test.py
 
 # Ray brings thirty packages that nothing else needs, so it gets an environment on top of .venv.
 RAY := runs/ray

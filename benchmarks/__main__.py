@@ -22,6 +22,7 @@ COMMANDS = {
     "access": "what checking a request's key costs, over the number of keys",
     "peers": "the service beside Infinity and LitServe, on a CPU",
     "swap": "uploads of alternating adapters while clients predict",
+    "replicas": "roll-outs on 1, 2, 4 replicas under load, on a folder and on S3; 1,000 simulated",
     "training": "an epoch beside PEFT's prompt tuning and LoRA, and its memory",
     "shell": "`python -m service predict` on a file, beside the engine alone",
     "exactness": "how batching and bfloat16 change the scores of the zoo",
