@@ -2,10 +2,10 @@
 
 For each store (a folder; S3, played by moto's server on this machine) and number of replicas,
 clients predict at every replica, and new revisions of one adapter are published, at each replica in
-turn, with `wait=all`. These must be zero: failed requests and roll-outs; *stale* answers, by an older
-revision than the last one whose roll-out had returned before the request was sent; answers
+turn, with `wait=all`. These must be zero: failed requests and roll-outs; *stale* answers, by an
+older revision than the last one whose roll-out had returned before the request was sent; answers
 *backwards*, by an older revision than the same client has seen from that replica. Then the protocol
-is played for up to 1,000 replicas with the measured times of its steps (`benchmarks.rollout_model`).
+is played for up to 1,000 replicas with measured times of its steps (`benchmarks.rollout_model`).
 """
 
 import hashlib
@@ -133,7 +133,7 @@ def run(options: Namespace) -> Report:
         "throughput": f"{_TEXTS_PER_REQUEST} texts of {MEAN_TOKENS:.0f} tokens a request, "
         f"{_CONNECTIONS} connections to each replica, {options.rounds} rounds in turns",
         "cores": f"{os.cpu_count()}: replicas, store and clients share them",
-        "simulated": f"{options.plays} roll-outs for each number, from the measured steps; the store "
+        "simulated": f"{options.plays} roll-outs for each number, from measured steps; the store "
         f"answers {options.store_limit:,.0f} requests/s (0: any number)",
     }
     columns = ("store", "replicas", "roll-out p50 s", "p99 s", "roll-outs failed", "answers")

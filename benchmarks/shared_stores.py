@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+
 from adapters.shared.log import SharedLog, entry_key
 from adapters.shared.objects import ObjectStore, object_key
 from adapters.shared.records import ReplicaState
-from tests.support.s3_server import BUCKET, environment, s3_server
-
 from benchmarks.rollout_model import Seconds, Steps
+from tests.support.s3_server import BUCKET, environment, s3_server
 
 STORES = ("folder", "s3")
 # How many replicas' states are read.
