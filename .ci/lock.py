@@ -91,7 +91,8 @@ def write(tools: Path, compile_: Compiler) -> None:
     )
     sets = {
         "all": compile_(extras=extras) | backbone,
-        "serve": compile_(extras=["serve"]) | backbone,
+        # The image must reach a bucket.
+        "serve": compile_(extras=["serve", "s3"]) | backbone,
         "train": compile_(extras=["train"]) | backbone,
     }
     for name, blocks in sets.items():

@@ -91,11 +91,13 @@ def play(
 
     def said(when: Seconds) -> Seconds:
         """Until the slowest replica has written what it has done by then."""
-        return (when + drawn(steps.put, *when.shape)).max(axis=1)
+        said_at: Seconds = (when + drawn(steps.put, *when.shape)).max(axis=1)
+        return said_at
 
     def noticed(slowest: Seconds) -> Seconds:
         """Until the committer, who looks again and again, has read it."""
-        return np.ceil(slowest / period) * period + looking
+        noticed_at: Seconds = np.ceil(slowest / period) * period + looking
+        return noticed_at
 
     # The committer reads its own entry back, and has the file already.
     own = drawn(steps.read, plays, 1)
