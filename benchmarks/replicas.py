@@ -16,7 +16,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -89,6 +89,16 @@ class Tally:
     seconds: list[float] = field(default_factory=list)
     rollouts: list[float] = field(default_factory=list)
 
+    def answered(self, number: int, *, floor: int, seen: int) -> None:
+        """Count an answer by revision `number`.
+
+        Args:
+            floor: the last revision whose roll-out had returned before the request was sent.
+            seen: the newest that this client has seen from this replica.
+        """
+        self.stale += number < floor
+        self.backwards += number < seen
+
 
 class Revisions:
     """The order of the revisions, and which one the last finished roll-out brought."""
@@ -159,6 +169,8 @@ def _on_store(
                 last = options.rounds > 0 and count == max(options.replicas)
                 rates = _throughput(servers, options, source, own) if last else {}
             measured_rows.append(_figures(count, tally))
+            if count == 1:
+                steps = _with_the_engines_part(steps, tally.rollouts, options)
     for figure in measured_rows:
         if figure["replicas"] in rates:
             figure["texts_per_second"] = rates[figure["replicas"]]
@@ -244,8 +256,7 @@ def _rolled_out(servers: Sequence[Server], backbone: Backbone, options: Namespac
                 tally.failed += 1
                 tally.reasons.append(str(content)[:300])
                 return seen
-            tally.stale += number < floor
-            tally.backwards += number < seen
+            tally.answered(number, floor=floor, seen=seen)
         return max(seen, number)
 
     def client(server: Server) -> None:
@@ -321,6 +332,14 @@ def _warming(backbone: Backbone, samples: int = 20) -> Seconds:
         check_fits(validate(data).spec, backbone)
         seconds.append(time.perf_counter() - began)
     return np.array(seconds)
+
+
+def _with_the_engines_part(steps: Steps, rollouts: Sequence[float], options: Namespace) -> Steps:
+    """What a roll-out on one replica takes beyond the store's calls is the check and the engine's
+    try of the new revision."""
+    without = play(replace(steps, warm=np.zeros(1)), 1, follow_seconds=options.follow)
+    rest = np.array(rollouts) - float(np.median(without.total))
+    return replace(steps, warm=np.maximum(rest, steps.warm.min()))
 
 
 def _figures(count: int, tally: Tally) -> dict[str, Any]:
