@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from service.replicas import follower, rollouts
 
 from benchmarks.__main__ import main
 from benchmarks.replicas import Revisions, Tally
 from benchmarks.rollout_model import HURRY, LOOK_SECONDS, Steps, play, requests_per_second
+from service.replicas import follower, rollouts
 
 
 def steps(**seconds: float) -> Steps:
