@@ -141,6 +141,25 @@ async def classify(
         _count_failures(service, entries, error)
         raise
 
+    answers = answers_of(
+        texts, encodings, completion, tokenize_seconds, abstain_below=abstain_below
+    )
+    _count_answers(service, answers)
+    service.guard.charge(answers.tokens)
+    if service.decisions is not None:
+        _record(service, service.decisions, answers, client, perf_counter() - started)
+    return answers
+
+
+def answers_of(
+    texts: Sequence[Text],
+    encodings: Sequence[Encoding],
+    completion: Completion,
+    tokenize_seconds: float = 0.0,
+    *,
+    abstain_below: float | None = None,
+) -> Answers:
+    """What the scores of texts mean. abstain_below: as of `classify`."""
     labels = [
         text.spec.labels[row.scores.argmax()]
         for text, row in zip(texts, completion.rows, strict=True)
@@ -156,7 +175,7 @@ async def classify(
         if (below := text.spec.abstain_below if abstain_below is None else abstain_below)
         is not None
     }
-    answers = Answers(
+    return Answers(
         texts,
         encodings,
         completion.rows,
@@ -167,11 +186,6 @@ async def classify(
         completion.queue_seconds,
         completion.inference_seconds,
     )
-    _count_answers(service, answers)
-    service.guard.charge(answers.tokens)
-    if service.decisions is not None:
-        _record(service, service.decisions, answers, client, perf_counter() - started)
-    return answers
 
 
 def ranked(scores: Sequence[float]) -> list[int]:

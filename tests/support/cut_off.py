@@ -45,9 +45,12 @@ class CutOff:
         self._ready.set()
         self._loop.run_forever()
         server.close()
-        for task in asyncio.all_tasks(self._loop):
+        tasks = asyncio.all_tasks(self._loop)
+        for task in tasks:
             task.cancel()
-        self._loop.run_until_complete(asyncio.sleep(0))
+        self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        # What is closed has its last turn.
+        self._loop.run_until_complete(asyncio.sleep(0.01))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
@@ -70,6 +73,7 @@ class CutOff:
                 sending.cancel()
                 forth.transport.abort()
                 writer.transport.abort()
+                await asyncio.gather(sending, return_exceptions=True)
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
