@@ -221,7 +221,8 @@ def classify(
         cpus, gpus: of each actor.
         batch_size: texts of a call.
     """
-    DataContext.get_current().execution_options.preserve_order = True
+    # A data set has the options of the time when it was made, and so have those made from it.
+    dataset.context.execution_options.preserve_order = True
     least, most = actors
     lanes = {f"{PREFIX}CPU_LANES": str(max(1, min(4, int(cpus))))} if not gpus else {}
     return dataset.map_batches(
@@ -250,6 +251,7 @@ def main(arguments: Sequence[str]) -> int:
         settings = {key: value for key, value in os.environ.items() if key.startswith(PREFIX)}
         read_settings(settings)
         _connect(parsed.address)
+        DataContext.get_current().execution_options.preserve_order = True
         answers = classify(
             _read(parsed),
             files,
