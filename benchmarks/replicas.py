@@ -169,6 +169,8 @@ def _on_store(
                 last = options.rounds > 0 and count == max(options.replicas)
                 rates = _throughput(servers, options, source, own) if last else {}
             measured_rows.append(_figures(count, tally))
+            # The whole takes a quarter of an hour.
+            progress("  " + ", ".join(f"{key} {value}" for key, value in _told(measured_rows[-1])))
             if count == 1:
                 steps = _with_the_engines_part(steps, tally.rollouts, options)
     for figure in measured_rows:
@@ -332,6 +334,15 @@ def _warming(backbone: Backbone, samples: int = 20) -> Seconds:
         check_fits(validate(data).spec, backbone)
         seconds.append(time.perf_counter() - began)
     return np.array(seconds)
+
+
+def _told(figure: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What is worth seeing while the rest runs."""
+    for key, value in figure.items():
+        if isinstance(value, float):
+            yield key, f"{value:.2f}"
+        elif value:
+            yield key, str(value)
 
 
 def _with_the_engines_part(steps: Steps, rollouts: Sequence[float], options: Namespace) -> Steps:
