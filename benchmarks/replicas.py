@@ -71,7 +71,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--store-limit",
         type=float,
         default=5500.0,
-        help="requests/s that the simulated store answers, as S3 does for a prefix; 0: no limit",
+        help="requests/s that the simulated S3 answers, as Amazon's does for a prefix; 0: no limit",
     )
     parser.add_argument("--plays", type=at_least(1), default=500, help="of each simulation")
 
@@ -143,7 +143,7 @@ def run(options: Namespace) -> Report:
         "throughput": f"{_TEXTS_PER_REQUEST} texts of {MEAN_TOKENS:.0f} tokens a request, "
         f"{_CONNECTIONS} connections to each replica, {options.rounds} rounds in turns",
         "cores": f"{os.cpu_count()}: replicas, store and clients share them",
-        "simulated": f"{options.plays} roll-outs for each number, from measured steps; the store "
+        "simulated": f"{options.plays} roll-outs for each number, from measured steps; S3 "
         f"answers {options.store_limit:,.0f} requests/s (0: any number)",
     }
     columns = ("store", "replicas", "roll-out p50 s", "p99 s", "roll-outs failed", "answers")
@@ -177,7 +177,9 @@ def _on_store(
         if figure["replicas"] in rates:
             figure["texts_per_second"] = rates[figure["replicas"]]
             figure["over_one"] = rates[figure["replicas"]] / rates[min(rates)]
-    simulated = [_simulated(steps, count, options) for count in SIMULATED]
+    # A folder has no such limit of its own.
+    limit = (options.store_limit or None) if kind == "s3" else None
+    simulated = [_simulated(steps, count, options, limit) for count in SIMULATED]
     rows = [_row(kind, figure) for figure in measured_rows]
     for figure in simulated:
         cells = [f"{figure['p50_s']:.2f}", f"{figure['p99_s']:.2f}"]
@@ -372,8 +374,7 @@ def _figures(count: int, tally: Tally) -> dict[str, Any]:
     }
 
 
-def _simulated(steps: Steps, count: int, options: Namespace) -> dict[str, Any]:
-    limit = options.store_limit or None
+def _simulated(steps: Steps, count: int, options: Namespace, limit: float | None) -> dict[str, Any]:
     played = play(
         steps,
         count,
