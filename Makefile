@@ -8,10 +8,10 @@ TESTS ?= tests
 FIND_PYTHON = test -n "$(PYTHON)" || { echo "$@: found no Python 3.11 or newer: install one, or set PYTHON=..."; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup clients serve test quick api-fuzz chaos replicas-test soak compose-test kubernetes-test ray ray-setup ray-test dashboard fuzz lint format lock sbom bench bench-peers bench-gpu clean
+.PHONY: help setup clients serve test quick api-fuzz chaos chaos-replicas replicas-test soak compose-test kubernetes-test ray ray-setup ray-test dashboard fuzz lint format lock sbom bench bench-peers bench-gpu clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(VENV)/ready ## make .venv with every pinned package
 
@@ -43,6 +43,9 @@ api-fuzz: $(VENV)/ready ## test the OpenAPI document with new requests, about te
 
 chaos: $(VENV)/ready ## inject every fault into a running service, under eight minutes on two cores
 	$(BIN)/python -m chaos
+
+chaos-replicas: $(VENV)/ready ## break replicas and the store that they share, about 13 minutes on two cores: docs/replicas.md
+	$(BIN)/python -m chaos.replicas
 
 replicas-test: $(VENV)/ready ## two replicas as processes, stopped and killed, about a minute: docs/replicas.md
 	REPLICAS_TEST=1 $(BIN)/python -m pytest tests/replicas

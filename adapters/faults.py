@@ -13,6 +13,7 @@ count` for the point's count-th passing in this process and none other. Actions:
     kill      the process ends as by `kill -9`
     stop      the process stops as by SIGSTOP
     ENOSPC    an OSError with this (or any other) error number is raised
+    sleep:N   the call takes N seconds longer
     yes       the call returns True, and the code around the point does what its comment says
 
 A test in the same process can `install` a function of its own instead.
@@ -21,6 +22,7 @@ A test in the same process can `install` a function of its own instead.
 import errno
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -64,6 +66,8 @@ def act(action: str) -> bool:
             os.kill(os.getpid(), signal.SIGSTOP)
         case "yes":
             return True
+        case _ if action.startswith("sleep:"):
+            time.sleep(float(action.removeprefix("sleep:")))
         case _:
             number = getattr(errno, action)
             raise OSError(number, os.strerror(number))

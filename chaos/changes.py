@@ -21,6 +21,10 @@ _WEIGHTS = (10, 4, 2, 1, 2)
 class Changes:
     """Writers and readers of some names, and their history.
 
+    Args:
+        ports: of services that behave as one; clients are spread over them.
+        kinds: the changes that writers make.
+
     Attributes:
         faults: what was wrong with an answer, whatever its order.
         lost: requests that got neither an answer nor the end of their connection.
@@ -30,15 +34,18 @@ class Changes:
     def __init__(
         self,
         host: str,
-        port: int,
+        ports: Sequence[int],
         answers: Answers,
         names: Sequence[str],
         *,
         writers: int,
         readers: int,
         seed: int,
+        kinds: Sequence[Kind] = _KINDS,
     ) -> None:
-        self._host, self._port = host, port
+        self._host, self._ports = host, ports
+        self._kinds = kinds
+        self._weights = [_WEIGHTS[_KINDS.index(kind)] for kind in kinds]
         self._answers = answers
         self._names = names
         self._seed = seed
@@ -47,6 +54,8 @@ class Changes:
         self._stopping = False
         self._tasks: list[asyncio.Task[None]] = []
         self.history: list[Operation] = []
+        # Of each operation in the history, where it was asked.
+        self._asked: list[int] = []
         self.faults: list[str] = []
         self.lost = self.unknown = self.answered = self.cut = self.in_flight = 0
 
@@ -63,28 +72,45 @@ class Changes:
 
     def restarted(self, began: float, ended: float) -> None:
         """The engine's process was replaced between these times: unloaded names are loaded."""
-        self.history += [Operation(name, "restart", began, ended) for name in self._names]
+        for name in self._names:
+            self._saw(Operation(name, "restart", began, ended), self._ports[0])
+
+    def seen_at(self, port: int) -> list[Operation]:
+        """All changes, wherever they were made, and the reads of one service."""
+        return [
+            operation
+            for operation, asked in zip(self.history, self._asked, strict=True)
+            if operation.kind != "read" or asked == port
+        ]
 
     async def read_all(self) -> None:
         """Read every name once more: what was acknowledged must still be there."""
-        connection = Connection(self._host, self._port)
-        for name in self._names:
-            await self._predict(connection, name, [0])
-        connection.close()
+        for port in self._ports:
+            connection = Connection(self._host, port)
+            for name in self._names:
+                await self._predict(connection, name, [0])
+            connection.close()
+
+    def _saw(self, operation: Operation, port: int) -> None:
+        self.history.append(operation)
+        self._asked.append(port)
+
+    def _connection(self, number: int) -> Connection:
+        return Connection(self._host, self._ports[number % len(self._ports)])
 
     async def _write(self, number: int) -> None:
         chance = random.Random(f"{self._seed} writer {number}")
-        connection = Connection(self._host, self._port)
+        connection = self._connection(number)
         while not self._stopping:
             name = chance.choice(self._names)
-            (kind,) = chance.choices(_KINDS, _WEIGHTS)
+            (kind,) = chance.choices(self._kinds, self._weights)
             await self._change(connection, name, kind, chance)
             await asyncio.sleep(chance.uniform(0, 4 * _PAUSE_SECONDS))
         connection.close()
 
     async def _read(self, number: int) -> None:
         chance = random.Random(f"{self._seed} reader {number}")
-        connection = Connection(self._host, self._port)
+        connection = self._connection(number)
         while not self._stopping:
             texts = chance.choices(range(len(self._answers.texts)), k=chance.choice((1, 2)))
             await self._predict(connection, chance.choice(self._names), texts)
@@ -126,12 +152,12 @@ class Changes:
             if answer is None or answer.error != "not_ready":
                 # It may have happened, or happen later.
                 self.unknown += 1
-                self.history.append(Operation(name, kind, began, math.inf, revision))
+                self._saw(Operation(name, kind, began, math.inf, revision), connection.port)
             # The more of these there are at once, the harder is the search for an order.
             await asyncio.sleep(_AFTER_FAILURE_SECONDS)
         elif answer.status < 300:
             self.answered += 1
-            self.history.append(Operation(name, kind, began, ended, revision))
+            self._saw(Operation(name, kind, began, ended, revision), connection.port)
         elif answer.error is None:
             self.faults.append(f"{kind} {name}: {answer.status} {str(answer.body)[:200]}")
 
@@ -153,11 +179,11 @@ class Changes:
         elif outcome == "right":
             revisions = {result["revision"] for result in answer.body["results"]}
             for revision in revisions:
-                self.history.append(Operation(name, "read", began, ended, revision))
+                self._saw(Operation(name, "read", began, ended, revision), connection.port)
         elif answer.error == "adapter_not_found":
-            self.history.append(Operation(name, "read", began, ended, ABSENT))
+            self._saw(Operation(name, "read", began, ended, ABSENT), connection.port)
         elif answer.error == "adapter_unloaded":
-            self.history.append(Operation(name, "read", began, ended, UNLOADED))
+            self._saw(Operation(name, "read", began, ended, UNLOADED), connection.port)
         else:
             return
         self.answered += 1

@@ -437,7 +437,7 @@ def _changes(lab: Lab, *, writers: int, readers: int) -> Changes:
     names = [f"changed-{lab.row.workers}-{lab.chance.randrange(10**6)}-{n}" for n in range(4)]
     return Changes(
         "127.0.0.1",
-        lab.service.port,
+        [lab.service.port],
         lab.answers,
         names,
         writers=writers,
