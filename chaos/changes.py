@@ -73,7 +73,7 @@ class Changes:
     def restarted(self, began: float, ended: float) -> None:
         """The engine's process was replaced between these times: unloaded names are loaded."""
         for name in self._names:
-            self._saw(Operation(name, "restart", began, ended), self._ports[0])
+            self.saw(Operation(name, "restart", began, ended), self._ports[0])
 
     def seen_at(self, port: int) -> list[Operation]:
         """All changes, wherever they were made, and the reads of one service."""
@@ -91,7 +91,8 @@ class Changes:
                 await self._predict(connection, name, [0])
             connection.close()
 
-    def _saw(self, operation: Operation, port: int) -> None:
+    def saw(self, operation: Operation, port: int) -> None:
+        """Add an operation that was asked at this port to the history."""
         self.history.append(operation)
         self._asked.append(port)
 
@@ -152,12 +153,12 @@ class Changes:
             if answer is None or answer.error != "not_ready":
                 # It may have happened, or happen later.
                 self.unknown += 1
-                self._saw(Operation(name, kind, began, math.inf, revision), connection.port)
+                self.saw(Operation(name, kind, began, math.inf, revision), connection.port)
             # The more of these there are at once, the harder is the search for an order.
             await asyncio.sleep(_AFTER_FAILURE_SECONDS)
         elif answer.status < 300:
             self.answered += 1
-            self._saw(Operation(name, kind, began, ended, revision), connection.port)
+            self.saw(Operation(name, kind, began, ended, revision), connection.port)
         elif answer.error is None:
             self.faults.append(f"{kind} {name}: {answer.status} {str(answer.body)[:200]}")
 
@@ -179,11 +180,11 @@ class Changes:
         elif outcome == "right":
             revisions = {result["revision"] for result in answer.body["results"]}
             for revision in revisions:
-                self._saw(Operation(name, "read", began, ended, revision), connection.port)
+                self.saw(Operation(name, "read", began, ended, revision), connection.port)
         elif answer.error == "adapter_not_found":
-            self._saw(Operation(name, "read", began, ended, ABSENT), connection.port)
+            self.saw(Operation(name, "read", began, ended, ABSENT), connection.port)
         elif answer.error == "adapter_unloaded":
-            self._saw(Operation(name, "read", began, ended, UNLOADED), connection.port)
+            self.saw(Operation(name, "read", began, ended, UNLOADED), connection.port)
         else:
             return
         self.answered += 1

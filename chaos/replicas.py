@@ -199,17 +199,17 @@ async def _injected(lab: Lab, name: str, fault: Fault, store: Kind) -> Row:
             if request.outcome in ("wrong", "lost")
         ]
         right = [request.ended for request in requests if request.outcome == "right"]
-        longest = _longest(right, began, ended)
+        gap = longest(right, began, ended)
         if each in victims:
-            row.hit = max(row.hit, longest)
+            row.hit = max(row.hit, gap)
         else:
-            row.others = max(row.others or 0.0, longest)
+            row.others = max(row.others or 0.0, gap)
     accepted = [
         operation.ended
         for operation in changes.history
         if operation.kind != "read" and operation.known
     ]
-    row.changes = _longest(accepted, began, ended)
+    row.changes = longest(accepted, began, ended)
     row.accepted, row.unknown = len(accepted), changes.unknown
     row.complaints += changes.faults
     await _judge(row, changes, ports)
@@ -244,8 +244,8 @@ async def _recovered(lab: Lab) -> bool:
     return True
 
 
-def _longest(moments: Sequence[float], began: float, ended: float) -> float:
-    """The longest time without one."""
+def longest(moments: Sequence[float], began: float, ended: float) -> float:
+    """The longest time in a span without one of these moments."""
     marks = [began, *sorted(each for each in moments if began < each < ended), ended]
     return max(after - before for before, after in pairwise(marks))
 
