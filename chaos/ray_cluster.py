@@ -228,7 +228,7 @@ async def run(arguments: Namespace) -> list[Row]:
 async def _clients(port: int, answers: Answers, seed: int) -> AsyncIterator[tuple[Load, Changes]]:
     names = list(_NAMES)
     load = Load(_HOST, port, answers, names, clients=4, seed=seed)
-    changes = Changes(_HOST, port, answers, _CHANGED, writers=2, readers=3, seed=seed)
+    changes = Changes(_HOST, [port], answers, _CHANGED, writers=2, readers=3, seed=seed)
     for name in names:
         version = answers.version()
         answers.learn(version)

@@ -256,7 +256,7 @@ async def _lab(
     with _folder() as folder, ExitStack() as stack:
         endpoint = stack.enter_context(s3_server()) if store == "s3" else None
         replicas: list[Replica] = []
-        async with AsyncExitStack() as loads:
+        async with AsyncExitStack() as running:
             try:
                 for number in range(count):
                     proxy = stack.enter_context(proxy_to(endpoint)) if endpoint else None
@@ -278,6 +278,7 @@ async def _lab(
                             **(environment(proxy.url) if proxy else {}),
                         },
                     )
+                    running.push_async_callback(_end, service)
                     await service.start()
                     load = Load(
                         "127.0.0.1", service.port, answers, [_STEADY], clients=1, seed=seed + number
@@ -285,14 +286,16 @@ async def _lab(
                     replicas.append(Replica(service, load, proxy))
                 await _publish(replicas[0], answers)
                 for each in replicas:
-                    await loads.enter_async_context(each.load)
+                    await running.enter_async_context(each.load)
                 yield Lab(replicas, answers, random.Random(seed))
             finally:
                 for each in replicas:
                     each.mend()
-        for each in replicas:
-            if each.service.running:
-                await each.service.kill()
+
+
+async def _end(service: Service) -> None:
+    if service.running:
+        await service.kill()
 
 
 async def _publish(replica: Replica, answers: Answers) -> None:
