@@ -248,6 +248,8 @@ async def _history(changes: Changes) -> Row:
         row.note = f"{len(changes.history)} operations, {len(violations)} violations"
     except Undecided as error:
         row.complaints.append(str(error))
+    for complaint in row.complaints:
+        sys.stderr.write(f"ray:   {complaint}\n")
     return row
 
 
