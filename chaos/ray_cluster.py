@@ -31,7 +31,7 @@ from ray.serve.context import _get_global_client
 from adapters.backbone.loading import DEFAULT_BACKBONE, load_backbone
 from chaos.answers import Answers
 from chaos.changes import Changes
-from chaos.history import Undecided, check
+from chaos.history import Kind, Undecided, check
 from chaos.http import Connection, Cut, NotConnected, Silent
 from chaos.load import Load
 from deploy.ray.app import NAME
@@ -47,6 +47,8 @@ from service.start import StartFailed
 
 _HOST = "127.0.0.1"
 _NAMES = ("alpha", "beta", "gamma")
+# Unloading is for the replica that is asked alone, so no register explains it.
+_KINDS: tuple[Kind, ...] = ("put", "rollback", "delete")
 _CHANGED = ("one", "two")
 _TEXTS = 30
 _MIB = 2**20
@@ -228,7 +230,9 @@ async def run(arguments: Namespace) -> list[Row]:
 async def _clients(port: int, answers: Answers, seed: int) -> AsyncIterator[tuple[Load, Changes]]:
     names = list(_NAMES)
     load = Load(_HOST, port, answers, names, clients=4, seed=seed)
-    changes = Changes(_HOST, [port], answers, _CHANGED, writers=2, readers=3, seed=seed)
+    changes = Changes(
+        _HOST, [port], answers, _CHANGED, writers=2, readers=3, seed=seed, kinds=_KINDS
+    )
     for name in names:
         version = answers.version()
         answers.learn(version)
