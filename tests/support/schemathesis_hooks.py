@@ -37,14 +37,6 @@ _LINES = [
 schemathesis.openapi.media_type(
     "application/x-ndjson", st.lists(st.sampled_from(_LINES), max_size=5).map(b"\n".join)
 )
-
-
-@schemathesis.serializer("application/x-ndjson")
-def lines_of(_: schemathesis.SerializationContext, value: str | bytes) -> bytes:
-    """The document's own example is text."""
-    return value.encode() if isinstance(value, str) else value
-
-
 # A schema says that an upload is bytes, but not which bytes are an adapter.
 schemathesis.openapi.format("binary", st.sampled_from(FILES))
 

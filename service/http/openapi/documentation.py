@@ -243,10 +243,11 @@ def _upload(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _lines(lines: Sequence[Mapping[str, Any]], description: str) -> dict[str, Any]:
-    """A body of lines of JSON, which no schema of JSON can describe."""
-    value = "".join(f"{orjson.dumps(line).decode()}\n" for line in lines)
-    schema = {"type": "string", "format": "binary", "description": description}
-    return {"application/x-ndjson": {"schema": schema, "examples": {"lines": {"value": value}}}}
+    """A body of lines of JSON, which no schema of JSON can describe: its example is in words, too."""
+    example = "\n".join(orjson.dumps(line).decode() for line in lines)
+    text = f"{description} For example:\n\n```\n{example}\n```"
+    schema = {"type": "string", "format": "binary", "description": text}
+    return {"application/x-ndjson": {"schema": schema}}
 
 
 PREDICT = entry(
