@@ -243,7 +243,7 @@ def _upload(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _lines(lines: Sequence[Mapping[str, Any]], description: str) -> dict[str, Any]:
-    """A body of lines of JSON, which no schema of JSON can describe: its example is in words, too."""
+    """A body of lines of JSON, which no schema of JSON can describe. Its example is text, too."""
     example = "\n".join(orjson.dumps(line).decode() for line in lines)
     text = f"{description} For example:\n\n```\n{example}\n```"
     schema = {"type": "string", "format": "binary", "description": text}
