@@ -55,7 +55,7 @@ class Changes:
         self._tasks: list[asyncio.Task[None]] = []
         self.history: list[Operation] = []
         # Of each operation in the history, where it was asked.
-        self._asked: list[int] = []
+        self._asked: list[int | str] = []
         self.faults: list[str] = []
         self.lost = self.unknown = self.answered = self.cut = self.in_flight = 0
 
@@ -75,12 +75,17 @@ class Changes:
         for name in self._names:
             self.saw(Operation(name, "restart", began, ended), self._ports[0])
 
-    def seen_at(self, port: int) -> list[Operation]:
-        """All changes, wherever they were made, and the reads of one service."""
+    @property
+    def answerers(self) -> set[int | str]:
+        """Who answered: replicas by their names, or else services by their ports."""
+        return set(self._asked)
+
+    def seen_at(self, answerer: int | str) -> list[Operation]:
+        """All changes, wherever they were made, and the reads of one service or replica."""
         return [
             operation
             for operation, asked in zip(self.history, self._asked, strict=True)
-            if operation.kind != "read" or asked == port
+            if operation.kind != "read" or asked == answerer
         ]
 
     async def read_all(self) -> None:
@@ -91,10 +96,10 @@ class Changes:
                 await self._predict(connection, name, [0])
             connection.close()
 
-    def saw(self, operation: Operation, port: int) -> None:
-        """Add an operation that was asked at this port to the history."""
+    def saw(self, operation: Operation, answerer: int | str) -> None:
+        """Add an operation that this service or replica answered to the history."""
         self.history.append(operation)
-        self._asked.append(port)
+        self._asked.append(answerer)
 
     def _connection(self, number: int) -> Connection:
         return Connection(self._host, self._ports[number % len(self._ports)])
@@ -158,7 +163,9 @@ class Changes:
             await asyncio.sleep(_AFTER_FAILURE_SECONDS)
         elif answer.status < 300:
             self.answered += 1
-            self.saw(Operation(name, kind, began, ended, revision), connection.port)
+            self.saw(
+                Operation(name, kind, began, ended, revision), answer.replica or connection.port
+            )
         elif answer.error is None:
             self.faults.append(f"{kind} {name}: {answer.status} {str(answer.body)[:200]}")
 
@@ -180,11 +187,18 @@ class Changes:
         elif outcome == "right":
             revisions = {result["revision"] for result in answer.body["results"]}
             for revision in revisions:
-                self.saw(Operation(name, "read", began, ended, revision), connection.port)
+                self.saw(
+                    Operation(name, "read", began, ended, revision),
+                    answer.replica or connection.port,
+                )
         elif answer.error == "adapter_not_found":
-            self.saw(Operation(name, "read", began, ended, ABSENT), connection.port)
+            self.saw(
+                Operation(name, "read", began, ended, ABSENT), answer.replica or connection.port
+            )
         elif answer.error == "adapter_unloaded":
-            self.saw(Operation(name, "read", began, ended, UNLOADED), connection.port)
+            self.saw(
+                Operation(name, "read", began, ended, UNLOADED), answer.replica or connection.port
+            )
         else:
             return
         self.answered += 1

@@ -24,10 +24,12 @@ class Silent(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """body: the JSON of the body; None where it is empty."""
+    """body: the JSON of the body; None where it is empty. replica: the `X-Replica` that answered;
+    "" where a service answers for itself."""
 
     status: int
     body: Any
+    replica: str = ""
 
     @property
     def error(self) -> str | None:
@@ -103,4 +105,4 @@ class Connection:
         if content:
             with suppress(ValueError):
                 body = json.loads(content)
-        return Answer(int(lines[0].split(" ")[1]), body)
+        return Answer(int(lines[0].split(" ")[1]), body, headers.get("x-replica", ""))
