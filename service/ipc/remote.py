@@ -64,7 +64,7 @@ _MONITORED = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 _GRACE_SECONDS = 0.5
 _STARTING = "the engine's process is starting"
 _NO_HEARTBEAT = "the engine has not been heard of lately"
-_NO_LEASE = "the shared store has not been read lately"
+_NO_LEASE = "the replica's lease is over"
 
 Reply: TypeAlias = PredictDone | ChangeDone
 R = TypeVar("R", PredictDone, ChangeDone)

@@ -156,7 +156,10 @@ class ReplicatedCatalog(Catalog):
             return None
         silent = self._follower.silent_seconds
         reason = self._follower.trouble or "it answers slowly"
-        return f"the shared store has not been read for {silent:.1f} seconds: {reason}"
+        return (
+            f"the replica's lease is over; it read the shared store {silent:.1f} seconds ago: "
+            f"{reason}"
+        )
 
     def details(self) -> dict[str, float | str]:
         """For /readyz."""

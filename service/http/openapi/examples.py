@@ -64,7 +64,9 @@ ERRORS: tuple[Exception, ...] = (
     adapter_errors.UnknownOutcome("whether a change of 'sms-spam' is in the log is not known"),
     RuntimeError("what the log says, and the client does not see"),
     errors.AuditFailed("the change cannot be recorded: No space left on device"),
-    errors.LeaseExpired("the shared store has not been read for 6 seconds: connection refused"),
+    errors.LeaseExpired(
+        "the replica's lease is over; it read the shared store 6.0 seconds ago: connection refused"
+    ),
     errors.NotReady("warming up"),
     errors.EngineUnavailable("the service is draining"),
     errors.RolloutTimeout("sms-spam", ["gpu-2"], 60.0),
