@@ -290,6 +290,33 @@ ROWS = (
         ),
     ),
     (
+        "Replicas of one store",
+        (
+            Chart(
+                "Whether a replica may answer, and whether it reads the store",
+                "short",
+                [
+                    Query(f"idspam_replica_lease_held{{{ON}}}", "{{instance}} may answer"),
+                    Query(f"idspam_follow_ok{{{ON}}}", "{{instance}} reads"),
+                ],
+                "1: yes. Without a shared store there is nothing here. docs/replicas.md.",
+            ),
+            Chart(
+                "Changes applied",
+                "short",
+                [Query(f"idspam_replica_applied{{{ON}}}", "{{instance}}")],
+                "The number of the last change. Replicas that agree have the same.",
+            ),
+            Chart(
+                "A look at the store",
+                "s",
+                [Query(f"idspam_follow_seconds{{{ON}}}", "{{instance}}")],
+            ),
+            Chart("Roll-outs by outcome", "short", per("idspam_rollouts_total", "outcome")),
+            Chart("Roll-out, p50, p95 and p99", "s", shares("idspam_rollout_seconds")),
+        ),
+    ),
+    (
         "Two revisions of an adapter",
         (
             Chart(
