@@ -63,13 +63,14 @@ def test_a_text_and_its_pair_are_one_key() -> None:
 @given(
     traffic=st.builds(
         Traffic,
-        st.just(SECOND),
-        st.just(FIRST),
-        st.floats(0, 100),
-        st.booleans(),
-        st.builds(Rule, st.none() | st.floats(0, 1), st.none() | st.floats(0, 1)),
-        st.text(max_size=20),
-        st.none() | st.builds(Ending, st.just("errors"), st.text(), st.text()),
+        revision=st.just(SECOND),
+        baseline=st.just(FIRST),
+        percent=st.floats(0, 100),
+        shadow=st.booleans(),
+        rule=st.builds(Rule, st.none() | st.floats(0, 1), st.none() | st.floats(0, 1)),
+        staged=st.booleans(),
+        since=st.text(max_size=20),
+        ended=st.none() | st.builds(Ending, st.just("errors"), st.text(), st.text()),
     )
 )
 def test_what_is_stored_is_read_again(traffic: Traffic) -> None:
