@@ -187,7 +187,11 @@ class ObjectStore:
     def _failure(self, doing: str, error: Exception) -> StoreFailed:
         if isinstance(error, OSError) and (self._folder is not None or is_full(error)):
             reason = error.strerror or str(error)
-            if self._folder is not None and not self._folder.is_dir():
+            if (
+                isinstance(error, FileNotFoundError)
+                and self._folder is not None
+                and not self._folder.is_dir()
+            ):
                 reason = "the folder does not exist"
             reason = f"the adapter store {self.url} cannot {doing}: {reason}"
             if is_full(error):
