@@ -22,7 +22,10 @@ pytestmark = pytest.mark.slow
 def test_sigterm_flips_ready_then_answers_what_is_in_flight_then_exits_0(
     tmp_path: Path, folder: Path
 ) -> None:
-    with service_process(environ(folder, tmp_path)) as running:
+    # Enough texts for the device to be busy for a while after the signal.
+    texts = 6000
+    limits = {"MAX_INPUTS": str(texts), "MAX_WAITING_TOKENS": "1000000"}
+    with service_process(environ(folder, tmp_path, **limits)) as running:
         assert running.stdout is not None
         line = running.stdout.readline()
         assert line.startswith("serving http://127.0.0.1:")
@@ -31,8 +34,7 @@ def test_sigterm_flips_ready_then_answers_what_is_in_flight_then_exits_0(
         adapter = make_adapter(load_backbone(str(folder), device="cpu"), max_length=64)
         with httpx.Client(base_url=url, timeout=30) as client:
             assert client.put("/v1/adapters/a", content=serialize(adapter)).status_code == 201
-            # Enough texts for the device to be busy while the signal comes.
-            body = {"adapter": "a", "inputs": ["the card is not good " * 12] * 1000}
+            body = {"adapter": "a", "inputs": ["the card is not good " * 12] * texts}
             answers: list[httpx.Response] = []
             asking = threading.Thread(
                 target=lambda: answers.append(
@@ -42,15 +44,16 @@ def test_sigterm_flips_ready_then_answers_what_is_in_flight_then_exits_0(
             asking.start()
             until(lambda: client.get("/readyz").json()["details"]["waiting_entries"] > 0)
             running.send_signal(signal.SIGTERM)
-            until(lambda: client.get("/readyz").status_code == 503)
-            assert client.get("/readyz").json()["reason"] == "draining"
-            assert client.get("/healthz").status_code == 200
-            refused = client.post("/v1/predict", json={"adapter": "a", "inputs": "x"})
+            # On new connections: draining closes idle ones, maybe as a request is on its way.
+            until(lambda: httpx.get(f"{url}/readyz").status_code == 503)
+            assert httpx.get(f"{url}/readyz").json()["reason"] == "draining"
+            assert httpx.get(f"{url}/healthz").status_code == 200
+            refused = httpx.post(f"{url}/v1/predict", json={"adapter": "a", "inputs": "x"})
             assert refused.status_code == 503
             assert error_of(refused)["type"] == "unavailable"
             asking.join()
         assert answers[0].status_code == 200
-        assert len(answers[0].json()["results"]) == 1000
+        assert len(answers[0].json()["results"]) == texts
         assert running.wait(20) == 0
 
 
