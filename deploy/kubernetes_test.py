@@ -138,7 +138,7 @@ def _checkov(manifests: Sequence[Manifest]) -> Iterator[str]:
     if not command.exists():
         yield "ok: checkov is not installed: its rules are not checked"
         return
-    # It knows no InferenceService: its pod is shown as one.
+    # checkov does not check an InferenceService, so it is given the pod that KServe makes of it.
     shown: list[Any] = [dict(item) for item in manifests]
     for item in manifests:
         if item["kind"] == "InferenceService":

@@ -3,14 +3,12 @@
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import aclosing, suppress
 from typing import Self
 
 from service.client.errors import ClientError, Closed
-from service.client.retry import Retries
 from service.client.streaming import Lines
-from service.client.transport import Address
 
 
 class Background:
@@ -19,29 +17,10 @@ class Background:
     Use it in a `with` block, whose end gives up what has no answer yet.
 
     Args:
-        all: as of `Lines`.
+        make: called once, in that thread.
     """
 
-    def __init__(
-        self,
-        addresses: Sequence[Address],
-        *,
-        params: Mapping[str, str],
-        headers: Mapping[str, str],
-        retries: Retries,
-        timeouts_final: bool = False,
-        failed: Callable[[str, ClientError, float], None] = lambda *_: None,
-    ) -> None:
-        def make() -> Lines:
-            return Lines(
-                addresses,
-                params=params,
-                headers=headers,
-                retries=retries,
-                timeouts_final=timeouts_final,
-                failed=failed,
-            )
-
+    def __init__(self, make: Callable[[], Lines]) -> None:
         self._make = make
         # Guards all below, and is notified of answers, room and the end.
         self._changed = threading.Condition()

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Self, TypeVar, Unpack
 
@@ -24,7 +25,7 @@ from service.client.batch import (
 )
 from service.client.errors import Closed, Refused
 from service.client.retry import ONCE, Call, Exchanger, Retries
-from service.client.streaming import STREAM_SECONDS
+from service.client.streaming import STREAM_SECONDS, Lines
 from service.client.transport import Address, BlockingTransport, Hooks
 from service.client.types import (
     AdapterDetail,
@@ -146,14 +147,15 @@ class Client:
         """
         check_many(inputs)
         params, headers = operations.stream_params(adapter, options)
-        background = Background(
+        make = partial(
+            Lines,
             [self._address.longer(STREAM_SECONDS)],
             params=params,
             headers=headers,
             retries=self._exchanger.retries,
             timeouts_final="timeout_ms" in options,
         )
-        return self._streamed(inputs, background)
+        return self._streamed(inputs, Background(make))
 
     def adapters(self) -> list[AdapterSummary]:
         """All adapters by name."""

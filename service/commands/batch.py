@@ -10,6 +10,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from queue import Empty, Full, Queue
 from time import monotonic
@@ -331,7 +332,7 @@ def _background(arguments: Namespace) -> "Background":
     from service.client import Client
     from service.client.background import Background
     from service.client.operations import stream_params
-    from service.client.streaming import STREAM_SECONDS
+    from service.client.streaming import STREAM_SECONDS, Lines
     from service.client.transport import Address
 
     key, ca = api_key(arguments.api_key), ca_file()
@@ -351,11 +352,14 @@ def _background(arguments: Namespace) -> "Background":
         sys.stderr.write(f"{describe(failure)}; the others are asked meanwhile\n")
     params, headers = stream_params(arguments.adapter, options_of(arguments))
     return Background(
-        addresses,
-        params=params,
-        headers=headers,
-        retries=Retries(attempts=10**6, seconds=arguments.retry_seconds),
-        failed=_Notices().failed,
+        partial(
+            Lines,
+            addresses,
+            params=params,
+            headers=headers,
+            retries=Retries(attempts=10**6, seconds=arguments.retry_seconds),
+            failed=_Notices().failed,
+        )
     )
 
 
