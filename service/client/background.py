@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import aclosing, suppress
 from typing import Self
 
-from service.client.errors import ClientError, Closed
+from service.client.errors import Closed
 from service.client.streaming import Lines
 
 
