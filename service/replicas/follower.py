@@ -105,6 +105,7 @@ class Follower:
         self._waiters: list[asyncio.Future[None]] = []
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._has_left = False
         self._delivering: set[asyncio.Task[None]] = set()
         self._beat = 0
         self._applied = 0
@@ -144,7 +145,11 @@ class Follower:
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        """Give up the lease and leave the cluster. Nothing may be answered any more."""
+        """Give up the lease and leave the cluster. Nothing may be answered any more. Stopping twice
+        is fine."""
+        if self._has_left:
+            return
+        self._has_left = True
         if self._task is not None:
             self._task.cancel()
         self._lease.end()

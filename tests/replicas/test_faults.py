@@ -171,6 +171,19 @@ def start_error(folder: Path, store: Path | str, **settings: str) -> str:
     return asyncio.run(start())
 
 
+async def test_a_replica_that_is_stopped_twice_leaves_once(tmp_path: Path) -> None:
+    values = {"ADAPTER_DIR": str(tmp_path / "cache"), "ZOO_DIR": "off"}
+    values["ADAPTER_STORE"] = str(tmp_path / "shared")
+    read = read_settings({f"IDSPAM_{key}": value for key, value in values.items()})
+    backend = local_backend(read, Observer(), load=lambda: make_backbone(seed=1))
+    await backend.start()
+    log = SharedLog(ObjectStore(str(tmp_path / "shared")))
+    assert len(log.states()) == 1
+    await backend.stop()
+    await backend.stop()
+    assert log.states() == []
+
+
 def test_what_keeps_a_replica_from_starting_is_named(tmp_path: Path) -> None:
     missing = tmp_path / "not" / "there"
     assert str(missing) in start_error(tmp_path, missing)
