@@ -19,7 +19,7 @@ from adapters.errors import AdapterError
 from adapters.format.spec import AdapterSpec
 from service.backend import Backend
 from service.catalog.entry import CatalogEntry
-from service.errors import ServiceError
+from service.errors import Overloaded, ServiceError
 from service.ipc.channel import Channel, Context, Outbox, RateLimitedWarnings
 from service.ipc.child import BEAT_SECONDS
 from service.ipc.protocol import (
@@ -56,8 +56,11 @@ logger = logging.getLogger(__name__)
 # revisions.
 GIVE_UP_SECONDS = LEASE_SECONDS
 
-# While requests come, workers hear this often how busy the engine is.
+# While requests come, workers hear this often how busy the engine is: seldom while it is calm, which
+# it is if everything that waits will be done within `_CALM_WAIT_SECONDS`.
 LOAD_SECONDS = 0.02
+CALM_LOAD_SECONDS = 0.2
+_CALM_WAIT_SECONDS = 0.1
 
 _UNKNOWN_WORKER = encode([UnknownWorker()])
 
@@ -107,8 +110,9 @@ class EngineServer:
         self._known_specs: dict[str, Mapping[str, AdapterSpec]] = {}
         self._progress = asyncio.Event()
         self._last_beat = monotonic()
-        self._load_scheduled = False
         self._loop = asyncio.get_running_loop()
+        self._calm = True
+        self._load_timer: asyncio.TimerHandle | None = None
         self._channel = Channel(socket, self._receive)
 
     def open(self) -> None:
@@ -221,9 +225,8 @@ class EngineServer:
 
     async def _predict(self, worker: _Worker, request: Predict) -> None:
         try:
-            if not self._load_scheduled:
-                self._load_scheduled = True
-                self._loop.call_later(LOAD_SECONDS, self._send_load)
+            if self._load_timer is None:
+                self._send_load_within(CALM_LOAD_SECONDS if self._calm else LOAD_SECONDS)
             entries = entries_of(request)
             completion = await self._backend.engine.predict(
                 entries,
@@ -234,13 +237,25 @@ class EngineServer:
             )
             worker.outbox.send(predict_done_of(request.id, completion))
         except Exception as error:
+            if self._calm and isinstance(error, Overloaded):
+                self._calm = False
+                self._send_load_within(LOAD_SECONDS)
             self._fail(worker, request.id, error)
+
+    def _send_load_within(self, seconds: float) -> None:
+        if self._load_timer is not None:
+            self._load_timer.cancel()
+        self._load_timer = self._loop.call_later(seconds, self._send_load)
 
     def _send_load(self) -> None:
         """Tell the workers how busy the engine is, so that they refuse what it would refuse."""
-        self._load_scheduled = False
+        if self._load_timer is not None:
+            self._load_timer.cancel()
+            self._load_timer = None
         load = self._backend.engine.load
         if load is not None:
+            waits = [load.otherwise, *(seconds for seconds, _ in load.waits.values())]
+            self._calm = max(waits) < _CALM_WAIT_SECONDS
             message = engine_load_of(load, len(self._workers))
             for worker in self._workers.values():
                 worker.outbox.send(message)
