@@ -51,6 +51,9 @@ _RETRY_SECONDS_UNMEASURED = 1.0
 _TIMEOUT_SHARE = 0.4
 _SMALLEST_LIMIT = 1 / 4
 _EFFICIENT = 0.85
+# Clients ask for equal timeouts, of which a request has used a little when it gets here. Adjusting
+# the size of batches to each of these differences would cost more than the admission itself.
+_AS_SHORT = 0.99
 # The shortest timeout rises again by this share of the difference with every longer one.
 _FORGET_SHORTEST = 0.01
 
@@ -601,7 +604,7 @@ class Scheduler(Generic[R]):
         return float(0.5 ** max(0.0, now - self._idle_since - _TRUSTED_SECONDS))
 
     def _note_timeout(self, timeout: float) -> None:
-        if timeout >= self._shortest:
+        if timeout >= _AS_SHORT * self._shortest:
             self._shortest += _FORGET_SHORTEST * (min(timeout, 60.0) - self._shortest)
         elif timeout >= self._pace.seconds(self._settings.max_batch_tokens * _SMALLEST_LIMIT):
             # A timeout that no batch can keep must not make the batches small.
