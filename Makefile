@@ -44,7 +44,7 @@ api-fuzz: $(VENV)/ready ## test the OpenAPI document with new requests, about te
 chaos: $(VENV)/ready ## inject every fault into a running service, under eight minutes on two cores
 	$(BIN)/python -m chaos
 
-chaos-replicas: $(VENV)/ready ## break replicas and the store that they share, about 13 minutes on two cores: docs/replicas.md
+chaos-replicas: $(VENV)/ready ## break replicas and the store that they share, about eight minutes on two cores: docs/replicas.md
 	$(BIN)/python -m chaos.replicas
 
 replicas-test: $(VENV)/ready ## two replicas as processes, stopped and killed, about a minute: docs/replicas.md
