@@ -1,6 +1,6 @@
 """One trained adapter, prepared for a backbone, and the classification of packed batches."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,13 +8,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from adapters.backbone.model import Backbone, ForwardOutput, check_fits
+from adapters.backbone.model import Backbone, ForwardOutput, Trunk, check_fits
 from adapters.errors import InvalidAdapter
 from adapters.format.files import Adapter, all_finite
 from adapters.format.spec import AdapterSpec
 from adapters.packed.head import HeadWeights, logits, scores
 from adapters.packed.packing import PackedBatch, Row, RowShape
 from adapters.packed.prompt import GeneratorWeights
+from adapters.packed.sharing import shared_rows
 from adapters.packed.tuning import MixedTuning, TuningWeights, tuning_weights
 from adapters.tokenizer import Encoding
 
@@ -43,11 +44,13 @@ class Classification:
     """The answer for one text.
 
     scores: float32 [labels], in the order of `spec.labels`. token_weights: float32 [tokens], the
-    share of each token in the prompt; empty if no prompt is made from the text.
+    share of each token in the prompt; empty if no prompt is made from the text. shared_layers: how
+    many layers were run for another row of the same text (`adapters.packed.sharing`).
     """
 
     scores: Float32
     token_weights: Float32
+    shared_layers: int = 0
 
 
 def prepare(adapter: Adapter, backbone: Backbone) -> PreparedAdapter:
@@ -112,13 +115,41 @@ def classify_timed(
         if adapter.tuning is not None
     }
     tuning = MixedTuning(batch, tunings) if tunings else None
-    output = backbone.forward(batch, generators, tuning=tuning)
+    trunk, shared_layers = _shared_trunk(backbone, batch, generators, tunings)
+    output = backbone.forward(batch, generators, trunk=trunk, tuning=tuning)
     row_scores = _scores(output.states, batch, adapters)
     token_weights = _token_weights(output, batch)
     answers: list[Classification | None] = [None] * len(batch.rows)
     for row, original in enumerate(batch.order.tolist()):
-        answers[original] = Classification(row_scores[row], token_weights[row])
+        answers[original] = Classification(row_scores[row], token_weights[row], shared_layers[row])
     return [answer for answer in answers if answer is not None], output.generator_seconds
+
+
+def _shared_trunk(
+    backbone: Backbone,
+    batch: PackedBatch,
+    generators: Mapping[int, GeneratorWeights],
+    tunings: Mapping[int, TuningWeights],
+) -> tuple[Trunk | None, Sequence[int]]:
+    """The states below the lowest insertion layer, each text's computed once; and for each row how
+    many layers it has from another one. No states if no texts are equal."""
+    nothing = None, [0] * len(batch.rows)
+    layers = backbone.trunk_layers(batch)
+    if layers == 0:
+        return nothing
+    apart = {index for index, weights in generators.items() if weights.table is not None}
+    apart |= {index for index, weights in tunings.items() if min(weights.layers) < layers}
+    shared = shared_rows(batch, apart)
+    if shared is None:
+        return nothing
+    trunk = backbone.trunk(
+        shared.batch,
+        layers,
+        tuning=MixedTuning(shared.batch, tunings) if tunings else None,
+        words=backbone.words(shared.batch, generators),
+    )
+    copied = [layers if copy else 0 for copy in shared.copies]
+    return trunk.expanded(shared.expand), copied
 
 
 def _scores(

@@ -48,6 +48,13 @@ class Trunk:
     hidden: Tensor
     embeddings: Tensor | None
 
+    def expanded(self, positions: Tensor) -> "Trunk":
+        """The states of these positions, int64 [T'], some of them more than once."""
+        embeddings = self.embeddings
+        if embeddings is not None:
+            embeddings = embeddings.index_select(0, positions)
+        return Trunk(self.layer, self.hidden.index_select(0, positions), embeddings)
+
 
 @dataclass(frozen=True, slots=True)
 class ForwardOutput:
@@ -259,8 +266,8 @@ class Backbone:
         Returns:
             States [rows, n] in the batch's order; `batch.order` says where the caller has each row.
         """
-        lowest = batch.insertions[0].layer if batch.insertions else self.layers - 1
-        words = None if trunk is not None else self._words(batch, generators)
+        lowest = self.trunk_layers(batch)
+        words = None if trunk is not None else self.words(batch, generators)
         trunk = self.trunk(batch, lowest, start=trunk, tuning=tuning, words=words)
         insertions = {insertion.layer: insertion for insertion in batch.insertions}
         hidden, layout = trunk.hidden, batch.layout
@@ -279,7 +286,11 @@ class Backbone:
         states = pool_rows(self.read(hidden, batch.reads, layout, tuning), batch.read_layout)
         return ForwardOutput(states, tuple(token_weights), generator_seconds)
 
-    def _words(
+    def trunk_layers(self, batch: PackedBatch) -> int:
+        """The layers below the lowest insertion, at most all but the last: `trunk` runs them."""
+        return batch.insertions[0].layer if batch.insertions else self.layers - 1
+
+    def words(
         self, batch: PackedBatch, generators: Mapping[int, GeneratorWeights]
     ) -> Tensor | None:
         """The word embeddings with the adapters' tables, [T, width]; None if there are none."""
