@@ -359,7 +359,10 @@ def entries_of(message: Predict) -> list[Entry]:
         and min(message.costs, default=1) > 0
         and min(message.rows, default=0) >= 0
         and max(message.rows, default=-1) < len(keys)
-        and not any([not 0 <= row < count or cost < 0 for row, _, _, cost in message.trials])
+        and (
+            not message.trials
+            or all(0 <= row < count and cost >= 0 for row, _, _, cost in message.trials)
+        )
     )
     if not consistent:
         raise Malformed("the parts of a request contradict each other")
