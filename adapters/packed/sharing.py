@@ -42,7 +42,8 @@ def shared_rows(batch: PackedBatch, apart: Collection[int]) -> SharedRows | None
     if len(batch.rows) < 2 or batch.shifts is not None:
         return None
     distinct: dict[tuple[bytes, bytes, int], int] = {}
-    owners, copies, rows = [], [], []
+    rows: list[Row] = []
+    owners, copies = [], []
     for row in batch.rows:
         encoding = row.encoding
         owner = row.adapter if row.adapter in apart else -1

@@ -56,8 +56,8 @@ logger = logging.getLogger(__name__)
 # revisions.
 GIVE_UP_SECONDS = LEASE_SECONDS
 
-# While requests come, workers hear this often how busy the engine is: seldom while it is calm, which
-# it is if everything that waits will be done within `_CALM_WAIT_SECONDS`.
+# While requests come, workers hear this often how busy the engine is. It is calm if everything that
+# waits will be done within `_CALM_WAIT_SECONDS`.
 LOAD_SECONDS = 0.02
 CALM_LOAD_SECONDS = 0.2
 _CALM_WAIT_SECONDS = 0.1
