@@ -186,8 +186,8 @@ class TextEncoder:
         """How many tokens stand for something that the vocabulary lacks, and how many are text."""
         text = ~np.isin(encoding.input_ids, self._special)
         unknown = 0
-        if self._unknown is not None:
-            unknown = int((encoding.input_ids == self._unknown).sum())
+        if self.unknown_id is not None:
+            unknown = int((encoding.input_ids == self.unknown_id).sum())
         return unknown, int(text.sum())
 
     @cached_property
@@ -196,7 +196,7 @@ class TextEncoder:
         return sorted({piece.input_id for piece in self._pair if piece.text is None})
 
     @cached_property
-    def _unknown(self) -> int | None:
+    def unknown_id(self) -> int | None:
         """The id of `[UNK]`; None for a tokenizer that reads every byte."""
         model = json.loads(self._base.to_str())["model"]
         if (token := model.get("unk_token")) is not None:

@@ -11,6 +11,7 @@ ON = 'instance=~"$instance"'
 OF = f'{ON}, adapter=~"$adapter"'
 DISAGREE = f'{OF}, outcome="disagree"'
 FROM_TO = "adapter, before, after"
+QUANTITY = "adapter, quantity"
 # As in prometheus/rules.yaml.
 PREDICT = f'{ON}, route=~"/|/classify|/invocations|(.*/)?(predict|infer)"'
 JOB = f'{ON}, job="id-spam"'
@@ -287,6 +288,47 @@ ROWS = (
                 ],
             ),
             Chart("Texts that were cut", "short", per("idspam_truncated_inputs_total", "instance")),
+        ),
+    ),
+    (
+        "Drift",
+        (
+            Chart(
+                "Texts against training: the ten highest indices",
+                "short",
+                [
+                    Query(
+                        f"topk(10, max by ({QUANTITY}) (idspam_adapter_drift_psi{{{OF}}}))",
+                        "{{adapter}}: {{quantity}}",
+                    )
+                ],
+                "Population stability index: 0.1 is moderate, 0.25 large, unless there are so few "
+                "texts that chance explains it. docs/drift.md.",
+            ),
+            Chart(
+                "Adapters that have drifted, by quantity",
+                "short",
+                [
+                    Query(
+                        "sum by (quantity) (max by (adapter, quantity) "
+                        f"(idspam_adapter_drift_level{{{OF}}}) >= bool {level})",
+                        f"{{{{quantity}}}}, {word}",
+                    )
+                    for level, word in ((1, "moderate or large"), (2, "large"))
+                ],
+                "Beyond what chance explains.",
+            ),
+            Chart(
+                "Texts that are compared, the ten fewest",
+                "short",
+                [
+                    Query(
+                        f"bottomk(10, max by (adapter) (idspam_adapter_drift_texts{{{OF}}}))",
+                        "{{adapter}}",
+                    )
+                ],
+                "Since the revision is current, at most IDSPAM_DRIFT_TEXTS.",
+            ),
         ),
     ),
     (

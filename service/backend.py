@@ -6,6 +6,7 @@
 from typing import Protocol
 
 from service.catalog.view import CatalogView
+from service.drift.interface import DriftView
 from service.engine.interface import EngineHealth, Predictor
 
 
@@ -14,6 +15,9 @@ class Backend(Protocol):
 
     @property
     def engine(self) -> Predictor: ...
+
+    @property
+    def drift(self) -> DriftView: ...
 
     @property
     def catalog(self) -> CatalogView:

@@ -12,6 +12,7 @@
     |   |   `-- KeyRevoked        a key that was taken back
     |   `-- Forbidden             a known key that may not do this, or a web page of another origin
     |-- QuotaExceeded             the key's quota is used up; says when to retry
+    |-- TextsNotKept              this service keeps no texts to be labelled
     |-- TooManyFailures           this address has sent too many wrong keys; says when to retry
     |-- Overloaded                not admitted: too much waits or is read; when to retry
     |-- DeadlineExceeded          it cannot be answered in the time that the client allows
@@ -94,6 +95,15 @@ class QuotaExceeded(ServiceError):
     def __init__(self, message: str, *, retry_after: float) -> None:
         self.retry_after = retry_after
         super().__init__(message)
+
+
+class TextsNotKept(ServiceError):
+    """The settings keep no texts of low confidence."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this service keeps no texts: IDSPAM_UNCERTAIN_TEXTS says how many it keeps"
+        )
 
 
 class TooManyFailures(ServiceError):

@@ -26,6 +26,9 @@ from adapters.shared.objects import ObjectStore
 from service.catalog.catalog import Catalog
 from service.catalog.entry import CatalogEntry
 from service.catalog.trials import Trials
+from service.drift.local import LocalDrift
+from service.drift.monitor import DriftMonitor
+from service.drift.uncertain import UncertainTexts
 from service.engine.engine import LocalEngine
 from service.engine.interface import EngineHealth
 from service.engine.observer import Observer
@@ -42,6 +45,8 @@ logger = logging.getLogger(__name__)
 MAX_LANES = 4
 # How often the store is looked at.
 STORE_SECONDS = 5.0
+# How often it is looked for kept texts whose time is over.
+EXPIRE_SECONDS = 10.0
 # For the engine before this one to end once it has drained.
 _ENDING_SECONDS = 15.0
 # torch's own number of threads. Read before any lane starts, since lanes change the default.
@@ -71,7 +76,11 @@ class LocalBackend:
         log: SharedLog | None = None,
     ) -> None:
         self._trials = Trials(observer)
-        self.engine = LocalEngine(load, store, engine_settings(settings), observer, self._trials)
+        self._monitor = drift_monitor(settings, observer)
+        self.drift = LocalDrift(self._monitor)
+        self.engine = LocalEngine(
+            load, store, engine_settings(settings), observer, self._trials, self._monitor
+        )
         self._settings = settings
         self._store = store
         self._observer = observer
@@ -80,6 +89,7 @@ class LocalBackend:
         self._replica: ReplicatedCatalog | None = None
         self._verifying: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._expiring: asyncio.Task[None] | None = None
         self._lock = StoreLock(store.root, "engine")
         # Why the store cannot be changed now, if it cannot.
         self._store_trouble: str | None = None
@@ -94,6 +104,7 @@ class LocalBackend:
         if faults.installed():
             logger.warning("this is a test: %s makes this process fail", faults.VARIABLE)
         info = await self.engine.start()
+        self._monitor.unknown_id = info.encoder.unknown_id
         # The process before this one may still be ending, with a change of its own.
         patience = self._settings.drain_seconds + _ENDING_SECONDS
         await asyncio.to_thread(self._lock.acquire, wait_seconds=patience)
@@ -108,6 +119,8 @@ class LocalBackend:
         self._catalog = catalog
         self._watching = asyncio.create_task(self._watch_store(catalog))
         self._verifying = asyncio.create_task(catalog.verify())
+        if self._settings.uncertain_texts:
+            self._expiring = asyncio.create_task(self._expire_texts())
         logger.info(
             "ready backbone=%s device=%s dtype=%s adapters=%d seconds=%.1f",
             info.identity.name,
@@ -133,7 +146,12 @@ class LocalBackend:
     def _made_catalog(self, audit: AuditLog) -> Catalog:
         if self._log is None:
             return Catalog(
-                self._store, self.engine, observer=self._observer, audit=audit, trials=self._trials
+                self._store,
+                self.engine,
+                observer=self._observer,
+                audit=audit,
+                trials=self._trials,
+                drift=self._monitor,
             )
         assert isinstance(self._store, CachedStore), "files of a replica are a cache"
         settings = replica_settings(self._settings)
@@ -145,11 +163,12 @@ class LocalBackend:
             observer=self._observer,
             audit=audit,
             trials=self._trials,
+            drift=self._monitor,
         )
         return self._replica
 
     async def stop(self) -> None:
-        for task in (self._verifying, self._watching):
+        for task in (self._verifying, self._watching, self._expiring):
             if task is not None:
                 task.cancel()
         await self.engine.stop()
@@ -185,6 +204,12 @@ class LocalBackend:
             if trouble is None and not self._lock.is_held():
                 await self._take_over(catalog)
             await asyncio.sleep(STORE_SECONDS)
+
+    async def _expire_texts(self) -> None:
+        """Forget texts whose time is over, also while nothing is asked."""
+        while True:
+            await asyncio.sleep(EXPIRE_SECONDS)
+            self._monitor.uncertain.expire()
 
     def _look_at_store(self) -> tuple[str | None, int]:
         trouble = self._store.trouble()
@@ -265,6 +290,16 @@ def replica_settings(settings: Settings) -> ReplicaSettings:
         stale=settings.stale == "serve",
         kept=settings.kept_revisions,
     )
+
+
+def drift_monitor(settings: Settings, observer: Observer) -> DriftMonitor:
+    """What counts texts and keeps some of them, as the settings say."""
+    uncertain = UncertainTexts(
+        texts=settings.uncertain_texts,
+        max_bytes=settings.uncertain_mib * _MIB,
+        seconds=settings.uncertain_hours * 3600.0,
+    )
+    return DriftMonitor(observer, texts=settings.drift_texts, uncertain=uncertain)
 
 
 def engine_settings(settings: Settings) -> EngineSettings:

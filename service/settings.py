@@ -69,6 +69,18 @@ def _whole(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
+def _none_or(parse: Callable[[str], int]) -> Callable[[str], int]:
+    """0 switches it off, whatever its range is."""
+
+    def parse_or_none(value: str) -> int:
+        try:
+            return 0 if value.strip() == "0" else parse(value)
+        except ValueError as error:
+            raise ValueError(f"{error}, or 0") from None
+
+    return parse_or_none
+
+
 def _auto_or(parse: Callable[[str], int]) -> Callable[[str], int | None]:
     return lambda value: None if value.strip().lower() == "auto" else parse(value)
 
@@ -515,6 +527,26 @@ class Settings:
     )
     decision_log_days: int = _setting(
         _whole(1, 3650), "30", "days", "When decisions are removed, at the latest a day later"
+    )
+    drift_texts: int = _setting(
+        _none_or(_whole(200, 100_000)),
+        "4000",
+        "texts",
+        "How many of its last texts an adapter is compared by with its training "
+        "([drift.md](docs/drift.md)), between half of this and all; 0: nothing is counted",
+    )
+    uncertain_texts: int = _setting(
+        _whole(0, 10_000),
+        "0",
+        "texts",
+        "How many texts of low confidence are kept in memory for each adapter, to be labelled "
+        "([drift.md](docs/drift.md)); 0: none",
+    )
+    uncertain_mib: int = _setting(
+        _whole(1, 1024), "16", "MiB", "Most memory of these texts, of all adapters together"
+    )
+    uncertain_hours: int = _setting(
+        _whole(1, 8760), "24", "hours", "When such a text is removed, seconds later at most"
     )
     record_bytes: int = _setting(
         _whole(4096, 2**34), str(64 * 2**20), "bytes", "When a file of these two logs is rotated"

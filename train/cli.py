@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from adapters.errors import AdapterError
 from cli.shell import Command, CommandFailed, exit_code, parser_of
-from train.commands import evaluate, experiments, export_peft, fit, import_peft, push
+from train.commands import evaluate, experiments, export_peft, fit, import_peft, profile, push
 from train.commands.flags import PROGRAM
 from train.errors import TrainingError, UsageError
 from train.loop.launch import Launch, is_first_to_fail
@@ -17,6 +17,7 @@ from train.loop.launch import Launch, is_first_to_fail
 COMMANDS: Mapping[str, Command] = {
     "fit": fit.COMMAND,
     "evaluate": evaluate.COMMAND,
+    "profile": profile.COMMAND,
     "push": push.COMMAND,
     "compare": experiments.COMPARE,
     "transfer": experiments.TRANSFER,

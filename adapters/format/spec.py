@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from adapters.errors import InvalidAdapter, is_control, listing
+from adapters.format.profile import Profile
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -412,6 +413,8 @@ class AdapterSpec(_Frozen):
     calibration: Calibration = Calibration()
     # Of sets of labels always None: their thresholds decide.
     decision: Decision | None = None
+    # What texts looked like in training, to be compared with those that are served.
+    profile: Profile | None = None
     provenance: Provenance = Provenance()
 
     @model_validator(mode="after")
@@ -436,6 +439,14 @@ class AdapterSpec(_Frozen):
     def _a_decision_is_about_one_label(self) -> Self:
         if self.decision is not None and self.activation != "softmax":
             raise ValueError(f"decision is for softmax, activation is {self.activation}")
+        return self
+
+    @model_validator(mode="after")
+    def _a_profile_is_of_these_labels(self) -> Self:
+        if self.profile is None:
+            return self
+        if fault := self.profile.fault(len(self.labels), several=self.multi_label):
+            raise ValueError(fault)
         return self
 
     @property

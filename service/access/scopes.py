@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
-Scope: TypeAlias = Literal["predict", "adapters:read", "adapters:write", "metrics"]
+Scope: TypeAlias = Literal["predict", "adapters:read", "adapters:write", "metrics", "texts"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 # `probe` and `open` need no key; `key` needs any valid one.
 Access: TypeAlias = Scope | Literal["probe", "open", "key", "predict or adapters:read"]
@@ -61,6 +61,10 @@ _TABLE: tuple[tuple[Access, str, str], ...] = (
     ("adapters:write", "PUT", "/v1/adapters/{name}/traffic"),
     ("adapters:write", "DELETE", "/v1/adapters/{name}/traffic"),
     ("adapters:write", "POST", "/v1/adapters/{name}/traffic/promote"),
+    ("adapters:read", "GET", "/v1/adapters/{name}/drift"),
+    # What others have sent: a scope of its own, which only a key that names it has.
+    ("texts", "GET", "/v1/adapters/{name}/uncertain"),
+    ("texts", "DELETE", "/v1/adapters/{name}/uncertain"),
     # Text Embeddings Inference. Its clients ask for the labels before they predict.
     ("predict", "POST", "/"),
     ("predict", "POST", "/predict"),

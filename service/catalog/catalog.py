@@ -39,6 +39,7 @@ from service.catalog.meaning import changed_meaning
 from service.catalog.traffic import Ending, InvalidTraffic, Traffic, now
 from service.catalog.trials import Trials
 from service.catalog.view import CatalogView
+from service.drift.monitor import DriftMonitor
 from service.engine.interface import AdapterKey, Engine
 from service.engine.observer import Observer
 from service.engine.trials import Cause
@@ -72,6 +73,7 @@ class Catalog(CatalogView):
         observer: Observer,
         audit: AuditLog | None = None,
         trials: Trials | None = None,
+        drift: DriftMonitor | None = None,
     ) -> None:
         super().__init__(store.root)
         self.on_update: Callable[[str, CatalogEntry | None], None] = lambda *_: None
@@ -80,6 +82,7 @@ class Catalog(CatalogView):
         self._observer = observer
         self._audit = audit or AuditLog(None)
         self._trials = trials or Trials(observer)
+        self._drift = drift
         self._trials.on_verdict = self._take_back
         self._trials.on_unreadable = self._take_back_unreadable
         self._endings: set[asyncio.Task[None]] = set()
@@ -483,6 +486,8 @@ class Catalog(CatalogView):
         self._stored_bytes -= before.size or 0
         self._retire(name, before.served)
         self._trials.follow(name, None)
+        if self._drift is not None:
+            self._drift.follow(name, None, {})
         self._observer.adapter_removed(name)
         self.on_update(name, None)
         self._observer.stored(len(self._entries), self._stored_bytes)
@@ -504,6 +509,8 @@ class Catalog(CatalogView):
             )
         self._observer.adapter_published(name, entry.labels)
         self._trials.follow(name, entry)
+        if self._drift is not None:
+            self._drift.follow(name, entry.current, entry.answering)
         self.on_update(name, entry)
         self._observer.stored(len(self._entries), self._stored_bytes)
 

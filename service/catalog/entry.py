@@ -159,6 +159,15 @@ class CatalogEntry:
         return frozenset(self.specs.keys() - self.unusable.keys())
 
     @property
+    def answering(self) -> dict[str, AdapterSpec]:
+        """The revisions that answer texts for the name alone: the current one, and one that is
+        tried beside it; none if the current one cannot be served."""
+        if self.current is None or self.spec is None or self.refusal is not None:
+            return {}
+        tried = {} if (split := self.split) is None else {split.key.revision: split.spec}
+        return {self.current: self.spec, **tried}
+
+    @property
     def split(self) -> Split | None:
         """The second revision, while texts are divided and both can be served."""
         traffic = self.traffic

@@ -27,6 +27,9 @@ from service.client.types import (
     AdapterSummary,
     Answer,
     Direction,
+    Drift,
+    DriftBin,
+    DriftQuantity,
     Ending,
     ErrorContent,
     Figures,
@@ -41,6 +44,7 @@ from service.client.types import (
     TokenWeight,
     TrafficDetail,
     Unanswered,
+    UncertainText,
 )
 
 if TYPE_CHECKING:
@@ -70,6 +74,9 @@ __all__ = [
     "Closed",
     "Conflict",
     "Direction",
+    "Drift",
+    "DriftBin",
+    "DriftQuantity",
     "Ending",
     "ErrorContent",
     "Failed",
@@ -91,6 +98,7 @@ __all__ = [
     "TokenWeight",
     "TrafficDetail",
     "Unanswered",
+    "UncertainText",
     "UnexpectedAnswer",
     "Unreachable",
 ]

@@ -13,7 +13,7 @@ from collections.abc import (
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
-from typing import Self, TypeVar, Unpack
+from typing import Literal, Self, TypeVar, Unpack
 
 import httpx
 
@@ -38,6 +38,7 @@ from service.client.types import (
     AdapterFile,
     AdapterSummary,
     Answer,
+    Drift,
     Health,
     Options,
     Published,
@@ -46,6 +47,7 @@ from service.client.types import (
     Text,
     TrafficDetail,
     Unanswered,
+    UncertainText,
 )
 
 T = TypeVar("T")
@@ -203,6 +205,22 @@ class AsyncClient:
     async def promote(self, name: str, *, if_match: str | None = None) -> Published:
         """As `Client.promote`."""
         return await self._call(operations.promote(name, if_match=if_match))
+
+    async def drift(self, name: str, revision: str | None = None) -> Drift:
+        """As `Client.drift`."""
+        return await self._call(operations.drift(name, revision))
+
+    async def uncertain(self, name: str) -> list[UncertainText]:
+        """As `Client.uncertain`."""
+        return await self._call(operations.uncertain(name))
+
+    async def uncertain_file(self, name: str, format: Literal["jsonl", "csv"]) -> bytes:
+        """As `Client.uncertain_file`."""
+        return await self._call(operations.uncertain_file(name, format))
+
+    async def forget_uncertain(self, name: str) -> None:
+        """As `Client.forget_uncertain`."""
+        await self._call(operations.forget_uncertain(name))
 
     async def health(self) -> Health:
         """As `Client.health`."""

@@ -7,7 +7,7 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -19,6 +19,7 @@ from service.client.types import (
     AdapterPage,
     AdapterSummary,
     Answer,
+    Drift,
     Health,
     Input,
     Options,
@@ -28,6 +29,7 @@ from service.client.types import (
     Text,
     TrafficDetail,
     Unanswered,
+    UncertainText,
 )
 
 T = TypeVar("T")
@@ -220,6 +222,27 @@ def promote(name: str, *, if_match: str | None) -> Call[Published]:
     path = f"{_traffic(name)}/promote"
     request = Request("POST", path, headers=_conditions(if_match, None))
     return Call(request, _decoder(Published), repeatable=False)
+
+
+def drift(name: str, revision: str | None) -> Call[Drift]:
+    params = {} if revision is None else {"revision": _revision(revision)}
+    return _get(f"{_path(name)}/drift", Drift, params)
+
+
+def uncertain(name: str) -> Call[list[UncertainText]]:
+    def decode(reply: Reply) -> list[UncertainText]:
+        return [msgspec.json.decode(line, type=UncertainText) for line in reply.body.splitlines()]
+
+    return Call(Request("GET", f"{_path(name)}/uncertain"), decode)
+
+
+def uncertain_file(name: str, format: Literal["jsonl", "csv"]) -> Call[bytes]:
+    request = Request("GET", f"{_path(name)}/uncertain", {"format": format})
+    return Call(request, lambda reply: reply.body)
+
+
+def forget_uncertain(name: str) -> Call[None]:
+    return Call(Request("DELETE", f"{_path(name)}/uncertain"), lambda _: None)
 
 
 def probe(path: str) -> Call[Health]:

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Self, TypeVar, Unpack
+from typing import Literal, Self, TypeVar, Unpack
 
 import httpx
 
@@ -32,6 +32,7 @@ from service.client.types import (
     AdapterFile,
     AdapterSummary,
     Answer,
+    Drift,
     Health,
     Options,
     Published,
@@ -40,6 +41,7 @@ from service.client.types import (
     Text,
     TrafficDetail,
     Unanswered,
+    UncertainText,
 )
 
 T = TypeVar("T")
@@ -253,6 +255,26 @@ class Client:
     def promote(self, name: str, *, if_match: str | None = None) -> Published:
         """Make the second revision, which reads some of the texts, the current one."""
         return self._call(operations.promote(name, if_match=if_match))
+
+    def drift(self, name: str, revision: str | None = None) -> Drift:
+        """How far an adapter's last texts are from those of its training.
+
+        Args:
+            revision: one that is tried, by its first characters; None: the current one.
+        """
+        return self._call(operations.drift(name, revision))
+
+    def uncertain(self, name: str) -> list[UncertainText]:
+        """The texts of which an adapter is least certain, to be labelled; needs the scope `texts`."""
+        return self._call(operations.uncertain(name))
+
+    def uncertain_file(self, name: str, format: Literal["jsonl", "csv"]) -> bytes:
+        """The same texts as a file: lines of JSON, or CSV with an empty column for the label."""
+        return self._call(operations.uncertain_file(name, format))
+
+    def forget_uncertain(self, name: str) -> None:
+        """Have the service forget these texts."""
+        self._call(operations.forget_uncertain(name))
 
     def health(self) -> Health:
         """Whether the service works; sent once."""

@@ -250,6 +250,55 @@ class TrafficDetail(msgspec.Struct, frozen=True):
     figures: Figures | None
 
 
+class DriftBin(msgspec.Struct, frozen=True):
+    """reference: the share of the texts of training. seen: of those that were answered."""
+
+    bin: str
+    reference: float
+    seen: float
+
+
+class DriftQuantity(msgspec.Struct, frozen=True):
+    """How far one quantity has moved. psi: the population stability index. chance: what it stays
+    under without any drift."""
+
+    quantity: str
+    psi: float
+    chance: float
+    level: Literal["stable", "moderate", "large"]
+    bins: tuple[DriftBin, ...]
+
+
+class Drift(msgspec.Struct, frozen=True):
+    """The last texts of one revision, beside the profile of its training.
+
+    texts: that were counted since then. reference_texts: of the profile. note: why there are no
+    quantities.
+    """
+
+    adapter: str
+    revision: str
+    texts: int
+    since: str | None
+    reference_texts: int
+    quantities: tuple[DriftQuantity, ...]
+    note: str | None = None
+
+
+class UncertainText(msgspec.Struct, frozen=True):
+    """A text to be labelled. answer: the best label, which may be wrong. cut: only the beginning of
+    the text is kept."""
+
+    text: str
+    text_pair: str | None
+    answer: str
+    certainty: float
+    scores: tuple[Score, ...]
+    time: str
+    revision: str
+    cut: bool
+
+
 class AdapterFile(msgspec.Struct, frozen=True):
     """A downloaded file. revision: its sha256, which was checked."""
 

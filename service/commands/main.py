@@ -7,7 +7,7 @@ from types import MappingProxyType
 from cli.shell import Command, CommandFailed, exit_code, parser_of
 from service.client import ClientError
 from service.client.errors import describe
-from service.commands import adapters, batch, demo, keys, predict, tables, top
+from service.commands import adapters, batch, demo, drift, keys, predict, tables, top
 
 # In the order of the help.
 COMMANDS: Mapping[str, Command] = MappingProxyType(
@@ -17,6 +17,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
         "adapters": adapters.COMMAND,
         "keys": keys.COMMAND,
         "top": top.COMMAND,
+        "drift": drift.COMMAND,
         "demo": demo.COMMAND,
         "settings": tables.SETTINGS,
         "metrics": tables.METRICS,

@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from time import monotonic
@@ -21,6 +21,7 @@ from adapters.format.files import validate_file
 from adapters.format.spec import AdapterSpec
 from adapters.format.store import AdapterStore
 from adapters.heap import trim_heap
+from service.engine.answers import AnswerListener
 from service.engine.device import Device
 from service.engine.device_loader import DeviceLoader
 from service.engine.host_cache import HostCache
@@ -92,6 +93,7 @@ class LocalEngine:
         settings: limits.
         observer: receives every event worth counting, on the event loop.
         trials: is told what is seen of names that try a second revision.
+        answers: is told of every request that was answered.
     """
 
     def __init__(
@@ -101,12 +103,14 @@ class LocalEngine:
         settings: EngineSettings,
         observer: Observer | None = None,
         trials: TrialListener | None = None,
+        answers: AnswerListener | None = None,
     ) -> None:
         self._load = load
         self._store = store
         self._settings = settings
         self._observer = observer or Observer()
         self._trials = trials or TrialListener()
+        self._answers = answers or AnswerListener()
         self._phase = Phase.CREATED
         # Why requests are refused, once the engine drains or has ended.
         self._reason = ""
@@ -163,7 +167,11 @@ class LocalEngine:
             return Completion((), 0.0, 0.0)
         tries = any(entry.trial is not None for entry in entries)
         answering = parts.shadows if tries else parts.in_flight
-        return await answering.predict(entries, deadline, client=client, weight=weight, bulk=bulk)
+        completion = await answering.predict(
+            entries, deadline, client=client, weight=weight, bulk=bulk
+        )
+        uncertain = self._answers.answered(entries, completion.rows)
+        return replace(completion, uncertain=uncertain) if uncertain else completion
 
     async def check(self, file: Path) -> AdapterSpec:
         runner = self._require_ready().runner

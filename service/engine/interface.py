@@ -35,7 +35,8 @@ class Entry:
     """One text to classify.
 
     cost: as computed by `cost_of`. explain: whether its token weights are wanted. trial: set while
-    its name tries a second revision.
+    its name tries a second revision. counted: whether it is a text that somebody sent; not so one
+    that only explains another.
     """
 
     adapter: AdapterKey
@@ -43,6 +44,7 @@ class Entry:
     cost: int
     explain: bool = False
     trial: Trial | None = None
+    counted: bool = True
 
 
 def cost_of(encoding: Encoding, spec: AdapterSpec) -> int:
@@ -65,11 +67,15 @@ class RowResult:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """The answers to one request, in the order of its entries. Seconds: of the slowest entry."""
+    """The answers to one request, in the order of its entries. Seconds: of the slowest entry.
+
+    uncertain: the entries whose texts shall be kept, to be labelled.
+    """
 
     rows: tuple[RowResult, ...]
     queue_seconds: float
     inference_seconds: float
+    uncertain: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,6 +164,11 @@ class Observer:
     def waiting_limit(self, tokens: int) -> None:
         """How many tokens may wait."""
 
+    def drifted(self, adapter: str, texts: int, shifts: Sequence[tuple[str, float, int]]) -> None:
+        """How far the last texts of an adapter are from its training: by quantity, the population
+        stability index and 0 (stable), 1 (moderate) or 2 (large). Without any, nothing is known any
+        more. Not counted as for `predicted`."""
+
     # Reported by the engine.
 
     def batch_done(self, report: BatchReport) -> None:

@@ -23,6 +23,7 @@ from service.http.bodies import MAX_DETAILS
 from service.http.connection import while_connected
 from service.http.lifecycle import Service, service_of
 from service.http.texts import Text, trial_of
+from service.http.uncertain import uncertain_texts
 from service.observability.logs import request_id
 from service.records.decisions import DecisionLog, decided
 
@@ -141,6 +142,8 @@ async def classify(
         _count_failures(service, entries, error)
         raise
 
+    if completion.uncertain:
+        service.drift.keep(uncertain_texts(texts, completion))
     answers = answers_of(
         texts, encodings, completion, tokenize_seconds, abstain_below=abstain_below
     )

@@ -49,6 +49,7 @@ class Service:
         starting: the task that loads; its exception says why the service could not start.
         guard: decides who may do what.
         decisions: where answers are recorded, if anywhere.
+        drift: how texts differ from those of training, and which to label next.
 
     Raises:
         BadKeys: the keys cannot be used.
@@ -75,6 +76,7 @@ class Service:
         self.decisions = decision_log(settings, partial(metrics.records_dropped, "decisions"))
         self.tracing = Tracing(settings.otlp_endpoint)
         self.engine = backend.engine
+        self.drift = backend.drift
         self.body_budget = BodyBudget(settings.body_bytes_share)
         self.step_pool = StepPool()
         self._backend = backend

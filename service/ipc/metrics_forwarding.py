@@ -77,6 +77,7 @@ STATES: Mapping[str, str | None] = {
     "started": None,
     "waiting_limit": None,
     "pace": None,
+    "drifted": "adapter",
 }
 
 

@@ -21,6 +21,7 @@ from adapters.tokenizer import Encoding, TextEncoder
 from service import errors as service_errors
 from service.catalog.entry import CatalogEntry, Change, ChangeResult, Condition, Operation, Wait
 from service.catalog.traffic import Ending, Traffic
+from service.drift.interface import DriftReport, UncertainText
 from service.engine.interface import AdapterKey, Completion, EngineInfo, Entry, RowResult
 from service.engine.load import FlowKey, Load
 from service.engine.trials import Trial
@@ -90,7 +91,8 @@ class Predict(Message, frozen=True):
     distinct (name, revision) pairs. rows: each row's index into them. input_ids: int32.
     token_type_ids: uint8. truncated: one byte a row. client, weight: who shares the device, and in
     what proportion. trials: the rows that are part of one, and the fields of their `Trial`.
-    bulk: as of `service.engine.interface.Predictor.predict`.
+    bulk: as of `service.engine.interface.Predictor.predict`. uncounted: the rows that are not
+    `counted`.
     """
 
     id: int
@@ -107,6 +109,7 @@ class Predict(Message, frozen=True):
     weight: float
     trials: list[tuple[int, str, str | None, int]] = []
     bulk: bool = False
+    uncounted: list[int] = []
 
 
 class Cancel(Message, frozen=True):
@@ -132,6 +135,28 @@ class ChangeRequest(Message, frozen=True):
     client: str
     request_id: str
     address: str
+
+
+class DriftRequest(Message, frozen=True):
+    """Asks for the `DriftReport` of a revision."""
+
+    id: int
+    name: str
+    revision: str
+
+
+class KeepTexts(Message, frozen=True):
+    """Texts that a `PredictDone` asked for. It has no answer."""
+
+    texts: list[UncertainText]
+
+
+class UncertainRequest(Message, frozen=True):
+    """Asks for the texts that are kept for a name. forget: remove them, and answer with none."""
+
+    id: int
+    name: str
+    forget: bool
 
 
 class Applied(Message, frozen=True):
@@ -202,7 +227,7 @@ class UnknownWorker(Message, frozen=True):
 class PredictDone(Message, frozen=True):
     """labels: the number of labels of each row. scores, weights: float32, row after row; weights
     only if the request asked for them. weighed: the number of weights of each row; 0 if its prompt
-    is not made from the text."""
+    is not made from the text. uncertain: the rows whose texts shall be sent, to be kept."""
 
     id: int
     queue_seconds: float
@@ -211,11 +236,25 @@ class PredictDone(Message, frozen=True):
     scores: bytes
     weights: bytes | None
     weighed: list[int] = []
+    uncertain: list[int] = []
 
 
 class RequestFailed(Message, frozen=True):
     id: int
     fault: Fault
+
+
+class DriftDone(Message, frozen=True):
+    id: int
+    report: DriftReport
+
+
+class UncertainDone(Message, frozen=True):
+    """removed: how many texts were, if that was asked for."""
+
+    id: int
+    texts: list[UncertainText]
+    removed: int
 
 
 class ChangeDone(Message, frozen=True):
@@ -234,7 +273,16 @@ class CatalogUpdate(Message, frozen=True):
 
 
 FromWorker: TypeAlias = (
-    Hello | HeartbeatReply | Predict | Cancel | ChangeRequest | Applied | Goodbye
+    Hello
+    | HeartbeatReply
+    | Predict
+    | Cancel
+    | ChangeRequest
+    | DriftRequest
+    | KeepTexts
+    | UncertainRequest
+    | Applied
+    | Goodbye
 )
 FromEngine: TypeAlias = (
     Heartbeat
@@ -243,6 +291,8 @@ FromEngine: TypeAlias = (
     | UnknownWorker
     | PredictDone
     | RequestFailed
+    | DriftDone
+    | UncertainDone
     | ChangeDone
     | CatalogUpdate
 )
@@ -341,6 +391,7 @@ def predict_of(
             (index, *entry.trial) for index, entry in enumerate(entries) if entry.trial is not None
         ],
         bulk=bulk,
+        uncounted=[index for index, entry in enumerate(entries) if not entry.counted],
     )
 
 
@@ -363,6 +414,7 @@ def entries_of(message: Predict) -> list[Entry]:
             not message.trials
             or all(0 <= row < count and cost >= 0 for row, _, _, cost in message.trials)
         )
+        and (not message.uncounted or all(0 <= row < count for row in message.uncounted))
     )
     if not consistent:
         raise Malformed("the parts of a request contradict each other")
@@ -378,6 +430,8 @@ def entries_of(message: Predict) -> list[Entry]:
         start = end
     for row, candidate, other, cost in message.trials:
         entries[row].trial = Trial(candidate, other, cost)
+    for row in message.uncounted:
+        entries[row].counted = False
     return entries
 
 
@@ -393,6 +447,7 @@ def predict_done_of(number: int, completion: Completion) -> PredictDone:
         scores=_joined([row.scores for row in rows], "<f4"),
         weights=_joined(weights, "<f4") if rows and len(weights) == len(rows) else None,
         weighed=[len(weights_of_row) for weights_of_row in weights],
+        uncertain=list(completion.uncertain),
     )
 
 
@@ -404,6 +459,7 @@ def completion_of(message: PredictDone, entries: Sequence[Entry]) -> Completion:
     """
     if (
         len(message.labels) != len(entries)
+        or not all(0 <= row < len(entries) for row in message.uncertain)
         or len(message.scores) != 4 * sum(message.labels)
         or (message.weights is not None and not _fit(message.weights, message.weighed, entries))
     ):
@@ -414,7 +470,9 @@ def completion_of(message: PredictDone, entries: Sequence[Entry]) -> Completion:
     else:
         weights = _split(message.weights, message.weighed)
         rows = tuple(map(RowResult, scores, weights))
-    return Completion(rows, message.queue_seconds, message.inference_seconds)
+    return Completion(
+        rows, message.queue_seconds, message.inference_seconds, tuple(message.uncertain)
+    )
 
 
 def _fit(weights: bytes, weighed: Sequence[int], entries: Sequence[Entry]) -> bool:

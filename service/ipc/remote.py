@@ -18,6 +18,7 @@ from zmq.utils.monitor import parse_monitor_message
 
 from service.catalog.entry import Change, ChangeResult
 from service.catalog.view import CatalogView
+from service.drift.interface import DriftReport, UncertainText
 from service.engine.interface import Completion, EngineHealth, EngineInfo, Entry
 from service.engine.load import Load
 from service.engine.observer import Observer
@@ -30,16 +31,21 @@ from service.ipc.protocol import (
     CatalogUpdate,
     ChangeDone,
     Codec,
+    DriftDone,
+    DriftRequest,
     EngineLoad,
     FromEngine,
     Goodbye,
     Heartbeat,
     HeartbeatReply,
     Hello,
+    KeepTexts,
     Malformed,
     Message,
     PredictDone,
     RequestFailed,
+    UncertainDone,
+    UncertainRequest,
     Undecodable,
     UnknownWorker,
     Welcome,
@@ -66,8 +72,8 @@ _STARTING = "the engine's process is starting"
 _NO_HEARTBEAT = "the engine has not been heard of lately"
 _NO_LEASE = "the replica's lease is over"
 
-Reply: TypeAlias = PredictDone | ChangeDone
-R = TypeVar("R", PredictDone, ChangeDone)
+Reply: TypeAlias = PredictDone | ChangeDone | DriftDone | UncertainDone
+R = TypeVar("R", PredictDone, ChangeDone, DriftDone, UncertainDone)
 
 
 class Connection:
@@ -383,6 +389,34 @@ class RemoteCatalog(CatalogView):
             self._entries[name] = entry_of(adapter, before.specs if before else {})
 
 
+class RemoteDrift:
+    """`service.drift.interface.DriftView` over the socket: the engine's process counts."""
+
+    def __init__(self, connection: Connection, requests: Requests) -> None:
+        self._connection = connection
+        self._requests = requests
+
+    async def report(self, name: str, revision: str) -> DriftReport:
+        done = await self._requests.ask(
+            DriftDone, lambda number: DriftRequest(number, name, revision)
+        )
+        return done.report
+
+    def keep(self, texts: Sequence[UncertainText]) -> None:
+        self._connection.send(KeepTexts(list(texts)))
+
+    async def uncertain(self, name: str) -> list[UncertainText]:
+        return (await self._ask(name, forget=False)).texts
+
+    async def forget(self, name: str) -> int:
+        return (await self._ask(name, forget=True)).removed
+
+    async def _ask(self, name: str, *, forget: bool) -> UncertainDone:
+        return await self._requests.ask(
+            UncertainDone, lambda number: UncertainRequest(number, name, forget)
+        )
+
+
 class RemoteBackend:
     """All methods are called on the event loop that calls `start`.
 
@@ -410,6 +444,7 @@ class RemoteBackend:
         self._requests = Requests(self._connection, observer)
         self.engine = RemoteEngine(self._requests)
         self.catalog = RemoteCatalog(store, self._requests)
+        self.drift = RemoteDrift(self._connection, self._requests)
         self._welcomed = asyncio.Event()
         # The last one of this connection.
         self._heartbeat: Heartbeat | None = None
@@ -459,7 +494,7 @@ class RemoteBackend:
 
     def _receive(self, message: FromEngine) -> None:
         match message:
-            case PredictDone() | ChangeDone():
+            case PredictDone() | ChangeDone() | DriftDone() | UncertainDone():
                 self._requests.answer(message)
             case RequestFailed():
                 self._requests.fail(message)

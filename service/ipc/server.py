@@ -29,13 +29,18 @@ from service.ipc.protocol import (
     ChangeDone,
     ChangeRequest,
     Codec,
+    DriftDone,
+    DriftRequest,
     FromWorker,
     Goodbye,
     Heartbeat,
     HeartbeatReply,
     Hello,
+    KeepTexts,
     Predict,
     RequestFailed,
+    UncertainDone,
+    UncertainRequest,
     Undecodable,
     UnknownWorker,
     adapter_of,
@@ -208,6 +213,12 @@ class EngineServer:
                 self._begin(worker, message.id, self._predict(worker, message))
             case ChangeRequest():
                 self._begin(worker, message.id, self._change(worker, message))
+            case DriftRequest():
+                self._begin(worker, message.id, self._report_drift(worker, message))
+            case UncertainRequest():
+                self._begin(worker, message.id, self._uncertain(worker, message))
+            case KeepTexts():
+                self._backend.drift.keep(message.texts)
             case Cancel():
                 if (task := worker.tasks.get(message.id)) is not None:
                     task.cancel()
@@ -246,6 +257,22 @@ class EngineServer:
         if self._load_timer is not None:
             self._load_timer.cancel()
         self._load_timer = self._loop.call_later(seconds, self._send_load)
+
+    async def _report_drift(self, worker: _Worker, request: DriftRequest) -> None:
+        try:
+            report = await self._backend.drift.report(request.name, request.revision)
+            worker.outbox.send(DriftDone(request.id, report))
+        except Exception as error:
+            self._fail(worker, request.id, error)
+
+    async def _uncertain(self, worker: _Worker, request: UncertainRequest) -> None:
+        drift = self._backend.drift
+        try:
+            removed = await drift.forget(request.name) if request.forget else 0
+            texts = [] if request.forget else await drift.uncertain(request.name)
+            worker.outbox.send(UncertainDone(request.id, texts, removed))
+        except Exception as error:
+            self._fail(worker, request.id, error)
 
     def _send_load(self) -> None:
         """Tell the workers how busy the engine is, so that they refuse what it would refuse."""

@@ -123,6 +123,8 @@ class Metrics(Observer):
         self._adapter_failures: dict[str, Any] = {}
         # Only some adapters try a second revision: the series of each, by metric and labels.
         self._trials: dict[str, dict[tuple[str, ...], Any]] = {}
+        # Only adapters that are asked, and whose files have a profile: their quantities.
+        self._drifts: dict[str, tuple[str, ...]] = {}
         self._endings = _children(of["idspam_traffic_endings_total"], get_args(Cause))
 
     def exposition(self) -> bytes:
@@ -214,6 +216,7 @@ class Metrics(Observer):
             self._by_name["idspam_adapter_failures_total"].remove(name)
         for metric, *labels in self._trials.pop(name, {}):
             self._by_name[metric].remove(name, *labels)
+        self._forget_drift(name)
 
     def stored(self, adapters: int, bytes_held: int) -> None:
         self._tier_adapters["stored"].set(adapters)
@@ -245,6 +248,24 @@ class Metrics(Observer):
 
     def waiting_limit(self, tokens: int) -> None:
         self._by_name["idspam_waiting_tokens_limit"].set(tokens)
+
+    def drifted(self, adapter: str, texts: int, shifts: Sequence[tuple[str, float, int]]) -> None:
+        if adapter not in self._predictions or not shifts:
+            self._forget_drift(adapter)
+            return
+        self._drifts[adapter] = tuple(quantity for quantity, _, _ in shifts)
+        self._by_name["idspam_adapter_drift_texts"].labels(adapter).set(texts)
+        for quantity, psi, level in shifts:
+            self._by_name["idspam_adapter_drift_psi"].labels(adapter, quantity).set(psi)
+            self._by_name["idspam_adapter_drift_level"].labels(adapter, quantity).set(level)
+
+    def _forget_drift(self, adapter: str) -> None:
+        if (quantities := self._drifts.pop(adapter, None)) is None:
+            return
+        self._by_name["idspam_adapter_drift_texts"].remove(adapter)
+        for quantity in quantities:
+            self._by_name["idspam_adapter_drift_psi"].remove(adapter, quantity)
+            self._by_name["idspam_adapter_drift_level"].remove(adapter, quantity)
 
     def batch_done(self, report: BatchReport) -> None:
         of = self._by_name
@@ -373,6 +394,8 @@ class Metrics(Observer):
         self._by_name["idspam_build_info"].clear()
         for tier in get_args(Tier):
             self.tier_size(tier, 0, 0)
+        for adapter in list(self._drifts):
+            self._forget_drift(adapter)
 
     def dropped(self, events: int) -> None:
         self._by_name["idspam_events_dropped_total"].inc(events)

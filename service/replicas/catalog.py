@@ -49,6 +49,7 @@ from service.catalog.catalog import Catalog, files_of
 from service.catalog.entry import CatalogEntry, Change, ChangeResult, Condition
 from service.catalog.traffic import Ending, InvalidTraffic, Traffic, now
 from service.catalog.trials import Trials
+from service.drift.monitor import DriftMonitor
 from service.engine.interface import AdapterKey, Engine
 from service.engine.observer import Observer
 from service.errors import LeaseExpired
@@ -105,8 +106,9 @@ class ReplicatedCatalog(Catalog):
         observer: Observer,
         audit: AuditLog | None = None,
         trials: Trials | None = None,
+        drift: DriftMonitor | None = None,
     ) -> None:
-        super().__init__(store, engine, observer=observer, audit=audit, trials=trials)
+        super().__init__(store, engine, observer=observer, audit=audit, trials=trials, drift=drift)
         self.everywhere: Callable[[], Awaitable[None]] = _at_once
         self.renewed: Callable[[], None] = lambda: None
         self._cache = store

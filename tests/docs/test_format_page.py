@@ -8,6 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from adapters.format.files import MAX_HEADER_BYTES, Adapter, save_adapter
+from adapters.format.profile import MOST_EDGES, Profile
 from adapters.format.spec import (
     AdapterSpec,
     AttentionPrompt,
@@ -97,6 +98,12 @@ def test_the_page_lists_the_fields_of_a_decision() -> None:
     assert [names_in(row[0])[0] for row in rows] == list(Decision.model_fields)
     (most,) = [part.max_length for part in Decision.model_fields["coverage"].metadata]
     assert f"at most {most} of" in rows[-1][1]
+
+
+def test_the_page_lists_the_fields_of_a_profile() -> None:
+    rows = rows_of("Profiles", before="## ")
+    assert [names_in(row[0])[0] for row in rows] == list(Profile.model_fields)
+    assert f"at most {MOST_EDGES} rising numbers" in PAGE
 
 
 def test_the_page_lists_every_tensor() -> None:

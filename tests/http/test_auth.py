@@ -96,6 +96,8 @@ def expected_scopes(method: str, path: str) -> set[str]:
         return {"metrics"}
     if path == "/v2":
         return set(SCOPES)
+    if path.endswith("/uncertain"):
+        return {"texts"}
     if path.startswith("/v1/adapters"):
         return {"adapters:read"} if method in ("GET", "HEAD") else {"adapters:write"}
     if path.startswith("/v2/repository/models"):

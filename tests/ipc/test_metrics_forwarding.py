@@ -122,6 +122,9 @@ def report_everything(observer: Observer) -> None:
     observer.adapter_loaded(KEY, "active", 0.5)
     observer.adapter_evicted(KEY, "registered", 30.0)
     observer.failed("deadline", 6)
+    observer.drifted("a", 300, [("label", 0.02, 0), ("length", 0.5, 2)])
+    observer.drifted("a", 400, [("label", 0.03, 0), ("length", 0.4, 2)])
+    observer.drifted("unknown", 300, [("label", 0.02, 0)])
     observer.adapter_removed("gone")
 
 

@@ -35,6 +35,7 @@ from service.catalog.entry import (
     Origin,
 )
 from service.catalog.traffic import Direction, Ending, Figures, Reading, Traffic
+from service.drift.interface import Bin, DriftReport, QuantityShift, UncertainText
 from service.engine.interface import AdapterKey, Completion, Entry, RowResult
 from service.errors import ServiceError
 from service.ipc.protocol import (
@@ -42,13 +43,16 @@ from service.ipc.protocol import (
     Cancel,
     ChangeDone,
     Codec,
+    DriftDone,
     EngineDefect,
     Fault,
     FromEngine,
     FromWorker,
     Heartbeat,
+    KeepTexts,
     Malformed,
     Predict,
+    UncertainDone,
     Undecodable,
     adapter_of,
     change_of,
@@ -147,6 +151,8 @@ def test_scores_arrive_to_the_bit_and_weights_if_there_are_any(
         {"token_type_ids": b""},
         {"truncated": b"\0\0"},
         {"adapters": []},
+        {"uncounted": [1]},
+        {"uncounted": [-1]},
     ],
 )
 def test_a_request_whose_parts_contradict_each_other_is_refused(change: dict[str, object]) -> None:
@@ -154,6 +160,41 @@ def test_a_request_whose_parts_contradict_each_other_is_refused(change: dict[str
     entries_of(sound)
     with pytest.raises(Malformed):
         entries_of(msgspec.structs.replace(sound, **change))
+
+
+def test_whether_a_text_is_counted_arrives() -> None:
+    sent = [entry(0, [(5, 0)], False, 4) for _ in range(3)]
+    sent[1].counted = False
+    (message,) = FROM_WORKER.decode(encode([predict_of(7, sent, None)]))
+    assert isinstance(message, Predict)
+    assert [item.counted for item in entries_of(message)] == [True, False, True]
+
+
+def test_drift_and_texts_arrive_as_they_were_sent() -> None:
+    bins = (Bin("ham", 0.9, 0.5), Bin("(others)", 0.1, 0.5))
+    report = DriftReport(
+        adapter="a",
+        revision=REVISIONS[0],
+        texts=300,
+        since="2026-11-27T12:00:00+00:00",
+        reference_texts=999,
+        quantities=(QuantityShift("label", 0.88, 0.05, "large", bins),),
+    )
+    text = UncertainText(
+        "a",
+        REVISIONS[0],
+        "東京 🙂",
+        None,
+        "ham",
+        0.51,
+        (("ham", 0.51), ("spam", 0.49)),
+        "now",
+        True,
+    )
+    done = [DriftDone(1, report), UncertainDone(2, [text], 0)]
+    assert FROM_ENGINE.decode(encode(done)) == done
+    kept = [KeepTexts([text])]
+    assert FROM_WORKER.decode(encode(kept)) == kept
 
 
 def test_an_answer_to_another_request_is_refused() -> None:
@@ -168,6 +209,8 @@ def test_an_answer_to_another_request_is_refused() -> None:
         {"weights": b"\0" * 8},
         {"weighed": [0]},
         {"weighed": [2], "weights": b"\0" * 8},
+        {"uncertain": [1]},
+        {"uncertain": [-1]},
     ):
         with pytest.raises(Malformed):
             completion_of(msgspec.structs.replace(done, **change), one)

@@ -127,6 +127,27 @@ def test_adapter_series_come_with_an_adapter_and_go_with_it(metrics: Metrics) ->
     assert set(series()) == {f'adapter="b",label="{ALL_LABELS}"}}'}
 
 
+def test_drift_has_series_of_known_adapters_until_it_is_unknown_again(metrics: Metrics) -> None:
+    def series() -> int:
+        return len(lines(metrics, "idspam_adapter_drift"))
+
+    shifts = [("label", 0.02, 0), ("length", 0.6, 2)]
+    metrics.drifted("a", 300, shifts)
+    assert series() == 0
+    metrics.adapter_published("a", ["x", "y"])
+    for void in (
+        lambda: metrics.drifted("a", 0, ()),
+        metrics.engine_gone,
+        lambda: metrics.adapter_removed("a"),
+    ):
+        metrics.drifted("a", 300, shifts)
+        assert series() == 5
+        level = 'idspam_adapter_drift_level{adapter="a",quantity="length"}'
+        assert lines(metrics, level) == [f"{level} 2.0"]
+        void()
+        assert series() == 0
+
+
 def test_each_request_is_counted_once_whatever_became_of_it(live: RunningService) -> None:
     live.put("a", make_adapter(make_backbone(), max_length=8))
     for _ in range(5):

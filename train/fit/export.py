@@ -12,13 +12,19 @@ from torch import Tensor
 from adapters import __version__
 from adapters.errors import with_escapes
 from adapters.format.files import Adapter
-from adapters.format.spec import Provenance
+from adapters.format.profile import Profile, Source
+from adapters.format.spec import AdapterSpec, Provenance
 from adapters.packed.head import scores
+from adapters.profiles import profile_of
 from train.config.settings import FitSettings, StorageType
 from train.data.dataset import Dataset
 from train.errors import SettingsError
+from train.loop.encoded_splits import Split
 from train.methods.method import AdapterMethod
 from train.metrics import AnyMetrics
+
+# The validation rows first: the test rows may be of another kind on purpose.
+_HELD_OUT: tuple[Source, ...] = ("validation", "test")
 
 # `auto` stores float16 if no probability moves further than this and no predicted label changes.
 STORAGE_BOUND = 2e-3
@@ -71,6 +77,32 @@ def _answers_alike(
         return float(moved.abs().max()) <= STORAGE_BOUND and torch.equal(*answers)
 
     return bool(exact) and all(alike(exact[name], rounded[name]) for name in exact)
+
+
+def held_out_profile(
+    spec: AdapterSpec,
+    splits: Mapping[str, Split],
+    logits: Mapping[str, Tensor],
+    *,
+    unknown_id: int | None,
+) -> Profile | None:
+    """What the adapter answers to rows that it was not trained on; None if there are none.
+
+    Args:
+        spec: with the temperature and the thresholds of the file.
+        logits: by split, of the weights as they are stored.
+    """
+    name = next((name for name in _HELD_OUT if name in logits), None)
+    if name is None:
+        return None
+    answers = scores(logits[name], spec.activation, spec.calibration.temperature).numpy()
+    encodings = splits[name].cache.encodings
+    return profile_of(
+        spec,
+        zip(answers, (encoding.input_ids for encoding in encodings), strict=True),
+        unknown_id=unknown_id,
+        source=name,
+    )
 
 
 def provenance_of(

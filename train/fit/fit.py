@@ -34,7 +34,7 @@ from train.errors import OutputError, ResumeError, SettingsError, TrainingError
 from train.fit.best import CANDIDATES, Candidates
 from train.fit.check_data import CheckedData, check_data
 from train.fit.decide import check_decision, choose_scoring, decide, decision_of
-from train.fit.export import convert_for_storage, provenance_of
+from train.fit.export import convert_for_storage, held_out_profile, provenance_of
 from train.fit.init_from import InitialAdapter
 from train.fit.search import Proposals, remove_search, search
 from train.loop.checkpoint import checkpoint_path
@@ -364,6 +364,10 @@ class _FitJob:
                 "provenance": provenance,
             }
         )
+        profile = held_out_profile(
+            spec, training.splits, logits, unknown_id=self.backbone.encoder.unknown_id
+        )
+        spec = spec.model_copy(update={"profile": profile})
         if self.group.rank == 0:
             save_adapter(self.output, replace(adapter, spec=spec))
         checks = self.checked.finish(

@@ -2,15 +2,18 @@
 
 import hashlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from adapters.adapter import classify, prepare, rows_of
+from adapters.adapter import PreparedAdapter, classify, prepare, rows_of
+from adapters.backbone.model import Backbone
 from adapters.format.files import load_adapter
 from adapters.format.spec import AdapterSpec
+from adapters.tokenizer import Encoding
 from train.abstaining import Judged
 from train.config.defaults import load_backbone_for
 from train.config.settings import ComputeType, FitSettings
@@ -58,14 +61,7 @@ def evaluate(
     prepared = prepare(loaded, model)
     started = time.perf_counter()
     encodings = encode(model, data, spec.max_length)
-    cache = TrunkCache(model, encodings, prepared.shape, trunk_layers=0)
-    scores = torch.empty(len(data), len(spec.labels))
-    progress.begin("evaluate", texts=len(data))
-    for chosen in cache.chunks(BATCH_TOKENS):
-        batch = model.pack(rows_of([prepared], [(0, encodings[index]) for index in chosen]))
-        for index, answer in zip(chosen, classify(model, batch, [prepared]), strict=True):
-            scores[index] = torch.from_numpy(answer.scores)
-        progress.advance(len(chosen))
+    scores = served_scores(prepared, model, encodings, progress)
     seconds = time.perf_counter() - started
     true, labels = classes_of(data, spec.labels), len(spec.labels)
     objective = OBJECTIVES[spec.activation]
@@ -87,6 +83,24 @@ def evaluate(
     )
     cut = tuple(encoding.truncated for encoding in encodings)
     return Evaluation(report, spec, data, scores, predicted, cut)
+
+
+def served_scores(
+    prepared: PreparedAdapter,
+    backbone: Backbone,
+    encodings: Sequence[Encoding],
+    progress: Progress,
+) -> Tensor:
+    """The scores of texts, by the code that serves them: float32 [texts, labels]."""
+    cache = TrunkCache(backbone, encodings, prepared.shape, trunk_layers=0)
+    scores = torch.empty(len(encodings), len(prepared.spec.labels))
+    progress.begin("evaluate", texts=len(encodings))
+    for chosen in cache.chunks(BATCH_TOKENS):
+        batch = backbone.pack(rows_of([prepared], [(0, encodings[index]) for index in chosen]))
+        for index, answer in zip(chosen, classify(backbone, batch, [prepared]), strict=True):
+            scores[index] = torch.from_numpy(answer.scores)
+        progress.advance(len(chosen))
+    return scores
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ from service.http.openapi.refusals import (
 from service.http.openapi.schemas import (
     AdapterDetail,
     AdapterList,
+    DriftDetail,
     Health,
     PredictRequest,
     PredictResponse,
@@ -45,6 +46,7 @@ from service.http.openapi.schemas import (
     StreamQuery,
     TrafficDetail,
     TrafficRequest,
+    UncertainLine,
 )
 
 _SCHEMES = {
@@ -132,7 +134,11 @@ def describe(app: FastAPI, *, has_keys: bool) -> None:
                 routes=app.routes,
             )
             _, definitions = models_json_schema(
-                [*((model, "validation") for model in _REQUESTS), (StreamError, "serialization")],
+                [
+                    *((model, "validation") for model in _REQUESTS),
+                    (StreamError, "serialization"),
+                    (UncertainLine, "serialization"),
+                ],
                 ref_template="#/components/schemas/{model}",
             )
             components = schema["components"]["schemas"]
@@ -371,6 +377,32 @@ PROMOTE = entry(
     answer=examples.PUBLISHED,
     model=PublishedAdapter,
     errors=refusals(*GATE, *SERVED, *CHANGE, *ROLLOUT, "traffic_not_found", "invalid_request"),
+)
+DRIFT = entry(
+    "adapters",
+    answer=examples.DRIFT,
+    model=DriftDetail,
+    errors=refusals(*GATE, *NAMED, "adapter_damaged", "invalid_request"),
+)
+UNCERTAIN = entry(
+    "adapters",
+    errors={
+        **refusals(*GATE, "adapter_not_found", "texts_not_kept", "invalid_request"),
+        200: {
+            "description": "A line for each text, the least certain first, as `UncertainLine`. With "
+            "`format=csv` a table with an empty column `label`.",
+            "content": {
+                **_lines(examples.UNCERTAIN, "Each an object."),
+                "text/csv": {"schema": {"type": "string", "format": "binary"}},
+            },
+        },
+    },
+)
+FORGET_UNCERTAIN = entry(
+    "adapters",
+    status=204,
+    description="Forgotten",
+    errors=refusals(*GATE, "adapter_not_found", "texts_not_kept", "invalid_request"),
 )
 PROBE = entry(
     "operations",

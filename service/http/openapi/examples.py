@@ -27,6 +27,7 @@ ERRORS: tuple[Exception, ...] = (
     adapter_errors.UnknownAdapter("sms-spm", ["banking77", "clinc150", "sentiment", "sms-spam"]),
     adapter_errors.UnknownRevision("sms-spam", "77", [REVISION, OLDER]),
     adapter_errors.NoTraffic("sms-spam"),
+    errors.TextsNotKept(),
     errors.BodyTimeout("the body stalls: nothing came for 30 seconds"),
     adapter_errors.IncompatibleAdapter(
         ["backbone: made for 'roberta-large', loaded is 'all-MiniLM-L6-v2'"]
@@ -87,6 +88,8 @@ DETAIL: dict[str, Any] = _BODIES["detail"]
 ROLLBACKS: dict[str, Any] = _BODIES["rollbacks"]
 TRAFFIC_REQUESTS: dict[str, Any] = _BODIES["traffic_requests"]
 TRAFFIC: dict[str, Any] = _BODIES["traffic"]
+DRIFT: dict[str, Any] = _BODIES["drift"]
+UNCERTAIN: list[dict[str, Any]] = _BODIES["uncertain"]
 
 
 def stream_error(error: Exception, line: int | None, id: str | None = None) -> dict[str, Any]:

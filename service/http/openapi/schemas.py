@@ -8,7 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
+from adapters.profiles import Quantity
 from service.client.types import AdapterState
+from service.drift.shift import Level
 from service.engine.trials import Cause
 
 MAX_ID_LENGTH = 256
@@ -414,6 +416,55 @@ class TrafficDetail(_Answer):
     figures: TrafficFigures | None = Field(
         description="null if this engine has seen nothing: it has started after the end."
     )
+
+
+class DriftBin(_Answer):
+    bin: str
+    reference: Share = Field(description="Of the texts of the profile.")
+    seen: Share = Field(description="Of the texts that were answered.")
+
+
+class DriftQuantity(_Answer):
+    """How far one quantity has moved."""
+
+    quantity: Quantity
+    psi: float = Field(ge=0.0, description="The population stability index.")
+    chance: float = Field(
+        ge=0.0,
+        description="Without any drift the index is below this in all but one of a thousand looks.",
+    )
+    level: Level = Field(
+        description="moderate: above 0.1 and above chance. large: above 0.25 and above chance."
+    )
+    bins: list[DriftBin] = Field(description="Rare ones are joined with others.")
+
+
+class DriftDetail(_Answer):
+    """The last texts of one revision, beside the profile of its training."""
+
+    adapter: str
+    revision: str
+    texts: int = Field(description="Those that were counted since `since`.")
+    since: str | None
+    reference_texts: int = Field(description="Those of the profile; 0: the file has none.")
+    quantities: list[DriftQuantity]
+    note: str | None = Field(description="Why there are no quantities.")
+
+
+class UncertainLine(_Answer):
+    """A text to be labelled."""
+
+    text: str
+    text_pair: str | None
+    answer: str = Field(description="The best label; it may be wrong.")
+    certainty: Share = Field(
+        description="The score of that label; of an adapter for sets of labels, how far the nearest "
+        "score is from its threshold."
+    )
+    scores: list[Score] = Field(description="Of the best labels, at most five.")
+    time: str
+    revision: str
+    cut: bool = Field(description="Whether only the beginning of the text is kept.")
 
 
 class ErrorBody(_Answer):

@@ -1,0 +1,109 @@
+"""/v1/adapters/{name}/drift and /uncertain: what has changed since training, what to label next."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
+
+import orjson
+from fastapi import APIRouter, Query
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.drift.interface import DriftView, UncertainText
+from service.errors import TextsNotKept
+from service.http.bodies import JsonResponse
+from service.http.lifecycle import Service, service_of
+from service.http.openapi.documentation import DRIFT, FORGET_UNCERTAIN, UNCERTAIN
+
+router = APIRouter()
+
+
+@router.get("/v1/adapters/{name}/drift", **DRIFT)
+async def show_drift(
+    request: Request, name: str, revision: Annotated[str | None, Query(max_length=64)] = None
+) -> Response:
+    """How far an adapter's last texts are from those of its training: label, confidence, length,
+    unknown tokens. Of the current revision, or of one that is tried beside it."""
+    service = service_of(request)
+    entry = service.catalog.entry(name)
+    key = entry.require_current() if revision is None else entry.revision(revision)
+    return JsonResponse(asdict(await service.drift.report(name, key)))
+
+
+@router.get("/v1/adapters/{name}/uncertain", **UNCERTAIN)
+async def list_uncertain(
+    request: Request, name: str, format: Literal["jsonl", "csv"] = "jsonl"
+) -> Response:
+    """The texts of which the adapter is least certain, to be labelled: as lines of JSON, or as CSV
+    with an empty column for the label."""
+    service = service_of(request)
+    texts = await _kept(service, name).uncertain(name)
+    content, media_type = (
+        (_csv(texts), "text/csv") if format == "csv" else (_jsonl(texts), "application/x-ndjson")
+    )
+    headers = {
+        "Content-Disposition": f'attachment; filename="{name}-uncertain.{format}"',
+        "Cache-Control": "no-store",
+    }
+    return Response(content, headers=headers, media_type=media_type)
+
+
+@router.delete("/v1/adapters/{name}/uncertain", **FORGET_UNCERTAIN)
+async def forget_uncertain(request: Request, name: str) -> Response:
+    """Forget these texts at once. New ones are kept as before."""
+    await _kept(service_of(request), name).forget(name)
+    return Response(status_code=204)
+
+
+def _kept(service: Service, name: str) -> DriftView:
+    """
+    Raises:
+        UnknownAdapter: there is none of this name.
+        TextsNotKept: the settings say so.
+    """
+    service.catalog.entry(name)
+    if not service.settings.uncertain_texts:
+        raise TextsNotKept
+    return service.drift
+
+
+def _jsonl(texts: Sequence[UncertainText]) -> bytes:
+    return b"".join(orjson.dumps(_row(text), option=orjson.OPT_APPEND_NEWLINE) for text in texts)
+
+
+def _row(text: UncertainText) -> dict[str, Any]:
+    """The shape of `schemas.UncertainLine`."""
+    return {
+        "text": text.text,
+        "text_pair": text.text_pair,
+        "answer": text.label,
+        "certainty": text.certainty,
+        "scores": [{"label": label, "score": score} for label, score in text.scores],
+        "time": text.time,
+        "revision": text.revision,
+        "cut": text.cut,
+    }
+
+
+def _csv(texts: Sequence[UncertainText]) -> bytes:
+    file = io.StringIO(newline="")
+    writer = csv.writer(file)
+    paired = any(text.text_pair is not None for text in texts)
+    pair = ["text_pair"] if paired else []
+    writer.writerow(["text", *pair, "label", "answer", "certainty", "time", "revision", "cut"])
+    for text in texts:
+        writer.writerow(
+            [
+                text.text,
+                *([text.text_pair or ""] if paired else []),
+                "",
+                text.label,
+                text.certainty,
+                text.time,
+                text.revision,
+                "yes" if text.cut else "no",
+            ]
+        )
+    return file.getvalue().encode()
