@@ -210,7 +210,7 @@ class AsyncClient:
         """As `Client.drift`."""
         return await self._call(operations.drift(name, revision))
 
-    async def uncertain(self, name: str) -> list[UncertainText]:
+    async def uncertain(self, name: str) -> tuple[UncertainText, ...]:
         """As `Client.uncertain`."""
         return await self._call(operations.uncertain(name))
 

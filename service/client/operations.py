@@ -30,6 +30,7 @@ from service.client.types import (
     TrafficDetail,
     Unanswered,
     UncertainText,
+    UncertainTexts,
 )
 
 T = TypeVar("T")
@@ -229,11 +230,9 @@ def drift(name: str, revision: str | None) -> Call[Drift]:
     return _get(f"{_path(name)}/drift", Drift, params)
 
 
-def uncertain(name: str) -> Call[list[UncertainText]]:
-    def decode(reply: Reply) -> list[UncertainText]:
-        return [msgspec.json.decode(line, type=UncertainText) for line in reply.body.splitlines()]
-
-    return Call(Request("GET", f"{_path(name)}/uncertain"), decode)
+def uncertain(name: str) -> Call[tuple[UncertainText, ...]]:
+    request = Request("GET", f"{_path(name)}/uncertain")
+    return Call(request, lambda reply: msgspec.json.decode(reply.body, type=UncertainTexts).texts)
 
 
 def uncertain_file(name: str, format: Literal["jsonl", "csv"]) -> Call[bytes]:

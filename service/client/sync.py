@@ -264,7 +264,7 @@ class Client:
         """
         return self._call(operations.drift(name, revision))
 
-    def uncertain(self, name: str) -> list[UncertainText]:
+    def uncertain(self, name: str) -> tuple[UncertainText, ...]:
         """The texts of which an adapter is least certain, to be labelled; needs the scope `texts`."""
         return self._call(operations.uncertain(name))
 

@@ -299,6 +299,11 @@ class UncertainText(msgspec.Struct, frozen=True):
     cut: bool
 
 
+class UncertainTexts(msgspec.Struct, frozen=True):
+    adapter: str
+    texts: tuple[UncertainText, ...]
+
+
 class AdapterFile(msgspec.Struct, frozen=True):
     """A downloaded file. revision: its sha256, which was checked."""
 

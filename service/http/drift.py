@@ -34,20 +34,19 @@ async def show_drift(
 
 @router.get("/v1/adapters/{name}/uncertain", **UNCERTAIN)
 async def list_uncertain(
-    request: Request, name: str, format: Literal["jsonl", "csv"] = "jsonl"
+    request: Request, name: str, format: Literal["json", "jsonl", "csv"] = "json"
 ) -> Response:
-    """The texts of which the adapter is least certain, to be labelled: as lines of JSON, or as CSV
-    with an empty column for the label."""
-    service = service_of(request)
-    texts = await _kept(service, name).uncertain(name)
-    content, media_type = (
-        (_csv(texts), "text/csv") if format == "csv" else (_jsonl(texts), "application/x-ndjson")
-    )
-    headers = {
-        "Content-Disposition": f'attachment; filename="{name}-uncertain.{format}"',
-        "Cache-Control": "no-store",
-    }
-    return Response(content, headers=headers, media_type=media_type)
+    """The texts of which the adapter is least certain, to be labelled: as one object, as lines of
+    JSON, or as CSV with an empty column for the label."""
+    texts = await _kept(service_of(request), name).uncertain(name)
+    headers = {"Cache-Control": "no-store"}
+    if format == "json":
+        content = {"adapter": name, "texts": [_row(text) for text in texts]}
+        return JsonResponse(content, headers=headers)
+    headers["Content-Disposition"] = f'attachment; filename="{name}-uncertain.{format}"'
+    if format == "csv":
+        return Response(_csv(texts), headers=headers, media_type="text/csv")
+    return Response(_jsonl(texts), headers=headers, media_type="application/x-ndjson")
 
 
 @router.delete("/v1/adapters/{name}/uncertain", **FORGET_UNCERTAIN)
@@ -74,7 +73,7 @@ def _jsonl(texts: Sequence[UncertainText]) -> bytes:
 
 
 def _row(text: UncertainText) -> dict[str, Any]:
-    """The shape of `schemas.UncertainLine`."""
+    """The shape of `schemas.UncertainText`."""
     return {
         "text": text.text,
         "text_pair": text.text_pair,

@@ -13,7 +13,7 @@ from adapters.format.files import Adapter, serialize
 from service.client import Client, NotFound
 from service.drift.interface import MOST_CHARACTERS
 from service.drift.monitor import LEAST_TEXTS, NO_PROFILE, NOT_COUNTED, OFF
-from service.http.openapi.schemas import DriftDetail, UncertainLine
+from service.http.openapi.schemas import DriftDetail, UncertainTexts
 from tests.support.http_service import RunningService, error_of, serve
 from tests.support.key_files import bearer
 from tests.support.profiles import profiled, strange_texts, usual_texts
@@ -63,11 +63,12 @@ def levels(drift: dict[str, Any]) -> dict[str, str]:
 def uncertain_of(live: RunningService, name: str = "spam") -> list[dict[str, Any]]:
     answer = live.client.get(f"/v1/adapters/{name}/uncertain")
     assert answer.status_code == 200, answer.text
-    assert answer.headers["content-type"].startswith("application/x-ndjson")
-    lines = answer.text.splitlines()
-    for line in lines:
-        UncertainLine.model_validate_json(line)
-    return [json.loads(line) for line in lines]
+    UncertainTexts.model_validate_json(answer.content)
+    lines = live.client.get(f"/v1/adapters/{name}/uncertain", params={"format": "jsonl"})
+    assert lines.headers["content-type"].startswith("application/x-ndjson")
+    texts: list[dict[str, Any]] = answer.json()["texts"]
+    assert [json.loads(line) for line in lines.text.splitlines()] == texts
+    return texts
 
 
 def test_texts_like_those_of_training_are_stable_and_others_are_not(
@@ -247,7 +248,7 @@ def test_the_least_certain_texts_are_kept_to_be_labelled(live: RunningService, n
     with Client(live.url) as client:
         assert [item.text for item in client.uncertain(name)] == [row["text"] for row in rows]
         client.forget_uncertain(name)
-        assert client.uncertain(name) == []
+        assert client.uncertain(name) == ()
     ask(live, texts[:2])
     assert len(uncertain_of(live)) == 2
 

@@ -1,6 +1,5 @@
 """With two workers and an engine process there is one count, and one place where texts are kept."""
 
-import json
 from pathlib import Path
 
 import httpx
@@ -34,7 +33,7 @@ def test_workers_count_together_and_keep_texts_in_one_place(
         def texts(client: httpx.Client) -> list[str]:
             answer = client.get("/v1/adapters/a/uncertain")
             assert answer.status_code == 200, answer.text
-            return [json.loads(line)["text"] for line in answer.text.splitlines()]
+            return [item["text"] for item in answer.json()["texts"]]
 
         for number, client in enumerate((one, other)):
             asked = strange_texts(60) if number else usual_texts(60, seed=5)

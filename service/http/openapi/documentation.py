@@ -46,7 +46,7 @@ from service.http.openapi.schemas import (
     StreamQuery,
     TrafficDetail,
     TrafficRequest,
-    UncertainLine,
+    UncertainTexts,
 )
 
 _SCHEMES = {
@@ -137,7 +137,6 @@ def describe(app: FastAPI, *, has_keys: bool) -> None:
                 [
                     *((model, "validation") for model in _REQUESTS),
                     (StreamError, "serialization"),
-                    (UncertainLine, "serialization"),
                 ],
                 ref_template="#/components/schemas/{model}",
             )
@@ -386,17 +385,10 @@ DRIFT = entry(
 )
 UNCERTAIN = entry(
     "adapters",
-    errors={
-        **refusals(*GATE, "adapter_not_found", "texts_not_kept", "invalid_request"),
-        200: {
-            "description": "A line for each text, the least certain first, as `UncertainLine`. With "
-            "`format=csv` a table with an empty column `label`.",
-            "content": {
-                **_lines(examples.UNCERTAIN, "Each an object."),
-                "text/csv": {"schema": {"type": "string", "format": "binary"}},
-            },
-        },
-    },
+    description="The least certain first. `format=jsonl` gives each text a line, `format=csv` a table.",
+    answer=examples.UNCERTAIN,
+    model=UncertainTexts,
+    errors=refusals(*GATE, "adapter_not_found", "texts_not_kept", "invalid_request"),
 )
 FORGET_UNCERTAIN = entry(
     "adapters",

@@ -89,7 +89,7 @@ ROLLBACKS: dict[str, Any] = _BODIES["rollbacks"]
 TRAFFIC_REQUESTS: dict[str, Any] = _BODIES["traffic_requests"]
 TRAFFIC: dict[str, Any] = _BODIES["traffic"]
 DRIFT: dict[str, Any] = _BODIES["drift"]
-UNCERTAIN: list[dict[str, Any]] = _BODIES["uncertain"]
+UNCERTAIN: dict[str, Any] = _BODIES["uncertain"]
 
 
 def stream_error(error: Exception, line: int | None, id: str | None = None) -> dict[str, Any]:

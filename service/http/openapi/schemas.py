@@ -451,7 +451,7 @@ class DriftDetail(_Answer):
     note: str | None = Field(description="Why there are no quantities.")
 
 
-class UncertainLine(_Answer):
+class UncertainText(_Answer):
     """A text to be labelled."""
 
     text: str
@@ -465,6 +465,13 @@ class UncertainLine(_Answer):
     time: str
     revision: str
     cut: bool = Field(description="Whether only the beginning of the text is kept.")
+
+
+class UncertainTexts(_Answer):
+    """The texts of which an adapter is least certain."""
+
+    adapter: str
+    texts: list[UncertainText]
 
 
 class ErrorBody(_Answer):
