@@ -5,7 +5,7 @@ from pathlib import Path
 
 from adapters.adapter import prepare
 from adapters.format.files import load_adapter, save_adapter
-from adapters.format.profile import Profile
+from adapters.format.profile import Profile, Source
 from adapters.profiles import profile_of
 from train.config.defaults import load_backbone_for
 from train.config.settings import ComputeType, FitSettings
@@ -24,6 +24,7 @@ def add_profile(
     device: str,
     dtype: ComputeType | None,
     progress: Progress,
+    source: Source = "given",
 ) -> Profile:
     """Answer texts with an adapter file, by the code that serves it, and write the file again with
     their profile. Nothing else of it changes, but its revision does.
@@ -33,6 +34,7 @@ def add_profile(
         output: may be `adapter` itself.
         backbone: None takes the one that the adapter names.
         dtype: None means float32 on a CPU and `auto` on a GPU.
+        source: what the rows are.
 
     Raises:
         InvalidAdapter, IncompatibleAdapter: the file is unusable, or for another backbone.
@@ -50,7 +52,7 @@ def add_profile(
         spec,
         zip(scores, (encoding.input_ids for encoding in encodings), strict=True),
         unknown_id=model.encoder.unknown_id,
-        source="given",
+        source=source,
     )
     updated = spec.model_copy(update={"profile": profile})
     save_adapter(output, replace(loaded, spec=updated))
