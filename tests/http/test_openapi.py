@@ -35,7 +35,7 @@ def test_schemathesis_finds_no_failure_of_any_check(tmp_path: Path) -> None:
     key = bearer(write_keys(keys, everything={})["everything"])
     settings = {"DEFAULT_ADAPTER": "sms-spam", "WORKERS": WORKERS, "KEYS_FILE": str(keys)}
     # See `before_call` in the hooks.
-    settings |= {"TRUSTED_PROXIES": "127.0.0.1"}
+    settings |= {"TRUSTED_PROXIES": "127.0.0.1", "UNCERTAIN_TEXTS": "5"}
     environment = environ(backbone, tmp_path / "adapters", **settings)
     with (
         (tmp_path / "log").open("w") as log,

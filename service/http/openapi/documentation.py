@@ -390,6 +390,10 @@ UNCERTAIN = entry(
     model=UncertainTexts,
     errors=refusals(*GATE, "adapter_not_found", "texts_not_kept", "invalid_request"),
 )
+UNCERTAIN["responses"][200]["content"] |= {
+    "application/x-ndjson": {"schema": {"type": "string", "format": "binary"}},
+    "text/csv": {"schema": {"type": "string"}},
+}
 FORGET_UNCERTAIN = entry(
     "adapters",
     status=204,
