@@ -20,6 +20,7 @@ from adapters.backbone.loading import load_backbone
 from adapters.backbone.model import Backbone
 from adapters.format.files import load_adapter
 from adapters.profiles import QUANTITIES, Bins, Ids, Scores, counts_of, profile_of
+from adapters.tokenizer import Encoding
 from service.drift.monitor import LEAST_TEXTS, DriftMonitor
 from service.drift.shift import Level, shift_of
 from service.drift.uncertain import UncertainTexts
@@ -129,9 +130,9 @@ def cost(case: Case, texts: int = 20_000) -> tuple[float, float]:
         ]
         requests = [
             (
-                [Entry(key, _Ids(each.input_ids), 1) for each in some],
+                [Entry(key, Encoding(each.input_ids, each.input_ids, False), 1) for each in some],
                 [RowResult(each.scores) for each in some],
-            )  # type: ignore[arg-type]
+            )
             for some in asked
         ]
         started = perf_counter()
@@ -139,13 +140,6 @@ def cost(case: Case, texts: int = 20_000) -> tuple[float, float]:
             monitor.answered(entries, rows)
         seconds.append((perf_counter() - started) / (size * len(requests)))
     return seconds[0] * 1e6, seconds[1] * 1e6
-
-
-@dataclass(frozen=True, slots=True)
-class _Ids:
-    """Of an encoding, what is counted."""
-
-    input_ids: Ids
 
 
 def say(line: str) -> None:

@@ -168,8 +168,8 @@ def draw_chart(
     axes.set_title(chart.title, fontsize=9, loc="left", color=text, fontweight="bold", wrap=True)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: shown(value, chart.unit)))
     axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.xaxis.set_major_locator(AutoDateLocator(maxticks=6))
-    axes.xaxis.set_major_formatter(DateFormatter("%H:%M"))
+    axes.xaxis.set_major_locator(AutoDateLocator(maxticks=6))  # type: ignore[no-untyped-call]
+    axes.xaxis.set_major_formatter(DateFormatter("%H:%M"))  # type: ignore[no-untyped-call]
     axes.grid(visible=True, color=grid, linewidth=0.8)
     axes.tick_params(labelsize=7, colors=text, length=0)
     for side in axes.spines.values():

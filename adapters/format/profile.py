@@ -46,7 +46,7 @@ class Profile(_Frozen):
 
     version: of this object. labels: how many texts got each label, in the order of the spec.
     unlabelled: texts that got none, because the adapter abstained or their set of labels is empty.
-    confidence: of the best label's score. length: in tokens that were read, special tokens included.
+    confidence: of the best label's score. length: in tokens that are read, special tokens included.
     unknown: the share of these tokens that stand for something the vocabulary lacks.
     """
 

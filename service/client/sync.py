@@ -265,7 +265,7 @@ class Client:
         return self._call(operations.drift(name, revision))
 
     def uncertain(self, name: str) -> tuple[UncertainText, ...]:
-        """The texts of which an adapter is least certain, to be labelled; needs the scope `texts`."""
+        """The texts of which an adapter is least certain; needs the scope `texts`."""
         return self._call(operations.uncertain(name))
 
     def uncertain_file(self, name: str, format: Literal["jsonl", "csv"]) -> bytes:

@@ -38,7 +38,7 @@ class DriftReport:
     """What one revision was asked, beside what its training saw.
 
     texts: that were counted since then, at most as many as the window holds. since: ISO 8601; None
-    without texts. reference_texts: of the profile; 0 without one. note: why there are no quantities.
+    without texts. reference_texts: of the profile; 0 without one. note: why no quantity is there.
     """
 
     adapter: str

@@ -1,9 +1,9 @@
 """How far a distribution has moved from another one: the population stability index.
 
 PSI is the sum over bins of (q - p) ln(q / p), for the shares p before and q now. Chance alone makes
-it positive: without any drift, PSI / (1/n + 1/m) for n and m texts is distributed like chi-square
-with one degree of freedom less than there are bins (Yurdakul and Naranjo, Statistical properties of
-the population stability index, 2020). A value is called drift only where chance does not explain it.
+it positive: without drift, PSI / (1/n + 1/m) for n and m texts is distributed like chi-square with
+one degree of freedom less than there are bins (Yurdakul and Naranjo, Statistical properties of the
+population stability index, 2020). A value is called drift only where chance does not explain it.
 """
 
 from collections.abc import Sequence
@@ -25,9 +25,9 @@ _PSEUDO = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Shift:
-    """groups: the bins that were compared, as indices of the joined ones. reference, seen: the share
-    of each group. psi: the index. chance: what it stays under in all but one of a thousand looks,
-    if nothing has changed."""
+    """groups: the bins that were compared, as indices of those that were joined. reference, seen:
+    each group's share. psi: the index. chance: what it stays under in all but one of a thousand
+    looks, if nothing has changed."""
 
     groups: tuple[tuple[int, ...], ...]
     reference: tuple[float, ...]
@@ -86,7 +86,7 @@ def _neighbours(pooled: Sequence[int], least: float) -> list[tuple[int, ...]]:
 
 
 def _rare_together(pooled: Sequence[int], least: float) -> list[tuple[int, ...]]:
-    groups = [(at,) for at, count in enumerate(pooled) if count >= least]
+    groups: list[tuple[int, ...]] = [(at,) for at, count in enumerate(pooled) if count >= least]
     if rare := tuple(at for at, count in enumerate(pooled) if 0 < count < least):
         groups.append(rare)
     return groups

@@ -307,8 +307,7 @@ def test_nothing_is_kept_or_counted_where_the_settings_say_so(tmp_path: Path) ->
 
 
 def test_only_a_key_that_names_the_scope_reads_texts(tmp_path: Path) -> None:
-    settings = {"API_KEYS": "reader", "ADMIN_KEYS": "boss", "UNCERTAIN_TEXTS": "5"}
-    with serve(tmp_path, **settings) as live:
+    with serve(tmp_path, API_KEYS="reader", ADMIN_KEYS="boss", UNCERTAIN_TEXTS="5") as live:
         live.put("spam", make_adapter(BACKBONE), **bearer("boss"))
         path = "/v1/adapters/spam/uncertain"
         for method in ("GET", "DELETE"):

@@ -1,6 +1,6 @@
 """Metrics: everything is counted once, labels are bounded, and the documented table is complete."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import get_args
 
@@ -135,11 +135,12 @@ def test_drift_has_series_of_known_adapters_until_it_is_unknown_again(metrics: M
     metrics.drifted("a", 300, shifts)
     assert series() == 0
     metrics.adapter_published("a", ["x", "y"])
-    for void in (
+    voids: tuple[Callable[[], None], ...] = (
         lambda: metrics.drifted("a", 0, ()),
         metrics.engine_gone,
         lambda: metrics.adapter_removed("a"),
-    ):
+    )
+    for void in voids:
         metrics.drifted("a", 300, shifts)
         assert series() == 5
         level = 'idspam_adapter_drift_level{adapter="a",quantity="length"}'

@@ -1,4 +1,4 @@
-"""`python -m train profile`: write into an adapter file how held-out texts look, to notice drift."""
+"""`python -m train profile`: write into an adapter file how held-out texts look."""
 
 import hashlib
 from argparse import ArgumentParser, Namespace

@@ -385,7 +385,7 @@ DRIFT = entry(
 )
 UNCERTAIN = entry(
     "adapters",
-    description="The least certain first. `format=jsonl` gives each text a line, `format=csv` a table.",
+    description="The least certain first. `format=jsonl` gives a line each, `format=csv` a table.",
     answer=examples.UNCERTAIN,
     model=UncertainTexts,
     errors=refusals(*GATE, "adapter_not_found", "texts_not_kept", "invalid_request"),

@@ -458,8 +458,8 @@ class UncertainText(_Answer):
     text_pair: str | None
     answer: str = Field(description="The best label; it may be wrong.")
     certainty: Share = Field(
-        description="The score of that label; of an adapter for sets of labels, how far the nearest "
-        "score is from its threshold."
+        description="The score of that label; of an adapter for sets of labels, how far the "
+        "nearest score is from its threshold."
     )
     scores: list[Score] = Field(description="Of the best labels, at most five.")
     time: str
