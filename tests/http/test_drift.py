@@ -142,7 +142,8 @@ def test_two_revisions_are_counted_each_by_itself(live: RunningService, name: st
         f"/v1/adapters/{name}", params={"stage": "true"}, content=serialize(adapter(seed=2))
     )
     second = staged.json()["revision"]
-    body = {"revision": second, "percent": 40, "shadow": False}
+    never = {"max_error_rate": None, "max_disagreement": None, "max_latency_ratio": None}
+    body = {"revision": second, "percent": 40, "shadow": False, "rule": never}
     assert live.client.put(f"/v1/adapters/{name}/traffic", json=body).status_code == 200
     ask(live, usual_texts(300, seed=3))
     counts = [drift_of(live, revision=revision[:12])["texts"] for revision in (first, second)]
