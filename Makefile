@@ -28,10 +28,11 @@ CLIENTS := runs/clients
 clients: $(VENV)/ready ## make the environment of Triton's and KServe's clients, which some tests run
 	@$(BIN)/python .ci/clients.py $(CLIENTS)
 
-# Where promtool, nginx or the clients cannot be had, their tests are skipped; with CI=true they fail.
+# Where promtool, nginx, chromium or the clients cannot be had, their tests are skipped; with CI=true they fail.
 test: $(VENV)/ready ## run all tests, about ten minutes on two cores; TESTS=tests/adapters runs some
 	@.ci/promtool || true
 	@.ci/nginx || true
+	@.ci/chromium || true
 	@$(BIN)/python .ci/clients.py $(CLIENTS) || echo "clients: the tests of other projects' clients are skipped"
 	$(BIN)/python -m pytest $(TESTS)
 

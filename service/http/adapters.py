@@ -87,15 +87,20 @@ async def list_adapters(
     request: Request,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     cursor: Annotated[str | None, Query(max_length=64)] = None,
+    search: Annotated[
+        str | None, Query(max_length=64, description="Only names that contain this.")
+    ] = None,
 ) -> Response:
     """All adapters by name, a page at a time.
 
     If names appear or go between two pages, no other name is left out or repeated.
     """
+    # Names have no capitals.
+    wanted = (search or "").lower()
     entries = [
         entry
         for entry in service_of(request).catalog.entries()
-        if cursor is None or entry.name > cursor
+        if (cursor is None or entry.name > cursor) and wanted in entry.name
     ]
     page = entries[:limit]
     following = page[-1].name if len(entries) > limit else None

@@ -19,6 +19,7 @@ from service.backend import Backend
 from service.engine.observer import Observer
 from service.errors import ServiceError
 from service.http import adapters, docs_page, drift, operations, predict, traffic
+from service.http.console import routes as console
 from service.http.lifecycle import Service
 from service.http.middleware import Gate, handle_error
 from service.http.openapi.documentation import describe
@@ -40,6 +41,7 @@ _ROUTERS = tuple(
         drift,
         operations,
         docs_page,
+        console,
         tei,
         oip,
         oip_repository,

@@ -104,7 +104,7 @@ class Gate:
     async def _admit(
         self, scope: Scope, receive: Receive, send: Send, method: str, path: str
     ) -> None:
-        if not _needs_service(path):
+        if not _needs_service(method, path):
             await self._app(scope, receive, send)
             return
         with self._service.admitted():
@@ -152,10 +152,13 @@ def _no_route(path: str) -> HTTPException:
     return HTTPException(404)
 
 
-def _needs_service(path: str) -> bool:
-    """Whether a path needs a service that is ready; a drain then waits for its answer."""
+def _needs_service(method: str, path: str) -> bool:
+    """Whether a route needs a service that is ready; a drain then waits for its answer."""
     if path.startswith("/v1/"):
         return True
+    if path == "/" and method == "GET":
+        # The console, which says itself that the service is not ready.
+        return False
     return path != "/v2" and path not in _PROBES and shape_of(path) is not own_shape
 
 

@@ -225,8 +225,33 @@ def test_list_pages_by_name_and_shows_what_the_files_say(live: RunningService) -
         "created": None,
         "size": len(data(0)),
     }
-    for query in ({"limit": 0}, {"limit": 1001}, {"limit": "x"}, {"cursor": "c" * 65}):
+    for query in (
+        {"limit": 0},
+        {"limit": 1001},
+        {"limit": "x"},
+        {"cursor": "c" * 65},
+        {"search": "s" * 65},
+    ):
         assert live.client.get("/v1/adapters", params=query).status_code == 422
+
+
+def test_a_search_lists_the_names_that_contain_it_by_pages_like_all_others(
+    live: RunningService,
+) -> None:
+    for name in ("mail-spam", "sms-spam", "spam", "tone"):
+        put(live, name, data())
+
+    def names(**query: str) -> list[str]:
+        page = live.client.get("/v1/adapters", params=query).json()
+        return [item["name"] for item in page["adapters"]]
+
+    assert names(search="spam") == ["mail-spam", "sms-spam", "spam"]
+    assert names(search="S-Spam") == ["sms-spam"]
+    assert names(search="spam", limit="1", cursor="mail-spam") == ["sms-spam"]
+    assert names(search="*") == names(search="../") == []
+    assert names(search="") == names()
+    last = live.client.get("/v1/adapters", params={"search": "spam", "limit": 3}).json()
+    assert last["next_cursor"] is None
 
 
 def test_show_names_spec_and_revisions_the_current_one_first(live: RunningService) -> None:

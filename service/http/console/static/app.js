@@ -1,0 +1,180 @@
+// The shell: navigation, routes and shortcuts. A page is a module of `pages/` with
+// `mount(root, params, context)`, which returns what takes it down again.
+//
+//   params   {path: ["rest", "of", "the", "route"], query: URLSearchParams}
+//   context  {setQuery, go, signal}; everything else a page imports: api.js, dom.js, shell.js, parts/
+
+import { events } from "./api.js";
+import { h, put } from "./dom.js";
+import { announce, banner, errorBox, furniture, keyButton, showShortcuts, themeButton } from "./shell.js";
+
+const pages = new Map();
+
+/** Register a page. letter: after `g` it opens the page. */
+function page(name, title, letter, load) {
+  pages.set(name, { name, title, letter, load });
+}
+
+page("try", "Try", "t", () => import("./pages/try.js"));
+page("compare", "Compare", "c", () => import("./pages/compare.js"));
+
+const FIRST = "try";
+const main = h("main", { id: "main", tabindex: "-1", class: "page" });
+const links = new Map([...pages.values()].map(({ name, title }) => [name, h("a", { href: `#/${name}` }, title)]));
+
+document.body.append(
+  h("a", { class: "skip", href: "#main", on: { click: skip } }, "Skip to the page"),
+  h(
+    "header",
+    { class: "top" },
+    h("a", { class: "brand", href: `#/${FIRST}`, "aria-label": "ID-SPAM console" }, h("img", { src: new URL("icon.svg", import.meta.url).href, alt: "", width: 24, height: 24 }), h("span", {}, "ID-SPAM")),
+    h("nav", { "aria-label": "Pages" }, [...links.values()]),
+    h(
+      "div",
+      { class: "tools" },
+      h("a", { class: "quiet", href: new URL("../docs", import.meta.url).href }, "API"),
+      keyButton(),
+      themeButton(),
+      h("button", { class: "quiet", title: "Keyboard shortcuts", on: { click: help } }, "Keys ?"),
+    ),
+  ),
+  banner,
+  main,
+  ...furniture,
+);
+
+function skip(event) {
+  event.preventDefault();
+  main.focus();
+}
+
+let unmount = null;
+let turn = 0;
+let leaving = new AbortController();
+
+async function show({ first = false } = {}) {
+  const [, route = FIRST, search = ""] = /^#\/([^?]*)(?:\?(.*))?$/.exec(location.hash) ?? [];
+  const [name, ...path] = route.split("/").map(decoded);
+  const chosen = pages.get(name || FIRST);
+  const mine = (turn += 1);
+  leaving.abort();
+  leaving = new AbortController();
+  unmount?.();
+  unmount = null;
+  for (const [link, element] of links) {
+    if (link === chosen?.name) element.setAttribute("aria-current", "page");
+    else element.removeAttribute("aria-current");
+  }
+  if (chosen === undefined) {
+    document.title = "No such page · ID-SPAM";
+    put(main, h("h1", {}, "No such page"), h("p", {}, h("a", { href: `#/${FIRST}` }, "Go to the first page")));
+    return;
+  }
+  document.title = `${chosen.title} · ID-SPAM`;
+  const root = h("div");
+  const context = {
+    signal: leaving.signal,
+    /** Keep what is chosen in the address, without a new entry in the history. */
+    setQuery(query) {
+      if (mine !== turn) return;
+      const text = new URLSearchParams(query).toString().replaceAll("%40", "@");
+      history.replaceState(null, "", `#/${route}${text ? `?${text}` : ""}`);
+    },
+    go: (hash) => (location.hash = hash),
+  };
+  try {
+    const module = await chosen.load();
+    if (mine !== turn) return;
+    put(main, root);
+    const done = await module.mount(root, { path, query: new URLSearchParams(search) }, context);
+    if (mine !== turn) done?.();
+    else unmount = done ?? null;
+  } catch (error) {
+    if (mine !== turn || error.name === "AbortError") return;
+    // A module that could not be fetched: the service has gone, or the page is older than it.
+    if (error instanceof TypeError) events.dispatchEvent(new CustomEvent("gone", { detail: null }));
+    put(main, h("h1", {}, chosen.title), errorBox(error, h("button", { on: { click: () => show() } }, "Try again")));
+  }
+  if (first) {
+    performance.mark("console-ready");
+  } else {
+    main.focus({ preventScroll: true });
+    scrollTo(0, 0);
+    announce(chosen.title);
+  }
+}
+
+function decoded(part) {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part;
+  }
+}
+
+const singleKeys = {
+  on: stored() !== "off",
+  set(on) {
+    singleKeys.on = on;
+    try {
+      localStorage.setItem("idspam.keys", on ? "on" : "off");
+    } catch {
+      // Not kept, but in force.
+    }
+  },
+};
+
+function stored() {
+  try {
+    return localStorage.getItem("idspam.keys");
+  } catch {
+    return null;
+  }
+}
+
+function help() {
+  const rows = [...pages.values()].map(({ letter, title }) => [["g", letter], title]);
+  rows.push(
+    [["/"], "Search adapters"],
+    [["Ctrl Enter"], "Send what the page asks for"],
+    [["Escape"], "Close a list or dialog"],
+    [["?"], "This list"],
+  );
+  showShortcuts(rows, singleKeys);
+}
+
+let pressedG = 0;
+
+document.addEventListener("keydown", (event) => {
+  if ((event.ctrlKey || event.metaKey) && event.key === "Enter") {
+    const button = main.querySelector("button[data-send]:not(:disabled)");
+    if (button && !document.querySelector("dialog[open]")) {
+      event.preventDefault();
+      button.click();
+    }
+    return;
+  }
+  const isTyping = event.target.closest("input:not([type=checkbox], [type=radio], [type=file]), textarea, select, [contenteditable]");
+  if (!singleKeys.on || isTyping || event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
+  if (event.key === "?") {
+    event.preventDefault();
+    help();
+  } else if (event.key === "/") {
+    const search = main.querySelector("[data-search]");
+    if (search) {
+      event.preventDefault();
+      search.focus();
+    }
+  } else if (event.key === "g") {
+    pressedG = event.timeStamp;
+  } else if (event.timeStamp - pressedG < 1500) {
+    pressedG = 0;
+    const chosen = [...pages.values()].find(({ letter }) => letter === event.key);
+    if (chosen) location.hash = `#/${chosen.name}`;
+  }
+});
+
+// A file that is dropped beside its place must not replace the page.
+for (const name of ["dragover", "drop"]) document.addEventListener(name, (event) => event.preventDefault());
+addEventListener("hashchange", () => show());
+show({ first: true });

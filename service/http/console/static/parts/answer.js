@@ -1,0 +1,124 @@
+// One result as a card: the answer, its scores as bars, its threshold, and the text as the model saw it.
+
+import { brief, count, counted, h, put, score } from "../dom.js";
+import { explained, isDrawable, meaning, topWords } from "./explained.js";
+
+const FIRST_BARS = 5;
+
+/** The answer of a result in words: a label, labels, or that there is none. */
+export function answerOf(result) {
+  if (result.labels) return result.labels.length ? result.labels.join(", ") : "no label";
+  return result.abstained ? "abstains" : result.label;
+}
+
+/**
+ * The card of a result.
+ *
+ * input: `{text, text_pair}`. spec: of the revision that answered, or null. abstainBelow: the request's
+ * own, or null. reference: what was asked for.
+ */
+export function answerCard({ result, input, spec, abstainBelow, reference }) {
+  const threshold = abstainBelow ?? spec?.decision?.abstain_below ?? null;
+  const explanation = isDrawable(result.explanation) ? result.explanation : null;
+  return h(
+    "article",
+    { class: "card answer", "aria-label": `${result.adapter}: ${answerOf(result)}` },
+    h("header", {}, h("h3", {}, result.adapter), h("span", { class: "small muted", title: `revision ${result.revision}` }, `revision ${brief(result.revision)}`)),
+    verdict(result, threshold),
+    notices(result, input, explanation),
+    bars(result, spec, threshold),
+    explanation && drawing(explanation, input),
+    h("p", { class: "small muted" }, `${counted(result.tokens, "token")} read`, reference.includes("@") ? " · pinned" : null),
+  );
+}
+
+function verdict(result, threshold) {
+  if (result.labels) {
+    return h("p", { class: "verdict" }, result.labels.length ? result.labels.map((label) => h("span", { class: "tag" }, label)) : h("span", { class: "none" }, "no label reaches its threshold"));
+  }
+  if (result.abstained) {
+    return h(
+      "p",
+      { class: "verdict" },
+      h("span", { class: "none" }, "abstains"),
+      h("span", { class: "small muted" }, ` The best label, ${result.label}, has ${score(result.score)}, and ${score(threshold ?? 0)} is needed.`),
+    );
+  }
+  return h("p", { class: "verdict" }, h("span", { class: "tag" }, result.label), h("span", { class: "muted" }, ` ${score(result.score)}`));
+}
+
+function notices(result, input, explanation) {
+  if (!result.truncated) return null;
+  const fields = Object.entries(input).filter(([, text]) => typeof text === "string");
+  const parts = explanation
+    ? fields.map(([field, text]) => {
+        const length = Array.from(text).length;
+        const read = explanation.read?.[field] ?? length;
+        return read < length ? `${count(read)} of the ${count(length)} characters${field === "text_pair" ? " of the second text" : ""}` : null;
+      })
+    : [];
+  const read = parts.filter(Boolean).join(" and ");
+  return h("p", { class: "box warn" }, h("strong", {}, "Cut off. "), read ? `The model has read ${read}.` : "The text is longer than this adapter reads.");
+}
+
+function bars(result, spec, threshold) {
+  const thresholds = new Map(spec?.activation === "sigmoid" ? spec.labels.map((label, at) => [label, spec.thresholds?.[at] ?? 0.5]) : []);
+  const given = new Set(result.labels ?? (result.abstained ? [] : [result.label]));
+  const body = h("tbody");
+  const rows = (most) =>
+    result.scores.slice(0, most).map((item, at) => {
+      // Of a single answer the threshold is that of the best label.
+      const needed = thresholds.get(item.label) ?? (at === 0 ? threshold : null);
+      return h(
+        "tr",
+        { class: given.has(item.label) ? "given" : null },
+        h("th", { scope: "row" }, item.label),
+        h(
+          "td",
+          { class: "track" },
+          h("div", { class: "bar", style: { "--share": item.score } }),
+          needed ? h("div", { class: "needle", style: { "--share": needed }, title: `needs ${score(needed)}` }) : null,
+        ),
+        h("td", { class: "figure" }, score(item.score), needed ? h("span", { class: "hidden" }, `, needs ${score(needed)}`) : null),
+      );
+    });
+  put(body, rows(FIRST_BARS));
+  const more = result.scores.length - FIRST_BARS;
+  const button = h("button", { type: "button", class: "quiet small", "aria-expanded": "false" }, `All ${count(result.scores.length)} labels`);
+  button.addEventListener("click", () => {
+    const isOpen = button.getAttribute("aria-expanded") === "true";
+    button.setAttribute("aria-expanded", String(!isOpen));
+    button.textContent = isOpen ? `All ${count(result.scores.length)} labels` : "Fewer labels";
+    put(body, rows(isOpen ? FIRST_BARS : Infinity));
+  });
+  return [
+    h("table", { class: "bars" }, h("caption", { class: "hidden" }, "Scores"), h("thead", { class: "hidden" }, h("tr", {}, ["label", "bar", "score"].map((name) => h("th", { scope: "col" }, name)))), body),
+    more > 0 ? button : null,
+  ];
+}
+
+function drawing(explanation, input) {
+  const fields = Object.entries(input).filter(([, text]) => typeof text === "string");
+  const top = topWords(explanation);
+  const special = explanation.special_tokens;
+  return h(
+    "div",
+    { class: "drawing" },
+    fields.map(([field, text]) => explained(text, field, explanation)),
+    h(
+      "p",
+      { class: "small muted" },
+      meaning(explanation),
+      explanation.kind !== "occlusion" && top.length && special ? ` Special tokens, which are no words: ${score(special.weight)}.` : null,
+      explanation.words.some(({ unknown }) => unknown) ? " Dotted: a word that the model does not know." : null,
+    ),
+    top.length
+      ? h(
+          "details",
+          { class: "small" },
+          h("summary", {}, "The heaviest words"),
+          h("ol", {}, top.map(({ word, weight, unknown }) => h("li", {}, `${word} `, h("span", { class: "muted" }, weight, unknown ? ", unknown" : null)))),
+        )
+      : null,
+  );
+}

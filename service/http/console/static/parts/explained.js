@@ -1,0 +1,67 @@
+// A text with its explanation drawn over it: which words weighed how much, which the model does not
+// know, and what it has not read.
+
+import { count, h, score } from "../dom.js";
+
+const UNREAD_SHOWN = 400;
+
+/** Whether a result has an explanation that can be drawn. */
+export const isDrawable = (explanation) => Array.isArray(explanation?.words);
+
+/**
+ * A text of a request with its words marked.
+ *
+ * field: "text" or "text_pair". explanation: of a result, or null. Offsets count code points, as in
+ * Python, and not the UTF-16 units of JavaScript's strings.
+ */
+export function explained(text, field, explanation) {
+  const points = Array.from(text);
+  const read = explanation?.read?.[field] ?? points.length;
+  const words = isDrawable(explanation) ? explanation.words.filter((word) => word.field === field) : [];
+  const most = Math.max(1e-9, ...(explanation?.words ?? []).map(({ weight }) => Math.abs(weight)));
+  const parts = [];
+  let at = 0;
+  for (const word of words.toSorted((a, b) => a.start - b.start)) {
+    if (word.start < at) continue;
+    parts.push(points.slice(at, word.start).join(""), mark(points.slice(word.start, word.end).join(""), word, most));
+    at = word.end;
+  }
+  parts.push(points.slice(at, Math.max(at, read)).join(""));
+  const unread = points.slice(Math.max(at, read));
+  if (unread.length) {
+    const left = unread.length - UNREAD_SHOWN;
+    parts.push(
+      h(
+        "span",
+        { class: "unread", title: "The model has not read this" },
+        unread.slice(0, UNREAD_SHOWN).join(""),
+        left > 0 ? ` … and ${count(left)} more characters` : null,
+      ),
+    );
+  }
+  return h("p", { class: "explained", dir: "auto" }, points.length ? parts : h("span", { class: "muted" }, "(an empty text)"));
+}
+
+function mark(text, word, most) {
+  const share = Math.abs(word.weight) / most;
+  const title = `${text}: ${score(word.weight)}${word.unknown ? ", unknown to the model" : ""}`;
+  const kinds = [word.weight < 0 ? "against" : "for", word.unknown ? "unknown" : null];
+  return h("mark", { class: kinds.filter(Boolean).join(" "), title, style: { "--share": share.toFixed(3) } }, text);
+}
+
+/** The words that weighed most, as a list that can be read aloud. */
+export function topWords(explanation, most = 5) {
+  const words = explanation.words
+    .filter(({ weight }) => weight !== 0)
+    .toSorted((a, b) => Math.abs(b.weight) - Math.abs(a.weight))
+    .slice(0, most);
+  return words.map(({ word, weight, unknown }) => ({ word, weight: score(weight), unknown }));
+}
+
+/** What the drawing means, in a sentence. */
+export function meaning(explanation) {
+  if (explanation.note) return explanation.note;
+  return explanation.kind === "occlusion"
+    ? `How much the score of “${explanation.label}” falls when a word is hidden. Blue: the word speaks for it, orange: against.`
+    : "What the prompt was made of: where the adapter looked, not why it answered so.";
+}
