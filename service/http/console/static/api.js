@@ -7,6 +7,8 @@ const ROOT = new URL("..", import.meta.url);
 export const events = new EventTarget();
 
 let key = null;
+// Whether a person was asked and gave none. From then on only what they ask for themselves asks again.
+let isDeclined = false;
 let askForKey = async () => false;
 
 /** Where the service's paths begin, without a slash at the end. */
@@ -38,6 +40,7 @@ export const hasKey = () => key !== null;
 /** Send another key from now on; null sends none. */
 export function useKey(value) {
   key = value || null;
+  isDeclined = false;
   events.dispatchEvent(new Event("key"));
 }
 
@@ -46,7 +49,12 @@ export function onKeyNeeded(ask) {
   let asking = null;
   askForKey = (error) => {
     // One dialog for all requests that wait for a key.
-    asking ??= ask(error).finally(() => (asking = null));
+    asking ??= ask(error)
+      .then((given) => {
+        isDeclined = !given;
+        return given;
+      })
+      .finally(() => (asking = null));
     return asking;
   };
 }
@@ -56,7 +64,8 @@ export function onKeyNeeded(ask) {
  *
  * options: `query` (an object; arrays repeat a name, null is left out), `body` (an object becomes
  * JSON, anything else is sent as it is), `headers`, `signal`, and `ask`: whether a person is asked for
- * a key: true, false, or "missing" for only if there is no good one yet (a key may lack a scope).
+ * a key: true (the person has asked for this), false, or "missing": only if there is no good one yet,
+ * and they have not declined.
  *
  * Throws ApiError, Unreachable, or the AbortError of `signal`.
  */
@@ -85,7 +94,7 @@ export async function send(method, path, { query = {}, body, headers = {}, signa
     if (error.status === 503) events.dispatchEvent(new CustomEvent("gone", { detail: error.message }));
     // 403 without a key is about where the request comes from: no key would change that.
     const isAboutKey = error.status === 401 || (error.status === 403 && used !== null && ask !== "missing");
-    if (!isAboutKey || !ask) throw error;
+    if (!isAboutKey || !ask || (ask === "missing" && isDeclined)) throw error;
     if (key === used && !(await askForKey(error))) throw error;
   }
 }

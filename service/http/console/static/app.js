@@ -175,6 +175,10 @@ document.addEventListener("keydown", (event) => {
 });
 
 // A file that is dropped beside its place must not replace the page.
-for (const name of ["dragover", "drop"]) document.addEventListener(name, (event) => event.preventDefault());
+for (const name of ["dragover", "drop"]) {
+  document.addEventListener(name, (event) => {
+    if (event.dataTransfer?.types.includes("Files")) event.preventDefault();
+  });
+}
 addEventListener("hashchange", () => show());
 show({ first: true });

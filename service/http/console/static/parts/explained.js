@@ -60,8 +60,9 @@ export function topWords(explanation, most = 5) {
 
 /** What the drawing means, in a sentence. */
 export function meaning(explanation) {
-  if (explanation.note) return explanation.note;
-  return explanation.kind === "occlusion"
+  if (!explanation.words.length && explanation.note) return explanation.note;
+  const sentence = explanation.kind === "occlusion"
     ? `How much the score of “${explanation.label}” falls when a word is hidden. Blue: the word speaks for it, orange: against.`
     : "What the prompt was made of: where the adapter looked, not why it answered so.";
+  return explanation.note ? `${sentence} ${explanation.note}` : sentence;
 }

@@ -33,7 +33,7 @@ export function adapterPicker({ label, value = [], most = 1, onChange = () => {}
   const chips = h("ul", { class: "chips", "aria-label": `Chosen: ${label}` });
   const list = h("ul", {
     id: ids.list, class: "options", role: "listbox", "aria-label": label, "aria-multiselectable": most > 1 ? "true" : null,
-    hidden: true, on: { pointerdown: (event) => event.preventDefault(), click: clicked, scroll: scrolled },
+    hidden: true, on: { mousedown: (event) => event.preventDefault(), click: clicked, scroll: scrolled },
   });
   const note = h("p", { id: ids.note, class: "small muted" }, hint);
   const trouble = h("div");

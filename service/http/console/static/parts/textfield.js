@@ -7,7 +7,8 @@ import { announce } from "../shell.js";
 export const LIMIT = 100_000;
 
 /**
- * A text area. onTooLong: called with a File of what was pasted, if that is wanted.
+ * A text area. onTooLong: called with a file that was dropped on it, and with what was pasted and is too long
+ * as a file, if that is wanted; `offer` says so on a button.
  * Returns `{element, input, value}`.
  */
 export function textField({ label, rows = 5, value = "", placeholder = "", limit = LIMIT, onTooLong = null, offer = "" }) {
@@ -17,7 +18,11 @@ export function textField({ label, rows = 5, value = "", placeholder = "", limit
     id, rows, placeholder, value, spellcheck: "false",
     on: {
       paste: (event) => check(event, event.clipboardData),
-      drop: (event) => check(event, event.dataTransfer),
+      drop: (event) => {
+        const [file] = event.dataTransfer.files;
+        if (!file) check(event, event.dataTransfer);
+        else if (onTooLong) onTooLong(file);
+      },
       input: () => {
         if (input.value.length <= limit) {
           put(notice);
