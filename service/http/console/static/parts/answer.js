@@ -23,7 +23,7 @@ export function answerCard({ result, input, spec, abstainBelow, reference }) {
   return h(
     "article",
     { class: "card answer", "aria-label": `${result.adapter}: ${answerOf(result)}` },
-    h("header", {}, h("h3", {}, result.adapter), h("span", { class: "small muted", title: `revision ${result.revision}` }, `revision ${brief(result.revision)}`)),
+    h("header", {}, h("h2", {}, result.adapter), h("span", { class: "small muted", title: `revision ${result.revision}` }, `revision ${brief(result.revision)}`)),
     verdict(result, threshold),
     notices(result, input, explanation),
     bars(result, spec, threshold),
