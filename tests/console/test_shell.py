@@ -220,7 +220,7 @@ def test_a_service_that_goes_away_is_said_to_and_waited_for(
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
-    with serve(tmp_path, port=port) as first:
+    with serve(tmp_path, PORT=str(port)) as first:
         first.put("mail", make_adapter(make_backbone()))
         opened = open_console(browser, url)
         console = opened.__enter__()
@@ -233,7 +233,7 @@ def test_a_service_that_goes_away_is_said_to_and_waited_for(
         expect(banner).to_contain_text("The service does not answer.")
         expect(page.get_by_role("alert").filter(has_text="does not answer").first).to_be_visible()
         console.look_at("gone")
-        with serve(tmp_path, port=port):
+        with serve(tmp_path, PORT=str(port)):
             banner.get_by_role("button", name="Try now").click()
             expect(banner).to_be_hidden()
             expect(page.get_by_text("The service answers again.").first).to_be_visible()

@@ -22,7 +22,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
 
 def policy(live: RunningService, path: str) -> dict[str, str]:
     directives = live.client.get(path).headers["content-security-policy"].split("; ")
-    return dict((*part.split(" ", 1), "")[:2] for part in directives)
+    return {name: value for name, _, value in (part.partition(" ") for part in directives)}
 
 
 @pytest.mark.parametrize("path", ["/", "/console"])

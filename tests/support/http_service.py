@@ -111,22 +111,21 @@ def serve(
     load: Callable[[], Backbone] = make_backbone,
     wait: bool = True,
     host: str = "127.0.0.1",
-    port: int = 0,
     **settings: str,
 ) -> Iterator[RunningService]:
     """A service that runs until the block ends.
 
     Args:
         wait: until it is ready.
-        host, port: where it listens; port 0 is any free one.
-        settings: as in the environment, without the prefix.
+        host: where it listens.
+        settings: as in the environment, without the prefix. PORT is by default any free one.
     """
     # One lane, so that a test that holds one batch holds the whole device.
     environ = {"IDSPAM_ZOO_DIR": "off", "IDSPAM_CPU_LANES": "1"} | {
         f"IDSPAM_{key}": value for key, value in settings.items()
     }
     app = make_app(read_settings(environ | {"IDSPAM_ADAPTER_DIR": str(adapter_dir)}), load)
-    listener = listen(host, port)
+    listener = listen(host, int(settings.get("PORT", "0")))
     server = _Server(app, app.state.service, url=url_of(listener), announce=lambda _: None)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
