@@ -27,12 +27,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 
 from adapters.errors import UncuttableText
 
 Pairs: TypeAlias = set[tuple[str, str]]
+# Where each token begins and ends in its text, in code points: int32 [tokens, 2].
+Spans: TypeAlias = npt.NDArray[np.int32]
+# Where each character of a window is in the text, and its end: int32 [characters + 1].
+Places: TypeAlias = npt.NDArray[np.int32]
 # A part of a tokenizer's description.
 Part: TypeAlias = Mapping[str, Any] | None
 
@@ -83,7 +89,7 @@ class Pipeline:
     """
 
     encode: Callable[[str], Any]
-    shorten: Callable[[str], str] = str
+    shorten: "Shortening | None" = None
     cut: re.Pattern[str] | None = None
     any_start: bool = False
     joined: frozenset[tuple[str, str]] = frozenset()
@@ -154,6 +160,47 @@ class Pipeline:
         return len(text)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Shortening:
+    """Runs of spaces, and words that are too long for WordPiece, without what changes nothing.
+
+    few: what a run of spaces becomes. words: its group is what a long word becomes.
+    """
+
+    spaces: re.Pattern[str]
+    few: str
+    words: re.Pattern[str] | None = None
+
+    def __call__(self, text: str) -> str:
+        text = self.spaces.sub(self.few, text)
+        return text if self.words is None else self.words.sub(r"\1", text)
+
+    def located(self, text: str, origins: Places) -> tuple[str, Places]:
+        """The same, and what is left of the characters' places."""
+        text, origins = _replaced(self.spaces, lambda _: self.few, text, origins)
+        if self.words is not None:
+            text, origins = _replaced(self.words, lambda match: match[1], text, origins)
+        return text, origins
+
+
+def _replaced(
+    pattern: re.Pattern[str],
+    replacement: Callable[[re.Match[str]], str],
+    text: str,
+    origins: Places,
+) -> tuple[str, Places]:
+    """A replacement has the places of the first characters of what it replaces."""
+    texts, places, start = [], [], 0
+    for match in pattern.finditer(text):
+        kept = replacement(match)
+        texts += (text[start : match.start()], kept)
+        places.append(origins[start : match.start() + len(kept)])
+        start = match.end()
+    if not texts:
+        return text, origins
+    return "".join([*texts, text[start:]]), np.concatenate([*places, origins[start:]])
+
+
 class WordModel:
     """A BPE or Unigram model, asked about words of which only the beginning is known.
 
@@ -217,9 +264,20 @@ class WordModel:
 
 
 class Reader:
-    """The tokens at one end of a long text, more of them with every step."""
+    """The tokens at one end of a long text, more of them with every step.
 
-    def __init__(self, pipeline: Pipeline, text: str, end: Literal["first", "last"]) -> None:
+    Args:
+        locates: remember where in the text they are.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        text: str,
+        end: Literal["first", "last"],
+        *,
+        locates: bool = False,
+    ) -> None:
         self.complete = False
         self._pipeline = pipeline
         self._text = text
@@ -231,6 +289,12 @@ class Reader:
         self._window = ""
         self._ids: list[int] = []
         self._more: list[int] = []
+        # Only if it locates: the places of the window, and of the tokens.
+        self._origins: Places | None = None
+        if locates:
+            self._origins = np.array([self._position], dtype=np.int32)
+        self._spans: list[Spans] = []
+        self._more_spans = np.empty((0, 2), dtype=np.int32)
 
     def __len__(self) -> int:
         """How many tokens are known; of the whole text, if `complete`."""
@@ -243,6 +307,14 @@ class Reader:
         ids = self._more + self._ids
         return ids[max(0, len(ids) - count) :]
 
+    def spans(self, count: int) -> Spans:
+        """Where these tokens are: int32 [tokens, 2]. Only of a reader that locates."""
+        assert self._origins is not None
+        if self._is_first:
+            return np.concatenate([*self._spans, self._more_spans])[:count]
+        spans = np.concatenate([self._more_spans, *self._spans])
+        return spans[max(0, len(spans) - count) :]
+
     def read(self, count: int) -> Generator[None, None, None]:
         """Continue until this many tokens are known, or all; yields before each piece of work.
 
@@ -253,7 +325,7 @@ class Reader:
         while not self.complete and len(self) < count:
             yield
             self._extend(size)
-            self._more = []
+            self._more, self._more_spans = [], self._more_spans[:0]
             cut = self._find_cut()
             length = len(self._window)
             if length > LONGEST_STRETCH and (cut is None or length > LONGEST_STRETCH + 2 * SLICE):
@@ -271,10 +343,14 @@ class Reader:
         pipeline, text, position = self._pipeline, self._text, self._position
         if pipeline.cut is None:
             size = len(text)
+        origins = self._origins
         if self._is_first:
             self._position = pipeline.quiet(text, position + size)
             window = self._window + text[position : self._position]
             self.complete = self._position == len(text)
+            if origins is not None:
+                more = np.arange(position, self._position + 1, dtype=np.int32)
+                origins = np.concatenate([origins[:-1], more])
         else:
             start = max(0, position - size)
             if start:
@@ -286,7 +362,15 @@ class Reader:
                 self._position = 0
             window = text[self._position : position] + self._window
             self.complete = self._position == 0
-        self._window = pipeline.shorten(window)
+            if origins is not None:
+                more = np.arange(self._position, position, dtype=np.int32)
+                origins = np.concatenate([more, origins])
+        shorten = pipeline.shorten
+        if shorten is not None and origins is not None:
+            window, origins = shorten.located(window, origins)
+        elif shorten is not None:
+            window = shorten(window)
+        self._window, self._origins = window, origins
 
     def _find_cut(self) -> int | None:
         """The cut that leaves the least in the window."""
@@ -304,19 +388,38 @@ class Reader:
         return None
 
     def _take(self, cut: int) -> None:
+        origins = self._origins
         if self._is_first:
-            self._ids += self._pipeline.encode(self._window[:cut]).ids
+            encoding = self._pipeline.encode(self._window[:cut])
+            self._ids += encoding.ids
             self._window = self._window[cut:]
+            if origins is not None:
+                self._spans.append(_spans(encoding, origins))
+                self._origins = origins[cut:]
         else:
-            self._ids = self._pipeline.encode(self._window[cut:]).ids + self._ids
+            encoding = self._pipeline.encode(self._window[cut:])
+            self._ids = encoding.ids + self._ids
             self._window = self._window[:cut]
+            if origins is not None:
+                self._spans.insert(0, _spans(encoding, origins[cut:]))
+                self._origins = origins[: cut + 1]
 
     def _settled(self, missing: int) -> Generator[None, None, list[int]]:
         """Tokens of a window without a cut that stay as they are whatever is beside it."""
-        pipeline = self._pipeline
-        if not self._is_first and not (pipeline.any_start and self._is_quiet):
+        if not self._is_first and not (self._pipeline.any_start and self._is_quiet):
             return []
-        encoding = pipeline.encode(self._window)
+        encoding = self._pipeline.encode(self._window)
+        ids = yield from self._settled_of(encoding, missing)
+        if self._origins is not None:
+            # The first tokens of the window or the last ones.
+            spans = _spans(encoding, self._origins)
+            self._more_spans = (
+                spans[: len(ids)] if self._is_first else spans[len(spans) - len(ids) :]
+            )
+        return ids
+
+    def _settled_of(self, encoding: Any, missing: int) -> Generator[None, None, list[int]]:
+        pipeline = self._pipeline
         ids: list[int] = encoding.ids
         words: list[int | None] = encoding.word_ids
         if not ids:
@@ -346,6 +449,11 @@ class Reader:
             return False
         following = _NOT_SPACE.search(self._text, self._position)
         return following is not None and _plain(following[0]) in self._pipeline.absorbing
+
+
+def _spans(encoding: Any, origins: Places) -> Spans:
+    """Where an encoding's tokens are in the text."""
+    return origins[np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -454,8 +562,7 @@ def _is_plain_bpe(model: Mapping[str, Any]) -> bool:
 
 def _shortening(
     description: Mapping[str, Any], normalizer: _Normalizer, splits: list[str], tokenizer: Any
-) -> Callable[[str], str]:
-    """Runs of spaces, and words that are too long for WordPiece, without what changes nothing."""
+) -> Shortening:
     contents = [token["content"] for token in description["added_tokens"]]
     normalize = tokenizer.normalizer.normalize_str if tokenizer.normalizer else str
     blank = "".join(
@@ -473,10 +580,10 @@ def _shortening(
     letter = re.compile(f"[{_LETTERS}]")
     inside = any(letter.match(text[0]) or letter.match(text[-1]) for text in contents if text)
     if model["type"] != "WordPiece" or splits != ["BertPreTokenizer"] or inside:
-        return lambda text: spaces.sub(few, text)
+        return Shortening(spaces, few)
     # Every letter is at least one character of the word, so it stays longer than the model allows.
     word = re.compile(f"([{_LETTERS}{_EMOJI}]{{{longest}}})[{_LETTERS}{_EMOJI}]+")
-    return lambda text: word.sub(r"\1", spaces.sub(few, text))
+    return Shortening(spaces, few, word)
 
 
 def _plain(character: str) -> str:

@@ -17,7 +17,8 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from adapters.errors import UncuttableText
-from adapters.long_text import SLICE, Pipeline, Reader
+from adapters.long_text import SLICE, Pipeline, Reader, Spans
+from adapters.words import LocatedField, Word, words_of
 
 T = TypeVar("T")
 Ids: TypeAlias = npt.NDArray[np.int64]
@@ -178,9 +179,45 @@ class TextEncoder:
             total += len(reader)
         return min(total, limit + 1)
 
-    def tokens(self, encoding: Encoding) -> list[str]:
-        """The token strings, to show which of them made a prompt."""
-        return [self._base.id_to_token(int(token)) or "" for token in encoding.input_ids]
+    def locate(
+        self, text: str, pair: str | None = None, *, max_length: int, cut: End = "tail"
+    ) -> Steps[list[LocatedField]]:
+        """Where the tokens of `encode` are in a text, or in both texts of a pair.
+
+        Raises:
+            UncuttableText: as `steps`.
+        """
+        texts = [text] if pair is None else [text, pair]
+        room = self._room(len(texts), max_length)
+        if sum(map(len, texts)) > _SHORT:
+            readers = yield from self._readers(texts, room, cut, locates=True)
+            spans = [reader.spans(len(reader)) for reader in readers]
+        else:
+            yield
+            encoded = [self._base.encode(each, add_special_tokens=False) for each in texts]
+            spans = [np.array(each.offsets, np.int32).reshape(-1, 2) for each in encoded]
+        kept = _shares(_counted(list(map(len, spans))), room)
+        first, fields = 0, []
+        for piece in self._single if pair is None else self._pair:
+            if piece.text is None:
+                first += 1
+                continue
+            share = kept[piece.text]
+            fields.append(_located(texts[piece.text], first, spans[piece.text], share, cut))
+            first += share
+        return fields
+
+    def words(
+        self, texts: Sequence[str], fields: Sequence[LocatedField], encoding: Encoding
+    ) -> list[list[Word]]:
+        """The words of a text or of both texts of a pair, as far as they are read.
+
+        Args:
+            fields: of `locate`.
+            encoding: of `encode`.
+        """
+        unknown = encoding.input_ids == (-1 if self._unknown is None else self._unknown)
+        return [words_of(text, field, unknown) for text, field in zip(texts, fields, strict=True)]
 
     def count_unknown(self, encoding: Encoding) -> tuple[int, int]:
         """How many tokens stand for something that the vocabulary lacks, and how many are text."""
@@ -222,17 +259,24 @@ class TextEncoder:
     def _read(self, texts: list[str], max_length: int, cut: End) -> Steps[Encoding]:
         """Encode a long text or pair, reading no more of it than is kept."""
         room = self._room(len(texts), max_length)
+        readers = yield from self._readers(texts, room, cut)
+        lengths = _counted([len(reader) for reader in readers])
+        kept = _shares(lengths, room)
+        ids = [reader.ids(share) for reader, share in zip(readers, kept, strict=True)]
+        return self._assemble(ids, max_length, truncated=sum(kept) < sum(lengths))
+
+    def _readers(
+        self, texts: list[str], room: int, cut: End, *, locates: bool = False
+    ) -> Steps[list[Reader]]:
+        """Readers that know as many tokens of every text as may be kept, and if it has more."""
         end: Literal["first", "last"] = "first" if cut == "tail" else "last"
-        readers = [Reader(self._pipeline, text, end) for text in texts]
+        readers = [Reader(self._pipeline, text, end, locates=locates) for text in texts]
         for reader in readers:
             # One more than is kept tells that something is left out.
             yield from reader.read(room + 1)
         if len(readers) == 2 and room % 2:
             yield from _compare(readers)
-        lengths = _counted([len(reader) for reader in readers])
-        kept = _shares(lengths, room)
-        ids = [reader.ids(share) for reader, share in zip(readers, kept, strict=True)]
-        return self._assemble(ids, max_length, truncated=sum(kept) < sum(lengths))
+        return readers
 
     def _cut(self, texts: list[list[int]], max_length: int, cut: End) -> Encoding:
         """Texts that were encoded whole."""
@@ -272,6 +316,21 @@ class TextEncoder:
             encoded = self._base.encode(text, pair)
             digest.update(f"{encoded.ids} {encoded.type_ids}\n".encode())
         return digest.hexdigest()
+
+
+def _located(text: str, first: int, spans: Spans, share: int, cut: End) -> LocatedField:
+    """The part of a text's tokens that is kept. spans: of more tokens than that, if there are."""
+    if share == len(spans):
+        return LocatedField(first, spans, len(text))
+    # A token at the border may be part of a character; something is left out in any case.
+    kept = spans[:share] if cut == "tail" else spans[len(spans) - share :]
+    if not share:
+        read = 0
+    elif cut == "tail":
+        read = int(kept[:, 1].max())
+    else:
+        read = len(text) - int(kept[:, 0].min())
+    return LocatedField(first, kept, min(read, len(text) - 1))
 
 
 def _template(encoded: Any) -> tuple[_Piece, ...]:

@@ -25,6 +25,7 @@ COMMANDS = {
     "replicas": "roll-outs on 1, 2, 4 replicas under load, on a folder and on S3; 1,000 simulated",
     "training": "an epoch beside PEFT's prompt tuning and LoRA, and its memory",
     "shell": "`python -m service predict` on a file, beside the engine alone",
+    "explain": "deletion test: whether the words that explanations name matter to the answer",
     "exactness": "how batching and bfloat16 change the scores of the zoo",
     "sets": "all commands for a machine, one after the other: `sets cpu`, `sets gpu`",
 }

@@ -454,6 +454,13 @@ class Settings:
         "Largest answer of a request; one that may be larger is refused before it is computed",
     )
     max_inputs: int = _setting(_whole(1, 2**20), "1024", "texts", "Most texts in one request")
+    max_hidden_words: int = _setting(
+        _whole(0, 2**20),
+        "512",
+        "words",
+        "Most words of a request that `explain: occlusion` hides; each costs as much as a text; "
+        "0: it is refused",
+    )
     default_timeout_ms: int = _setting(
         _whole(1, 3_600_000), "30000", "milliseconds", "Deadline of requests without a `timeout_ms`"
     )

@@ -161,7 +161,7 @@ class Classifier:
         texts = [row.as_text() for row in asked]
         answers = answers_of(texts, [row.read for row in asked], completion)
         for index, row in enumerate(asked):
-            row.result |= result_of(answers, index, row.id, 1, None)
+            row.result |= result_of(answers, index, row.id, 1)
 
     async def _predict(self, rows: Sequence["_Row"]) -> Completion:
         entries = [

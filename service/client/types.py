@@ -22,22 +22,24 @@ class Input(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 Text: TypeAlias = str | Input
+# attention: what the prompt was made of. occlusion: what the score falls by without a word.
+Explain: TypeAlias = Literal["attention", "occlusion"]
 
 
 class Options(TypedDict, total=False):
     """Options of a prediction; the service has a default for each.
 
     top_k: how many labels `scores` holds. truncate: False refuses a text that is longer than its
-    adapter reads. explain: return each token's share of the prompt. abstain_below: a best score
-    below it is no answer, in place of what the adapter's file says. timeout_ms: answer within this
-    time or fail. request_id: 1 to 128 of `A-Za-z0-9._:-`, for the logs of both sides. request_key:
-    1 to 256 visible ASCII characters; while the texts of an adapter are divided between two
-    revisions, equal keys get the same one. Without it each input is its own key.
+    adapter reads. explain: return an `Explanation`, `True` one by attention. abstain_below: a best
+    score below it is no answer, in place of what the adapter's file says. timeout_ms: answer within
+    this time or fail. request_id: 1 to 128 of `A-Za-z0-9._:-`, for the logs of both sides.
+    request_key: 1 to 256 visible ASCII characters; while the texts of an adapter are divided
+    between two revisions, equal keys get the same one. Without it each input is its own key.
     """
 
     top_k: int
     truncate: bool
-    explain: bool
+    explain: bool | Explain
     abstain_below: float
     timeout_ms: int
     request_id: str
@@ -49,11 +51,48 @@ class Score(msgspec.Struct, frozen=True):
     score: float
 
 
-class TokenWeight(msgspec.Struct, frozen=True):
-    """A token's share of the prompt; the shares of a text add up to one."""
+class Word(msgspec.Struct, frozen=True):
+    """A word of a text, as it was sent: `text[start:end] == word`.
 
-    token: str
+    weight: by attention, its share of the prompt; by occlusion, how much the score falls without
+    it. unknown: the tokenizer's vocabulary lacks some of it.
+    """
+
+    field: Literal["text", "text_pair"]
+    start: int
+    end: int
+    word: str
     weight: float
+    unknown: bool
+
+
+class SpecialTokens(msgspec.Struct, frozen=True):
+    """The tokens that belong to no word. weight: their share of the prompt; None by occlusion."""
+
+    count: int
+    weight: float | None
+
+
+class Read(msgspec.Struct, frozen=True):
+    """How many characters of each text were read: less than its length if it was cut."""
+
+    text: int
+    text_pair: int | None
+
+
+class Explanation(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Which words an answer comes from. label: the best one, of whose score this is said.
+
+    By attention, all weights, with that of the special tokens, add up to one. note: what is missing
+    here, in one sentence.
+    """
+
+    kind: Explain
+    label: str
+    words: tuple[Word, ...]
+    special_tokens: SpecialTokens
+    read: Read
+    note: str | None = None
 
 
 class Result(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -62,8 +101,7 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     label: the label of the highest score. labels: if the adapter gives several labels a text, all
     whose scores reach their thresholds, perhaps none; None if it gives one. abstained: the score is
     too low, so that `label` is no answer; None where nothing says when to abstain. truncated: the
-    text was longer than its adapter reads. explanation: only with `explain`; empty if
-    no prompt is made from the text.
+    text was longer than its adapter reads. explanation: only with `explain`.
     """
 
     id: str | None
@@ -74,7 +112,7 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     scores: tuple[Score, ...]
     tokens: int
     truncated: bool
-    explanation: tuple[TokenWeight, ...] | None = None
+    explanation: Explanation | None = None
     labels: tuple[str, ...] | None = None
     abstained: bool | None = None
 

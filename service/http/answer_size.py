@@ -16,8 +16,6 @@ from service.errors import TooLarge
 _LONGEST_LABEL = 6 * 256 + 2
 # Name, revision, numbers and the JSON between them.
 _EACH_TEXT = 400
-# `{"token":"...","weight":0.0123456789},` of a usual token.
-TOKEN_BYTES = 96
 
 
 class HasSpec(Protocol):

@@ -2,25 +2,22 @@
 
 from collections import Counter
 from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic, perf_counter
 from typing import Literal
 
 from starlette.requests import Request
 
 from adapters.errors import UncuttableText
-from adapters.tokenizer import Encoding, End, Steps, TextEncoder
+from adapters.tokenizer import Encoding, End, Steps, TextEncoder, result_of
+from service.client.types import Explain
 from service.engine.interface import Completion, Entry, RowResult, cost_of
 from service.engine.observer import NO_LABEL
 from service.errors import AdapterLoadFailed, InferenceFailed, InvalidRequest, Overloaded
-from service.http.answer_size import (
-    TOKEN_BYTES,
-    AnswerShape,
-    refuse_above,
-    refuse_large_answer,
-)
+from service.http.answer_size import AnswerShape, refuse_large_answer
 from service.http.bodies import MAX_DETAILS
 from service.http.connection import while_connected
+from service.http.explanation import Explanations, locate
 from service.http.lifecycle import Service, service_of
 from service.http.texts import Text, trial_of
 from service.http.uncertain import uncertain_texts
@@ -39,7 +36,7 @@ class Answers:
 
     labels: each text's best label. label_sets: by the text's index, all its labels, where its
     adapter gives several. abstained: by the text's index, whether its best label is no answer,
-    where a threshold says when.
+    where a threshold says when. explanations: None unless asked for.
     """
 
     texts: Sequence[Text]
@@ -51,6 +48,7 @@ class Answers:
     tokenize_seconds: float
     queue_seconds: float
     inference_seconds: float
+    explanations: Explanations | None = None
 
     @property
     def tokens(self) -> int:
@@ -80,7 +78,7 @@ async def classify(
     *,
     deadline: float,
     cut: End | Literal["nothing"] = "tail",
-    explain: bool = False,
+    explain: Explain | None = None,
     abstain_below: float | None = None,
     shape: AnswerShape,
     bulk: bool = False,
@@ -91,7 +89,8 @@ async def classify(
         request: the work is cancelled when its client disconnects; its body must have been read.
         deadline: on the clock of `time.monotonic`.
         cut: which end of a too long text is left out; `nothing` refuses such a text.
-        explain: return token weights too.
+        explain: also find out which words of the texts the answers come from. Only where texts are
+            cut at their tails.
         abstain_below: in place of the adapters' own thresholds.
         shape: what the answer has for every text.
         bulk: part of a job (`service.http.stream`), which reads the body meanwhile and so notices
@@ -100,7 +99,7 @@ async def classify(
     Raises:
         InvalidRequest: a text is too long and `cut` is `nothing`, or it cannot be cut; or there is
             an `abstain_below`, and an adapter gives several labels.
-        TooLarge: the answer would be larger than allowed.
+        TooLarge: the answer would be larger than allowed, or more words were to be hidden.
         ServiceError: as `Predictor.predict`.
         UnknownAdapter, UnknownRevision: deleted since its name was resolved.
         ClientDisconnect: the client has gone.
@@ -124,17 +123,23 @@ async def classify(
     if truncated and cut == "nothing":
         raise await _too_long(request, texts, encodings, deadline, bulk=bulk)
 
-    if explain:
-        tokens = sum(map(len, encodings))
-        refuse_above(tokens * TOKEN_BYTES, most, "explain fewer inputs at once")
+    explanations: Explanations | None = None
+    if explain is not None:
+        explanations = await _explain(request, explain, texts, encodings, deadline, bulk=bulk)
 
+    weighed = explanations is not None and explanations.weighs_tokens
     entries = [
-        Entry(text.key, encoding, cost_of(encoding, text.spec), explain)
+        Entry(text.key, encoding, cost_of(encoding, text.spec), weighed)
         for text, encoding in zip(texts, encodings, strict=True)
     ]
     for text, entry in zip(texts, entries, strict=True):
         if text.tried is not None:
             entry.trial = trial_of(text, entry.encoding, service.metrics)
+    tokens = sum(map(len, encodings))
+    if explanations is not None:
+        hidden = explanations.entries()
+        entries += hidden
+        tokens += sum(len(entry.encoding) for entry in hidden)
     try:
         work = _submit(service, entries, deadline, client, weight, bulk=bulk)
         completion = await (work if bulk else while_connected(request, work))
@@ -142,13 +147,17 @@ async def classify(
         _count_failures(service, entries, error)
         raise
 
+    if explanations is not None:
+        explanations.take(completion.rows[len(texts) :])
+        completion = replace(completion, rows=completion.rows[: len(texts)])
     if completion.uncertain:
         service.drift.keep(uncertain_texts(texts, completion))
     answers = answers_of(
         texts, encodings, completion, tokenize_seconds, abstain_below=abstain_below
     )
+    answers.explanations = explanations
     _count_answers(service, answers)
-    service.guard.charge(answers.tokens)
+    service.guard.charge(tokens)
     if service.decisions is not None:
         _record(service, service.decisions, answers, client, perf_counter() - started)
     return answers
@@ -265,6 +274,43 @@ async def _encode(
         return await (work if bulk else while_connected(request, work))
     except UncuttableText as error:
         raise InvalidRequest([f"{texts[error.index].place}: {error}"]) from None
+
+
+async def _explain(
+    request: Request,
+    kind: Explain,
+    texts: Sequence[Text],
+    encodings: Sequence[Encoding],
+    deadline: float,
+    *,
+    bulk: bool,
+) -> Explanations:
+    """
+    Raises:
+        TooLarge: as of `Explanations`.
+        InvalidRequest: this service hides no words.
+        DeadlineExceeded, ClientDisconnect.
+    """
+    service = service_of(request)
+    if kind == "occlusion" and not service.settings.max_hidden_words:
+        raise InvalidRequest(
+            ["explain: this service hides no words (IDSPAM_MAX_HIDDEN_WORDS): ask for attention"]
+        )
+    steps = locate(service.engine.info.encoder, texts, encodings)
+    if sum(len(item.text) + len(item.text_pair or "") for item in texts) < INLINE_CHARACTERS:
+        located = result_of(steps)
+    else:
+        work = service.step_pool.run(steps, deadline=deadline)
+        located = await (work if bulk else while_connected(request, work))
+    settings = service.settings
+    return Explanations(
+        kind,
+        texts,
+        encodings,
+        located,
+        most_hidden=settings.max_hidden_words,
+        most_bytes=settings.max_answer_bytes,
+    )
 
 
 async def _too_long(

@@ -8,9 +8,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from adapters.tokenizer import TextEncoder
 from service.catalog.view import CatalogView
-from service.engine.interface import RowResult
 from service.errors import InvalidRequest, TooLarge
 from service.http.answer_size import AnswerShape
 from service.http.bodies import MAX_DETAILS, JsonResponse, read_json, validated
@@ -48,7 +46,7 @@ async def predict(request: Request) -> Response:
         _texts(inputs, body.adapter, service.catalog, TextMaker(request)),
         deadline=started + timeout_ms / 1000,
         cut="tail" if body.truncate else "nothing",
-        explain=body.explain,
+        explain=body.explain or None,
         abstain_below=body.abstain_below,
         shape=AnswerShape(
             SCORE_BYTES,
@@ -57,9 +55,8 @@ async def predict(request: Request) -> Response:
             advice="ask for fewer labels with `top_k`, or send fewer inputs",
         ),
     )
-    encoder = service.engine.info.encoder if body.explain else None
     results = [
-        result_of(answers, index, None if isinstance(item, str) else item.id, body.top_k, encoder)
+        result_of(answers, index, None if isinstance(item, str) else item.id, body.top_k)
         for index, item in enumerate(inputs)
     ]
     timings_ms = {
@@ -117,15 +114,12 @@ def _texts(
     return texts
 
 
-def result_of(
-    answers: Answers, index: int, id: str | None, top_k: int | None, encoder: TextEncoder | None
-) -> dict[str, Any]:
+def result_of(answers: Answers, index: int, id: str | None, top_k: int | None) -> dict[str, Any]:
     """One text's answer in the shape of `schemas.Result`, built as a dict because making the model
     costs time.
 
     Args:
         id: the input's own.
-        encoder: if token weights are wanted.
     """
     text, encoding, row = answers.texts[index], answers.encodings[index], answers.rows[index]
     labels, scores = text.spec.labels, row.scores.tolist()
@@ -144,17 +138,6 @@ def result_of(
         result["labels"] = answers.label_sets[index]
     if index in answers.abstained:
         result["abstained"] = answers.abstained[index]
-    if encoder is not None:
-        result["explanation"] = _explanation(encoder.tokens(encoding), row)
+    if answers.explanations is not None:
+        result["explanation"] = answers.explanations.of(index, row)
     return result
-
-
-def _explanation(tokens: Sequence[str], row: RowResult) -> list[dict[str, Any]]:
-    """Empty if the adapter's prompt is not made from the text, or it has none."""
-    assert row.token_weights is not None, "the entry asked for them"
-    weights = row.token_weights.tolist()
-    if not weights:
-        return []
-    return [
-        {"token": token, "weight": weight} for token, weight in zip(tokens, weights, strict=True)
-    ]

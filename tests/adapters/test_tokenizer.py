@@ -39,10 +39,15 @@ def test_texts_are_cut_as_the_tokenizer_cuts_them(family: str) -> None:
 def test_an_end_token_follows_every_text_of_a_causal_backbone() -> None:
     encoder = encoder_of("gpt2")
     end = gpt2_bytes().eos_token
-    assert encoder.tokens(encoder.encode("", max_length=8)) == [end]
-    assert encoder.tokens(encoder.encode("go", max_length=8)) == ["go", end]
-    pair = encoder.encode("go", "go go go go go go", max_length=8)
-    assert [token == end for token in encoder.tokens(pair)] == [False, True, *[False] * 5, True]
+
+    def tokens(*texts: str) -> list[str]:
+        ids = encoder.encode(*texts, max_length=8).input_ids.tolist()
+        return [encoder._base.id_to_token(each) for each in ids]
+
+    assert tokens("") == [end]
+    assert tokens("go") == ["go", end]
+    pair = tokens("go", "go go go go go go")
+    assert [token == end for token in pair] == [False, True, *[False] * 5, True]
 
 
 @pytest.mark.parametrize("family", FAMILY_NAMES)

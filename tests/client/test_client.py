@@ -72,7 +72,7 @@ def _rounded(results: Any) -> Any:
             for key, value in result.items()
             if key not in ("scores", "explanation")
         }
-        | {"tokens seen": [item["token"] for item in result["explanation"]]}
+        | {"words seen": [item["word"] for item in result["explanation"]["words"]]}
         for result in results
     ]
 

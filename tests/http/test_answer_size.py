@@ -79,6 +79,8 @@ def test_explanations_are_bounded_too(tmp_path_factory: pytest.TempPathFactory) 
         response = running.client.post("/v1/predict", json=body)
         assert response.status_code == 413
         assert response.json()["error"]["message"].endswith("explain fewer inputs at once")
+        hidden = running.client.post("/v1/predict", json=body | {"explain": "occlusion"})
+        assert hidden.status_code == 413
         response = running.client.post("/v1/predict", json=body | {"inputs": ["good card"] * 12})
         assert response.status_code == 200
 

@@ -81,7 +81,7 @@ def test_what_is_no_json_is_400(live: RunningService, content: bytes) -> None:
                 "inputs.1: Input should be a string or an object with `text`",
                 "inputs.2.text: Input should be a valid string",
                 "inputs.2.tex: Extra inputs are not permitted",
-                "explain: Input should be a valid boolean",
+                'explain: Input should be true, false, "attention" or "occlusion"',
                 "k: Extra inputs are not permitted",
             ],
         ),

@@ -39,17 +39,39 @@ def test_a_request_may_name_adapters_of_every_kind(tmp_path: Path, workers: int)
             summary = client.get(f"/v1/adapters/{name}").json()
             assert summary["method"] == adapter.spec.method
             assert summary["prompt_length"] == adapter.spec.prompt_length
-        answer = client.post("/v1/predict", json={"inputs": inputs, "explain": True})
-        assert answer.status_code == 200, answer.text
-    for item, result in zip(inputs, answer.json()["results"], strict=True):
+        answers = [
+            client.post("/v1/predict", json={"inputs": inputs, "explain": explain})
+            for explain in (False, "attention", "occlusion")
+        ]
+        for answer in answers:
+            assert answer.status_code == 200, answer.text
+    plain, attended, occluded = (answer.json()["results"] for answer in answers)
+    for item, result, explained, hidden in zip(inputs, plain, attended, occluded, strict=True):
         adapter = adapters[item["adapter"]]
         prepared = [prepare(adapter, backbone)]
         encoding = backbone.encoder.encode(item["text"], max_length=adapter.spec.max_length)
         (alone,) = classify(backbone, backbone.pack(rows_of(prepared, [(0, encoding)])), prepared)
-        scores = {entry["label"]: entry["score"] for entry in result["scores"]}
         expected = dict(zip(adapter.spec.labels, alone.scores.tolist(), strict=True))
-        assert scores == pytest.approx(expected, abs=1e-5)
-        weights = [entry["weight"] for entry in result["explanation"]]
-        assert weights == pytest.approx(alone.token_weights.tolist(), abs=1e-5)
+        for each in (result, explained, hidden):
+            scores = {entry["label"]: entry["score"] for entry in each["scores"]}
+            assert scores == pytest.approx(expected, abs=1e-5)
+            assert each["label"] == result["label"]
         prompt = adapter.spec.prompt
-        assert bool(weights) is (prompt is not None and prompt.kind != "static")
+        if prompt is None or prompt.kind == "static":
+            assert explained["explanation"]["words"] == []
+            assert "occlusion" in explained["explanation"]["note"]
+        else:
+            # Each of these words is one token.
+            words = [entry["weight"] for entry in explained["explanation"]["words"]]
+            assert words == pytest.approx(alone.token_weights[1:-1].tolist(), abs=1e-5)
+            special = explained["explanation"]["special_tokens"]
+            assert special["weight"] == pytest.approx(1 - sum(words), abs=1e-5)
+        words = [entry["word"] for entry in hidden["explanation"]["words"]]
+        assert words == item["text"].split()
+        best = adapter.spec.labels.index(result["label"])
+        for index, entry in enumerate(hidden["explanation"]["words"]):
+            left = " ".join(words[:index] + words[index + 1 :])
+            encoding = backbone.encoder.encode(left, max_length=adapter.spec.max_length)
+            batch = backbone.pack(rows_of(prepared, [(0, encoding)]))
+            score = classify(backbone, batch, prepared)[0].scores[best]
+            assert entry["weight"] == pytest.approx(result["score"] - score, abs=2e-5)

@@ -213,18 +213,6 @@ def test_equal_scores_keep_the_order_of_the_labels(
     assert live.client.delete("/v1/adapters/undecided").status_code == 204
 
 
-def test_explanation_weighs_every_token_and_sums_to_one(live: RunningService) -> None:
-    result = live.predict(adapter="sms-spam", inputs="free win now", explain=True)["results"][0]
-    assert [item["token"] for item in result["explanation"]] == [
-        "[CLS]",
-        "free",
-        "win",
-        "now",
-        "[SEP]",
-    ]
-    assert sum(item["weight"] for item in result["explanation"]) == pytest.approx(1.0, abs=1e-5)
-
-
 def test_empty_text_is_classified_from_its_special_tokens(
     live: RunningService, backbone: Backbone
 ) -> None:

@@ -19,6 +19,7 @@ def live(
         all={},
         few={"requests_per_minute": 3},
         short={"tokens_per_minute": 12},
+        hidden={"tokens_per_minute": 12},
     )
     with serve(folder / "adapters", KEYS_FILE=str(folder / "keys.jsonl")) as running:
         running.put("a", make_adapter(make_backbone()), **bearer(tokens["all"]))
@@ -64,6 +65,20 @@ def test_tokens_are_counted_when_they_are_answered(
     assert live.client.get("/v1/adapters/a", headers=short).status_code == 200
 
 
+def test_the_rows_of_an_explanation_are_counted_too(
+    live: RunningService, tokens: dict[str, str]
+) -> None:
+    key, body = bearer(tokens["hidden"]), {"adapter": "a", "inputs": "free win now"}
+    body["explain"] = "occlusion"
+    answer = live.client.post("/v1/predict", json=body, headers=key)
+    assert answer.json()["results"][0]["tokens"] == 5
+    # The text, and once more without each of its words.
+    used = 5 + 3 * 4
+    refused = live.client.post("/v1/predict", json=body, headers=key)
+    assert refused.status_code == 429
+    assert int(refused.headers["retry-after"]) == pytest.approx((used - 12) * 5, abs=2)
+
+
 def test_an_exhausted_quota_is_no_overload_of_the_service(
     live: RunningService, tokens: dict[str, str]
 ) -> None:
@@ -72,4 +87,4 @@ def test_an_exhausted_quota_is_no_overload_of_the_service(
         if line.startswith("idspam_requests_total") and 'outcome="overloaded"' in line:
             assert line.endswith(" 0.0")
     assert 'idspam_access_refusals_total{reason="requests_quota"} 4.0' in metrics
-    assert 'idspam_access_refusals_total{reason="tokens_quota"} 1.0' in metrics
+    assert 'idspam_access_refusals_total{reason="tokens_quota"} 2.0' in metrics

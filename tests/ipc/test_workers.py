@@ -62,7 +62,9 @@ def test_every_worker_answers_what_the_texts_alone_get(
                 expected = alone(saved, adapters[sent["adapter"]], sent["text"])
                 scores = [item["score"] for item in result["scores"]]
                 assert scores == pytest.approx(expected, abs=1e-5)
-                assert sum(item["weight"] for item in result["explanation"]) == pytest.approx(1)
+                explained = result["explanation"]
+                shares = [item["weight"] for item in explained["words"]]
+                assert sum(shares, explained["special_tokens"]["weight"]) == pytest.approx(1)
             listed = client.get("/v1/adapters").json()["adapters"]
             assert [item["name"] for item in listed] == ["a", "b"]
             assert client.get("/v1/adapters/a/file").content == serialize(adapters["a"])

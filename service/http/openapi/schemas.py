@@ -4,12 +4,22 @@ Requests are validated with them. Answers are built as plain dicts of the same s
 check against the response models; the OpenAPI document shows both.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias, cast, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PlainValidator,
+    Tag,
+    WithJsonSchema,
+)
+from pydantic_core import PydanticCustomError
 
 from adapters.profiles import Quantity
-from service.client.types import AdapterState
+from service.client.types import AdapterState, Explain
 from service.drift.shift import Level
 from service.engine.trials import Cause
 
@@ -53,6 +63,37 @@ Reference = Annotated[
 TopK = Annotated[Positive, Field(description="How many of the labels to return; all by default.")]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Timeout = Annotated[int, Field(ge=1, le=3_600_000), Whole]
+
+
+# true is attention.
+Explained: TypeAlias = Explain | Literal[False]
+
+
+def _explained(value: Any) -> Explained:
+    # `is`: 1 is equal to True.
+    if value is False:
+        return False
+    if value is True:
+        return "attention"
+    for kind in get_args(Explain):
+        if value == kind:
+            return cast(Explain, kind)
+    raise PydanticCustomError("explain", 'Input should be true, false, "attention" or "occlusion"')
+
+
+_EXPLAINED: list[Any] = [False, True, *get_args(Explain)]
+RequestExplain = Annotated[
+    Explained, PlainValidator(_explained), WithJsonSchema({"enum": _EXPLAINED})
+]
+LineExplain = Annotated[
+    Explained | None,
+    PlainValidator(lambda value: None if value is None else _explained(value)),
+    WithJsonSchema({"enum": [None, *_EXPLAINED]}),
+]
+_EXPLAIN = (
+    "`attention` (or true): each word's share of the prompt. `occlusion`: what the label's score "
+    "falls by without each word, for which the text is read once more for every word."
+)
 
 
 class PredictInput(_Strict):
@@ -128,7 +169,7 @@ class PredictRequest(_Strict):
         default=True,
         description="false: refuse a text longer than its adapter's `max_length` (422).",
     )
-    explain: bool = Field(default=False, description="Return each token's share of the prompt.")
+    explain: RequestExplain = Field(default=False, description=_EXPLAIN)
     abstain_below: Annotated[float, Field(ge=0.0, le=1.0)] | None = Field(
         default=None,
         description="A best score below it is no answer, in place of what the adapters' files say; "
@@ -144,7 +185,7 @@ class StreamLine(PredictInput):
 
     top_k: TopK | None = None
     truncate: bool | None = None
-    explain: bool | None = None
+    explain: LineExplain = Field(default=None, description=_EXPLAIN)
     abstain_below: Share | None = None
     timeout_ms: Timeout | None = Field(
         default=None, description="Answer within this time from when the line was read, or fail."
@@ -174,7 +215,9 @@ class StreamQuery(_Strict):
     adapter: Reference | None = Field(default=None, description="For lines that name none.")
     top_k: Annotated[TopK, BeforeValidator(_number)] | None = None
     truncate: Annotated[bool, BeforeValidator(_flag)] = True
-    explain: Annotated[bool, BeforeValidator(_flag)] = False
+    explain: Annotated[RequestExplain, BeforeValidator(_flag)] = Field(
+        default=False, description=_EXPLAIN
+    )
     abstain_below: Annotated[Share, BeforeValidator(_decimal)] | None = None
     timeout_ms: Annotated[Timeout, BeforeValidator(_number)] | None = None
 
@@ -246,11 +289,48 @@ class Score(_Answer):
     score: float = Field(ge=0.0, le=1.0)
 
 
-class TokenWeight(_Answer):
-    """A token's share of the prompt; the weights of a text sum to one."""
+class ExplainedWord(_Answer):
+    """A word of a text as it was sent, put together from tokens."""
 
-    token: str
-    weight: float
+    field: Literal["text", "text_pair"]
+    start: int = Field(
+        ge=0, description="Its place in the text as it was sent, in Unicode code points."
+    )
+    end: int
+    word: str
+    weight: float = Field(
+        description="attention: its share of the prompt. occlusion: the label's score minus the "
+        "score without this word; it may be negative."
+    )
+    unknown: bool = Field(description="The vocabulary of the tokenizer lacks some of it.")
+
+
+class SpecialTokens(_Answer):
+    """The tokens that belong to no word of the text. weight: their share; null for occlusion."""
+
+    count: int
+    weight: float | None
+
+
+class ReadCharacters(_Answer):
+    """Code points of each text that were read: less than its length if it was cut."""
+
+    text: int
+    text_pair: int | None
+
+
+class Explanation(_Answer):
+    """Which words the answer comes from. Words do not overlap, and are in the order of the text."""
+
+    kind: Explain
+    label: str = Field(description="The label of the highest score, of which this is said.")
+    words: list[ExplainedWord] = Field(
+        description="attention: the weights, with that of the special tokens, sum to one; no words "
+        "if no prompt is made from the text. occlusion: the words that were hidden."
+    )
+    special_tokens: SpecialTokens
+    read: ReadCharacters
+    note: str | None = Field(default=None, description="What is missing, and why.")
 
 
 class Result(_Answer):
@@ -277,11 +357,7 @@ class Result(_Answer):
     )
     tokens: int = Field(description="Tokens that were read, special tokens included.")
     truncated: bool
-    explanation: list[TokenWeight] | None = Field(
-        default=None,
-        description="Only with `explain`. Empty if the adapter has no prompt that is made from the "
-        "text.",
-    )
+    explanation: Explanation | None = Field(default=None, description="Only with `explain`.")
 
 
 class Timings(_Answer):

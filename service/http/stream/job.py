@@ -37,6 +37,7 @@ from service.http.openapi.schemas import StreamQuery
 from service.http.predict import SCORE_BYTES
 from service.http.stream.lines import LineSplitter
 from service.http.stream.portions import (
+    PORTION_BYTES,
     Item,
     LineReader,
     Options,
@@ -48,10 +49,6 @@ from service.http.texts import TextMaker
 
 # A line's time if nothing says otherwise: a job waits for other requests.
 TIMEOUT_MS = 600_000
-# Of a portion: small enough that making one does not delay other requests, large enough that the
-# engine's work for a request does not count.
-PORTION_LINES = 64
-PORTION_BYTES = 32 * 1024
 # Of the lines that wait for their answers: in this process, in a job, and in one of very many jobs.
 LINES = 32_768
 MOST_LINES = 4096
@@ -123,7 +120,7 @@ class Job:
             await self._asked.wait()
             yield b""
             while (portion := await self._done(leaving)) is not None:
-                for piece in portion.rendered(self._service.engine.info.encoder):
+                for piece in portion.rendered():
                     yield piece
                 self._release(portion)
         except Unavailable as error:
@@ -212,7 +209,9 @@ class Job:
             item, options = following
             if portion is None:
                 portion = Portion(options, monotonic())
-            full = len(portion.items) >= PORTION_LINES or portion.size + item.size > PORTION_BYTES
+            full = (
+                len(portion.items) >= portion.most_items or portion.size + item.size > PORTION_BYTES
+            )
             if portion.items and (full or options != portion.options):
                 self._next = following
                 return portion

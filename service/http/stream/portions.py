@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 import orjson
 
-from adapters.tokenizer import TextEncoder
+from service.client.types import Explain
 from service.errors import InvalidRequest, RequestError, TooLarge
 from service.http.bodies import parse_json, validated
 from service.http.classify import Answers
 from service.http.errors import refusal_of
+from service.http.explanation import HIDDEN_WORDS
 from service.http.openapi.schemas import PredictInput, StreamLine, StreamQuery
 from service.http.predict import result_of
 from service.http.stream.lines import Line
@@ -27,6 +28,11 @@ _FIELDS = len(StreamLine.model_fields)
 _LEAST_TOKENS = 8
 _LETTERS = 4
 _MOST_LETTERS = 2048
+_LETTERS_A_WORD = 5
+# Of a portion: small enough that making one does not delay other requests, large enough that the
+# engine's work for a request does not count.
+PORTION_LINES = 64
+PORTION_BYTES = 32 * 1024
 
 
 class Options(NamedTuple):
@@ -34,7 +40,7 @@ class Options(NamedTuple):
 
     top_k: int | None
     truncate: bool
-    explain: bool
+    explain: Explain | None
     abstain_below: float | None
     timeout_ms: int
 
@@ -59,8 +65,16 @@ class Item:
         """A guess, before it is tokenised."""
         if self.input is None:
             return 0
-        letters = len(self.input.text) + len(self.input.text_pair or "")
-        return _LEAST_TOKENS + min(letters, _MOST_LETTERS) // _LETTERS
+        return _LEAST_TOKENS + min(self._letters, _MOST_LETTERS) // _LETTERS
+
+    @property
+    def words(self) -> int:
+        """A guess of how many would be hidden to explain the answer."""
+        return min(HIDDEN_WORDS, self._letters // _LETTERS_A_WORD)
+
+    @property
+    def _letters(self) -> int:
+        return 0 if self.input is None else len(self.input.text) + len(self.input.text_pair or "")
 
 
 @dataclass(slots=True, eq=False)
@@ -80,18 +94,24 @@ class Portion:
     def deadline(self) -> float:
         return self.since + self.options.timeout_ms / 1000
 
+    @property
+    def most_items(self) -> int:
+        """What makes a portion large enough."""
+        return 1 if self.options.explain == "occlusion" else PORTION_LINES
+
     def add(self, item: Item) -> None:
         self.items.append(item)
         self.size += item.size
-        self.tokens += item.tokens
+        rows = item.words + 1 if self.options.explain == "occlusion" else 1
+        self.tokens += item.tokens * rows
 
-    def rendered(self, encoder: TextEncoder) -> Iterator[bytes]:
+    def rendered(self) -> Iterator[bytes]:
         """The lines of the answer, in pieces. Made when they are sent: one answer may be as large
         as thousands of texts."""
         pieces: list[bytes] = []
         size = 0
         for item in self.items:
-            content = self._content(item, encoder)
+            content = self._content(item)
             pieces += (content, b"\n")
             size += len(content)
             if size >= PIECE_BYTES:
@@ -100,14 +120,12 @@ class Portion:
         if pieces:
             yield b"".join(pieces)
 
-    def _content(self, item: Item, encoder: TextEncoder) -> bytes:
+    def _content(self, item: Item) -> bytes:
         id = None if item.input is None else item.input.id
         if item.answer is None:
             assert item.fault is not None
             return error_line(item.fault, number=item.number, id=id)
-        options = self.options
-        explained = encoder if options.explain else None
-        return orjson.dumps(result_of(item.answer, item.index, id, options.top_k, explained))
+        return orjson.dumps(result_of(item.answer, item.index, id, self.options.top_k))
 
 
 class LineReader:
@@ -125,7 +143,7 @@ class LineReader:
         self.defaults = Options(
             query.top_k,
             query.truncate,
-            query.explain,
+            query.explain or None,
             query.abstain_below,
             query.timeout_ms or timeout_ms,
         )
@@ -158,7 +176,7 @@ class LineReader:
         return Options(
             line.top_k or defaults.top_k,
             defaults.truncate if line.truncate is None else line.truncate,
-            defaults.explain if line.explain is None else line.explain,
+            defaults.explain if line.explain is None else line.explain or None,
             defaults.abstain_below if line.abstain_below is None else line.abstain_below,
             line.timeout_ms or defaults.timeout_ms,
         )
