@@ -75,6 +75,8 @@ _TABLE: tuple[tuple[Access, str, str], ...] = (
     ("predict", "POST", "/invocations"),
     ("predict", "POST", "/adapters/{name}"),
     ("predict", "POST", "/adapters/{name}/predict"),
+    ("predict", "POST", "/rerank"),
+    ("predict", "POST", "/adapters/{name}/rerank"),
     ("predict or adapters:read", "GET", "/info"),
     ("predict or adapters:read", "GET", "/adapters/{name}/info"),
     ("predict or adapters:read", "GET", "/adapters/{name}/health"),
@@ -92,6 +94,8 @@ _TABLE: tuple[tuple[Access, str, str], ...] = (
     ("adapters:write", "POST", "/v2/repository/models/{name}/unload"),
     # vLLM.
     ("predict", "POST", "/classify"),
+    ("predict", "POST", "/v1/rerank"),
+    ("predict", "POST", "/v2/rerank"),
 )
 
 

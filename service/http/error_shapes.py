@@ -10,7 +10,8 @@ from service.http.errors import ERRORS, Refusal, own_shape
 
 ErrorShape: TypeAlias = Callable[[Refusal], Response]
 
-_TEI_PATHS = frozenset({"/", "/predict", "/invocations", "/info", "/health", "/ping"})
+_TEI_PATHS = frozenset({"/", "/predict", "/invocations", "/rerank", "/info", "/health", "/ping"})
+_VLLM_PATHS = frozenset({"/classify", "/v1/rerank", "/v2/rerank"})
 _VLLM_TYPES = {401: "AuthenticationError", 403: "PermissionDeniedError", 404: "NotFoundError"}
 
 
@@ -18,10 +19,10 @@ def shape_of(path: str) -> ErrorShape:
     """How errors on a path look, also where there is no such route."""
     if path in _TEI_PATHS or path.startswith("/adapters/"):
         return tei_shape
+    if path in _VLLM_PATHS:
+        return vllm_shape
     if path == "/v2" or path.startswith("/v2/"):
         return oip_shape
-    if path == "/classify":
-        return vllm_shape
     return own_shape
 
 

@@ -44,10 +44,15 @@ class Text:
 
 
 class TextMaker:
-    """Makes the texts of one request."""
+    """Makes the texts of one request.
 
-    def __init__(self, request: Request) -> None:
+    Args:
+        key: of all texts, if the request has none; None: each text is its own.
+    """
+
+    def __init__(self, request: Request, key: bytes | None = None) -> None:
         self._request = request
+        self._key = key
 
     def __call__(self, adapter: Resolved, text: str, text_pair: str | None, place: str) -> Text:
         split = adapter.split
@@ -56,7 +61,8 @@ class TextMaker:
         traffic = split.traffic
         # Not the connection's business to check: any value is as good a key as any other.
         given = self._request.headers.get(REQUEST_KEY, "").encode("utf-8", "surrogatepass")
-        taken = traffic.takes(adapter.key.name, given or key_of_text(text, text_pair))
+        own = self._key or key_of_text(text, text_pair)
+        taken = traffic.takes(adapter.key.name, given or own)
         candidate = traffic.revision
         if not taken:
             return Text(text, text_pair, adapter.key, adapter.spec, place, Tried(candidate))

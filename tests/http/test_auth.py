@@ -238,6 +238,7 @@ def test_a_key_for_some_adapters_cannot_name_another_in_a_body(
         ("/v1/predict", {"adapter": name, "inputs": "x"}),
         ("/v1/predict", {"adapter": "b", "inputs": [{"text": "x", "adapter": name}]}),
         ("/classify", {"model": name, "input": "x"}),
+        ("/v1/rerank", {"model": name, "query": "x", "documents": ["y"]}),
     )
     for path, body in bodies:
         answer = live.client.post(path, json=body, headers=team)

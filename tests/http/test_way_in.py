@@ -99,6 +99,8 @@ ENCODED: tuple[tuple[str, str, Any], ...] = (
     ("POST", "/predict", {"inputs": "x"}),
     ("POST", "/adapters/a/predict", {"inputs": "x"}),
     ("POST", "/classify", {"input": "x", "model": "a"}),
+    ("POST", "/v1/rerank", {"query": "x", "documents": ["y"], "model": "a"}),
+    ("POST", "/rerank", {"query": "x", "texts": ["y"]}),
     ("PUT", "/v1/adapters/a", FILE),
     ("POST", "/v1/adapters", FILE),
 )
@@ -106,10 +108,10 @@ ENCODED: tuple[tuple[str, str, Any], ...] = (
 
 def _message(path: str, content: dict[str, Any]) -> str:
     """The message of an error in the shape of the path's protocol."""
-    if path in ("/predict", "/adapters/a/predict"):
+    if path in ("/predict", "/adapters/a/predict", "/rerank"):
         assert content["error_type"] == "Validation"
         return str(content["error"])
-    if path == "/classify":
+    if path in ("/classify", "/v1/rerank"):
         assert (content["error"]["type"], content["error"]["code"]) == ("BadRequestError", 415)
     else:
         assert content["error"]["type"] == "unsupported_media_type"

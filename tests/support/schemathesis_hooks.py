@@ -68,6 +68,9 @@ def map_case(_: Context, case: Case) -> Case:
             _agreeing(case.body)
         if case.operation.path.endswith("/load"):
             _real_file(case.body)
+        if case.operation.path.endswith("/rerank") and isinstance(case.body, dict):
+            # A label that the adapters of the test have.
+            case.body["label"] = "spam"
     return case
 
 

@@ -32,8 +32,11 @@ from service.http.openapi.compatible import (
     TEI_INFO_DEFAULT,
     TEI_PREDICT,
     TEI_PREDICT_DEFAULT,
+    TEI_RERANK,
+    TEI_RERANK_DEFAULT,
 )
 from service.http.openapi.schemas import Lenient, Positive
+from service.http.protocols.reranking import rerank
 from service.http.texts import TextMaker
 
 router = APIRouter()
@@ -52,17 +55,38 @@ class PipelineParameters(Lenient):
     function_to_apply: Literal["sigmoid", "softmax", "none"] | None = None
 
 
-class TeiPredictRequest(Lenient):
-    """A text, a pair `[a, b]`, or a batch `[[a], [a, b], ...]`."""
+class _Cut(Lenient):
+    """What is left out of a text that is too long."""
 
-    inputs: Any
     truncate: bool | None = None
     truncation_direction: Annotated[
         Literal["left", "right"],
         BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value),
     ] = "right"
+
+    @property
+    def cut(self) -> End | Literal["nothing"]:
+        if self.truncate is False:
+            return "nothing"
+        return "tail" if self.truncation_direction == "right" else "head"
+
+
+class TeiPredictRequest(_Cut):
+    """A text, a pair `[a, b]`, or a batch `[[a], [a, b], ...]`."""
+
+    inputs: Any
     raw_scores: bool = False
     parameters: PipelineParameters | None = None
+
+
+class TeiRerankRequest(_Cut):
+    """label: not of TEI, whose rerankers have one score: the label that texts are sorted by."""
+
+    query: str
+    texts: list[str]
+    raw_scores: bool = False
+    return_text: bool = False
+    label: str | None = None
 
 
 @router.post("/predict", **TEI_PREDICT_DEFAULT)
@@ -78,6 +102,18 @@ async def predict_by_default(request: Request) -> Response:
 async def predict_by_name(request: Request, name: str) -> Response:
     """Classify by an adapter: `name`, or `name@prefix` for one of its revisions."""
     return await _predict(request, service_of(request).catalog.resolve(name))
+
+
+@router.post("/rerank", **TEI_RERANK_DEFAULT)
+async def rerank_by_default(request: Request) -> Response:
+    """Sort texts by how well they fit a query, by the service's default adapter."""
+    return await _rerank(request, default_adapter(service_of(request)))
+
+
+@router.post("/adapters/{name}/rerank", **TEI_RERANK)
+async def rerank_by_name(request: Request, name: str) -> Response:
+    """Sort texts by how well they fit a query, by an adapter for pairs."""
+    return await _rerank(request, service_of(request).catalog.resolve(name))
 
 
 @router.get("/info", **TEI_INFO_DEFAULT)
@@ -132,12 +168,11 @@ async def _predict(request: Request, adapter: Resolved) -> Response:
         text_of(adapter, text, pair, f"inputs.{index}" if is_batch else "inputs")
         for index, (text, pair) in enumerate(pairs)
     ]
-    end: End = "tail" if body.truncation_direction == "right" else "head"
     answers = await classify(
         request,
         texts,
         deadline=started + service.settings.default_timeout_ms / 1000,
-        cut="nothing" if body.truncate is False else end,
+        cut=body.cut,
         shape=AnswerShape(
             SCORE_BYTES,
             labels=True,
@@ -150,6 +185,31 @@ async def _predict(request: Request, adapter: Resolved) -> Response:
     # TEI answers a batch alone with a list of lists, the Inference API every request.
     nested = is_batch or body.parameters is not None
     return JsonResponse(content if nested else content[0], headers=headers)
+
+
+async def _rerank(request: Request, adapter: Resolved) -> Response:
+    started, service = monotonic(), service_of(request)
+    body = validated(TeiRerankRequest, await read_json(request, service.settings.max_body_bytes))
+    ranking = await rerank(
+        request,
+        adapter,
+        body.query,
+        body.texts,
+        label=body.label,
+        deadline=started + service.settings.default_timeout_ms / 1000,
+        cut=body.cut,
+        place="texts",
+    )
+    content = []
+    for index in ranking.order:
+        score = ranking.scores[index]
+        rank: dict[str, Any] = {"index": index}
+        if body.return_text:
+            rank["text"] = body.texts[index]
+        rank["score"] = _raw(score, adapter.spec) if body.raw_scores else score
+        content.append(rank)
+    headers = _headers(service, ranking.answers, seconds=monotonic() - started)
+    return JsonResponse(content, headers=headers)
 
 
 def _pairs(inputs: Any, limit: int) -> tuple[list[tuple[str, str | None]], bool]:

@@ -1,4 +1,7 @@
-"""vLLM's classification route, for its clients: `model` names the adapter."""
+"""vLLM's routes of classification and reranking, for its clients: `model` names the adapter.
+
+Its reranking is that of Jina and Cohere.
+"""
 
 from time import monotonic, time
 from typing import Annotated, Any
@@ -13,8 +16,9 @@ from service.http.answer_size import AnswerShape
 from service.http.bodies import JsonResponse, read_json, validated
 from service.http.classify import classify, note_headers
 from service.http.lifecycle import Service, service_of
-from service.http.openapi.compatible import VLLM_CLASSIFY
+from service.http.openapi.compatible import VLLM_CLASSIFY, VLLM_RERANK
 from service.http.openapi.schemas import MAX_INTEGER, Lenient, Whole
+from service.http.protocols.reranking import rerank
 from service.http.protocols.tei import default_adapter
 from service.http.texts import Text, TextMaker
 from service.observability.logs import request_id
@@ -23,6 +27,7 @@ router = APIRouter()
 
 # `0.12345678901234567,`
 SCORE_BYTES = 24
+_NO_LOGITS = "use_activation: only scores are kept, not the logits before them"
 
 
 class VllmClassifyRequest(Lenient):
@@ -37,6 +42,26 @@ class VllmClassifyRequest(Lenient):
     truncate_prompt_tokens: Annotated[int, Field(ge=-1, le=MAX_INTEGER), Whole] | None = None
     add_special_tokens: bool = True
     use_activation: bool | None = None
+
+
+class _Document(Lenient):
+    text: str
+
+
+class VllmRerankRequest(Lenient):
+    """top_n: how many documents to return; 0: all. return_documents: their texts, too.
+
+    label: not of vLLM, whose rerankers have one score: the label that documents are sorted by.
+    """
+
+    model: str | None = None
+    query: str
+    documents: str | list[str | _Document]
+    top_n: Annotated[int, Field(ge=0, le=MAX_INTEGER), Whole] = 0
+    return_documents: bool = True
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1, le=MAX_INTEGER), Whole] | None = None
+    use_activation: bool | None = None
+    label: str | None = None
 
 
 @router.post("/classify", **VLLM_CLASSIFY)
@@ -74,6 +99,48 @@ async def classify_texts(request: Request) -> Response:
     )
 
 
+@router.post("/v1/rerank", **VLLM_RERANK)
+@router.post("/v2/rerank", **VLLM_RERANK)
+async def rerank_documents(request: Request) -> Response:
+    """Sort documents by how well they fit a query, by the adapter that `model` names."""
+    started, service = monotonic(), service_of(request)
+    body = validated(VllmRerankRequest, await read_json(request, service.settings.max_body_bytes))
+    if body.use_activation is False:
+        raise InvalidRequest([_NO_LOGITS])
+    adapter = (
+        default_adapter(service) if body.model is None else service.catalog.resolve(body.model)
+    )
+    _check_limit(body.truncate_prompt_tokens, adapter.spec.max_length)
+    documents = [body.documents] if isinstance(body.documents, str) else body.documents
+    texts = [each if isinstance(each, str) else each.text for each in documents]
+    ranking = await rerank(
+        request,
+        adapter,
+        body.query,
+        texts,
+        label=body.label,
+        deadline=started + service.settings.default_timeout_ms / 1000,
+        cut="nothing" if body.truncate_prompt_tokens is None else "tail",
+        place="documents",
+    )
+    results = []
+    for index in ranking.order[: body.top_n or None]:
+        result: dict[str, Any] = {"index": index}
+        if body.return_documents:
+            result["document"] = {"text": texts[index], "multi_modal": None}
+        results.append(result | {"relevance_score": ranking.scores[index]})
+    tokens = ranking.answers.tokens
+    return JsonResponse(
+        {
+            "id": f"rerank-{request_id.get()}",
+            "model": body.model or adapter.key.name,
+            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+            "results": results,
+        },
+        headers=note_headers(ranking.answers),
+    )
+
+
 def _validate(content: Any) -> VllmClassifyRequest:
     """
     Raises:
@@ -85,7 +152,7 @@ def _validate(content: Any) -> VllmClassifyRequest:
     if not body.add_special_tokens:
         faults.append("add_special_tokens: adapters are trained with special tokens")
     if body.use_activation is False:
-        faults.append("use_activation: only scores are kept, not the logits before them")
+        faults.append(_NO_LOGITS)
     if faults:
         raise InvalidRequest(faults)
     return body
@@ -107,9 +174,16 @@ def _texts(body: VllmClassifyRequest, service: Service, text_of: TextMaker) -> l
         default_adapter(service) if body.model is None else service.catalog.resolve(body.model)
     )
     texts = [text_of(adapter, text, None, f"input.{index}") for index, text in enumerate(inputs)]
-    limit, reads = body.truncate_prompt_tokens, max(text.spec.max_length for text in texts)
+    _check_limit(body.truncate_prompt_tokens, max(text.spec.max_length for text in texts))
+    return texts
+
+
+def _check_limit(limit: int | None, reads: int) -> None:
+    """
+    Raises:
+        InvalidRequest: fewer tokens than the adapter reads.
+    """
     if limit is not None and 0 <= limit < reads:
         raise InvalidRequest(
             [f"truncate_prompt_tokens: -1 or at least the {reads} that the adapter reads"]
         )
-    return texts
