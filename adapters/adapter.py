@@ -24,12 +24,15 @@ Float32 = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class PreparedAdapter:
-    """An adapter on a backbone's device, its generator folded for serving."""
+    """An adapter on a backbone's device, its generator folded for serving.
+
+    head: None: the answer is what a head would read (`adapters.embedding`).
+    """
 
     spec: AdapterSpec
     generator: GeneratorWeights | None
     tuning: TuningWeights | None
-    head: HeadWeights
+    head: HeadWeights | None
     shape: RowShape
 
     @property
@@ -43,9 +46,10 @@ class PreparedAdapter:
 class Classification:
     """The answer for one text.
 
-    scores: float32 [labels], in the order of `spec.labels`. token_weights: float32 [tokens], the
-    share of each token in the prompt; empty if no prompt is made from the text. shared_layers: how
-    many layers were run for another row of the same text (`adapters.packed.sharing`).
+    scores: float32 [labels], in the order of `spec.labels`; without a head, [n]. token_weights:
+    float32 [tokens], the share of each token in the prompt; empty if no prompt is made from the
+    text. shared_layers: how many layers were run for another row of the same text
+    (`adapters.packed.sharing`).
     """
 
     scores: Float32
@@ -161,11 +165,14 @@ def _scores(
     for index in np.unique(owners):
         adapter = adapters[index]
         rows = np.flatnonzero(owners == index)
-        adapter_scores = scores(
-            logits(states[torch.from_numpy(rows).to(states.device)], adapter.head),
-            adapter.spec.activation,
-            adapter.spec.calibration.temperature,
-        )
+        read = states[torch.from_numpy(rows).to(states.device)]
+        adapter_scores = read.float()
+        if adapter.head is not None:
+            adapter_scores = scores(
+                logits(read, adapter.head),
+                adapter.spec.activation,
+                adapter.spec.calibration.temperature,
+            )
         for row, values in zip(rows, adapter_scores.cpu().numpy(), strict=True):
             row_scores[row] = values
     return row_scores

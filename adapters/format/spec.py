@@ -192,6 +192,8 @@ class Provenance(_Frozen):
     metrics: dict[Text, float] = Field(default_factory=dict)
 
 
+# Tokens of a text.
+MAX_LENGTH = 8192
 Length = Annotated[int, Field(ge=1, le=256)]
 Layer = Annotated[int, Field(ge=0, le=255)]
 Width = Annotated[int, Field(ge=1, le=16384)]
@@ -409,7 +411,7 @@ class AdapterSpec(_Frozen):
     labels: tuple[Label, ...] = Field(min_length=1, max_length=4096)
     # None also where an answer is one label.
     thresholds: tuple[Threshold, ...] | None = None
-    max_length: int = Field(ge=2, le=8192)
+    max_length: int = Field(ge=2, le=MAX_LENGTH)
     calibration: Calibration = Calibration()
     # Of sets of labels always None: their thresholds decide.
     decision: Decision | None = None
@@ -569,7 +571,7 @@ class _SpecOfVersion1(_Frozen):
     activation: Literal["softmax", "sigmoid"] = "softmax"
     labels: tuple[Label, ...] = Field(min_length=1, max_length=4096)
     thresholds: tuple[Threshold, ...] | None = None
-    max_length: int = Field(ge=2, le=8192)
+    max_length: int = Field(ge=2, le=MAX_LENGTH)
     calibration: Calibration = Calibration()
     provenance: Provenance = Provenance()
 
@@ -605,3 +607,22 @@ def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _fault(error: Any) -> str:
     field = ".".join(str(part) for part in error["loc"]) or "spec"
     return f"spec: {field}: {error['msg']}"
+
+
+def embedding_spec(
+    identity: BackboneIdentity, tokenizer_sha256: str, *, hidden_size: int, max_tokens: int
+) -> AdapterSpec:
+    """The spec of rows whose answer is their vector. They have no labels; a spec needs one.
+
+    Args:
+        max_tokens: that the backbone takes.
+    """
+    return AdapterSpec(
+        backbone=identity,
+        tokenizer_sha256=tokenizer_sha256,
+        hidden_size=hidden_size,
+        head=Head(pooling=Pooling.MEAN),
+        activation="sigmoid",
+        labels=("embedding",),
+        max_length=min(max_tokens, MAX_LENGTH),
+    )

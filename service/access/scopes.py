@@ -75,6 +75,7 @@ _TABLE: tuple[tuple[Access, str, str], ...] = (
     ("predict", "POST", "/invocations"),
     ("predict", "POST", "/adapters/{name}"),
     ("predict", "POST", "/adapters/{name}/predict"),
+    ("predict", "POST", "/embed"),
     ("predict", "POST", "/rerank"),
     ("predict", "POST", "/adapters/{name}/rerank"),
     ("predict or adapters:read", "GET", "/info"),
@@ -96,6 +97,8 @@ _TABLE: tuple[tuple[Access, str, str], ...] = (
     ("predict", "POST", "/classify"),
     ("predict", "POST", "/v1/rerank"),
     ("predict", "POST", "/v2/rerank"),
+    # OpenAI.
+    ("predict", "POST", "/v1/embeddings"),
 )
 
 

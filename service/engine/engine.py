@@ -26,6 +26,7 @@ from service.engine.device import Device
 from service.engine.device_loader import DeviceLoader
 from service.engine.host_cache import HostCache
 from service.engine.interface import (
+    EMBEDDING,
     AdapterKey,
     Completion,
     EngineHealth,
@@ -290,6 +291,7 @@ class LocalEngine:
             slots=settings.max_active_adapters,
             trial_slots=_TRIAL_SLOTS,
             max_bytes=settings.max_active_bytes,
+            built_in={EMBEDDING: runner.embedder},
         )
         in_flight = InFlight(scheduler, residency, observer)
         shadows = Shadows(scheduler, in_flight, residency, self._trials)

@@ -28,6 +28,10 @@ class AdapterKey(NamedTuple):
     revision: str
 
 
+# No adapter has this name: a text's vector instead of its scores, from the backbone alone.
+EMBEDDING = AdapterKey("(embedding)", "")
+
+
 # Not frozen, like `RowResult` and `Encoding`: every text has one, and creating a frozen one takes
 # four times as long.
 @dataclass(slots=True, eq=False)
@@ -56,9 +60,9 @@ def cost_of(encoding: Encoding, spec: AdapterSpec) -> int:
 class RowResult:
     """The answer to one entry.
 
-    scores: float32 [labels], in the spec's order. token_weights: float32 [tokens], each token's
-    share of the soft prompt; None unless the entry wanted them, empty if no prompt is made from the
-    text.
+    scores: float32 [labels], in the spec's order; of `EMBEDDING` the vector, [n]. token_weights:
+    float32 [tokens], each token's share of the soft prompt; None unless the entry wanted them,
+    empty if no prompt is made from the text.
     """
 
     scores: npt.NDArray[np.float32]

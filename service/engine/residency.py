@@ -17,7 +17,7 @@ Everything here runs on one event loop; reading and copying happen in threads.
 import asyncio
 import logging
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import TypeAlias
@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 # At most this many requests whose adapters are all active overtake one that waits for slots.
 MAX_OVERTAKEN = 64
+# Of adapters that are in no slot.
+_NO_SLOT = -1
 # For the first requests of the queue, this many, files are read while they wait for slots.
 _PREFETCHED = 64
 
@@ -91,6 +93,7 @@ class Residency:
         slots: adapters on the device at once.
         max_bytes: of their weights; None: no limit.
         trial_slots: further slots, for adapters that are tried out before they are published.
+        built_in: adapters that are always on the device, and in no slot.
 
     Attributes:
         on_shortage: called when a request has to wait for slots, so that leases which nobody waits
@@ -106,7 +109,11 @@ class Residency:
         slots: int,
         trial_slots: int,
         max_bytes: int | None = None,
+        built_in: Mapping[AdapterKey, DeviceAdapter] | None = None,
     ) -> None:
+        self._built_in = {
+            key: Slot(key, _NO_SLOT, 0.0, adapter) for key, adapter in (built_in or {}).items()
+        }
         self._host_cache = host_cache
         self._loader = loader
         self._observer = observer
@@ -142,6 +149,10 @@ class Residency:
             InvalidRequest: more adapters than can ever be active together.
             AdapterLoadFailed: one of them cannot be loaded; nothing is leased.
         """
+        if built_in := [key for key in keys if key in self._built_in]:
+            others = [key for key in keys if key not in self._built_in]
+            leased = await self.acquire(others) if others else {}
+            return leased | {key: self._built_in[key] for key in built_in}
         if len(keys) > self._slots:
             raise InvalidRequest(
                 [f"{len(keys)} adapters in one request, at most {self._slots} can be active"]
@@ -184,6 +195,8 @@ class Residency:
         """End a lease: from now on its adapters may be evicted."""
         now = monotonic()
         for slot in lease.values():
+            if slot.index == _NO_SLOT:
+                continue
             slot.leases -= 1
             slot.last_used = now
             assert slot.leases >= 0

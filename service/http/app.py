@@ -23,7 +23,7 @@ from service.http.console import routes as console
 from service.http.lifecycle import Service
 from service.http.middleware import Gate, handle_error
 from service.http.openapi.documentation import describe
-from service.http.protocols import tei, vllm
+from service.http.protocols import openai, tei, vllm
 from service.http.protocols.oip import repository as oip_repository
 from service.http.protocols.oip import routes as oip
 from service.http.proxies import BehindProxy
@@ -46,6 +46,7 @@ _ROUTERS = tuple(
         oip,
         oip_repository,
         vllm,
+        openai,
     )
 )
 _ERRORS = (HTTPException, RequestValidationError, ClientDisconnect, AdapterError, ServiceError)

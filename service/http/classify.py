@@ -11,7 +11,7 @@ from starlette.requests import Request
 from adapters.errors import UncuttableText
 from adapters.tokenizer import Encoding, End, Steps, TextEncoder, result_of
 from service.client.types import Explain
-from service.engine.interface import Completion, Entry, RowResult, cost_of
+from service.engine.interface import EMBEDDING, Completion, Entry, RowResult, cost_of
 from service.engine.observer import NO_LABEL
 from service.errors import AdapterLoadFailed, InferenceFailed, InvalidRequest, Overloaded
 from service.http.answer_size import AnswerShape, refuse_large_answer
@@ -109,19 +109,9 @@ async def classify(
         _check_single_labels(texts)
     most = service.settings.max_answer_bytes
     refuse_large_answer(texts, shape, most)
-    client: str = request.scope.get("idspam.client", "")
-    weight: float = request.scope.get("idspam.weight", 1.0)
-    if not bulk:
-        _foresee(service, texts, deadline, client, weight)
-
     started = perf_counter()
-    end: End = "tail" if cut == "nothing" else cut
-    encodings = await _encode(request, texts, end, deadline, bulk=bulk)
+    encodings = await read_texts(request, texts, deadline=deadline, cut=cut, bulk=bulk)
     tokenize_seconds = perf_counter() - started
-    truncated = sum(encoding.truncated for encoding in encodings)
-    service.metrics.tokenized(tokenize_seconds, truncated=truncated)
-    if truncated and cut == "nothing":
-        raise await _too_long(request, texts, encodings, deadline, bulk=bulk)
 
     explanations: Explanations | None = None
     if explain is not None:
@@ -141,8 +131,7 @@ async def classify(
         entries += hidden
         tokens += sum(len(entry.encoding) for entry in hidden)
     try:
-        work = _submit(service, entries, deadline, client, weight, bulk=bulk)
-        completion = await (work if bulk else while_connected(request, work))
+        completion = await submit(request, entries, deadline=deadline, bulk=bulk)
     except (AdapterLoadFailed, InferenceFailed) as error:
         _count_failures(service, entries, error)
         raise
@@ -159,8 +148,51 @@ async def classify(
     _count_answers(service, answers)
     service.guard.charge(tokens)
     if service.decisions is not None:
+        client: str = request.scope.get("idspam.client", "")
         _record(service, service.decisions, answers, client, perf_counter() - started)
     return answers
+
+
+async def read_texts(
+    request: Request,
+    texts: Sequence[Text],
+    *,
+    deadline: float,
+    cut: End | Literal["nothing"],
+    bulk: bool = False,
+) -> list[Encoding]:
+    """The tokens of texts, unless the engine would refuse them anyway.
+
+    Raises:
+        InvalidRequest: a text is too long and `cut` is `nothing`, or it cannot be cut.
+        Overloaded: as `Predictor.foresee`.
+        DeadlineExceeded, ClientDisconnect.
+    """
+    service = service_of(request)
+    if not bulk:
+        _foresee(request, texts, deadline)
+    started = perf_counter()
+    end: End = "tail" if cut == "nothing" else cut
+    encodings = await _encode(request, texts, end, deadline, bulk=bulk)
+    truncated = sum(encoding.truncated for encoding in encodings)
+    service.metrics.tokenized(perf_counter() - started, truncated=truncated)
+    if truncated and cut == "nothing":
+        raise await _too_long(request, texts, encodings, deadline, bulk=bulk)
+    return encodings
+
+
+async def submit(
+    request: Request, entries: Sequence[Entry], *, deadline: float, bulk: bool = False
+) -> Completion:
+    """Ask the engine, unless the client goes away meanwhile.
+
+    Raises:
+        ServiceError: as `Predictor.predict`.
+        UnknownAdapter, UnknownRevision: deleted since its name was resolved.
+        ClientDisconnect: the client has gone.
+    """
+    work = _predict(request, entries, deadline, bulk=bulk)
+    return await (work if bulk else while_connected(request, work))
 
 
 def answers_of(
@@ -215,20 +247,19 @@ def note_headers(answers: Answers) -> dict[str, str]:
     return headers
 
 
-def _foresee(
-    service: Service, texts: Sequence[Text], deadline: float, client: str, weight: float
-) -> None:
+def _foresee(request: Request, texts: Sequence[Text], deadline: float) -> None:
     """Under overload most requests end here, before they cost anything.
 
     Raises:
         Overloaded: as `Predictor.foresee`.
     """
+    service = service_of(request)
     try:
         service.engine.foresee(
             tuple({text.key.name: None for text in texts}),
             timeout=deadline - monotonic(),
-            client=client,
-            weight=weight,
+            client=request.scope.get("idspam.client", ""),
+            weight=request.scope.get("idspam.weight", 1.0),
         )
     except Overloaded as error:
         service.metrics.overload_refused(error.reason)
@@ -333,11 +364,15 @@ async def _too_long(
     counts = await (work if bulk else while_connected(request, work))
     return InvalidRequest(
         [
-            f"{text.place}: {count if count <= limit else f'more than {limit}'} tokens, adapter "
-            f"{text.key.name!r} reads {text.spec.max_length} and truncate is false"
+            f"{text.place}: {count if count <= limit else f'more than {limit}'} tokens, "
+            f"{_reader(text)} reads {text.spec.max_length} and truncate is false"
             for text, count in zip(long, counts, strict=True)
         ]
     )
+
+
+def _reader(text: Text) -> str:
+    return "the backbone" if text.key == EMBEDDING else f"adapter {text.key.name!r}"
 
 
 def _count(encoder: TextEncoder, texts: Sequence[Text], limit: int) -> Steps[list[int]]:
@@ -350,18 +385,18 @@ def _count(encoder: TextEncoder, texts: Sequence[Text], limit: int) -> Steps[lis
     return counts
 
 
-async def _submit(
-    service: Service,
-    entries: Sequence[Entry],
-    deadline: float,
-    client: str,
-    weight: float,
-    *,
-    bulk: bool,
+async def _predict(
+    request: Request, entries: Sequence[Entry], deadline: float, *, bulk: bool
 ) -> Completion:
+    service = service_of(request)
+
     def predict() -> Awaitable[Completion]:
         return service.engine.predict(
-            entries, deadline=deadline, client=client, weight=weight, bulk=bulk
+            entries,
+            deadline=deadline,
+            client=request.scope.get("idspam.client", ""),
+            weight=request.scope.get("idspam.weight", 1.0),
+            bulk=bulk,
         )
 
     try:

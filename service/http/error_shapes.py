@@ -10,8 +10,10 @@ from service.http.errors import ERRORS, Refusal, own_shape
 
 ErrorShape: TypeAlias = Callable[[Refusal], Response]
 
-_TEI_PATHS = frozenset({"/", "/predict", "/invocations", "/rerank", "/info", "/health", "/ping"})
-_VLLM_PATHS = frozenset({"/classify", "/v1/rerank", "/v2/rerank"})
+_TEI_PATHS = frozenset(
+    {"/", "/predict", "/invocations", "/embed", "/rerank", "/info", "/health", "/ping"}
+)
+_VLLM_PATHS = frozenset({"/classify", "/v1/rerank", "/v2/rerank", "/v1/embeddings"})
 _VLLM_TYPES = {401: "AuthenticationError", 403: "PermissionDeniedError", 404: "NotFoundError"}
 
 

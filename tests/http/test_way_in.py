@@ -101,6 +101,8 @@ ENCODED: tuple[tuple[str, str, Any], ...] = (
     ("POST", "/classify", {"input": "x", "model": "a"}),
     ("POST", "/v1/rerank", {"query": "x", "documents": ["y"], "model": "a"}),
     ("POST", "/rerank", {"query": "x", "texts": ["y"]}),
+    ("POST", "/embed", {"inputs": "x"}),
+    ("POST", "/v1/embeddings", {"input": "x"}),
     ("PUT", "/v1/adapters/a", FILE),
     ("POST", "/v1/adapters", FILE),
 )
@@ -108,10 +110,10 @@ ENCODED: tuple[tuple[str, str, Any], ...] = (
 
 def _message(path: str, content: dict[str, Any]) -> str:
     """The message of an error in the shape of the path's protocol."""
-    if path in ("/predict", "/adapters/a/predict", "/rerank"):
+    if path in ("/predict", "/adapters/a/predict", "/rerank", "/embed"):
         assert content["error_type"] == "Validation"
         return str(content["error"])
-    if path in ("/classify", "/v1/rerank"):
+    if path in ("/classify", "/v1/rerank", "/v1/embeddings"):
         assert (content["error"]["type"], content["error"]["code"]) == ("BadRequestError", 415)
     else:
         assert content["error"]["type"] == "unsupported_media_type"

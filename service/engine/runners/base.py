@@ -126,6 +126,10 @@ class Runner(Protocol):
     def lanes(self) -> int:
         """Threads that may each launch and await batches of their own, side by side."""
 
+    @property
+    def embedder(self) -> DeviceAdapter:
+        """The adapter of rows whose answer is their vector. It is in no slot."""
+
     def enter_lane(self) -> None:
         """Called once by each of these threads before anything else."""
 

@@ -8,6 +8,7 @@ import torch
 
 from adapters.adapter import Classification, PreparedAdapter, classify_timed, prepare
 from adapters.backbone.model import Backbone, random_adapter
+from adapters.embedding import embedder
 from adapters.format.files import Adapter
 from adapters.packed.packing import Row
 from service.engine.interface import RowResult
@@ -37,6 +38,7 @@ class PackedRunner:
     def __init__(self, backbone: Backbone, *, lanes: int = 1) -> None:
         self.backbone = backbone
         self.lanes = lanes
+        self.embedder: DeviceAdapter = embedder(backbone)
         self._threads = max(1, torch.get_num_threads() // lanes)
 
     def enter_lane(self) -> None:

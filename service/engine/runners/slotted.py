@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapters.adapter import classify, prepare, rows_of
+from adapters.adapter import PreparedAdapter, classify, prepare, rows_of
 from adapters.backbone.model import Backbone, random_adapter, random_of
+from adapters.embedding import embedder
 from adapters.format.files import Adapter
 from adapters.format.spec import AdapterSpec, AttentionPrompt, LoraTuning, Site, VectorTuning
 from adapters.layers.attention import VARLEN_DTYPES
@@ -133,6 +134,7 @@ class SlottedRunner:
     def __init__(self, backbone: Backbone, *, slots: int, max_tokens: int) -> None:
         self.backbone = backbone
         device, n = backbone.device, backbone.hidden_size
+        self.embedder: DeviceAdapter = embedder(backbone)
         self._bank = SlotBank(slots, device=device)
         self._computing = torch.cuda.Stream(device)
         # High priority: its copies take microseconds, and a request waits for them.
@@ -198,7 +200,33 @@ class SlottedRunner:
         return run_warm_up(self, adapter, max_tokens)
 
     def launch(self, rows: Sequence[BatchRow]) -> RunningBatch:
+        if any(row.adapter is self.embedder for row in rows):
+            return launch_or_halve(rows, self._launch_with_embeddings, self.backbone.device)
         return launch_or_halve(rows, self._launch, self.backbone.device)
+
+    def _launch_with_embeddings(self, rows: Sequence[BatchRow]) -> BatchResult:
+        """Vectors come from the packed forward pass, all other rows from the slots'."""
+        started = perf_counter()
+        adapter = self.embedder
+        assert isinstance(adapter, PreparedAdapter)
+        embedded = [index for index, row in enumerate(rows) if row.adapter is adapter]
+        others = [index for index, row in enumerate(rows) if row.adapter is not adapter]
+        outcomes: list[RowResult | RowFailure] = [NOT_FINITE] * len(rows)
+        batch = self.backbone.pack(
+            rows_of([adapter], [(0, rows[index].encoding) for index in embedded])
+        )
+        for index, answer in zip(embedded, classify(self.backbone, batch, [adapter]), strict=True):
+            if np.isfinite(answer.scores).all():
+                outcomes[index] = RowResult(answer.scores)
+        passes, graphs = 1, 0
+        if others:
+            rest = self._launch([rows[index] for index in others]).wait()
+            passes, graphs = passes + rest.passes, rest.graphs
+            for index, outcome in zip(others, rest.outcomes, strict=True):
+                outcomes[index] = outcome
+        return BatchResult(
+            outcomes, backbone_seconds=perf_counter() - started, passes=passes, graphs=graphs
+        )
 
     def _capture(self, graphs: CudaGraphs, spec: AdapterSpec) -> None:
         started = perf_counter()

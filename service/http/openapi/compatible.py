@@ -50,7 +50,7 @@ def _entry(name: str, *errors: str, shape: ErrorShape) -> dict[str, Any]:
         request=request,
         optional=described.get("optional", False),
         # What is classified may be divided between two revisions.
-        parameters=(REQUEST_KEY,) if "inference_failed" in errors else (),
+        parameters=(REQUEST_KEY,) if "adapter_load_failed" in errors else (),
         answer=described.get("answer"),
         schema=described.get("answer_schema"),
         errors=_merged(refusals(*errors, shape=shape), noes),
@@ -76,6 +76,7 @@ _oip = partial(_entry, shape=oip_shape)
 
 TEI_PREDICT_DEFAULT = _tei("tei_predict", *GATE, *JSON_BODY, *DEFAULT, *INFERENCE)
 TEI_PREDICT = _tei("tei_predict", *GATE, *JSON_BODY, *SERVED, *INFERENCE)
+TEI_EMBED = _tei("tei_embed", *GATE, *JSON_BODY, "inference_failed", "deadline_exceeded")
 TEI_RERANK_DEFAULT = _tei("tei_rerank", *GATE, *JSON_BODY, *DEFAULT, *INFERENCE)
 TEI_RERANK = _tei("tei_rerank", *GATE, *JSON_BODY, *SERVED, *INFERENCE)
 TEI_INFO_DEFAULT = _tei("tei_info", *GATE, *DEFAULT)
@@ -84,6 +85,15 @@ TEI_HEALTH = _tei("tei_health")
 TEI_ADAPTER_HEALTH = _tei("tei_adapter_health", *GATE, *SERVED)
 VLLM_CLASSIFY = _entry("vllm_classify", *GATE, *JSON_BODY, *DEFAULT, *INFERENCE, shape=vllm_shape)
 VLLM_RERANK = _entry("vllm_rerank", *GATE, *JSON_BODY, *DEFAULT, *INFERENCE, shape=vllm_shape)
+OPENAI_EMBEDDINGS = _entry(
+    "openai_embeddings",
+    *GATE,
+    *JSON_BODY,
+    "not_found",
+    "inference_failed",
+    "deadline_exceeded",
+    shape=vllm_shape,
+)
 OIP_SERVER = _oip("oip_server", *KEY, "quota_exceeded", INTERNAL.type)
 OIP_LIVE = _oip("oip_live")
 OIP_READY = _oip("oip_ready")

@@ -24,9 +24,11 @@ from service.errors import InvalidRequest, NoInputs, TooLarge
 from service.http.answer_size import AnswerShape
 from service.http.bodies import JsonResponse, read_json, validated
 from service.http.classify import Answers, classify, note_headers, ranked
+from service.http.embedding import embed
 from service.http.lifecycle import Service, service_of
 from service.http.openapi.compatible import (
     TEI_ADAPTER_HEALTH,
+    TEI_EMBED,
     TEI_HEALTH,
     TEI_INFO,
     TEI_INFO_DEFAULT,
@@ -79,6 +81,15 @@ class TeiPredictRequest(_Cut):
     parameters: PipelineParameters | None = None
 
 
+class TeiEmbedRequest(_Cut):
+    """A text or a list of texts; no token ids."""
+
+    inputs: str | list[str]
+    normalize: bool = True
+    prompt_name: str | None = None
+    dimensions: Positive | None = None
+
+
 class TeiRerankRequest(_Cut):
     """label: not of TEI, whose rerankers have one score: the label that texts are sorted by."""
 
@@ -114,6 +125,36 @@ async def rerank_by_default(request: Request) -> Response:
 async def rerank_by_name(request: Request, name: str) -> Response:
     """Sort texts by how well they fit a query, by an adapter for pairs."""
     return await _rerank(request, service_of(request).catalog.resolve(name))
+
+
+@router.post("/embed", **TEI_EMBED)
+async def embed_texts(request: Request) -> Response:
+    """The vectors of texts, from the backbone without an adapter."""
+    started, service = monotonic(), service_of(request)
+    body = validated(TeiEmbedRequest, await read_json(request, service.settings.max_body_bytes))
+    if body.prompt_name is not None:
+        raise InvalidRequest(["prompt_name: the backbone has no prompts: put it before the text"])
+    texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
+    found = await embed(
+        request,
+        texts,
+        deadline=started + service.settings.default_timeout_ms / 1000,
+        cut=body.cut,
+        normalize=body.normalize,
+        dimensions=body.dimensions,
+        place="inputs",
+    )
+    headers = _timings(
+        service,
+        seconds=monotonic() - started,
+        characters=sum(map(len, texts)),
+        tokens=found.tokens,
+        tokenize=found.tokenize_seconds,
+        queue=found.queue_seconds,
+        inference=found.inference_seconds,
+        truncated=found.truncated,
+    )
+    return JsonResponse(found.vectors, headers=headers)
 
 
 @router.get("/info", **TEI_INFO_DEFAULT)
@@ -275,19 +316,41 @@ def _raw(score: float, spec: AdapterSpec) -> float:
 
 def _headers(service: Service, answers: Answers, *, seconds: float) -> Mapping[str, str]:
     """TEI's timings in whole milliseconds, and what its body has no place for."""
+    timings = _timings(
+        service,
+        seconds=seconds,
+        characters=sum(len(item.text) + len(item.text_pair or "") for item in answers.texts),
+        tokens=answers.tokens,
+        tokenize=answers.tokenize_seconds,
+        queue=answers.queue_seconds,
+        inference=answers.inference_seconds,
+        truncated=answers.truncated,
+    )
+    return timings | note_headers(answers)
+
+
+def _timings(
+    service: Service,
+    *,
+    seconds: float,
+    characters: int,
+    tokens: int,
+    tokenize: float,
+    queue: float,
+    inference: float,
+    truncated: int,
+) -> dict[str, str]:
     total = str(round(seconds * 1000))
-    characters = sum(len(item.text) + len(item.text_pair or "") for item in answers.texts)
     return {
         "x-compute-type": service.engine.info.device,
         "x-compute-time": total,
         "x-compute-characters": str(characters),
-        "x-compute-tokens": str(answers.tokens),
+        "x-compute-tokens": str(tokens),
         "x-total-time": total,
-        "x-tokenization-time": str(round(answers.tokenize_seconds * 1000)),
-        "x-queue-time": str(round(answers.queue_seconds * 1000)),
-        "x-inference-time": str(round(answers.inference_seconds * 1000)),
-        "x-truncated-inputs": str(answers.truncated),
-        **note_headers(answers),
+        "x-tokenization-time": str(round(tokenize * 1000)),
+        "x-queue-time": str(round(queue * 1000)),
+        "x-inference-time": str(round(inference * 1000)),
+        "x-truncated-inputs": str(truncated),
     }
 
 
