@@ -13,7 +13,7 @@ DISAGREE = f'{OF}, outcome="disagree"'
 FROM_TO = "adapter, before, after"
 QUANTITY = "adapter, quantity"
 # As in prometheus/rules.yaml.
-PREDICT = f'{ON}, route=~"/|/classify|/invocations|(.*/)?(predict|infer)"'
+PREDICT = f'{ON}, route=~"/|/classify|/invocations|(.*/)?(predict|infer|rerank|embed|embeddings)"'
 JOB = f'{ON}, job="id-spam"'
 FAILED = 'outcome=~"overloaded|deadline|unavailable|server_error"'
 
