@@ -190,7 +190,9 @@ def _replaced(
     origins: Places,
 ) -> tuple[str, Places]:
     """A replacement has the places of the first characters of what it replaces."""
-    texts, places, start = [], [], 0
+    texts: list[str] = []
+    places: list[Places] = []
+    start = 0
     for match in pattern.finditer(text):
         kept = replacement(match)
         texts += (text[start : match.start()], kept)
@@ -308,7 +310,10 @@ class Reader:
         return ids[max(0, len(ids) - count) :]
 
     def spans(self, count: int) -> Spans:
-        """Where these tokens are: int32 [tokens, 2]. Only of a reader that locates."""
+        """Where these tokens are: int32 [tokens, 2]. Only of a reader that locates.
+
+        If the text is not complete, the outermost token that is known may be longer.
+        """
         assert self._origins is not None
         if self._is_first:
             return np.concatenate([*self._spans, self._more_spans])[:count]

@@ -120,8 +120,9 @@ class _Words:
         self._words.append((start, end, tokens, unknown))
 
     def finished(self) -> list[Word]:
-        if self._words:
-            self._words[-1][2].extend(self._blank)
+        if not self._words:
+            return []
+        self._words[-1][2].extend(self._blank)
         ends = [start for start, _, _, _ in self._words[1:]] + [len(self._text)]
         return [
             Word(start, _with_marks(self._text, end, limit), tuple(tokens), unknown)

@@ -123,4 +123,5 @@ def _shortened(vector: Vector, dimensions: int | None, *, normalize: bool) -> Ve
         return np.ascontiguousarray(part)
     # As in PyTorch: a vector of zeros stays one.
     length = max(float(np.linalg.norm(part)), 1e-12)
-    return (part / np.float32(length)).astype(np.float32)
+    shortened: Vector = (part / np.float32(length)).astype(np.float32)
+    return shortened

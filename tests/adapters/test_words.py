@@ -41,8 +41,8 @@ def words_of(
     return fields, encoder.words(texts, fields, encoding)
 
 
-def shown(kind: str, text: str, **options: int) -> list[str]:
-    _, (words,) = words_of(encoder_of(kind), text, **options)
+def shown(kind: str, text: str) -> list[str]:
+    _, (words,) = words_of(encoder_of(kind), text)
     return [text[word.start : word.end] for word in words]
 
 

@@ -187,6 +187,7 @@ async def test_a_retired_adapter_leaves_both_tiers_and_memory(
         lease = await harness.residency.acquire(harness.keys_of("a"))
         adapter = lease[harness.keys["a"]].adapter
         assert isinstance(adapter, PreparedAdapter)
+        assert adapter.head is not None
         tensor = weakref.ref(adapter.head.out)
         del adapter
         harness.residency.release(lease)

@@ -9,14 +9,11 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import torch
-from transformers import AutoModel, AutoTokenizer
 
 from adapters.backbone.loading import load_backbone
-from adapters.format.files import serialize
 from tests.support.http_service import RunningService, error_of, serve
 from tests.support.key_files import bearer, write_keys
-from tests.support.service_process import ready_service
+from tests.support.pooling import mean_pooled
 from tests.support.tiny_models import make_adapter, save_backbone
 
 TEXTS = ["free win now", "", "the card is bad, call you", "WIN!", "you " * 30]
@@ -38,18 +35,6 @@ def live(tmp_path_factory: pytest.TempPathFactory, folder: Path) -> Iterator[Run
         yield running
 
 
-def reference(folder: Path, texts: list[str]) -> np.ndarray[Any, Any]:
-    """As sentence-transformers does it: padded, masked mean, length one."""
-    model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    batch = tokenizer(texts, padding=True, truncation=True, max_length=128, return_tensors="pt")
-    with torch.no_grad():
-        states = model.eval()(**batch).last_hidden_state
-    mask = batch["attention_mask"].unsqueeze(-1).float()
-    means = (states * mask).sum(1) / mask.sum(1)
-    vectors: np.ndarray[Any, Any] = torch.nn.functional.normalize(means, dim=1).numpy()
-    return vectors
-
-
 def tei(live: RunningService, **body: Any) -> httpx.Response:
     return live.client.post("/embed", json={"inputs": TEXTS} | body)
 
@@ -59,7 +44,7 @@ def openai(live: RunningService, **body: Any) -> httpx.Response:
 
 
 def test_vectors_are_those_of_transformers_mean_pooling(live: RunningService, folder: Path) -> None:
-    expected = reference(folder, TEXTS)
+    expected = mean_pooled(folder, TEXTS)
     answer = tei(live)
     vectors = np.array(answer.json())
     assert vectors.shape == (len(TEXTS), SIZE)
@@ -73,7 +58,7 @@ def test_vectors_do_not_depend_on_the_adapters_beside_them(
     live: RunningService, folder: Path
 ) -> None:
     """Many requests of both kinds at a time share batches."""
-    expected = reference(folder, TEXTS)
+    expected = mean_pooled(folder, TEXTS)
     plain = live.predict(adapter="a", inputs=TEXTS)["results"]
     with ThreadPoolExecutor(8) as pool:
         embedded = [pool.submit(tei, live) for _ in range(16)]
@@ -89,7 +74,7 @@ def test_vectors_do_not_depend_on_the_adapters_beside_them(
 def test_vectors_may_keep_their_length_or_lose_dimensions(
     live: RunningService, folder: Path
 ) -> None:
-    expected = reference(folder, TEXTS)
+    expected = mean_pooled(folder, TEXTS)
     raw = np.array(tei(live, normalize=False).json())
     lengths = np.linalg.norm(raw, axis=1, keepdims=True)
     assert not np.allclose(lengths, 1, atol=1e-2)
@@ -102,7 +87,7 @@ def test_vectors_may_keep_their_length_or_lose_dimensions(
 
 def test_openais_shape_in_numbers_and_in_base64(live: RunningService, folder: Path) -> None:
     name = live.service.engine.info.identity.name
-    expected = reference(folder, TEXTS)
+    expected = mean_pooled(folder, TEXTS)
     content = openai(live, model=name.rsplit("/", 1)[-1], user="somebody").json()
     assert list(content) == ["object", "data", "model", "usage"]
     assert (content["object"], content["model"]) == ("list", name)
@@ -170,8 +155,10 @@ def test_vectors_are_bounded_and_charged_like_answers(
     def load() -> Any:
         return load_backbone(str(folder), device="cpu", dtype="float32")
 
-    settings = {"KEYS_FILE": str(place / "keys.jsonl"), "MAX_ANSWER_BYTES": "1024"}
-    with serve(place / "adapters", load=load, **settings) as running:
+    keys_file = str(place / "keys.jsonl")
+    with serve(
+        place / "adapters", load=load, KEYS_FILE=keys_file, MAX_ANSWER_BYTES="1024"
+    ) as running:
         key = bearer(keys["few"])
         large = running.client.post("/embed", json={"inputs": ["a"] * 3}, headers=key)
         assert large.status_code == 413
@@ -181,18 +168,7 @@ def test_vectors_are_bounded_and_charged_like_answers(
         assert running.client.post("/v1/embeddings", json=body, headers=key).status_code == 429
 
 
-@pytest.mark.slow
-def test_workers_answer_like_one_process(tmp_path: Path, folder: Path) -> None:
-    backbone = load_backbone(str(folder), device="cpu", dtype="float32")
-    with (
-        ready_service(folder, tmp_path, workers=2, DTYPE="float32") as running,
-        httpx.Client(base_url=running.url, timeout=30) as client,
-    ):
-        file = serialize(make_adapter(backbone, seed=1))
-        assert client.put("/v1/adapters/a", content=file).status_code == 201
-        for _ in range(4):
-            vectors = client.post("/embed", json={"inputs": TEXTS}).json()
-            np.testing.assert_allclose(vectors, reference(folder, TEXTS), atol=1e-5)
-        wrong = client.post("/v1/predict", json={"adapter": "(embedding)", "inputs": "x"})
-        assert wrong.status_code == 404
-        assert error_of(wrong)["type"] == "adapter_not_found"
+def test_no_adapter_is_named_like_the_rows_of_vectors(live: RunningService) -> None:
+    wrong = live.client.post("/v1/predict", json={"adapter": "(embedding)", "inputs": "x"})
+    assert wrong.status_code == 404
+    assert error_of(wrong)["type"] == "adapter_not_found"

@@ -1,14 +1,18 @@
 """Adapters of every kind in one request, from upload to answer, with and without workers."""
 
 from pathlib import Path
+from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from adapters.adapter import classify, prepare, rows_of
 from adapters.backbone.loading import load_backbone
-from adapters.format.files import serialize
+from adapters.backbone.model import Backbone
+from adapters.format.files import Adapter, serialize
 from tests.support.kinds import adapters_of_all_kinds
+from tests.support.pooling import mean_pooled
 from tests.support.service_process import ready_service
 from tests.support.tiny_models import save_backbone
 
@@ -45,6 +49,15 @@ def test_a_request_may_name_adapters_of_every_kind(tmp_path: Path, workers: int)
         ]
         for answer in answers:
             assert answer.status_code == 200, answer.text
+        vectors = client.post("/embed", json={"inputs": list(TEXTS)}).json()
+        query = {"query": TEXTS[1], "documents": list(TEXTS), "model": "kind-0", "label": "l0"}
+        ranked = client.post("/v1/rerank", json=query).json()["results"]
+    np.testing.assert_allclose(vectors, mean_pooled(folder, list(TEXTS)), atol=1e-5)
+    prepared = [prepare(adapters["kind-0"], backbone)]
+    rows = [(0, backbone.encoder.encode(TEXTS[1], text, max_length=64)) for text in TEXTS]
+    pairs = classify(backbone, backbone.pack(rows_of(prepared, rows)), prepared)
+    order = np.argsort([-answer.scores[0] for answer in pairs], kind="stable").tolist()
+    assert [item["index"] for item in ranked] == order
     plain, attended, occluded = (answer.json()["results"] for answer in answers)
     for item, result, explained, hidden in zip(inputs, plain, attended, occluded, strict=True):
         adapter = adapters[item["adapter"]]
@@ -68,10 +81,25 @@ def test_a_request_may_name_adapters_of_every_kind(tmp_path: Path, workers: int)
             assert special["weight"] == pytest.approx(1 - sum(words), abs=1e-5)
         words = [entry["word"] for entry in hidden["explanation"]["words"]]
         assert words == item["text"].split()
-        best = adapter.spec.labels.index(result["label"])
-        for index, entry in enumerate(hidden["explanation"]["words"]):
-            left = " ".join(words[:index] + words[index + 1 :])
-            encoding = backbone.encoder.encode(left, max_length=adapter.spec.max_length)
-            batch = backbone.pack(rows_of(prepared, [(0, encoding)]))
-            score = classify(backbone, batch, prepared)[0].scores[best]
-            assert entry["weight"] == pytest.approx(result["score"] - score, abs=2e-5)
+        left = [words[:index] + words[index + 1 :] for index in range(len(words))]
+        assert_losses(backbone, adapter, left, result, hidden["explanation"]["words"])
+
+
+def assert_losses(
+    backbone: Backbone,
+    adapter: Adapter,
+    texts: list[list[str]],
+    result: dict[str, Any],
+    words: list[dict[str, Any]],
+) -> None:
+    """The weights of words are what the score loses for the texts without them."""
+    if not texts:
+        return
+    prepared, best = [prepare(adapter, backbone)], adapter.spec.labels.index(result["label"])
+    rows = [
+        (0, backbone.encoder.encode(" ".join(text), max_length=adapter.spec.max_length))
+        for text in texts
+    ]
+    answers = classify(backbone, backbone.pack(rows_of(prepared, rows)), prepared)
+    lost = [result["score"] - float(answer.scores[best]) for answer in answers]
+    assert [word["weight"] for word in words] == pytest.approx(lost, abs=2e-5)

@@ -1,7 +1,6 @@
 """Reranking in the shapes of TEI and of vLLM (Jina, Cohere): texts sorted by a label's score."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -9,15 +8,12 @@ import numpy as np
 import pytest
 
 from adapters.adapter import classify, prepare, rows_of
-from adapters.backbone.loading import load_backbone
-from adapters.backbone.model import Backbone
 from adapters.format.files import Adapter, serialize
 from adapters.format.spec import AdapterSpec
 from service.errors import InvalidRequest
 from service.http.protocols.reranking import index_of_label
 from tests.support.http_service import RunningService, serve
-from tests.support.service_process import ready_service
-from tests.support.tiny_models import make_adapter, make_backbone, make_spec, save_backbone
+from tests.support.tiny_models import make_adapter, make_backbone, make_spec
 
 QUERY = "is my card good"
 TEXTS = ["free win now", "the card is bad", "", "call you", "a good card", "not my card"]
@@ -25,7 +21,8 @@ PAIRS = ("not_fitting", "fitting")
 
 
 def pairs(**fields: Any) -> Adapter:
-    return make_adapter(make_backbone(), **{"seed": 7, "labels": PAIRS, "max_length": 32} | fields)
+    chosen: dict[str, Any] = {"seed": 7, "labels": PAIRS, "max_length": 32} | fields
+    return make_adapter(make_backbone(), **chosen)
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +35,9 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
         yield running
 
 
-def expected(adapter: Adapter, label: str, backbone: Backbone | None = None) -> list[float]:
+def expected(adapter: Adapter, label: str) -> list[float]:
     """Each pair alone, without a service."""
-    backbone = backbone or make_backbone()
+    backbone = make_backbone()
     prepared = [prepare(adapter, backbone)]
     scores = []
     for text in TEXTS:
@@ -225,22 +222,3 @@ def test_one_query_is_answered_by_one_revision(live: RunningService) -> None:
         seen.add(revision)
     assert len(seen) == 2
     assert live.client.delete("/v1/adapters/tried").status_code == 204
-
-
-@pytest.mark.slow
-def test_workers_rank_like_one_process(tmp_path: Path) -> None:
-    folder = save_backbone(tmp_path / "backbone")
-    backbone = load_backbone(str(folder), device="cpu", dtype="float32")
-    adapter = make_adapter(backbone, seed=7, labels=PAIRS, max_length=32)
-    with (
-        ready_service(folder, tmp_path, workers=2, DTYPE="float32") as running,
-        httpx.Client(base_url=running.url, timeout=30) as client,
-    ):
-        assert client.put("/v1/adapters/pairs", content=serialize(adapter)).status_code == 201
-        body = {"model": "pairs", "query": QUERY, "documents": TEXTS}
-        results = client.post("/v1/rerank", json=body).json()["results"]
-        explained = {"adapter": "pairs", "inputs": "free win", "explain": "occlusion"}
-        answer = client.post("/v1/predict", json=explained).json()["results"][0]
-    scores = expected(adapter, "fitting", backbone)
-    assert [result["index"] for result in results] == np.argsort(-np.array(scores)).tolist()
-    assert [word["word"] for word in answer["explanation"]["words"]] == ["free", "win"]

@@ -73,8 +73,9 @@ def map_case(_: Context, case: Case) -> Case:
         if case.operation.path.endswith("/rerank") and isinstance(case.body, dict):
             # A label that the adapters of the test have.
             case.body["label"] = "spam"
-        if isinstance(case.body, dict) and isinstance(case.body.get("dimensions"), int):
-            case.body["dimensions"] = 1 + case.body["dimensions"] % HIDDEN_SIZE
+        body: Any = case.body
+        if isinstance(body, dict) and isinstance(body.get("dimensions"), int):
+            body["dimensions"] = 1 + body["dimensions"] % HIDDEN_SIZE
     return case
 
 
