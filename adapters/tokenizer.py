@@ -216,7 +216,7 @@ class TextEncoder:
             fields: of `locate`.
             encoding: of `encode`.
         """
-        unknown = encoding.input_ids == (-1 if self._unknown is None else self._unknown)
+        unknown = encoding.input_ids == (-1 if self.unknown_id is None else self.unknown_id)
         return [words_of(text, field, unknown) for text, field in zip(texts, fields, strict=True)]
 
     def count_unknown(self, encoding: Encoding) -> tuple[int, int]:

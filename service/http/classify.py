@@ -133,7 +133,7 @@ async def classify(
     try:
         completion = await submit(request, entries, deadline=deadline, bulk=bulk)
     except (AdapterLoadFailed, InferenceFailed) as error:
-        _count_failures(service, entries, error)
+        _count_failures(service, entries[: len(texts)], error)
         raise
 
     if explanations is not None:

@@ -96,7 +96,9 @@ async def embed(
     started = perf_counter()
     encodings = await read_texts(request, rows, deadline=deadline, cut=cut)
     seconds = perf_counter() - started
-    entries = [Entry(EMBEDDING, encoding, cost_of(encoding, spec)) for encoding in encodings]
+    entries = [
+        Entry(EMBEDDING, encoding, cost_of(encoding, spec), counted=False) for encoding in encodings
+    ]
     completion = await submit(request, entries, deadline=deadline)
     found = Embeddings(
         [_shortened(row.scores, dimensions, normalize=normalize) for row in completion.rows],
