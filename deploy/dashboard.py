@@ -24,6 +24,7 @@ from grafana_foundation_sdk.models.common import (
 from grafana_foundation_sdk.models.dashboard import (
     DashboardCursorSync,
     DataSourceRef,
+    DynamicConfigValue,
     VariableOption,
     VariableRefresh,
 )
@@ -46,7 +47,12 @@ def stat(title: str, unit: str, expression: str, text: str) -> Stat:
 def panel(chart: Chart) -> Timeseries:
     legend = VizLegendOptions().display_mode(LegendDisplayMode.LIST)
     legend = legend.placement(LegendPlacement.BOTTOM).show_legend(True)
-    curves = Timeseries().title(chart.title).description(chart.note).unit(chart.unit).min(0)
+    curves = Timeseries().title(chart.title).description(chart.note).unit(chart.unit)
+    if not chart.signed:
+        curves = curves.min(0)
+    for name, colour in chart.colours.items():
+        fixed = DynamicConfigValue("color", {"mode": "fixed", "fixedColor": colour})
+        curves = curves.override_by_name(name, [fixed])
     curves = curves.datasource(SOURCE).span(WIDTH // 3).height(8).legend(legend)
     if chart.stacked:
         curves = curves.fill_opacity(20).stacking(StackingConfig().mode(StackingMode.NORMAL))

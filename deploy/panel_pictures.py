@@ -102,6 +102,7 @@ class Source:
     def expression(self, text: str) -> str:
         """An expression with Grafana's variables filled in: everything is chosen."""
         for variable, value in (
+            ("$__range", f"{round(self.times[-1] - self.times[0])}s"),
             ("$__rate_interval", self._interval),
             ("$instance", ".*"),
             ("$adapter", ".*"),
@@ -181,7 +182,8 @@ def draw_chart(
         axes.set_yticks([])
         return
     base = [0.0] * len(times)
-    for curve, colour in zip(curves, cycle(_COLOURS), strict=False):
+    for curve, next_colour in zip(curves, cycle(_COLOURS), strict=False):
+        colour = chart.colours.get(curve.name, next_colour)
         if chart.stacked:
             # As in Grafana, what is missing counts as nothing.
             top = [
@@ -193,7 +195,7 @@ def draw_chart(
             base = top
         else:
             axes.plot(days, curve.values, color=colour, linewidth=1.2, label=curve.name)
-    if axes.get_ylim()[0] < 0 <= min(curve.last for curve in curves):
+    if not chart.signed:
         axes.set_ylim(bottom=0)
     handles, names = axes.get_legend_handles_labels()
     legend = axes.legend(

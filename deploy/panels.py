@@ -1,17 +1,20 @@
 """The content of the dashboard: its rows, charts and PromQL expressions.
 
 Rates and quantiles are over `$__rate_interval`. Where a service with workers has other series than
-a single process, an `or` takes the ones that exist.
+a single process, an `or` takes the ones that exist. `python -m deploy.panel_pictures` draws them.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 ON = 'instance=~"$instance"'
 OF = f'{ON}, adapter=~"$adapter"'
 DISAGREE = f'{OF}, outcome="disagree"'
 FROM_TO = "adapter, before, after"
 QUANTITY = "adapter, quantity"
+LARGE = "large from here"
+# Only services that share a store apply changes of its log.
+REPLICA = f"and on (instance) idspam_replica_applied{{{ON}}} > 0"
 # As in prometheus/rules.yaml.
 PREDICT = f'{ON}, route=~"/|/classify|/invocations|(.*/)?(predict|infer|rerank|embed|embeddings)"'
 JOB = f'{ON}, job="id-spam"'
@@ -28,13 +31,16 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """One chart. stacked: areas on top of each other, where the sum means something."""
+    """One chart. stacked: areas on top of each other, where the sum means something. signed: there
+    are values below zero. colours: of curves by their names, where a colour has a meaning."""
 
     title: str
     unit: str
     queries: Sequence[Query]
     note: str = ""
     stacked: bool = False
+    signed: bool = False
+    colours: Mapping[str, str] = field(default_factory=dict)
 
 
 def rate(metric: str, labels: str, by: str) -> str:
@@ -44,6 +50,13 @@ def rate(metric: str, labels: str, by: str) -> str:
 def per(metric: str, label: str, *, labels: str = ON, where: str = "") -> list[Query]:
     """A counter's rate, with a curve for each value of a label."""
     return [Query(rate(metric, labels, label) + where, f"{{{{{label}}}}}")]
+
+
+def most(metric: str, labels: str, by: str, *, number: int = 10) -> str:
+    """The rates of those series that grew most in the time that is shown: the same ones all along,
+    since `topk` alone chooses others at every point."""
+    grown = f"sum by ({by}) (increase({metric}{{{labels}}}[$__range] @ end()))"
+    return f"{rate(metric, labels, by)} and on ({by}) topk({number}, {grown} > 0)"
 
 
 def either(with_workers: str, alone: str, label: str) -> list[Query]:
@@ -66,14 +79,38 @@ def shares(histogram: str, labels: str = ON) -> list[Query]:
 
 
 def with_mean(histogram: str) -> list[Query]:
+    """Of something that a batch has at least one of: between 0 and 1 a quantile is a guess."""
     total = f"sum (rate({histogram}_sum{{{ON}}}[$__rate_interval]))"
     number = f"sum (rate({histogram}_count{{{ON}}}[$__rate_interval]))"
-    return [Query(f"{total} / {number}", "mean"), *shares(histogram)]
+    at_least_one = [
+        Query(f"clamp_min({query.expression}, 1)", query.legend) for query in shares(histogram)
+    ]
+    return [Query(f"{total} / {number}", "mean"), *at_least_one]
 
 
+def a_minute(metric: str, label: str) -> list[Query]:
+    """Rare events: how many there are in a minute."""
+    return [Query(f"60 * {rate(metric, ON, label)}", f"{{{{{label}}}}}")]
+
+
+# Green is well, grey the caller's, and the rest is the service's.
+OUTCOMES = {
+    "success": "#73BF69",
+    "client_error": "#9FA7B3",
+    "disconnected": "#6E7681",
+    "overloaded": "#F2CC0C",
+    "deadline": "#FF780A",
+    "unavailable": "#B877D9",
+    "server_error": "#F2495C",
+}
 STATS = (
-    ("Requests", "reqps", rate("idspam_requests_total", PREDICT, "instance"), ""),
-    ("Texts", "short", rate("idspam_predictions_total", ON, "instance"), ""),
+    (
+        "Predict requests",
+        "reqps",
+        f"sum (rate(idspam_requests_total{{{PREDICT}}}[$__rate_interval]))",
+        "",
+    ),
+    ("Texts", "cps", f"sum (rate(idspam_predictions_total{{{ON}}}[$__rate_interval]))", ""),
     (
         "Failed, not by the caller",
         "percentunit",
@@ -81,14 +118,19 @@ STATS = (
         f" / sum (rate(idspam_requests_total{{{PREDICT}}}[$__rate_interval]))",
         "",
     ),
-    ("p99", "s", quantile(0.99, "idspam_request_seconds", labels=PREDICT), ""),
+    ("p99 of predictions", "s", quantile(0.99, "idspam_request_seconds", labels=PREDICT), ""),
     (
-        "Queue",
+        "Queue, how full",
         "percentunit",
         f"max (idspam_waiting_tokens{{{ON}}} / idspam_waiting_tokens_limit{{{ON}}})",
         "",
     ),
-    ("Runs", "", f"idspam_build_info{{{ON}}}", "{{version}} {{device}} {{dtype}} {{backbone}}"),
+    (
+        "Runs",
+        "",
+        f"count by (version, device, dtype, backbone) (idspam_build_info{{{ON}}})",
+        "{{version}} {{device}} {{dtype}} {{backbone}}",
+    ),
 )
 
 ROWS = (
@@ -98,9 +140,10 @@ ROWS = (
             Chart(
                 "Requests by outcome",
                 "reqps",
-                per("idspam_requests_total", "outcome"),
+                per("idspam_requests_total", "outcome", where=" > 0"),
                 "Probes and Prometheus included.",
                 stacked=True,
+                colours=OUTCOMES,
             ),
             Chart(
                 "Requests by route",
@@ -159,10 +202,10 @@ ROWS = (
                     Query(f"sum (idspam_waiting_tokens_limit{{{ON}}})", "limit"),
                 ],
             ),
-            Chart("Texts that failed, by reason", "short", per("idspam_failures_total", "reason")),
+            Chart("Texts that failed, by reason", "cps", per("idspam_failures_total", "reason")),
             Chart(
                 "Requests refused, by reason",
-                "short",
+                "reqps",
                 per("idspam_overload_refusals_total", "reason"),
                 note="429: deadline, it would be missed; queue, too much waits; share, this "
                 "client or adapter has its part of it.",
@@ -218,16 +261,16 @@ ROWS = (
         (
             Chart(
                 "Texts by adapter",
-                "short",
+                "cps",
                 per("idspam_predictions_total", "adapter", labels=OF),
                 stacked=True,
             ),
             Chart(
                 "Labels, the ten most given",
-                "short",
+                "cps",
                 [
                     Query(
-                        f"topk(10, {rate('idspam_predictions_total', OF, 'adapter, label')})",
+                        most("idspam_predictions_total", OF, "adapter, label"),
                         "{{adapter}}: {{label}}",
                     )
                 ],
@@ -235,10 +278,10 @@ ROWS = (
             ),
             Chart(
                 "Several labels a text: the ten most given",
-                "short",
+                "cps",
                 [
                     Query(
-                        f"topk(10, {rate('idspam_labels_given_total', OF, 'adapter, label')})",
+                        most("idspam_labels_given_total", OF, "adapter, label"),
                         "{{adapter}}: {{label}}",
                     )
                 ],
@@ -246,32 +289,27 @@ ROWS = (
             ),
             Chart(
                 "Texts without an answer: the adapter abstained",
-                "short",
+                "cps",
                 per("idspam_abstentions_total", "adapter", labels=OF),
                 note="The best score was below `abstain_below`. A rise: the texts have changed.",
             ),
             Chart(
                 "Texts that failed, by adapter",
-                "short",
+                "cps",
                 per("idspam_adapter_failures_total", "adapter", labels=OF),
             ),
             Chart(
-                "Uploads by outcome",
+                "Uploads in a minute, by outcome",
                 "short",
-                [
-                    Query(
-                        "sum by (outcome) "
-                        f"(increase(idspam_uploads_total{{{ON}}}[$__rate_interval]))",
-                        "{{outcome}}",
-                    )
-                ],
+                a_minute("idspam_uploads_total", "outcome"),
             ),
             Chart(
                 "Store: free space, and 0 where it cannot be changed",
                 "bytes",
                 [
                     Query(
-                        f"min (idspam_store_free_bytes{{{ON}}} * idspam_store_usable{{{ON}}})",
+                        f"min (idspam_store_free_bytes{{{ON}}} * idspam_store_usable{{{ON}}} "
+                        f"and on (instance) idspam_build_info{{{ON}}})",
                         "free",
                     )
                 ],
@@ -287,7 +325,7 @@ ROWS = (
                     ),
                 ],
             ),
-            Chart("Texts that were cut", "short", per("idspam_truncated_inputs_total", "instance")),
+            Chart("Texts that were cut", "cps", per("idspam_truncated_inputs_total", "instance")),
         ),
     ),
     (
@@ -298,36 +336,40 @@ ROWS = (
                 "short",
                 [
                     Query(
-                        f"topk(10, max by ({QUANTITY}) (idspam_adapter_drift_psi{{{OF}}}))",
+                        f"max by ({QUANTITY}) (idspam_adapter_drift_psi{{{OF}}}) "
+                        f"and on ({QUANTITY}) topk(10, max by ({QUANTITY}) "
+                        f"(max_over_time(idspam_adapter_drift_psi{{{OF}}}[$__range] @ end())))",
                         "{{adapter}}: {{quantity}}",
-                    )
+                    ),
+                    Query("vector(0.25)", LARGE),
                 ],
-                "Population stability index: 0.1 is moderate, 0.25 large, unless there are so few "
-                "texts that chance explains it. docs/drift.md.",
+                "Population stability index: above 0.1 is moderate, above 0.25 large, unless there "
+                "are so few texts that chance explains it. docs/drift.md.",
+                colours={LARGE: "#F2495C"},
             ),
             Chart(
-                "Adapters that have drifted, by quantity",
+                "Adapters with a large shift, by quantity",
                 "short",
                 [
                     Query(
                         "sum by (quantity) (max by (adapter, quantity) "
-                        f"(idspam_adapter_drift_level{{{OF}}}) >= bool {level})",
-                        f"{{{{quantity}}}}, {word}",
+                        f"(idspam_adapter_drift_level{{{OF}}}) == bool 2)",
+                        "{{quantity}}",
                     )
-                    for level, word in ((1, "moderate or large"), (2, "large"))
                 ],
-                "Beyond what chance explains.",
+                "Beyond what chance explains. The alert IdSpamDrift fires after half an hour.",
             ),
             Chart(
                 "Texts that are compared, the ten fewest",
                 "short",
                 [
                     Query(
-                        f"bottomk(10, max by (adapter) (idspam_adapter_drift_texts{{{OF}}}))",
-                        "{{adapter}}",
+                        f"idspam_adapter_drift_texts{{{OF}}} and on (instance, adapter) bottomk(10, "
+                        f"last_over_time(idspam_adapter_drift_texts{{{OF}}}[$__range] @ end()))",
+                        "{{instance}} {{adapter}}",
                     )
                 ],
-                "Since the revision is current, at most IDSPAM_DRIFT_TEXTS.",
+                "Since the revision is current, and at most IDSPAM_DRIFT_TEXTS.",
             ),
         ),
     ),
@@ -338,24 +380,41 @@ ROWS = (
                 "Whether a replica may answer, and whether it reads the store",
                 "short",
                 [
-                    Query(f"idspam_replica_lease_held{{{ON}}}", "{{instance}} may answer"),
-                    Query(f"idspam_follow_ok{{{ON}}}", "{{instance}} reads"),
+                    Query(
+                        f"idspam_replica_lease_held{{{ON}}} {REPLICA}", "{{instance}} may answer"
+                    ),
+                    Query(f"idspam_follow_ok{{{ON}}} {REPLICA}", "{{instance}} reads"),
                 ],
-                "1: yes. Without a shared store there is nothing here. docs/replicas.md.",
+                "1: yes. Without a shared store there is nothing in this row. docs/replicas.md.",
             ),
             Chart(
                 "Changes applied",
                 "short",
-                [Query(f"idspam_replica_applied{{{ON}}}", "{{instance}}")],
+                [Query(f"idspam_replica_applied{{{ON}}} > 0", "{{instance}}")],
                 "The number of the last change. Replicas that agree have the same.",
             ),
             Chart(
                 "A look at the store",
                 "s",
-                [Query(f"idspam_follow_seconds{{{ON}}}", "{{instance}}")],
+                [Query(f"idspam_follow_seconds{{{ON}}} {REPLICA}", "{{instance}}")],
             ),
-            Chart("Roll-outs by outcome", "short", per("idspam_rollouts_total", "outcome")),
-            Chart("Roll-out, p50, p95 and p99", "s", shares("idspam_rollout_seconds")),
+            Chart(
+                "Roll-outs in a minute, by outcome",
+                "short",
+                a_minute("idspam_rollouts_total", "outcome"),
+            ),
+            Chart(
+                "Roll-outs of the last hour, p50 and p95",
+                "s",
+                [
+                    Query(
+                        f"histogram_quantile({share}, sum by (le) "
+                        f"(increase(idspam_rollout_seconds_bucket{{{ON}}}[1h])))",
+                        f"p{share * 100:g}",
+                    )
+                    for share in (0.5, 0.95)
+                ],
+            ),
         ),
     ),
     (
@@ -386,10 +445,10 @@ ROWS = (
             ),
             Chart(
                 "Disagreements, the ten most frequent",
-                "short",
+                "cps",
                 [
                     Query(
-                        f"topk(10, {rate('idspam_traffic_disagreements_total', OF, FROM_TO)})",
+                        most("idspam_traffic_disagreements_total", OF, FROM_TO),
                         "{{adapter}}: {{before}} -> {{after}}",
                     )
                 ],
@@ -405,10 +464,11 @@ ROWS = (
                     for share in (0.05, 0.5, 0.95)
                 ],
                 "The second revision's score of the current one's best label, minus that one's.",
+                signed=True,
             ),
             Chart(
                 "Texts by role",
-                "short",
+                "cps",
                 [
                     Query(
                         rate("idspam_traffic_texts_total", OF, "adapter, role"),
@@ -418,7 +478,7 @@ ROWS = (
             ),
             Chart(
                 "Texts that failed, by role",
-                "short",
+                "cps",
                 [
                     Query(
                         rate("idspam_traffic_errors_total", OF, "adapter, role"),
@@ -439,7 +499,7 @@ ROWS = (
             ),
             Chart(
                 "Texts that were not compared",
-                "short",
+                "cps",
                 per("idspam_traffic_dropped_total", "reason", labels=OF),
             ),
             Chart(
@@ -512,7 +572,7 @@ ROWS = (
             ),
             Chart(
                 "Events that were not counted",
-                "short",
+                "cps",
                 per("idspam_events_dropped_total", "instance"),
                 "Above zero the other panels show too little.",
             ),

@@ -48,7 +48,8 @@ def test_every_expression_returns_data_under_the_demos_load(workers: str, tmp_pa
         # No adapter of the zoo gives sets of labels or abstains. And a second revision evicts none
         # that answers, so it is not compared here; and a single service rolls nothing out.
         if not re.search(
-            "idspam_(labels_given|abstentions|traffic_(compared|disagree|score)|rollout_seconds)",
+            "idspam_(labels_given|abstentions|traffic_(compared|disagree|score)|rollout_seconds"
+            "|replica)",
             text,
         )
     }
@@ -87,7 +88,12 @@ def test_every_expression_returns_data_under_the_demos_load(workers: str, tmp_pa
 
 def _query(text: str) -> str:
     """The expression as Grafana would send it, for a scrape every second."""
-    for variable, value in (("$__rate_interval", "15s"), ("$instance", ".*"), ("$adapter", ".*")):
+    for variable, value in (
+        ("$__rate_interval", "15s"),
+        ("$__range", "60s"),
+        ("$instance", ".*"),
+        ("$adapter", ".*"),
+    ):
         text = text.replace(variable, value)
     assert "$" not in text
     return text
