@@ -32,7 +32,7 @@ from deploy.panels import ROWS, STATS, Chart, Query
 COLUMNS = 3
 STEPS = 120
 # Curves that a legend names; Grafana's scrolls.
-_NAMED = 10
+_NAMED = 11
 _COLOURS = (
     *("#73BF69", "#F2CC0C", "#5794F2", "#FF780A", "#F2495C", "#8AB8FF", "#B877D9", "#19730E"),
     *("#C4162A", "#1F60C4", "#8F3BB8", "#FFA6B0"),
@@ -191,7 +191,11 @@ def draw_chart(
                 for low, value in zip(base, curve.values, strict=True)
             ]
             axes.fill_between(days, base, top, color=colour, alpha=0.2, linewidth=0)
-            axes.plot(days, top, color=colour, linewidth=1.2, label=curve.name)
+            line = [
+                high if math.isfinite(value) else math.nan
+                for high, value in zip(top, curve.values, strict=True)
+            ]
+            axes.plot(days, line, color=colour, linewidth=1.2, label=curve.name)
             base = top
         else:
             axes.plot(days, curve.values, color=colour, linewidth=1.2, label=curve.name)
@@ -251,7 +255,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--rate-interval", default="1m", help="four times the scrape interval; default: %(default)s"
     )
+    parser.add_argument("--theme", choices=sorted(THEMES), help="default: both")
     arguments = parser.parse_args(argv)
+    themes = [arguments.theme] if arguments.theme else list(THEMES)
     arguments.output.mkdir(parents=True, exist_ok=True)
     source = Source(
         arguments.prometheus, minutes=arguments.minutes, interval=arguments.rate_interval
@@ -274,12 +280,12 @@ def main(argv: Sequence[str]) -> int:
     except OSError as error:
         sys.stderr.write(f"panel_pictures: {error}\n")
         return 2
-    for theme in THEMES:
+    for theme in themes:
         draw_stats(stats, theme).savefig(arguments.output / f"0-overview-{theme}.png")
         for number, (title, panels) in enumerate(rows, 1):
             name = f"{number}-{title.lower().replace(' ', '-')}-{theme}.png"
             draw_row(title, panels, source, theme).savefig(arguments.output / name)
-    sys.stdout.write(f"written: {2 * (1 + len(rows))} pictures in {arguments.output}\n")
+    sys.stdout.write(f"written: {len(themes) * (1 + len(rows))} pictures in {arguments.output}\n")
     for panel in empty:
         sys.stdout.write(f"no data: {panel}\n")
     return 0

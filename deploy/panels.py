@@ -360,12 +360,12 @@ ROWS = (
                 "Beyond what chance explains. The alert IdSpamDrift fires after half an hour.",
             ),
             Chart(
-                "Texts that are compared, the ten fewest",
+                "Texts that are compared, the fewest",
                 "short",
                 [
                     Query(
-                        f"idspam_adapter_drift_texts{{{OF}}} and on (instance, adapter) bottomk(10, "
-                        f"last_over_time(idspam_adapter_drift_texts{{{OF}}}[$__range] @ end()))",
+                        f"idspam_adapter_drift_texts{{{OF}}} and on (instance, adapter) "
+                        f"bottomk(10, last_over_time(idspam_adapter_drift_texts{{{OF}}}[$__range] @ end()))",
                         "{{instance}} {{adapter}}",
                     )
                 ],

@@ -245,7 +245,12 @@ def _span(quantity: Quantity, low: float | None, high: float | None) -> str:
 
     if low is None:
         return "all" if high is None else f"under {shown(high)}"
-    return f"{shown(low)} and more" if high is None else f"{shown(low)} to {shown(high)}"
+    if high is None:
+        return f"{shown(low)} and more"
+    if quantity == "length":
+        # Whole numbers: the last one that belongs to the bin.
+        return shown(low) if low == high - 1 else f"{shown(low)} to {shown(high - 1)}"
+    return f"{shown(low)} to {shown(high)}"
 
 
 def iso(seconds: float) -> str:

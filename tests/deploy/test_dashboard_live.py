@@ -11,6 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from deploy.panel_pictures import main as draw
+from deploy.panels import ROWS
 from tests.support.prometheus import binary, prometheus, wait_for
 from tests.support.promql import DASHBOARD, panel_expressions
 from tests.support.service_process import TREE, environ, service_process
@@ -71,6 +73,9 @@ def test_every_expression_returns_data_under_the_demos_load(workers: str, tmp_pa
 
             left = wait_for(missing, seconds=SECONDS, meanwhile=check_alive)
             assert not left, "\n".join(left)
+            if workers == "0":
+                _check_pictures(tmp_path / "pictures", str(server.client.base_url))
+            _check_drift(url)
             for metric, label in variables:
                 assert server.get(f"label/{label}/values", **{"match[]": metric})
             assert {"IdSpamDown"} <= {
@@ -84,6 +89,21 @@ def test_every_expression_returns_data_under_the_demos_load(workers: str, tmp_pa
             assert re.search(r"\d+ answered", output.splitlines()[-1])
         names = [item["name"] for item in httpx.get(f"{url}/v1/adapters").json()["adapters"]]
         assert names == ["banking77", "clinc150", "sentiment", "sms-spam"]
+
+
+def _check_pictures(folder: Path, prometheus_url: str) -> None:
+    words = ["--prometheus", prometheus_url, "--output", str(folder), "--minutes", "1"]
+    assert draw([*words, "--rate-interval", "15s", "--theme", "dark"]) == 0
+    pictures = sorted(folder.glob("*-dark.png"))
+    assert len(pictures) == 1 + len(ROWS)
+    assert all(picture.stat().st_size > 5000 for picture in pictures)
+
+
+def _check_drift(url: str) -> None:
+    """The demo does not write like a bank's customers: the zoo's profiles show it."""
+    drift = httpx.get(f"{url}/v1/adapters/banking77/drift").json()
+    levels = {item["quantity"]: item["level"] for item in drift["quantities"]}
+    assert levels["confidence"] == "large", drift
 
 
 def _query(text: str) -> str:
