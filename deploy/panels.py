@@ -13,6 +13,7 @@ DISAGREE = f'{OF}, outcome="disagree"'
 FROM_TO = "adapter, before, after"
 QUANTITY = "adapter, quantity"
 LARGE = "large from here"
+DRIFT_TEXTS = f"idspam_adapter_drift_texts{{{OF}}}"
 # Only services that share a store apply changes of its log.
 REPLICA = f"and on (instance) idspam_replica_applied{{{ON}}} > 0"
 # As in prometheus/rules.yaml.
@@ -364,8 +365,8 @@ ROWS = (
                 "short",
                 [
                     Query(
-                        f"idspam_adapter_drift_texts{{{OF}}} and on (instance, adapter) "
-                        f"bottomk(10, last_over_time(idspam_adapter_drift_texts{{{OF}}}[$__range] @ end()))",
+                        f"{DRIFT_TEXTS} and on (instance, adapter) "
+                        f"bottomk(10, last_over_time({DRIFT_TEXTS}[$__range] @ end()))",
                         "{{instance}} {{adapter}}",
                     )
                 ],
