@@ -134,6 +134,14 @@ class CurrentRevision(StoreError):
         )
 
 
+class NoCard(StoreError):
+    """No model card was stored with this revision."""
+
+    def __init__(self, name: str, revision: str) -> None:
+        self.name = name
+        super().__init__(f"adapter {name!r} has no model card for revision {revision[:12]}")
+
+
 class NoTraffic(StoreError):
     """The texts of this adapter are not divided between revisions."""
 

@@ -1,9 +1,12 @@
 """Versions of adapters on disk. HTTP workers import this module, so it must not import torch.
 
     <root>/<name>/<sha256>.safetensors    one revision; never changes
+    <root>/<name>/<sha256>.md             its model card, if it has one
     <root>/<name>/current                 all published revisions, one a line, the current one first
     <root>/<name>/traffic                 how the name's texts are divided between two of them, if
                                           they are; the store does not read it
+    <root>/<name>/events                  who did what to its revisions, when; the store does not
+                                          read it
     <root>/.locks/<name>                  the lock of this name's writers, in all processes
     <root>/.uploads/                      files that are being received (`adapters.format.uploads`)
 
@@ -53,7 +56,9 @@ LEAST_FREE_BYTES = 256 * 1024
 
 _POINTER = "current"
 _TRAFFIC = "traffic"
+_EVENTS = "events"
 _SUFFIX = ".safetensors"
+_CARD_SUFFIX = ".md"
 _REVISION = re.compile(r"[0-9a-f]{64}")
 _DELETED = ".deleted-"
 
@@ -204,6 +209,46 @@ class AdapterStore:
         with self._locked(name):
             _compare(name, expected, self._known(name))
             write_atomically(_folder_of(self.root, name) / _TRAFFIC, content)
+
+    @_reporting("be read")
+    def events(self, name: str) -> bytes | None:
+        """What `set_events` wrote last; None if it never has, or the name is unknown."""
+        try:
+            return (_folder_of(self.root, name) / _EVENTS).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    @_reporting("be written")
+    def set_events(self, name: str, content: bytes) -> None:
+        """Keep this beside the name's revisions.
+
+        Raises:
+            UnknownAdapter: there is no such adapter.
+        """
+        with self._locked(name):
+            self._known(name)
+            write_atomically(_folder_of(self.root, name) / _EVENTS, content)
+
+    @_reporting("be read")
+    def card(self, name: str, revision: str) -> bytes | None:
+        """The model card of a revision, given whole; None: it has none."""
+        try:
+            return _card_of(self.path(name, revision)).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    @_reporting("keep a model card")
+    def set_card(self, name: str, revision: str, content: bytes) -> None:
+        """Keep a model card beside a revision, given whole; it goes with the revision.
+
+        Raises:
+            UnknownAdapter, UnknownRevision: there is none.
+        """
+        with self._locked(name):
+            history = self._known(name)
+            if revision not in history:
+                raise UnknownRevision(name, revision, history)
+            write_atomically(_card_of(self.path(name, revision)), content)
 
     @_reporting("be read")
     def history(self, name: str) -> list[str]:
@@ -427,6 +472,7 @@ class AdapterStore:
         for revision in revisions:
             fault_point("revision.remove")
             _remove(self.path(name, revision))
+            _remove(_card_of(self.path(name, revision)))
 
     def _known(self, name: str) -> list[str]:
         history = self._history(name)
@@ -496,6 +542,9 @@ class AdapterStore:
         except DamagedFile:
             # Which revisions were published cannot be told any more: all may be needed.
             return collected
+        for card in folder.glob(f"*{_CARD_SUFFIX}"):
+            if _REVISION.fullmatch(card.stem) and card.stem not in history:
+                collected += _remove(card)
         files = {path.name.removesuffix(_SUFFIX): path for path in folder.glob(f"*{_SUFFIX}")}
         unlisted = [files[item] for item in files if _REVISION.fullmatch(item)]
         unlisted = [path for path in unlisted if path.name.removesuffix(_SUFFIX) not in history]
@@ -519,6 +568,11 @@ def file_of(root: Path, name: str, revision: str) -> Path:
     """
     assert _REVISION.fullmatch(revision), "resolve the revision first"
     return _folder_of(root, name) / f"{revision}{_SUFFIX}"
+
+
+def _card_of(path: Path) -> Path:
+    """Where the model card of a revision is that has this path."""
+    return path.with_name(path.name.removesuffix(_SUFFIX) + _CARD_SUFFIX)
 
 
 def verified_bytes(root: Path, name: str, revision: str) -> bytes:

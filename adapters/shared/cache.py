@@ -17,11 +17,11 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
-from adapters.errors import DamagedFile, StoreError
+from adapters.errors import DamagedFile, StoreError, UnknownRevision
 from adapters.format.failures import store_failures
 from adapters.format.store import NAME, AdapterStore, PutResult, Revision
 from adapters.format.uploads import ReceivedFile, collect_uploads, received_path
-from adapters.shared.objects import ObjectStore, object_key
+from adapters.shared.objects import ObjectStore, card_key, object_key
 from adapters.shared.records import NameRecord
 
 logger = logging.getLogger(__name__)
@@ -93,6 +93,18 @@ class CachedStore(AdapterStore):
         self.path(name, "0" * 64)  # Refuses a name that breaks the rules.
         record = self._records.get(name)
         return [] if record is None else [each.revision for each in record.revisions]
+
+    # --- model cards, which are read seldom and not kept here ---
+
+    def card(self, name: str, revision: str) -> bytes | None:
+        self._known(name)
+        return self.objects.get(card_key(revision))
+
+    def set_card(self, name: str, revision: str, content: bytes) -> None:
+        history = self._known(name)
+        if revision not in history:
+            raise UnknownRevision(name, revision, history)
+        self.objects.put(card_key(revision), content)
 
     # --- files ---
 

@@ -9,6 +9,7 @@ clock is compared with another's.
                 which is never free again: a writer who slept through all this still finds its
                 number taken, and a reader learns that it must load a snapshot.
     snapshots   those before that one.
+    cards       of such revisions, by the same rule.
     objects     to which neither that snapshot nor anything since refers, and which were not
                 uploaded since.
 """
@@ -24,7 +25,7 @@ from adapters.shared.records import COLLECTED, LogState, decode
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """How many of each were removed."""
+    """How many of each were removed. objects: and cards."""
 
     entries: int = 0
     snapshots: int = 0
@@ -39,7 +40,7 @@ def collect(log: SharedLog, *, grace_seconds: float = GRACE_SECONDS) -> Collecte
     """
     store, began = log.store, time.monotonic()
     snapshots = sorted(store.listing("snapshots/"))
-    objects = store.listing("objects/")
+    objects = [*store.listing("objects/"), *store.listing("cards/")]
     written = [*snapshots, *objects, *store.listing("replicas/")]
     now = max((item.modified for item in written), default=0.0)
     old = [item for item in snapshots if now - item.modified >= grace_seconds]
@@ -54,7 +55,7 @@ def collect(log: SharedLog, *, grace_seconds: float = GRACE_SECONDS) -> Collecte
         return Collected()
     removed = 0
     for item in objects:
-        revision = item.key.removeprefix("objects/").removesuffix(".safetensors")
+        revision = item.key.rpartition("/")[2].partition(".")[0]
         if revision in needed or now - item.modified < grace_seconds:
             continue
         # A collector that slept must not go by an old listing: `objects.store_object`.

@@ -245,6 +245,11 @@ class ObjectStore:
         return results[0]
 
 
+def card_key(revision: str) -> str:
+    """Where the model card of a revision is."""
+    return f"cards/{revision}.md"
+
+
 def object_key(revision: str) -> str:
     """Where the bytes of a revision are."""
     return f"objects/{revision}.safetensors"

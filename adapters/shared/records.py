@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, TypeAlias, TypeVar
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
 from adapters.errors import DamagedStore, NewerStore
+from adapters.format.events import Event
 from adapters.format.spec import BackboneIdentity
 
 # Of every file that this version writes; it reads this one and older ones.
@@ -38,10 +39,11 @@ class RevisionRecord:
 @dataclass(frozen=True, slots=True)
 class NameRecord:
     """The whole state of a name. revisions: at least one, the current one first. traffic: how its
-    requests are divided, if another revision serves some."""
+    requests are divided, if another revision serves some. events: the newest first."""
 
     revisions: tuple[RevisionRecord, ...]
     traffic: dict[str, Any] | None = None
+    events: tuple[Event, ...] = ()
 
     @property
     def current(self) -> str:

@@ -26,15 +26,22 @@ from adapters.errors import (
     RevisionTried,
     StoreError,
     StoreFailed,
-    UnforcedReplacement,
     UnlikeRevision,
 )
+from adapters.format.events import Event, Happening, from_json, to_json, with_event
 from adapters.format.failures import store_failures
 from adapters.format.files import read_spec
 from adapters.format.spec import AdapterSpec
 from adapters.format.store import AdapterStore, verified_file
-from adapters.format.uploads import held, received_path
-from service.catalog.entry import CatalogEntry, Change, ChangeResult, Condition
+from adapters.format.uploads import ReceivedFile, held, received_path
+from service.catalog.entry import (
+    MAX_CARD_BYTES,
+    CatalogEntry,
+    Change,
+    ChangeResult,
+    Condition,
+    Inspection,
+)
 from service.catalog.meaning import changed_meaning
 from service.catalog.traffic import Ending, InvalidTraffic, Traffic, now
 from service.catalog.trials import Trials
@@ -150,9 +157,20 @@ class Catalog(CatalogView):
                 raise
             return await self._apply(change, spec)
 
+    async def inspected(self, file: ReceivedFile) -> Inspection:
+        path = received_path(self.root, file.name)
+        with store_failures(self.root, "check the file"), held(self.root, file.name):
+            try:
+                return Inspection(await self._engine.check(path))
+            except (InvalidAdapter, IncompatibleAdapter) as refusal:
+                # What it declares may be readable all the same.
+                with suppress(InvalidAdapter):
+                    return Inspection(await asyncio.to_thread(read_spec, path), refusal)
+                return Inspection(None, refusal)
+
     async def _apply(self, change: Change, uploaded: AdapterSpec | None) -> ChangeResult:
         async with self._lock(change.name):
-            if change.operation in ("rehash", "settle", "figures"):
+            if change.operation in ("rehash", "settle", "figures", "card"):
                 return await self._perform(change, uploaded)
             before = self._entries.get(change.name)
             recorded = ""
@@ -201,6 +219,11 @@ class Catalog(CatalogView):
             case "figures":
                 self.entry(change.name)
                 return ChangeResult(figures=self._trials.figures(change.name))
+            case "card":
+                return await self._card(change)
+            case "describe":
+                assert change.card is not None
+                return await self._describe(change, change.card)
 
     async def _record_begin(self, change: Change) -> str:
         """
@@ -270,8 +293,7 @@ class Catalog(CatalogView):
         change.condition.check(name, current)
         if change.stage:
             return await self._stage(change, spec)
-        if not change.force and current not in (change.condition.match or ()):
-            self._refuse_another_meaning(name, spec)
+        self._refuse_another_meaning(name, spec, change.condition, force=change.force)
         if current is None:
             stored = await asyncio.to_thread(self._store.create, name, file)
         else:
@@ -279,6 +301,8 @@ class Catalog(CatalogView):
                 self._store.put, name, file, expected=current, spare=self._engine.in_use(name)
             )
         await self._preload(AdapterKey(name, stored.revision))
+        if stored.changed:
+            await self._note(change, "publish", stored.revision)
         await self._read(name, {stored.revision: spec})
         logger.info("adapter published name=%s revision=%s", name, stored.revision)
         return ChangeResult(*stored)
@@ -298,6 +322,8 @@ class Catalog(CatalogView):
         if split is None and is_new:
             traffic = Traffic(stored.revision, current, 0.0, staged=True, since=now())
             await self._write_traffic(name, traffic, current)
+        if is_new:
+            await self._note(change, "stage", stored.revision)
         await self._preload(AdapterKey(name, stored.revision))
         await self._read(name, {stored.revision: spec})
         logger.info("adapter staged name=%s revision=%s", name, stored.revision)
@@ -401,6 +427,8 @@ class Catalog(CatalogView):
         target = entry.previous() if prefix is None else entry.revision(prefix)
         resolved = entry.resolved(target)
         await asyncio.to_thread(self._store.rollback, name, target)
+        if target != entry.current:
+            await self._note(change, way_back(entry, target), target)
         await self._preload(resolved.key)
         await self._read(name, {})
         logger.info("adapter rolled back name=%s revision=%s", name, target)
@@ -421,19 +449,41 @@ class Catalog(CatalogView):
         if (split := entry.split) is not None and split.key.revision == target:
             raise RevisionTried(name, target)
         await asyncio.to_thread(self._store.delete_revision, name, target, expected=entry.current)
-        self._set(entry.without(target))
+        events = await self._note(change, "delete_revision", target)
+        self._set(replace(entry.without(target), events=events))
         logger.info("adapter revision deleted name=%s revision=%s", name, target)
         return ChangeResult(target)
 
-    def _refuse_another_meaning(self, name: str, spec: AdapterSpec) -> None:
-        """
-        Raises:
-            UnforcedReplacement: the spec means something else than the current one.
-        """
-        entry = self._entries.get(name)
-        before = None if entry is None else entry.spec
-        if before is not None and (changes := changed_meaning(before, spec)):
-            raise UnforcedReplacement(name, changes)
+    async def _card(self, change: Change) -> ChangeResult:
+        revision = self._revision_of(change)
+        content = await asyncio.to_thread(self._store.card, change.name, revision)
+        card = None if content is None else content.decode("utf-8", "replace")
+        return ChangeResult(revision, card=card)
+
+    async def _describe(self, change: Change, card: str) -> ChangeResult:
+        change.condition.check(change.name, self.entry(change.name).current)
+        revision = self._revision_of(change)
+        await asyncio.to_thread(self._store.set_card, change.name, revision, card.encode())
+        return ChangeResult(revision)
+
+    def _revision_of(self, change: Change) -> str:
+        """The revision that a change names, or else the current one."""
+        entry = self.entry(change.name)
+        prefix = change.revision
+        return entry.require_current() if prefix is None else entry.revision(prefix)
+
+    async def _note(self, change: Change, what: Happening, revision: str) -> tuple[Event, ...]:
+        """Keep who did this to a revision, and return all events. What is done is done, also if
+        that cannot be written."""
+        name, entry = change.name, self._entries.get(change.name)
+        events: tuple[Event, ...] = () if entry is None else entry.events
+        try:
+            stored = await asyncio.to_thread(self._store.history, name)
+            events = with_event(events, Event(now(), what, revision, change.client), stored)
+            await asyncio.to_thread(self._store.set_events, name, to_json(events))
+        except AdapterError as error:
+            logger.warning("who changed adapter %s is not kept beside it: %s", name, error)
+        return events
 
     async def _reload(self, name: str) -> ChangeResult:
         self.entry(name)
@@ -462,8 +512,17 @@ class Catalog(CatalogView):
         try:
             data = await asyncio.to_thread(path.read_bytes)
             await self.publish(path.stem, data, Condition())
+            await self._add_card(path)
         except (AdapterError, OSError) as error:
             logger.warning("zoo adapter skipped file=%s: %s", path.name, error)
+
+    async def _add_card(self, path: Path) -> None:
+        """Keep the model card that lies beside a file of the zoo."""
+        card = path.with_suffix(".md")
+        if await asyncio.to_thread(card.is_file):
+            content = await asyncio.to_thread(card.read_bytes)
+            text = content[:MAX_CARD_BYTES].decode("utf-8", "replace")
+            await self.describe(path.stem, None, text, Condition())
 
     async def _preload(self, key: AdapterKey) -> None:
         try:
@@ -555,7 +614,16 @@ class Catalog(CatalogView):
             unusable,
             unusable.get(current),
             self._traffic_of(name),
+            self._events_of(name),
         )
+
+    def _events_of(self, name: str) -> tuple[Event, ...]:
+        try:
+            content = self._store.events(name)
+            return () if content is None else from_json(content)
+        except (AdapterError, OSError, ValueError) as error:
+            logger.warning("who changed adapter %s cannot be read: %s", name, error)
+            return ()
 
     def _traffic_of(self, name: str) -> Traffic | None:
         """As it is stored; one that cannot be read has ended."""
@@ -596,6 +664,13 @@ class Catalog(CatalogView):
         return self._locks.setdefault(name, asyncio.Lock())
 
 
+def way_back(entry: CatalogEntry, target: str) -> Happening:
+    """What making a stored revision the current one is called."""
+    traffic = entry.traffic
+    tried = traffic is not None and traffic.in_force and traffic.revision == target
+    return "promote" if tried else "rollback"
+
+
 def _facts_of(change: Change) -> dict[str, Any]:
     """What the audit log tells of a change before it is made."""
     facts: dict[str, Any] = {
@@ -606,6 +681,8 @@ def _facts_of(change: Change) -> dict[str, Any]:
     }
     if change.file is not None:
         facts |= {"file": change.file.revision, "force": change.force}
+    if change.card is not None:
+        facts["card_characters"] = len(change.card)
     if change.stage:
         facts["stage_only"] = True
     if change.revision is not None:

@@ -15,6 +15,7 @@ from adapters.errors import (
     UnknownRevision,
     UnloadedAdapter,
 )
+from adapters.format.events import Event
 from adapters.format.spec import AdapterSpec
 from adapters.format.store import Revision
 from adapters.format.uploads import ReceivedFile
@@ -68,8 +69,13 @@ Operation = Literal[
     "divide",
     "end_traffic",
     "figures",
+    "card",
+    "describe",
 ]
 
+
+# Of a model card. Those that `fit` writes have 5,000 to 15,000.
+MAX_CARD_BYTES = 2**18
 
 # What a change waits for where several replicas share a store: nothing but that it is decided, this
 # replica, or all of them.
@@ -84,7 +90,7 @@ class Change:
     beside the store. force: publish also what means something else than the current revision.
     stage: publish without making it current. traffic: for divide; its revision may be a prefix.
     ending: for end_traffic, which ends only a division to `revision`, if there is one. wait: a
-    service that is not a replica always waits for all. client, request_id, address: as in `Origin`.
+    service that is not a replica always waits for all. card: for describe. client, request_id, address: as in `Origin`.
     """
 
     operation: Operation
@@ -97,6 +103,7 @@ class Change:
     traffic: Traffic | None = None
     ending: Ending | None = None
     wait: Wait = "all"
+    card: str | None = None
     client: str = ""
     request_id: str = "-"
     address: str = ""
@@ -104,13 +111,26 @@ class Change:
 
 class ChangeResult(NamedTuple):
     """revision: the one served now, or that was deleted or staged alone; empty after what has none.
-    created: the name is new. changed: another revision is current now. figures: for figures, if
-    there are any."""
+    created: the name is new. changed: another revision is current now. figures, card: for the
+    operations of their names, if there are any."""
 
     revision: str = ""
     created: bool = False
     changed: bool = False
     figures: Figures | None = None
+    card: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What came of looking at a file as if it were to be published.
+
+    spec: what it declares, if that can be read. refusal: why it would be refused; None: it would
+    not.
+    """
+
+    spec: AdapterSpec | None
+    refusal: AdapterError | None = None
 
 
 class Split(NamedTuple):
@@ -137,7 +157,8 @@ class CatalogEntry:
     current: None if the store cannot tell. revisions: those whose files exist, the current one
     first. specs and unusable: by revision; a revision may be in both, or only in the latter.
     refusal: why the current revision cannot be served. traffic: how texts are divided between the
-    current revision and another one, or were divided last; None: they never were.
+    current revision and another one, or were divided last; None: they never were. events: what
+    became of the revisions, the newest first.
     """
 
     name: str
@@ -147,6 +168,7 @@ class CatalogEntry:
     unusable: Mapping[str, AdapterError] = field(default_factory=dict)
     refusal: AdapterError | None = None
     traffic: Traffic | None = None
+    events: tuple[Event, ...] = ()
 
     @property
     def spec(self) -> AdapterSpec | None:
@@ -269,6 +291,17 @@ class CatalogEntry:
         if (refusal := self.unusable.get(revision)) is not None:
             raise refusal.with_traceback(None)
         return Resolved(AdapterKey(self.name, revision), self.specs[revision])
+
+    def readable(self, revision: str) -> AdapterSpec:
+        """What a stored revision declares, also if it cannot be served.
+
+        Raises:
+            DamagedFile: its file cannot be read.
+        """
+        spec = self.specs.get(revision)
+        if spec is None:
+            raise self.unusable[revision].with_traceback(None)
+        return spec
 
     def previous(self) -> str:
         """The revision that was current before this one; a staged one never was.

@@ -6,6 +6,7 @@ be meant, not happen by a wrong file name.
 
 from collections.abc import Sequence
 
+from adapters.difference import label_changes
 from adapters.errors import listing
 from adapters.format.spec import AdapterSpec
 
@@ -17,13 +18,12 @@ def changed_meaning(before: AdapterSpec, after: AdapterSpec) -> list[str]:
     changes = []
     if after.activation != before.activation:
         changes.append(f"activation {before.activation} -> {after.activation}")
-    added = [label for label in after.labels if label not in before.labels]
-    removed = [label for label in before.labels if label not in after.labels]
-    if added:
-        changes.append(f"labels added: {_shown(added)}")
-    if removed:
-        changes.append(f"labels removed: {_shown(removed)}")
-    if not added and not removed and after.labels != before.labels:
+    labels = label_changes(before, after)
+    if labels.added:
+        changes.append(f"labels added: {_shown(labels.added)}")
+    if labels.removed:
+        changes.append(f"labels removed: {_shown(labels.removed)}")
+    if labels.reordered and not (labels.added or labels.removed):
         changes.append(f"labels in another order: {_shown(after.labels)}")
     # The data's name alone is no reason: it changes with every new file of rows.
     if changes and before.provenance.data != after.provenance.data:

@@ -1,8 +1,9 @@
 """The catalog as the holder of a key sees it."""
 
 from adapters.errors import UnknownAdapter
+from adapters.format.uploads import ReceivedFile
 from service.access.keys import Key, forbidden_adapter
-from service.catalog.entry import CatalogEntry, Change, ChangeResult, Condition
+from service.catalog.entry import CatalogEntry, Change, ChangeResult, Condition, Inspection
 from service.catalog.view import CatalogView
 
 
@@ -49,6 +50,9 @@ class RestrictedCatalog(CatalogView):
     async def apply(self, change: Change) -> ChangeResult:
         self._require(change.name)
         return await self._whole.apply(change)
+
+    async def inspected(self, file: ReceivedFile) -> Inspection:
+        return await self._whole.inspected(file)
 
     def _require(self, name: str) -> None:
         """

@@ -5,9 +5,11 @@
 
 import asyncio
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from pathlib import Path
 
-from adapters.errors import InvalidName, NoTraffic, UnknownAdapter
+from adapters.errors import InvalidName, NoCard, NoTraffic, UnforcedReplacement, UnknownAdapter
+from adapters.format.spec import AdapterSpec
 from adapters.format.store import NAME, file_of
 from adapters.format.uploads import ReceivedFile, received
 from service.catalog.entry import (
@@ -16,10 +18,12 @@ from service.catalog.entry import (
     Change,
     ChangeResult,
     Condition,
+    Inspection,
     Origin,
     Resolved,
     Wait,
 )
+from service.catalog.meaning import changed_meaning
 from service.catalog.traffic import Ending, Figures, Traffic, now
 
 
@@ -66,6 +70,13 @@ class CatalogView(ABC):
     def entries(self) -> list[CatalogEntry]:
         """All entries, sorted by name."""
         return [self._entries[name] for name in sorted(self._entries)]
+
+    def find(self, name: str) -> CatalogEntry | None:
+        """As `entry`; None: there is none."""
+        try:
+            return self.entry(name)
+        except UnknownAdapter:
+            return None
 
     def path(self, name: str, prefix: str | None = None) -> tuple[str, Path]:
         """A revision and the path of its file.
@@ -135,6 +146,40 @@ class CatalogView(ABC):
             **by._asdict(),
         )
         return await self.apply(change)
+
+    async def inspect(
+        self,
+        name: str,
+        file: ReceivedFile,
+        condition: Condition,
+        *,
+        force: bool = False,
+        stage: bool = False,
+    ) -> Inspection:
+        """What `publish` would say of a file at this moment; nothing is stored, and the file goes.
+
+        What it would say of the file is the inspection's refusal; all else is raised. It does not
+        ask other replicas.
+
+        Raises:
+            InvalidName, RevisionConflict, UnknownAdapter, DamagedFile: as `publish`.
+            StoreFailed: the file cannot be read.
+        """
+        self.check(name, condition)
+        inspection = await self.inspected(file)
+        # As of now: it may have been replaced meanwhile.
+        self.check(name, condition)
+        spec = inspection.spec
+        if inspection.refusal is not None or spec is None:
+            return inspection
+        if stage:
+            self.entry(name).require_current()
+            return inspection
+        try:
+            self._refuse_another_meaning(name, spec, condition, force=force)
+        except UnforcedReplacement as refusal:
+            return replace(inspection, refusal=refusal)
+        return inspection
 
     async def rollback(
         self,
@@ -256,6 +301,38 @@ class CatalogView(ABC):
         """
         return (await self.apply(Change("figures", name))).figures
 
+    async def card(self, name: str, prefix: str | None = None) -> tuple[str, str]:
+        """A revision, by default the current one, and its model card, which is Markdown.
+
+        Raises:
+            UnknownAdapter, UnknownRevision: it does not exist.
+            NoCard: it has none.
+            StoreFailed: it cannot be read.
+        """
+        done = await self.apply(Change("card", name, revision=prefix))
+        if done.card is None:
+            raise NoCard(name, done.revision)
+        return done.revision, done.card
+
+    async def describe(
+        self,
+        name: str,
+        prefix: str | None,
+        card: str,
+        condition: Condition,
+        *,
+        by: Origin = ITSELF,
+    ) -> str:
+        """Keep a model card with a revision, by default the current one, and return the revision.
+
+        Raises:
+            UnknownAdapter, UnknownRevision: it does not exist.
+            RevisionConflict: the condition does not hold.
+            StoreFailed: it cannot be stored.
+        """
+        change = Change("describe", name, condition, prefix, card=card, **by._asdict())
+        return (await self.apply(change)).revision
+
     async def unload(self, name: str, *, by: Origin = ITSELF) -> None:
         """Stop serving a name until it is reloaded, published again, or the service restarts.
         Requests in flight are answered; the store keeps everything.
@@ -291,6 +368,25 @@ class CatalogView(ABC):
     @abstractmethod
     async def apply(self, change: Change) -> ChangeResult:
         """Make a change; errors are those of the method for its operation."""
+
+    @abstractmethod
+    async def inspected(self, file: ReceivedFile) -> Inspection:
+        """Validate a file and run one text through it on the device; then it is removed."""
+
+    def _refuse_another_meaning(
+        self, name: str, spec: AdapterSpec, condition: Condition, *, force: bool
+    ) -> None:
+        """
+        Raises:
+            UnforcedReplacement: the spec means something else than the current one, and the caller
+                has not said that it knows.
+        """
+        entry = self._entries.get(name)
+        if entry is None or force or entry.current in (condition.match or ()):
+            return
+        before = entry.spec
+        if before is not None and (changes := changed_meaning(before, spec)):
+            raise UnforcedReplacement(name, changes)
 
     def _current(self, name: str) -> str | None:
         entry = self._entries.get(name)

@@ -226,8 +226,8 @@ class Observer:
     def dropped(self, events: int) -> None:
         """Reports were lost because they came faster than they could be sent."""
 
-    async def scrape(self) -> bytes:
-        """All metrics of the service, in Prometheus' text format.
+    async def scrape(self, names: Sequence[str] | None = None) -> bytes:  # noqa: ARG002
+        """All metrics of the service, or those of these names, in Prometheus' text format.
 
         Raises:
             Unavailable: the process that counts does not answer.

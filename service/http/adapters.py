@@ -1,6 +1,7 @@
 """/v1/adapters: publish, list, show, download, roll back, delete."""
 
 import asyncio
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,10 +10,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
+from adapters.difference import difference
 from adapters.errors import AdapterError, DamagedFile, StoreFailed
-from adapters.format.store import file_of, verified_bytes, verified_file
+from adapters.format.events import arrival
+from adapters.format.store import Revision, file_of, verified_bytes, verified_file
 from adapters.format.uploads import ReceivedFile
 from service.catalog.entry import CatalogEntry, ChangeResult, Condition, Wait
+from service.client.types import AdapterState
 from service.engine.observer import UploadOutcome
 from service.errors import RequestError
 from service.http import uploads
@@ -27,6 +31,7 @@ from service.http.lifecycle import origin_of, service_of
 from service.http.openapi.documentation import (
     DELETE,
     DELETE_REVISION,
+    DIFFERENCE,
     DOWNLOAD,
     LIST,
     POST,
@@ -35,6 +40,7 @@ from service.http.openapi.documentation import (
     SHOW,
 )
 from service.http.openapi.schemas import RollbackRequest
+from service.http.upload_report import declared, reported
 
 # A file up to this size is read once, and sent from memory.
 _SMALL_BYTES = 4 * 2**20
@@ -44,14 +50,20 @@ router = APIRouter()
 
 @router.put("/v1/adapters/{name}", **PUT)
 async def put_adapter(
-    request: Request, name: str, force: bool = False, stage: bool = False, wait: Wait = "all"
+    request: Request,
+    name: str,
+    force: bool = False,
+    stage: bool = False,
+    wait: Wait = "all",
+    dry_run: bool = False,
 ) -> Response:
     """Publish an adapter file under a name.
 
     Once this has returned, the old revision answers no further requests. A file with other labels
     or another task than the current one needs `force`, or `If-Match` with its revision. With
     `stage` the current revision stays: the new one can be pinned, and tried on some of the texts.
-    Where several replicas share a store, `wait` says which of them it waits for.
+    Where several replicas share a store, `wait` says which of them it waits for. With `dry_run` the
+    file is checked in full and nothing is stored: the answer says what would happen.
     """
     service = service_of(request)
     if content_type(request).startswith("multipart/"):
@@ -62,13 +74,19 @@ async def put_adapter(
     condition = condition_of(request)
     service.catalog.check(name, condition)
     async with uploads.receive(request, service.settings.max_upload_bytes) as file:
+        if dry_run:
+            return await reported(request, name, file, condition, force=force, stage=stage)
         done = await publish(request, name, file, condition, force=force, stage=stage, wait=wait)
         return published(name, done)
 
 
 @router.post("/v1/adapters", **POST)
 async def post_adapter(
-    request: Request, force: bool = False, stage: bool = False, wait: Wait = "all"
+    request: Request,
+    force: bool = False,
+    stage: bool = False,
+    wait: Wait = "all",
+    dry_run: bool = False,
 ) -> Response:
     """Publish an adapter file from a form, for browsers and `curl -F`."""
     kind = content_type(request) or "none"
@@ -78,6 +96,8 @@ async def post_adapter(
     limit = service_of(request).settings.max_upload_bytes
     async with uploads.receive_form(request, limit) as (name, file):
         condition = condition_of(request)
+        if dry_run:
+            return await reported(request, name, file, condition, force=force, stage=stage)
         done = await publish(request, name, file, condition, force=force, stage=stage, wait=wait)
         return published(name, done)
 
@@ -88,34 +108,66 @@ async def list_adapters(
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     cursor: Annotated[str | None, Query(max_length=64)] = None,
     search: Annotated[
-        str | None, Query(max_length=64, description="Only names that contain this.")
-    ] = None,
+        str, Query(max_length=64, description="Only names that contain every one of these words.")
+    ] = "",
+    state: Annotated[AdapterState | None, Query(description="Only adapters in this state.")] = None,
 ) -> Response:
     """All adapters by name, a page at a time.
 
     If names appear or go between two pages, no other name is left out or repeated.
     """
     # Names have no capitals.
-    wanted = (search or "").lower()
-    entries = [
+    words = search.lower().split()
+    found = [
         entry
         for entry in service_of(request).catalog.entries()
-        if (cursor is None or entry.name > cursor) and wanted in entry.name
+        if all(word in entry.name for word in words) and state in (None, entry.state)
     ]
-    page = entries[:limit]
-    following = page[-1].name if len(entries) > limit else None
-    return JsonResponse({"adapters": [_summary(entry) for entry in page], "next_cursor": following})
+    rest = found if cursor is None else [entry for entry in found if entry.name > cursor]
+    page = rest[:limit]
+    content = {
+        "adapters": [_summary(entry) for entry in page],
+        "next_cursor": page[-1].name if len(rest) > limit else None,
+        "total": len(found),
+    }
+    return JsonResponse(content)
 
 
 @router.get("/v1/adapters/{name}", **SHOW)
 async def show_adapter(request: Request, name: str) -> Response:
-    """One adapter: its spec, its revisions, and whether it can be served."""
+    """One adapter: its spec, its revisions with their history, and whether it can be served."""
     entry = service_of(request).catalog.entry(name)
     detail = _summary(entry) | {
         "revisions": [stored.revision for stored in entry.revisions],
+        "versions": [_version(entry, stored) for stored in entry.revisions],
+        "events": [asdict(event) | {"who": event.who or None} for event in entry.events],
         "spec": entry.spec.model_dump(mode="json") if entry.spec else None,
     }
     return JsonResponse(detail, headers=etag(entry.current))
+
+
+@router.get("/v1/adapters/{name}/difference", **DIFFERENCE)
+async def show_difference(
+    request: Request,
+    name: str,
+    before: Annotated[str | None, Query(max_length=64)] = None,
+    after: Annotated[str | None, Query(max_length=64)] = None,
+) -> Response:
+    """What differs between two stored revisions, each given by its first characters. Without one
+    it is the current revision."""
+    entry = service_of(request).catalog.entry(name)
+    old, new = (
+        entry.require_current() if prefix is None else entry.revision(prefix)
+        for prefix in (before, after)
+    )
+    sizes = {stored.revision: stored.size for stored in entry.revisions}
+    found = difference(
+        entry.readable(old),
+        entry.readable(new),
+        size_before=sizes.get(old),
+        size_after=sizes.get(new),
+    )
+    return JsonResponse({"name": name, "before": old, "after": new, "difference": asdict(found)})
 
 
 @router.get("/v1/adapters/{name}/file", **DOWNLOAD)
@@ -263,16 +315,25 @@ def etag(revision: str | None) -> dict[str, str]:
 
 def _summary(entry: CatalogEntry) -> dict[str, Any]:
     """The shape of `schemas.AdapterSummary`."""
-    spec = entry.spec
     return {
         "name": entry.name,
         "revision": entry.current,
         "state": entry.state,
         "reason": None if entry.refusal is None else str(entry.refusal),
-        "labels": list(spec.labels) if spec else [],
-        "method": spec.method if spec else None,
-        "backbone": spec.backbone.name if spec else None,
-        "prompt_length": spec.prompt_length if spec else None,
-        "created": spec.provenance.created if spec else None,
         "size": entry.size,
+        **declared(entry.spec),
+    }
+
+
+def _version(entry: CatalogEntry, stored: Revision) -> dict[str, Any]:
+    """The shape of `schemas.Version`."""
+    revision, spec = stored.revision, entry.specs.get(stored.revision)
+    refusal, came = entry.unusable.get(revision), arrival(entry.events, revision)
+    return {
+        "revision": revision,
+        "stored": stored.stored.isoformat(timespec="seconds"),
+        "size": stored.size,
+        "method": spec.method if spec else None,
+        "reason": None if refusal is None else str(refusal),
+        "who": came.who or None if came else None,
     }

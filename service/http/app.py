@@ -18,7 +18,7 @@ from service.access.scopes import needs
 from service.backend import Backend
 from service.engine.observer import Observer
 from service.errors import ServiceError
-from service.http import adapters, docs_page, drift, operations, predict, traffic
+from service.http import adapters, cards, docs_page, drift, operations, predict, traffic
 from service.http.console import routes as console
 from service.http.lifecycle import Service
 from service.http.middleware import Gate, handle_error
@@ -37,6 +37,7 @@ _ROUTERS = tuple(
         predict,
         stream,
         adapters,
+        cards,
         traffic,
         drift,
         operations,

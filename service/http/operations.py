@@ -1,6 +1,8 @@
 """Probes and metrics: they answer also while the service loads, drains or fails."""
 
-from fastapi import APIRouter
+from typing import Annotated
+
+from fastapi import APIRouter, Query
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
@@ -28,9 +30,14 @@ async def readyz(request: Request) -> Response:
 
 
 @router.get("/metrics", **METRICS)
-async def metrics(request: Request) -> Response:
-    """Everything measured, in Prometheus' text format."""
-    content = await service_of(request).metrics.scrape()
+async def metrics(
+    request: Request, names: Annotated[list[str] | None, Query(alias="name[]")] = None
+) -> Response:
+    """Everything measured, in Prometheus' text format, or only the metrics of these names.
+
+    With thousands of adapters, the whole takes a second to write.
+    """
+    content = await service_of(request).metrics.scrape(names)
     return Response(content, media_type=CONTENT_TYPE_LATEST)
 
 

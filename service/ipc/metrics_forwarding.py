@@ -100,9 +100,10 @@ class Events(Message, Generic[Arguments], frozen=True):
 
 
 class Scrape(Message, frozen=True):
-    """A request for all metrics, including everything that was sent before it."""
+    """A request for all metrics, or those of these names, with everything that was sent before."""
 
     id: int
+    names: list[str] | None = None
 
 
 class Exposition(Message, frozen=True):
@@ -217,13 +218,14 @@ class MetricsForwarder(Observer):
         if self._channel.send([encode([Events(os.getpid(), events)])]):
             self._events, self._dropped, self._labels, self._states = [], 0, {}, {}
 
-    async def scrape(self) -> bytes:
+    async def scrape(self, names: Sequence[str] | None = None) -> bytes:
         self.flush()
         number = next(self._numbers)
         text: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._scrapes[number] = text
         try:
-            if self._channel is None or not self._channel.send([encode([Scrape(number)])]):
+            wanted = None if names is None else list(names)
+            if self._channel is None or not self._channel.send([encode([Scrape(number, wanted)])]):
                 raise Unavailable("the supervisor, which counts, takes no messages")
             async with asyncio.timeout(SCRAPE_SECONDS):
                 return await text
@@ -307,7 +309,7 @@ class MetricsReceiver:
         self._engine: int | None = None
         # By process: a method's name and its call.
         self._received: list[tuple[int, list[tuple[str, Callable[[], None]]]]] = []
-        self._scrapes: list[tuple[bytes, int]] = []
+        self._scrapes: list[tuple[bytes, Scrape]] = []
         self._answers: set[asyncio.Task[None]] = set()
         self._scheduled = False
         self._channel = Channel(socket, self._receive)
@@ -326,7 +328,7 @@ class MetricsReceiver:
         try:
             for message in self._codec.decode(frames[-1]):
                 if isinstance(message, Scrape):
-                    scrapes.append((frames[0], message.id))
+                    scrapes.append((frames[0], message))
                 else:
                     calls = [(item.method, call_of(item, self._metrics)) for item in message.events]
                     received.append((message.process, calls))
@@ -354,9 +356,12 @@ class MetricsReceiver:
             self._answers.add(answer)
             answer.add_done_callback(self._answers.discard)
 
-    async def _answer(self, scrapes: list[tuple[bytes, int]]) -> None:
+    async def _answer(self, scrapes: list[tuple[bytes, Scrape]]) -> None:
         self._refresh()
-        # With ten thousand adapters this takes a second, and children must be watched meanwhile.
-        text = await asyncio.to_thread(self._metrics.exposition)
-        for identity, number in scrapes:
-            self._channel.send([identity, encode([Exposition(number, text)])])
+        texts: dict[tuple[str, ...] | None, bytes] = {}
+        for identity, scrape in scrapes:
+            names = None if scrape.names is None else tuple(scrape.names)
+            if names not in texts:
+                # All of ten thousand adapters take a second, and children must be watched meanwhile.
+                texts[names] = await asyncio.to_thread(self._metrics.exposition, names)
+            self._channel.send([identity, encode([Exposition(scrape.id, texts[names])])])

@@ -14,12 +14,21 @@ from tokenizers import Tokenizer
 
 from adapters import errors as adapter_errors
 from adapters.errors import AdapterError
+from adapters.format.events import Event
 from adapters.format.spec import AdapterSpec, BackboneIdentity
 from adapters.format.store import Revision
 from adapters.format.uploads import ReceivedFile
 from adapters.tokenizer import Encoding, TextEncoder
 from service import errors as service_errors
-from service.catalog.entry import CatalogEntry, Change, ChangeResult, Condition, Operation, Wait
+from service.catalog.entry import (
+    CatalogEntry,
+    Change,
+    ChangeResult,
+    Condition,
+    Inspection,
+    Operation,
+    Wait,
+)
 from service.catalog.traffic import Ending, Traffic
 from service.drift.interface import DriftReport, UncertainText
 from service.engine.interface import AdapterKey, Completion, EngineInfo, Entry, RowResult
@@ -68,6 +77,7 @@ class Adapter(Message, frozen=True):
     unusable: dict[str, Fault]
     refusal: Fault | None
     traffic: Traffic | None = None
+    events: list[Event] = []
 
 
 # From a worker to the engine.
@@ -132,6 +142,7 @@ class ChangeRequest(Message, frozen=True):
     traffic: Traffic | None
     ending: Ending | None
     wait: Wait
+    card: str | None
     client: str
     request_id: str
     address: str
@@ -157,6 +168,13 @@ class UncertainRequest(Message, frozen=True):
     id: int
     name: str
     forget: bool
+
+
+class Inspect(Message, frozen=True):
+    """Asks what publishing a file would come to, without doing it. The file is beside the store."""
+
+    id: int
+    file: ReceivedFile
 
 
 class Applied(Message, frozen=True):
@@ -264,6 +282,14 @@ class ChangeDone(Message, frozen=True):
     result: ChangeResult
 
 
+class InspectDone(Message, frozen=True):
+    """An `Inspection`. spec: as JSON."""
+
+    id: int
+    spec: str | None
+    refusal: Fault | None
+
+
 class CatalogUpdate(Message, frozen=True):
     """A name's new entry; None: the name was deleted. Workers answer `Applied`."""
 
@@ -281,6 +307,7 @@ FromWorker: TypeAlias = (
     | DriftRequest
     | KeepTexts
     | UncertainRequest
+    | Inspect
     | Applied
     | Goodbye
 )
@@ -294,6 +321,7 @@ FromEngine: TypeAlias = (
     | DriftDone
     | UncertainDone
     | ChangeDone
+    | InspectDone
     | CatalogUpdate
 )
 
@@ -495,16 +523,37 @@ def change_request_of(number: int, change: Change) -> ChangeRequest:
 def change_of(message: ChangeRequest) -> Change:
     """
     Raises:
-        Malformed: an operation without its file, division or ending, or another one with it.
+        Malformed: an operation without its file, division, ending or card, or another with it.
     """
     for part, operation in (
         (message.file, "publish"),
         (message.traffic, "divide"),
         (message.ending, "end_traffic"),
+        (message.card, "describe"),
     ):
         if (part is not None) != (message.operation == operation):
             raise Malformed(f"{operation} without what belongs to it, or another with it")
     return Change(**{item.name: getattr(message, item.name) for item in fields(Change)})
+
+
+def inspect_done_of(number: int, inspection: Inspection) -> InspectDone:
+    spec, refusal = inspection.spec, inspection.refusal
+    return InspectDone(
+        number,
+        None if spec is None else spec.to_json(),
+        None if refusal is None else fault_of(refusal),
+    )
+
+
+def inspection_of(message: InspectDone) -> Inspection:
+    """
+    Raises:
+        Malformed: its refusal is not an error of an adapter.
+    """
+    return Inspection(
+        None if message.spec is None else AdapterSpec.model_validate_json(message.spec),
+        None if message.refusal is None else _adapter_error(message.refusal),
+    )
 
 
 def adapter_of(entry: CatalogEntry, known: Mapping[str, AdapterSpec]) -> Adapter:
@@ -520,6 +569,7 @@ def adapter_of(entry: CatalogEntry, known: Mapping[str, AdapterSpec]) -> Adapter
         unusable={revision: fault_of(error) for revision, error in entry.unusable.items()},
         refusal=None if entry.refusal is None else fault_of(entry.refusal),
         traffic=entry.traffic,
+        events=list(entry.events),
     )
 
 
@@ -541,6 +591,7 @@ def entry_of(message: Adapter, known: Mapping[str, AdapterSpec]) -> CatalogEntry
         unusable={revision: _adapter_error(item) for revision, item in message.unusable.items()},
         refusal=None if message.refusal is None else _adapter_error(message.refusal),
         traffic=message.traffic,
+        events=tuple(message.events),
     )
 
 

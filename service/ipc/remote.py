@@ -16,7 +16,8 @@ from typing import Any, TypeAlias, TypeVar
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-from service.catalog.entry import Change, ChangeResult
+from adapters.format.uploads import ReceivedFile
+from service.catalog.entry import Change, ChangeResult, Inspection
 from service.catalog.view import CatalogView
 from service.drift.interface import DriftReport, UncertainText
 from service.engine.interface import Completion, EngineHealth, EngineInfo, Entry
@@ -39,6 +40,8 @@ from service.ipc.protocol import (
     Heartbeat,
     HeartbeatReply,
     Hello,
+    Inspect,
+    InspectDone,
     KeepTexts,
     Malformed,
     Message,
@@ -54,6 +57,7 @@ from service.ipc.protocol import (
     entry_of,
     error_of,
     info_of,
+    inspection_of,
     load_of,
     predict_of,
 )
@@ -72,8 +76,8 @@ _STARTING = "the engine's process is starting"
 _NO_HEARTBEAT = "the engine has not been heard of lately"
 _NO_LEASE = "the replica's lease is over"
 
-Reply: TypeAlias = PredictDone | ChangeDone | DriftDone | UncertainDone
-R = TypeVar("R", PredictDone, ChangeDone, DriftDone, UncertainDone)
+Reply: TypeAlias = PredictDone | ChangeDone | InspectDone | DriftDone | UncertainDone
+R = TypeVar("R", PredictDone, ChangeDone, InspectDone, DriftDone, UncertainDone)
 
 
 class Connection:
@@ -377,6 +381,10 @@ class RemoteCatalog(CatalogView):
         )
         return done.result
 
+    async def inspected(self, file: ReceivedFile) -> Inspection:
+        done = await self._requests.ask(InspectDone, lambda number: Inspect(number, file))
+        return inspection_of(done)
+
     def replace_all(self, adapters: Sequence[Adapter]) -> None:
         self._entries = {adapter.name: entry_of(adapter, {}) for adapter in adapters}
 
@@ -494,7 +502,7 @@ class RemoteBackend:
 
     def _receive(self, message: FromEngine) -> None:
         match message:
-            case PredictDone() | ChangeDone() | DriftDone() | UncertainDone():
+            case PredictDone() | ChangeDone() | InspectDone() | DriftDone() | UncertainDone():
                 self._requests.answer(message)
             case RequestFailed():
                 self._requests.fail(message)

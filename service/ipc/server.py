@@ -36,6 +36,7 @@ from service.ipc.protocol import (
     Heartbeat,
     HeartbeatReply,
     Hello,
+    Inspect,
     KeepTexts,
     Predict,
     RequestFailed,
@@ -49,6 +50,7 @@ from service.ipc.protocol import (
     engine_load_of,
     entries_of,
     fault_of,
+    inspect_done_of,
     predict_done_of,
     welcome_of,
 )
@@ -219,6 +221,8 @@ class EngineServer:
                 self._begin(worker, message.id, self._uncertain(worker, message))
             case KeepTexts():
                 self._backend.drift.keep(message.texts)
+            case Inspect():
+                self._begin(worker, message.id, self._inspect(worker, message))
             case Cancel():
                 if (task := worker.tasks.get(message.id)) is not None:
                     task.cancel()
@@ -300,6 +304,14 @@ class EngineServer:
             return
         await self.updated_everywhere()
         worker.outbox.send(ChangeDone(request.id, result))
+
+    async def _inspect(self, worker: _Worker, request: Inspect) -> None:
+        try:
+            self._backend.refuse_unless_ready()
+            inspection = await self._backend.catalog.inspected(request.file)
+            worker.outbox.send(inspect_done_of(request.id, inspection))
+        except Exception as error:
+            self._fail(worker, request.id, error)
 
     def _fail(self, worker: _Worker, number: int, error: Exception) -> None:
         if not isinstance(error, (AdapterError, ServiceError)):

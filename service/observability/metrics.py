@@ -12,6 +12,8 @@ from types import MappingProxyType
 from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics_core import Metric as Samples
+from prometheus_client.registry import Collector
 
 from service.access.events import RefusalReason
 from service.engine.interface import AdapterKey
@@ -127,12 +129,15 @@ class Metrics(Observer):
         self._drifts: dict[str, tuple[str, ...]] = {}
         self._endings = _children(of["idspam_traffic_endings_total"], get_args(Cause))
 
-    def exposition(self) -> bytes:
-        """Everything, in Prometheus' text format."""
-        return generate_latest(self._registry)
+    def exposition(self, names: Sequence[str] | None = None) -> bytes:
+        """Everything, or the metrics of the table with these names, in Prometheus' text format."""
+        if names is None:
+            return generate_latest(self._registry)
+        chosen = [self._by_name[name] for name in dict.fromkeys(names) if name in self._by_name]
+        return generate_latest(_Some(chosen))
 
-    async def scrape(self) -> bytes:
-        return self.exposition()
+    async def scrape(self, names: Sequence[str] | None = None) -> bytes:
+        return self.exposition(names)
 
     def request_done(
         self, route: str, outcome: Outcome, *, seconds: float, error: str | None = None
@@ -399,6 +404,17 @@ class Metrics(Observer):
 
     def dropped(self, events: int) -> None:
         self._by_name["idspam_events_dropped_total"].inc(events)
+
+
+class _Some(Collector):
+    """Some of the metrics, for `generate_latest`."""
+
+    def __init__(self, collectors: Sequence[Collector]) -> None:
+        self._collectors = collectors
+
+    def collect(self) -> Iterable[Samples]:
+        for collector in self._collectors:
+            yield from collector.collect()
 
 
 def _collector(metric: Metric, registry: CollectorRegistry) -> Any:

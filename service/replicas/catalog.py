@@ -36,6 +36,7 @@ from adapters.errors import (
     UnloadedAdapter,
 )
 from adapters.format.durable import write_atomically
+from adapters.format.events import Event, Happening, with_event
 from adapters.format.failures import store_failures
 from adapters.format.spec import AdapterSpec
 from adapters.format.store import NAME, Revision
@@ -45,7 +46,7 @@ from adapters.shared.collect import Collected, collect
 from adapters.shared.log import SharedLog
 from adapters.shared.objects import store_object
 from adapters.shared.records import Entry, LogState, NameRecord, RevisionRecord, decode, encode
-from service.catalog.catalog import Catalog, files_of
+from service.catalog.catalog import Catalog, files_of, way_back
 from service.catalog.entry import CatalogEntry, Change, ChangeResult, Condition
 from service.catalog.traffic import Ending, InvalidTraffic, Traffic, now
 from service.catalog.trials import Trials
@@ -226,7 +227,7 @@ class ReplicatedCatalog(Catalog):
             case "settle":
                 # An entry changes in one turn, and files are not removed before.
                 return ChangeResult()
-            case "rehash" | "figures":
+            case "rehash" | "figures" | "card":
                 # Not behind a roll-out of the same name.
                 return await self._perform(change, None)
             case _:
@@ -241,15 +242,16 @@ class ReplicatedCatalog(Catalog):
             current, record = self._current(name), self._cache.record(name)
             change.condition.check(name, current)
             if change.stage:
-                return self._staged(name, published)
-            if not change.force and current not in (change.condition.match or ()):
-                self._refuse_another_meaning(name, spec)
+                return self._staged(change, published)
+            self._refuse_another_meaning(name, spec, change.condition, force=change.force)
             entry = self._entries.get(name)
             if current == file.revision and entry is not None and entry.refusal is None:
                 return Decision(record, ChangeResult(file.revision), changes=False)
             after = names.published(
                 record, published, kept=self._settings.kept, spare=self._engine.in_use(name)
             )
+            if current != file.revision:
+                after = _noted(after, change, "publish", file.revision)
             result = ChangeResult(
                 file.revision, created=record is None, changed=current != file.revision
             )
@@ -266,7 +268,8 @@ class ReplicatedCatalog(Catalog):
         logger.info("adapter %s name=%s revision=%s", done, name, file.revision)
         return result
 
-    def _staged(self, name: str, staged: RevisionRecord) -> Decision:
+    def _staged(self, change: Change, staged: RevisionRecord) -> Decision:
+        name = change.name
         entry, record = self.entry(name), self._record(name)
         current, split = entry.require_current(), entry.split
         spare = self._engine.in_use(name)
@@ -274,6 +277,8 @@ class ReplicatedCatalog(Catalog):
             spare |= {split.key.revision}
         after = names.staged(record, staged, kept=self._settings.kept, spare=spare)
         is_new = staged.revision not in {item.revision for item in entry.revisions}
+        if is_new:
+            after = _noted(after, change, "stage", staged.revision)
         if split is None and is_new:
             traffic = Traffic(staged.revision, current, 0.0, staged=True, since=now())
             after = replace(after, traffic=_stored(traffic))
@@ -319,7 +324,10 @@ class ReplicatedCatalog(Catalog):
             prefix = change.revision
             target = entry.previous() if prefix is None else entry.revision(prefix)
             entry.resolved(target)
-            after = self._settled(name, names.rolled_back(self._record(name), target))
+            after = names.rolled_back(self._record(name), target)
+            if target != entry.current:
+                after = _noted(after, change, way_back(entry, target), target)
+            after = self._settled(name, after)
             result = ChangeResult(target, changed=True)
             return Decision(after, result, prepare=target, changes=target != entry.current)
 
@@ -350,6 +358,7 @@ class ReplicatedCatalog(Catalog):
             if (split := entry.split) is not None and split.key.revision == target:
                 raise RevisionTried(name, target)
             after = names.without(self._record(name), target)
+            after = _noted(after, change, "delete_revision", target)
             return Decision(after, ChangeResult(target))
 
         result = await self._rollouts.run(name, "delete_revision", decide, wait=change.wait)
@@ -467,6 +476,7 @@ class ReplicatedCatalog(Catalog):
             unusable,
             unusable.get(current),
             _traffic_in(record),
+            record.events,
         )
 
     def _settled(self, name: str, record: NameRecord) -> NameRecord:
@@ -549,6 +559,7 @@ class ReplicatedCatalog(Catalog):
             data = await asyncio.to_thread(path.read_bytes)
             new = Condition(none_match=frozenset({"*"}))
             await self.publish(path.stem, data, new, wait="none")
+            await self._add_card(path)
         except RevisionConflict:
             # Another replica was first.
             pass
@@ -596,6 +607,13 @@ def replica_name(setting: str) -> str:
     """A replica's name: the setting, or that of this machine as far as it can be part of one."""
     host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname()).lstrip("-._")
     return setting or host[:63] or "replica"
+
+
+def _noted(record: NameRecord, change: Change, what: Happening, revision: str) -> NameRecord:
+    """The record with who did this to a revision."""
+    event = Event(now(), what, revision, change.client)
+    stored = {item.revision for item in record.revisions}
+    return replace(record, events=with_event(record.events, event, stored))
 
 
 def _stored(traffic: Traffic) -> dict[str, Any]:

@@ -305,6 +305,7 @@ def test_a_change_arrives_as_it_was_sent(condition: Condition) -> None:
             stage=True,
             traffic=traffic,
             ending=ending,
+            card="# A card" if operation == "describe" else None,
             wait="one",
             **Origin("ci", "r1", "::1")._asdict(),
         )
@@ -348,6 +349,7 @@ def test_a_change_arrives_as_it_was_sent(condition: Condition) -> None:
                 None,
                 None,
                 "all",
+                None,
                 "",
                 "-",
                 "",

@@ -52,12 +52,13 @@ class Stage:
         return revisions
 
     def stored(self) -> set[str]:
-        """Everything in the store's folder, but for what the service holds."""
+        """Everything in the store's folder, but for what the service holds, and who did what."""
         root = self.service.adapter_dir
+        others = (".service.lock", ".engine.lock", "audit.jsonl", "events")
         return {
             str(path.relative_to(root))
             for path in root.rglob("*")
-            if path.is_file() and path.name not in (".service.lock", ".engine.lock", "audit.jsonl")
+            if path.is_file() and path.name not in others
         }
 
     def killed(self, victim: str, points: list[str], change: Callable[[httpx.Client], Any]) -> None:

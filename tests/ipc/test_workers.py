@@ -31,7 +31,7 @@ from tests.support.service_process import (
     ready_service,
     until,
 )
-from tests.support.tiny_models import make_adapter
+from tests.support.tiny_models import make_adapter, make_backbone
 
 # Each test starts processes.
 pytestmark = pytest.mark.slow
@@ -75,6 +75,57 @@ def test_every_worker_answers_what_the_texts_alone_get(
         for name in adapters:
             assert clients[1].delete(f"/v1/adapters/{name}").status_code == 204
         assert clients[0].get("/v1/adapters").json()["adapters"] == []
+
+
+def test_dry_runs_cards_and_events_are_the_same_in_every_worker(
+    service: ReadyService, saved: Backbone
+) -> None:
+    content, other = (serialize(make_adapter(saved, seed=seed)) for seed in (1, 2))
+    foreign = serialize(make_adapter(make_backbone(), seed=1))
+    path, dry = "/v1/adapters/d", {"dry_run": "true"}
+    with service.clients(2) as clients:
+        for client in clients:
+            report = client.put(path, content=content, params=dry).json()
+            assert report["accepted"], report
+            assert report["difference"] is None
+            assert client.get(path).status_code == 404
+        first = clients[0].put(path, content=content).json()["revision"]
+        card = clients[1].put(
+            f"{path}/card", content="# Ä".encode(), headers={"Content-Type": "text/markdown"}
+        )
+        assert card.status_code == 204
+        for client in clients:
+            assert client.get(f"{path}/card").text == "# Ä"
+            report = client.put(path, content=other, params=dry).json()
+            assert (report["accepted"], report["serving"]) == (True, first)
+            assert report["adapter"]["revision"] == hashlib.sha256(other).hexdigest()
+            refused = client.put(path, content=foreign, params=dry).json()
+            assert refused["error"]["type"] == "adapter_incompatible"
+            # The spec of a file that does not fit came through the socket as well.
+            assert refused["adapter"]["backbone"] == "tiny-bert-0"
+            assert refused["difference"]["fields"]
+            broken = client.put(path, content=b"junk", params=dry).json()
+            assert broken["error"] | {"status": 422} == broken["error"]
+            assert (broken["adapter"]["spec"], broken["difference"]) == (None, None)
+            shown = client.get(path).json()
+            assert shown["revisions"] == [first]
+            assert [event["what"] for event in shown["events"]] == ["publish"]
+            assert [item["revision"] for item in shown["versions"]] == [first]
+        assert not list((service.adapter_dir / ".uploads").iterdir())
+        assert clients[0].delete(path).status_code == 204
+
+
+def test_some_of_the_metrics_come_from_the_supervisor_alone(service: ReadyService) -> None:
+    names = ["idspam_batch_rows", "idspam_processes", "no_such_metric"]
+    with service.clients(2) as clients:
+        for client in clients:
+            text = client.get("/metrics", params={"name[]": names}).text
+            found = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}
+            assert found - {"idspam_batch_rows_created"} == {
+                "idspam_batch_rows",
+                "idspam_processes",
+            }
+            assert client.get("/metrics", params={"name[]": "no_such_metric"}).text.strip() == ""
 
 
 def test_every_worker_abstains_and_it_is_counted_once(

@@ -1,5 +1,6 @@
 """Files of keys for tests, and the tokens that go with them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -28,3 +29,12 @@ def write_keys(path: Path, **keys: dict[str, Any]) -> dict[str, str]:
 def bearer(token: str) -> dict[str, str]:
     """The header that carries a token."""
     return {"Authorization": f"Bearer {token}"}
+
+
+def revoke(path: Path, name: str) -> None:
+    """Revoke the key of this name, as `keys revoke` does; services see it within two seconds."""
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    for stored in records:
+        if stored["name"] == name:
+            stored["revoked"] = "2026-01-01T00:00:00Z"
+    write(path, [json.dumps(stored) for stored in records])

@@ -20,6 +20,7 @@ from service.access.scopes import SCOPES, Need, needs
 from service.http.errors import ERRORS, INTERNAL
 from service.http.openapi import examples
 from service.http.openapi.refusals import (
+    BODY,
     CHANGE,
     FILE,
     GATE,
@@ -40,6 +41,7 @@ from service.http.openapi.schemas import (
     PredictRequest,
     PredictResponse,
     PublishedAdapter,
+    RevisionDifference,
     RollbackRequest,
     StreamError,
     StreamLine,
@@ -47,6 +49,7 @@ from service.http.openapi.schemas import (
     TrafficDetail,
     TrafficRequest,
     UncertainTexts,
+    UploadAnswer,
 )
 
 _SCHEMES = {
@@ -229,9 +232,9 @@ def _upload(request: Mapping[str, Any]) -> dict[str, Any]:
         "adapters",
         request=request,
         parameters=(_IF_MATCH, _IF_NONE_MATCH),
-        description="The same bytes, or replaced",
+        description="The same bytes, or replaced; with `dry_run` what would happen",
         answer=examples.PUBLISHED,
-        model=PublishedAdapter,
+        model=UploadAnswer,
         errors={
             201: created,
             **refusals(
@@ -300,6 +303,37 @@ SHOW = entry(
     answer=examples.DETAIL,
     model=AdapterDetail,
     errors=refusals(*GATE, "adapter_not_found"),
+)
+_CARD = {"text/markdown": {"schema": {"type": "string"}}}
+SHOW_CARD = entry(
+    "adapters",
+    errors={
+        **refusals(
+            *GATE,
+            *NAMED,
+            "card_not_found",
+            "adapter_damaged",
+            "store_failed",
+            "store_unreachable",
+            "store_denied",
+            "invalid_request",
+        ),
+        200: {"description": "Markdown", "content": _CARD},
+    },
+)
+PUT_CARD = entry(
+    "adapters",
+    request=_CARD,
+    parameters=(_IF_MATCH,),
+    status=204,
+    description="Stored",
+    errors=refusals(*GATE, *BODY, *NAMED, *CHANGE, "adapter_damaged", "invalid_request"),
+)
+DIFFERENCE = entry(
+    "adapters",
+    answer=examples.DIFFERENCE,
+    model=RevisionDifference,
+    errors=refusals(*GATE, *NAMED, "adapter_damaged", "invalid_request"),
 )
 DOWNLOAD = entry(
     "adapters",

@@ -26,6 +26,7 @@ ERRORS: tuple[Exception, ...] = (
     HTTPException(404, "no adapter is named: ask /adapters/NAME/predict"),
     adapter_errors.UnknownAdapter("sms-spm", ["banking77", "clinc150", "sentiment", "sms-spam"]),
     adapter_errors.UnknownRevision("sms-spam", "77", [REVISION, OLDER]),
+    adapter_errors.NoCard("sms-spam", REVISION),
     adapter_errors.NoTraffic("sms-spam"),
     errors.TextsNotKept(),
     errors.BodyTimeout("the body stalls: nothing came for 30 seconds"),
@@ -85,6 +86,7 @@ HEALTHY: dict[str, Any] = _BODIES["healthy"]
 NOT_READY: dict[str, Any] = _BODIES["not_ready"]
 LIST_PAGE: dict[str, Any] = _BODIES["list_page"]
 DETAIL: dict[str, Any] = _BODIES["detail"]
+DIFFERENCE: dict[str, Any] = _BODIES["difference"]
 ROLLBACKS: dict[str, Any] = _BODIES["rollbacks"]
 TRAFFIC_REQUESTS: dict[str, Any] = _BODIES["traffic_requests"]
 TRAFFIC: dict[str, Any] = _BODIES["traffic"]

@@ -13,11 +13,13 @@ from pydantic import (
     Discriminator,
     Field,
     PlainValidator,
+    RootModel,
     Tag,
     WithJsonSchema,
 )
 from pydantic_core import PydanticCustomError
 
+from adapters.format.events import Happening
 from adapters.profiles import Quantity
 from service.client.types import AdapterState, Explain
 from service.drift.shift import Level
@@ -402,6 +404,30 @@ class AdapterList(_Answer):
     next_cursor: str | None = Field(
         description="Pass it as `cursor` for the next page; null on the last."
     )
+    total: int = Field(description="How many there are on all pages.")
+
+
+class Version(_Answer):
+    """One stored revision."""
+
+    revision: str
+    stored: str = Field(description="When its file was written.")
+    size: int = Field(description="In bytes.")
+    method: str | None
+    reason: str | None = Field(description="Why it cannot be served.")
+    who: str | None = Field(
+        description="Who uploaded it: the name of a key. null: none was needed, the service itself, "
+        "or it is not known any more."
+    )
+
+
+class Event(_Answer):
+    """What was done to a revision."""
+
+    at: str
+    what: Happening
+    revision: str
+    who: str | None = Field(description="As of a version.")
 
 
 class AdapterDetail(AdapterSummary):
@@ -409,6 +435,11 @@ class AdapterDetail(AdapterSummary):
 
     revisions: list[str] = Field(
         description="Every stored revision, the most recently published first."
+    )
+    versions: list[Version] = Field(description="The same revisions, with what is known of each.")
+    events: list[Event] = Field(
+        description="What became of them, the newest first: the last 20 events, and how each stored "
+        "revision came."
     )
     spec: dict[str, Any] | None = Field(
         description="What the file declares: docs/adapter-format.md."
@@ -422,6 +453,82 @@ class PublishedAdapter(_Answer):
     revision: str = Field(description="Served from now on.")
     created: bool = Field(description="The name is new.")
     changed: bool = Field(description="false: these bytes were already being served.")
+
+
+class UploadError(_Answer):
+    """The error that the upload would be answered with."""
+
+    status: int
+    type: str
+    message: str
+    details: list[str]
+
+
+class UploadedFile(_Answer):
+    """What a file declares, as far as it can be read."""
+
+    revision: str = Field(description="sha256 of the file.")
+    size: int = Field(description="In bytes.")
+    labels: list[str]
+    method: str | None
+    backbone: str | None
+    prompt_length: int | None
+    created: str | None
+    spec: dict[str, Any] | None
+
+
+class LabelChanges(_Answer):
+    """reordered: the labels that both have are in another order."""
+
+    added: list[str]
+    removed: list[str]
+    reordered: bool
+
+
+class ValueChange(_Answer):
+    """null: that side has no such value."""
+
+    field: str
+    before: Any
+    after: Any
+
+
+class SpecDifference(_Answer):
+    """What the file changes against the current revision."""
+
+    labels: LabelChanges
+    thresholds: list[ValueChange] = Field(description="By label, of those that both have.")
+    fields: list[ValueChange] = Field(
+        description="`kind`, `size` in bytes, then the fields of the spec: docs/adapter-format.md."
+    )
+    figures: list[ValueChange] = Field(description="Of the training, as the files say.")
+    tables: list[str] = Field(description="Larger parts of the spec that differ.")
+
+
+class RevisionDifference(_Answer):
+    """What differs between two revisions of an adapter."""
+
+    name: str
+    before: str
+    after: str
+    difference: SpecDifference
+
+
+class UploadReport(_Answer):
+    """What an upload would come to. Nothing was stored."""
+
+    name: str
+    accepted: bool
+    error: UploadError | None
+    serving: str | None = Field(description="The current revision; null: the name is new.")
+    adapter: UploadedFile
+    difference: SpecDifference | None = Field(
+        description="null: the name is new, or one of the two files cannot be read."
+    )
+
+
+class UploadAnswer(RootModel[PublishedAdapter | UploadReport]):
+    """A `PublishedAdapter`, or with `dry_run` an `UploadReport`."""
 
 
 class TrafficReading(_Answer):

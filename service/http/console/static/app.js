@@ -16,7 +16,9 @@ function page(name, title, letter, load) {
 }
 
 page("try", "Try", "t", () => import("./pages/try.js"));
+page("adapters", "Adapters", "a", () => import("./pages/adapters.js"));
 page("compare", "Compare", "c", () => import("./pages/compare.js"));
+page("live", "Live", "l", () => import("./pages/live.js"));
 
 const FIRST = "try";
 const main = h("main", { id: "main", tabindex: "-1", class: "page" });

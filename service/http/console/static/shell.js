@@ -5,7 +5,7 @@ import { h, put, unique } from "./dom.js";
 
 const polite = h("div", { class: "hidden", role: "status", "aria-live": "polite" });
 const assertive = h("div", { class: "hidden", role: "alert" });
-const toasts = h("div", { class: "toasts" });
+const toasts = h("div", { class: "toasts", role: "region", "aria-label": "Notices" });
 const banner = h("div", { class: "banner", hidden: true });
 
 /** The elements of this module, for the end of the page; the banner has its own place. */
