@@ -73,3 +73,4 @@ LABEL org.opencontainers.image.title="ID-SPAM service" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}"
 ENTRYPOINT ["python", "-m", "service"]
+CMD ["serve"]

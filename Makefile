@@ -20,7 +20,7 @@ $(VENV)/ready: requirements/all.txt .ci/setup.py
 	@$(PYTHON) .ci/setup.py $(VENV)
 
 serve: $(VENV)/ready ## serve the adapters of the zoo on port 8000 (settings: IDSPAM_*, see README)
-	$(BIN)/python -m service
+	$(BIN)/python -m service serve
 
 # Other projects' clients need older versions of our packages, so they get an environment of their own.
 CLIENTS := runs/clients

@@ -47,7 +47,9 @@ def service(store: Path, *, log: Path, **settings: str) -> Iterator[Server]:
     }
     environment = {f"IDSPAM_{key}": value for key, value in (defaults | settings).items()}
     url = f"http://127.0.0.1:{port}"
-    with _process([sys.executable, "-m", "service"], environment, f"{url}/readyz", log) as pid:
+    with _process(
+        [sys.executable, "-m", "service", "serve"], environment, f"{url}/readyz", log
+    ) as pid:
         yield Server(url, pid)
 
 

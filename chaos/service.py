@@ -1,4 +1,4 @@
-"""The service under test: `python -m service` as real processes, started again on the same port."""
+"""The service under test: `python -m service serve`, as processes, again on one port."""
 
 import asyncio
 import json
@@ -85,6 +85,7 @@ class Service:
                 sys.executable,
                 "-m",
                 "service",
+                "serve",
                 cwd=TREE,
                 env=self._environment,
                 stdout=asyncio.subprocess.PIPE,

@@ -1,5 +1,6 @@
-"""`python -m service` serves; with a command it runs `service.commands.main`, which lists them."""
+"""`python -m service serve`; every other command line goes to `service.commands.main`."""
 
+import logging
 import os
 import socket
 import sys
@@ -12,13 +13,21 @@ from cli.shell import escape_unencodable
 from service.settings import InvalidSettings, Settings, read_settings
 from service.start import StartFailed, log_service_links
 
+# Not its own name, which is `__main__`.
+logger = logging.getLogger("service")
+
 
 def main(arguments: list[str]) -> int:
     """The exit status: 0 after a drain, 2 when the service cannot start, or the command's."""
-    if arguments:
-        from service.commands.main import main as run
+    if arguments == ["serve"]:
+        return serve()
+    from service.commands.main import main as run
 
-        return run(arguments)
+    return run(arguments)
+
+
+def serve() -> int:
+    """Serve until a signal ends it; returns the exit status."""
     escape_unencodable()
     try:
         _serve(read_settings(os.environ))
@@ -40,7 +49,8 @@ def _serve(settings: Settings) -> None:
     from service.access.tls import BadCertificate, certificate_of
     from service.http.app import route_paths
     from service.http.proxies import taken_by_a_route
-    from service.http.server import address_text, listen
+    from service.http.server import address_text, listen, url_of
+    from service.observability.logs import configure_logging
     from service.records.audit import check_audit_log
     from service.records.decisions import check_decision_log
 
@@ -72,6 +82,15 @@ def _serve(settings: Settings) -> None:
     except Exposed as error:
         raise StartFailed(str(error)) from None
 
+    # Importing torch and loading the backbone take seconds.
+    configure_logging(settings.log_level, settings.log_format)
+    logger.info(
+        "starting url=%s workers=%d backbone=%s device=%s",
+        url_of(listener, settings.scheme),
+        settings.workers,
+        settings.backbone,
+        settings.device,
+    )
     if settings.workers:
         from service.ipc.supervisor import supervise
 
@@ -88,10 +107,8 @@ def _serve_in_this_process(settings: Settings, listener: socket.socket) -> None:
     from service.http.errors import error_types
     from service.http.server import Server, ignore_repeated_signals, url_of
     from service.local import local_backend
-    from service.observability.logs import configure_logging
     from service.observability.metrics import Metrics
 
-    configure_logging(settings.log_level, settings.log_format)
     log_service_links(os.environ)
     log_access(settings)
     registry = CollectorRegistry()

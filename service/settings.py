@@ -18,7 +18,7 @@ from service.service_links import is_service_link
 PREFIX = "IDSPAM_"
 # As in `adapters.format.store`, which is not imported for one expression.
 _ADAPTER = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-_SECRET = ("api_keys", "admin_keys", "keys")
+SECRET = ("api_keys", "admin_keys", "keys")
 CPU_BATCH_TOKENS = 2048
 GPU_BATCH_TOKENS = 16384
 DEFAULT_BODY_BYTES_IN_FLIGHT = 512 * 2**20
@@ -607,7 +607,7 @@ class Settings:
     def __repr__(self) -> str:
         """Without the keys: settings end up in logs and in failing tests."""
         values = (
-            f"{setting.name}={'...' if setting.name in _SECRET else getattr(self, setting.name)!r}"
+            f"{setting.name}={'...' if setting.name in SECRET else getattr(self, setting.name)!r}"
             for setting in fields(self)
         )
         return f"Settings({', '.join(values)})"
@@ -633,7 +633,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         try:
             values[known[key].name] = known[key].metadata["parse"](environ[key])
         except ValueError as error:
-            shown = "" if known[key].name in _SECRET else f"{environ[key]!r}: "
+            shown = "" if known[key].name in SECRET else f"{environ[key]!r}: "
             faults.append(f"{key}: {shown}{error}")
     if not faults:
         settings = Settings(**values)
@@ -681,7 +681,9 @@ def settings_table() -> str:
 
 def _advice(key: str, known: list[str]) -> str:
     # A client's key, most likely.
-    if key == "IDSPAM_API_KEY":
+    if key in ("IDSPAM_API_KEY", "IDSPAM_KEY"):
         return "; the service reads IDSPAM_API_KEYS, its clients read ID_SPAM_API_KEY"
+    if key in ("IDSPAM_URL", "IDSPAM_CA"):
+        return f"; clients read ID_SPAM_{key.removeprefix(PREFIX)}"
     close = difflib.get_close_matches(key, known, n=1)
     return f"; did you mean {close[0]}?" if close else ""

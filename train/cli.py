@@ -7,9 +7,9 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from adapters.errors import AdapterError
-from cli.shell import Command, CommandFailed, exit_code, parser_of
+from cli.shell import Command, CommandFailed, exit_code, parser_of, system_error
 from train.commands import evaluate, experiments, export_peft, fit, import_peft, profile, push
-from train.commands.flags import PROGRAM
+from train.commands.flags import MODULE
 from train.errors import TrainingError, UsageError
 from train.loop.launch import Launch, is_first_to_fail
 
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str]) -> int:
     _check_text(argv)
     description = "Make, measure and publish ID-SPAM adapters."
-    arguments = parser_of(COMMANDS, prog=PROGRAM, description=description).parse_args(argv)
+    arguments = parser_of(COMMANDS, module=MODULE, description=description).parse_args(argv)
     if arguments.command != "fit":
         Launch.from_environment().check_single_process(arguments.command)
     # Reports and model cards quote the command line.
@@ -48,7 +48,11 @@ def _explain(error: Exception) -> str | None:
     if not isinstance(error, (CommandFailed, TrainingError, AdapterError, OSError, MemoryError)):
         return None
     # Of several training processes that fail, one complains.
-    return (str(error) or type(error).__name__) if is_first_to_fail() else ""
+    if not is_first_to_fail():
+        return ""
+    if isinstance(error, OSError):
+        return system_error(error)
+    return str(error) or type(error).__name__
 
 
 def _check_text(argv: Sequence[str]) -> None:

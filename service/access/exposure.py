@@ -5,15 +5,22 @@ import logging
 import socket
 from typing import Literal, TypeAlias
 
+from cli.hints import command_line
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-WAYS_OUT = (
-    "set IDSPAM_KEYS_FILE (`python -m service keys create NAME --file FILE` writes one), "
-    "or IDSPAM_HOST=127.0.0.1, or IDSPAM_PUBLISHED=127.0.0.1 in a container whose port is "
-    "published there, or IDSPAM_OPEN=yes"
-)
+
+def ways_out() -> str:
+    """Half a sentence for the user."""
+    create = command_line(
+        "service", "keys", "create", "admin", "--scopes", "all", "--file", "keys.jsonl"
+    )
+    return (
+        f"set IDSPAM_KEYS_FILE=keys.jsonl (`{create}` writes it), or IDSPAM_HOST=127.0.0.1, or "
+        "IDSPAM_PUBLISHED=127.0.0.1 in a container whose port is published there, or "
+        "IDSPAM_OPEN=yes"
+    )
 
 
 class Exposed(Exception):
@@ -34,7 +41,7 @@ def refuse_exposed(settings: Settings) -> None:
         return
     name = "IDSPAM_PUBLISHED" if settings.published else "IDSPAM_HOST"
     address = settings.published or settings.host
-    raise Exposed(f"{name}={address} without keys lets everybody in: {WAYS_OUT}")
+    raise Exposed(f"{name}={address} without keys lets everybody in: {ways_out()}")
 
 
 Access: TypeAlias = Literal["keys", "loopback", "open"]

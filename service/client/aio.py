@@ -29,6 +29,7 @@ from service.client.batch import (
     each,
     renumbered,
 )
+from service.client.environment import from_environment
 from service.client.errors import Refused
 from service.client.retry import ONCE, Call, Exchanger, Retries
 from service.client.streaming import STREAM_SECONDS, Lines
@@ -48,6 +49,7 @@ from service.client.types import (
     TrafficDetail,
     Unanswered,
     UncertainText,
+    Wait,
 )
 
 T = TypeVar("T")
@@ -58,7 +60,7 @@ class AsyncClient:
 
     def __init__(
         self,
-        url: str,
+        url: str | None = None,
         *,
         api_key: str | None = None,
         seconds: float = 60.0,
@@ -69,6 +71,7 @@ class AsyncClient:
         event_hooks: Hooks | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
+        url, api_key, ca = from_environment(url, api_key, ca)
         address = Address(url, api_key, headers or {}, seconds, connections, ca)
         self._address = address
         self._connections = connections
@@ -144,6 +147,7 @@ class AsyncClient:
         if_none_match: str | None = None,
         force: bool = False,
         stage: bool = False,
+        wait: Wait | None = None,
     ) -> Published:
         """As `Client.upload`."""
         call = await asyncio.to_thread(
@@ -154,6 +158,7 @@ class AsyncClient:
             if_none_match=if_none_match,
             force=force,
             stage=stage,
+            wait=wait,
         )
         return await self._call(call)
 
@@ -162,20 +167,32 @@ class AsyncClient:
         return await self._call(operations.download(name, revision))
 
     async def rollback(
-        self, name: str, revision: str | None = None, *, if_match: str | None = None
+        self,
+        name: str,
+        revision: str | None = None,
+        *,
+        if_match: str | None = None,
+        wait: Wait | None = None,
     ) -> Published:
         """As `Client.rollback`."""
-        return await self._call(operations.rollback(name, revision, if_match=if_match))
+        return await self._call(operations.rollback(name, revision, if_match=if_match, wait=wait))
 
-    async def delete(self, name: str, *, if_match: str | None = None) -> None:
+    async def delete(
+        self, name: str, *, if_match: str | None = None, wait: Wait | None = None
+    ) -> None:
         """As `Client.delete`."""
-        await self._call(operations.delete(name, if_match=if_match))
+        await self._call(operations.delete(name, if_match=if_match, wait=wait))
 
     async def delete_revision(
-        self, name: str, revision: str, *, if_match: str | None = None
+        self,
+        name: str,
+        revision: str,
+        *,
+        if_match: str | None = None,
+        wait: Wait | None = None,
     ) -> None:
         """As `Client.delete_revision`."""
-        await self._call(operations.delete_revision(name, revision, if_match=if_match))
+        await self._call(operations.delete_revision(name, revision, if_match=if_match, wait=wait))
 
     async def set_traffic(
         self,
@@ -186,11 +203,12 @@ class AsyncClient:
         shadow: bool = False,
         rule: Rule | None = None,
         if_match: str | None = None,
+        wait: Wait | None = None,
     ) -> TrafficDetail:
         """As `Client.set_traffic`."""
         return await self._call(
             operations.set_traffic(
-                name, revision, percent, shadow=shadow, rule=rule, if_match=if_match
+                name, revision, percent, shadow=shadow, rule=rule, if_match=if_match, wait=wait
             )
         )
 
@@ -198,13 +216,17 @@ class AsyncClient:
         """As `Client.traffic`."""
         return await self._call(operations.traffic(name))
 
-    async def end_traffic(self, name: str, *, if_match: str | None = None) -> None:
+    async def end_traffic(
+        self, name: str, *, if_match: str | None = None, wait: Wait | None = None
+    ) -> None:
         """As `Client.end_traffic`."""
-        await self._call(operations.end_traffic(name, if_match=if_match))
+        await self._call(operations.end_traffic(name, if_match=if_match, wait=wait))
 
-    async def promote(self, name: str, *, if_match: str | None = None) -> Published:
+    async def promote(
+        self, name: str, *, if_match: str | None = None, wait: Wait | None = None
+    ) -> Published:
         """As `Client.promote`."""
-        return await self._call(operations.promote(name, if_match=if_match))
+        return await self._call(operations.promote(name, if_match=if_match, wait=wait))
 
     async def drift(self, name: str, revision: str | None = None) -> Drift:
         """As `Client.drift`."""

@@ -18,7 +18,11 @@ ClientError
 from collections.abc import Sequence
 
 # By the error's type.
-_HINTS = {"unauthorized": "give --api-key", "key_expired": "ask for a new key"}
+_HINTS = {
+    "unauthorized": "give --api-key, or set ID_SPAM_API_KEY",
+    "key_expired": "ask for a new key",
+    "replacement_not_forced": "--force does",
+}
 # Error types that suggest a wrong address; the 404 of an unknown adapter has another.
 _ELSEWHERE = ("not_found", "method_not_allowed")
 _SHOWN_DETAILS = 20

@@ -7,7 +7,7 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import msgspec
 
@@ -31,11 +31,13 @@ from service.client.types import (
     Unanswered,
     UncertainText,
     UncertainTexts,
+    Wait,
 )
 
 T = TypeVar("T")
 
 PAGE = 1000
+WAITS: tuple[str, ...] = get_args(Wait)
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _REVISION = re.compile(r"[0-9a-f]{1,64}")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -128,6 +130,7 @@ def upload(
     if_none_match: str | None,
     force: bool = False,
     stage: bool = False,
+    wait: Wait | None = None,
 ) -> Call[Published]:
     """
     Raises:
@@ -148,6 +151,7 @@ def upload(
     # A revision is the hash of its content, so a second upload changes nothing. With a condition it
     # would fail: the first upload has changed what the condition is about.
     params = ({"force": "true"} if force else {}) | ({"stage": "true"} if stage else {})
+    params |= _wait(wait)
     request = Request("PUT", _path(name), params, headers=headers, body=data)
     return Call(request, decode, repeatable=not conditions)
 
@@ -164,11 +168,14 @@ def download(name: str, revision: str | None) -> Call[AdapterFile]:
     return Call(Request("GET", f"{_path(name)}/file", params), decode)
 
 
-def rollback(name: str, revision: str | None, *, if_match: str | None) -> Call[Published]:
+def rollback(
+    name: str, revision: str | None, *, if_match: str | None, wait: Wait | None = None
+) -> Call[Published]:
     conditions = _conditions(if_match, None)
     request = Request(
         "POST",
         f"{_path(name)}/rollback",
+        _wait(wait),
         headers=_JSON | conditions,
         body=_json({"revision": None if revision is None else _revision(revision)}),
     )
@@ -176,15 +183,17 @@ def rollback(name: str, revision: str | None, *, if_match: str | None) -> Call[P
     return Call(request, _decoder(Published), repeatable=revision is not None and not conditions)
 
 
-def delete(name: str, *, if_match: str | None) -> Call[None]:
-    request = Request("DELETE", _path(name), headers=_conditions(if_match, None))
+def delete(name: str, *, if_match: str | None, wait: Wait | None = None) -> Call[None]:
+    request = Request("DELETE", _path(name), _wait(wait), headers=_conditions(if_match, None))
     # A second request could delete what someone has published since.
     return Call(request, lambda _: None, repeatable=False)
 
 
-def delete_revision(name: str, revision: str, *, if_match: str | None) -> Call[None]:
+def delete_revision(
+    name: str, revision: str, *, if_match: str | None, wait: Wait | None = None
+) -> Call[None]:
     path = f"{_path(name)}/revisions/{_revision(revision)}"
-    request = Request("DELETE", path, headers=_conditions(if_match, None))
+    request = Request("DELETE", path, _wait(wait), headers=_conditions(if_match, None))
     return Call(request, lambda _: None, repeatable=False)
 
 
@@ -196,6 +205,7 @@ def set_traffic(
     shadow: bool,
     rule: Rule | None,
     if_match: str | None,
+    wait: Wait | None = None,
 ) -> Call[TrafficDetail]:
     conditions = _conditions(if_match, None)
     body = {
@@ -204,7 +214,8 @@ def set_traffic(
         "shadow": shadow,
         "rule": rule,
     }
-    request = Request("PUT", _traffic(name), headers=_JSON | conditions, body=_json(body))
+    headers = _JSON | conditions
+    request = Request("PUT", _traffic(name), _wait(wait), headers=headers, body=_json(body))
     # The condition is about the current revision, which this does not change.
     return Call(request, _decoder(TrafficDetail))
 
@@ -213,15 +224,15 @@ def traffic(name: str) -> Call[TrafficDetail]:
     return _get(_traffic(name), TrafficDetail)
 
 
-def end_traffic(name: str, *, if_match: str | None) -> Call[None]:
-    request = Request("DELETE", _traffic(name), headers=_conditions(if_match, None))
+def end_traffic(name: str, *, if_match: str | None, wait: Wait | None = None) -> Call[None]:
+    request = Request("DELETE", _traffic(name), _wait(wait), headers=_conditions(if_match, None))
     # A second request could end what someone has begun since.
     return Call(request, lambda _: None, repeatable=False)
 
 
-def promote(name: str, *, if_match: str | None) -> Call[Published]:
+def promote(name: str, *, if_match: str | None, wait: Wait | None = None) -> Call[Published]:
     path = f"{_traffic(name)}/promote"
-    request = Request("POST", path, headers=_conditions(if_match, None))
+    request = Request("POST", path, _wait(wait), headers=_conditions(if_match, None))
     return Call(request, _decoder(Published), repeatable=False)
 
 
@@ -285,6 +296,14 @@ def _conditions(if_match: str | None, if_none_match: str | None) -> dict[str, st
         for header, value in conditions.items()
         if value is not None
     }
+
+
+def _wait(wait: str | None) -> dict[str, str]:
+    if wait is None:
+        return {}
+    if wait not in WAITS:
+        raise InvalidCall(f"wait {wait!r}: expected one of {', '.join(WAITS)}")
+    return {"wait": wait}
 
 
 def _request_id(value: str | None) -> dict[str, str]:

@@ -23,6 +23,7 @@ from service.client.batch import (
     chunks_of,
     renumbered,
 )
+from service.client.environment import from_environment
 from service.client.errors import Closed, Refused
 from service.client.retry import ONCE, Call, Exchanger, Retries
 from service.client.streaming import STREAM_SECONDS, Lines
@@ -42,6 +43,7 @@ from service.client.types import (
     TrafficDetail,
     Unanswered,
     UncertainText,
+    Wait,
 )
 
 T = TypeVar("T")
@@ -51,7 +53,8 @@ class Client:
     """A client of one service, for any number of threads. Close it, or use it in a `with` block.
 
     Args:
-        url: where the service's paths begin: `http://host:8000`.
+        url: where the service's paths begin: `http://host:8000`. None: address, key and certificate
+            authorities are those of the environment (`service.client.environment`).
         api_key: sent with every request.
         seconds: until an answer must have begun, in addition to a prediction's own `timeout_ms`.
         connections: requests at a time; others wait.
@@ -69,7 +72,7 @@ class Client:
 
     def __init__(
         self,
-        url: str,
+        url: str | None = None,
         *,
         api_key: str | None = None,
         seconds: float = 60.0,
@@ -80,6 +83,7 @@ class Client:
         event_hooks: Hooks | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
+        url, api_key, ca = from_environment(url, api_key, ca)
         address = Address(url, api_key, headers or {}, seconds, connections, ca)
         self._address = address
         self._connections = connections
@@ -176,6 +180,7 @@ class Client:
         if_none_match: str | None = None,
         force: bool = False,
         stage: bool = False,
+        wait: Wait | None = None,
     ) -> Published:
         """Publish an adapter file, given as bytes or as a path, under a name.
 
@@ -184,6 +189,8 @@ class Client:
             if_none_match: only if this is not the current revision; "*": only if the name is new.
             force: replace an adapter also by one with other labels or another task.
             stage: the current revision stays; `set_traffic` tries the new one.
+            wait: for which replicas that share a store, as in every method that changes what is
+                served: all (the default), one, none.
 
         Raises:
             OSError: the file cannot be read.
@@ -198,6 +205,7 @@ class Client:
                 if_none_match=if_none_match,
                 force=force,
                 stage=stage,
+                wait=wait,
             )
         )
 
@@ -206,18 +214,30 @@ class Client:
         return self._call(operations.download(name, revision))
 
     def rollback(
-        self, name: str, revision: str | None = None, *, if_match: str | None = None
+        self,
+        name: str,
+        revision: str | None = None,
+        *,
+        if_match: str | None = None,
+        wait: Wait | None = None,
     ) -> Published:
         """Serve the previous revision again, or the one that begins with these characters."""
-        return self._call(operations.rollback(name, revision, if_match=if_match))
+        return self._call(operations.rollback(name, revision, if_match=if_match, wait=wait))
 
-    def delete(self, name: str, *, if_match: str | None = None) -> None:
+    def delete(self, name: str, *, if_match: str | None = None, wait: Wait | None = None) -> None:
         """Delete an adapter and all its revisions."""
-        self._call(operations.delete(name, if_match=if_match))
+        self._call(operations.delete(name, if_match=if_match, wait=wait))
 
-    def delete_revision(self, name: str, revision: str, *, if_match: str | None = None) -> None:
+    def delete_revision(
+        self,
+        name: str,
+        revision: str,
+        *,
+        if_match: str | None = None,
+        wait: Wait | None = None,
+    ) -> None:
         """Delete one revision, which must not be the current one; also by its first characters."""
-        self._call(operations.delete_revision(name, revision, if_match=if_match))
+        self._call(operations.delete_revision(name, revision, if_match=if_match, wait=wait))
 
     def set_traffic(
         self,
@@ -228,6 +248,7 @@ class Client:
         shadow: bool = False,
         rule: Rule | None = None,
         if_match: str | None = None,
+        wait: Wait | None = None,
     ) -> TrafficDetail:
         """Let a second revision read some of an adapter's texts, or change how many.
 
@@ -240,7 +261,7 @@ class Client:
         """
         return self._call(
             operations.set_traffic(
-                name, revision, percent, shadow=shadow, rule=rule, if_match=if_match
+                name, revision, percent, shadow=shadow, rule=rule, if_match=if_match, wait=wait
             )
         )
 
@@ -248,13 +269,17 @@ class Client:
         """How an adapter's texts are divided, or were last; what was seen, and why it ended."""
         return self._call(operations.traffic(name))
 
-    def end_traffic(self, name: str, *, if_match: str | None = None) -> None:
+    def end_traffic(
+        self, name: str, *, if_match: str | None = None, wait: Wait | None = None
+    ) -> None:
         """Let the current revision read all texts again."""
-        self._call(operations.end_traffic(name, if_match=if_match))
+        self._call(operations.end_traffic(name, if_match=if_match, wait=wait))
 
-    def promote(self, name: str, *, if_match: str | None = None) -> Published:
+    def promote(
+        self, name: str, *, if_match: str | None = None, wait: Wait | None = None
+    ) -> Published:
         """Make the second revision, which reads some of the texts, the current one."""
-        return self._call(operations.promote(name, if_match=if_match))
+        return self._call(operations.promote(name, if_match=if_match, wait=wait))
 
     def drift(self, name: str, revision: str | None = None) -> Drift:
         """How far an adapter's last texts are from those of its training.

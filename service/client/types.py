@@ -24,6 +24,8 @@ class Input(msgspec.Struct, frozen=True, omit_defaults=True):
 Text: TypeAlias = str | Input
 # attention: what the prompt was made of. occlusion: what the score falls by without a word.
 Explain: TypeAlias = Literal["attention", "occlusion"]
+# For which replicas that share a store a change waits.
+Wait: TypeAlias = Literal["all", "one", "none"]
 
 
 class Options(TypedDict, total=False):

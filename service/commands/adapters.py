@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from cli.shell import Command, CommandFailed
+from cli.shell import Command, CommandFailed, one_line
+from cli.tables import print_facts, print_table
 from service.client import AdapterDetail, AdapterSummary, Published, Rule, TrafficDetail
-from service.commands.flags import add_service, client_of
+from service.commands.flags import add_service, add_wait, client_of
 
 if TYPE_CHECKING:
     from service.client import Client
 
 SUFFIX = ".safetensors"
 _SHORT = 12
-_PIPE_WIDTH = 4096
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -50,6 +50,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     upload.add_argument(
         "--stage", action="store_true", help="the served revision stays; see `traffic`"
     )
+    add_wait(upload)
     download = add("download", "save a file", _download, json=False)
     download.add_argument("name")
     download.add_argument("--revision", metavar="R", help="its first characters")
@@ -58,6 +59,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     rollback.add_argument("name")
     rollback.add_argument("--revision", metavar="R", help="its first characters; default: previous")
     rollback.add_argument("--if-match", metavar="REVISION", help="only if this one is served")
+    add_wait(rollback)
     _add_traffic(add("traffic", "try a second revision on some of the texts", _traffic))
     delete = add("delete", "delete an adapter, or one revision of it", _delete, json=False)
     delete.add_argument("name")
@@ -65,6 +67,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--revision", metavar="R", help="only this one, by its first characters; not the served one"
     )
     delete.add_argument("--if-match", metavar="REVISION", help="only if this one is served")
+    add_wait(delete)
 
 
 def _add_traffic(action: ArgumentParser) -> None:
@@ -79,6 +82,7 @@ def _add_traffic(action: ArgumentParser) -> None:
     action.add_argument("--percent", type=float, metavar="P", help="of the texts, 0 to 100")
     action.add_argument("--shadow", action="store_true", help="only compare, answer none of them")
     action.add_argument("--if-match", metavar="REVISION", help="only if this one is served")
+    add_wait(action)
     limits = action.add_argument_group("end it by itself")
     for name, kind, help in (
         ("max-error-rate", _limit, "share of its texts that may fail"),
@@ -122,8 +126,7 @@ def _show(client: "Client", arguments: Namespace) -> None:
     if arguments.json:
         _print_json(adapter)
     else:
-        for name, value in _described(adapter).items():
-            _print(f"{name:<14} {value}")
+        print_facts(_described(adapter))
 
 
 def _upload(client: "Client", arguments: Namespace) -> None:
@@ -142,6 +145,7 @@ def _upload(client: "Client", arguments: Namespace) -> None:
             if_none_match=new,
             force=arguments.force,
             stage=arguments.stage,
+            wait=arguments.wait,
         ),
         arguments,
     )
@@ -162,19 +166,21 @@ def _download(client: "Client", arguments: Namespace) -> None:
 
 
 def _rollback(client: "Client", arguments: Namespace) -> None:
-    name, revision = arguments.name, arguments.revision
-    _print_published(client.rollback(name, revision, if_match=arguments.if_match), arguments)
+    published = client.rollback(
+        arguments.name, arguments.revision, if_match=arguments.if_match, wait=arguments.wait
+    )
+    _print_published(published, arguments)
 
 
 def _traffic(client: "Client", arguments: Namespace) -> None:
-    name, condition = arguments.name, arguments.if_match
+    name, condition, wait = arguments.name, arguments.if_match, arguments.wait
     if (arguments.revision is None) != (arguments.percent is None):
         raise CommandFailed("--revision and --percent belong together")
     if arguments.promote:
-        _print_published(client.promote(name, if_match=condition), arguments)
+        _print_published(client.promote(name, if_match=condition, wait=wait), arguments)
         return
     if arguments.end:
-        client.end_traffic(name, if_match=condition)
+        client.end_traffic(name, if_match=condition, wait=wait)
     elif arguments.revision is not None:
         rule = Rule(
             max_error_rate=arguments.max_error_rate,
@@ -190,35 +196,28 @@ def _traffic(client: "Client", arguments: Namespace) -> None:
             shadow=arguments.shadow,
             rule=rule,
             if_match=condition,
+            wait=wait,
         )
     traffic = client.traffic(name)
     if arguments.json:
         _print_json(traffic)
     else:
-        for key, value in _divided(traffic).items():
-            _print(f"{key:<14} {value}")
+        print_facts(_divided(traffic))
 
 
 def _delete(client: "Client", arguments: Namespace) -> None:
     name, revision = arguments.name, arguments.revision
     if revision is None:
-        client.delete(name, if_match=arguments.if_match)
+        client.delete(name, if_match=arguments.if_match, wait=arguments.wait)
         _print(f"{name} deleted")
     else:
-        client.delete_revision(name, revision, if_match=arguments.if_match)
+        client.delete_revision(name, revision, if_match=arguments.if_match, wait=arguments.wait)
         _print(f"{name} {revision} deleted")
 
 
 def _print_table(adapters: Sequence[AdapterSummary]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False)
-    for heading in ("name", "state", "revision", "labels", "method", "backbone", "created", "size"):
-        table.add_column(heading, justify="right" if heading in ("labels", "size") else "left")
-    for adapter in adapters:
-        row = (
+    rows = [
+        (
             adapter.name,
             adapter.state,
             (adapter.revision or "-")[:_SHORT],
@@ -228,13 +227,13 @@ def _print_table(adapters: Sequence[AdapterSummary]) -> None:
             (adapter.created or "-")[:10],
             _size(adapter.size),
         )
-        table.add_row(*(Text(cell, no_wrap=True) for cell in row))
-    # A pipe has no width; print wide enough that nothing is cut.
-    width = None if sys.stdout.isatty() else _PIPE_WIDTH
-    Console(file=sys.stdout, width=width).print(table)
+        for adapter in adapters
+    ]
+    headings = ("name", "state", "revision", "labels", "method", "backbone", "created", "size")
+    print_table(headings, rows, right=("labels", "size"))
     for adapter in adapters:
         if adapter.reason is not None:
-            _print(f"{adapter.name}: {adapter.reason}")
+            _print(f"{adapter.name}: {one_line(adapter.reason)}")
 
 
 def _described(adapter: AdapterDetail) -> dict[str, str]:

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 from cli.shell import Command, CommandFailed
 from cli.text_files import TextFile
 from service.client import ClientError, ErrorContent, Input, Retries, Unanswered
-from service.client.environment import API_KEY_VARIABLE, api_key, ca_file
+from service.client.environment import api_key, ca_file, service_url
 from service.client.errors import describe
-from service.commands.flags import URL, add_answers, options_of, positive_seconds
+from service.commands.flags import OF_URL, add_answers, add_key, options_of, positive_seconds
 from service.commands.journal import (
     FORMATS,
     STDOUT,
@@ -44,6 +44,8 @@ from service.commands.reading import (
     name_of,
     open_inputs,
     read_jsonl_on,
+    reader_of,
+    tell_terminal,
 )
 from service.commands.reading import format_of as input_format_of
 
@@ -86,14 +88,16 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--url",
         action="append",
         metavar="URL",
-        help=f"of a service, once for each replica; default: {URL}",
+        help=f"of a service, once for each replica; {OF_URL}",
     )
-    parser.add_argument("--api-key", metavar="KEY", help=f"default: ${API_KEY_VARIABLE}")
+    add_key(parser)
     parser.add_argument(
         "--overwrite", action="store_true", help="begin anew, whatever OUT has already"
     )
     reading = parser.add_argument_group("reading and writing")
-    reading.add_argument("--format", choices=[*READERS], help="of IN; default: from its name")
+    reading.add_argument(
+        "--input-format", choices=[*READERS], help="of IN; default: from its name, else text"
+    )
     reading.add_argument(
         "--text-field",
         "--text-column",
@@ -108,7 +112,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="default: text_pair, if it exists",
     )
     reading.add_argument(
-        "--output-format", choices=[*FORMATS], help="of OUT; default: from its name, else jsonl"
+        "--format", choices=[*FORMATS], help="of OUT; default: from its name, else jsonl"
     )
     add_answers(
         parser,
@@ -126,17 +130,21 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace) -> int:
     from service.commands.progress import progress_lines
 
-    form = arguments.format or input_format_of(arguments.input)
+    form = arguments.input_format or input_format_of(arguments.input)
     if form == TEXT and arguments.adapter is None:
         raise CommandFailed("--adapter is missing: plain text names no adapter")
-    output = FORMATS[arguments.output_format or format_of(arguments.output)]
+    output = FORMATS[arguments.format or format_of(arguments.output)]
     _refuse_same_file(arguments.input, arguments.output)
     with ExitStack() as stack:
+        if arguments.input == STDIN:
+            tell_terminal()
         background = _background(arguments)
         file = stack.enter_context(_inputs(arguments.input))
         columns = TextColumns(arguments.text_field, arguments.text_pair_field)
-        read = read_jsonl_on if form == "jsonl" else READERS[form]
-        records: Iterator[Record | BadLine] = read(file, columns)
+        read = reader_of(form, guessed=arguments.input_format is None)
+        records: Iterator[Record | BadLine] = (
+            read_jsonl_on(file, columns) if form == "jsonl" else read(file, columns)
+        )
         journal = stack.enter_context(
             open_journal(arguments.output, output, records, anew=arguments.overwrite)
         )
@@ -336,7 +344,7 @@ def _background(arguments: Namespace) -> "Background":
     from service.client.transport import Address
 
     key, ca = api_key(arguments.api_key), ca_file()
-    urls = list(dict.fromkeys(url.rstrip("/") for url in arguments.url or [URL]))
+    urls = list(dict.fromkeys(map(service_url, arguments.url or [None])))
     addresses = [Address(url, key, {}, 60.0 + STREAM_SECONDS, 1, ca) for url in urls]
     failures: list[ClientError] = []
     for url in urls:

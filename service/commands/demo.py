@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from cli.shell import Command, CommandFailed
 from service.client import ClientError, Input, NotAllowed, Refused, Rule, Unreachable
-from service.client.environment import api_key, ca_file
+from service.client.environment import api_key, ca_file, service_url
 from service.client.retry import ONCE
 from service.commands.flags import add_service, count, positive_seconds
 
@@ -93,7 +93,7 @@ def run(arguments: Namespace) -> int:
     async def demonstrate() -> None:
         # Two more connections: for changes, and to see whether the service is ready.
         async with AsyncClient(
-            arguments.url,
+            service_url(arguments.url),
             api_key=api_key(arguments.api_key),
             ca=ca_file(),
             retries=ONCE,

@@ -1,21 +1,43 @@
 """Flags that several commands have, and the client that they describe."""
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from service.client.environment import API_KEY_VARIABLE, api_key, ca_file
+from service.client.environment import (
+    API_KEY_VARIABLE,
+    DEFAULT_URL,
+    URL_VARIABLE,
+    api_key,
+    ca_file,
+    service_url,
+)
+from service.client.types import Wait
 
 if TYPE_CHECKING:
     from service.client import Client
     from service.client.types import Options
 
-URL = "http://127.0.0.1:8000"
+OF_URL = f"default: ${URL_VARIABLE}, else {DEFAULT_URL}, with $IDSPAM_PORT if that is set"
 
 
 def add_service(parser: ArgumentParser) -> None:
     """`--url` and `--api-key`."""
-    parser.add_argument("--url", default=URL, help="of the service; default: %(default)s")
+    parser.add_argument("--url", help=f"of the service; {OF_URL}")
+    add_key(parser)
+
+
+def add_key(parser: ArgumentParser) -> None:
+    """`--api-key`."""
     parser.add_argument("--api-key", metavar="KEY", help=f"default: ${API_KEY_VARIABLE}")
+
+
+def add_wait(parser: ArgumentParser) -> None:
+    """`--wait`, of commands that change what is served."""
+    parser.add_argument(
+        "--wait",
+        choices=get_args(Wait),
+        help="of replicas that share a store, for which the change waits; default: all",
+    )
 
 
 def add_answers(parser: ArgumentParser, *, no_truncate: str) -> None:
@@ -54,7 +76,8 @@ def client_of(arguments: Namespace, **options: Any) -> "Client":
     """
     from service.client import Client
 
-    return Client(arguments.url, api_key=api_key(arguments.api_key), ca=ca_file(), **options)
+    url = service_url(arguments.url)
+    return Client(url, api_key=api_key(arguments.api_key), ca=ca_file(), **options)
 
 
 def positive_seconds(value: str) -> float:

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli.shell import Command, CommandFailed
+from cli.tables import print_table
 
 if TYPE_CHECKING:
     from service.access.key_file import KeyRecord
 
 FILE_VARIABLE = "IDSPAM_KEYS_FILE"
-_PIPE_WIDTH = 4096
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -159,14 +159,8 @@ def _revoke(arguments: Namespace) -> None:
 
 
 def _print_table(found: "list[KeyRecord]") -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False)
     headings = ("name", "id", "state", "scopes", "adapters", "expires", "weight", "per minute")
-    for heading in headings:
-        table.add_column(heading)
+    rows = []
     for record in found:
         quotas = [
             f"{quota} {what}"
@@ -176,19 +170,19 @@ def _print_table(found: "list[KeyRecord]") -> None:
             )
             if quota is not None
         ]
-        row = (
-            record.name,
-            record.id,
-            _state(record),
-            ",".join(record.scopes),
-            "all" if record.adapters is None else ",".join(record.adapters),
-            "never" if record.expires is None else record.expires.isoformat(),
-            f"{record.weight:g}",
-            ", ".join(quotas) or "-",
+        rows.append(
+            (
+                record.name,
+                record.id,
+                _state(record),
+                ",".join(record.scopes),
+                "all" if record.adapters is None else ",".join(record.adapters),
+                "never" if record.expires is None else record.expires.isoformat(),
+                f"{record.weight:g}",
+                ", ".join(quotas) or "-",
+            )
         )
-        table.add_row(*(Text(cell, no_wrap=True) for cell in row))
-    width = None if sys.stdout.isatty() else _PIPE_WIDTH
-    Console(file=sys.stdout, width=width).print(table)
+    print_table(headings, rows)
 
 
 def _state(record: "KeyRecord") -> str:

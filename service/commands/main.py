@@ -1,17 +1,29 @@
 """`python -m service COMMAND`: from a command line to its exit code."""
 
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from cli.shell import Command, CommandFailed, exit_code, parser_of
-from service.client import ClientError
+from cli.hints import command_line
+from cli.shell import Command, CommandFailed, exit_code, parser_of, system_error
+from service.client import ClientError, Unreachable
 from service.client.errors import describe
-from service.commands import adapters, batch, demo, drift, keys, predict, tables, top
+from service.commands import adapters, batch, demo, doctor, drift, keys, predict, tables, top
+
+
+def _serve(_: Namespace) -> int:
+    # `service.__main__` serves without this module: a service needs none of the commands.
+    from service.__main__ import serve
+
+    return serve()
+
+
+SERVE = Command("serve adapters over HTTP; settings are IDSPAM_* of the environment", _serve)
 
 # In the order of the help.
 COMMANDS: Mapping[str, Command] = MappingProxyType(
     {
+        "serve": SERVE,
         "predict": predict.COMMAND,
         "batch": batch.COMMAND,
         "adapters": adapters.COMMAND,
@@ -19,10 +31,14 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
         "top": top.COMMAND,
         "drift": drift.COMMAND,
         "demo": demo.COMMAND,
+        "doctor": doctor.COMMAND,
         "settings": tables.SETTINGS,
         "metrics": tables.METRICS,
     }
 )
+
+
+_THIS_MACHINE = ("//127.0.0.1", "//localhost", "//[::1]")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -36,11 +52,15 @@ def main(argv: Sequence[str]) -> int:
 
 
 def parser() -> ArgumentParser:
-    description = "Without a command it serves, with settings from the environment (IDSPAM_*)."
-    return parser_of(COMMANDS, prog="python -m service", description=description)
+    description = "Serve adapters, and use a service that runs."
+    return parser_of(COMMANDS, module="service", description=description)
 
 
 def _explain(error: Exception) -> str | None:
+    if isinstance(error, Unreachable) and any(place in str(error) for place in _THIS_MACHINE):
+        return f"{describe(error)}; `{command_line('service', 'serve')}` starts one"
     if isinstance(error, ClientError):
         return describe(error)
-    return str(error) if isinstance(error, (CommandFailed, OSError)) else None
+    if isinstance(error, OSError):
+        return system_error(error)
+    return str(error) if isinstance(error, CommandFailed) else None

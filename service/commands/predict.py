@@ -1,4 +1,4 @@
-"""`python -m service predict`: the texts of a file or of standard input, to JSON lines.
+"""`python -m service predict`: the texts of a file or of standard input, to JSON lines or a table.
 
 A line of output is the service's answer for one text, in the order of the input. However the
 command ends, it has written whole lines, and has answered all texts before the one that failed.
@@ -6,17 +6,15 @@ command ends, it has written whole lines, and has answered all texts before the 
 
 import re
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
-from msgspec.json import Encoder
-
 from cli.shell import Command, CommandFailed
-from service.client import Input, Refused, Result, Retries
+from service.client import ClientError, Input, Refused, Result, Retries
 from service.client.batch import IN_FLIGHT, PER_REQUEST
 from service.client.errors import describe
 from service.commands.flags import (
@@ -36,12 +34,17 @@ from service.commands.reading import (
     format_of,
     name_of,
     open_inputs,
+    reader_of,
+    tell_terminal,
 )
+from service.commands.writing import EXTRAS, WRITERS, Answered, Writer
 
 if TYPE_CHECKING:
+    from service.client import Client
     from service.commands.progress import Advance
 
 STDOUT = "-"
+_LISTED = 20
 _PLACE = re.compile(r"\binputs\.(\d+)")
 
 
@@ -55,11 +58,25 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--adapter", metavar="NAME", help="for texts that name no adapter")
     add_service(parser)
-    parser.add_argument(
+    writing = parser.add_argument_group("writing")
+    writing.add_argument(
         "--output", default=STDOUT, metavar="F", help="where answers go; default: standard output"
     )
+    writing.add_argument(
+        "--format", choices=[*WRITERS], help="of the answers; default: from F's name, else jsonl"
+    )
+    writing.add_argument(
+        "--with",
+        dest="extras",
+        type=_extras,
+        default=(),
+        metavar="X,X",
+        help=f"what answers have besides: some of {', '.join(EXTRAS)}; all",
+    )
     reading = parser.add_argument_group("reading")
-    reading.add_argument("--format", choices=[*READERS], help="default: from FILE's name")
+    reading.add_argument(
+        "--input-format", choices=[*READERS], help="of FILE; default: from its name, else text"
+    )
     reading.add_argument("--text-column", default="text", metavar="C", help="%(default)s")
     reading.add_argument("--text-pair-column", metavar="C", help="default: text_pair, if it exists")
     add_answers(
@@ -81,9 +98,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace) -> int:
     from service.commands.progress import progress_bar
 
-    form = arguments.format or format_of(arguments.file)
-    if form == TEXT and arguments.adapter is None:
-        raise CommandFailed("--adapter is missing: plain text names no adapter")
+    form = arguments.input_format or format_of(arguments.file)
+    write = WRITERS[arguments.format or _format_of_output(arguments.output)](arguments.extras)
     in_flight = arguments.in_flight or IN_FLIGHT
     retries = Retries(attempts=10**6, seconds=arguments.retry_seconds)
     options = options_of(arguments)
@@ -92,11 +108,16 @@ def run(arguments: Namespace) -> int:
         file = stack.enter_context(open_inputs(arguments.file))
         # Reports a wrong address at once, not after all attempts.
         client.ready()
+        if form == TEXT and arguments.adapter is None:
+            raise CommandFailed(f"--adapter is missing: {_adapters_there(client)}")
+        if arguments.file == STDIN:
+            tell_terminal()
         output = stack.enter_context(_output(arguments.output, arguments.file))
         name = name_of(arguments.file)
         advance = stack.enter_context(progress_bar(sys.stderr, Path(name).name, file.total))
         columns = TextColumns(arguments.text_column, arguments.text_pair_column)
-        work = _Work(READERS[form](file, columns), output, advance)
+        read = reader_of(form, guessed=arguments.input_format is None)
+        work = _Work(read(file, columns), output, advance, write)
         results = client.classify(
             work.inputs(),
             arguments.adapter,
@@ -113,7 +134,34 @@ def run(arguments: Namespace) -> int:
     return 0
 
 
-COMMAND = Command("classify a file's texts, to JSON lines", run, add_arguments)
+COMMAND = Command("classify a file's texts, to JSON lines or a table", run, add_arguments)
+
+
+def _extras(value: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in value.split(",") if name.strip())
+    if names == ("all",):
+        return EXTRAS
+    if unknown := [name for name in names if name not in EXTRAS]:
+        raise ArgumentTypeError(f"{unknown[0]!r}: expected some of {', '.join(EXTRAS)}, or all")
+    return names
+
+
+def _format_of_output(name: str) -> str:
+    suffix = Path(name.lower()).suffix.removeprefix(".")
+    return suffix if suffix in WRITERS else "jsonl"
+
+
+def _adapters_there(client: "Client") -> str:
+    """Half a sentence for the user who named no adapter."""
+    try:
+        names = [adapter.name for adapter in client.adapters() if adapter.state == "ready"]
+    except ClientError:
+        # This key may not list them, for instance.
+        return "plain text names no adapter"
+    if not names:
+        return "and the service has no adapter that is ready"
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"give one of {', '.join(names[:_LISTED])}{more}"
 
 
 @contextmanager
@@ -143,13 +191,15 @@ class _Work:
     fault: the line that stopped the reading, if one did.
     """
 
-    def __init__(self, records: Iterator[Record], output: BinaryIO, advance: "Advance") -> None:
+    def __init__(
+        self, records: Iterator[Record], output: BinaryIO, advance: "Advance", write: Writer
+    ) -> None:
         self.fault: CommandFailed | None = None
         self._records = records
         self._output = output
         self._advance = advance
-        self._encode = Encoder().encode
-        self._unanswered: deque[tuple[int, int]] = deque()
+        self._line_of = write
+        self._unanswered: deque[Record] = deque()
         self._answered = self._position = 0
         self._unwritten: list[bytes] = []
 
@@ -165,15 +215,17 @@ class _Work:
                 return
             if record is None:
                 return
-            self._unanswered.append((record.line, record.position))
+            self._unanswered.append(record)
             yield record.input
 
     def write(self, results: Iterator[Result]) -> None:
         try:
             for result in results:
-                _, self._position = self._unanswered.popleft()
+                record = self._unanswered.popleft()
+                self._position = record.position
                 self._answered += 1
-                self._unwritten.append(self._encode(result) + b"\n")
+                answered = Answered(self._answered, record.line, record.input, result)
+                self._unwritten.append(self._line_of(answered))
         finally:
             self._flush()
 
@@ -183,7 +235,7 @@ class _Work:
         def line(place: re.Match[str]) -> str:
             index = int(place[1]) - self._answered
             known = 0 <= index < len(self._unanswered)
-            return f"line {self._unanswered[index][0]}" if known else place[0]
+            return f"line {self._unanswered[index].line}" if known else place[0]
 
         return _PLACE.sub(line, message)
 

@@ -91,6 +91,40 @@ def read_text(file: TextFile, _: TextColumns) -> Iterator[Record]:
         yield Record(file.line, file.position, line.removesuffix("\n").removesuffix("\r"))
 
 
+def reader_of(form: str, *, guessed: bool) -> Reader:
+    """The reader of a format. guessed: nobody has named it, so texts that look like JSON are
+    refused: they would be classified with their braces."""
+    return _read_guessed_text if form == TEXT and guessed else READERS[form]
+
+
+def _read_guessed_text(file: TextFile, texts: TextColumns) -> Iterator[Record]:
+    for record in read_text(file, texts):
+        if record.line == 1 and isinstance(record.input, str) and _is_json(record.input):
+            raise file.fault(
+                "this looks like JSON: --input-format jsonl reads it as such, and --input-format "
+                "text as a text",
+                line=1,
+            )
+        yield record
+
+
+def _is_json(line: str) -> bool:
+    if not line.lstrip().startswith("{"):
+        return False
+    try:
+        msgspec.json.decode(line)
+    except (msgspec.MsgspecError, UnicodeEncodeError):
+        return False
+    return True
+
+
+def tell_terminal() -> None:
+    """Say what standard input is read for, if it is a terminal, which would just stand still."""
+    if sys.stdin.isatty():
+        sys.stderr.write("texts, one a line; Ctrl-D ends them\n")
+        sys.stderr.flush()
+
+
 def read_jsonl(file: TextFile, texts: TextColumns) -> Iterator[Record]:
     for record in read_jsonl_on(file, texts):
         if isinstance(record, BadLine):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from cli.shell import Command, CommandFailed
 from service.access.scopes import needs
 from service.client import ClientError
+from service.client.environment import service_url
 from service.client.retry import ONCE
 from service.commands.flags import add_service, client_of, count, positive_seconds
 
@@ -374,7 +375,7 @@ def _live(client: "Client", arguments: Namespace, console: "Console") -> None:
                 live.update(_view(client, before, now, arguments, width=console.width))
                 before = now
             except (ClientError, CommandFailed) as error:
-                live.update(Text(f"{arguments.url}: {error}"))
+                live.update(Text(f"{service_url(arguments.url)}: {error}"))
 
 
 def _scrape(client: "Client") -> "Scrape":
@@ -391,7 +392,8 @@ def _view(
     between = Between(before, now)
     ready = client.ready()
     state = "ready" if ready.ok else f"not ready: {ready.reason}"
-    head = Text(f"{arguments.url}: {state}; {running(between) or 'no engine'}", style="bold")
+    where = service_url(arguments.url)
+    head = Text(f"{where}: {state}; {running(between) or 'no engine'}", style="bold")
     panels = panels_of(between, adapters=arguments.adapters)
     tables: list[RenderableType] = [_table(panel) for panel in panels]
     if width >= _WIDE:

@@ -272,6 +272,10 @@ class BoundedHttpProtocol(PlainHttpProtocol):
         self._part = "body"
         self._data_end = self._data_bytes + self._announced
         self._all.waiting.pop(self, None)
+        if self._all.draining:
+            self._all.last_request = self.loop.time()
+            # uvicorn then answers with `Connection: close`.
+            self.cycle.keep_alive = False
         if self._is_long():
             # If the answer comes before the end of the body, the rest is not worth reading.
             self._keeps_alive, self.cycle.keep_alive = self.cycle.keep_alive, False
@@ -356,9 +360,8 @@ class BoundedHttpProtocol(PlainHttpProtocol):
         self._abort()
 
     def drain(self) -> None:
-        if self._part == "none" and self.timeout_keep_alive_task is not None:
-            self.transport.close()
-        elif self._is_answering():
+        # An idle connection stays for a moment: its client may be sending, and would be reset.
+        if self._is_answering():
             self.cycle.keep_alive = False
 
     # Input.

@@ -19,6 +19,7 @@ from service.http.bodies import MAX_DETAILS
 from service.http.connection import while_connected
 from service.http.explanation import Explanations, locate
 from service.http.lifecycle import Service, service_of
+from service.http.request_log import note_texts
 from service.http.texts import Text, trial_of
 from service.http.uncertain import uncertain_texts
 from service.observability.logs import request_id
@@ -107,6 +108,7 @@ async def classify(
     service = service_of(request)
     if abstain_below is not None:
         _check_single_labels(texts)
+    note_texts(request.scope, Counter([text.key.name for text in texts]))
     most = service.settings.max_answer_bytes
     refuse_large_answer(texts, shape, most)
     started = perf_counter()

@@ -25,6 +25,8 @@ DISCARDED_BYTES = 32 * 2**20
 # After SIGTERM: for what is just being received, and for clients that take none of their answer.
 DRAIN_BODY_SECONDS = 0.5
 DRAIN_ANSWER_SECONDS = 1.0
+# Idle connections are closed once none was used for so long, or after the second time in any case.
+DRAIN_QUIET_SECONDS, DRAIN_IDLE_SECONDS = 0.1, 1.0
 
 
 class Connection(Protocol):
@@ -37,7 +39,7 @@ class Connection(Protocol):
         """Close it, for another one."""
 
     def drain(self) -> None:
-        """Close it unless a request is being received or answered."""
+        """Close it after the present answer, or after the next one if it is idle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ class Connections:
         waiting: connections without a request, or with an unfinished head, longest first.
         discards: how many bytes may be read and discarded until the next check.
         draining: whether SIGTERM has come. bodies_until: when unfinished bodies are then refused.
+        last_request: when SIGTERM came, or the last request after it.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class Connections:
         self.waiting: dict[Connection, None] = {}
         self.discards = DISCARDED_BYTES
         self.draining = False
+        self.last_request = 0.0
         self.bodies_until = 0.0
         self._opened = opened
         self._ended = ended
@@ -108,6 +112,7 @@ class Connections:
     def drain(self, connections: Collection[Connection], now: float) -> None:
         """Soon nothing but requests that have come completely is waited for."""
         self.draining = True
+        self.last_request = now
         self.bodies_until = now + DRAIN_BODY_SECONDS
         self.limits = Limits(
             self.limits.connections,
@@ -117,6 +122,17 @@ class Connections:
         )
         for connection in list(connections):
             connection.drain()
+
+    def may_be_asked(self, now: float, since: float) -> bool:
+        """Whether an idle connection should stay open, so that its client's next request is
+        answered, with `Connection: close`, and not reset.
+
+        Args:
+            since: when everything else was over.
+        """
+        if not self.waiting or now - since > DRAIN_IDLE_SECONDS:
+            return False
+        return now - self.last_request < DRAIN_QUIET_SECONDS
 
 
 def limits_of(settings: Settings) -> Limits:

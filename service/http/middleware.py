@@ -29,6 +29,7 @@ from service.http.error_shapes import shape_of
 from service.http.errors import DISCONNECTED, ERRORS, INTERNAL, own_shape, refusal_of
 from service.http.lifecycle import Service
 from service.http.predict import PATH, predict
+from service.http.request_log import RequestLog
 from service.observability.logs import request_id
 from service.observability.tracing import answered
 
@@ -51,6 +52,7 @@ class Gate:
         self._app = app
         self._service = service
         self._guard = service.guard
+        self._log = RequestLog()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -87,7 +89,9 @@ class Gate:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         method, path = scope["method"], get_route_path(scope)
-        route = match(method, path)
+        route = scope["idspam.asked"] = match(method, path)
+        if route is not None and route.adapter:
+            scope["idspam.adapters"] = {route.adapter: None}
         address = (scope.get("client") or ("",))[0]
         sent = headers_for_guard(scope["headers"])
         key = self._guard.authorise(route, sent, Client(address, method, path))
@@ -124,13 +128,14 @@ class Gate:
         outcome = _outcome(status, error)
         self._service.metrics.request_done(route, outcome, seconds=seconds, error=error)
         answered(span, method=method, route=route, status=status, error=error)
-        logger.debug(
-            "request method=%s path=%r status=%d outcome=%s ms=%.2f",
-            method,
-            scope["path"],
-            status,
-            outcome,
-            seconds * 1000,
+        self._log.done(
+            scope,
+            scope.get("idspam.asked"),
+            method=method,
+            route=route,
+            status=status,
+            outcome=outcome,
+            seconds=seconds,
         )
 
 

@@ -29,6 +29,8 @@ CLOSING_SECONDS = 2
 KEEP_ALIVE_SECONDS = 75
 # Connections are checked every so many tenths of a second.
 CHECK_TICKS = 5
+# While the service drains: how often it is looked whether idle connections may be closed.
+DRAIN_POLL_SECONDS = 0.02
 # So are the files of the certificate.
 RENEWAL_TICKS = 100
 _NO_SUCH_ADDRESS = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
@@ -151,8 +153,15 @@ class Server(uvicorn.Server):
     def _drain(self) -> None:
         if self._draining is None:
             self._connections.drain(self._open, asyncio.get_running_loop().time())
-            self._draining = asyncio.ensure_future(self._service.drain())
+            self._draining = asyncio.ensure_future(self._drain_service())
             self._draining.add_done_callback(self._drained)
+
+    async def _drain_service(self) -> None:
+        await self._service.drain()
+        loop = asyncio.get_running_loop()
+        since = loop.time()
+        while self._connections.may_be_asked(loop.time(), since):  # noqa: ASYNC110  # a clock's
+            await asyncio.sleep(DRAIN_POLL_SECONDS)
 
     def _drained(self, draining: "asyncio.Task[None]") -> None:
         self.should_exit = True

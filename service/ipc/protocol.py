@@ -201,7 +201,8 @@ class Heartbeat(Message, frozen=True):
     live: bool
     ready: bool
     reason: str | None
-    details: dict[str, float | str]
+    # Counts stay whole numbers.
+    details: dict[str, int | float | str]
     lease: float | None = None
 
 

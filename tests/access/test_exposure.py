@@ -74,7 +74,7 @@ def started(tmp_path: Path, **settings: str) -> "subprocess.CompletedProcess[str
     environ = {"IDSPAM_PORT": "0", "IDSPAM_ADAPTER_DIR": str(tmp_path / "adapters"), "PATH": ""}
     environ |= {f"IDSPAM_{key}": value for key, value in settings.items()}
     return subprocess.run(
-        [sys.executable, "-m", "service"],
+        [sys.executable, "-m", "service", "serve"],
         cwd=TREE,
         env=environ,
         capture_output=True,

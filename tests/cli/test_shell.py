@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.shell import Command, CommandFailed, exit_code, one_line, parser_of
+from cli.shell import Command, CommandFailed, NothingChosen, exit_code, one_line, parser_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -67,10 +67,61 @@ def test_flags_are_not_abbreviated_at_any_depth() -> None:
         actions = parser.add_subparsers(required=True)
         actions.add_parser("deep").add_argument("--long-flag")
 
-    parser = parser_of({"a": Command("help", lambda _: 0, add)}, prog="p", description="")
+    parser = parser_of({"a": Command("help", lambda _: 0, add)}, module="p", description="")
     assert parser.parse_args(["a", "deep", "--long-flag", "x"]).long_flag == "x"
-    with pytest.raises(CommandFailed, match=r"unrecognized arguments: --long x \(see p"):
+    with pytest.raises(CommandFailed, match=r"unrecognized arguments: --long x \(see .* -m p "):
         parser.parse_args(["a", "deep", "--long", "x"])
+
+
+def _listed(columns: int) -> str:
+    def add(parser: ArgumentParser) -> None:
+        parser.add_subparsers(required=True, metavar="ACTION").add_parser("deep", help="go down")
+
+    long = "what it does, told in more words than a narrow terminal has room for"
+    commands = {"fit": Command(long, lambda _: 0), "keys": Command("keys", lambda _: 0, add)}
+    parser = parser_of(commands, module="p", description="")
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", str(columns))
+        for words in ([], ["keys"]):
+            with pytest.raises(NothingChosen) as caught:
+                parser.parse_args(words)
+            found.append(f"{caught.value.listing}{caught.value}")
+    assert " ".join(found[1].split()).startswith("deep go down which action? (see ")
+    assert found[1].endswith(" -m p keys --help)")
+    return found[0]
+
+
+def test_a_program_without_a_command_lists_them_a_line_each() -> None:
+    first, second, question = _listed(100).splitlines()
+    assert first.startswith("fit   what it does, told in more words")
+    assert second == "keys  keys"
+    assert question.startswith("which command? (see ")
+
+
+@pytest.mark.parametrize("columns", [40, 24])
+def test_a_list_fits_a_narrow_terminal(columns: int) -> None:
+    *lines, _ = _listed(columns).splitlines()
+    assert max(map(len, lines)) <= columns
+    assert " ".join(" ".join(lines).split()).startswith("fit what it does, told in more words than")
+
+
+@pytest.mark.parametrize("program", ["service", "train"])
+@pytest.mark.parametrize("words", ["", "--help", "nonsense"])
+def test_a_reader_that_closes_the_pipe_sees_no_traceback(program: str, words: str) -> None:
+    line = f"{sys.executable} -m {program} {words} 2>&1 | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr) == ("", "")
+    assert done.returncode in (0, 2, 141)
+
+
+def test_a_process_without_standard_output_ends_well() -> None:
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m service >&- 2>&-"], cwd=ROOT, check=False
+    )
+    assert done.returncode == 2
 
 
 def _printed(script: str, encoding: str) -> bytes:

@@ -235,7 +235,7 @@ def test_two_runs_do_not_write_to_one_output(batch: Run, tmp_path: Path) -> None
 
 
 def piped(live: RunningService, **options: Any) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "service", "batch", "-", "-", "--format", "text"]
+    command = [sys.executable, "-m", "service", "batch", "-", "-", "--input-format", "text"]
     return subprocess.Popen(
         [*command, "--adapter", "a", "--url", live.url],
         cwd=TREE,

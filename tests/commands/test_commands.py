@@ -54,7 +54,17 @@ def test_json_lines_come_from_standard_input_with_adapters_of_their_own(
 ) -> None:
     lines = ['{"text": "free", "adapter": "b", "id": "1"}', '{"text": "free", "text_pair": "win"}']
     done = typed(
-        *("predict", "--format", "jsonl", "--adapter", "a", "--url", live.url, "--top-k", "1"),
+        *(
+            "predict",
+            "--input-format",
+            "jsonl",
+            "--adapter",
+            "a",
+            "--url",
+            live.url,
+            "--top-k",
+            "1",
+        ),
         "--explain",
         stdin="\n".join(lines),
     )
@@ -117,7 +127,7 @@ def test_mistakes_about_the_service_or_the_files_are_one_line(
         (["predict", "a", "b"], "unrecognized arguments: b"),
         (["predict", "-", "--adapter", "a", "--url", "nonsense"], "'nonsense' is no address"),
         (["predict", "-", "--adapter", "a", "--api-key", "ü"], "printable ASCII"),
-        (["adapters"], "ACTION"),
+        (["adapters"], "which action?"),
         (["adapters", "show", "A b"], "adapter name 'A b'"),
         (["adapters", "upload", "none.safetensors"], "none.safetensors: cannot be read"),
         (["adapters", "rollback", "a", "--revision", "xyz"], "revision 'xyz'"),

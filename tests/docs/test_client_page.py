@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from service.client import ClientError, Retries, errors
-from service.client.environment import API_KEY_VARIABLE
+from service.client.environment import API_KEY_VARIABLE, DEFAULT_URL, URL_VARIABLE
 from service.client.sync import Client
-from service.commands.flags import URL
 from service.commands.main import parser
 from service.commands.reading import MAX_LINE_BYTES
 from tests.support.http_service import RunningService, serve
@@ -38,8 +37,11 @@ def test_the_pages_python_runs(
 ) -> None:
     assert len(blocks("python")) == 4
     program = blocks("python")[number]
-    assert URL in program
-    exec(compile(program.replace(URL, live.url), "docs/client.md", "exec"), {"__name__": "page"})
+    assert DEFAULT_URL in program
+    exec(
+        compile(program.replace(DEFAULT_URL, live.url), "docs/client.md", "exec"),
+        {"__name__": "page"},
+    )
     assert capsys.readouterr().out
     assert [item.name for item in live.app.state.service.catalog.entries()] == [
         "banking77",
@@ -50,7 +52,7 @@ def test_the_pages_python_runs(
 
 def test_the_pages_commands_can_be_typed() -> None:
     lines = [line for block in blocks("sh") for line in block.splitlines() if line]
-    assert len(lines) == 12
+    assert len(lines) == 14
     for line in lines:
         words = shlex.split(line.partition(" > ")[0].rpartition("| ")[2])
         assert words[:3] == ["python", "-m", "service"]
@@ -61,7 +63,7 @@ def test_the_page_says_what_the_code_says() -> None:
     retries = Retries()
     assert f"Retries(attempts={retries.attempts}, seconds={retries.seconds:g})" in PAGE
     assert f"double from {retries.first:g} to {retries.longest:g} seconds" in PAGE
-    assert API_KEY_VARIABLE in PAGE
+    assert {API_KEY_VARIABLE, URL_VARIABLE} <= set(re.findall(r"\w+", PAGE))
     assert f"more than {MAX_LINE_BYTES // 2**20} MiB" in PAGE
     arguments = inspect.signature(Client).parameters
     assert f"| `seconds` | {arguments['seconds'].default:g} |" in PAGE

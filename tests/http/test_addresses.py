@@ -103,7 +103,7 @@ def test_a_system_without_ipv6_is_told_in_one_line(
 def test_where_ipv6_is_switched_off_the_start_ends_with_one_line(tmp_path: Path) -> None:
     """In a network namespace of its own, whose IPv6 is switched off."""
     switched_off = "/proc/sys/net/ipv6/conf/all/disable_ipv6"
-    command = f"echo 1 > {switched_off} && exec {sys.executable} -m service"
+    command = f"echo 1 > {switched_off} && exec {sys.executable} -m service serve"
     probe = subprocess.run(
         ["unshare", "-n", "sh", "-c", f"echo 1 > {switched_off}"], capture_output=True, check=False
     )

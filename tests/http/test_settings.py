@@ -192,7 +192,11 @@ def test_readme_has_the_table_as_it_is() -> None:
 def test_a_bad_setting_stops_the_start_with_one_line_and_status_2() -> None:
     environ = {"IDSPAM_PORT": "x", "PATH": ""}
     ended = subprocess.run(
-        [sys.executable, "-m", "service"], cwd=TREE, env=environ, capture_output=True, timeout=30
+        [sys.executable, "-m", "service", "serve"],
+        cwd=TREE,
+        env=environ,
+        capture_output=True,
+        timeout=30,
     )
     assert ended.returncode == 2
     assert ended.stdout == b""

@@ -122,7 +122,7 @@ def test_a_file_that_cannot_be_used_is_named_with_its_setting(
 def test_bad_files_stop_the_start(tmp_path: Path) -> None:
     environ = {"IDSPAM_ADAPTER_DIR": str(tmp_path), "IDSPAM_TLS_CERT": str(tmp_path / "x")}
     done = subprocess.run(
-        [sys.executable, "-m", "service"],
+        [sys.executable, "-m", "service", "serve"],
         cwd=TREE,
         env={"PATH": "", "IDSPAM_PORT": "0"} | environ,
         capture_output=True,

@@ -4,6 +4,7 @@ import signal
 import socket
 import threading
 import time
+from http.client import HTTPConnection
 from pathlib import Path
 
 import httpx
@@ -54,6 +55,30 @@ def test_sigterm_flips_ready_then_answers_what_is_in_flight_then_exits_0(
             asking.join()
         assert answers[0].status_code == 200
         assert len(answers[0].json()["results"]) == texts
+        assert running.wait(20) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_connection_in_use_is_told_to_close_before_it_is_closed(
+    tmp_path: Path, folder: Path, workers: str
+) -> None:
+    """A client that goes on asking on one connection gets an answer each time, and no reset."""
+    with service_process(environ(folder, tmp_path, WORKERS=workers)) as running:
+        assert running.stdout is not None
+        host, port = running.stdout.readline().split()[1].removeprefix("http://").split(":")
+        connection = HTTPConnection(host, int(port), timeout=10)
+        headers, status = {}, 0
+        for turn in range(100_000):
+            connection.request("GET", "/readyz")
+            answer = connection.getresponse()
+            answer.read()
+            status, headers = answer.status, dict(answer.getheaders())
+            if turn == 20:
+                running.send_signal(signal.SIGTERM)
+            if headers.get("connection") == "close":
+                break
+        assert (status, headers.get("connection")) == (503, "close")
         assert running.wait(20) == 0
 
 

@@ -399,3 +399,15 @@ def test_other_versions_directions_and_kinds_are_refused() -> None:
             FROM_WORKER.decode(bytes([VERSION]) + content)
     with pytest.raises(Undecodable):
         FROM_WORKER.decode(b"")
+
+
+def test_counts_of_a_heartbeat_stay_whole_numbers() -> None:
+    details: dict[str, int | float | str] = {
+        "waiting_entries": 7,
+        "batch_seconds": 7.0,
+        "phase": "ready",
+    }
+    sent = Heartbeat(1.0, live=True, ready=True, reason=None, details=details)
+    (received,) = FROM_ENGINE.decode(encode([sent]))
+    assert isinstance(received, Heartbeat)
+    assert [type(value) for value in received.details.values()] == [int, float, str]

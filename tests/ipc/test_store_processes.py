@@ -186,7 +186,7 @@ def test_a_second_service_on_the_same_folder_does_not_start(
 ) -> None:
     root = stage.service.adapter_dir
     second = subprocess.run(
-        [sys.executable, "-m", "service"],
+        [sys.executable, "-m", "service", "serve"],
         cwd=TREE,
         env=environ(folder, root, WORKERS=workers),
         capture_output=True,

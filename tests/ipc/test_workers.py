@@ -352,7 +352,7 @@ def test_the_workers_port_is_taken_for_everybody_else(
 ) -> None:
     port = service.url.rpartition(":")[2]
     ended = subprocess.run(
-        [sys.executable, "-m", "service"],
+        [sys.executable, "-m", "service", "serve"],
         cwd=TREE,
         env=environ(folder, tmp_path, WORKERS=workers, PORT=port),
         capture_output=True,

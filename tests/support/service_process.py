@@ -44,7 +44,7 @@ def service_process(
 ) -> Iterator[subprocess.Popen[str]]:
     """`python -m service`, just started; killed when the block ends."""
     with subprocess.Popen(
-        [sys.executable, "-m", "service"],
+        [sys.executable, "-m", "service", "serve"],
         cwd=TREE,
         env=environment,
         stdout=subprocess.PIPE,
@@ -137,7 +137,7 @@ def ready_service(
     with (
         log.open("w") as errors,
         subprocess.Popen(
-            [sys.executable, "-m", "service"],
+            [sys.executable, "-m", "service", "serve"],
             cwd=TREE,
             env=environment,
             stdout=subprocess.PIPE,

@@ -11,8 +11,8 @@ from train.config.settings import FitSettings
 from train.data.dataset import Dataset, Example
 from train.fit.fit import fit
 from train.loop.progress import EpochReport, Progress
+from train.report.card_file import card_path
 from train.report.data_checks import repeats_path, suspects_path
-from train.report.model_card import card_path
 from train.report.report import FitReport
 
 EPOCHS = 4

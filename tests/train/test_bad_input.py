@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cli.hints import command_line
 from tests.support.families import save
 from tests.support.training import TRAIN, dataset, settings_of
 from train.cli import main
@@ -114,7 +115,7 @@ def test_some_blank_texts_are_counted_and_trained_on(
         (["--output", "README.safetensors"], "README.md is not a model card and would be replaced"),
         (["--output", "/proc/x.safetensors"], "--output /proc/x.safetensors: the folder /proc can"),
         (["--output", f"{'x' * 240}.safetensors"], "--output xxx"),
-        (["--output", f"{'x' * 300}.safetensors"], "[Errno 36] File name too long: "),
+        (["--output", f"{'x' * 300}.safetensors"], f"{'x' * 300}.safetensors: File name too long"),
         (["--init-from", "none.safetensors"], "--init-from none.safetensors: No such file"),
         (["--init-from", "good.csv"], "--init-from good.csv: not a valid adapter: "),
         (["--search", "0"], "--search must be at least 1, not 0"),
@@ -256,9 +257,9 @@ def test_ctrl_c_prints_how_to_continue_and_that_works(
     out, err = capsys.readouterr()
     assert out == ""
     *_, line = err.splitlines()
-    assert line.startswith(f"{expected}python -m train fit --train good.csv ")
+    assert line.startswith(f"{expected}{command_line('train', 'fit', '--train', 'good.csv')} ")
     assert not (folder / "x.safetensors").exists()
-    command = line.partition("python -m train ")[2].split()
+    command = line.partition(" -m train ")[2].split()
     assert command[: len(argv)] == argv
     assert main([*command, "--quiet"]) == 0
     left = sorted(path.name for path in folder.iterdir())
@@ -273,8 +274,11 @@ def test_the_state_of_an_older_run_is_not_resumed(
 ) -> None:
     (folder / "x.safetensors.state").write_bytes(b"older")
     monkeypatch.setattr(fit_command, "progress_of", lambda _: _CtrlC("lower layers"))
-    assert main(_fit("--backbone", str(bert), "--method", "idspam")) == 130
-    *_, replaced, line = capsys.readouterr().err.splitlines()
+    argv = _fit("--backbone", str(bert), "--method", "idspam")
+    assert main(argv) == 2
+    assert "--resume goes on with that run, --overwrite begins anew" in capsys.readouterr().err
+    assert main([*argv, "--overwrite"]) == 130
+    *_, replaced, _, line = capsys.readouterr().err.splitlines()
     assert replaced.startswith("x.safetensors.state: replacing the state of an interrupted run")
     assert line.startswith("interrupted before the first step; to start again: ")
     assert (folder / "x.safetensors.state").read_bytes() == b"older"

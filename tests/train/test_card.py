@@ -15,7 +15,8 @@ from adapters.backbone.loading import DEFAULT_BACKBONE
 from adapters.format.spec import BackboneIdentity, Provenance
 from tests.support.model_cards import FIT_REPORT, assessment_of, facts_of, fences, parsed
 from train.metrics import Assessment, Metrics, assess
-from train.report.model_card import MOST_EPOCHS, CardFacts, card_path, model_card
+from train.report.card_file import card_path
+from train.report.model_card import MOST_EPOCHS, CardFacts, model_card
 from train.report.report import Baseline
 
 

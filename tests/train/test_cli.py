@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -47,7 +48,8 @@ def _refusal(argv: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
     assert out == ""
     assert sorted(path.name for path in Path().iterdir()) == before, "something was written"
     *progress, line = err.splitlines()
-    assert all(": " in earlier and "rows" in earlier for earlier in progress), err
+    known = ("rows", "loading the backbone")
+    assert all(any(words in earlier for words in known) for earlier in progress), err
     assert line.startswith("error: ")
     return line.removeprefix("error: ")
 
@@ -128,15 +130,14 @@ def test_resume_needs_an_interrupted_run(
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        ([], "the following arguments are required: COMMAND"),
         (["train"], "argument COMMAND: invalid choice: 'train' (choose from"),
         (["fit"], "the following arguments are required: --train, --output"),
         (
             ["evaluate", "--adapter", "none.safetensors", "--data", "good.jsonl"],
-            "[Errno 2] No such",
+            "none.safetensors: No such file or directory",
         ),
         (["evaluate", "--adapter", "good.jsonl", "--data", "good.jsonl"], "not a valid adapter: "),
-        (["push", "--adapter", "x", "--name", "x"], "the following arguments are required: --url"),
+        (["push", "--adapter", "x"], "the following arguments are required: --name"),
     ],
 )
 def test_every_command_refuses_in_one_line(
@@ -269,7 +270,8 @@ def test_ctrl_c_keeps_the_state_and_prints_a_command_that_continues(
     assert process.returncode == 130, err
     assert out == ""
     assert "Traceback" not in err
-    assert err.splitlines()[-1].startswith("interrupted; to go on: python -m train fit --train ")
+    hint = shlex.join([sys.executable, "-m", "train", "fit", "--train"])
+    assert err.splitlines()[-1].startswith(f"interrupted; to go on: {hint} ")
     assert err.rstrip().endswith("--resume")
     assert not (folder / "x.safetensors").exists()
     assert (folder / "x.safetensors.state").exists()

@@ -14,8 +14,8 @@ from train import cli
 from train.data.dataset import Dataset
 from train.errors import SettingsError
 from train.loop.progress import Progress
+from train.report.card_file import card_path
 from train.report.evaluation import evaluate
-from train.report.model_card import card_path
 
 
 @pytest.fixture(scope="module")

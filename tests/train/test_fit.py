@@ -32,8 +32,8 @@ from train.fit.fit import fit
 from train.loop.checkpoint import checkpoint_path
 from train.loop.progress import Progress
 from train.metrics import Assessment, Metrics
+from train.report.card_file import card_path
 from train.report.evaluation import evaluate
-from train.report.model_card import card_path
 from train.report.report import FitReport
 
 pytestmark = pytest.mark.slow

@@ -23,7 +23,7 @@ from tests.support.training import (
 from train.config.settings import FitSettings, StorageType
 from train.errors import ResumeError, SettingsError
 from train.fit.fit import fit
-from train.report.model_card import card_path
+from train.report.card_file import card_path
 
 # So small a learning rate that weights change only in the last digits of float32.
 STILL = {

@@ -21,8 +21,8 @@ from train.loop.checkpoint import checkpoint_path
 from train.loop.progress import Progress
 from train.methods import METHODS
 from train.metrics import Metric, MultiLabelMetrics
+from train.report.card_file import card_path
 from train.report.evaluation import evaluate
-from train.report.model_card import card_path
 from train.report.report import FitReport
 from train.set_metrics import MultiLabelAssessment
 

@@ -173,7 +173,10 @@ def test_a_broken_file_is_refused_locally_and_never_sent(
         path.write_bytes(path.read_bytes()[:-100])
         with pytest.raises(InvalidAdapter):
             push(path, "spam", server.url)
-        for file, expected in ((path, "not a valid adapter: "), (path.parent / "no", "[Errno 2]")):
+        for file, expected in (
+            (path, "not a valid adapter: "),
+            (path.parent / "no", "No such file"),
+        ):
             argv = ["push", "--adapter", str(file), "--name", "spam", "--url", server.url]
             assert main(argv) == 2
             out, err = capsys.readouterr()

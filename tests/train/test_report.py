@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from cli.hints import command_line
 from cli.progress import duration
 from tests.support.model_cards import BAD, EPOCH_REPORT, FIT_REPORT, GOOD
 from train.config.settings import FitSettings, Range, entries
@@ -95,7 +96,13 @@ def _printed(report: FitReport) -> str:
 def test_the_closing_table_ends_with_a_command_that_can_be_copied() -> None:
     shown = _printed(replace(FIT_REPORT, output="runs/" + "long/" * 30 + "My Task.safetensors"))
     *_, line = shown.splitlines()
-    assert line.endswith("long/My Task.safetensors' --name my-task --url http://127.0.0.1:8000")
+    assert line.endswith("long/My Task.safetensors' --name my-task")
+    assert line.startswith("to publish it there: ")
+    *_, serve, _ = shown.splitlines()
+    assert serve == f"to serve it: {command_line('service', 'serve')}"
+    other = replace(FIT_REPORT, settings={"backbone": "my bert"})
+    (own,) = _printed(other).splitlines()[-2:-1]
+    assert own.startswith("to serve it: IDSPAM_BACKBONE='my bert' ")
     assert "warning" not in shown
     assert "test" not in shown
     assert "search" not in shown

@@ -24,7 +24,7 @@ from train.fit.search import FIRST_TRIALS, LEAST_EPOCHS, WHOLE_TRIALS, Proposals
 from train.loop.checkpoint import checkpoint_path
 from train.loop.progress import Progress
 from train.metrics import Metrics
-from train.report.model_card import card_path
+from train.report.card_file import card_path
 from train.report.report import FitReport, TrialOutcome, TrialReport
 
 TRIALS = 4

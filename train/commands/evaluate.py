@@ -1,5 +1,6 @@
 """`python -m train evaluate`: measure an adapter file on labelled texts."""
 
+import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
@@ -27,6 +28,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--adapter", required=True, type=Path, metavar="X.safetensors")
     parser.add_argument("--data", required=True, metavar="F", help=DATA)
     add_report(parser)
+    parser.add_argument("--json", action="store_true", help="print all figures as JSON")
     parser.add_argument(
         "--rows",
         type=Path,
@@ -64,6 +66,9 @@ def run(arguments: Namespace) -> int:
         write_atomically(arguments.report, evaluation.report.to_json().encode())
     if arguments.rows is not None:
         write_rows(arguments.rows, evaluation)
+    if arguments.json:
+        sys.stdout.write(evaluation.report.to_json())
+        return 0
     print_evaluation(evaluation.report, stdout())
     if arguments.rows is not None:
         print_line(stdout(), f"written: {arguments.rows}")
@@ -84,4 +89,4 @@ def _check_rows_file(path: Path | None, data: str) -> None:
         raise OutputError(f"--rows {path}: this is the file that is read")
 
 
-COMMAND = Command("measure an adapter", run, add_arguments)
+COMMAND = Command("measure an adapter on labelled texts", run, add_arguments)

@@ -12,6 +12,7 @@ from train.commands.flags import (
     add_label_separator,
     add_progress,
     add_settings,
+    announce,
     naming_the_local_way,
     settings_of,
     stdout,
@@ -63,15 +64,19 @@ def _add_transfer(parser: ArgumentParser) -> None:
 
 def _add_ablate(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "--switches", type=_names, metavar="S,S", help="names of settings; default: all switches"
+        "--switches",
+        type=_names,
+        metavar="S,S",
+        help="names of settings; default: all switches that the method has",
     )
     # An ablation starts from a preset, with its switches.
-    _add_common(parser, tasks="mrpc,rte,cola", settings=(*SETTINGS, "preset"))
+    _add_common(parser, tasks="mrpc,rte,cola", settings=(*SETTINGS, "preset", "method"))
     add_label_separator(parser)
 
 
 def _run(arguments: Namespace) -> int:
     """Run an experiment; the exit code is 1 if one of its runs failed."""
+    announce(f"{arguments.command}: loading torch, the backbone and the tasks", arguments)
     from train.experiments.display import Display, LineDisplay, display_for
     from train.experiments.tables import print_findings
 
@@ -112,11 +117,12 @@ def _experiment(arguments: Namespace) -> "Callable[..., Findings]":
 
             return partial(transfer, tasks, arguments.methods, seeds)
         case _:
-            from train.experiments.ablate import SWITCHES, ablate
+            from train.experiments.ablate import ablate
 
-            switches = tuple(SWITCHES) if arguments.switches is None else arguments.switches
             separator = arguments.label_separator
-            return partial(ablate, tasks, seeds, switches=switches, label_separator=separator)
+            return partial(
+                ablate, tasks, seeds, switches=arguments.switches, label_separator=separator
+            )
 
 
 COMPARE = Command(
@@ -125,7 +131,7 @@ COMPARE = Command(
 TRANSFER = Command(
     "train on one task, measure another: unseen, and after 100 examples", _run, _add_transfer
 )
-ABLATE = Command("ID-SPAM with one switch changed at a time", _run, _add_ablate)
+ABLATE = Command("a method with one switch changed at a time", _run, _add_ablate)
 
 
 def _add_methods(parser: ArgumentParser, methods: str) -> None:

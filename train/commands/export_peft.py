@@ -4,7 +4,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from cli.shell import Command
-from train.commands.flags import naming_the_local_way, stdout
+from train.commands.flags import announce, naming_the_local_way, stdout
 from train.commands.import_peft import naming_peft
 
 
@@ -14,9 +14,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--backbone", metavar="S", help="default: the name that the adapter was trained with"
     )
+    parser.add_argument("--quiet", action="store_true", help="the closing line only")
 
 
 def run(arguments: Namespace) -> int:
+    announce(f"{arguments.adapter}: loading PEFT and the base model", arguments)
     with naming_peft():
         from train.peft.exporting import export_peft
 

@@ -1,6 +1,5 @@
 """`python -m train fit`: train an adapter, write it with its model card, print its scores."""
 
-import shlex
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,19 +7,23 @@ from pathlib import Path
 from cli.shell import Command
 from train.commands.flags import (
     DATA,
-    PROGRAM,
     add_columns,
+    add_overwrite,
     add_progress,
     add_report,
     add_settings,
+    check_new,
     check_output,
     naming_the_local_way,
     progress_of,
     read,
     settings_of,
     stdout,
+    typed,
 )
+from train.errors import ResumeError
 from train.loop.launch import Launch
+from train.report.card_file import card_path, is_card
 from train.report.report import print_fit
 
 
@@ -38,6 +41,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "X.repeats.csv and X.suspects.csv",
     )
     add_report(files)
+    add_overwrite(files)
     add_columns(parser)
     add_settings(parser.add_argument_group("settings"))
     add_progress(parser)
@@ -48,6 +52,12 @@ def run(arguments: Namespace) -> int:
     output = arguments.output
     check_output(output, "--output", ".safetensors")
     check_output(arguments.report, "--report", ".json")
+    card = card_path(output)
+    # Another file in its place is refused later, whatever the flags say.
+    ours = card if card.is_file() and is_card(card) else None
+    check_new([output, ours, arguments.report], overwrite=arguments.overwrite)
+    if not (settings.resume or arguments.overwrite):
+        _check_no_state(output)
     with progress_of(arguments) as progress:
         sets = {
             split: read(source, split, arguments, progress)
@@ -87,7 +97,7 @@ def run(arguments: Namespace) -> int:
     return 0
 
 
-COMMAND = Command("train an adapter", run, add_arguments)
+COMMAND = Command("train an adapter from labelled texts", run, add_arguments)
 
 
 def _version(path: Path) -> tuple[int, int] | None:
@@ -98,8 +108,25 @@ def _version(path: Path) -> tuple[int, int] | None:
     return status.st_ino, status.st_mtime_ns
 
 
+def _check_no_state(output: Path) -> None:
+    """
+    Raises:
+        ResumeError: an interrupted run has left its state, which a new run would replace.
+    """
+    # As `checkpoint_path` and `search_path`, whose modules import torch.
+    for suffix in (".state", ".search"):
+        state = output.with_name(output.name + suffix)
+        if state.exists():
+            raise ResumeError(
+                f"{state} is what an interrupted run left: --resume goes on with that run, "
+                "--overwrite begins anew"
+            )
+
+
 def _how_to_continue(argv: Sequence[str], *, resume: bool, resumed: bool) -> str:
+    if Launch.from_environment().world_size > 1:
+        again = "the same command with --resume goes on" if resume else "nothing is left of it"
+        return f"interrupted; {again}"
     if not resume:
-        return f"interrupted before the first step; to start again: {PROGRAM} {shlex.join(argv)}"
-    command = shlex.join([*argv, *([] if resumed else ["--resume"])])
-    return f"interrupted; to go on: {PROGRAM} {command}"
+        return f"interrupted before the first step; to start again: {typed(*argv)}"
+    return f"interrupted; to go on: {typed(*argv, *([] if resumed else ['--resume']))}"

@@ -1,11 +1,10 @@
 """Flags that several commands have: data, settings, progress; and the values they give."""
 
 import logging
-import shlex
 import sys
 import tempfile
 from argparse import SUPPRESS, BooleanOptionalAction, Namespace, _ActionsContainer
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from adapters.errors import UnusableBackbone
+from cli.hints import command_line, portable
 from train.config.settings import Entry, FitSettings, entries
 from train.data.dataset import (
     LABEL_COLUMN,
@@ -29,7 +29,9 @@ from train.loop.launch import Launch
 from train.loop.progress import Progress
 from train.report.progress import LineProgress, progress_for
 
-PROGRAM = "python -m train"
+MODULE = "train"
+# From this size on, reading a file takes so long that it is announced.
+_LARGE_BYTES = 16 * 2**20
 DATA = f"a file ({', '.join(READERS)}) or a hub data set, hub:name[:config][@split]"
 
 
@@ -84,9 +86,7 @@ def settings_of(arguments: Namespace) -> FitSettings:
         for entry in entries()
         if (value := getattr(arguments, entry.name, None)) is not None
     }
-    return FitSettings(
-        **values, command=f"{PROGRAM} {shlex.join(arguments.argv)}", given=tuple(values)
-    )
+    return FitSettings(**values, command=portable(MODULE, *arguments.argv), given=tuple(values))
 
 
 def read(source: str, split: str, arguments: Namespace, progress: Progress) -> Dataset:
@@ -97,6 +97,8 @@ def read(source: str, split: str, arguments: Namespace, progress: Progress) -> D
     """
     if is_hub_name(source):
         progress.note(f"{source}: asking the hub")
+    elif (size := _size_of(source)) >= _LARGE_BYTES:
+        progress.note(f"{source}: reading {size / 2**20:,.0f} MiB")
     dataset = read_examples(
         source,
         text_column=arguments.text_column,
@@ -152,6 +154,39 @@ def check_output(path: Path | None, flag: str, suffix: str) -> None:
         ) from None
 
 
+def check_new(paths: Sequence[Path | None], *, overwrite: bool) -> None:
+    """Refuse to replace files.
+
+    Raises:
+        OutputError: they exist, and nobody has said that they may be replaced.
+    """
+    existing = [str(path) for path in paths if path is not None and path.exists()]
+    if existing and not overwrite:
+        exists = "exist" if len(existing) > 1 else "exists"
+        raise OutputError(f"{' and '.join(existing)} {exists}; --overwrite replaces it")
+
+
+def add_overwrite(parser: _ActionsContainer) -> None:
+    """`--overwrite`."""
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace the output of an earlier run; begin anew where one was interrupted",
+    )
+
+
+def announce(text: str, arguments: Namespace) -> None:
+    """A first line on stderr, before imports that take seconds."""
+    if not getattr(arguments, "quiet", False) and Launch.from_environment().is_main_process:
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
+
+def typed(*words: str) -> str:
+    """A command of this program as the user would type it."""
+    return command_line(MODULE, *words)
+
+
 @contextmanager
 def naming_the_local_way(backbone: str | None) -> Iterator[None]:
     """If the hub does not provide the backbone, add to the error that a folder works as well."""
@@ -199,6 +234,13 @@ def _add_setting(parser: _ActionsContainer, entry: Entry) -> None:
         metavar=None if choices else {int: "N", float: "X"}.get(entry.kind, "S"),
         help=help,
     )
+
+
+def _size_of(source: str) -> int:
+    try:
+        return Path(source).stat().st_size
+    except OSError:
+        return 0
 
 
 def _is_blank(text: str) -> bool:

@@ -1,13 +1,21 @@
 """`python -m train import-peft`: make an adapter of what PEFT has saved."""
 
-import shlex
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cli.hints import command_line, portable
 from cli.shell import Command
-from train.commands.flags import PROGRAM, check_output, naming_the_local_way, stdout
+from train.commands.flags import (
+    MODULE,
+    add_overwrite,
+    announce,
+    check_new,
+    check_output,
+    naming_the_local_way,
+    stdout,
+)
 from train.errors import PeftError
 
 
@@ -47,10 +55,14 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="N",
         help="tokens of a text at most; default: all that the base model takes",
     )
+    add_overwrite(parser)
+    parser.add_argument("--quiet", action="store_true", help="the closing line only")
 
 
 def run(arguments: Namespace) -> int:
     check_output(arguments.output, "--output", ".safetensors")
+    check_new([arguments.output], overwrite=arguments.overwrite)
+    announce(f"{arguments.folder}: loading PEFT and the base model", arguments)
     from adapters.format.files import save_adapter
 
     with naming_peft():
@@ -65,7 +77,7 @@ def run(arguments: Namespace) -> int:
             multi_label=arguments.multi_label,
             max_length=arguments.max_length,
             end_token=arguments.end_token,
-            command=f"{PROGRAM} {shlex.join(arguments.argv)}",
+            command=portable(MODULE, *arguments.argv),
         )
     save_adapter(arguments.output, imported.adapter)
     spec = imported.adapter.spec
@@ -91,7 +103,8 @@ def naming_peft() -> Iterator[None]:
     except ModuleNotFoundError as error:
         if error.name != "peft":
             raise
-        raise PeftError("this needs the package peft") from None
+        install = command_line("pip", "install", "peft")
+        raise PeftError(f"this needs the package peft: {install}") from None
 
 
 COMMAND = Command("make an adapter of what PEFT has saved", run, add_arguments)

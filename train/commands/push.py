@@ -5,12 +5,22 @@ import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
+from cli.hints import command_line
 from cli.shell import Command
-from service.client import Busy, ClientError, Conflict, Published
-from service.client.environment import API_KEY_VARIABLE, api_key, ca_file
-from service.client.errors import describe
+from service.client import Busy, ClientError, Conflict, Published, Unreachable
+from service.client.environment import (
+    API_KEY_VARIABLE,
+    DEFAULT_URL,
+    URL_VARIABLE,
+    api_key,
+    ca_file,
+    service_url,
+)
+from service.client.errors import InvalidCall, describe
 from service.client.retry import ONCE
+from service.client.types import Wait
 from train.errors import PushError
 from train.report.progress import LineProgress
 
@@ -23,7 +33,11 @@ MAX_WAIT_SECONDS = 30.0
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--adapter", required=True, type=Path, metavar="X.safetensors")
     parser.add_argument("--name", required=True, help="the name to serve it under")
-    parser.add_argument("--url", required=True, help="of the service: http://host:8000")
+    parser.add_argument(
+        "--url",
+        help=f"of the service; default: ${URL_VARIABLE}, else {DEFAULT_URL}, with $IDSPAM_PORT if "
+        "that is set",
+    )
     parser.add_argument("--api-key", metavar="KEY", help=f"default: ${API_KEY_VARIABLE}")
     parser.add_argument(
         "--if-match", metavar="REVISION", help="publish only if this revision is served now"
@@ -31,23 +45,39 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--force", action="store_true", help="also if the labels or the task change"
     )
+    parser.add_argument(
+        "--stage", action="store_true", help="store it, and go on serving the revision of now"
+    )
+    parser.add_argument(
+        "--wait",
+        choices=get_args(Wait),
+        help="of replicas that share a store, for which the change waits; default: all",
+    )
 
 
 def run(arguments: Namespace) -> int:
+    try:
+        url = service_url(arguments.url)
+    except InvalidCall as error:
+        raise PushError(str(error)) from None
+    note = LineProgress(sys.stderr).note
+    note(f"checking {arguments.adapter}, then sending it to {url}")
     published = push(
         arguments.adapter,
         arguments.name,
-        arguments.url,
+        url,
         key=api_key(arguments.api_key),
         if_match=arguments.if_match,
         force=arguments.force,
-        note=LineProgress(sys.stderr).note,
+        stage=arguments.stage,
+        wait=arguments.wait,
+        note=note,
     )
     sys.stdout.write(f"{published.name} {published.revision} {published.outcome}\n")
     return 0
 
 
-COMMAND = Command("publish on a running service", run, add_arguments)
+COMMAND = Command("publish an adapter on a running service", run, add_arguments)
 
 
 def push(
@@ -58,6 +88,8 @@ def push(
     key: str | None = None,
     if_match: str | None = None,
     force: bool = False,
+    stage: bool = False,
+    wait: Wait | None = None,
     note: Callable[[str], None] = lambda _: None,
 ) -> Published:
     """Validate a file here, then publish exactly these bytes under a name.
@@ -69,6 +101,7 @@ def push(
         url: where the service's paths begin: `http://host:8000`.
         if_match: publish only over this revision (compare-and-swap).
         force: replace an adapter also by one with other labels or another task.
+        stage, wait: as of `Client.upload`.
         note: called before every wait.
 
     Raises:
@@ -89,19 +122,24 @@ def push(
             attempt = 1
             while True:
                 try:
-                    return client.upload(name, data, if_match=revision, force=force)
+                    return client.upload(
+                        name, data, if_match=revision, force=force, stage=stage, wait=wait
+                    )
                 except Busy as error:
                     if attempt == ATTEMPTS:
                         raise
-                    wait = _wait(error, attempt)
+                    seconds = _wait(error, attempt)
                     note(
-                        f"the service is busy ({error.status}), trying again in {wait:g} s "
+                        f"the service is busy ({error.status}), trying again in {seconds:g} s "
                         f"({attempt} of {ATTEMPTS})"
                     )
-                    time.sleep(wait)
+                    time.sleep(seconds)
                     attempt += 1
     except Conflict as error:
         raise PushError(f"{url}: {describe(error)}; someone else has published since") from None
+    except Unreachable as error:
+        start = command_line("service", "serve")
+        raise PushError(f"{describe(error)}; `{start}` starts one, --url names another") from None
     except ClientError as error:
         raise PushError(f"{url}: {describe(error)}") from None
 

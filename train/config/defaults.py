@@ -5,6 +5,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Protocol, Self
 
 import torch
 
@@ -167,7 +168,33 @@ def settings_for(method: str, settings: FitSettings) -> FitSettings:
     return replace(settings, preset=Preset.PAPER) if method == "idspam-paper" else settings
 
 
-def design_of(method: str, settings: FitSettings, backbone: Backbone) -> Design:
+class Sizes(Protocol):
+    """What a design depends on of a backbone; `Backbone` has it."""
+
+    @property
+    def layers(self) -> int: ...
+
+    @property
+    def hidden_size(self) -> int: ...
+
+    @property
+    def max_tokens(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class KnownSizes:
+    """Those of a backbone that is not loaded."""
+
+    layers: int
+    hidden_size: int
+    max_tokens: int
+
+    @classmethod
+    def of(cls, backbone: Sizes) -> Self:
+        return cls(backbone.layers, backbone.hidden_size, backbone.max_tokens)
+
+
+def design_of(method: str, settings: FitSettings, backbone: Sizes) -> Design:
     """How a run's method is built.
 
     Raises:

@@ -1,4 +1,4 @@
-"""ID-SPAM with one setting changed at a time: how much each of them matters."""
+"""A method with one setting changed at a time: how much each of them matters."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from adapters.format.spec import FinalActivation, GeneratorInput, GeneratorPooling
-from train.config.defaults import design_of
-from train.config.settings import FitSettings
+from train.config.defaults import OWN_SETTINGS, design_of, method_of
+from train.config.settings import FitSettings, MethodName
 from train.data.task_data import TaskData
+from train.errors import SettingsError
 from train.experiments import plots
 from train.experiments.cells import Cell, Findings, Kind, PlannedCell, TaskSplits
 from train.experiments.display import Display
@@ -24,8 +25,6 @@ from train.experiments.tables import (
     task_heading,
 )
 from train.report.markdown import table
-
-METHOD = "idspam"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,18 +61,19 @@ def ablate(
     *,
     data_root: Path | None,
     label_separator: str | None = None,
-    switches: Sequence[str] = tuple(SWITCHES),
+    switches: Sequence[str] | None = None,
     jobs: int | None = None,
     display: Display | None = None,
 ) -> Findings:
-    """Run ID-SPAM with every value of every switch; all other settings stay as given.
+    """Run a method, ID-SPAM with vectors unless the settings name another, with every value of
+    every switch; all other settings stay as given.
 
     Continues where an earlier call with the same arguments stopped. `results.csv` and `report.md`
     are written after every run, a plot for every switch at the end.
 
     Args:
         label_separator: of tasks that are files or folders, as `read_examples` takes it.
-        switches: names of `SWITCHES`.
+        switches: names of `SWITCHES`; None: all that the method has.
 
     Raises:
         TrainingError: unusable tasks, settings or folder. A failed run raises nothing.
@@ -81,11 +81,14 @@ def ablate(
         KeyboardInterrupt: everything is saved.
     """
     check_names("seeds", [str(seed) for seed in seeds])
+    method = method_of(settings)
+    switches = switches_of(method) if switches is None else switches
     check_names("switches", switches, SWITCHES)
+    _check_switches(method, switches)
     with open_session(Kind.ABLATE, output, settings, jobs=jobs, display=display) as session:
         data = load_tasks(tasks, data_root, label_separator=label_separator)
         splits = {(name, seed): splits_of(data[name], seed=seed) for name in data for seed in seeds}
-        design = asdict(design_of(METHOD, settings, session.backbone))
+        design = asdict(design_of(method, settings, session.backbone))
         variants = {
             name: _variants(SWITCHES[name], design[name], layers=session.backbone.layers)
             for name in switches
@@ -94,7 +97,7 @@ def ablate(
             (variant, name): [
                 session.plan(
                     name,
-                    METHOD,
+                    method,
                     splits[name, seed],
                     seed=seed,
                     variant=variant.name,
@@ -110,6 +113,7 @@ def ablate(
         unique = {each.cell: each for group in planned.values() for each in group}
         ablation = _Ablation(
             session,
+            method,
             data,
             {name: splits[name, seeds[0]] for name in data},
             variants,
@@ -122,6 +126,24 @@ def ablate(
             ablation.plot()
     metrics = {name: task.metric for name, task in data.items()}
     return Findings(output, ablation.cells, session.outcomes, metrics)
+
+
+def switches_of(method: MethodName) -> tuple[str, ...]:
+    """The switches that a method has."""
+    return tuple(name for name in SWITCHES if name in OWN_SETTINGS[method])
+
+
+def _check_switches(method: MethodName, switches: Sequence[str]) -> None:
+    """
+    Raises:
+        SettingsError: the method has not all of them, or none at all.
+    """
+    own = switches_of(method)
+    if foreign := [name for name in switches if name not in own]:
+        have = f"it has {', '.join(own)}" if own else "it has none of the switches"
+        raise SettingsError([f"--switches {','.join(foreign)}: not of {method}; {have}"])
+    if not switches or method is MethodName.BEST:
+        raise SettingsError([f"--method {method}: nothing to switch"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +176,7 @@ class _Ablation:
     """
 
     session: Session
+    method: str
     data: Mapping[str, TaskData]
     splits: Mapping[str, TaskSplits]
     variants: Mapping[str, Sequence[Variant]]
@@ -167,7 +190,7 @@ class _Ablation:
             "All other settings are those of the rows marked *default*."
         )
         self.session.write_report(
-            "Switches of ID-SPAM, one at a time",
+            f"Switches of {self.method}, one at a time",
             [explanation, *(self._table(SWITCHES[name]) for name in self.variants)],
             cells=self.cells,
             data=self.data,

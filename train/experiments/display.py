@@ -137,7 +137,8 @@ class LiveDisplay(Display):
         self._live.stop()
 
     def note(self, message: str) -> None:
-        self._live.console.print(message, markup=False, highlight=False)
+        # Not wrapped: a command in it must stay one line, to be copied.
+        self._live.console.print(message, markup=False, highlight=False, soft_wrap=True)
 
     def begin(self, *, cells: int, finished: int, costs: dict[Cell, float]) -> None:
         self._counts = _Counts(cells, finished, costs, self._clock())

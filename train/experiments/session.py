@@ -11,6 +11,7 @@ import torch
 
 from adapters.backbone.loading import DEFAULT_BACKBONE, load_backbone, resolve_device
 from adapters.backbone.model import Backbone
+from cli.hints import as_typed
 from train.config.defaults import design_of, settings_for
 from train.config.recipe import recipe_of
 from train.config.settings import FitSettings
@@ -158,7 +159,8 @@ class Session:
             cells = self.store.cells
             run_cells(left, self._placement, cells=cells, display=self._display, ended=ended)
         except KeyboardInterrupt:
-            again = self._settings.command or "the same command"
+            command = self._settings.command
+            again = "the same command" if command is None else as_typed(command)
             self._display.note(f"interrupted; finished cells are kept; to go on: {again}")
             raise
 

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from adapters.format.durable import write_atomically
+from cli.tables import show_table
 from train.config.settings import FitSettings
 from train.data.task_data import TaskData
 from train.experiments.cells import Cell, Findings, Outcomes, RunReport, TaskSplits
@@ -428,7 +429,7 @@ def print_findings(findings: Findings, console: Console) -> None:
     for (method, variant), by_task in groups.items():
         texts = (_score_text(findings, task, by_task.get(task, [])) for task in tasks)
         shown.add_row(Text(f"{method} {variant}".strip()), *texts)
-    console.print(shown)
+    show_table(console, shown)
     for outcome in findings.failed:
         print_line(console, f"failed: {outcome.cell.title}: {outcome.failure}")
     if findings.failed:

@@ -6,10 +6,8 @@
 `set_up` is also how experiments train every other method.
 """
 
-import hashlib
-import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adapters.backbone.loading import DEFAULT_BACKBONE
 from adapters.backbone.model import Backbone
 from adapters.format.files import Adapter, save_adapter
 from adapters.format.spec import Calibration, Pooling
 from train.config.defaults import (
+    KnownSizes,
+    Sizes,
     check_method,
     design_of,
     foreign_settings,
@@ -36,10 +37,11 @@ from train.fit.check_data import CheckedData, check_data
 from train.fit.decide import check_decision, choose_scoring, decide, decision_of
 from train.fit.export import convert_for_storage, held_out_profile, provenance_of
 from train.fit.init_from import InitialAdapter
-from train.fit.search import Proposals, remove_search, search
-from train.loop.checkpoint import checkpoint_path
+from train.fit.search import Proposals, remove_search, saved_search, search, search_path
+from train.loop.checkpoint import checkpoint_path, saved_identity
 from train.loop.distributed import ProcessGroup, process_group
 from train.loop.encoded_splits import EncodedSplits, Split
+from train.loop.identity import differences, encode_identity, refusal
 from train.loop.launch import Launch
 from train.loop.loop import Loop
 from train.loop.progress import Progress
@@ -48,9 +50,10 @@ from train.methods.method import AdapterMethod, Design, Method
 from train.metrics import AnyMetrics, Metric, assess
 from train.objective import Objective
 from train.report.baselines import head_only, majority
+from train.report.card_file import card_path
 from train.report.data_checks import check_lists
-from train.report.linear_head import Features, features_of
-from train.report.model_card import card_path, check_card, write_card
+from train.report.linear_head import ITERATIONS, POOLINGS, Features, features_of
+from train.report.model_card import check_card, write_card
 from train.report.report import Baseline, DataReport, FitReport, TrialReport
 from train.set_metrics import assess_sets
 
@@ -124,10 +127,16 @@ def fit(
     if initial is not None:
         settings = initial.fill_in(settings)
     _check(sets, settings, output, launch)
+    if not settings.drop_leaks:
+        _check_resumed(sets, settings, output, initial)
     checked = check_data(sets, progress, drop=settings.drop_leaks)
     sets = checked.sets
+    if settings.drop_leaks:
+        # Which rows there are is known only now.
+        _check_resumed(sets, settings, output, initial)
     with process_group(launch, settings.device) as (group, device):
         settings = replace(settings, device=device)
+        progress.note(f"loading the backbone {settings.backbone or DEFAULT_BACKBONE}")
         backbone = load_backbone_for(settings)
         if initial is not None:
             initial.check(settings, backbone)
@@ -185,6 +194,42 @@ def _check(
         raise ResumeError(f"{checkpoint_path(output)}: there is no interrupted run to resume")
 
 
+def _check_resumed(
+    sets: Mapping[str, Dataset],
+    settings: FitSettings,
+    output: Path,
+    initial: InitialAdapter | None,
+) -> None:
+    """Refuse the state of another run before the backbone is loaded. What only the backbone tells
+    is checked again when the state is read.
+
+    Raises:
+        ResumeError: with what differs.
+    """
+    if not settings.resume:
+        return
+    searched = settings.search is not None or method_of(settings) is MethodName.BEST
+    if searched and not search_path(output).exists():
+        raise ResumeError(f"{search_path(output)}: there is no interrupted search to resume")
+    saved = saved_search(output) if searched else saved_identity(checkpoint_path(output))
+    try:
+        sizes = KnownSizes(**saved["sizes"])
+    except (KeyError, TypeError):
+        # Damaged, or of an earlier version: refused when it is read.
+        return
+    starts_from = "" if initial is None else initial.sha256
+    if method_of(settings) is MethodName.BEST:
+        now = _identity_of_best(sets, settings, sizes)
+    elif searched:
+        now = _identity_of_search(sets, settings, sizes, starts_from)
+    else:
+        metric = metric_of(sets["train"])
+        now = _identity_of_run(method_of(settings), sets, settings, sizes, metric, starts_from)
+    if found := differences(saved, now):
+        path = search_path(output) if searched else checkpoint_path(output)
+        raise ResumeError(refusal(path, "search" if searched else "run", found))
+
+
 def _check_best(sets: Mapping[str, Dataset], settings: FitSettings, launch: Launch) -> None:
     launch.check_single_process("fit --method best")
     faults = [
@@ -233,28 +278,20 @@ class _FitJob:
             return self._choose_method(settings, progress)
         if settings.search is None:
             return settings, ()
-        train = self.sets["train"]
-        method = method_of(settings)
-        recipe = recipe_of(method, settings, train, metric_of(train))
-        chosen = asdict(recipe) | asdict(design_of(method, settings, self.backbone))
-        defaults = {name: chosen[name] for name in chosen if name not in foreign_settings(method)}
-        proposals = Proposals(settings, defaults, layers=self.backbone.layers, epochs=recipe.epochs)
-        identity = _sha256(
-            {
-                "method": method,
-                "defaults": defaults,
-                "space": list(proposals.space),
-                "data": _data_identity(self.sets),
-                "backbone": self.backbone.identity.fingerprint,
-                "starts_from": self._starts_from,
-            }
-        )
+        sizes = KnownSizes.of(self.backbone)
+        defaults = _defaults_of(self.sets["train"], settings, sizes)
+        proposals = Proposals(settings, defaults, layers=sizes.layers, epochs=defaults["epochs"])
+        identity = {
+            **_identity_of_search(self.sets, settings, sizes, self._starts_from),
+            "space": list(proposals.space),
+            "backbone": self.backbone.identity.fingerprint,
+        }
         return search(
             lambda trial, shown: self.set_up(trial, shown).loop,
             settings,
             proposals,
             output=self.output,
-            run=identity,
+            run=encode_identity(identity),
             progress=progress,
         )
 
@@ -262,20 +299,16 @@ class _FitJob:
         self, settings: FitSettings, progress: Progress
     ) -> tuple[FitSettings, tuple[TrialReport, ...]]:
         """The settings with the method that is kept, and a trial of each candidate."""
-        rows = len(self.sets["validation"])
-        values = asdict(settings)
         identity = {
-            "settings": {name: values[name] for name in values if name not in _NOT_DECISIVE},
-            "candidates": CANDIDATES,
-            "data": _data_identity(self.sets),
+            **_identity_of_best(self.sets, settings, KnownSizes.of(self.backbone)),
             "backbone": self.backbone.identity.fingerprint,
         }
         chosen, trials = search(
             lambda trial, shown: self.set_up(trial, shown).loop,
             replace(settings, search=len(CANDIDATES)),
-            Candidates(rows),
+            Candidates(),
             output=self.output,
-            run=_sha256(identity),
+            run=encode_identity(identity),
             progress=progress,
         )
         return replace(chosen, search=None), trials
@@ -347,10 +380,12 @@ class _FitJob:
                 self._remove_states()
                 raise
         progress.note("training the head-only control")
-        features = features_of(
-            method.backbone, {name: s.cache for name, s in training.splits.items()}
-        )
-        controls, pooling = _controls(training, features)
+        caches = {name: split.cache for name, split in training.splits.items()}
+        progress.begin("head-only control, states", texts=sum(map(len, caches.values())))
+        features = features_of(method.backbone, caches, advance=progress.advance)
+        rows = len(caches["train"])
+        progress.begin("head-only control, head", texts=rows * ITERATIONS * len(POOLINGS))
+        controls, pooling = _controls(training, features, advance=progress.advance)
         metrics = measure_splits(
             objective, logits, classes, thresholds=thresholds, temperature=temperature
         )
@@ -494,9 +529,7 @@ def set_up(
     train = sets["train"]
     check_trainable(train)
     _check_same_task(sets)
-    design, labels = design_of(method_name, settings, backbone), train.labels
-    if train.multi_label:
-        design = replace(design, activation="sigmoid")
+    design, labels = _design_of(method_name, settings, train, backbone), train.labels
     random = torch.Generator().manual_seed(settings.seed)
     method = build(method_name, backbone, design, labels, random).to(backbone.device)
     recipe = recipe_of(method_name, settings, train, metric)
@@ -506,14 +539,10 @@ def set_up(
     encoding_seconds = time.perf_counter() - started
     method.objective.start(method.head.out_bias, splits["train"].classes)
     # Decides how a run continues: a checkpoint with another identity is refused.
+    sizes = KnownSizes.of(backbone)
     identity = {
-        "method": method_name,
+        **_identity_of_run(method_name, sets, settings, sizes, metric, starts_from),
         "backbone": backbone.identity.fingerprint,
-        "data": _data_identity(sets),
-        "labels": labels,
-        "design": asdict(design),
-        "recipe": asdict(recipe),
-        "starts_from": starts_from,
     }
     loop = Loop(
         method,
@@ -521,7 +550,7 @@ def set_up(
         train=splits["train"],
         validation=splits.get(selection),
         checkpoint_file=checkpoint_file,
-        run=_sha256(identity),
+        run=encode_identity(identity),
         group=group,
     )
     if settings.resume:
@@ -562,12 +591,14 @@ def _check_finite(logits: Mapping[str, Tensor]) -> None:
             )
 
 
-def _controls(training: Training, features: Features) -> tuple[dict[str, Baseline], Pooling]:
+def _controls(
+    training: Training, features: Features, *, advance: Callable[[int], None]
+) -> tuple[dict[str, Baseline], Pooling]:
     """The results that need no prompt, and what the head alone reads."""
     method, classes = training.method, training.classes
     objective, labels = method.objective, len(training.labels)
     others = {name: true for name, true in classes.items() if name != "train"}
-    head, pooling = head_only(objective, features, classes, labels=labels)
+    head, pooling = head_only(objective, features, classes, labels=labels, advance=advance)
     results = {
         "majority": majority(objective, classes["train"], others, labels=labels),
         "head_only": head,
@@ -582,5 +613,61 @@ def _data_identity(sets: Mapping[str, Dataset]) -> dict[str, list[str | int]]:
     return {name: [dataset.sha256, len(dataset)] for name, dataset in sets.items()}
 
 
-def _sha256(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def _design_of(method: str, settings: FitSettings, train: Dataset, sizes: Sizes) -> Design:
+    design = design_of(method, settings, sizes)
+    return replace(design, activation="sigmoid") if train.multi_label else design
+
+
+def _identity_of_run(
+    method: str,
+    sets: Mapping[str, Dataset],
+    settings: FitSettings,
+    sizes: KnownSizes,
+    metric: Metric,
+    starts_from: str,
+) -> dict[str, Any]:
+    """All but the backbone's weights."""
+    train = sets["train"]
+    return {
+        "method": method,
+        "sizes": asdict(sizes),
+        "data": _data_identity(sets),
+        "labels": train.labels,
+        "design": asdict(_design_of(method, settings, train, sizes)),
+        "recipe": asdict(recipe_of(method, settings, train, metric)),
+        "starts_from": starts_from,
+    }
+
+
+def _defaults_of(train: Dataset, settings: FitSettings, sizes: Sizes) -> dict[str, Any]:
+    """What a run without a search would have, of the settings that its method has."""
+    method = method_of(settings)
+    recipe = recipe_of(method, settings, train, metric_of(train))
+    chosen = asdict(recipe) | asdict(design_of(method, settings, sizes))
+    return {name: chosen[name] for name in chosen if name not in foreign_settings(method)}
+
+
+def _identity_of_search(
+    sets: Mapping[str, Dataset], settings: FitSettings, sizes: KnownSizes, starts_from: str
+) -> dict[str, Any]:
+    """All but the backbone's weights and the space of the search."""
+    return {
+        "method": method_of(settings),
+        "sizes": asdict(sizes),
+        "defaults": _defaults_of(sets["train"], settings, sizes),
+        "data": _data_identity(sets),
+        "starts_from": starts_from,
+    }
+
+
+def _identity_of_best(
+    sets: Mapping[str, Dataset], settings: FitSettings, sizes: KnownSizes
+) -> dict[str, Any]:
+    """All but the backbone's weights."""
+    values = asdict(settings)
+    return {
+        "settings": {name: values[name] for name in values if name not in _NOT_DECISIVE},
+        "sizes": asdict(sizes),
+        "candidates": CANDIDATES,
+        "data": _data_identity(sets),
+    }

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from adapters.format.durable import write_atomically
+from cli.hints import command_line
 from train.config.settings import FitSettings, entries
 from train.errors import ResumeError, SettingsError, TrainingError
-from train.fit.best import Candidate, Candidates
+from train.fit.best import Candidate, Candidates, is_better
 from train.loop.checkpoint import checkpoint_path
-from train.loop.loop import Loop
+from train.loop.identity import Identity, decode_identity, differences, refusal
+from train.loop.loop import Loop, RowCounts
 from train.loop.progress import EpochReport, Progress
 from train.report.report import TrialOutcome, TrialReport
 
@@ -46,6 +48,14 @@ SetUp: TypeAlias = Callable[[FitSettings, Progress], Loop]
 def search_path(output: Path) -> Path:
     """The records of the trials of the search that writes `output`."""
     return output.with_name(output.name + ".search")
+
+
+def saved_search(output: Path) -> Identity:
+    """The identity of the search whose records are there; empty if the file cannot tell."""
+    try:
+        return decode_identity(str(json.loads(search_path(output).read_bytes())["run"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _best_checkpoint_path(output: Path) -> Path:
@@ -81,7 +91,8 @@ class Proposals:
         try:
             import optuna
         except ImportError:
-            raise SettingsError(["--search needs a package: pip install optuna"]) from None
+            install = command_line("pip", "install", "optuna")
+            raise SettingsError([f"--search needs a package: {install}"]) from None
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         whole_space = _space(defaults, layers)
         self.space = {
@@ -118,10 +129,6 @@ class Proposals:
                 state=_optuna_state(outcome),
             )
         )
-
-    def is_better(self, score: tuple[float, float], kept: tuple[float, float]) -> bool:
-        """Whether a trial with this score replaces the best one before it."""
-        return score > kept
 
     def next(self) -> "Trial":
         """A new trial; `params` are its settings. Report every epoch's score, then `end` it."""
@@ -193,7 +200,7 @@ def search(
     """Run the trials.
 
     Args:
-        run: identifies data, settings and backbone; records of another search are refused.
+        run: its encoded identity; records of another search are refused.
 
     Returns:
         the best trial's settings, which resume its final checkpoint, and a report on every trial.
@@ -220,7 +227,8 @@ class _Record:
     """A trial as the file keeps it. outcome: None while it is running.
 
     accuracies: after every epoch; micro-F1 for sets of labels. score: of its best epoch: the same,
-    then the negative loss. Trials are compared by it.
+    then the negative loss. Trials are compared by it. counts: of methods, which are compared row by
+    row.
     """
 
     settings: dict[str, Any]
@@ -228,6 +236,7 @@ class _Record:
     accuracies: list[float] = field(default_factory=list)
     score: tuple[float, float] | None = None
     seconds: float = 0.0
+    counts: RowCounts | None = None
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:
@@ -235,6 +244,8 @@ class _Record:
             content["outcome"] = TrialOutcome(content["outcome"])
         if content["score"] is not None:
             content["score"] = tuple(content["score"])
+        if content.get("counts") is not None:
+            content["counts"] = RowCounts(**content["counts"])
         return cls(**content)
 
     def report(self, number: int, *, chosen: bool) -> TrialReport:
@@ -322,10 +333,8 @@ class _Search:
         except (ValueError, KeyError, TypeError) as error:
             raise ResumeError(f"{path}: cannot be read ({error})") from None
         if run != self._run:
-            raise ResumeError(
-                f"{path}: belongs to a search with other data, settings or backbone; "
-                "remove it to start over"
-            )
+            found = differences(decode_identity(str(run)), decode_identity(self._run))
+            raise ResumeError(refusal(path, "search", found))
         for record in self._records:
             if record.outcome is not None:
                 self._proposals.add(record.settings, record.outcome, record.accuracies)
@@ -352,6 +361,8 @@ class _Search:
                 shown.epoch_done(report)
             loop.fit(shown)
             record.outcome = TrialOutcome.FINISHED
+            if isinstance(self._proposals, Candidates):
+                record.counts = loop.validation_counts()
         except _Pruned:
             record.outcome = TrialOutcome.PRUNED
         except TrainingError:
@@ -391,8 +402,7 @@ class _Search:
         for index, record in enumerate(self._records):
             if record.outcome is not TrialOutcome.FINISHED or record.score is None:
                 continue
-            kept = None if best is None else self._records[best].score
-            if kept is None or self._proposals.is_better(record.score, kept):
+            if best is None or _replaces(record, self._records[best]):
                 best = index
         return best
 
@@ -421,6 +431,13 @@ class _Search:
                 result = "its loss was not finite"
         flags = " ".join(_flags(record.settings))
         return f"{self._title}: {result}{self._describe_best()}: {flags}"
+
+
+def _replaces(record: _Record, kept: _Record) -> bool:
+    """Whether a trial is better than the best one before it; a method must be so beyond chance."""
+    if record.counts is not None and kept.counts is not None:
+        return is_better(record.counts, kept.counts)
+    return (record.score or (0.0, 0.0)) > (kept.score or (0.0, 0.0))
 
 
 def _flags(settings: Mapping[str, Any]) -> list[str]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from adapters.format.durable import write_atomically
 from train.errors import ResumeError
+from train.loop.identity import Identity, decode_identity, differences, refusal
 from train.loop.progress import EpochReport
 
 _PARTS = ("weights", "best", "exp_avg", "exp_avg_sq")
@@ -46,6 +47,15 @@ def checkpoint_path(output: Path) -> Path:
     return output.with_name(output.name + ".state")
 
 
+def saved_identity(path: Path) -> Identity:
+    """Of the run that wrote a checkpoint, without its tensors; empty if the file cannot tell."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return decode_identity((file.metadata() or {}).get("run", ""))
+    except (SafetensorError, OSError):
+        return {}
+
+
 def save_checkpoint(
     path: Path,
     checkpoint: Checkpoint,
@@ -58,7 +68,7 @@ def save_checkpoint(
     """Write everything that `load_checkpoint` needs, atomically.
 
     Args:
-        run: identifies data, settings and backbone. A checkpoint of another run is refused.
+        run: its encoded identity. A checkpoint of another run is refused.
     """
     tensors = {f"weights/{name}": tensor.detach() for name, tensor in weights.items()}
     tensors |= {f"best/{name}": tensor for name, tensor in best.items()}
@@ -90,10 +100,9 @@ def load_checkpoint(
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # not a mapping
     except (SafetensorError, OSError) as error:
         raise ResumeError(f"{path}: cannot be read ({error})") from None
-    if metadata.get("run") != run:
+    if (saved := metadata.get("run", "")) != run:
         raise ResumeError(
-            f"{path}: belongs to a run with other data, settings or backbone; "
-            "remove it to start over"
+            refusal(path, "run", differences(decode_identity(saved), decode_identity(run)))
         )
     parts: dict[str, dict[str, Tensor]] = {part: {} for part in _PARTS}
     for key, tensor in tensors.items():

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,17 @@ TRIM_STEPS = 32
 # takes at most SAVE_SHARE of the time.
 SAVE_SECONDS = 30.0
 SAVE_SHARE = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class RowCounts:
+    """Of every validation row: labels that were given rightly, and labels that it has or was given.
+
+    With one label a text these are 1 or 0, and 2. micro-F1 is twice the one sum over the other.
+    """
+
+    hits: list[int]
+    occurs: list[int]
 
 
 class Loop:
@@ -151,6 +163,19 @@ class Loop:
             chunk_logits, index = self._forward(split.cache, chunks[number])
             logits[index] = chunk_logits.cpu()
         return self._group.all_reduce(logits)
+
+    def validation_counts(self) -> RowCounts:
+        """How the present weights answer the validation rows."""
+        assert self._validation is not None, "only what is compared is counted"
+        true = self._validation.classes
+        predicted = self._objective.predict(self.logits(self._validation))
+        if true.dim() == 1:
+            return RowCounts((predicted == true).int().tolist(), [2] * len(true))
+        has = true > 0
+        return RowCounts(
+            (predicted & has).sum(dim=1).tolist(),
+            (has.int() + predicted.int()).sum(dim=1).tolist(),
+        )
 
     def _is_out_of_patience(self) -> bool:
         return (

@@ -5,7 +5,7 @@ reads [BOS] or the mean of the tokens, whichever is better on the validation row
 alone is a weak control for sentence encoders.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -50,6 +50,7 @@ def head_only(
     classes: Mapping[str, Tensor],
     *,
     labels: int,
+    advance: Callable[[int], object] = lambda _: None,
 ) -> tuple[dict[str, AnyMetrics], Pooling]:
     """A logistic regression on the backbone's last hidden states, and what it reads of them.
 
@@ -57,9 +58,10 @@ def head_only(
 
     Args:
         classes: by split, as the features.
+        advance: called with the number of training rows after each pass over them.
     """
     results = {
-        pooling: _measure_head(objective, by_split, classes, labels)
+        pooling: _measure_head(objective, by_split, classes, labels, advance)
         for pooling, by_split in features.items()
     }
 
@@ -76,8 +78,11 @@ def _measure_head(
     features: Mapping[str, Tensor],
     classes: Mapping[str, Tensor],
     labels: int,
+    advance: Callable[[int], object],
 ) -> dict[str, AnyMetrics]:
-    head = LinearHead.fit(objective, features["train"], classes["train"], labels=labels)
+    head = LinearHead.fit(
+        objective, features["train"], classes["train"], labels=labels, advance=advance
+    )
     logits = {split: head.logits(features[split]) for split in features.keys() - {"train"}}
     thresholds = None
     if "validation" in logits and classes["validation"].dim() == 2:

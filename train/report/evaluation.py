@@ -57,6 +57,7 @@ def evaluate(
     check_label_kind(data, multi_label=spec.multi_label, known_to="the adapter")
     check_labels(data, spec.labels, known_to="the adapter")
     name = backbone or spec.backbone.name
+    progress.note(f"loading the backbone {name}")
     model = load_backbone_for(FitSettings(backbone=name, device=device, dtype=dtype))
     prepared = prepare(loaded, model)
     started = time.perf_counter()

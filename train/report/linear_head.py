@@ -4,7 +4,7 @@ It reads the last hidden states, computed from those that the trunk's cache keep
 run once for each row.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Self, TypeAlias
 
@@ -27,9 +27,19 @@ POOLINGS = (Pooling.ANSWER, Pooling.MEAN)
 Features: TypeAlias = Mapping[Pooling, Mapping[str, Tensor]]
 
 
-def features_of(backbone: Backbone, caches: Mapping[str, TrunkCache]) -> Features:
-    """The pooled last hidden state of every example. caches: by split."""
-    by_split = {split: _pooled(backbone, cache) for split, cache in caches.items()}
+def features_of(
+    backbone: Backbone,
+    caches: Mapping[str, TrunkCache],
+    *,
+    advance: Callable[[int], object] = lambda _: None,
+) -> Features:
+    """The pooled last hidden state of every example.
+
+    Args:
+        caches: by split.
+        advance: called with the number of examples that were just read.
+    """
+    by_split = {split: _pooled(backbone, cache, advance) for split, cache in caches.items()}
     return {
         pooling: {split: pooled[pooling] for split, pooled in by_split.items()}
         for pooling in POOLINGS
@@ -55,12 +65,14 @@ class LinearHead:
         labels: int,
         penalty: float = PENALTY,
         iterations: int = ITERATIONS,
+        advance: Callable[[int], object] = lambda _: None,
     ) -> Self:
         """Fit it to rows by L-BFGS.
 
         Args:
             features: [rows, n].
             true: as `classes_of` gives it.
+            advance: called with the number of rows after each pass over them.
         """
         centre, scale = features.mean(dim=0), features.std(dim=0).clamp_min(1e-6)
         weight = torch.zeros(features.shape[1], labels, requires_grad=True)
@@ -77,6 +89,7 @@ class LinearHead:
                 + penalty * weight.square().sum()
             )
             loss.backward()
+            advance(len(inputs))
             return loss
 
         optimizer.step(closure)
@@ -88,7 +101,9 @@ class LinearHead:
 
 
 @torch.no_grad()
-def _pooled(backbone: Backbone, cache: TrunkCache) -> dict[Pooling, Tensor]:
+def _pooled(
+    backbone: Backbone, cache: TrunkCache, advance: Callable[[int], object]
+) -> dict[Pooling, Tensor]:
     features = {pooling: torch.empty(len(cache), backbone.hidden_size) for pooling in POOLINGS}
     for chosen in cache.chunks(CHUNK_TOKENS):
         batch = cache.pack(chosen)
@@ -105,4 +120,5 @@ def _pooled(backbone: Backbone, cache: TrunkCache) -> dict[Pooling, Tensor]:
         features[Pooling.MEAN][index] = torch.stack(
             [piece.mean(dim=0) for piece in states.split(lengths.tolist())]
         )
+        advance(len(chosen))
     return features

@@ -26,6 +26,7 @@ from train.calibration import Calibrated
 from train.errors import OutputError
 from train.loop.progress import EpochReport
 from train.metrics import RESAMPLES, Assessment, Bin, Estimate, LabelFigures
+from train.report.card_file import card_path, is_card
 from train.report.markdown import Markdown, alignment, fenced, literal, number
 from train.report.report import (
     Baseline,
@@ -55,9 +56,6 @@ _HUB_LICENCE = re.compile(
     r"apache-2\.0|mit|bsd(-[23]-clause)?|cc0-1\.0|cc-by(-nc)?(-sa|-nd)?-[234]\.0|odc-by|odbl|pddl"
     r"|[al]?gpl-3\.0|gpl-2\.0|unlicense"
 )
-# A line of the front matter of every card that this file writes.
-_MARK = b'library_name: "id-spam"'
-_FRONT_MATTER_BYTES = 2**16
 # Fields of the spec that the card shows elsewhere.
 _SHOWN_ELSEWHERE = {
     "backbone",
@@ -107,11 +105,6 @@ class CardFacts:
         return next((split for split in order if split in self.report.data), None)
 
 
-def card_path(output: Path) -> Path:
-    """The card of an adapter file: `x.safetensors` has `x.md` beside it."""
-    return output.with_suffix(".md")
-
-
 def check_card(output: Path) -> None:
     """
     Raises:
@@ -122,18 +115,11 @@ def check_card(output: Path) -> None:
         raise OutputError(
             f"{path} is a folder, but the model card of {output} would be written there"
         )
-    if path.exists() and not _is_card(path):
+    if path.exists() and not is_card(path):
         raise OutputError(
             f"{path} is not a model card and would be replaced by that of {output}: "
             "rename one of the two"
         )
-
-
-def _is_card(path: Path) -> bool:
-    with path.open("rb") as file:
-        beginning = file.read(_FRONT_MATTER_BYTES)
-    front, _, _ = beginning.removeprefix(b"---\n").partition(b"\n---\n")
-    return beginning.startswith(b"---\n") and _MARK in front.splitlines()
 
 
 def write_card(
@@ -312,7 +298,7 @@ def _trained_parts(spec: AdapterSpec) -> Markdown:
 
 
 def _serve_command(spec: AdapterSpec) -> str:
-    return f"IDSPAM_BACKBONE={shlex.quote(spec.backbone.name)} .venv/bin/python -m service"
+    return f"IDSPAM_BACKBONE={shlex.quote(spec.backbone.name)} .venv/bin/python -m service serve"
 
 
 def _ask_commands(facts: CardFacts) -> str:

@@ -122,7 +122,8 @@ class BarProgress(Progress):
         self._bars.stop()
 
     def note(self, message: str) -> None:
-        self._bars.console.print(message, markup=False, highlight=False)
+        # Not wrapped: a command in it must stay one line, to be copied.
+        self._bars.console.print(message, markup=False, highlight=False, soft_wrap=True)
 
     def begin(self, stage: str, *, texts: int, later: int = 0) -> None:
         self._remove()

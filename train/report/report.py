@@ -19,6 +19,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cli.hints import command_line, option
+from cli.tables import show_table
 from train.abstaining import Answered
 from train.calibration import Calibrated
 from train.data.dataset import Dataset
@@ -26,11 +28,13 @@ from train.loop.progress import EpochReport
 from train.metrics import (
     AnyMetrics,
     Assessment,
+    Bin,
     Confusion,
     Estimate,
     LabelFigures,
     Metric,
     MultiLabelMetrics,
+    Reliability,
 )
 from train.report.data_checks import DataChecks, Reading
 from train.set_metrics import MultiLabelAssessment
@@ -38,6 +42,8 @@ from train.set_metrics import MultiLabelAssessment
 # Labels in the table of `evaluate`; the report has all.
 _MOST_LABELS = 40
 _MOST_CONFUSIONS = 10
+# Labels of which there is a matrix; it has a column for each.
+_MOST_COLUMNS = 8
 _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 
 
@@ -249,7 +255,7 @@ def print_fit(report: FitReport, console: Console) -> None:
         table.add_row(
             name, *_cells(result.validation, report.validation), *_cells(result.test, report.test)
         )
-    console.print(table)
+    show_table(console, table)
     if (warning := _warning(report)) is not None:
         print_line(console, warning)
     print_line(
@@ -269,43 +275,100 @@ def print_fit(report: FitReport, console: Console) -> None:
     if report.decision is not None and report.decision.abstain_below is not None:
         print_line(console, _abstaining(report.decision))
     print_line(console, f"written: {report.output}, and its model card: {report.card}")
-    command = ["push", "--adapter", report.output, "--name", serving_name(report.output)]
-    print_line(console, f"next: python -m train {shlex.join(command)} --url http://127.0.0.1:8000")
+    from adapters.backbone.loading import DEFAULT_BACKBONE
+
+    backbone = str(report.settings.get("backbone") or DEFAULT_BACKBONE)
+    setting = "" if backbone == DEFAULT_BACKBONE else f"IDSPAM_BACKBONE={shlex.quote(backbone)} "
+    print_line(console, f"to serve it: {setting}{command_line('service', 'serve')}")
+    words = [
+        *option("--adapter", report.output),
+        *option("--name", serving_name(report.output)),
+    ]
+    print_line(console, f"to publish it there: {command_line('train', 'push', *words)}")
 
 
 def print_evaluation(report: EvaluationReport, console: Console) -> None:
-    """Print the figures with their intervals next to those of a constant answer, and the details
-    that a model card has."""
+    """Print what a model card says about a split: figures with their intervals next to those of a
+    constant answer, labels, confusion, calibration, and what abstaining would do."""
     several = isinstance(report.metrics, MultiLabelMetrics)
     measured = report.assessment
+    figures = ("micro_f1", "macro_f1", "exact_match")
+    titles = ("micro-F1", "macro-F1", "exact match")
+    if not several:
+        figures, titles = ("accuracy", "macro_f1", "matthews"), ("accuracy", "macro-F1", "Matthews")
     table = Table()
     table.add_column(f"{report.data.rows:,} rows of {report.data.path}", overflow="fold")
-    for name in ("micro-F1", "macro-F1", "exact match") if several else ("accuracy", "macro-F1"):
-        table.add_column(name, justify="right")
-    figures = ("micro_f1", "macro_f1", "exact_match") if several else ("accuracy", "macro_f1")
+    for heading in titles:
+        table.add_column(heading, justify="right")
     estimates: list[Estimate] = [getattr(measured, figure) for figure in figures]
-    constant = "always the same labels" if several else "majority class"
-    table.add_row("this adapter", *_cells(report.metrics, report.metrics))
+    table.add_row("this adapter", *(f"{getattr(report.metrics, each):.4f}" for each in figures))
     table.add_row("95 % interval", *(f"{each.low:.4f} to {each.high:.4f}" for each in estimates))
-    table.add_row(constant, *_cells(report.majority, report.metrics))
-    console.print(table)
-    console.print(_label_table(measured.labels))
-    if isinstance(measured, Assessment) and measured.confusions:
-        console.print(_confusion_table(measured.confusions))
+    constant = "always the same labels" if several else "majority class"
+    table.add_row(constant, *(f"{getattr(report.majority, each):.4f}" for each in figures))
+    show_table(console, table)
+    show_table(console, _label_table(measured.labels))
+    if isinstance(measured, MultiLabelAssessment):
+        show_table(console, _size_table(measured.sizes))
+    elif measured.matrix is not None and len(measured.labels) <= _MOST_COLUMNS:
+        show_table(console, _matrix_table(measured.labels, measured.matrix))
+    elif measured.confusions:
+        show_table(console, _confusion_table(measured.confusions))
+    scaled, unscaled = measured.scaled, measured.unscaled
+    show_table(console, _bin_table(scaled.bins, several=several))
+    print_line(console, _reliability(scaled))
+    if scaled.temperature != unscaled.temperature:
+        print_line(console, _reliability(unscaled))
     if report.decision is not None:
-        console.print(_coverage_table(report.decision.coverage))
+        show_table(console, _coverage_table(report.decision.coverage))
         if report.decision.abstain_below is not None:
             print_line(console, _abstaining(report.decision))
-    scaled = measured.scaled
-    print_line(
-        console,
-        f"calibration error {scaled.expected_calibration_error:.4f}, Brier score "
-        f"{scaled.brier:.4f}, negative log-likelihood {scaled.negative_log_likelihood:.4f}",
-    )
     cut = f", {report.truncated:,} texts were cut" if report.truncated else ""
     if report.reading.unreadable:
         cut += f", {report.reading.unreadable:,} have more than a tenth of unknown tokens"
     print_line(console, f"{report.seconds:.1f} s, {report.texts_per_second:,.0f} texts/s{cut}")
+    print_line(console, f"{report.adapter}, revision {report.revision}")
+
+
+def _reliability(scores: Reliability) -> str:
+    return (
+        f"at temperature {scores.temperature:.4g}: calibration error "
+        f"{scores.expected_calibration_error:.4f}, Brier score {scores.brier:.4f}, negative "
+        f"log-likelihood {scores.negative_log_likelihood:.4f}"
+    )
+
+
+def _bin_table(bins: Sequence[Bin], *, several: bool) -> Table:
+    """How often scores are right: a well calibrated adapter has the same figure twice."""
+    table = Table()
+    table.add_column("score" if several else "top score", justify="right")
+    share = "share with the label" if several else "accuracy"
+    for name in ("decisions" if several else "rows", "mean score", share):
+        table.add_column(name, justify="right")
+    for part in bins:
+        if part.rows and part.score is not None and part.accuracy is not None:
+            span = f"{part.low:.2f} to {part.high:.2f}"
+            table.add_row(span, f"{part.rows:,}", f"{part.score:.4f}", f"{part.accuracy:.4f}")
+    return table
+
+
+def _size_table(sizes: Sequence[tuple[int, int, int]]) -> Table:
+    table = Table()
+    for name in ("labels of a row", "rows that have so many", "rows that were given so many"):
+        table.add_column(name, justify="right")
+    for size, having, given in sizes:
+        table.add_row(f"{size:,}", f"{having:,}", f"{given:,}")
+    return table
+
+
+def _matrix_table(labels: Sequence[LabelFigures], matrix: Sequence[Sequence[int]]) -> Table:
+    """Rows are true labels, columns answers."""
+    table = Table()
+    table.add_column("label, and what was answered", overflow="fold")
+    for label in labels:
+        table.add_column(Text(label.label), justify="right", overflow="fold")
+    for label, counts in zip(labels, matrix, strict=True):
+        table.add_row(Text(label.label), *(f"{count:,}" for count in counts))
+    return table
 
 
 def _confusion_table(confusions: Sequence[Confusion]) -> Table:
