@@ -94,7 +94,7 @@ def test_probes_do_not_count_as_requests_and_predictions_are_told_by_their_route
     counted = [path for path in route_paths() if not re.fullmatch(probes, path)]
     ignored = set(route_paths()) - set(counted)
     assert {"/healthz", "/readyz", "/metrics"} <= ignored
-    words = ("predict", "classify", "invocations", "infer")
+    words = ("predict", "classify", "invocations", "infer", "rerank", "embed", "embeddings")
     predict_paths = {path for path in route_paths() if path == "/" or path.endswith(words)}
     assert {"/v1/predict", "/predict"} <= predict_paths
     assert {path for path in route_paths() if re.fullmatch(predicting, path)} == predict_paths
