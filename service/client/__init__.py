@@ -47,6 +47,7 @@ from service.client.types import (
     TrafficDetail,
     Unanswered,
     UncertainText,
+    UploadReport,
     Word,
 )
 
@@ -106,5 +107,6 @@ __all__ = [
     "UncertainText",
     "UnexpectedAnswer",
     "Unreachable",
+    "UploadReport",
     "Word",
 ]

@@ -49,6 +49,7 @@ from service.client.types import (
     TrafficDetail,
     Unanswered,
     UncertainText,
+    UploadReport,
     Wait,
 )
 
@@ -159,6 +160,28 @@ class AsyncClient:
             force=force,
             stage=stage,
             wait=wait,
+        )
+        return await self._call(call)
+
+    async def check(
+        self,
+        name: str,
+        file: bytes | Path | str,
+        *,
+        if_match: str | None = None,
+        if_none_match: str | None = None,
+        force: bool = False,
+        stage: bool = False,
+    ) -> UploadReport:
+        """As `Client.check`."""
+        call = await asyncio.to_thread(
+            operations.check,
+            name,
+            file,
+            if_match=if_match,
+            if_none_match=if_none_match,
+            force=force,
+            stage=stage,
         )
         return await self._call(call)
 

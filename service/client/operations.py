@@ -31,6 +31,7 @@ from service.client.types import (
     Unanswered,
     UncertainText,
     UncertainTexts,
+    UploadReport,
     Wait,
 )
 
@@ -154,6 +155,28 @@ def upload(
     params |= _wait(wait)
     request = Request("PUT", _path(name), params, headers=headers, body=data)
     return Call(request, decode, repeatable=not conditions)
+
+
+def check(
+    name: str,
+    file: bytes | Path | str,
+    *,
+    if_match: str | None,
+    if_none_match: str | None,
+    force: bool = False,
+    stage: bool = False,
+) -> Call[UploadReport]:
+    """
+    Raises:
+        OSError: the file cannot be read.
+    """
+    data = file if isinstance(file, bytes) else Path(file).read_bytes()
+    headers = {"content-type": "application/octet-stream"}
+    headers |= _conditions(if_match, if_none_match)
+    params = {"dry_run": "true"} | ({"force": "true"} if force else {})
+    params |= {"stage": "true"} if stage else {}
+    request = Request("PUT", _path(name), params, headers=headers, body=data)
+    return Call(request, _decoder(UploadReport))
 
 
 def download(name: str, revision: str | None) -> Call[AdapterFile]:

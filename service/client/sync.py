@@ -43,6 +43,7 @@ from service.client.types import (
     TrafficDetail,
     Unanswered,
     UncertainText,
+    UploadReport,
     Wait,
 )
 
@@ -206,6 +207,35 @@ class Client:
                 force=force,
                 stage=stage,
                 wait=wait,
+            )
+        )
+
+    def check(
+        self,
+        name: str,
+        file: bytes | Path | str,
+        *,
+        if_match: str | None = None,
+        if_none_match: str | None = None,
+        force: bool = False,
+        stage: bool = False,
+    ) -> UploadReport:
+        """What `upload` with the same arguments would come to: whether the service would accept
+        the file, and what it would change. Nothing is stored.
+
+        Raises:
+            OSError: the file cannot be read.
+            Conflict: a condition does not hold.
+            Rejected: 409, the labels or the task would change, and this is not forced.
+        """
+        return self._call(
+            operations.check(
+                name,
+                file,
+                if_match=if_match,
+                if_none_match=if_none_match,
+                force=force,
+                stage=stage,
             )
         )
 

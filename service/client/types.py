@@ -191,6 +191,99 @@ class AdapterPage(msgspec.Struct, frozen=True):
     next_cursor: str | None
 
 
+class UploadRefusal(msgspec.Struct, frozen=True):
+    """The error that an upload would be answered with."""
+
+    status: int
+    type: str
+    message: str
+    details: tuple[str, ...] = ()
+
+
+class LabelChanges(msgspec.Struct, frozen=True):
+    """reordered: the labels that both have are in another order."""
+
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    reordered: bool
+
+
+class ValueChange(msgspec.Struct, frozen=True):
+    """field: its place in the spec, a label, or a figure. None: that side has no such value."""
+
+    field: str
+    before: Any
+    after: Any
+
+
+class SpecDifference(msgspec.Struct, frozen=True):
+    """What a file changes against the current revision. tables: larger parts that differ."""
+
+    labels: LabelChanges
+    thresholds: tuple[ValueChange, ...]
+    fields: tuple[ValueChange, ...]
+    figures: tuple[ValueChange, ...]
+    tables: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """One for each difference, for people."""
+        lines = []
+        if self.labels.added:
+            lines.append(f"labels added: {', '.join(self.labels.added)}")
+        if self.labels.removed:
+            lines.append(f"labels removed: {', '.join(self.labels.removed)}")
+        if self.labels.reordered:
+            lines.append("labels in another order")
+        for kind, changes in (
+            ("", self.fields),
+            ("threshold of ", self.thresholds),
+            ("", self.figures),
+        ):
+            lines += [f"{kind}{each.field}: {each.before} -> {each.after}" for each in changes]
+        return lines + [f"{name} differs" for name in self.tables]
+
+
+class UploadedFile(msgspec.Struct, frozen=True):
+    """What a file declares, as far as it can be read. size: in bytes."""
+
+    revision: str
+    size: int
+    labels: tuple[str, ...]
+    method: str | None
+    backbone: str | None
+    prompt_length: int | None
+    created: str | None
+    spec: dict[str, Any] | None
+
+
+class UploadReport(msgspec.Struct, frozen=True):
+    """What an upload would come to; nothing was stored.
+
+    serving: the current revision, None if the name is new. difference: None if the name is new, or
+    one of the two files cannot be read.
+    """
+
+    name: str
+    accepted: bool
+    error: UploadRefusal | None
+    serving: str | None
+    adapter: UploadedFile
+    difference: SpecDifference | None
+
+    def lines(self) -> list[str]:
+        """For people."""
+        file, labels = self.adapter, len(self.adapter.labels)
+        lines = [f"{self.name}: revision {file.revision}, {file.size:,} bytes, {labels} labels"]
+        if self.serving is None:
+            lines.append("the name is new")
+        elif self.serving == file.revision:
+            lines.append("this is what is served")
+        else:
+            lines.append(f"takes the place of {self.serving}")
+            lines += self.difference.lines() if self.difference is not None else []
+        return lines + (["would be accepted"] if self.accepted else [])
+
+
 class Published(msgspec.Struct, frozen=True):
     """The result of an upload or a rollback.
 

@@ -11,7 +11,14 @@ import msgspec
 
 from cli.shell import Command, CommandFailed, one_line
 from cli.tables import print_facts, print_table
-from service.client import AdapterDetail, AdapterSummary, Published, Rule, TrafficDetail
+from service.client import (
+    AdapterDetail,
+    AdapterSummary,
+    Published,
+    Rule,
+    TrafficDetail,
+    UploadReport,
+)
 from service.commands.flags import add_service, add_wait, client_of
 
 if TYPE_CHECKING:
@@ -51,6 +58,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--stage", action="store_true", help="the served revision stays; see `traffic`"
     )
     add_wait(upload)
+    upload.add_argument(
+        "--dry-run", action="store_true", help="check it, say what it would change, store nothing"
+    )
+    diff = add("diff", "what differs between two: files, or names, also name@revision", _diff)
+    diff.add_argument("before", metavar="A")
+    diff.add_argument("after", metavar="B")
     download = add("download", "save a file", _download, json=False)
     download.add_argument("name")
     download.add_argument("--revision", metavar="R", help="its first characters")
@@ -109,7 +122,7 @@ def run(arguments: Namespace) -> int:
 
 
 COMMAND = Command(
-    "list, show, upload, download, roll back, try, delete adapters", run, add_arguments
+    "list, show, compare, upload, download, roll back, try, delete adapters", run, add_arguments
 )
 
 
@@ -137,6 +150,17 @@ def _upload(client: "Client", arguments: Namespace) -> None:
         reason = error.strerror or error
         raise CommandFailed(f"{arguments.file}: cannot be read: {reason}") from None
     new = "*" if arguments.new else None
+    if arguments.dry_run:
+        report = client.check(
+            name,
+            data,
+            if_match=arguments.if_match,
+            if_none_match=new,
+            force=arguments.force,
+            stage=arguments.stage,
+        )
+        _print_report(report, arguments)
+        return
     _print_published(
         client.upload(
             name,
@@ -149,6 +173,18 @@ def _upload(client: "Client", arguments: Namespace) -> None:
         ),
         arguments,
     )
+
+
+def _diff(client: "Client", arguments: Namespace) -> None:
+    from service.commands.comparing import Comparison, side_of
+
+    sides = [side_of(text, client) for text in (arguments.before, arguments.after)]
+    comparison = Comparison.of(*sides)
+    if arguments.json:
+        _print_json(comparison.content())
+    else:
+        for line in comparison.lines():
+            _print(one_line(line))
 
 
 def _download(client: "Client", arguments: Namespace) -> None:
@@ -308,6 +344,21 @@ def _print_published(published: Published, arguments: Namespace) -> None:
         _print_json(published)
     else:
         _print(f"{published.name} {published.revision} {published.outcome}")
+
+
+def _print_report(report: UploadReport, arguments: Namespace) -> None:
+    """
+    Raises:
+        CommandFailed: the service would refuse the file.
+    """
+    if arguments.json:
+        _print_json(report)
+    else:
+        for line in report.lines():
+            _print(one_line(line))
+    if report.error is not None:
+        details = [item for item in report.error.details if item not in report.error.message]
+        raise CommandFailed("; ".join([f"{report.error.type}: {report.error.message}", *details]))
 
 
 def _print_json(content: object) -> None:

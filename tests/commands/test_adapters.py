@@ -1,6 +1,7 @@
 """`python -m service adapters ...` as it is typed, asking a real service."""
 
 import json
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -127,3 +128,69 @@ def test_a_second_revision_is_staged_tried_shown_and_promoted(
         *again, "--revision", second, "--percent", "5", folder=tmp_path
     )
     assert first != second
+
+
+def test_diff_compares_files_names_and_revisions(live: RunningService, tmp_path: Path) -> None:
+    first, second = make_adapter(make_backbone()), make_adapter(make_backbone(), seed=5)
+    other = make_adapter(make_backbone(), labels=("x", "y", "z"), prompt_length=5)
+    revision = live.put("compared", first)
+    live.put("compared", second)
+    path = tmp_path / "other.safetensors"
+    save_adapter(path, other)
+
+    def diff(*words: str) -> list[str]:
+        done = typed("adapters", "diff", *words, "--url", live.url)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout.splitlines()
+
+    head, _, weights = diff(f"compared@{revision[:8]}", "compared")
+    assert head == f"compared@{revision[:8]}: revision {revision}"
+    assert weights.startswith("weights: ")
+    assert diff("compared", "compared")[-1] == "the same file"
+    lines = diff("compared", str(path))
+    assert "labels added: x, y, z" in lines
+    assert any(line.startswith("prompt.") and "3" in line and "5" in line for line in lines)
+    (content,) = map(json.loads, diff("compared", str(path), "--json"))
+    assert content["difference"]["labels"]["added"] == ["x", "y", "z"]
+    assert content["before"]["adapter"] == "compared"
+    # Two files need no service.
+    done = typed("adapters", "diff", str(path), str(path), "--url", "http://127.0.0.1:1")
+    assert done.stdout.endswith("the same file\n")
+
+
+def test_diff_refuses_what_is_no_adapter(live: RunningService, tmp_path: Path) -> None:
+    for name, content in (
+        ("short.safetensors", b"\x01"),
+        ("huge.safetensors", b"\xff" * 64),
+        ("text", b"hello\n" * 20),
+        ("foreign.safetensors", struct.pack("<Q", 2) + b"{}"),
+        ("list.safetensors", struct.pack("<Q", 2) + b"[]"),
+    ):
+        path = tmp_path / name
+        path.write_bytes(content)
+        line = refused("adapters", "diff", str(path), str(path))
+        assert f"{path}: this is no adapter file" in line
+    path = tmp_path / "none.safetensors"
+    assert f"{path}: cannot be read: No such file" in refused("adapters", "diff", str(path), "a")
+    assert "404 adapter_not_found" in refused("adapters", "diff", "no", "no", "--url", live.url)
+
+
+def test_a_dry_run_says_what_would_change_and_stores_nothing(
+    live: RunningService, tmp_path: Path
+) -> None:
+    revision = live.put("tried", make_adapter(make_backbone()))
+    path = tmp_path / "tried.safetensors"
+    save_adapter(path, make_adapter(make_backbone(), seed=9))
+    words = ("adapters", "upload", str(path), "--dry-run", "--url", live.url)
+    done = typed(*words)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"takes the place of {revision}" in done.stdout
+    assert done.stdout.endswith("would be accepted\n")
+    assert "the name is new" in typed(*words, "--name", "new").stdout
+    assert json.loads(typed(*words, "--json").stdout)["accepted"] is True
+    other = tmp_path / "other.safetensors"
+    save_adapter(other, make_adapter(make_backbone(seed=3)))
+    refusal = refused(*words[:2], str(other), *words[3:], "--name", "tried")
+    assert "adapter_incompatible" in refusal
+    shown = live.client.get("/v1/adapters/tried").json()
+    assert (shown["revision"], shown["revisions"]) == (revision, [revision])

@@ -52,7 +52,7 @@ def test_the_pages_python_runs(
 
 def test_the_pages_commands_can_be_typed() -> None:
     lines = [line for block in blocks("sh") for line in block.splitlines() if line]
-    assert len(lines) == 14
+    assert len(lines) == 16
     for line in lines:
         words = shlex.split(line.partition(" > ")[0].rpartition("| ")[2])
         assert words[:3] == ["python", "-m", "service"]
