@@ -8,7 +8,7 @@ TESTS ?= tests
 FIND_PYTHON = test -n "$(PYTHON)" || { echo "$@: found no Python 3.11 or newer: install one, or set PYTHON=..."; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup clients serve test quick api-fuzz chaos chaos-replicas replicas-test soak compose-test kubernetes-test ray ray-setup ray-test dashboard fuzz lint format lock sbom bench bench-peers bench-gpu clean
+.PHONY: help setup clients serve test quick api-fuzz chaos chaos-replicas replicas-test soak compose-test kubernetes-test ray ray-setup ray-test dashboard docs docs-serve diagrams fuzz lint format lock sbom bench bench-peers bench-gpu clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,7 +19,7 @@ $(VENV)/ready: requirements/all.txt .ci/setup.py
 	@$(FIND_PYTHON)
 	@$(PYTHON) .ci/setup.py $(VENV)
 
-serve: $(VENV)/ready ## serve the adapters of the zoo on port 8000 (settings: IDSPAM_*, see README)
+serve: $(VENV)/ready ## serve the adapters of the zoo on port 8000 (settings: docs/settings.md)
 	$(BIN)/python -m service serve
 
 # Other projects' clients need older versions of our packages, so they get an environment of their own.
@@ -84,6 +84,17 @@ ray-test: ray-setup ## faults on a Ray cluster of several nodes on this machine,
 
 dashboard: $(VENV)/ready ## write the Grafana dashboard from deploy/panels.py
 	$(BIN)/python -m deploy.dashboard
+
+docs: $(VENV)/ready ## build the documentation as a site, which needs no network to read: runs/site/index.html
+	@$(BIN)/python -m docs.build
+
+DOCS_ADDRESS ?= 127.0.0.1:8001
+
+docs-serve: $(VENV)/ready ## show the site on port 8001 and build it again when a page changes; DOCS_ADDRESS=...
+	@$(BIN)/python -m docs.build --serve $(DOCS_ADDRESS)
+
+diagrams: $(VENV)/ready ## draw docs/diagrams/*.svg from docs/diagrams/draw.py
+	@$(BIN)/python -m docs.diagrams.draw
 
 # Not a dependency: it has wheels for few versions of Python.
 FUZZ_RUNS ?= 1000000

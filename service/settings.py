@@ -306,7 +306,7 @@ class Settings:
         _store,
         "",
         "folder or URL",
-        "Where replicas share their adapters ([replicas.md](docs/replicas.md)), as "
+        "Where replicas share their adapters ([replicas.md](replicas.md)), as "
         "`s3://bucket/prefix`; if not set, one service owns `IDSPAM_ADAPTER_DIR`",
     )
     replica: str = _setting(
@@ -506,7 +506,7 @@ class Settings:
         _file,
         "",
         "file",
-        "Keys with scopes, a line of JSON each ([access.md](docs/access.md)); if there are keys of "
+        "Keys with scopes, a line of JSON each ([access.md](access.md)); if there are keys of "
         "any kind, all but probes and documentation needs one",
     )
     keys: str = _setting(str, "", "lines of JSON", "The same lines as in `IDSPAM_KEYS_FILE`")
@@ -540,14 +540,14 @@ class Settings:
         "4000",
         "texts",
         "How many of its last texts an adapter is compared by with its training "
-        "([drift.md](docs/drift.md)), between half of this and all; 0: nothing is counted",
+        "([drift.md](drift.md)), between half of this and all; 0: nothing is counted",
     )
     uncertain_texts: int = _setting(
         _whole(0, 10_000),
         "0",
         "texts",
         "How many texts of low confidence are kept in memory for each adapter, to be labelled "
-        "([drift.md](docs/drift.md)); 0: none",
+        "([drift.md](drift.md)); 0: none",
     )
     uncertain_mib: int = _setting(
         _whole(1, 1024), "16", "MiB", "Most memory of these texts, of all adapters together"
@@ -670,7 +670,7 @@ def variable(name: str) -> str:
 
 
 def settings_table() -> str:
-    """The table of settings in README.md."""
+    """The table of settings in docs/settings.md."""
     lines = ["| Variable | Unit | Default | What it does |", "|---|---|---|---|"]
     for setting in fields(Settings):
         row = setting.metadata

@@ -1,57 +1,46 @@
-"""README's example runs as shown: the default backbone, the zoo, a real process."""
+"""README.md fits on three screens, and what it says to type exists."""
 
-import json
 import re
+import shlex
 from pathlib import Path
 
-import httpx
-import pytest
+from cli.shell import parser_of
+from service.commands.main import parser
+from train.cli import COMMANDS
 
-from adapters.backbone.loading import load_backbone
-from adapters.backbone.model import check_fits
-from adapters.format.files import load_adapter
-from tests.support.service_process import environ, service_process
-
-TREE = Path(__file__).resolve().parents[2]
-ZOO = TREE / "adapters" / "zoo"
-# The accuracy on the test split that an adapter needs to be part of the zoo.
-LEAST_ACCURACY = {"sms-spam": 0.985, "banking77": 0.905, "clinc150": 0.83, "sentiment": 0.80}
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
 
 
-def _blocks(language: str) -> list[str]:
-    readme = (TREE / "README.md").read_text()
-    return re.findall(rf"```{language}\n(.*?)```", readme, re.DOTALL)
+def test_it_fits_on_three_screens() -> None:
+    assert len(README.splitlines()) <= 120
+    assert len(README.split()) < 900
 
 
-@pytest.mark.slow
-def test_the_first_request_is_answered_as_shown(tmp_path: Path) -> None:
-    (command,) = (block for block in _blocks("sh") if '"top_k": 1' in block)
-    request = re.search(r"-d '(\{.*\})'", command, re.DOTALL)
-    assert request
-    shown = json.loads(next(block for block in _blocks("json") if '"results"' in block))
-    environment = environ(Path("all-MiniLM-L6-v2"), tmp_path, ZOO_DIR="tree")
-    with service_process(environment) as running:
-        assert running.stdout is not None
-        url = running.stdout.readline().split()[1]
-        answer = httpx.post(f"{url}/v1/predict", json=json.loads(request[1]), timeout=60).json()
-    for actual, expected in zip(answer["results"], shown["results"], strict=True):
-        assert actual["revision"].startswith(expected["revision"].removesuffix("..."))
-        # The page shows `auto`, this is float32: the bound is that of docs/exactness.md.
-        assert actual["score"] == pytest.approx(expected["score"], abs=0.02)
-        for field in ("adapter", "label", "tokens", "truncated"):
-            assert actual[field] == expected[field]
+def test_it_shows_a_picture_and_says_when_to_use_it_before_it_starts() -> None:
+    order = ["![", "## When to use it, and when not", "## Three figures", "## Start"]
+    assert [README.index(part) for part in order] == sorted(README.index(part) for part in order)
 
 
-def test_the_zoo_fits_the_default_backbone_and_says_where_it_comes_from() -> None:
-    backbone = load_backbone(device="cpu")
-    files = {path.stem: load_adapter(path).spec for path in sorted(ZOO.glob("*.safetensors"))}
-    assert files.keys() == LEAST_ACCURACY.keys()
-    for name, spec in files.items():
-        check_fits(spec, backbone)
-        provenance, report = spec.provenance, json.loads((ZOO / f"{name}.json").read_text())
-        assert provenance.command == report["command"]
-        assert provenance.data_licence
-        assert provenance.data_sha256 == report["data"]["train"]["sha256"]
-        measured = provenance.metrics["test_accuracy"]
-        assert measured == pytest.approx(report["test"]["accuracy"], abs=1e-6)
-        assert measured >= LEAST_ACCURACY[name]
+def test_its_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"\bmake ([a-z-]+)", README)) - {"first"}
+    assert {"serve", "test", "docs"} <= named <= targets
+
+
+def test_its_commands_can_be_typed() -> None:
+    parsers = {
+        "service": parser(),
+        "train": parser_of(COMMANDS, prog="python -m train", description=""),
+    }
+    typed = re.findall(r"^\.venv/bin/python -m (train|service) (.*)$", README, re.MULTILINE)
+    assert len(typed) >= 2
+    for program, arguments in typed:
+        assert parsers[program].parse_args(shlex.split(arguments)).command
+
+
+def test_the_file_that_it_trains_on_is_there() -> None:
+    (path,) = re.findall(r"--train (\S+)", README)
+    lines = (ROOT / path).read_text().splitlines()
+    assert lines[0] == "text,label"
+    assert f"{len(lines) - 1} reports" in README

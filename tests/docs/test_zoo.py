@@ -1,0 +1,30 @@
+"""The zoo fits the default backbone, and its reports say what its files do."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from adapters.backbone.loading import load_backbone
+from adapters.backbone.model import check_fits
+from adapters.format.files import load_adapter
+
+TREE = Path(__file__).resolve().parents[2]
+ZOO = TREE / "adapters" / "zoo"
+# The accuracy on the test split that an adapter needs to be part of the zoo.
+LEAST_ACCURACY = {"sms-spam": 0.985, "banking77": 0.905, "clinc150": 0.83, "sentiment": 0.80}
+
+
+def test_the_zoo_fits_the_default_backbone_and_says_where_it_comes_from() -> None:
+    backbone = load_backbone(device="cpu")
+    files = {path.stem: load_adapter(path).spec for path in sorted(ZOO.glob("*.safetensors"))}
+    assert files.keys() == LEAST_ACCURACY.keys()
+    for name, spec in files.items():
+        check_fits(spec, backbone)
+        provenance, report = spec.provenance, json.loads((ZOO / f"{name}.json").read_text())
+        assert provenance.command == report["command"]
+        assert provenance.data_licence
+        assert provenance.data_sha256 == report["data"]["train"]["sha256"]
+        measured = provenance.metrics["test_accuracy"]
+        assert measured == pytest.approx(report["test"]["accuracy"], abs=1e-6)
+        assert measured >= LEAST_ACCURACY[name]
