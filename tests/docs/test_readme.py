@@ -31,7 +31,7 @@ def test_its_make_targets_exist() -> None:
 def test_its_commands_can_be_typed() -> None:
     parsers = {
         "service": parser(),
-        "train": parser_of(COMMANDS, prog="python -m train", description=""),
+        "train": parser_of(COMMANDS, module="train", description=""),
     }
     typed = re.findall(r"^\.venv/bin/python -m (train|service) (.*)$", README, re.MULTILINE)
     assert len(typed) >= 2
