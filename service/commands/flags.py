@@ -1,7 +1,7 @@
 """Flags that several commands have, and the client that they describe."""
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from service.client.environment import (
     API_KEY_VARIABLE,
@@ -11,7 +11,7 @@ from service.client.environment import (
     ca_file,
     service_url,
 )
-from service.client.types import Wait
+from service.client.types import Explain, Wait
 
 if TYPE_CHECKING:
     from service.client import Client
@@ -44,7 +44,15 @@ def add_answers(parser: ArgumentParser, *, no_truncate: str) -> None:
     """What answers have. no_truncate: what that flag does."""
     answers = parser.add_argument_group("answers")
     answers.add_argument("--top-k", type=count, metavar="N", help="labels to give; default: all")
-    answers.add_argument("--explain", action="store_true", help="each token's share of the prompt")
+    answers.add_argument(
+        "--explain",
+        nargs="?",
+        const="attention",
+        type=explain,
+        metavar="KIND",
+        help="attention: what each word was to the prompt; occlusion: what the score loses without "
+        "each word, which reads a text once more for every word; default: attention",
+    )
     answers.add_argument(
         "--no-truncate",
         action="store_true",
@@ -60,7 +68,9 @@ def add_answers(parser: ArgumentParser, *, no_truncate: str) -> None:
 
 def options_of(arguments: Namespace) -> "Options":
     """The options that the flags of `add_answers` say."""
-    options: Options = {"truncate": not arguments.no_truncate, "explain": arguments.explain}
+    options: Options = {"truncate": not arguments.no_truncate}
+    if arguments.explain is not None:
+        options["explain"] = arguments.explain
     if arguments.top_k is not None:
         options["top_k"] = arguments.top_k
     if arguments.abstain_below is not None:
@@ -100,6 +110,16 @@ def share(value: str) -> float:
     if not 0.0 <= number <= 1.0:
         raise ArgumentTypeError(f"{value!r}: expected a number from 0 to 1")
     return number
+
+
+def explain(value: str) -> Explain:
+    """Parses a kind of explanation."""
+    for kind in get_args(Explain):
+        if value == kind:
+            return cast(Explain, kind)
+    raise ArgumentTypeError(
+        f"{value!r}: expected {' or '.join(get_args(Explain))}; a file goes before --explain"
+    )
 
 
 def count(value: str) -> int:

@@ -37,7 +37,7 @@ from service.commands.reading import (
     reader_of,
     tell_terminal,
 )
-from service.commands.writing import EXTRAS, WRITERS, Answered, Writer
+from service.commands.writing import EXTRAS, READABLE, WRITERS, Answered, Writer
 
 if TYPE_CHECKING:
     from service.client import Client
@@ -63,7 +63,10 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--output", default=STDOUT, metavar="F", help="where answers go; default: standard output"
     )
     writing.add_argument(
-        "--format", choices=[*WRITERS], help="of the answers; default: from F's name, else jsonl"
+        "--format",
+        choices=[*WRITERS],
+        help=f"of the answers; default: from F's name, {READABLE} for --explain on a terminal, "
+        "else jsonl",
     )
     writing.add_argument(
         "--with",
@@ -99,7 +102,11 @@ def run(arguments: Namespace) -> int:
     from service.commands.progress import progress_bar
 
     form = arguments.input_format or format_of(arguments.file)
-    write = WRITERS[arguments.format or _format_of_output(arguments.output)](arguments.extras)
+    on_terminal = arguments.output == STDOUT and sys.stdout.isatty()
+    form_of_answers = arguments.format or _format_of_output(arguments.output)
+    if arguments.format is None and on_terminal and arguments.explain is not None:
+        form_of_answers = READABLE
+    write = WRITERS[form_of_answers](arguments.extras)
     in_flight = arguments.in_flight or IN_FLIGHT
     retries = Retries(attempts=10**6, seconds=arguments.retry_seconds)
     options = options_of(arguments)
@@ -114,7 +121,10 @@ def run(arguments: Namespace) -> int:
             tell_terminal()
         output = stack.enter_context(_output(arguments.output, arguments.file))
         name = name_of(arguments.file)
-        advance = stack.enter_context(progress_bar(sys.stderr, Path(name).name, file.total))
+        # Among lines for people a bar would be in the way.
+        is_quiet = on_terminal and form_of_answers == READABLE
+        bar = progress_bar(sys.stderr, Path(name).name, file.total)
+        advance = (lambda *_: None) if is_quiet else stack.enter_context(bar)
         columns = TextColumns(arguments.text_column, arguments.text_pair_column)
         read = reader_of(form, guessed=arguments.input_format is None)
         work = _Work(read(file, columns), output, advance, write)

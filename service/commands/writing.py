@@ -1,13 +1,16 @@
 """Answers of `predict` as lines: JSON, CSV or TSV, with what was asked beside them.
 
 On request an answer has the text itself, the number of its row, and in tables a column for each
-label's score. JSON has the scores anyway.
+label's score. JSON has the scores anyway. `readable` is for people: the text, and what an explanation says.
 """
 
 import csv
 import io
+import os
+import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from shutil import get_terminal_size
 from typing import Any, TypeAlias
 
 import msgspec
@@ -21,6 +24,9 @@ COLUMNS = (
     *("id", "adapter", "revision", "label", "score"),
     *("labels", "abstained", "tokens", "truncated"),
 )
+
+# The format for people.
+READABLE = "readable"
 
 _encode = msgspec.json.Encoder().encode
 
@@ -118,6 +124,21 @@ def csv_row(values: Sequence[object]) -> bytes:
     return text.getvalue().encode()
 
 
+def readable(_: Collection[str]) -> Writer:
+    """A few lines for each answer, for people, as wide as the terminal."""
+    # Only here, because drawing is slow to import.
+    from service.commands.explained import described
+
+    columns = get_terminal_size().columns
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+
+    def write(answered: Answered) -> bytes:
+        lines = described(answered.input, answered.result, columns=columns, colour=colour)
+        return lines.encode(sys.stdout.encoding or "utf-8", "backslashreplace")
+
+    return write
+
+
 def tsv_row(values: Sequence[object]) -> bytes:
     # Nothing is quoted there, so what would end a field is a space.
     cells = ("" if value is None else " ".join(str(value).split()) for value in values)
@@ -129,6 +150,7 @@ WRITERS: dict[str, Callable[[Collection[str]], Writer]] = {
     "jsonl": json_lines,
     "csv": lambda extras: Table(extras, csv_row),
     "tsv": lambda extras: Table(extras, tsv_row),
+    READABLE: readable,
 }
 
 

@@ -233,6 +233,39 @@ def test_a_terminal_shows_a_bar_and_keeps_one_line(live: RunningService, tmp_pat
     assert len(output.read_text().splitlines()) == 3000
 
 
+def test_an_explanation_is_read_on_a_terminal_and_a_program_gets_json(
+    live: RunningService, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.txt"
+    path.write_text("free [win] now\x1b[31m!\n")
+    words = ("predict", str(path), "--adapter", "a", "--url", live.url, "--explain", "occlusion")
+    with terminal(24, 40) as (end, drawn):
+        done = subprocess.run(
+            command(*words),
+            cwd=TREE,
+            env=environment(NO_COLOR="1"),
+            stdout=end,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (0, b"")
+    lines = drawn.decode().replace("\r", "").splitlines()
+    assert max(map(len, lines)) <= 40
+    assert "free [win] now\ufffd[31m!" in lines
+    assert any(line.startswith("occlusion: what the score loses") for line in lines)
+    assert any(line.split()[0] == "win" for line in lines if line.strip())
+    assert "\x1b" not in drawn.decode()
+    answers = [json.loads(line) for line in typed(*words).stdout.splitlines()]
+    kinds = [answer["explanation"]["kind"] for answer in answers]
+    assert kinds == ["occlusion"]
+
+
+def test_a_file_after_explain_is_not_taken_for_a_kind() -> None:
+    line = refused("predict", "--explain", "texts.txt", "--adapter", "a")
+    assert "expected attention or occlusion; a file goes before --explain" in line
+
+
 def test_serving_imports_nothing_of_the_commands() -> None:
     program = (
         "import sys, service.__main__\n"
