@@ -15,6 +15,8 @@ from service.client.types import Explain
 _MOST_WORDS = 10
 _WIDEST_WORD = 24
 _WIDEST_BAR = 24
+# A loss of score that fills a bar, at least.
+_LEAST_FULL = 0.1
 _TITLES: dict[Explain, str] = {
     "attention": "share of the prompt that each word made",
     "occlusion": "what the score loses without each word",
@@ -67,7 +69,7 @@ def _explain(console: Console, explanation: Explanation) -> None:
     console.print(f"{explanation.kind}: {_TITLES[explanation.kind]}")
     if (share := explanation.special_tokens.weight) is not None:
         lines.append(_Line(f"({explanation.special_tokens.count} special tokens)", share))
-    for line in _bars(lines, console.width):
+    for line in _bars(lines, explanation.kind, console.width):
         console.print(line, soft_wrap=True)
     more = len(explanation.words) - _MOST_WORDS
     if more > 0:
@@ -78,17 +80,20 @@ def _explain(console: Console, explanation: Explanation) -> None:
         console.print(explanation.note)
 
 
-def _bars(lines: Sequence[_Line], columns: int) -> list[Text]:
+def _bars(lines: Sequence[_Line], kind: Explain, columns: int) -> list[Text]:
     widest = min(_WIDEST_WORD, max((cell_len(line.name) for line in lines), default=0))
     bars = max(4, min(_WIDEST_BAR, columns - widest - 11))
-    # Shares have no sign.
-    sign = "+" if any(line.weight < 0 for line in lines) else ""
-    largest = max((abs(line.weight) for line in lines), default=0.0) or 1.0
+    # Shares have no sign. Of scores, a bar says how much and not only which is the largest.
+    signed = kind == "occlusion"
+    full = max(_LEAST_FULL if signed else 1e-9, *(abs(line.weight) for line in lines), 0.0)
     drawn = []
     for line in lines:
         name = line.name if cell_len(line.name) <= widest else line.name[: widest - 1] + "\u2026"
-        bar = "\u2588" * round(bars * abs(line.weight) / largest)
-        text = Text(f"  {set_cell_size(name, widest)} {line.weight:{sign}.3f} ")
+        # Without this, a small loss would be `-0.000`.
+        weight = round(line.weight, 3) + 0.0
+        shown = f"{weight:+.3f}" if signed and weight else f"{weight:{' ' if signed else ''}.3f}"
+        text = Text(f"  {set_cell_size(name, widest)} {shown} ")
+        bar = "\u2588" * round(bars * abs(line.weight) / full)
         text.append(bar, style="cyan" if line.weight >= 0 else "magenta")
         drawn.append(text)
     return drawn

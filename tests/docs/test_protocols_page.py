@@ -41,7 +41,7 @@ def close(answer: Any, shown: Any) -> bool:
 
 
 def test_the_page_has_examples() -> None:
-    assert len(EXAMPLES) == 4
+    assert len(EXAMPLES) == 6
 
 
 @pytest.mark.slow
