@@ -31,11 +31,11 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
 
 
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", range(5))
 def test_the_pages_python_runs(
     live: RunningService, number: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert len(blocks("python")) == 4
+    assert len(blocks("python")) == 5
     program = blocks("python")[number]
     assert DEFAULT_URL in program
     exec(
@@ -52,7 +52,7 @@ def test_the_pages_python_runs(
 
 def test_the_pages_commands_can_be_typed() -> None:
     lines = [line for block in blocks("sh") for line in block.splitlines() if line]
-    assert len(lines) == 16
+    assert len(lines) == 17
     for line in lines:
         words = shlex.split(line.partition(" > ")[0].rpartition("| ")[2])
         assert words[:3] == ["python", "-m", "service"]
