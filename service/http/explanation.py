@@ -33,6 +33,8 @@ HIDDEN_WORDS = 128
 # "unknown":false},` without the word, whose characters take up to six bytes.
 _WORD_BYTES = 112
 _CHARACTER_BYTES = 6
+# The rest of an explanation, with a label of 256 characters.
+_EACH_BYTES = 2048
 _FIELDS = ("text", "text_pair")
 
 
@@ -53,7 +55,8 @@ class Located:
     @property
     def nbytes(self) -> int:
         """At most, in an answer."""
-        return len(self.places) * _WORD_BYTES + sum(self.read) * _CHARACTER_BYTES
+        words = len(self.places) * _WORD_BYTES + sum(self.read) * _CHARACTER_BYTES
+        return words + _EACH_BYTES
 
 
 def locate(

@@ -8,7 +8,7 @@ import pytest
 
 from adapters.adapter import classify, prepare, rows_of
 from adapters.backbone.model import Backbone
-from adapters.format.files import Adapter
+from adapters.format.files import Adapter, serialize
 from adapters.words import Word
 from service.http.explanation import Place, first_words
 from service.http.openapi.schemas import Explanation
@@ -202,6 +202,25 @@ def test_another_kind_of_explanation_is_a_fault(live: RunningService, kind: Any)
         'explain: Input should be true, false, "attention" or "occlusion"'
     ]
     assert live.predict(**body | {"explain": False})["results"][0].keys() >= {"label"}
+
+
+def test_words_are_hidden_from_the_revision_that_answers(live: RunningService) -> None:
+    live.put("tried", plain(make_backbone()))
+    other = serialize(make_adapter(make_backbone(), seed=9, labels=LABELS))
+    staged = live.client.put("/v1/adapters/tried?stage=true", content=other).json()["revision"]
+    body = {"revision": staged, "percent": 100.0, "rule": {"max_error_rate": None}}
+    assert live.client.put("/v1/adapters/tried/traffic", json=body).status_code == 200
+    divided = explained(live, "free win now", "occlusion", adapter="tried")
+    pinned = explained(live, "free win now", "occlusion", adapter=f"tried@{staged}")
+    assert divided["revision"] == staged
+    weights = [
+        [word["weight"] for word in each["explanation"]["words"]] for each in (divided, pinned)
+    ]
+    assert weights[0] == pytest.approx(weights[1], abs=1e-6)
+    # Only the text itself counts as one that the second revision has read.
+    figures = live.client.get("/v1/adapters/tried/traffic").json()["figures"]
+    assert figures["canary"]["texts"] == 1
+    assert live.client.delete("/v1/adapters/tried").status_code == 204
 
 
 def test_hidden_words_are_not_counted_as_answers(live: RunningService) -> None:
