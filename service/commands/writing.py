@@ -1,7 +1,8 @@
 """Answers of `predict` as lines: JSON, CSV or TSV, with what was asked beside them.
 
 On request an answer has the text itself, the number of its row, and in tables a column for each
-label's score. JSON has the scores anyway. `readable` is for people: the text, and what an explanation says.
+label's score. JSON has the scores anyway. `readable` is for people: the text, and what an
+explanation says of it.
 """
 
 import csv
