@@ -440,7 +440,7 @@ def test_a_service_that_goes_away_is_waited_for_and_the_page_goes_on(
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
-    with serve(tmp_path, port=port) as first:
+    with serve(tmp_path, PORT=str(port)) as first:
         first.client.put("/v1/adapters/mail", content=data(1))
         opened_ = open_console(browser, url, route="#/adapters/mail")
         console = opened_.__enter__()
@@ -451,7 +451,7 @@ def test_a_service_that_goes_away_is_waited_for_and_the_page_goes_on(
         expect(page.locator(".banner")).to_contain_text("The service does not answer.")
         report = page.get_by_role("region", name="The file")
         expect(report.get_by_role("alert")).to_contain_text("The service does not answer.")
-        with serve(tmp_path, port=port):
+        with serve(tmp_path, PORT=str(port)):
             page.locator(".banner").get_by_role("button", name="Try now").click()
             expect(page.locator(".banner")).to_be_hidden()
             report.get_by_role("button", name="Check again").click()

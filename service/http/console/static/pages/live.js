@@ -114,7 +114,6 @@ export async function mount(root, params, context) {
     for (const chart of charts) chart.draw(view);
     for (const table of tables) table.draw(view);
     const last = samples.last;
-    board.classList.toggle("empty", last === null);
     facts.textContent = last === null ? "Reading…" : factsOf(last, readings);
   }
 
@@ -194,7 +193,7 @@ function tableCard(title, columns, note = null) {
     "section",
     { class: "card", "aria-label": title },
     h("h2", {}, title),
-    h("table", { class: "plain" }, h("thead", {}, h("tr", {}, columns.map((name) => h("th", { scope: "col" }, name)))), body),
+    h("table", { class: "plain" }, h("thead", {}, h("tr", {}, columns.map((name) => (name ? h("th", { scope: "col" }, name) : h("td", {}))))), body),
     foot,
   );
   return { element, body, foot };

@@ -145,11 +145,11 @@ export async function detailPage(root, name, context) {
   }
 
   function unload() {
-    act({ title: `Unload ${name}?`, body: "Requests for it are refused until it is loaded again, published, or the service restarts. Its files stay. Of several replicas only this one unloads it.", action: "Unload", danger: true, run: () => api.post(`v2/repository/models/${encodeURIComponent(name)}/unload`), done: `${name} is unloaded.` });
+    act({ title: `Unload ${name}?`, body: "Requests for it are refused until it is loaded again, published, or the service restarts. Its files stay. Of several replicas only this one unloads it.", action: "Unload", danger: true, run: () => api.post(`v2/repository/models/${encodeURIComponent(name)}/unload`, {}), done: `${name} is unloaded.` });
   }
 
   function load() {
-    act({ title: `Load ${name}?`, body: "Its files are read and checked again, and it answers.", action: "Load", run: () => api.post(`v2/repository/models/${encodeURIComponent(name)}/load`), done: `${name} is loaded.` });
+    act({ title: `Load ${name}?`, body: "Its files are read and checked again, and it answers.", action: "Load", run: () => api.post(`v2/repository/models/${encodeURIComponent(name)}/load`, {}), done: `${name} is loaded.` });
   }
 
   function rollBack(revision) {
