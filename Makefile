@@ -5,6 +5,8 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do $$p -c "
 VENV ?= .venv
 BIN := $(VENV)/bin
 TESTS ?= tests
+# Files of tests that run side by side; a file's tests share its services, so they stay together.
+JOBS ?= 2
 FIND_PYTHON = test -n "$(PYTHON)" || { echo "$@: found no Python 3.11 or newer: install one, or set PYTHON=..."; exit 1; }
 
 .DEFAULT_GOAL := help
@@ -34,7 +36,7 @@ test: $(VENV)/ready ## run all tests, about ten minutes on two cores; TESTS=test
 	@.ci/nginx || true
 	@.ci/chromium || true
 	@$(BIN)/python .ci/clients.py $(CLIENTS) || echo "clients: the tests of other projects' clients are skipped"
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(TESTS)
 
 quick: $(VENV)/ready ## run the tests that are not slow, under two minutes on two cores
 	$(BIN)/python -m pytest -m "not slow" $(TESTS)
