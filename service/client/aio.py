@@ -91,10 +91,15 @@ class AsyncClient:
         await self._transport.close()
 
     async def predict(
-        self, inputs: Text | Sequence[Text], adapter: str | None = None, **options: Unpack[Options]
+        self,
+        inputs: Text | Sequence[Text],
+        adapter: str | None = None,
+        *,
+        adapters: Sequence[str] | None = None,
+        **options: Unpack[Options],
     ) -> Answer:
         """As `Client.predict`. If it is cancelled, the service drops what it has not begun."""
-        return await self._call(operations.predict(inputs, adapter, options))
+        return await self._call(operations.predict(inputs, adapter, options, adapters))
 
     def classify(
         self,

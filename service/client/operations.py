@@ -46,14 +46,25 @@ _REQUEST_KEY = re.compile(r"[!-~]{1,256}")
 _JSON = {"content-type": "application/json"}
 
 
-def predict(inputs: Text | Sequence[Text], adapter: str | None, options: Options) -> Call[Answer]:
-    """One request with one input or several."""
+def predict(
+    inputs: Text | Sequence[Text],
+    adapter: str | None,
+    options: Options,
+    adapters: Sequence[str] | None = None,
+) -> Call[Answer]:
+    """One request with one input or several. adapters: several in place of one, for each input."""
     texts = [inputs] if isinstance(inputs, (str, Input)) else list(inputs)
     for index, text in enumerate(texts):
         if not isinstance(text, (str, Input)):
             raise InvalidCall(f"inputs.{index}: {type(text).__name__}, expected str or Input")
+    default = 1 if adapters is None else len(adapters)
+    expected = 0
+    for text in texts:
+        own = None if isinstance(text, str) else text.adapters
+        one = not isinstance(text, str) and text.adapter is not None
+        expected += len(own) if own is not None else 1 if one else default
     sent = inputs if isinstance(inputs, (str, Input)) else texts
-    body: dict[str, Any] = {"inputs": sent, "adapter": adapter, **options}
+    body: dict[str, Any] = {"inputs": sent, "adapter": adapter, "adapters": adapters, **options}
     headers = _JSON | _request_id(body.pop("request_id", None))
     headers |= _request_key(body.pop("request_key", None))
     # Options that are None are left to the service.
@@ -63,7 +74,7 @@ def predict(inputs: Text | Sequence[Text], adapter: str | None, options: Options
 
     def decode(reply: Reply) -> Answer:
         answer = msgspec.json.decode(reply.body, type=Answer)
-        if len(answer) != len(texts):
+        if len(answer) != expected:
             raise UnexpectedAnswer(f"{len(answer)} results for {len(texts)} inputs")
         return answer
 

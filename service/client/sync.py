@@ -103,14 +103,21 @@ class Client:
         self._transport.close()
 
     def predict(
-        self, inputs: Text | Sequence[Text], adapter: str | None = None, **options: Unpack[Options]
+        self,
+        inputs: Text | Sequence[Text],
+        adapter: str | None = None,
+        *,
+        adapters: Sequence[str] | None = None,
+        **options: Unpack[Options],
     ) -> Answer:
         """Classify one text or pair, or a list of them, in one request: all are answered or none.
+
+        With `adapters` each of them answers every input; the results of an input follow each other.
 
         Raises:
             ClientError: any of its tree, as from every method.
         """
-        return self._call(operations.predict(inputs, adapter, options))
+        return self._call(operations.predict(inputs, adapter, options, adapters))
 
     def classify(
         self,

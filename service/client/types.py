@@ -12,13 +12,15 @@ import msgspec
 class Input(msgspec.Struct, frozen=True, omit_defaults=True):
     """One text or pair of texts. id: returned with the answer.
 
-    adapter: replaces the request's; `name` or `name@revision`.
+    adapter: replaces the request's; `name` or `name@revision`. adapters: several, each of which
+    answers; for `predict` alone.
     """
 
     text: str
     text_pair: str | None = None
     adapter: str | None = None
     id: str | None = None
+    adapters: tuple[str, ...] | None = None
 
 
 Text: TypeAlias = str | Input
@@ -103,7 +105,8 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     label: the label of the highest score. labels: if the adapter gives several labels a text, all
     whose scores reach their thresholds, perhaps none; None if it gives one. abstained: the score is
     too low, so that `label` is no answer; None where nothing says when to abstain. truncated: the
-    text was longer than its adapter reads. explanation: only with `explain`.
+    text was longer than its adapter reads. explanation: only with `explain`. input: the number of
+    the input, from 0, where an input of the request names several adapters.
     """
 
     id: str | None
@@ -117,6 +120,7 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     explanation: Explanation | None = None
     labels: tuple[str, ...] | None = None
     abstained: bool | None = None
+    input: int | None = None
 
 
 class ErrorContent(msgspec.Struct, frozen=True):
@@ -135,11 +139,16 @@ class Unanswered(msgspec.Struct, frozen=True):
 
 
 class Timings(msgspec.Struct, frozen=True):
-    """Milliseconds; queue and inference are those of the slowest input."""
+    """Milliseconds; queue and inference are those of the slowest input.
+
+    shared: how many answers took their lower layers from another one for the same text; None where
+    no input names several adapters.
+    """
 
     tokenize: float
     queue: float
     inference: float
+    shared: int | None = None
 
 
 class Answer(msgspec.Struct, frozen=True):

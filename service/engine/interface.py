@@ -63,23 +63,27 @@ class RowResult:
     scores: float32 [labels], in the spec's order; of `EMBEDDING` the vector, [n]. token_weights:
     float32 [tokens], each token's share of the soft prompt; None unless the entry wanted them,
     empty if no prompt is made from the text.
+    shared: its lower layers were run for another row of the same text.
     """
 
     scores: npt.NDArray[np.float32]
     token_weights: npt.NDArray[np.float32] | None = None
+    shared: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
     """The answers to one request, in the order of its entries. Seconds: of the slowest entry.
 
-    uncertain: the entries whose texts shall be kept, to be labelled.
+    uncertain: the entries whose texts shall be kept, to be labelled. shared: how many rows took
+    their lower layers from another row of the same text.
     """
 
     rows: tuple[RowResult, ...]
     queue_seconds: float
     inference_seconds: float
     uncertain: tuple[int, ...] = ()
+    shared: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,7 +70,12 @@ class Request:
         if self.unsettled == 0 and not self.answer.done():
             rows = tuple([row for row in self.rows if row is not None])
             assert len(rows) == len(self.entries)
-            completion = Completion(rows, self.queue_seconds, self.inference_seconds)
+            completion = Completion(
+                rows,
+                self.queue_seconds,
+                self.inference_seconds,
+                shared=sum([row.shared for row in rows]),
+            )
             self.answer.set_result(completion)
         return self.unsettled == 0
 

@@ -37,7 +37,8 @@ class Answers:
 
     labels: each text's best label. label_sets: by the text's index, all its labels, where its
     adapter gives several. abstained: by the text's index, whether its best label is no answer,
-    where a threshold says when. explanations: None unless asked for.
+    where a threshold says when. shared: how many of them took their lower layers from another one
+    for the same text. explanations: None unless asked for.
     """
 
     texts: Sequence[Text]
@@ -49,6 +50,7 @@ class Answers:
     tokenize_seconds: float
     queue_seconds: float
     inference_seconds: float
+    shared: int = 0
     explanations: Explanations | None = None
 
     @property
@@ -231,6 +233,7 @@ def answers_of(
         tokenize_seconds,
         completion.queue_seconds,
         completion.inference_seconds,
+        completion.shared,
     )
 
 

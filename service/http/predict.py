@@ -31,7 +31,7 @@ router = APIRouter()
 
 @router.post(PATH, **PREDICT)
 async def predict(request: Request) -> Response:
-    """Classify texts, each by its own adapter.
+    """Classify texts, each by its own adapter or by several.
 
     All inputs of a request are answered together or not at all. An empty text is classified like
     any other.
@@ -41,9 +41,10 @@ async def predict(request: Request) -> Response:
     body = _validate(content, max_inputs=service.settings.max_inputs)
     inputs = body.inputs if isinstance(body.inputs, list) else [body.inputs]
     timeout_ms = body.timeout_ms or service.settings.default_timeout_ms
+    asked = _asked(body, inputs, service.settings.max_inputs)
     answers = await classify(
         request,
-        _texts(inputs, body.adapter, service.catalog, TextMaker(request)),
+        _texts(inputs, asked, service.catalog, TextMaker(request)),
         deadline=started + timeout_ms / 1000,
         cut="tail" if body.truncate else "nothing",
         explain=body.explain or None,
@@ -55,15 +56,21 @@ async def predict(request: Request) -> Response:
             advice="ask for fewer labels with `top_k`, or send fewer inputs",
         ),
     )
-    results = [
-        result_of(answers, index, None if isinstance(item, str) else item.id, body.top_k)
-        for index, item in enumerate(inputs)
-    ]
-    timings_ms = {
+    results = []
+    for at, (index, _) in enumerate(asked):
+        item = inputs[index]
+        results.append(
+            result_of(answers, at, None if isinstance(item, str) else item.id, body.top_k)
+        )
+    timings_ms: dict[str, float] = {
         "tokenize": round(answers.tokenize_seconds * 1000, 3),
         "queue": round(answers.queue_seconds * 1000, 3),
         "inference": round(answers.inference_seconds * 1000, 3),
     }
+    if _several(body, inputs):
+        timings_ms["shared"] = answers.shared
+        for result, (index, _) in zip(results, asked, strict=True):
+            result["input"] = index
     return JsonResponse({"results": results, "timings_ms": timings_ms})
 
 
@@ -87,30 +94,62 @@ def _validate(content: Any, *, max_inputs: int) -> PredictRequest:
     return validated(PredictRequest, content)
 
 
+def _several(body: PredictRequest, inputs: Sequence[str | PredictInput]) -> bool:
+    """Whether an input may have several answers."""
+    return body.adapters is not None or any(
+        not isinstance(item, str) and item.adapters is not None for item in inputs
+    )
+
+
+def _asked(
+    body: PredictRequest, inputs: Sequence[str | PredictInput], most: int
+) -> list[tuple[int, str]]:
+    """For every answer, the index of its input and what names its adapter; input by input.
+
+    Raises:
+        InvalidRequest: inputs that name no adapter while the request names none either, or one and
+            several.
+        TooLarge: more answers than `most`.
+    """
+    asked: list[tuple[int, str]] = []
+    faults = []
+    if body.adapter is not None and body.adapters is not None:
+        faults.append("adapters: the request names `adapter`, too")
+    for index, item in enumerate(inputs):
+        one, several = (None, None) if isinstance(item, str) else (item.adapter, item.adapters)
+        if one is not None and several is not None:
+            faults.append(f"inputs.{index}.adapters: the input names `adapter`, too")
+        if one is None and several is None:
+            one, several = body.adapter, body.adapters
+        references = several if several is not None else [one] if one is not None else []
+        if not references:
+            faults.append(f"inputs.{index}.adapter: missing, and the request names none")
+        asked += [(index, reference) for reference in references]
+    if faults:
+        raise InvalidRequest(faults[:MAX_DETAILS])
+    if len(asked) > most:
+        raise TooLarge(
+            f"{len(asked)} answers, one for each adapter of each input: at most {most} are allowed"
+        )
+    return asked
+
+
 def _texts(
     inputs: Sequence[str | PredictInput],
-    default: str | None,
+    asked: Sequence[tuple[int, str]],
     catalog: CatalogView,
     text_of: TextMaker,
 ) -> list[Text]:
     """
     Raises:
-        InvalidRequest: inputs that name no adapter while the request names none either.
         UnknownAdapter, UnknownRevision, IncompatibleAdapter, DamagedFile, UnloadedAdapter: the
-        adapter of an input, the first such one.
+        adapter of an answer, the first such one.
     """
-    texts, faults = [], []
-    for index, item in enumerate(inputs):
-        own = None if isinstance(item, str) else item.adapter
-        reference = own or default
-        if reference is None:
-            faults.append(f"inputs.{index}.adapter: missing, and the request names none")
-            continue
-        adapter = catalog.resolve(reference)
+    texts = []
+    for index, reference in asked:
+        item = inputs[index]
         text, pair = (item, None) if isinstance(item, str) else (item.text, item.text_pair)
-        texts.append(text_of(adapter, text, pair, f"inputs.{index}"))
-    if faults:
-        raise InvalidRequest(faults[:MAX_DETAILS])
+        texts.append(text_of(catalog.resolve(reference), text, pair, f"inputs.{index}"))
     return texts
 
 

@@ -246,7 +246,8 @@ class UnknownWorker(Message, frozen=True):
 class PredictDone(Message, frozen=True):
     """labels: the number of labels of each row. scores, weights: float32, row after row; weights
     only if the request asked for them. weighed: the number of weights of each row; 0 if its prompt
-    is not made from the text. uncertain: the rows whose texts shall be sent, to be kept."""
+    is not made from the text. uncertain: the rows whose texts shall be sent, to be kept. shared:
+    as of `Completion`."""
 
     id: int
     queue_seconds: float
@@ -256,6 +257,7 @@ class PredictDone(Message, frozen=True):
     weights: bytes | None
     weighed: list[int] = []
     uncertain: list[int] = []
+    shared: int = 0
 
 
 class RequestFailed(Message, frozen=True):
@@ -477,6 +479,7 @@ def predict_done_of(number: int, completion: Completion) -> PredictDone:
         weights=_joined(weights, "<f4") if rows and len(weights) == len(rows) else None,
         weighed=[len(weights_of_row) for weights_of_row in weights],
         uncertain=list(completion.uncertain),
+        shared=completion.shared,
     )
 
 
@@ -500,7 +503,11 @@ def completion_of(message: PredictDone, entries: Sequence[Entry]) -> Completion:
         weights = _split(message.weights, message.weighed)
         rows = tuple(map(RowResult, scores, weights))
     return Completion(
-        rows, message.queue_seconds, message.inference_seconds, tuple(message.uncertain)
+        rows,
+        message.queue_seconds,
+        message.inference_seconds,
+        tuple(message.uncertain),
+        message.shared,
     )
 
 

@@ -83,7 +83,8 @@ class PackedRunner:
 def _outcome(row: BatchRow, classification: Classification) -> RowResult | RowFailure:
     if not np.isfinite(classification.scores).all():
         return NOT_FINITE
-    return RowResult(classification.scores, classification.token_weights if row.explain else None)
+    weights = classification.token_weights if row.explain else None
+    return RowResult(classification.scores, weights, shared=classification.shared_layers > 0)
 
 
 def _prepared(adapter: HostAdapter | DeviceAdapter) -> PreparedAdapter:

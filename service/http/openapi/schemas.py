@@ -28,6 +28,8 @@ from service.engine.trials import Cause
 MAX_ID_LENGTH = 256
 # A name of at most 64 characters, "@", a revision of at most 64.
 MAX_REFERENCE_LENGTH = 129
+# For one input.
+MAX_ADAPTERS = 64
 # Of whole numbers that have no bound of their own.
 MAX_INTEGER = 2**31 - 1
 
@@ -98,6 +100,9 @@ _EXPLAIN = (
 )
 
 
+Adapters = Annotated[list[Reference], Field(min_length=1, max_length=MAX_ADAPTERS)]
+
+
 class PredictInput(_Strict):
     """One text or pair of texts.
 
@@ -107,7 +112,10 @@ class PredictInput(_Strict):
     text: str
     text_pair: str | None = Field(default=None, description="The second text, for tasks on pairs.")
     adapter: Reference | None = Field(
-        default=None, description="Overrides the request's `adapter`."
+        default=None, description="Overrides the request's `adapter` or `adapters`."
+    )
+    adapters: Adapters | None = Field(
+        default=None, description="Several adapters, each of which answers: in place of `adapter`."
     )
     id: str | None = Field(
         default=None, max_length=MAX_ID_LENGTH, description="Returned with the answer."
@@ -151,10 +159,11 @@ BRANCHES = frozenset({"text", "object", "list"})
 
 def _one_of_them_names_an_adapter(schema: dict[str, Any]) -> None:
     """Add to a JSON schema that the request names an adapter, or else each of its inputs does."""
-    named = {"required": ["adapter"], "properties": {"adapter": {"type": "string"}}}
-    item = {"type": "object"} | named
+    one = {"required": ["adapter"], "properties": {"adapter": {"type": "string"}}}
+    several = {"required": ["adapters"], "properties": {"adapters": {"type": "array"}}}
+    item = {"type": "object", "anyOf": [one, several]}
     inputs = {"anyOf": [item, {"type": "array", "items": item}]}
-    schema["anyOf"] = [named, {"properties": {"inputs": inputs}}]
+    schema["anyOf"] = [one, several, {"properties": {"inputs": inputs}}]
 
 
 class PredictRequest(_Strict):
@@ -163,6 +172,11 @@ class PredictRequest(_Strict):
     model_config = ConfigDict(json_schema_extra=_one_of_them_names_an_adapter)
 
     adapter: Reference | None = Field(default=None, description="For inputs that name none.")
+    adapters: Adapters | None = Field(
+        default=None,
+        description="Several adapters for inputs that name none, in place of `adapter`: each of "
+        "them answers. The results of an input follow each other.",
+    )
     inputs: Inputs
     top_k: Positive | None = Field(
         default=None, description="How many of the labels to return; all by default."
@@ -339,6 +353,11 @@ class Result(_Answer):
     """The answer for one input, in the order of the inputs."""
 
     id: str | None
+    input: int | None = Field(
+        default=None,
+        description="The number of the input, from 0. Only if a request names several adapters for "
+        "an input.",
+    )
     adapter: str
     revision: str = Field(description="sha256 of the adapter file that made this answer.")
     label: str = Field(description="The label of the highest score.")
@@ -366,6 +385,11 @@ class Timings(_Answer):
     tokenize: float
     queue: float
     inference: float
+    shared: int | None = Field(
+        default=None,
+        description="How many answers took their lower layers from another answer for the same "
+        "text. Only if a request names several adapters for an input.",
+    )
 
 
 class StreamError(_Answer):
