@@ -90,7 +90,8 @@ class Change:
     beside the store. force: publish also what means something else than the current revision.
     stage: publish without making it current. traffic: for divide; its revision may be a prefix.
     ending: for end_traffic, which ends only a division to `revision`, if there is one. wait: a
-    service that is not a replica always waits for all. card: for describe. client, request_id, address: as in `Origin`.
+    service that is not a replica always waits for all. card: for describe. client, request_id,
+    address: as in `Origin`.
     """
 
     operation: Operation

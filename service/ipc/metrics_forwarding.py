@@ -362,6 +362,6 @@ class MetricsReceiver:
         for identity, scrape in scrapes:
             names = None if scrape.names is None else tuple(scrape.names)
             if names not in texts:
-                # All of ten thousand adapters take a second, and children must be watched meanwhile.
+                # All of ten thousand adapters take a second; children must be watched meanwhile.
                 texts[names] = await asyncio.to_thread(self._metrics.exposition, names)
             self._channel.send([identity, encode([Exposition(scrape.id, texts[names])])])

@@ -1,4 +1,4 @@
-"""The page Adapters: the list, one adapter, uploads from the disk, and what can go wrong meanwhile."""
+"""The page Adapters: the list, one adapter, uploads, and what can go wrong meanwhile."""
 
 import hashlib
 import re

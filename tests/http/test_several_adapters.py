@@ -1,7 +1,6 @@
 """One text for several adapters, on the real service in one process and with workers."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx

@@ -440,8 +440,8 @@ class Version(_Answer):
     method: str | None
     reason: str | None = Field(description="Why it cannot be served.")
     who: str | None = Field(
-        description="Who uploaded it: the name of a key. null: none was needed, the service itself, "
-        "or it is not known any more."
+        description="Who uploaded it: the name of a key. null: none was needed, the service "
+        "itself, or it is not known any more."
     )
 
 
@@ -462,8 +462,8 @@ class AdapterDetail(AdapterSummary):
     )
     versions: list[Version] = Field(description="The same revisions, with what is known of each.")
     events: list[Event] = Field(
-        description="What became of them, the newest first: the last 20 events, and how each stored "
-        "revision came."
+        description="What became of them, the newest first: the last 20 events, and how each "
+        "stored revision came."
     )
     spec: dict[str, Any] | None = Field(
         description="What the file declares: docs/adapter-format.md."
