@@ -15,6 +15,7 @@ from benchmarks.work import MAX_TOKENS, PROMPT_LENGTH, SEED, Epoch, Work
 from train.config.settings import CacheMode, FitSettings
 from train.fit.fit import Training, set_up
 from train.loop.encoded_splits import Split, encode
+from train.loop.graphs import recorder_for
 from train.loop.loop import Loop
 from train.loop.progress import Progress
 from train.methods.method import AdapterMethod
@@ -34,17 +35,20 @@ _CHECKED_EPOCHS, _CHECKED_BATCH, _CHECKED_RATE = 8, 4, 1e-2
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A method of `train.methods`, and where it caches the frozen layers' output."""
+    """A method of `train.methods`, and where it caches the frozen layers' output.
+
+    graphs: whether steps may run as CUDA graphs.
+    """
 
     method: str
     cache: CacheMode = CacheMode.OFF
+    graphs: bool = True
 
     @property
     def name(self) -> str:
         short = _SHORT[self.method]
-        if self.method == "idspam":
-            return f"{short}, {_KEPT.get(self.cache, 'uncached')}"
-        return f"{short}, packed"
+        kind = _KEPT.get(self.cache, "uncached") if self.method == "idspam" else "packed"
+        return f"{short}, {kind}" if self.graphs else f"{short}, {kind}, without graphs"
 
 
 class PackedTrainee:
@@ -52,11 +56,20 @@ class PackedTrainee:
 
     def __init__(self, work: Work, system: Packed, backbone: Backbone) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="idspam-training-")
-        self._state = Path(self._folder.name) / "state"
-        self._training = _set_up(
-            work, _settings(work, system), system.method, backbone, self._state
+        state = Path(self._folder.name) / "state"
+        training = _set_up(work, _settings(work, system), system.method, backbone, state)
+        self._training, self.seconds = training, training.encoding_seconds
+        method, recipe = training.method, training.recipe
+        self._loop = Loop(
+            method,
+            recipe,
+            train=self.split,
+            validation=None,
+            checkpoint_file=state,
+            run="benchmark",
+            recorder=recorder_for(method, recipe, None) if system.graphs else None,
         )
-        self.seconds = self._training.encoding_seconds
+        self._epochs = 0
 
     @property
     def split(self) -> Split:
@@ -64,19 +77,13 @@ class PackedTrainee:
         return self._training.splits["train"]
 
     def epoch(self) -> Epoch:
-        """One epoch more, from the weights of the previous one."""
-        training = self._training
-        loop = Loop(
-            training.method,
-            training.recipe,
-            train=self.split,
-            validation=None,
-            checkpoint_file=self._state,
-            run="benchmark",
-        )
-        # It saves before the first step and reads the losses at the end: both wait for the device.
+        """One epoch more of the same run."""
+        self._epochs += 1
+        loop = self._loop
+        loop.recipe = replace(loop.recipe, epochs=self._epochs)
+        # It reads the losses at the end, and so waits for the device.
         loop.fit(Progress())
-        (report,) = loop.checkpoint.history
+        report = loop.checkpoint.history[-1]
         return Epoch(report.seconds, report.loss)
 
     def close(self) -> None:

@@ -79,6 +79,7 @@ class PaddedTrainee:
             self.model = peft.get_peft_model(model, _config(peft, system.kind)).to(self._device)
         self._trained = [weight for weight in self.model.parameters() if weight.requires_grad]
         self._optimizer = torch.optim.AdamW(self._trained, lr=_LEARNING_RATE, fused=True)
+        self._epochs = 0
 
     def epoch(self) -> Epoch:
         """One epoch more, with the weights and the optimizer of the previous one."""
@@ -86,11 +87,12 @@ class PaddedTrainee:
         synchronize(self._device)
         started = perf_counter()
         total = torch.zeros((), device=self._device)
-        for rows in self._work.batches():
+        for rows in self._work.batches(self._epochs):
             # Not read before the end: reading would wait for every step.
             total += self._step(rows) * len(rows)
         synchronize(self._device)
         seconds = perf_counter() - started
+        self._epochs += 1
         return Epoch(seconds, float(total) / len(self._encodings))
 
     def learned(self) -> tuple[float, float]:

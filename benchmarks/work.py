@@ -37,9 +37,9 @@ class Work:
         examples = tuple(Example(text, None, label) for text, label in rows)
         return Dataset("random words", "0" * 64, examples)
 
-    def batches(self) -> Iterator[list[int]]:
-        """The rows of each step, in the order of the first epoch of `train.loop.loop`."""
-        order = np.random.default_rng([SEED, 0]).permutation(len(self.texts))
+    def batches(self, epoch: int = 0) -> Iterator[list[int]]:
+        """The rows of each step, in the order that `train.loop.loop` has in this epoch."""
+        order = np.random.default_rng([SEED, epoch]).permutation(len(self.texts))
         for first in range(0, len(order), self.batch_size):
             yield order[first : first + self.batch_size].tolist()
 

@@ -58,8 +58,12 @@ class Objective(ABC):
         """
 
     @abstractmethod
+    def row_hits(self, logits: Tensor, true: Tensor) -> Tensor:
+        """Whether each row is answered correctly in full: bool [rows]."""
+
     def hits(self, logits: Tensor, true: Tensor) -> Tensor:
-        """How many rows are answered correctly in full: an integer scalar."""
+        """How many rows are: an integer scalar."""
+        return self.row_hits(logits, true).sum()
 
     @abstractmethod
     def measure(self, predicted: Tensor, true: Tensor, *, labels: int) -> AnyMetrics:
@@ -94,8 +98,8 @@ class OneLabel(Objective):
         best = logits.double().softmax(dim=-1).max(dim=-1)
         return best.values, best.indices == true
 
-    def hits(self, logits: Tensor, true: Tensor) -> Tensor:
-        return (logits.argmax(dim=-1) == true).sum()
+    def row_hits(self, logits: Tensor, true: Tensor) -> Tensor:
+        return logits.argmax(dim=-1) == true
 
     def measure(self, predicted: Tensor, true: Tensor, *, labels: int) -> Metrics:
         return measure(predicted, true, labels=labels)
@@ -129,8 +133,8 @@ class LabelSets(Objective):
     def promises(self, logits: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
         return logits.double().sigmoid(), true > 0
 
-    def hits(self, logits: Tensor, true: Tensor) -> Tensor:
-        return ((logits >= 0) == (true > 0)).all(dim=-1).sum()
+    def row_hits(self, logits: Tensor, true: Tensor) -> Tensor:
+        return ((logits >= 0) == (true > 0)).all(dim=-1)
 
     def measure(self, predicted: Tensor, true: Tensor, *, labels: int) -> MultiLabelMetrics:  # noqa: ARG002
         return measure_sets(predicted, true > 0)

@@ -30,7 +30,7 @@ from adapters.format.spec import (
 from adapters.layers.attention import PACKED_ATTENTION
 from adapters.layers.bert import BertLayer
 from adapters.layers.tuning import BackboneTuning
-from adapters.packed.layout import Extents, pool_rows
+from adapters.packed.layout import Extents, Put, pool_rows
 from adapters.packed.packing import Generation, Insertion, PackedBatch, PromptSource, Row
 from adapters.packed.prompt import GeneratorWeights, add_tables, generate
 from adapters.tokenizer import TextEncoder
@@ -165,9 +165,13 @@ class Backbone:
         """Restore weights from `state_dict`."""
         self._model.load_state_dict(weights)
 
-    def pack(self, rows: Sequence[Row]) -> PackedBatch:
-        """Index arrays for one forward pass, on this backbone's device."""
-        return PackedBatch(rows, causal=self.family.causal, device=self.device)
+    def pack(self, rows: Sequence[Row], *, put: Put | None = None, room: int = 0) -> PackedBatch:
+        """Index arrays for one forward pass, on this backbone's device.
+
+        Args:
+            put, room: as in `PackedBatch`.
+        """
+        return PackedBatch(rows, causal=self.family.causal, device=self.device, put=put, room=room)
 
     def embed(
         self,

@@ -1,9 +1,10 @@
 """Where rows begin and end in a flat sequence without padding, and means over rows."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor
 
 Indices: TypeAlias = npt.NDArray[np.int64]
+# Takes a tensor on the host to its place on the device.
+Put: TypeAlias = Callable[[Tensor], Tensor]
 
 
 class Extents(Protocol):
@@ -41,10 +44,16 @@ class Run:
 
 @dataclass(frozen=True)
 class Layout:
-    """`Extents` whose lengths are known on the host."""
+    """`Extents` whose lengths are known on the host.
+
+    put: how arrays get to the device; None: each in a copy of its own. room: `longest` is at least
+    this.
+    """
 
     lengths: Indices  # [rows]
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    put: Put | None = None
+    room: int = 0
 
     @cached_property
     def ends(self) -> Indices:
@@ -69,11 +78,11 @@ class Layout:
 
     @cached_property
     def cumulative(self) -> Tensor:
-        return torch.from_numpy(self.edges).to(self.device, non_blocking=True)
+        return self._put(self.edges)
 
     @cached_property
     def longest(self) -> int:
-        return int(self.lengths.max())
+        return max(int(self.lengths.max()), self.room)
 
     @cached_property
     def runs(self) -> tuple[Run, ...]:
@@ -101,7 +110,11 @@ class Layout:
         source = self.starts[:, None] + np.minimum(columns, self.lengths[:, None] - 1)
         cells = np.flatnonzero(real)
         arrays = (source.ravel(), cells, real, self.lengths.astype(np.float32))
-        return Grid(*(torch.from_numpy(each).to(self.device, non_blocking=True) for each in arrays))
+        return Grid(*map(self._put, arrays))
+
+    def _put(self, array: npt.NDArray[Any]) -> Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor.to(self.device, non_blocking=True) if self.put is None else self.put(tensor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +131,28 @@ class Grid:
     lengths: Tensor
 
     def pad(self, states: Tensor) -> Tensor:
-        """[T, d] -> [rows, longest, d]"""
-        return states.index_select(0, self.source).view(*self.real.shape, -1)
+        """[T, d] -> [rows, longest, d]; what is computed from the padding must get no gradient."""
+        padded: Tensor = _Pad.apply(states, self.source, self.cells)  # type: ignore[no-untyped-call]
+        return padded.view(*self.real.shape, -1)
 
     def unpad(self, values: Tensor) -> Tensor:
         """[rows, longest] -> [T]"""
         return values.flatten().index_select(0, self.cells)
+
+
+class _Pad(torch.autograd.Function):
+    """[T, d] -> [rows * longest, d]. Autograd would add the gradients of a token and of all the
+    padding that repeats it one by one, though those of the padding are zero."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, source: Tensor, cells: Tensor) -> Tensor:
+        ctx.save_for_backward(cells)
+        return states.index_select(0, source)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (cells,) = ctx.saved_tensors
+        return gradient.index_select(0, cells), None, None
 
 
 def row_means(states: Tensor, layout: Layout) -> Tensor:

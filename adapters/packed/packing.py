@@ -25,7 +25,7 @@ from adapters.format.spec import (
     RoutedPrompt,
     StaticPrompt,
 )
-from adapters.packed.layout import Indices, Layout
+from adapters.packed.layout import Indices, Layout, Put
 from adapters.tokenizer import Encoding
 
 
@@ -137,13 +137,22 @@ class PackedBatch:
         rows: at least one; every encoding holds at least one token.
         causal: the answer is read at the last token instead of at index t.
         device: of the index tensors.
+        put: how they get there; None: each in a copy of its own.
+        room: what is launched for the longest text is launched for at least this many tokens.
     """
 
     def __init__(
-        self, rows: Sequence[Row], *, causal: bool = False, device: torch.device | None = None
+        self,
+        rows: Sequence[Row],
+        *,
+        causal: bool = False,
+        device: torch.device | None = None,
+        put: Put | None = None,
+        room: int = 0,
     ) -> None:
         assert rows, "a batch has at least one row"
         self.device = device or torch.device("cpu")
+        self._putting, self._room = put, room
         lengths = np.array([len(row.encoding) for row in rows], dtype=np.int64)
         prompts = np.array([row.shape.prompt_length for row in rows], dtype=np.int64)
         layers = np.array([row.shape.insertion_layer for row in rows], dtype=np.int64)
@@ -154,7 +163,7 @@ class PackedBatch:
             prompts[self.order],
             layers[self.order],
         )
-        self.layout = Layout(self._lengths, self.device)
+        self.layout = self._layout(self._lengths, room)
         self.insertions = self._insertions()
         self._read(causal=causal)
 
@@ -210,7 +219,7 @@ class PackedBatch:
         first = last.starts + np.where(mean, self._prompts, at)
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         self.reads = self._put(np.repeat(first, counts) + within)
-        self.read_layout = Layout(counts, self.device)
+        self.read_layout = self._layout(counts, self._room if mean.any() else 0)
 
     def _insertions(self) -> tuple[Insertion, ...]:
         current, inserted = self.layout, np.zeros(len(self.rows), dtype=bool)
@@ -219,7 +228,9 @@ class PackedBatch:
         for layer in np.unique(self._layers[prompted]):
             here = prompted & (self._layers == layer)
             inserted = inserted | here
-            expanded = Layout(self._lengths + np.where(inserted, self._prompts, 0), self.device)
+            prompts = np.where(inserted, self._prompts, 0)
+            room = self._room + int(prompts.max()) if self._room else 0
+            expanded = self._layout(self._lengths + prompts, room)
             generations, prompt_starts = [], np.zeros(len(self.rows), dtype=np.int64)
             offset = 0
             for source in PromptSource:
@@ -255,7 +266,10 @@ class PackedBatch:
         lengths = self._lengths[rows]
         if source in (PromptSource.FIRST_TOKEN, PromptSource.NOTHING):
             lengths = np.ones_like(lengths)
-        layout = Layout(lengths, self.device)
+        # The same rows in the same order need no arrays of their own.
+        layout = source_layout
+        if not np.array_equal(lengths, source_layout.lengths):
+            layout = self._layout(lengths, self._room if lengths.max() > 1 else 0)
         tokens = None
         if source is not PromptSource.NOTHING and layout.tokens != source_layout.tokens:
             tokens = self._put(_spans(source_layout.starts[rows], layout.lengths))
@@ -283,9 +297,15 @@ class PackedBatch:
             prompts_back=self._put(np.argsort(prompts)),
         )
 
+    def _layout(self, lengths: Indices, room: int) -> Layout:
+        return Layout(lengths, self.device, self._putting, room)
+
     def _put(self, array: Indices) -> Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        if self._putting is not None:
+            return self._putting(tensor)
         # The driver copies pageable memory before the call returns, so the array may be freed.
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
+        return tensor.to(self.device, non_blocking=True)
 
 
 def _spans(starts: Indices, lengths: Indices) -> Indices:

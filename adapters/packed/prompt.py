@@ -133,7 +133,7 @@ def project(tokens: Tensor, weights: GeneratorWeights) -> tuple[Tensor, Tensor]:
 def token_weights(queries: Tensor, keys: Tensor, layout: Layout) -> Tensor:
     """w of every text: the mean of the softmax's rows, float32 [T]. It sums to one over a text."""
     if queries.is_cuda:
-        return _padded_token_weights(queries, keys, layout)
+        return padded_token_weights(queries, keys, layout)
     pieces = []
     for run_queries, run_keys in zip(layout.by_run(queries), layout.by_run(keys), strict=True):
         scores = torch.bmm(run_queries, run_keys.transpose(1, 2))
@@ -141,7 +141,7 @@ def token_weights(queries: Tensor, keys: Tensor, layout: Layout) -> Tensor:
     return torch.cat(pieces)
 
 
-def _padded_token_weights(queries: Tensor, keys: Tensor, layout: Layout) -> Tensor:
+def padded_token_weights(queries: Tensor, keys: Tensor, layout: Layout) -> Tensor:
     """The same over padded rows. A GPU pays for every run of equal lengths, a CPU for padding."""
     grid = layout.grid
     scores = torch.bmm(grid.pad(queries), grid.pad(keys).transpose(1, 2)).float()
@@ -153,14 +153,19 @@ def _padded_token_weights(queries: Tensor, keys: Tensor, layout: Layout) -> Tens
 def weighted_sums(tokens: Tensor, weights: Tensor, layout: Layout) -> Tensor:
     """w^T E of every text: float32 [rows, n]."""
     if tokens.is_cuda:
-        grid = layout.grid
-        shares = weights.new_zeros(grid.real.numel()).index_copy(0, grid.cells, weights)
-        return torch.bmm(shares.view(len(grid.real), 1, -1), grid.pad(tokens).float()).squeeze(1)
+        return padded_weighted_sums(tokens, weights, layout)
     pieces = [
         torch.bmm(shares.unsqueeze(1), values.float()).squeeze(1)
         for shares, values in zip(layout.by_run(weights), layout.by_run(tokens), strict=True)
     ]
     return torch.cat(pieces)
+
+
+def padded_weighted_sums(tokens: Tensor, weights: Tensor, layout: Layout) -> Tensor:
+    """The same over padded rows."""
+    grid = layout.grid
+    shares = weights.new_zeros(grid.real.numel()).index_copy(0, grid.cells, weights)
+    return torch.bmm(shares.view(len(grid.real), 1, -1), grid.pad(tokens).float()).squeeze(1)
 
 
 def soft_prompt(pooled: Tensor, weights: GeneratorWeights) -> Tensor:

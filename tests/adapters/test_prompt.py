@@ -12,7 +12,15 @@ from adapters.format.files import Adapter
 from adapters.format.spec import AdapterSpec, FinalActivation, GeneratorPooling
 from adapters.packed.layout import Layout
 from adapters.packed.packing import PackedBatch, Row, RowShape
-from adapters.packed.prompt import GeneratorWeights, generate, project, token_weights, weighted_sums
+from adapters.packed.prompt import (
+    GeneratorWeights,
+    generate,
+    padded_token_weights,
+    padded_weighted_sums,
+    project,
+    token_weights,
+    weighted_sums,
+)
 from tests.support.families import FAMILY_NAMES, backbone_of
 from tests.support.reference import naive_prompt
 from tests.support.tiny_models import attention_of, make_adapter, make_spec
@@ -112,6 +120,27 @@ def test_a_texts_token_weights_do_not_depend_on_its_neighbours() -> None:
     assert torch.allclose(token_weights(both, both, beside)[5:], w, rtol=0, atol=1e-6)
     sums = weighted_sums(both, token_weights(both, both, beside), beside)
     assert torch.allclose(sums[1], weighted_sums(states, w, alone)[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("room", [0, 12])
+def test_padded_rows_give_the_same_prompts_and_gradients_as_runs_of_equal_length(room: int) -> None:
+    """What a GPU computes, also with more padding than the longest text needs."""
+    lengths = np.array([2, 4, 4, 9])
+    start = torch.randn(3, 19, 8, generator=_seeded())
+    upstream = torch.randn(4, 8, generator=_seeded())
+    results = []
+    for layout, weigh, add in (
+        (Layout(lengths), token_weights, weighted_sums),
+        (Layout(lengths, room=room), padded_token_weights, padded_weighted_sums),
+    ):
+        queries, keys, tokens = (part.clone().requires_grad_() for part in start)
+        weights = weigh(queries, keys, layout)
+        sums = add(tokens, weights, layout)
+        sums.backward(upstream)
+        results.append((weights, sums, queries.grad, keys.grad, tokens.grad))
+    for expected, padded in zip(*results, strict=True):
+        assert expected is not None
+        torch.testing.assert_close(padded, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_mean_pooling_gives_every_token_the_same_weight(backbone: Backbone) -> None:

@@ -1,6 +1,7 @@
 """Small learnable data, quick runs on it, and progress that interrupts a run or records it."""
 
 import random
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from adapters.format.files import Adapter, load_adapter
 from train.config.settings import FitSettings
 from train.data.dataset import Dataset, Example
 from train.fit.fit import fit
+from train.loop.graphs import Run, StepInputs
 from train.loop.progress import EpochReport, Progress
 from train.report.card_file import card_path
 from train.report.data_checks import repeats_path, suspects_path
@@ -98,3 +100,26 @@ class RecordingProgress(Progress):
 
     def epoch_done(self, report: EpochReport) -> None:
         self.epochs.append(report)
+
+
+class PlainRecorder:
+    """Records nothing and runs the step again (`train.loop.graphs.Recorder`): all of it but CUDA.
+
+    Attributes:
+        recorded, replayed: how often.
+    """
+
+    def __init__(self) -> None:
+        self.recorded = self.replayed = 0
+
+    def lane(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def record(self, run: Run, inputs: StepInputs) -> Run:  # noqa: ARG002  # Recorder has it
+        self.recorded += 1
+
+        def replay(inputs: StepInputs) -> torch.Tensor:
+            self.replayed += 1
+            return run(inputs)
+
+        return replay

@@ -41,6 +41,7 @@ from train.fit.search import Proposals, remove_search, saved_search, search, sea
 from train.loop.checkpoint import checkpoint_path, saved_identity
 from train.loop.distributed import ProcessGroup, process_group
 from train.loop.encoded_splits import EncodedSplits, Split
+from train.loop.graphs import recorder_for
 from train.loop.identity import differences, encode_identity, refusal
 from train.loop.launch import Launch
 from train.loop.loop import Loop
@@ -552,6 +553,7 @@ def set_up(
         checkpoint_file=checkpoint_file,
         run=encode_identity(identity),
         group=group,
+        recorder=recorder_for(method, recipe, group),
     )
     if settings.resume:
         loop.resume()

@@ -17,20 +17,18 @@ from train.errors import TrainingError
 from train.loop.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from train.loop.distributed import ProcessGroup
 from train.loop.encoded_splits import Split
+from train.loop.graphs import PaddedStep, PaddedSteps, Recorder
+from train.loop.optimizer import Optimizer
 from train.loop.progress import EpochReport, Progress
 from train.loop.trunk_cache import TrunkCache
 from train.methods.method import Method
 from train.metrics import Metric, MultiLabelMetrics
 
-# AdamW with the paper's values.
-BETAS = (0.9, 0.98)
-EPSILON = 1e-6
-CLIP_NORM = 1.0
 EVALUATION_TOKENS = {"cpu": 8192, "cuda": 65536}
 # Steps between two reads of the losses from the device; a GPU idles during each read.
 CHECK_STEPS = {"cpu": 1, "cuda": 32}
-# Steps between two trims of the heap, which take some milliseconds.
-TRIM_STEPS = 32
+# Steps between two trims of the heap, which take some milliseconds. A GPU's tensors are not there.
+TRIM_STEPS = {"cpu": 32, "cuda": 1024}
 # A killed run loses at most SAVE_SECONDS of work. The end of an epoch is saved as well, if saving
 # takes at most SAVE_SHARE of the time.
 SAVE_SECONDS = 30.0
@@ -53,6 +51,7 @@ class Loop:
 
     Args:
         checkpoint_file: where checkpoints are written; `run` identifies data and settings in them.
+        recorder: for steps that run again without Python (`train.loop.graphs`).
     """
 
     def __init__(
@@ -65,6 +64,7 @@ class Loop:
         checkpoint_file: Path,
         run: str,
         group: ProcessGroup | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         self._method = method
         self._objective = method.objective
@@ -75,17 +75,15 @@ class Loop:
         self._run = run
         self._group = group or ProcessGroup()
         self._device = method.backbone.device
-        # Looking up a module's parameters takes as long as a small matrix product.
-        self._tensors = method.tensors
         self._check_steps = CHECK_STEPS.get(self._device.type, 1)
-        self._optimizer = torch.optim.AdamW(
-            method.groups(recipe.learning_rate, tuning_rate=recipe.tuning_rate),
-            lr=recipe.learning_rate,
-            betas=BETAS,
-            eps=EPSILON,
-            weight_decay=recipe.weight_decay,
-            fused=True,
-        )
+        self._trim_steps = TRIM_STEPS.get(self._device.type, 32)
+        self._optimizer = Optimizer(method, recipe)
+        self._tensors = self._optimizer.tensors
+        self._padded: PaddedSteps | None = None
+        if recorder is not None:
+            self._padded = PaddedSteps(
+                method, self._optimizer, train, batch_size=recipe.batch_size, recorder=recorder
+            )
         self._steps = math.ceil(len(train.cache) / recipe.batch_size)
         self._best = method.snapshot()
         self._updating = False
@@ -102,7 +100,7 @@ class Loop:
             ResumeError: there is none, or it is another run's.
         """
         self.checkpoint, self._best = load_checkpoint(
-            self._file, run=self._run, weights=self._tensors, optimizer=self._optimizer
+            self._file, run=self._run, weights=self._tensors, optimizer=self._optimizer.adamw
         )
 
     def fit(self, progress: Progress) -> None:
@@ -144,7 +142,7 @@ class Loop:
                 run=self._run,
                 weights=self._tensors,
                 best=self._best,
-                optimizer=self._optimizer,
+                optimizer=self._optimizer.adamw,
             )
         self._saved_at = time.perf_counter()
         self._save_seconds = self._saved_at - started
@@ -195,10 +193,11 @@ class Loop:
         )
         self._method.train()
         for indices in self._batches(checkpoint.epoch, checkpoint.step):
-            self._step(indices)
+            if (padded := self._step(indices)) is not None:
+                self._record(padded, progress)
             if len(self._unread) >= self._check_steps:
                 self._check()
-            if checkpoint.step % TRIM_STEPS == 0:
+            if checkpoint.step % self._trim_steps == 0:
                 trim_heap()
             now = time.perf_counter()
             running["seconds"] = before + now - started
@@ -231,25 +230,43 @@ class Loop:
         for step in range(skip, self._steps):
             yield order[step * size : (step + 1) * size].tolist()
 
-    def _step(self, indices: list[int]) -> None:
+    def _step(self, indices: list[int]) -> PaddedStep | None:
+        """One step on these rows; returns it if it ran padded."""
         number = self.checkpoint.epoch * self._steps + self.checkpoint.step
         _seed(self._device, hash((self.recipe.seed, number, self._group.rank)) & 0x7FFF_FFFF)
-        rate = self.recipe.learning_rate * self._rate(number)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate * group["factor"]
+        share = self._rate(number)
+        padded = None if self._padded is None else self._padded.prepare(indices, share)
+        if padded is None or self._padded is None:
+            loss_and_hits = self._gradients(indices)
+            self._optimizer.set_rates(self._optimizer.rates_at(share))
+            self._updating = True
+            self._optimizer.step()
+        else:
+            self._updating = True
+            loss_and_hits = self._padded.run(padded)
+        self._unread.append(self._group.all_reduce(loss_and_hits))
+        self.checkpoint.running["texts"] += len(indices)
+        self.checkpoint.step += 1
+        self._updating = False
+        return padded
+
+    def _record(self, padded: PaddedStep, progress: Progress) -> None:
+        assert self._padded is not None
+        if (reason := self._padded.record(padded)) is not None:
+            progress.note(
+                f"CUDA graphs cannot be captured here ({reason}): every step is launched kernel by "
+                "kernel, which is slower"
+            )
+
+    def _gradients(self, indices: list[int]) -> Tensor:
+        """Set the gradients of these rows' mean loss; returns their summed loss and hits, [2]."""
         self._optimizer.zero_grad()
         loss_and_hits = torch.zeros(2, device=self._device)
         shard, size = self._group.shard(indices), self.recipe.micro_batch
         for first in range(0, len(shard), size):
             loss_and_hits += self._backward(shard[first : first + size], batch_size=len(indices))
         self._group.all_reduce_gradients(self._tensors.values())
-        torch.nn.utils.clip_grad_norm_(self._tensors.values(), CLIP_NORM)
-        self._updating = True
-        self._optimizer.step()
-        self._unread.append(self._group.all_reduce(loss_and_hits))
-        self.checkpoint.running["texts"] += len(indices)
-        self.checkpoint.step += 1
-        self._updating = False
+        return loss_and_hits
 
     def _backward(self, indices: list[int], *, batch_size: int) -> Tensor:
         """Add these texts' gradients of the mean loss; returns their summed loss and hits, [2]."""

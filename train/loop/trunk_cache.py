@@ -7,6 +7,7 @@ No parameter reaches the trunk, so its states are the same in every epoch. They 
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from adapters.backbone.model import Backbone, Trunk
+from adapters.packed.layout import Indices, Put
 from adapters.packed.packing import PackedBatch, PromptSource, Row, RowShape
 from adapters.tokenizer import Encoding
 
@@ -82,7 +84,7 @@ class TrunkCache:
         for indices in self.chunks(FILL_TOKENS.get(self._backbone.device.type, 8192)):
             batch = self.pack(indices)
             trunk = self._compute(batch)
-            spans = self._spans(np.asarray(indices)[batch.order])
+            spans = self._spans(indices, batch).to(self._states.device, non_blocking=True)
             self._states[0, spans] = trunk.hidden.to(self._states.device)
             if self._keeps_embeddings:
                 assert trunk.embeddings is not None
@@ -103,22 +105,60 @@ class TrunkCache:
         if chunk:
             yield chunk
 
-    def pack(self, indices: Sequence[int]) -> PackedBatch:
-        """These examples as one batch of the method in training."""
-        return self._backbone.pack(
-            [Row(self._encodings[index], self._shape, 0) for index in indices]
-        )
+    @property
+    def lengths(self) -> Indices:
+        """Tokens of every example."""
+        return self._lengths
+
+    def pack(
+        self,
+        indices: Sequence[int],
+        *,
+        fillers: Sequence[int] = (),
+        put: Put | None = None,
+        room: int = 0,
+    ) -> PackedBatch:
+        """These examples as one batch of the method in training.
+
+        Args:
+            fillers: lengths of rows after the examples that only fill the batch up. Their tokens
+                are any that the backbone can read.
+            put, room: as in `PackedBatch`.
+        """
+        rows = [Row(self._encodings[index], self._shape, 0) for index in indices]
+        first = self._encodings[indices[0]]
+        rows += [Row(_repeated(first, length), self._shape, 0) for length in fillers]
+        return self._backbone.pack(rows, put=put, room=room)
 
     def trunk(self, indices: Sequence[int], batch: PackedBatch) -> Trunk:
         """The states of `indices`, packed as `batch`, after the trunk: looked up, or computed if
         nothing is kept."""
+        return self.look_up(batch, self.find(indices, batch))
+
+    def find(
+        self, indices: Sequence[int], batch: PackedBatch, *, put: Put | None = None
+    ) -> tuple[Tensor, ...]:
+        """What `look_up` needs for `indices`, packed as `batch`: everything that the host does.
+
+        Args:
+            put: as in `PackedBatch`.
+        """
+        if self._states is None:
+            return ()
+        place = put or partial(torch.Tensor.to, device=self._backbone.device, non_blocking=True)
+        spans = self._spans(indices, batch)
+        if self._states.device == self._backbone.device:
+            return (place(spans),)
+        return tuple(place(part.index_select(0, spans)) for part in self._states)
+
+    def look_up(self, batch: PackedBatch, found: tuple[Tensor, ...]) -> Trunk:
+        """The states that were found for this batch; only the device works."""
         if self._states is None:
             return self._compute(batch)
-        spans = self._spans(np.asarray(indices)[batch.order])
-        device = self._backbone.device
-        hidden, *embeddings = (
-            part.index_select(0, spans).to(device, non_blocking=True) for part in self._states
-        )
+        if self._states.device == self._backbone.device:
+            (spans,) = found
+            found = tuple(part.index_select(0, spans) for part in self._states)
+        hidden, *embeddings = found
         return Trunk(self._trunk_layers, hidden, embeddings[0] if embeddings else None)
 
     def close(self) -> None:
@@ -166,13 +206,30 @@ class TrunkCache:
         )
         return flat.view(shape)
 
-    def _spans(self, indices: np.ndarray) -> Tensor:
-        """Positions of these examples' tokens among the kept states, on the same device."""
-        assert self._states is not None
-        lengths = self._lengths[indices]
-        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        spans = torch.from_numpy(np.repeat(self._starts[indices], lengths) + within)
-        return spans.to(self._states.device, non_blocking=True)
+    def _spans(self, indices: Sequence[int], batch: PackedBatch) -> Tensor:
+        """Positions of the batch's tokens among the kept states: int64 [T].
+
+        Rows after the examples get states from the start on, whosever they are.
+        """
+        starts = np.zeros(len(batch.rows), dtype=np.int64)
+        starts[: len(indices)] = self._starts[indices]
+        lengths = batch.layout.lengths
+        spans = np.arange(batch.layout.tokens) + np.repeat(
+            starts[batch.order] - batch.layout.starts, lengths
+        )
+        if len(indices) < len(batch.rows):
+            # A filler may be longer than all texts together.
+            np.minimum(spans, int(self._lengths.sum()) - 1, out=spans)
+        return torch.from_numpy(spans)
+
+
+def _repeated(encoding: Encoding, length: int) -> Encoding:
+    """A row of this length that repeats the first token."""
+    return Encoding(
+        np.repeat(encoding.input_ids[:1], length),
+        np.repeat(encoding.token_type_ids[:1], length),
+        truncated=False,
+    )
 
 
 def _resolve_place(place: Place, nbytes: int) -> Literal["memory", "disk", "off"]:

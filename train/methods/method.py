@@ -359,7 +359,22 @@ def inserted(hidden: Tensor, prompts: Tensor, batch: PackedBatch) -> tuple[Tenso
     """Insert prompts before their rows: [T, n] and [rows * t, n] -> [T + rows * t, n]."""
     insertion = batch.insertions[0]
     joined = torch.cat([hidden, prompts.to(hidden.dtype)])
-    return joined.index_select(0, insertion.expand), insertion.layout
+    expanded: Tensor = _Reordered.apply(joined, insertion.expand)  # type: ignore[no-untyped-call]
+    return expanded, insertion.layout
+
+
+class _Reordered(torch.autograd.Function):
+    """Rows in another order, each once. Autograd would add up their gradients in zeros."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, order: Tensor) -> Tensor:
+        ctx.save_for_backward(order)
+        return states.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (order,) = ctx.saved_tensors
+        return torch.empty_like(gradient).index_copy_(0, order, gradient), None
 
 
 def read(
@@ -372,5 +387,4 @@ def read(
 
 def first_tokens(hidden: Tensor, batch: PackedBatch) -> Tensor:
     """States of every row's first token, without prompts inserted: [T, n] -> [rows, n]."""
-    starts = torch.from_numpy(batch.layout.starts).to(hidden.device, non_blocking=True)
-    return hidden.index_select(0, starts)
+    return hidden.index_select(0, batch.layout.cumulative[:-1])
