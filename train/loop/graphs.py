@@ -221,7 +221,7 @@ class PaddedSteps:
             return step.recorded.run(step.inputs)
 
     def record(self, step: PaddedStep) -> str | None:
-        """Record a step that has run, if its bucket is not recorded and not rare; changes no weight.
+        """Record a step that has run, unless its bucket is recorded or rare; changes no weight.
 
         Returns:
             Why nothing will be recorded from now on, if this failed.
