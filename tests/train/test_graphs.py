@@ -67,7 +67,7 @@ def test_fillers_make_a_step_exactly_as_large_as_its_bucket(
     # No filler is longer than what the backbone has been seen to read.
     assert min(padding.fillers) >= 1
     assert max(filled) <= bucket.longest <= longest
-    assert bucket.longest <= max(32, 2 * max(lengths))
+    assert bucket.longest <= 256 or max(lengths) > 256
 
 
 def test_most_steps_share_a_few_buckets_and_are_padded_little() -> None:
@@ -82,8 +82,8 @@ def test_most_steps_share_a_few_buckets_and_are_padded_little() -> None:
         found.add(padding.bucket)
         text += sum(lengths)
         padded += padding.bucket.tokens
-    assert len(found) < 16
-    assert padded < 1.2 * text
+    assert len(found) <= 5
+    assert padded < 1.35 * text
 
 
 def test_steps_beyond_the_largest_bucket_have_none() -> None:

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 # Tokens of the smallest and the largest bucket. A step beyond takes longer than its launches.
 LEAST, MOST = 64, 32_768
-# Buckets are a quarter of a power of two apart, and an eighth from this size on, where a token
-# costs more than a launch.
-_FINE = 4096
-# Attention is launched for rows of these lengths, and the blocks of shorter rows end at once.
-_LENGTHS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+# Buckets between two powers of two, by the lower one. A small step takes the time of its kernels'
+# latency, whatever they compute, and every bucket costs a capture. Tokens cost time in a large one.
+_STEPS = {LEAST: 2, 2048: 4, 8192: 8}
+# Attention is launched for rows of this length or of the longest in the data, and the blocks of
+# shorter rows end at once.
+_SHORT = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +65,7 @@ class Buckets:
         return None
 
     def _length(self, longest: int) -> int:
-        length = next((length for length in _LENGTHS if length >= longest), self._longest)
-        return min(length, self._longest)
+        return min(_SHORT, self._longest) if longest <= _SHORT else self._longest
 
 
 def _sizes() -> Iterator[tuple[int, int]]:
@@ -74,9 +74,10 @@ def _sizes() -> Iterator[tuple[int, int]]:
     The latter never falls, and so does no bucket's number of spare rows.
     """
     yield LEAST, LEAST
-    octave = LEAST
+    octave, steps = LEAST, _STEPS[LEAST]
     while octave < MOST:
-        gap = octave // (8 if octave >= _FINE else 4)
+        steps = _STEPS.get(octave, steps)
+        gap = octave // steps
         for tokens in range(octave + gap, 2 * octave + 1, gap):
             yield tokens, max(gap, LEAST)
         octave *= 2
