@@ -245,9 +245,7 @@ class _AfterAttention(torch.autograd.Function):
         inner = dense.add_(residual)
         states, inner_mean, inner_scale = tail.inner_norm.forward(inner)
         wide = tail.intermediate.forward(states)
-        hidden = functional.gelu(_shifted(wide, factor, bias))
-        if activated is not None:
-            hidden.mul_(activated)
+        hidden = _activated(wide, factor, bias, activated)
         down = tail.output.forward(hidden)
         if shift is not None:
             down.add_(shift)
@@ -272,15 +270,10 @@ class _AfterAttention(torch.autograd.Function):
         outer_gradient = tail.outer_norm.backward(gradient, outer, outer_mean, outer_scale)
         down_gradient = _undropped(outer_gradient, down_kept, ctx.dropout)
         hidden_gradient = tail.output.backward(down_gradient)
-        shifted = _shifted(wide, factor, bias)
-        activated_gradient = shift_gradient = None
-        if activated is not None:
-            activated_gradient = _sum(hidden_gradient * functional.gelu(shifted))
-            hidden_gradient = _scaled(hidden_gradient, activated)
-        shifted_gradient = torch.ops.aten.gelu_backward(hidden_gradient, shifted)
-        wide_gradient, factor_gradient, bias_gradient = _unshifted(shifted_gradient, wide, factor)
-        if factor is not None:
-            shift_gradient = _sum(down_gradient)
+        wide_gradient, factor_gradient, bias_gradient, activated_gradient = _unactivated(
+            hidden_gradient, wide, factor, bias, activated
+        )
+        shift_gradient = None if factor is None else _sum(down_gradient)
         states_gradient = tail.intermediate.backward(wide_gradient).add_(outer_gradient)
         inner_gradient = tail.inner_norm.backward(states_gradient, inner, inner_mean, inner_scale)
         dense_gradient = _undropped(inner_gradient, dense_kept, ctx.dropout)
@@ -435,6 +428,8 @@ def _shifted(product: Tensor, factor: Tensor | None, bias: Tensor | None) -> Ten
     """product * factor + bias in the product's type, in one kernel: factors are float32."""
     if factor is None or bias is None:
         return product
+    if (fused := _fused(product)) is not None:
+        return fused.shifted(product, factor, bias, gelu=False)
     return torch.addcmul(bias, product, factor, out=torch.empty_like(product))
 
 
@@ -444,7 +439,51 @@ def _unshifted(
     """The gradients of product, factor and bias."""
     if factor is None or product is None:
         return gradient, None, None
+    if (fused := _fused(product)) is not None:
+        # The bias has no part in them.
+        below = fused.unshifted(gradient, product, factor, factor, gelu=False)
+        return below[0], below[1], below[2]
     return _scaled(gradient, factor), _sum(gradient * product), _sum(gradient)
+
+
+def _activated(
+    wide: Tensor, factor: Tensor | None, bias: Tensor | None, after: Tensor | None
+) -> Tensor:
+    """gelu(wide factor + bias) after"""
+    if factor is not None and bias is not None and (fused := _fused(wide)) is not None:
+        return fused.shifted(wide, factor, bias, gelu=True, after=after)
+    hidden = functional.gelu(_shifted(wide, factor, bias))
+    return hidden if after is None else hidden.mul_(after)
+
+
+def _unactivated(
+    gradient: Tensor,
+    wide: Tensor,
+    factor: Tensor | None,
+    bias: Tensor | None,
+    after: Tensor | None,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of wide, factor, bias and after."""
+    if factor is not None and bias is not None and (fused := _fused(wide)) is not None:
+        return fused.unshifted(gradient, wide, factor, bias, gelu=True, after=after)
+    shifted, after_gradient = _shifted(wide, factor, bias), None
+    if after is not None:
+        after_gradient = _sum(gradient * functional.gelu(shifted))
+        gradient = _scaled(gradient, after)
+    gradient = torch.ops.aten.gelu_backward(gradient, shifted)
+    return *_unshifted(gradient, wide, factor), after_gradient
+
+
+def _fused(states: Tensor) -> Any:
+    """`adapters.layers.fused_vectors`, if its kernels can take these states."""
+    if not (states.is_cuda and states.dtype in VARLEN_DTYPES and states.is_contiguous()):
+        return None
+    try:
+        # Imported here: Triton comes only with PyTorch for CUDA, and not on every system.
+        from adapters.layers import fused_vectors
+    except ImportError:
+        return None
+    return fused_vectors if fused_vectors.usable(states.device, states.dtype) else None
 
 
 def _scaled(states: Tensor, factor: Tensor) -> Tensor:

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from adapters.backbone.loading import load_backbone
 from adapters.backbone.model import Backbone
-from adapters.layers import frozen
+from adapters.format.spec import VectorTuning
+from adapters.layers import frozen, fused_vectors
 from adapters.packed.layout import Layout
 from adapters.packed.prompt import token_weights, weighted_sums
+from adapters.packed.tuning import UniformTuning, tuning_weights
 from tests.support.label_sets import label_sets
 from tests.support.tiny_models import make_backbone, save_backbone
 from tests.support.training import RecordingProgress, dataset
@@ -63,6 +65,39 @@ def test_gradients_through_frozen_layers_are_those_of_the_plain_modules(
     for actual, expected in zip(ours, plain, strict=True):
         assert expected.abs().max() > 0
         assert float((actual - expected).abs().max() / expected.abs().max()) < 0.03
+
+
+def _vector_gradients(backbone: Backbone, tuning: VectorTuning) -> dict[str, Tensor]:
+    """Of the input and of all vectors, through every layer."""
+    layout = Layout(LENGTHS, torch.device("cuda"))
+    random = torch.Generator().manual_seed(0)
+    leaves = {
+        name: (torch.randn(shape, generator=random) * 0.3).cuda().requires_grad_()
+        for name, shape in tuning.shapes(64).items()
+    }
+    states = torch.randn(layout.tokens, 64, generator=random).to("cuda", torch.bfloat16)
+    changes = UniformTuning(tuning_weights(tuning, dict(leaves)))
+    leaves["states"] = states.requires_grad_()
+    hidden = backbone.run_layers(states, 0, 2, layout, changes)
+    starts = torch.from_numpy(layout.starts).cuda()
+    output = backbone.read(hidden, starts, layout, changes)
+    output.backward(torch.randn(output.shape, generator=random).to("cuda", torch.bfloat16))
+    return {name: leaf.grad.float() for name, leaf in leaves.items() if leaf.grad is not None}
+
+
+def test_fused_vectors_have_the_gradients_of_pytorchs_own_kernels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They round once where PyTorch's round after every step."""
+    backbone = make_backbone(hidden_size=64).to(device="cuda", dtype=torch.bfloat16)
+    tuning = VectorTuning(layers=(0, 3), intermediate_size=128, activated=True)
+    assert fused_vectors.usable(backbone.device, torch.bfloat16)
+    fused = _vector_gradients(backbone, tuning)
+    monkeypatch.setattr(fused_vectors, "usable", lambda *_: False)
+    separate = _vector_gradients(backbone, tuning)
+    assert set(separate) == {"states", *tuning.shapes(64)}
+    for name, expected in separate.items():
+        assert float((fused[name] - expected).norm() / expected.norm()) < 0.03, name
 
 
 def test_padded_token_weights_are_those_by_run() -> None:
