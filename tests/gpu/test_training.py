@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+pytest.importorskip("triton", reason="Triton is not installed")
+
 from adapters.backbone.loading import load_backbone
 from adapters.backbone.model import Backbone
 from adapters.format.spec import VectorTuning
