@@ -115,7 +115,7 @@ def _error(device: torch.device, dtype: torch.dtype) -> float:
         gradients = torch.autograd.grad(exact, leaves, slope.float())
     output = shifted(states, factor, bias, gelu=True, after=after)
     found = unshifted(slope, states, factor, bias, gelu=True, after=after)
-    pairs = [(output, exact), *zip(found, gradients, strict=True)]
+    pairs = [(output, exact.detach()), *zip(found, gradients, strict=True)]
     shares = [(one - other).abs().max() / other.abs().max() for one, other in pairs]
     # One maximum, which NaN passes through.
     return float(torch.stack(shares).max())
