@@ -73,9 +73,10 @@ def unshift(
         shifts = tl.load(bias + columns, mask=wide, other=0.0)[None, :]
     if AFTER:
         last = tl.load(after + columns, mask=wide, other=0.0)[None, :]
-        of_after = tl.zeros([COLUMNS], tl.float32)
-    of_factor = tl.zeros([COLUMNS], tl.float32)
-    of_bias = tl.zeros([COLUMNS], tl.float32)
+        of_after = tl.zeros([ROWS, COLUMNS], tl.float32)
+    # Summed over rows at the end: threads must meet for that.
+    of_factor = tl.zeros([ROWS, COLUMNS], tl.float32)
+    of_bias = tl.zeros([ROWS, COLUMNS], tl.float32)
     for step in range(STEPS):
         rows = (part * STEPS + step) * ROWS + tl.arange(0, ROWS)
         here = (rows < positions)[:, None] & wide[None, :]
@@ -86,14 +87,14 @@ def unshift(
             shifted = value * scale + shifts
             share = _cdf(shifted)
             if AFTER:
-                of_after += tl.sum(slope * shifted * share, 0)
+                of_after += slope * shifted * share
                 slope *= last
             slope *= share + shifted * tl.exp(-0.5 * shifted * shifted) * 0.3989422804014327
-        of_factor += tl.sum(slope * value, 0)
-        of_bias += tl.sum(slope, 0)
+        of_factor += slope * value
+        of_bias += slope
         tl.store(below + places, (slope * scale).to(below.dtype.element_ty), mask=here)
     parts = tl.num_programs(0)
-    tl.store(sums + part * WIDTH + columns, of_factor, mask=wide)
-    tl.store(sums + (parts + part) * WIDTH + columns, of_bias, mask=wide)
+    tl.store(sums + part * WIDTH + columns, tl.sum(of_factor, 0), mask=wide)
+    tl.store(sums + (parts + part) * WIDTH + columns, tl.sum(of_bias, 0), mask=wide)
     if AFTER:
-        tl.store(sums + (2 * parts + part) * WIDTH + columns, of_after, mask=wide)
+        tl.store(sums + (2 * parts + part) * WIDTH + columns, tl.sum(of_after, 0), mask=wide)
