@@ -16,7 +16,7 @@ from adapters.layers import triton_vectors
 
 logger = logging.getLogger(__name__)
 
-_ROWS, _COLUMNS = 32, 128
+_ROWS, _COLUMNS = 32, 64
 # Blocks of rows whose sums a program adds up.
 _STEPS = 4
 # The largest rounding error of bfloat16, as a share of the largest number.
