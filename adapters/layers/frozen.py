@@ -429,7 +429,8 @@ def _shifted(product: Tensor, factor: Tensor | None, bias: Tensor | None) -> Ten
     if factor is None or bias is None:
         return product
     if (fused := _fused(product)) is not None:
-        return fused.shifted(product, factor, bias, gelu=False)
+        output: Tensor = fused.shifted(product, factor, bias, gelu=False)
+        return output
     return torch.addcmul(bias, product, factor, out=torch.empty_like(product))
 
 
@@ -451,7 +452,8 @@ def _activated(
 ) -> Tensor:
     """gelu(wide factor + bias) after"""
     if factor is not None and bias is not None and (fused := _fused(wide)) is not None:
-        return fused.shifted(wide, factor, bias, gelu=True, after=after)
+        output: Tensor = fused.shifted(wide, factor, bias, gelu=True, after=after)
+        return output
     hidden = functional.gelu(_shifted(wide, factor, bias))
     return hidden if after is None else hidden.mul_(after)
 
@@ -465,7 +467,8 @@ def _unactivated(
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """The gradients of wide, factor, bias and after."""
     if factor is not None and bias is not None and (fused := _fused(wide)) is not None:
-        return fused.unshifted(gradient, wide, factor, bias, gelu=True, after=after)
+        below, *vectors = fused.unshifted(gradient, wide, factor, bias, gelu=True, after=after)
+        return below, vectors[0], vectors[1], vectors[2]
     shifted, after_gradient = _shifted(wide, factor, bias), None
     if after is not None:
         after_gradient = _sum(gradient * functional.gelu(shifted))
