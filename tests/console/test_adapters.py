@@ -101,7 +101,7 @@ def test_the_list_and_an_adapter_of_the_zoo(browser: Browser, zoo: ReadyService)
         expect(page.get_by_role("region", name="What it is")).to_contain_text("PolyAI BANKING77")
         expect(page.get_by_role("region", name="Revisions", exact=True)).to_contain_text("served")
         # What the service does not have is said.
-        expect(page.get_by_role("region", name="Drift")).not_to_contain_text("Reading")
+        expect(page.get_by_role("region", name="Drift", exact=True)).not_to_contain_text("Reading")
         console.look_at("adapter")
 
 

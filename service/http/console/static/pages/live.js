@@ -52,7 +52,7 @@ export async function mount(root, params, context) {
   put(
     root,
     h("h1", {}, "Live"),
-    h("div", { class: "row" }, h("label", { class: "inline" }, "Show the last ", select), pause, h("a", { href: `${api.address}/metrics` }, "/metrics")),
+    h("div", { class: "row controls" }, h("label", { class: "inline" }, "Show the last ", select), pause),
     facts,
     trouble,
     board,
