@@ -121,7 +121,7 @@ def test_it_looks_well_with_the_zoo(console: Console) -> None:
     page = console.page
     console.go("#/compare?a=sms-spam&b=sentiment")
     page.get_by_label("Texts, one on each line").fill(
-        "Free entry in a weekly competition\nSee you at eight\nThe film was a pleasure"
+        "You have won a prize! Call 0800 123 456 now\nSee you at eight\nThe film was a pleasure"
     )
     console.look_at("compare-before")
     compare(page)

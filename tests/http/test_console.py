@@ -149,3 +149,20 @@ def test_page_loads_are_not_counted_as_requests_of_the_route_that_predicts(
     counted = re.findall(r'idspam_requests_total\{outcome="success",route="([^"]*)"\} (\S+)', text)
     assert float(dict(counted)["/console"]) >= 1
     assert float(dict(counted).get("/", 0)) == 0
+
+
+def test_the_first_page_asks_for_all_its_modules_at_once() -> None:
+    """A module that is only found by reading another one costs a round trip more."""
+    modules = {name: file.content.decode() for name, file in static_files().items()}
+    needed = {"app.js", "pages/try.js"}
+    while True:
+        found = {
+            urljoin(name, address)
+            for name in needed
+            for address in re.findall(r'from\s+"([^"]+)"', modules[name])
+        }
+        if found <= needed:
+            break
+        needed |= found
+    announced = re.findall(r'rel="modulepreload" href="console/([^"]+)"', modules["index.html"])
+    assert sorted(announced) == sorted(needed)

@@ -42,6 +42,11 @@ function nodes(children) {
   return children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false);
 }
 
+/** A label that may break after each of its underscores and hyphens. */
+export function soft(label) {
+  return label.split(/(?<=[_-])/).flatMap((part, at) => (at ? [document.createElement("wbr"), part] : [part]));
+}
+
 let last = 0;
 
 /** An id that no other element has. */

@@ -1,6 +1,6 @@
 // Compare: two adapters, or two revisions of one, on the same texts. Where they disagree comes first.
 
-import { brief, count, counted, h, percent, put, score, unique } from "../dom.js";
+import { brief, count, counted, h, percent, put, score, soft, unique } from "../dom.js";
 import { announce, errorBox } from "../shell.js";
 import { answerOf } from "../parts/answer.js";
 import { detail, forget, nameOf } from "../parts/catalog.js";
@@ -251,7 +251,7 @@ function directions(apart, names) {
       h(
         "tbody",
         {},
-        sorted.slice(0, DIRECTIONS).map(([key, texts]) => h("tr", {}, JSON.parse(key).map((label) => h("td", {}, label)), h("td", { class: "figure" }, count(texts)))),
+        sorted.slice(0, DIRECTIONS).map(([key, texts]) => h("tr", {}, JSON.parse(key).map((label) => h("td", {}, soft(label))), h("td", { class: "figure" }, count(texts)))),
         rest > 0 ? h("tr", {}, h("td", { colspan: 2, class: "muted" }, counted(rest, "other kind")), h("td", { class: "figure" }, count(sorted.slice(DIRECTIONS).reduce((sum, [, texts]) => sum + texts, 0)))) : null,
       ),
     ),
@@ -269,7 +269,7 @@ function rowOf({ line, text, a, b, agree }, names) {
         "div",
         { class: "side" },
         h("span", { class: "small muted", title: names[at] }, at ? "B" : "A"),
-        h("span", {}, h("span", { class: result.abstained ? "none" : "tag" }, answerOf(result)), ` ${score(result.score)}`),
+        h("span", {}, h("span", { class: result.abstained ? "none" : "tag" }, soft(answerOf(result))), ` ${score(result.score)}`),
         h("span", { class: "small muted" }, result.scores.slice(1, LABELS_KEPT).map((item) => `${item.label} ${score(item.score)}`).join(", "), result.truncated ? " · cut off" : null),
       ),
     ),

@@ -12,7 +12,7 @@ import { textField } from "../parts/textfield.js";
 
 const MOST_ADAPTERS = 20;
 const FEW = 4;
-const EXAMPLE = "Free entry in a weekly competition";
+const EXAMPLE = "Congratulations! You have won a free holiday. Call 0800 123 456 now to claim your prize";
 
 // What was typed, for when one comes back from another page. Not in the address: texts are private.
 const kept = { text: "", pair: "", isPair: false, explain: "attention", abstain: "" };

@@ -1,6 +1,7 @@
 // One result as a card: the answer, its scores as bars, its threshold, and the text as the model saw it.
 
-import { brief, count, counted, h, put, score } from "../dom.js";
+import { brief, count, counted, h, put, score, soft } from "../dom.js";
+import { bars } from "./bars.js";
 import { explained, isDrawable, meaning, topWords } from "./explained.js";
 
 const FIRST_BARS = 5;
@@ -26,7 +27,7 @@ export function answerCard({ result, input, spec, abstainBelow, reference }) {
     h("header", {}, h("h2", {}, result.adapter), h("span", { class: "small muted", title: `revision ${result.revision}` }, `revision ${brief(result.revision)}`)),
     verdict(result, threshold),
     notices(result, input, explanation),
-    bars(result, spec, threshold),
+    scores(result, spec, threshold),
     explanation && drawing(explanation, input),
     h("p", { class: "small muted" }, `${counted(result.tokens, "token")} read`, reference.includes("@") ? " · pinned" : null),
   );
@@ -34,7 +35,7 @@ export function answerCard({ result, input, spec, abstainBelow, reference }) {
 
 function verdict(result, threshold) {
   if (result.labels) {
-    return h("p", { class: "verdict" }, result.labels.length ? result.labels.map((label) => h("span", { class: "tag" }, label)) : h("span", { class: "none" }, "no label reaches its threshold"));
+    return h("p", { class: "verdict" }, result.labels.length ? result.labels.map((label) => h("span", { class: "tag" }, soft(label))) : h("span", { class: "none" }, "no label reaches its threshold"));
   }
   if (result.abstained) {
     return h(
@@ -44,7 +45,7 @@ function verdict(result, threshold) {
       h("span", { class: "small muted" }, ` The best label, ${result.label}, has ${score(result.score)}, and ${score(threshold ?? 0)} is needed.`),
     );
   }
-  return h("p", { class: "verdict" }, h("span", { class: "tag" }, result.label), h("span", { class: "muted" }, ` ${score(result.score)}`));
+  return h("p", { class: "verdict" }, h("span", { class: "tag" }, soft(result.label)), h("span", { class: "muted" }, ` ${score(result.score)}`));
 }
 
 function notices(result, input, explanation) {
@@ -61,40 +62,29 @@ function notices(result, input, explanation) {
   return h("p", { class: "box warn" }, h("strong", {}, "Cut off. "), read ? `The model has read ${read}.` : "The text is longer than this adapter reads.");
 }
 
-function bars(result, spec, threshold) {
+function scores(result, spec, threshold) {
   const thresholds = new Map(spec?.activation === "sigmoid" ? spec.labels.map((label, at) => [label, spec.thresholds?.[at] ?? 0.5]) : []);
   const given = new Set(result.labels ?? (result.abstained ? [] : [result.label]));
-  const body = h("tbody");
-  const rows = (most) =>
-    result.scores.slice(0, most).map((item, at) => {
-      // Of a single answer the threshold is that of the best label.
-      const needed = thresholds.get(item.label) ?? (at === 0 ? threshold : null);
-      return h(
-        "tr",
-        { class: given.has(item.label) ? "given" : null },
-        h("th", { scope: "row" }, item.label),
-        h(
-          "td",
-          { class: "track" },
-          h("div", { class: "bar", style: { "--share": item.score } }),
-          needed ? h("div", { class: "needle", style: { "--share": needed }, title: `needs ${score(needed)}` }) : null,
-        ),
-        h("td", { class: "figure" }, score(item.score), needed ? h("span", { class: "hidden" }, `, needs ${score(needed)}`) : null),
-      );
-    });
-  put(body, rows(FIRST_BARS));
-  const more = result.scores.length - FIRST_BARS;
-  const button = h("button", { type: "button", class: "quiet small", "aria-expanded": "false" }, `All ${count(result.scores.length)} labels`);
+  const table = (most) =>
+    bars(
+      `Scores of ${result.adapter}`,
+      result.scores.slice(0, most).map((item, at) => {
+        // Of a single answer the threshold is that of the best label.
+        const needed = thresholds.get(item.label) ?? (at === 0 ? threshold : null);
+        return { label: item.label, share: item.score, figure: score(item.score), needed: needed ? { at: needed, figure: score(needed) } : null, isGiven: given.has(item.label) };
+      }),
+    );
+  if (result.scores.length <= FIRST_BARS) return table(FIRST_BARS);
+  const place = h("div", {}, table(FIRST_BARS));
+  const all = `All ${count(result.scores.length)} labels`;
+  const button = h("button", { type: "button", class: "quiet flush", "aria-expanded": "false" }, all);
   button.addEventListener("click", () => {
     const isOpen = button.getAttribute("aria-expanded") === "true";
     button.setAttribute("aria-expanded", String(!isOpen));
-    button.textContent = isOpen ? `All ${count(result.scores.length)} labels` : "Fewer labels";
-    put(body, rows(isOpen ? FIRST_BARS : Infinity));
+    button.textContent = isOpen ? all : "Fewer labels";
+    put(place, table(isOpen ? FIRST_BARS : Infinity));
   });
-  return [
-    h("table", { class: "bars" }, h("caption", { class: "hidden" }, "Scores"), h("thead", { class: "hidden" }, h("tr", {}, ["label", "bar", "score"].map((name) => h("th", { scope: "col" }, name)))), body),
-    more > 0 ? button : null,
-  ];
+  return [place, button];
 }
 
 function drawing(explanation, input) {

@@ -2,6 +2,7 @@
 
 import { count, counted, duration, h, put } from "../dom.js";
 import { announce, errorBox } from "../shell.js";
+import { bars } from "./bars.js";
 import { detail, nameOf } from "./catalog.js";
 import { dropArea } from "./droparea.js";
 import { ACCEPTED, Output, csvLine, download, fieldOf, look, read } from "./files.js";
@@ -143,21 +144,10 @@ function note(record, answers, { references }, tally) {
 function countTable(adapter, counts) {
   const sorted = [...counts].sort((a, b) => b[1] - a[1]);
   const most = sorted[0]?.[1] ?? 1;
-  const rest = sorted.length - MOST_COUNTS;
-  return h(
-    "table",
-    { class: "bars" },
-    h("caption", {}, adapter),
-    h("thead", { class: "hidden" }, h("tr", {}, ["label", "bar", "texts"].map((name) => h("th", { scope: "col" }, name)))),
-    h(
-      "tbody",
-      {},
-      sorted.slice(0, MOST_COUNTS).map(([label, texts]) =>
-        h("tr", { class: "given" }, h("th", { scope: "row" }, label), h("td", { class: "track" }, h("div", { class: "bar", style: { "--share": texts / most } })), h("td", { class: "figure" }, count(texts))),
-      ),
-      rest > 0 ? h("tr", {}, h("th", { scope: "row" }, `${counted(rest, "other label")}`), h("td"), h("td", { class: "figure" }, count(sorted.slice(MOST_COUNTS).reduce((sum, [, texts]) => sum + texts, 0)))) : null,
-    ),
-  );
+  const rows = sorted.slice(0, MOST_COUNTS).map(([label, texts]) => ({ label, share: texts / most, figure: count(texts), isGiven: true }));
+  const rest = sorted.slice(MOST_COUNTS);
+  if (rest.length) rows.push({ label: counted(rest.length, "other label"), figure: count(rest.reduce((sum, [, texts]) => sum + texts, 0)) });
+  return bars(adapter, rows, { isCaptionShown: true, unit: "texts" });
 }
 
 /** What writes the labelled file: CSV with columns in addition, or the same objects with `predictions`. */
