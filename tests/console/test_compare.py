@@ -15,6 +15,7 @@ from tests.support.tiny_models import make_adapter, make_backbone
 
 pytestmark = pytest.mark.slow
 
+LABELS = ("ham", "spam", "other")
 WORDS = ("free", "win", "now", "hello", "good", "bad", "card", "my", "not", "you")
 TEXTS = [f"{one} {other} call" for one in WORDS for other in WORDS]
 
@@ -23,8 +24,8 @@ TEXTS = [f"{one} {other} call" for one in WORDS for other in WORDS]
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
     backbone = make_backbone()
     with serve(tmp_path_factory.mktemp("adapters")) as running:
-        running.put("mail", make_adapter(backbone, seed=1))
-        running.put("mail", make_adapter(backbone, seed=2))
+        running.put("mail", make_adapter(backbone, seed=1, labels=LABELS))
+        running.put("mail", make_adapter(backbone, seed=2, labels=LABELS))
         running.put("other", make_adapter(backbone, seed=3, labels=("x", "y")))
         yield running
 
@@ -111,7 +112,7 @@ def test_what_is_missing_is_said_before_anything_is_asked(
             box.press("Enter")
             expect(page.get_by_label(f"Chosen: Adapter {side}")).to_contain_text("mail")
         compare(page)
-        expect(page.get_by_text("Paste texts, or drop a file.")).to_be_visible()
+        expect(page.get_by_role("alert").filter(has_text="Paste texts, or drop")).to_be_visible()
         page.get_by_label("Texts, one on each line").fill("free win now\n\n  \nhello")
         compare(page)
         expect(page.locator(".headline")).to_have_text(re.compile("^0 of 2 texts"))

@@ -14,7 +14,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from adapters.format.spec import Decision
+from adapters.format.spec import Calibration, Decision
 from tests.support.browser import Console, downloaded, drop, open_console
 from tests.support.http_service import Brake, serve
 from tests.support.service_process import TREE, ReadyService
@@ -50,6 +50,11 @@ def choose_only(page: Page, *names: str) -> None:
         option = page.get_by_role("option", name=re.compile(f"^{re.escape(name)}"))
         option.first.click()
     box.press("Escape")
+
+
+def labelled(page: Page, texts: str) -> Locator:
+    card = page.get_by_role("region", name="Label a file")
+    return card.get_by_text(re.compile(f"^{texts} labelled in"))
 
 
 def asked(zoo: ReadyService, **body: Any) -> list[dict[str, Any]]:
@@ -181,7 +186,9 @@ def test_eight_megabytes_pasted_do_not_freeze_the_page_and_can_become_a_file(
     page.get_by_role("button", name="Label this file").click()
     expect(page.get_by_text(re.compile(r"^[\d,]+ texts, [\d,]+ a second"))).to_be_visible()
     page.get_by_role("button", name="Cancel").click()
-    expect(page.get_by_text(re.compile(r"^Cancelled after"))).to_be_visible()
+    expect(
+        page.get_by_role("region", name="Label a file").get_by_text(re.compile("^Cancelled after"))
+    ).to_be_visible()
     name, content = downloaded(console, "Download pasted-labelled-part.csv")
     rows = list(csv.DictReader(io.StringIO(content.decode())))
     assert name == "pasted-labelled-part.csv"
@@ -203,7 +210,7 @@ def test_a_table_is_labelled_with_every_column_that_it_had(
     expect(page.get_by_label("Column of the texts")).to_have_value("message")
     console.look_at("try-file", themes=("light",))
     page.get_by_role("button", name="Label this file").click()
-    expect(page.get_by_text("151 texts labelled in")).to_be_visible(timeout=60_000)
+    expect(labelled(page, "151 texts")).to_be_visible(timeout=60_000)
     expect(page.get_by_text("this row has 3 cells, the first row has 2").first).to_be_visible()
     console.look_at("try-labelled")
     name, made = downloaded(console, "Download mails-labelled.csv")
@@ -247,7 +254,7 @@ def test_json_lines_keep_their_fields_and_bad_lines_their_place(console: Console
     content = "".join(f"{json.dumps(line)}\n" for line in lines) + "{not json\n"
     drop(console, ".drop", "mails.jsonl", content.encode())
     page.get_by_role("button", name="Label this file").click()
-    expect(page.get_by_text("4 texts labelled in")).to_be_visible()
+    expect(labelled(page, "4 texts")).to_be_visible()
     _, made = downloaded(console, "Download mails-labelled.jsonl")
     answers = [json.loads(line) for line in made.decode().splitlines()]
     assert answers[0]["id"] == 7
@@ -267,7 +274,8 @@ def test_labels_with_markup_abstaining_and_sets_of_labels_are_shown_as_they_are(
         live.put("evil", make_adapter(backbone, labels=(SCRIPT, "fine")))
         live.put("sets", make_adapter(backbone, labels=("a", "b", "c"), activation="sigmoid",
                                       thresholds=(0.01, 0.99, 0.5)))  # fmt: skip
-        live.put("unsure", make_adapter(backbone, decision=Decision(abstain_below=0.999)))
+        live.put("unsure", make_adapter(backbone, decision=Decision(abstain_below=0.999),
+                                        calibration=Calibration(temperature=50.0)))  # fmt: skip
         with open_console(browser, live.url) as console:
             page = console.page
             expect(page.get_by_label("Chosen: Adapters").get_by_role("listitem")).to_have_count(3)
@@ -287,7 +295,7 @@ def test_labels_with_markup_abstaining_and_sets_of_labels_are_shown_as_they_are(
             console.look_at("try-labels")
             drop(console, ".drop", "x.txt", SCRIPT.encode())
             page.get_by_role("button", name="Label this file").click()
-            expect(page.get_by_text("1 text labelled in")).to_be_visible()
+            expect(labelled(page, "1 text")).to_be_visible()
             expect(page).to_have_title("Try · ID-SPAM")
 
 
@@ -295,8 +303,9 @@ def test_a_revision_that_is_replaced_while_the_page_is_open_is_said(
     browser: Browser, tmp_path: Path
 ) -> None:
     backbone = make_backbone()
+    unsure, flat = Decision(abstain_below=0.999), Calibration(temperature=50.0)
     with serve(tmp_path) as live:
-        live.put("mail", make_adapter(backbone, seed=1, decision=Decision(abstain_below=0.9999)))
+        live.put("mail", make_adapter(backbone, seed=1, decision=unsure, calibration=flat))
         with open_console(browser, live.url) as console:
             page = console.page
             expect(page.get_by_label("Chosen: Adapters")).to_contain_text("mail")
@@ -366,7 +375,7 @@ def test_a_file_goes_on_when_the_service_was_overloaded(browser: Browser, tmp_pa
             page.get_by_role("button", name="Label this file").click()
             page.wait_for_timeout(500)
             brake.off()
-            expect(page.get_by_text("400 texts labelled in")).to_be_visible(timeout=60_000)
+            expect(labelled(page, "400 texts")).to_be_visible(timeout=60_000)
             _, made = downloaded(console, "Download mails-labelled.csv")
             rows = list(csv.DictReader(io.StringIO(made.decode())))
             assert [row["text"] for row in rows] == content.splitlines()

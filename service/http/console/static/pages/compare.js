@@ -114,14 +114,15 @@ export async function mount(root, params, context) {
 /** One adapter with one of its revisions. */
 function side(letter, value, onChange) {
   const select = h("select", { id: unique("revision"), on: { change: onChange } });
-  const revisions = h("div", { class: "field", hidden: true }, h("label", { for: select.id }, "Revision"), select);
+  // Always there, so that nothing moves when its options come.
+  const revisions = h("div", { class: "field" }, h("label", { for: select.id }, "Revision"), select);
   const picker = adapterPicker({ label: `Adapter ${letter}`, value: value ? [nameOf(value)] : [], onChange: () => { show(null); onChange(); } });
   const element = h("div", {}, picker.element, revisions);
 
   async function show(revision) {
     const [reference] = picker.value;
-    revisions.hidden = true;
-    put(select);
+    put(select, h("option", { value: "" }, reference?.includes("@") ? "as typed" : "current"));
+    select.disabled = true;
     if (!reference || reference.includes("@")) return;
     const found = await detail(reference).catch(() => null);
     if (picker.value[0] !== reference || !found || found.revisions.length < 2) return;
@@ -130,7 +131,7 @@ function side(letter, value, onChange) {
       h("option", { value: "" }, `current (${brief(found.revision)})`),
       found.revisions.filter((item) => item !== found.revision).map((item) => h("option", { value: item, selected: revision && item.startsWith(revision) }, brief(item))),
     );
-    revisions.hidden = false;
+    select.disabled = false;
     onChange();
   }
 

@@ -4,6 +4,7 @@
 import { count, h, score } from "../dom.js";
 
 const UNREAD_SHOWN = 400;
+const LONG = 300;
 
 /** Whether a result has an explanation that can be drawn. */
 export const isDrawable = (explanation) => Array.isArray(explanation?.words);
@@ -39,7 +40,9 @@ export function explained(text, field, explanation) {
       ),
     );
   }
-  return h("p", { class: "explained", dir: "auto" }, points.length ? parts : h("span", { class: "muted" }, "(an empty text)"));
+  // A long one scrolls, so the keyboard must reach it.
+  const reached = points.length > LONG ? { tabindex: "0", role: "group", "aria-label": "The text" } : {};
+  return h("p", { class: "explained", dir: "auto", ...reached }, points.length ? parts : h("span", { class: "muted" }, "(an empty text)"));
 }
 
 function mark(text, word, most) {

@@ -2,6 +2,7 @@
 
 const KINDS = { txt: "txt", text: "txt", log: "txt", csv: "csv", tsv: "tsv", jsonl: "jsonl", ndjson: "jsonl" };
 const MOST_CELL = 8 * 2 ** 20;
+const MOST_HEAD = 2 ** 16;
 const USUAL_NAMES = ["text", "sentence", "message", "content", "body", "question", "review"];
 
 /** What `accept` of a file input lists. */
@@ -122,6 +123,7 @@ function byLines(name, record) {
 
 /** CSV as in RFC 4180; the first record has the names. delimiter: null finds `,`, `;` or a tab in them. */
 function table(name, delimiter) {
+  let head = "";
   let columns = null;
   let cells = [];
   let cell = "";
@@ -149,7 +151,12 @@ function table(name, delimiter) {
 
   return {
     *take(text) {
-      delimiter ??= text ? guessed(text) : null;
+      if (delimiter === null) {
+        head += text;
+        if (!head.includes("\n") && head.length < MOST_HEAD) return;
+        text = head;
+        delimiter = guessed(head);
+      }
       for (const sign of text) {
         if (sign === "\n") line += 1;
         if (state === "quoted") {
@@ -177,6 +184,10 @@ function table(name, delimiter) {
       }
     },
     *end() {
+      if (delimiter === null) {
+        delimiter = guessed(head);
+        yield* this.take(head);
+      }
       if (state === "quoted") throw new FileFault(`${name}, line ${first}: a quote that is never closed`);
       if (cells.length || cell || state !== "start") yield* finish();
       if (columns === null) throw new FileFault(`${name}: this file is empty`);

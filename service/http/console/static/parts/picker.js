@@ -35,7 +35,8 @@ export function adapterPicker({ label, value = [], most = 1, onChange = () => {}
     id: ids.list, class: "options", role: "listbox", "aria-label": label, "aria-multiselectable": most > 1 ? "true" : null,
     hidden: true, on: { mousedown: (event) => event.preventDefault(), click: clicked, scroll: scrolled },
   });
-  const note = h("p", { id: ids.note, class: "small muted" }, hint);
+  // Its line is always there: nothing may move under a click that takes the focus away.
+  const note = h("p", { id: ids.note, class: "small muted note" }, hint);
   const trouble = h("div");
   const element = h(
     "div",
@@ -93,8 +94,9 @@ export function adapterPicker({ label, value = [], most = 1, onChange = () => {}
       cursor = null;
       put(trouble, errorBox(error));
     }
-    // An exact reference can be used unseen: a pinned revision, or a key that may not list.
-    if (REFERENCE.test(typed) && !rows.some(({ name }) => name === typed)) rows.unshift({ name: typed, state: "ready", exact: true });
+    // A reference can be used unseen: of a pinned revision, or with a key that may not list.
+    const isUnseen = typed.includes("@") || !rows.length;
+    if (isUnseen && REFERENCE.test(typed)) rows.unshift({ name: typed, state: "ready", exact: true });
     active = -1;
     list.hidden = rows.length === 0;
     input.setAttribute("aria-expanded", String(!list.hidden));
@@ -204,8 +206,8 @@ export function adapterPicker({ label, value = [], most = 1, onChange = () => {}
       event.preventDefault();
       const row = rows[active] ?? (input.value ? rows.find(({ name }) => name === input.value.trim()) ?? rows[0] : null);
       if (row && !list.hidden) pick(row);
-    } else if (event.key === "Escape" && !list.hidden) {
-      event.preventDefault();
+    } else if (event.key === "Escape") {
+      // Also a list that is on its way.
       close();
     } else if (event.key === "Backspace" && !input.value && chosen.length) {
       remove(chosen.at(-1));
