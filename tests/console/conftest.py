@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
+from time import monotonic, sleep
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from tests.support.browser import Console
 
 BACKBONE = Path("all-MiniLM-L6-v2")
+START_SECONDS = 90
 
 
 @pytest.fixture(scope="session")
@@ -62,5 +64,10 @@ def many_adapters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         folder.mkdir()
         (folder / f"{revision}.safetensors").hardlink_to(file)
         (folder / "current").write_text(f"{revision}\n")
-    with serve(store) as live:
+    with serve(store, wait=False) as live:
+        # Every file is read and checked, which takes longer than a start should in other tests.
+        deadline = monotonic() + START_SECONDS
+        while live.client.get("/readyz").status_code != 200:
+            assert monotonic() < deadline
+            sleep(0.1)
         yield live.url

@@ -168,6 +168,7 @@ def test_a_key_is_asked_for_and_kept_in_memory_only(browser: Browser, tmp_path: 
         for place in (stored, page.url, page.content()):
             assert tokens["reader"] not in place
         page.reload()
+        page.get_by_role("button", name="Classify").click()
         expect(dialog).to_be_visible()
         page.keyboard.press("Escape")
         expect(page.get_by_role("alert").filter(has_text="send a key as")).to_be_visible()

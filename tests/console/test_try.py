@@ -22,7 +22,7 @@ from tests.support.tiny_models import make_adapter, make_backbone
 
 pytestmark = pytest.mark.slow
 
-SPAM = "Congratulations! You have won a free holiday. Call 0800 123 456 now to claim your prize"
+SPAM = "Free ringtone! Reply YES to claim it today"
 SCRIPT = '<script>document.title="stolen"</script><img src=x onerror=alert(1)>'
 
 

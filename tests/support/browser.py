@@ -104,6 +104,8 @@ class Console:
             self.page.set_viewport_size({"width": width, "height": height})
             for theme in themes:
                 self.page.emulate_media(color_scheme=theme, reduced_motion="reduce")
+                # What sticks to the top of a window belongs there in the picture.
+                self.run("() => scrollTo(0, 0)")
                 shape = "wide" if width == WIDE[0] else "narrow"
                 path = SCREENSHOTS / f"{name}-{shape}-{theme}.png"
                 self.page.screenshot(path=path, full_page=True, animations="disabled")

@@ -4,6 +4,7 @@ import * as api from "../api.js";
 import { brief, duration, h, put, unique } from "../dom.js";
 import { announce, errorBox } from "../shell.js";
 import { answerCard, answerOf } from "../parts/answer.js";
+import { legend } from "../parts/explained.js";
 import { forget, specOf } from "../parts/catalog.js";
 import { labelling } from "../parts/labelling.js";
 import { adapterPicker } from "../parts/picker.js";
@@ -12,7 +13,7 @@ import { textField } from "../parts/textfield.js";
 
 const MOST_ADAPTERS = 20;
 const FEW = 4;
-const EXAMPLE = "Congratulations! You have won a free holiday. Call 0800 123 456 now to claim your prize";
+const EXAMPLE = "Free ringtone! Reply YES to claim it today";
 
 // What was typed, for when one comes back from another page. Not in the address: texts are private.
 const kept = { text: "", pair: "", isPair: false, explain: "attention", abstain: "" };
@@ -122,7 +123,7 @@ export async function mount(root, params, context) {
       if (controller !== asking) return;
       const replaced = replacements(answer.results, references);
       const cards = answer.results.map((result, at) => answerCard({ result, input, spec: specs[at], abstainBelow: body.abstain_below ?? null, reference: references[at] }));
-      put(results, replaced.length ? h("p", { class: "box warn" }, `Another revision answers than before: ${replaced.join("; ")}.`) : null, cards, timing(answer.timings_ms, seconds));
+      put(results, replaced.length ? h("p", { class: "box warn" }, `Another revision answers than before: ${replaced.join("; ")}.`) : null, legend(answer.results), cards, timing(answer.timings_ms, seconds));
       announce(answer.results.map((result) => `${result.adapter}: ${answerOf(result)}`).join("; "));
     } catch (error) {
       if (controller !== asking || error.name === "AbortError") return;

@@ -2,7 +2,7 @@
 
 import { brief, count, counted, h, put, score, soft } from "../dom.js";
 import { bars } from "./bars.js";
-import { explained, isDrawable, meaning, topWords } from "./explained.js";
+import { explained, isDrawable, remarks, topWords } from "./explained.js";
 
 const FIRST_BARS = 5;
 
@@ -95,19 +95,14 @@ function drawing(explanation, input) {
     "div",
     { class: "drawing" },
     fields.map(([field, text]) => explained(text, field, explanation)),
-    h(
-      "p",
-      { class: "small muted" },
-      meaning(explanation),
-      explanation.kind !== "occlusion" && top.length && special ? ` Special tokens, which are no words: ${score(special.weight)}.` : null,
-      explanation.words.some(({ unknown }) => unknown) ? " Dotted: a word that the model does not know." : null,
-    ),
+    remarks(explanation) ? h("p", { class: "small muted" }, remarks(explanation)) : null,
     top.length
       ? h(
           "details",
           { class: "small" },
           h("summary", {}, "The heaviest words"),
           h("ol", {}, top.map(({ word, weight, unknown }) => h("li", {}, `${word} `, h("span", { class: "muted" }, weight, unknown ? ", unknown" : null)))),
+          explanation.kind !== "occlusion" && special.weight !== null ? h("p", { class: "muted" }, `${score(special.weight)} of the weight is of special tokens, which are no words.`) : null,
         )
       : null,
   );

@@ -5,6 +5,9 @@ import { count, h, score } from "../dom.js";
 
 const UNREAD_SHOWN = 400;
 const LONG = 300;
+// A score that changes by less than this is drawn pale, however little the other words change it.
+const SMALL_CHANGE = 0.1;
+const NO_CHANGE = 0.02;
 
 /** Whether a result has an explanation that can be drawn. */
 export const isDrawable = (explanation) => Array.isArray(explanation?.words);
@@ -19,7 +22,7 @@ export function explained(text, field, explanation) {
   const points = Array.from(text);
   const read = explanation?.read?.[field] ?? points.length;
   const words = isDrawable(explanation) ? explanation.words.filter((word) => word.field === field) : [];
-  const most = Math.max(1e-9, ...(explanation?.words ?? []).map(({ weight }) => Math.abs(weight)));
+  const most = Math.max(explanation?.kind === "occlusion" ? SMALL_CHANGE : 1e-9, heaviest(explanation));
   const parts = [];
   let at = 0;
   for (const word of words.toSorted((a, b) => a.start - b.start)) {
@@ -45,6 +48,16 @@ export function explained(text, field, explanation) {
   return h("p", { class: "explained", dir: "auto", ...reached }, points.length ? parts : h("span", { class: "muted" }, "(an empty text)"));
 }
 
+function heaviest(explanation) {
+  return (explanation?.words ?? []).reduce((most, { weight }) => Math.max(most, Math.abs(weight)), 0);
+}
+
+/** What is said beside the drawing: the service's own note, and that no word alone matters. */
+export function remarks(explanation) {
+  const isFlat = explanation.kind === "occlusion" && explanation.words.length > 0 && heaviest(explanation) < NO_CHANGE;
+  return [isFlat ? `No word alone changes the score by ${NO_CHANGE} or more.` : null, explanation.note ?? null].filter(Boolean).join(" ");
+}
+
 function mark(text, word, most) {
   const share = Math.abs(word.weight) / most;
   const title = `${text}: ${score(word.weight)}${word.unknown ? ", unknown to the model" : ""}`;
@@ -61,11 +74,14 @@ export function topWords(explanation, most = 5) {
   return words.map(({ word, weight, unknown }) => ({ word, weight: score(weight), unknown }));
 }
 
-/** What the drawing means, in a sentence. */
-export function meaning(explanation) {
-  if (!explanation.words.length && explanation.note) return explanation.note;
-  const sentence = explanation.kind === "occlusion"
-    ? `How much the score of “${explanation.label}” falls when a word is hidden. Blue: the word speaks for it, orange: against.`
-    : "What the prompt was made of: where the adapter looked, not why it answered so.";
-  return explanation.note ? `${sentence} ${explanation.note}` : sentence;
+/** What the marks of results mean, once for all of them; null if there are none. */
+export function legend(results) {
+  const drawn = results.map(({ explanation }) => explanation).filter((explanation) => isDrawable(explanation) && explanation.words.length);
+  if (!drawn.length) return null;
+  const isUnknown = drawn.some(({ words }) => words.some(({ unknown }) => unknown));
+  const sentence =
+    drawn[0].kind === "occlusion"
+      ? "Marked: how much the score of the label falls when the word is hidden. Blue speaks for the label, orange against it."
+      : "Marked: what the prompt was made of. That is where the adapter looked, not why it answered so.";
+  return h("p", { class: "small muted legend" }, sentence, isUnknown ? " Dotted: a word that the model does not know." : null);
 }
