@@ -34,7 +34,7 @@ ELSEWHERE = {
 _WORKER = ("https://unpkg.com/iframe-worker/shim", "vendor/iframe-worker-1.0.4/index.js")
 _FENCED = re.compile(r"^(```|~~~).*?^\1[^\n]*$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(
-    r"(?<=\]\()(?![a-z]+:|#)([^)\s]+)(?=[)\s])|(?<=(?:src|ref)=\")(?![a-z]+:|#)([^\"]+)"
+    r"(?<=\]\()(?![a-z]+:|#)([^)\s]+)(?=[)\s])|(?<=(?:src|ref|set)=\")(?![a-z]+:|#)([^\"]+)"
 )
 
 
@@ -66,10 +66,14 @@ def build(place: Path) -> int:
     code = subprocess.run([*_zensical("build", place), "--strict"], check=False).returncode
     for page in (place / "site").rglob("*.html"):
         depth = len(page.relative_to(place / "site").parts) - 1
-        page.write_text(
-            page.read_text("utf-8").replace(_WORKER[0], "../" * depth + _WORKER[1]), "utf-8"
-        )
+        page.write_text(_mended(page.read_text("utf-8"), "../" * depth), "utf-8")
     return code
+
+
+def _mended(html: str, top: str) -> str:
+    html = html.replace(_WORKER[0], top + _WORKER[1])
+    # A screen reader would announce headers that say nothing.
+    return re.sub(r"<th([^>]*)></th>", r"<td\1></td>", html)
 
 
 def stage(place: Path) -> None:

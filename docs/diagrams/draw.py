@@ -263,7 +263,7 @@ def request() -> Drawing:
     page.arrow((260, 324), (339, 324))
     page.text(299, 316, "queue", kind="faint", size=12, anchor="middle")
     page.text(141, 30, "HTTP side", kind="faint", size=13, anchor="middle")
-    page.text(459, 30, "engine", kind="faint", size=13, anchor="middle")
+    page.text(459, 30, "engine, and back", kind="faint", size=13, anchor="middle")
     page.arrow((141, 352), (141, 374))
     page.text(152, 374, "no: 429 at once, with Retry-After", kind="faint", size=12)
     return page
@@ -280,15 +280,15 @@ def batch() -> Drawing:
         (44, "aaaaaaaaa"),
         (72, "aaa------"),
         (110, "bbbb"),
-        (148, "ccccccc"),
-        (176, "cc-----"),
+        (148, "ccccc"),
+        (176, "cc---"),
     ):
         page.tokens(20, y, letters, pads)
     page.text(290, 60, "sms-spam: 9 wide, 6 places for nothing", kind="faint", size=12.5)
     page.text(290, 126, "clinc150: a batch of one", kind="faint", size=12.5)
-    page.text(290, 164, "sentiment: 7 wide, 5 places for nothing", kind="faint", size=12.5)
+    page.text(290, 164, "sentiment: 5 wide, 3 places for nothing", kind="faint", size=12.5)
     page.text(20, 238, "One packed batch of all tasks", size=14, bold=True)
-    page.tokens(20, 250, "aaaaaaaaa aaa bbbb cccc", TASKS)
+    page.tokens(20, 250, "aaaaaaaaa aaa bbbb ccccc cc", TASKS)
     page.text(
         20,
         296,
