@@ -23,6 +23,8 @@ ROUTES = {
     "/predict": "/predict",
     "/adapters/{name}/predict": "/adapters/sms-spam/predict",
     "/classify": "/classify",
+    "/embed": "/embed",
+    "/v1/embeddings": "/v1/embeddings",
     "/v2/models/{name}/infer": "/v2/models/sms-spam/infer",
 }
 
