@@ -12,9 +12,10 @@ import torch
 
 from adapters.adapter import Classification, Float32, classify, prepare, rows_of
 from adapters.backbone.model import Backbone
+from adapters.embedding import embedder
 from adapters.format.spec import HeadKind
 from service.engine.engine import LocalEngine
-from service.engine.interface import Entry, RowResult, cost_of
+from service.engine.interface import EMBEDDING, Entry, RowResult, cost_of
 from tests.support.engine_harness import EngineHarness
 from tests.support.families import FAMILY_NAMES, backbone_of
 from tests.support.kinds import adapters_of_all_kinds
@@ -174,3 +175,21 @@ async def test_slots_are_used_again_by_other_kinds(tmp_path: Path) -> None:
         answers = await asyncio.gather(*(harness.engine.predict([entry]) for entry in entries))
         compare(entries, [answer.rows[0] for answer in answers], expected, 0.05)
         assert max(report.adapters for report in harness.recorder.batches) <= 3
+
+
+@pytest.mark.parametrize("dtype", list(BOUNDS), ids=str)
+async def test_vectors_share_batches_with_adapters(tmp_path: Path, dtype: torch.dtype) -> None:
+    async with serving(tmp_path, backbone_for(dtype)) as harness:
+        backbone = harness.backbone
+        encodings = [backbone.encoder.encode(text, max_length=64) for text in TEXTS]
+        vectors = [Entry(EMBEDDING, encoding, len(encoding)) for encoding in encodings]
+        others = entries_of(harness, kinds_of(harness))
+        mixed = [entry for pair in zip(vectors, others, strict=False) for entry in pair]
+        rows = (await harness.engine.predict(mixed)).rows
+        adapter = embedder(backbone)
+        batch = backbone.pack(rows_of([adapter], [(0, encoding) for encoding in encodings]))
+        expected = classify(backbone, batch, [adapter])
+        for row, other in zip(rows[::2], expected, strict=True):
+            np.testing.assert_allclose(row.scores, other.scores, rtol=0, atol=BOUNDS[dtype])
+        asked = others[: len(vectors)]
+        compare(asked, rows[1::2], packed(harness, asked), BOUNDS[dtype])
