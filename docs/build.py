@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from functools import cache
 from pathlib import Path
 from posixpath import normpath, relpath
 
@@ -36,6 +37,9 @@ _FENCED = re.compile(r"^(```|~~~).*?^\1[^\n]*$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(
     r"(?<=\]\()(?![a-z]+:|#)([^)\s]+)(?=[)\s])|(?<=(?:src|ref|set)=\")(?![a-z]+:|#)([^\"]+)"
 )
+
+
+_NAMED = re.compile(r"\[(?:[\w-]+/)?([\w-]+\.md)\]\(\1(#[^)]*)?\)")
 
 
 class BrokenLink(Exception):
@@ -127,7 +131,18 @@ def _rewritten(text: str, path: str, here: str) -> str:
             raise BrokenLink(f"{path}: {link[0]} is not on the site")
         return relpath(_on_site(found), here or ".") + hash_ + anchor
 
-    return _LINK.sub(target_of, text)
+    return _NAMED.sub(_with_title, _LINK.sub(target_of, text))
+
+
+def _with_title(link: re.Match[str]) -> str:
+    """In the tree a link shows the name of its file, on the site the title of its page."""
+    return f"[{_titles().get(link[1], link[1])}]({link[1]}{link[2] or ''})"
+
+
+@cache
+def _titles() -> dict[str, str]:
+    navigation = (ROOT / "docs" / "zensical.toml").read_text("utf-8")
+    return {page: title for title, page in re.findall(r'"([^"]+)" = "([^"]+\.md)"', navigation)}
 
 
 def _on_site(path: str) -> str:

@@ -125,3 +125,8 @@ def test_links_are_changed_for_the_site_but_not_in_code() -> None:
     changed = "[a](api.md#predict)\n```sh\n[b](docs/api.md)\n```\n[c](https://example.org) [d](#e)"
     assert build.with_links_of_site(text, "README.md") == changed
     assert build.with_links_of_site("[s](../SECURITY.md)", "docs/api.md") == "[s](security.md)"
+
+
+def test_a_link_that_shows_a_file_shows_the_title_of_its_page() -> None:
+    changed = build.with_links_of_site("[bulk.md](bulk.md#the-stream)", "docs/api.md")
+    assert changed == "[Many texts](bulk.md#the-stream)"
