@@ -63,7 +63,7 @@ def test_fit_overwrites_nothing_unless_it_is_told_to(
     ):
         assert main(_fit(bert, *more)) == 2
         out, err = capsys.readouterr()
-        assert (out, err) == ("", f"error: {named}; --overwrite replaces it\n")
+        assert (out, err) == ("", f"error: {named}; --overwrite replaces them\n")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert main(_fit(bert, "--quiet", "--overwrite", "--seed", "7")) == 0
     assert (folder / "x.safetensors").read_bytes() != before["x.safetensors"]

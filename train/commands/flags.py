@@ -162,8 +162,9 @@ def check_new(paths: Sequence[Path | None], *, overwrite: bool) -> None:
     """
     existing = [str(path) for path in paths if path is not None and path.exists()]
     if existing and not overwrite:
-        exists = "exist" if len(existing) > 1 else "exists"
-        raise OutputError(f"{' and '.join(existing)} {exists}; --overwrite replaces it")
+        several = len(existing) > 1
+        end = "exist; --overwrite replaces them" if several else "exists; --overwrite replaces it"
+        raise OutputError(f"{' and '.join(existing)} {end}")
 
 
 def add_overwrite(parser: _ActionsContainer) -> None:

@@ -298,13 +298,14 @@ def print_evaluation(report: EvaluationReport, console: Console) -> None:
         figures, titles = ("accuracy", "macro_f1", "matthews"), ("accuracy", "macro-F1", "Matthews")
     table = Table()
     table.add_column(f"{report.data.rows:,} rows of {report.data.path}", overflow="fold")
-    for heading in titles:
+    for heading in ("this adapter", "95 % interval", "the same labels" if several else "majority"):
         table.add_column(heading, justify="right")
-    estimates: list[Estimate] = [getattr(measured, figure) for figure in figures]
-    table.add_row("this adapter", *(f"{getattr(report.metrics, each):.4f}" for each in figures))
-    table.add_row("95 % interval", *(f"{each.low:.4f} to {each.high:.4f}" for each in estimates))
-    constant = "always the same labels" if several else "majority class"
-    table.add_row(constant, *(f"{getattr(report.majority, each):.4f}" for each in figures))
+    for figure, title in zip(figures, titles, strict=True):
+        estimate: Estimate = getattr(measured, figure)
+        interval = f"{estimate.low:.4f} to {estimate.high:.4f}"
+        values = (getattr(metrics, figure) for metrics in (report.metrics, report.majority))
+        own, constant = (f"{value:.4f}" for value in values)
+        table.add_row(title, own, interval, constant)
     show_table(console, table)
     show_table(console, _label_table(measured.labels))
     if isinstance(measured, MultiLabelAssessment):
