@@ -13,6 +13,7 @@ from train.config.settings import entries
 Identity: TypeAlias = Mapping[str, Any]
 
 _SHOWN = 8
+_OF_THE_METHOD = ("design", "recipe", "defaults")
 # Names whose values say nothing to a person, and what they are.
 _OPAQUE = {
     "backbone": "the backbone's weights",
@@ -41,6 +42,9 @@ def decode_identity(text: str) -> Identity:
 def differences(saved: Identity, now: Identity) -> list[str]:
     """`--epochs was 12 and is 5`, `other rows in train`; only of names that both have."""
     now = decode_identity(encode_identity(now))
+    if saved.get("method") != now.get("method"):
+        # With another method most of its settings differ as well: the method says it all.
+        now = {name: now[name] for name in now if name not in _OF_THE_METHOD}
     found = list(_differences(saved, now))
     more = [f"{len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
     return found[:_SHOWN] + more
