@@ -36,7 +36,7 @@ export function toast(text, kind = "plain") {
  * service's log has it.
  */
 export function errorBox(error, ...actions) {
-  const details = (error.details ?? []).filter((detail) => detail !== error.message);
+  const details = (error.details ?? []).filter((detail) => !String(error.message).includes(detail));
   const facts = [
     error.status ? `${error.status} ${error.type}` : null,
     error.retryAfter ? `try again after ${error.retryAfter} s` : null,
