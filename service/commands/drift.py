@@ -14,6 +14,8 @@ from service.commands.flags import add_service, client_of
 # Bins that are shown of a quantity that has moved, unless all are asked for.
 _SHOWN = 5
 _SHORT = 12
+# Of a bin's name: a line fits 40 columns.
+_WIDTH = 20
 _FORMATS = (".csv", ".jsonl")
 
 
@@ -67,7 +69,7 @@ COMMAND = Command("how far an adapter's texts are from its training", run, add_a
 def described(drift: Drift, *, every: bool) -> list[str]:
     """The lines for people. every: show all bins of all quantities."""
     lines = [f"{drift.adapter} {drift.revision[:_SHORT]}"]
-    since = "" if drift.since is None else f" since {drift.since}"
+    since = "" if drift.since is None else f" since {_minute(drift.since)}"
     lines.append(f"{drift.texts:,} texts{since}")
     if drift.reference_texts:
         lines.append(f"compared with {drift.reference_texts:,} of its training")
@@ -85,13 +87,18 @@ def described(drift: Drift, *, every: bool) -> list[str]:
     return lines
 
 
+def _minute(time: str) -> str:
+    """A time of the service for people: it is in UTC."""
+    return f"{time[:16].replace('T', ' ')} UTC"
+
+
 def _moved(quantity: DriftQuantity, *, every: bool) -> list[str]:
     """The bins of a quantity, in their order; of many those that have changed most."""
     bins = list(quantity.bins)
     if not every and len(bins) > _SHOWN and quantity.quantity == "label":
         bins = sorted(bins, key=lambda each: -abs(each.seen - each.reference))[:_SHOWN]
     more = len(quantity.bins) - len(bins)
-    width = min(24, max(len(each.bin) for each in bins))
+    width = min(_WIDTH, max(len(each.bin) for each in bins))
     lines = [f"{quantity.quantity:<{width}}  training     now"]
     for each in bins:
         name = each.bin if len(each.bin) <= width else each.bin[: width - 3] + "..."

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
@@ -16,6 +17,8 @@ from service.errors import TextsNotKept
 from service.http.bodies import JsonResponse
 from service.http.lifecycle import Service, service_of
 from service.http.openapi.documentation import DRIFT, FORGET_UNCERTAIN, UNCERTAIN
+
+logger = logging.getLogger(__name__)
 
 router = APIRouter()
 
@@ -39,6 +42,7 @@ async def list_uncertain(
     """The texts of which the adapter is least certain, to be labelled: as one object, as lines of
     JSON, or as CSV with an empty column for the label."""
     texts = await _kept(service_of(request), name).uncertain(name)
+    _log(request, "read", name, len(texts))
     headers = {"Cache-Control": "no-store"}
     if format == "json":
         content = {"adapter": name, "texts": [_row(text) for text in texts]}
@@ -52,8 +56,15 @@ async def list_uncertain(
 @router.delete("/v1/adapters/{name}/uncertain", **FORGET_UNCERTAIN)
 async def forget_uncertain(request: Request, name: str) -> Response:
     """Forget these texts at once. New ones are kept as before."""
-    await _kept(service_of(request), name).forget(name)
+    removed = await _kept(service_of(request), name).forget(name)
+    _log(request, "removed", name, removed)
     return Response(status_code=204)
+
+
+def _log(request: Request, what: str, name: str, texts: int) -> None:
+    """Who has seen what others have sent."""
+    client: str = request.scope.get("idspam.client", "")
+    logger.info("kept texts %s name=%s texts=%d client=%s", what, name, texts, client or "-")
 
 
 def _kept(service: Service, name: str) -> DriftView:

@@ -36,7 +36,7 @@ def test_what_has_moved_is_shown_and_texts_are_saved(live: RunningService, tmp_p
     assert shown[1].startswith("150 texts since 20")
     (length,) = (line for line in shown if line.startswith("length") and "training" not in line)
     assert length.endswith("large")
-    assert max(map(len, shown)) <= 48
+    assert max(map(len, shown)) <= 40
     assert json.loads(drift("--json"))["texts"] == 150
     assert drift("--uncertain", "next.csv") == "written: next.csv\n"
     assert (tmp_path / "next.csv").read_text().startswith("text,label,answer,certainty,time")

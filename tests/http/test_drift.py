@@ -307,13 +307,20 @@ def test_nothing_is_kept_or_counted_where_the_settings_say_so(tmp_path: Path) ->
         assert error_of(unknown)["type"] == "adapter_not_found"
 
 
-def test_only_a_key_that_names_the_scope_reads_texts(tmp_path: Path) -> None:
+def test_only_a_key_that_names_the_scope_reads_texts_and_the_log_names_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "service.http.drift")
     with serve(tmp_path, API_KEYS="reader", ADMIN_KEYS="boss", UNCERTAIN_TEXTS="5") as live:
         live.put("spam", make_adapter(BACKBONE), **bearer("boss"))
         path = "/v1/adapters/spam/uncertain"
-        for method in ("GET", "DELETE"):
+        for method, what in (("GET", "read"), ("DELETE", "removed")):
             refused = live.client.request(method, path, headers=bearer("reader"))
             assert refused.status_code == 403
+            assert not [each for each in caplog.records if each.name == "service.http.drift"]
             assert live.client.request(method, path, headers=bearer("boss")).status_code < 300
+            (line,) = (each for each in caplog.records if each.name == "service.http.drift")
+            assert line.getMessage() == f"kept texts {what} name=spam texts=0 client=env:admin-1"
+            caplog.clear()
         answer = live.client.get("/v1/adapters/spam/drift", headers=bearer("reader"))
         assert answer.status_code == 200
