@@ -7,10 +7,12 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from cli.shell import escape_unencodable
-from service.settings import InvalidSettings, Settings, read_settings
+from service.auto_workers import workers_of
+from service.settings import InvalidSettings, Settings, contradictions, read_settings
 from service.start import StartFailed, log_service_links
 
 # Not its own name, which is `__main__`.
@@ -40,6 +42,9 @@ def serve() -> int:
 
 
 def _serve(settings: Settings) -> None:
+    settings = replace(settings, workers=workers_of(settings.workers, settings.device))
+    if faults := list(contradictions(settings)):
+        raise InvalidSettings(faults)
     # Imported only to serve: commands also run where no web framework is installed.
     from adapters.errors import StoreInUse
     from adapters.format.ownership import StoreLock

@@ -288,8 +288,12 @@ class Settings:
         "addresses, networks",
         "Proxies whose `X-Forwarded-For`, `-Proto` and `-Prefix` count, comma-separated",
     )
-    workers: int = _setting(
-        _whole(0, 256), "0", "processes", "HTTP processes beside the engine's; 0: a single process"
+    workers: int | None = _setting(
+        _auto_or(_whole(0, 256)),
+        "auto",
+        "processes",
+        "HTTP processes beside the engine's; 0: a single process. `auto` is that on a CPU, and "
+        "three quarters of the cores, at most 12, beside a GPU",
     )
     standby: bool = _setting(
         _yes_or_no,
@@ -583,7 +587,7 @@ class Settings:
     @property
     def body_bytes_share(self) -> int:
         """The bytes of bodies in flight in one HTTP process, at most."""
-        processes = max(1, self.workers)
+        processes = self.workers or 1
         total = self.max_body_bytes_in_flight or max(
             DEFAULT_BODY_BYTES_IN_FLIGHT, processes * self.largest_body
         )
@@ -637,13 +641,13 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
             faults.append(f"{key}: {shown}{error}")
     if not faults:
         settings = Settings(**values)
-        faults = list(_contradictions(settings))
+        faults = list(contradictions(settings))
     if faults:
         raise InvalidSettings(faults)
     return settings
 
 
-def _contradictions(settings: Settings) -> Iterator[str]:
+def contradictions(settings: Settings) -> Iterator[str]:
     """Values that are good alone but not together."""
     if settings.body_bytes_share < settings.largest_body:
         yield (

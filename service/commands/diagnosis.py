@@ -18,6 +18,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from cli.hints import command_line
+from service.auto_workers import workers_of
 from service.settings import Settings
 
 State: TypeAlias = Literal["ok", "warning", "wrong"]
@@ -395,7 +396,8 @@ def memory(settings: Settings) -> Iterator[Finding]:
     free = _free_memory()
     if free is None:
         return
-    needed = _LEAST_MEMORY_MIB + settings.workers * _WORKER_MIB
+    workers = workers_of(settings.workers, settings.device)
+    needed = _LEAST_MEMORY_MIB + workers * _WORKER_MIB
     state: State = "ok" if free >= needed else "warning"
     remedy = "" if state == "ok" else f"about {needed:,} MiB for a small backbone; fewer workers"
     yield Finding("memory", state, f"{free:,.0f} MiB available", remedy)

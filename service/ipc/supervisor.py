@@ -107,7 +107,7 @@ class Supervisor:
                 ),
                 callbacks,
             )
-            for number in range(settings.workers)
+            for number in range(settings.workers or 0)
         ]
         standby = [self._standby.child] if self._standby is not None else []
         self._children = [*standby, self._engine, *self._workers]

@@ -59,7 +59,7 @@ def test_settings_cannot_be_changed_once_read() -> None:
         ("IDSPAM_DRAIN_SECONDS", "soon"),
         ("IDSPAM_ADAPTER_DIR", ""),
         ("IDSPAM_WORKERS", "-1"),
-        ("IDSPAM_WORKERS", "auto"),
+        ("IDSPAM_WORKERS", "automatic"),
         ("IDSPAM_LOG_LEVEL", "loud"),
         ("IDSPAM_API_KEYS", "two words"),
         ("IDSPAM_ADAPTER_WEIGHTS", "a"),

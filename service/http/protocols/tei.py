@@ -375,7 +375,7 @@ def _info(service: Service, adapter: Resolved) -> Response:
         "max_batch_requests": None,
         "max_client_batch_size": settings.max_inputs,
         "auto_truncate": True,
-        "tokenization_workers": max(1, settings.workers),
+        "tokenization_workers": settings.workers or 1,
         "version": __version__,
         "sha": None,
         "docker_label": None,
