@@ -10,7 +10,7 @@ JOBS ?= 2
 FIND_PYTHON = test -n "$(PYTHON)" || { echo "$@: found no Python 3.11 or newer: install one, or set PYTHON=..."; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup clients serve test quick api-fuzz chaos chaos-replicas replicas-test soak compose-test kubernetes-test ray ray-setup ray-test dashboard docs docs-serve diagrams fuzz lint format lock sbom bench bench-peers bench-gpu clean
+.PHONY: help setup clients serve test quick docs-examples api-fuzz chaos chaos-replicas replicas-test soak compose-test kubernetes-test ray ray-setup ray-test dashboard docs docs-serve diagrams fuzz lint format lock sbom bench bench-peers bench-gpu clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,10 @@ test: $(VENV)/ready ## run all tests, about ten minutes on two cores; TESTS=test
 
 quick: $(VENV)/ready ## run the tests that are not slow, under two minutes on two cores
 	$(BIN)/python -m pytest -m "not slow" $(TESTS)
+
+docs-examples: $(VENV)/ready ## run every example of every page, also those that train for minutes: docs/tutorial.md
+	DOCS_EXAMPLES=all $(BIN)/python -m pytest tests/docs/test_examples.py
+	$(BIN)/python -m tests.support.page_examples
 
 api-fuzz: $(VENV)/ready ## test the OpenAPI document with new requests, about ten minutes: docs/api.md
 	API_FUZZ_EXAMPLES=400 API_FUZZ_WORKERS=2 $(BIN)/python -m pytest tests/http/test_openapi.py

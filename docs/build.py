@@ -33,6 +33,13 @@ ELSEWHERE = {
 }
 # Browsers start no worker from a file, so the search needs this there; Zensical has it from a CDN.
 _WORKER = ("https://unpkg.com/iframe-worker/shim", "vendor/iframe-worker-1.0.4/index.js")
+# What a page says of an example that no test runs: tests/support/page_examples.py.
+_MARK = re.compile(r"^<!-- (not run on this page|not run|slow): (.+?) -->\n", re.MULTILINE)
+_SHOWN_MARKS = {
+    "not run on this page": "Examples on this page are not run by the tests",
+    "not run": "Not run by the tests",
+    "slow": "Run by `make docs-examples` alone",
+}
 _FENCED = re.compile(r"^(```|~~~).*?^\1[^\n]*$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(
     r"(?<=\]\()(?![a-z]+:|#)([^)\s]+)(?=[)\s])|(?<=(?:src|ref|set)=\")(?![a-z]+:|#)([^\"]+)"
@@ -131,7 +138,7 @@ def _rewritten(text: str, path: str, here: str) -> str:
             raise BrokenLink(f"{path}: {link[0]} is not on the site")
         return relpath(_on_site(found), here or ".") + hash_ + anchor
 
-    return _NAMED.sub(_with_title, _LINK.sub(target_of, text))
+    return _MARK.sub(_shown_mark, _NAMED.sub(_with_title, _LINK.sub(target_of, text)))
 
 
 def _with_title(link: re.Match[str]) -> str:
@@ -143,6 +150,11 @@ def _with_title(link: re.Match[str]) -> str:
 def _titles() -> dict[str, str]:
     navigation = (ROOT / "docs" / "zensical.toml").read_text("utf-8")
     return {page: title for title, page in re.findall(r'"([^"]+)" = "([^"]+\.md)"', navigation)}
+
+
+def _shown_mark(mark: re.Match[str]) -> str:
+    """A line that readers of the site see."""
+    return f"*{_SHOWN_MARKS[mark[1]]}: {mark[2]}.*{{ .example-mark }}\n\n"
 
 
 def _on_site(path: str) -> str:

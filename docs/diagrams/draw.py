@@ -7,7 +7,7 @@ shows it. A line of text that would leave its box is an error.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 
@@ -454,6 +454,79 @@ def rollout() -> Drawing:
     return page
 
 
+def choosing() -> Drawing:
+    return _questions(
+        "Which tool and which method: six questions from top to bottom",
+        (
+            ("The same labels in every request?", "no", ("an LLM",)),
+            ("Some dozens of labelled rows a task?", "no", ("SetFit, an LLM,", "or --init-from")),
+            (
+                "One task, or a GPU for each task?",
+                "yes",
+                ("fine-tune a model,", "serve it with TEI"),
+            ),
+            ("Is every text in English?", "no", ("a multilingual", "--backbone")),
+            ("Is a head as good, in the table of fit?", "yes", ("--method", "head-only")),
+            ("Pairs, or a backbone of 12 layers?", "yes", ("compare it", "with lora")),
+        ),
+        ("the default:", "idspam+vectors"),
+    )
+
+
+def accuracy() -> Drawing:
+    return _questions(
+        "A bad accuracy: seven questions from top to bottom, and where each answer is",
+        (
+            ("No better than the majority class?", "yes", ("columns, language,", "more rows")),
+            ("Far better on validation than on test?", "yes", ("X.repeats.csv,", "--drop-leaks")),
+            ("Are texts cut, or full of [UNK]?", "yes", ("shorten them,", "another --backbone")),
+            ("Are training rows labelled wrong?", "yes", ("X.suspects.csv",)),
+            ("Is it one label that is bad?", "yes", ("more of its rows,", "or merge two labels")),
+            ("Is the 95 % interval wide?", "yes", ("more test rows", "before you judge")),
+            ("Was it good some weeks ago?", "yes", ("drift: label new", "rows, retrain")),
+        ),
+        ("--search 20,", "--method best"),
+    )
+
+
+def _questions(
+    title: str, steps: Sequence[tuple[str, str, tuple[str, ...]]], end: tuple[str, ...]
+) -> Drawing:
+    """Questions from top to bottom. A step: the question, the answer that leaves, and to what."""
+    page = Drawing(len(steps) * 74 + 84, title)
+    for number, (question, leaving, outcome) in enumerate(steps):
+        y = 16 + 74 * number
+        other = "no" if leaving == "yes" else "yes"
+        page.box(16, y, 330, 46, question, kind="plain")
+        page.arrow((346, y + 23), (418, y + 23))
+        page.text(380, y + 17, leaving, kind="faint", size=12.5, anchor="middle")
+        _lines(page, 420, y, 164, 46, outcome, kind="orange")
+        page.arrow((181, y + 46), (181, y + 72))
+        page.text(190, y + 63, other, kind="faint", size=12.5)
+    _lines(page, 76, 16 + 74 * len(steps), 210, 50, end, kind="green")
+    return page
+
+
+def _lines(
+    page: Drawing,
+    x: float,
+    y: float,
+    width: float,
+    height: float,
+    lines: tuple[str, ...],
+    *,
+    kind: str,
+) -> None:
+    """A box with one sentence over its lines."""
+    page.box(x, y, width, height, kind=kind)
+    top = y + height / 2 - 8.5 * (len(lines) - 1) + 4.5
+    for number, line in enumerate(lines):
+        if len(line) * 13 * CHARACTER > width - 8:
+            raise ValueError(f"{line!r} is too long")
+        place = (x + width / 2, top + 17 * number)
+        page.text(*place, line, kind=f"on-{kind}", size=13, anchor="middle")
+
+
 DIAGRAMS: dict[str, Diagram] = {
     "overview": overview,
     "adapter": adapter,
@@ -464,6 +537,8 @@ DIAGRAMS: dict[str, Diagram] = {
     "tiers": tiers,
     "processes": processes,
     "rollout": rollout,
+    "choosing": choosing,
+    "accuracy": accuracy,
 }
 
 
