@@ -175,7 +175,7 @@ def _check(program: str, words: list[str]) -> None:
         for word in words:
             assert "=" in word or word in targets, f"no target {word}"
     elif program == "train":
-        parser_of(TRAIN, prog="python -m train", description="").parse_args(words)
+        parser_of(TRAIN, module="train", description="").parse_args(words)
     elif words:
         service_parser().parse_args(words)
 

@@ -11,6 +11,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,6 @@ from typing import IO, Any
 import httpx
 
 from tests.support.page_examples import TREE, Block, Kind
-from tests.support.service_process import until
 
 SHOWN_PORT = 8000
 # Folders of the tree whose files examples name.
@@ -31,6 +31,7 @@ TOLERANCE = 0.02
 VARYING = {"created", "tokenize", "queue", "inference", "low", "high", "p_value", "since"}
 STOPPED_AFTER_SECONDS = 2.0
 LIMIT_SECONDS = 600
+READY_SECONDS = 240.0
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
 _RULES = re.compile(r"[━─═┏┓┗┛┡┩│┃┬┴┼╇╈┳┻╋├┤└┘┌┐╞╡╪]+")
 
@@ -270,4 +271,7 @@ def wait_until_ready(url: str) -> None:
         except httpx.HTTPError:
             return False
 
-    until(ready)
+    deadline = time.monotonic() + READY_SECONDS
+    while not ready():
+        assert time.monotonic() < deadline, f"{url}: not ready"
+        time.sleep(0.1)
