@@ -88,7 +88,8 @@ def _serve(settings: Settings) -> None:
         raise StartFailed(str(error)) from None
 
     # Importing torch and loading the backbone take seconds.
-    configure_logging(settings.log_level, settings.log_format)
+    process = "supervisor" if settings.workers else None
+    configure_logging(settings.log_level, settings.log_format, process=process)
     logger.info(
         "starting url=%s workers=%d backbone=%s device=%s",
         url_of(listener, settings.scheme),

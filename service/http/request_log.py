@@ -1,9 +1,9 @@
 """A line for every request, at `info`: what was asked, by whom, and how it ended.
 
 A service answers thousands of requests a second, and a line costs more than a look at a dictionary:
-in each second the first `LINES_PER_SECOND` requests that succeed have one, and as many of those
-that do not. One line at the end of the second counts the others. Probes, metrics and pages that
-need no key have theirs at `debug`.
+in each second the first `LINES_PER_SECOND` requests that succeed have one, and fewer of those that
+do not: who has no key costs the service no disk. One line at the end of the second counts the
+others. Probes, metrics and pages that need no key have theirs at `debug`.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from service.observability.logs import REQUEST
 
 logger = logging.getLogger("service.requests")
 
-LINES_PER_SECOND = 50
+LINES_PER_SECOND, FAILED_LINES_PER_SECOND = 50, 10
 # Adapters that a line names, and characters of a path.
 _NAMES, _PATH = 5, 200
 
@@ -78,7 +78,7 @@ class RequestLog:
     def _has_room(self, failed: bool) -> bool:
         if self._ends is None:
             self._ends = asyncio.get_running_loop().call_later(1.0, self._second_over)
-        if self._lines[failed] < LINES_PER_SECOND:
+        if self._lines[failed] < (FAILED_LINES_PER_SECOND if failed else LINES_PER_SECOND):
             self._lines[failed] += 1
             return True
         self._left_out[failed] += 1
