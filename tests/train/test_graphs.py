@@ -28,10 +28,10 @@ from train.methods import METHODS, smop
 from train.metrics import Metric
 
 CPU = torch.device("cpu")
-TRAIN = good_or_bad(41, seed=1)
+TRAIN = good_or_bad(25, seed=1)
 SETTINGS = FitSettings(
     device="cpu",
-    epochs=4,
+    epochs=3,
     batch_size=8,
     learning_rate=6e-3,
     dropout=0.0,
@@ -43,7 +43,7 @@ ADAPTERS = [
     for name, method in METHODS.items()
     if method.not_an_adapter is None and not method.changes_backbone
 ]
-# float32: sums of a batch in another order, carried on by 24 steps.
+# float32: sums of a batch in another order, carried on by 12 steps.
 RTOL, ATOL = 1e-3, 2e-4
 
 texts = st.lists(st.integers(1, 400), min_size=1, max_size=40)
@@ -130,7 +130,7 @@ def trained(
     return [epoch.loss for epoch in loop.checkpoint.history], training.method.snapshot(), progress
 
 
-def assert_same_training(training: Training, folder: Path) -> PlainRecorder:
+def assert_same_training(training: Training, folder: Path) -> None:
     start, recorder = training.method.snapshot(), PlainRecorder()
     losses, weights, _ = trained(training, start, folder, None)
     padded_losses, padded_weights, progress = trained(training, start, folder, recorder)
@@ -139,11 +139,10 @@ def assert_same_training(training: Training, folder: Path) -> PlainRecorder:
         assert not torch.equal(tensor, start[name]), name
         torch.testing.assert_close(padded_weights[name], tensor, rtol=RTOL, atol=ATOL)
     assert progress.notes == []
-    # Of four epochs of six steps, without the first ones of each bucket.
+    # Of three epochs of four steps, without the first ones of each bucket.
     assert recorder.recorded >= 1
-    assert recorder.replayed > 8
+    assert recorder.replayed > 3
     training.close()
-    return recorder
 
 
 @pytest.mark.parametrize("method", ADAPTERS)
@@ -162,17 +161,16 @@ def test_padded_steps_find_the_lower_layers_states_wherever_they_are(
 
 
 def test_padded_steps_learn_sets_of_labels(tmp_path: Path) -> None:
-    data = label_sets(41, seed=1)
+    data = label_sets(25, seed=1)
     assert_same_training(prepared("idspam+vectors", tmp_path, data=data), tmp_path)
 
 
 class _Unable(PlainRecorder):
-    """Fails at the second bucket."""
+    """Can record nothing."""
 
     def record(self, run: Run, inputs: StepInputs) -> Run:
-        if self.recorded:
-            raise RuntimeError("operation not permitted\nwhen stream is capturing")
-        return super().record(run, inputs)
+        super().record(run, inputs)
+        raise RuntimeError("operation not permitted\nwhen stream is capturing")
 
 
 def test_a_step_that_cannot_be_recorded_is_run_as_it_is_and_said_once(tmp_path: Path) -> None:
@@ -199,7 +197,7 @@ def test_a_resumed_run_with_recorded_steps_has_the_bits_of_an_uninterrupted_one(
 
     training.method.restore(start)
     with pytest.raises(KeyboardInterrupt):
-        loop_of(training, tmp_path / "cut", PlainRecorder()).fit(Interrupt(9))
+        loop_of(training, tmp_path / "cut", PlainRecorder()).fit(Interrupt(6))
     resumed = loop_of(training, tmp_path / "cut", PlainRecorder())
     resumed.resume()
     resumed.fit(RecordingProgress())
