@@ -3,6 +3,7 @@
 What needs a device is in tests/gpu/test_training.py.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,16 @@ ADAPTERS = [
 ]
 # float32: sums of a batch in another order, carried on by 12 steps.
 RTOL, ATOL = 1e-3, 2e-4
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """On a busy machine, threads wait for each other longer than such small products take."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
 
 texts = st.lists(st.integers(1, 400), min_size=1, max_size=40)
 
