@@ -278,7 +278,7 @@ def test_the_state_of_an_older_run_is_not_resumed(
     assert main(argv) == 2
     assert "--resume goes on with that run, --overwrite begins anew" in capsys.readouterr().err
     assert main([*argv, "--overwrite"]) == 130
-    *_, replaced, _, line = capsys.readouterr().err.splitlines()
+    *_, replaced, line = capsys.readouterr().err.splitlines()
     assert replaced.startswith("x.safetensors.state: replacing the state of an interrupted run")
     assert line.startswith("interrupted before the first step; to start again: ")
     assert (folder / "x.safetensors.state").read_bytes() == b"older"
