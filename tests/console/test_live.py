@@ -86,7 +86,7 @@ def test_a_load_is_seen_in_every_chart(browser: Browser, zoo: ReadyService) -> N
         expect(stages.locator(".legend")).to_contain_text(re.compile(r"p50 [\d.]+ ms"))
         tiers = page.get_by_role("region", name="Where adapters are")
         expect(tiers.get_by_role("row", name="in the store")).to_contain_text("4")
-        expect(page.get_by_role("region", name="Queue")).to_contain_text("of at most")
+        expect(page.get_by_role("region", name="Queue", exact=True)).to_contain_text("of at most")
         console.look_at("live")
         page.get_by_role("button", name="Pause").click()
         paused = texts.inner_text()
