@@ -17,14 +17,24 @@ MARKDOWN = {"Content-Type": "text/markdown"}
 CARD = "# A card\n\n<script>alert(1)</script> and ümlauts\n"
 
 
-@pytest.fixture(params=["a folder", "a shared store"])
-def live(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[RunningService]:
+@pytest.fixture(scope="module", params=["a folder", "a shared store"])
+def running(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningService]:
+    root = tmp_path_factory.mktemp("store")
     if request.param == "a folder":
-        with serve(tmp_path / "adapters", KEPT_REVISIONS="2") as running:
-            yield running
+        with serve(root / "adapters", KEPT_REVISIONS="2") as service:
+            yield service
     else:
-        with Cluster(tmp_path).replica("a", KEPT_REVISIONS="2") as running:
-            yield running
+        with Cluster(root).replica("a", KEPT_REVISIONS="2") as service:
+            yield service
+
+
+@pytest.fixture
+def live(running: RunningService) -> Iterator[RunningService]:
+    """The service, with no adapter before and after."""
+    yield running
+    running.client.delete("/v1/adapters/a")
 
 
 def put(live: RunningService, card: str | bytes, **query: str) -> httpx.Response:

@@ -22,14 +22,33 @@ DRY = {"dry_run": "true"}
 LIMIT = 200_000
 
 
-@pytest.fixture(params=["a folder", "a shared store"])
-def live(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[RunningService]:
+@pytest.fixture(scope="module", params=["a folder", "a shared store"])
+def running(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[RunningService, Path]]:
+    """A service on each kind of store, and the folder with all of its files."""
+    root = tmp_path_factory.mktemp("store")
     if request.param == "a folder":
-        with serve(tmp_path / "adapters", MAX_UPLOAD_BYTES=str(LIMIT)) as running:
-            yield running
+        with serve(root / "adapters", MAX_UPLOAD_BYTES=str(LIMIT)) as service:
+            yield service, root
     else:
-        with Cluster(tmp_path).replica("a", MAX_UPLOAD_BYTES=str(LIMIT)) as running:
-            yield running
+        with Cluster(root).replica("a", MAX_UPLOAD_BYTES=str(LIMIT)) as service:
+            yield service, root
+
+
+@pytest.fixture
+def live(running: tuple[RunningService, Path]) -> Iterator[RunningService]:
+    """The service, with no adapter before and after."""
+    service, _ = running
+    yield service
+    for adapter in service.client.get("/v1/adapters").json()["adapters"]:
+        service.client.delete(f"/v1/adapters/{adapter['name']}")
+
+
+@pytest.fixture
+def root(running: tuple[RunningService, Path]) -> Path:
+    """Where every file of the service is."""
+    return running[1]
 
 
 def data(seed: int = 0, **fields: Any) -> bytes:
@@ -60,7 +79,7 @@ def report(live: RunningService, name: str, content: bytes, **query: str) -> Upl
 
 def files(root: Path) -> set[str]:
     """Everything below a folder but for logs, states of replicas and locks."""
-    volatile = (".audit", "replicas", ".locks")
+    volatile = (".audit", "replicas", "snapshots", ".locks")
     return {
         str(path.relative_to(root))
         for path in root.rglob("*")
@@ -68,8 +87,8 @@ def files(root: Path) -> set[str]:
     }
 
 
-def test_a_new_name_is_accepted_and_nothing_is_stored(live: RunningService, tmp_path: Path) -> None:
-    before = files(tmp_path)
+def test_a_new_name_is_accepted_and_nothing_is_stored(live: RunningService, root: Path) -> None:
+    before = files(root)
     content = data(1)
     found = report(live, "a", content)
     assert found.accepted
@@ -80,18 +99,18 @@ def test_a_new_name_is_accepted_and_nothing_is_stored(live: RunningService, tmp_
     assert found.adapter.labels == ["ham", "spam"]
     assert found.adapter.method == "idspam"
     assert live.client.get("/v1/adapters/a").status_code == 404
-    assert files(tmp_path) == before
+    assert files(root) == before
 
 
 def test_a_replacement_says_what_it_changes_and_the_served_revision_stays(
-    live: RunningService, tmp_path: Path
+    live: RunningService, root: Path
 ) -> None:
     old = make_adapter(make_backbone(), seed=1, provenance=Provenance(metrics={"accuracy": 0.9}))
     new = make_adapter(
         make_backbone(), seed=2, prompt_length=5, provenance=Provenance(metrics={"accuracy": 0.95})
     )
     served = live.put("a", old)
-    before = files(tmp_path)
+    before = files(root)
     response = dry(live, "a", serialize(new))
     assert response.headers["ETag"] == f'"{served}"'
     found = UploadReport.model_validate(response.json())
@@ -109,7 +128,7 @@ def test_a_replacement_says_what_it_changes_and_the_served_revision_stays(
     ]
     assert live.predict(adapter="a", inputs="x")["results"][0]["revision"] == served
     assert live.client.get("/v1/adapters/a").json()["revisions"] == [served]
-    assert files(tmp_path) == before
+    assert files(root) == before
 
 
 def test_the_served_bytes_again_differ_in_nothing(live: RunningService) -> None:
@@ -141,13 +160,13 @@ def refused() -> dict[str, bytes]:
 
 @pytest.mark.parametrize("name", refused())
 def test_a_refused_file_has_the_error_of_its_upload(
-    live: RunningService, tmp_path: Path, name: str
+    live: RunningService, root: Path, name: str
 ) -> None:
     live.put("a", make_adapter(make_backbone(), seed=1))
-    before = files(tmp_path)
+    before = files(root)
     content = refused()[name]
     found = report(live, "a", content)
-    assert files(tmp_path) == before
+    assert files(root) == before
     upload = live.client.put("/v1/adapters/a", content=content)
     assert not found.accepted
     assert found.error is not None

@@ -14,24 +14,33 @@ from tests.support.replicas import Cluster
 from tests.support.tiny_models import make_adapter, make_backbone
 
 
-@pytest.fixture
-def keys(tmp_path: Path) -> dict[str, str]:
-    return write_keys(tmp_path / "keys", ann={}, bob={})
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Tokens by name; `file` is the path of the file."""
+    file = tmp_path_factory.mktemp("keys") / "keys"
+    return {"file": str(file), **write_keys(file, ann={}, bob={})}
 
 
-@pytest.fixture(params=["a folder", "a shared store"])
-def live(
-    tmp_path: Path,
-    keys: dict[str, str],  # noqa: ARG001  # written first
+@pytest.fixture(scope="module", params=["a folder", "a shared store"])
+def running(
+    keys: dict[str, str],
     request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[RunningService]:
-    file = str(tmp_path / "keys")
+    root = tmp_path_factory.mktemp("store")
     if request.param == "a folder":
-        with serve(tmp_path / "adapters", KEYS_FILE=file, KEPT_REVISIONS="3") as running:
-            yield running
+        with serve(root / "adapters", KEYS_FILE=keys["file"], KEPT_REVISIONS="3") as service:
+            yield service
     else:
-        with Cluster(tmp_path).replica("a", KEYS_FILE=file, KEPT_REVISIONS="3") as running:
-            yield running
+        with Cluster(root).replica("a", KEYS_FILE=keys["file"], KEPT_REVISIONS="3") as service:
+            yield service
+
+
+@pytest.fixture
+def live(running: RunningService, keys: dict[str, str]) -> Iterator[RunningService]:
+    """The service, with no adapter before and after."""
+    yield running
+    running.client.delete("/v1/adapters/a", headers=bearer(keys["ann"]))
 
 
 def put(live: RunningService, token: str, seed: int, **query: str) -> str:
