@@ -324,14 +324,16 @@ def test_a_revision_that_was_replaced_meanwhile_is_a_conflict_and_said_to(
         # What the page shows of the adapter is found to be old, too.
         live.client.put("/v1/adapters/mail", content=data(4))
         notice = page.get_by_role("status").filter(has_text="this page shows")
-        expect(notice).to_contain_text(f"mail serves {revision_of(data(4))[:8]} now")
+        expect(notice).to_contain_text(
+            f"mail serves {revision_of(data(4))[:8]} now", timeout=15_000
+        )
         page.get_by_role("button", name="Delete", exact=True).first.click()
         confirm(page, "Delete", typed="mail")
         expect(page.get_by_role("alert").filter(has_text="revision_conflict")).to_be_visible()
         notice.get_by_role("button", name="Show it").click()
         expect(notice).to_have_count(0)
         live.client.delete("/v1/adapters/mail")
-        expect(page.get_by_text("mail was deleted meanwhile.")).to_be_visible()
+        expect(page.get_by_text("mail was deleted meanwhile.")).to_be_visible(timeout=15_000)
 
 
 def test_revisions_are_compared_served_again_and_deleted(
@@ -425,7 +427,7 @@ def test_a_key_may_read_and_not_change_and_is_revoked_while_the_page_is_open(
             expect(report).to_contain_text("A valid adapter")
             revoke(keys, "writer")
             # Found by looking, without a dialog that nobody has asked for.
-            expect(page.get_by_text("this key was revoked")).to_be_visible()
+            expect(page.get_by_text("this key was revoked")).to_be_visible(timeout=15_000)
             expect(dialog).to_have_count(0)
             report.get_by_role("button", name="Replace").click()
             confirm(page, "Replace")
