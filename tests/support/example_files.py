@@ -96,6 +96,7 @@ def write_example_files(folder: Path, *, desks: int) -> None:
     """Everything that examples read, in `folder`; `desks` files of training data in tasks/."""
     for name in ("sms-spam", "banking77", "sentiment"):
         shutil.copy(ZOO / f"{name}.safetensors", folder)
+    (folder / "sms-spam.md").write_text("# sms-spam\n\nSpam, or not.\n")
     # Another revision of the same adapter: only its history differs.
     spam = load_adapter(ZOO / "sms-spam.safetensors")
     provenance = spam.spec.provenance.model_copy(update={"created": "2026-11-27T12:00:00+00:00"})
