@@ -72,7 +72,12 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     environment = environ(
         Path("all-MiniLM-L6-v2"), folder / "store", ZOO_DIR="tree", UNCERTAIN_TEXTS="50"
     )
-    with warm_python(folder) as python, service_process(environment) as running:
+    with (
+        warm_python(folder) as python,
+        (folder / "service.log").open("w") as log,
+        # A pipe that nobody reads would fill up, and the service would wait.
+        service_process(environment, stderr=log) as running,
+    ):
         assert running.stdout is not None
         found = re.search(r"http://\S+", running.stdout.readline())
         assert found
