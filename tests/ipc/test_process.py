@@ -78,7 +78,9 @@ def test_a_connection_in_use_is_told_to_close_before_it_is_closed(
                 running.send_signal(signal.SIGTERM)
             if headers.get("connection") == "close":
                 break
-        assert (status, headers.get("connection")) == (503, "close")
+        # 200 if the service was just answering when the signal came.
+        assert headers.get("connection") == "close"
+        assert status in (200, 503)
         assert running.wait(20) == 0
 
 
