@@ -10,8 +10,8 @@ ROOT = Path(__file__).resolve().parents[2]
 TESTS = ROOT / "tests"
 TOPS = ("adapters", "benchmarks", "chaos", "cli", "service", "train")
 PACKAGES = sorted(path.parent for top in TOPS for path in (ROOT / top).rglob("__init__.py"))
-# Folders of tests/ without a package of their name.
-OTHERS = {"deploy", "docs", "fuzz", "gpu", "support"}
+# Folders of tests/ without a package of their name, or whose package lies deeper.
+OTHERS = {"console", "deploy", "docs", "fuzz", "gpu", "support"}
 
 
 def name_of(package: Path) -> str:

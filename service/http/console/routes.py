@@ -10,8 +10,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.http.console.files import static_files
+from service.http.openapi.documentation import CONSOLE
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter()
 
 PATH = "/console"
 # Scripts come from this service alone, and none of them can write markup: with trusted types and no
@@ -30,8 +31,8 @@ _HEADERS = {
 }
 
 
-@router.get("/")
-@router.get(PATH)
+@router.get("/", **CONSOLE)
+@router.get(PATH, include_in_schema=False)
 async def page(request: Request) -> Response:
     """The page."""
     # `/` is another protocol's route, too, and is counted under its own name.
@@ -39,13 +40,13 @@ async def page(request: Request) -> Response:
     return _answer(request, "index.html")
 
 
-@router.get("/console/{file}")
+@router.get("/console/{file}", include_in_schema=False)
 async def file(request: Request, file: str) -> Response:
     """A script, the style or the icon."""
     return _answer(request, file)
 
 
-@router.get("/console/{folder}/{file}")
+@router.get("/console/{folder}/{file}", include_in_schema=False)
 async def file_in_folder(request: Request, folder: str, file: str) -> Response:
     """The script of one page, or of one part of pages."""
     return _answer(request, f"{folder}/{file}")

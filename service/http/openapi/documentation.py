@@ -440,6 +440,13 @@ PROBE = entry(
     model=Health,
     errors={503: response("Not so, and why", examples.NOT_READY, Health)},
 )
+CONSOLE = entry(
+    "operations",
+    errors={
+        200: {"description": "A web page: the console", "content": {"text/html": {}}},
+        304: {"description": "The page that `If-None-Match` names is the current one"},
+    },
+)
 METRICS = entry(
     "operations",
     errors={

@@ -100,6 +100,15 @@ _EXPLAIN = (
 )
 
 
+_ONE = {"required": ["adapter"], "properties": {"adapter": {"type": "string"}}}
+_SEVERAL = {"required": ["adapters"], "properties": {"adapters": {"type": "array"}}}
+
+
+def _not_both(schema: dict[str, Any]) -> None:
+    """Add to a JSON schema that it does not have `adapter` and `adapters`."""
+    schema["not"] = {"allOf": [_ONE, _SEVERAL]}
+
+
 Adapters = Annotated[list[Reference], Field(min_length=1, max_length=MAX_ADAPTERS)]
 
 
@@ -108,6 +117,8 @@ class PredictInput(_Strict):
 
     An empty text is valid: it is classified from its special tokens alone.
     """
+
+    model_config = ConfigDict(json_schema_extra=_not_both)
 
     text: str
     text_pair: str | None = Field(default=None, description="The second text, for tasks on pairs.")
@@ -159,11 +170,10 @@ BRANCHES = frozenset({"text", "object", "list"})
 
 def _one_of_them_names_an_adapter(schema: dict[str, Any]) -> None:
     """Add to a JSON schema that the request names an adapter, or else each of its inputs does."""
-    one = {"required": ["adapter"], "properties": {"adapter": {"type": "string"}}}
-    several = {"required": ["adapters"], "properties": {"adapters": {"type": "array"}}}
-    item = {"type": "object", "anyOf": [one, several]}
+    item = {"type": "object", "anyOf": [_ONE, _SEVERAL]}
     inputs = {"anyOf": [item, {"type": "array", "items": item}]}
-    schema["anyOf"] = [one, several, {"properties": {"inputs": inputs}}]
+    schema["anyOf"] = [_ONE, _SEVERAL, {"properties": {"inputs": inputs}}]
+    _not_both(schema)
 
 
 class PredictRequest(_Strict):
