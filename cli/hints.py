@@ -27,8 +27,9 @@ def portable(module: str, *words: str) -> str:
 
 
 def as_typed(command: str) -> str:
-    """A command of `portable` with the interpreter that runs this."""
-    return shlex.join(_interpreter()) + command.removeprefix("python")
+    """A command of `portable` with the interpreter that runs this; any other one as it is."""
+    first, space, rest = command.partition(" ")
+    return f"{shlex.join(_interpreter())}{space}{rest}" if first == "python" else command
 
 
 def option(flag: str, value: object) -> list[str]:

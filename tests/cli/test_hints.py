@@ -17,6 +17,7 @@ def test_the_interpreter_is_the_one_that_was_typed(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sys, "orig_argv", typed)
     assert command_line("service", "serve") == ".venv/bin/python -X dev -u -m service serve"
     assert as_typed(portable("train", "fit")) == ".venv/bin/python -X dev -u -m train fit"
+    assert as_typed("make it") == "make it"
 
 
 @pytest.mark.parametrize("typed", [[], ["pytest", "tests"], ["-c"], ["/usr/bin/python", "x.py"]])

@@ -173,16 +173,15 @@ def test_a_broken_file_is_refused_locally_and_never_sent(
         path.write_bytes(path.read_bytes()[:-100])
         with pytest.raises(InvalidAdapter):
             push(path, "spam", server.url)
-        for file, expected in (
-            (path, "not a valid adapter: "),
-            (path.parent / "no", "No such file"),
-        ):
+        missing = path.parent / "no"
+        for file, expected in ((path, "not a valid adapter: "), (missing, f"{missing}: No such")):
             argv = ["push", "--adapter", str(file), "--name", "spam", "--url", server.url]
             assert main(argv) == 2
             out, err = capsys.readouterr()
             assert out == ""
-            assert err.startswith(f"error: {expected}")
-            assert err.count("\n") == 1
+            first, line = err.splitlines()
+            assert first.startswith(f"checking {file}, ")
+            assert line.startswith(f"error: {expected}")
         assert server.requests == []
 
 
