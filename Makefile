@@ -5,8 +5,9 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do $$p -c "
 VENV ?= .venv
 BIN := $(VENV)/bin
 TESTS ?= tests
-# Files of tests that run side by side; a file's tests share its services, so they stay together.
-JOBS ?= 2
+# Files of tests that run side by side: they wait for processes more than they compute. A file's tests share
+# its services, so they stay together.
+JOBS ?= 3
 FIND_PYTHON = test -n "$(PYTHON)" || { echo "$@: found no Python 3.11 or newer: install one, or set PYTHON=..."; exit 1; }
 
 .DEFAULT_GOAL := help
