@@ -20,6 +20,9 @@ from tests.support import engine_harness
 from tests.support.tiny_models import make_adapter, make_backbone
 from tests.support.unavailable import IN_CI
 
+# xdist tells its workers how wide the terminal is; the commands that tests start have their own.
+os.environ.pop("COLUMNS", None)
+
 # A shell starts background jobs with Ctrl-C ignored, and their children inherit that; some tests
 # are about Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -143,6 +143,7 @@ def test_a_socks_proxy_without_its_package_is_one_clear_line(command: str, tmp_p
         timeout=60,
     )
     assert ended.returncode != 0
-    (line,) = ended.stderr.splitlines()
+    *notes, line = ended.stderr.splitlines()
+    assert len(notes) == (command == "push"), "only push says first what it does"
     assert "ALL_PROXY: the proxy socks5://127.0.0.1:1080 needs the package socksio" in line
     assert "secret" not in line

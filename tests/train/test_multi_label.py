@@ -295,6 +295,7 @@ def test_the_commands_take_a_separator_and_refuse_in_one_line(
     some = tmp_path / "some.csv"
     some.write_text("text,label\n" + "\n".join(line for line in lines if line[-1] != ",") + "\n")
     before = sorted(tmp_path.iterdir())
+    common += ["--overwrite"]
     training, unread = [*common, "--train", str(good), "--label-separator"], [*measure]
     unread[4] = str(some)
     for arguments, said in (

@@ -40,14 +40,16 @@ def folder(saved: Path, tmp_path: Path) -> Path:
 def refusal(
     folder: Path, capsys: pytest.CaptureFixture[str], *flags: str, labels: tuple[str, ...] = LABELS
 ) -> str:
-    """Import, expect code 2 and one line; returns what follows the folder's name."""
+    """Import, expect code 2 and one line of error; returns what follows the folder's name."""
     output = folder.parent / "x.safetensors"
     argv = ["import-peft", str(folder), "--output", str(output), *flags, "--labels", *labels]
     assert main(argv) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert not output.exists()
-    (line,) = err.splitlines()
+    *notes, line = err.splitlines()
+    # What it began to do, if it got that far.
+    assert all("loading" in note for note in notes)
     return line.removeprefix("error: ").removeprefix(f"{folder}: ")
 
 
