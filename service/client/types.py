@@ -138,7 +138,7 @@ class Unanswered(msgspec.Struct, frozen=True):
     error: ErrorContent
 
 
-class Timings(msgspec.Struct, frozen=True):
+class Timings(msgspec.Struct, frozen=True, omit_defaults=True):
     """Milliseconds; queue and inference are those of the slowest input.
 
     shared: how many answers took their lower layers from another one for the same text; None where

@@ -105,7 +105,8 @@ def test_a_precision_that_nothing_reaches_leaves_nothing(
 ) -> None:
     """Two epochs learn next to nothing; 40 rows could show 0.92 at most."""
     (tmp_path / "x.safetensors").write_bytes(b"an older adapter")
-    said = _refusal([*command, "--lr", "1e-9", "--precision", "0.92"], tmp_path, capsys)
+    flags = ["--lr", "1e-9", "--precision", "0.92", "--overwrite"]
+    said = _refusal([*command, *flags], tmp_path, capsys)
     assert said.startswith(
         "--precision 0.92: on the 40 validation rows no threshold reaches it with 95% confidence; "
     )
