@@ -132,6 +132,10 @@ def test_a_pair_a_set_of_labels_and_an_abstention_are_in_every_format(form: str)
         assert (item["row"], item["text"], item["text_pair"]) == (2, "one\ttwo\nlines", "pair")
         assert item["labels"] == ["x", "y"]
         return
+    if form == "readable":
+        assert content.startswith("x 0.500 (abstained)")
+        assert "pair" in content
+        return
     (row,) = rows_of(content, "\t" if form == "tsv" else ",")
     assert row["text"].split() == ["one", "two", "lines"]
     assert (row["text_pair"], row["labels"], row["abstained"]) == ("pair", "x y", "true")
