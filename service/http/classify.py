@@ -31,8 +31,25 @@ INLINE_CHARACTERS = 2000
 _MOST_COUNTED = 2**14
 
 
+class Counted:
+    """How much of some texts was read."""
+
+    __slots__ = ()
+    encodings: Sequence[Encoding]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that were read, special tokens included."""
+        return sum(map(len, self.encodings))
+
+    @property
+    def truncated(self) -> int:
+        """Texts that were cut to their maximum length."""
+        return sum(encoding.truncated for encoding in self.encodings)
+
+
 @dataclass(slots=True, eq=False)
-class Answers:
+class Answers(Counted):
     """The answers to a request's texts, in their order. Seconds are those of the slowest text.
 
     labels: each text's best label. label_sets: by the text's index, all its labels, where its
@@ -52,16 +69,6 @@ class Answers:
     inference_seconds: float
     shared: int = 0
     explanations: Explanations | None = None
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that were read, special tokens included."""
-        return sum(map(len, self.encodings))
-
-    @property
-    def truncated(self) -> int:
-        """Texts that were cut to their adapter's maximum length."""
-        return sum(encoding.truncated for encoding in self.encodings)
 
     @property
     def revisions(self) -> list[str]:

@@ -14,7 +14,7 @@ from adapters.tokenizer import Encoding, End
 from service.engine.interface import EMBEDDING, Entry, cost_of
 from service.errors import InvalidRequest, NoInputs, TooLarge
 from service.http.answer_size import refuse_above
-from service.http.classify import read_texts, submit
+from service.http.classify import Counted, read_texts, submit
 from service.http.lifecycle import service_of
 from service.http.texts import Text
 
@@ -26,7 +26,7 @@ Vector: TypeAlias = npt.NDArray[np.float32]
 
 
 @dataclass(slots=True, eq=False)
-class Embeddings:
+class Embeddings(Counted):
     """vectors: float32 [dimensions] for every text. Seconds are those of the slowest text."""
 
     vectors: Sequence[Vector]
@@ -34,16 +34,6 @@ class Embeddings:
     tokenize_seconds: float
     queue_seconds: float
     inference_seconds: float
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that were read, special tokens included."""
-        return sum(map(len, self.encodings))
-
-    @property
-    def truncated(self) -> int:
-        """Texts that were cut."""
-        return sum(encoding.truncated for encoding in self.encodings)
 
 
 async def embed(

@@ -34,6 +34,9 @@ from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+# Loading mostly takes longer; probes are then answered while it goes on.
+_SOON_SECONDS = 1.0
+
 
 class Service:
     """What routes use, and whether they may use it now.
@@ -94,10 +97,15 @@ class Service:
         whole = self._backend.catalog
         return whole if key.sees_every_name else RestrictedCatalog(whole, key)
 
-    def start(self) -> None:
-        """Begin to load."""
+    async def start(self) -> None:
+        """Begin to load; returns when that is done, or soon.
+
+        No connection is accepted before this returns. A worker that replaces another is ready in
+        no time: what the kernel has given to it meanwhile is answered, and not refused.
+        """
         self.starting = asyncio.create_task(self._backend.start())
         self._watching = asyncio.create_task(self.guard.watch())
+        await asyncio.wait({self.starting}, timeout=_SOON_SECONDS)
 
     @contextmanager
     def admitted(self) -> Iterator[None]:

@@ -1,9 +1,9 @@
 """A line for every request, at `info`: what was asked, by whom, and how it ended.
 
-A service answers thousands of requests a second, and a line costs more than a look at a dictionary:
-in each second the first `LINES_PER_SECOND` requests that succeed have one, and fewer of those that
-do not: who has no key costs the service no disk. One line at the end of the second counts the
-others. Probes, metrics and pages that need no key have theirs at `debug`.
+A service answers thousands of requests a second, so the lines are limited. In each second, the
+first `LINES_PER_SECOND` requests that succeed have a line, and fewer of those that fail: a client
+without a key cannot fill the disk. One line at the end of the second counts the others. Probes,
+metrics and pages that need no key have their lines at `debug`.
 """
 
 import asyncio

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,14 +19,6 @@ from tests.support.tiny_models import make_adapter, make_backbone
 from tests.support.typed_commands import command, environment, refused, terminal, typed
 
 LINES = ("free win now", "", "the card is not good", "win " * 2000, "hello")
-
-
-@pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
-    with serve(tmp_path_factory.mktemp("adapters")) as running:
-        running.put("a", make_adapter(make_backbone()))
-        running.put("b", make_adapter(make_backbone(), seed=1, labels=("x", "y", "z")))
-        yield running
 
 
 @pytest.fixture

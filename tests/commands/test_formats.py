@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,18 +10,9 @@ import pytest
 from service.client import Result, Score
 from service.commands.writing import EXTRAS, WRITERS, Answered
 from tests.support.http_service import RunningService, serve
-from tests.support.tiny_models import make_adapter, make_backbone
 from tests.support.typed_commands import refused, typed
 
 TEXTS = ("free win now", "a, b", 'say "card"', "")
-
-
-@pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
-    with serve(tmp_path_factory.mktemp("adapters")) as running:
-        running.put("a", make_adapter(make_backbone()))
-        running.put("b", make_adapter(make_backbone(), seed=1, labels=("x", "y", "z")))
-        yield running
 
 
 @pytest.fixture

@@ -3,11 +3,12 @@
 import csv
 import io
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from tests.support.browser import Console, downloaded, drop, open_console
 from tests.support.http_service import RunningService, serve
@@ -116,6 +117,26 @@ def test_what_is_missing_is_said_before_anything_is_asked(
         page.get_by_label("Texts, one on each line").fill("free win now\n\n  \nhello")
         compare(page)
         expect(page.locator(".headline")).to_have_text(re.compile("^0 of 2 texts"))
+
+
+def test_enter_waits_for_the_rows_of_what_is_typed(browser: Browser, live: RunningService) -> None:
+    with open_console(browser, live.url, route="#/compare") as console:
+        page = console.page
+
+        def slowly(route: Route) -> None:
+            time.sleep(0.3)
+            route.continue_()
+
+        page.route("**/v1/adapters?*", slowly)
+        box = page.get_by_role("combobox", name="Adapter A")
+        # The rows of an empty field are there: none of them is meant.
+        box.focus()
+        expect(page.get_by_role("option").first).to_be_visible()
+        box.fill("mail")
+        box.press("Enter")
+        expect(page.get_by_label("Chosen: Adapter A")).to_contain_text("mail")
+        expect(page.get_by_role("listbox")).to_be_hidden()
+        expect(box).to_have_value("")
 
 
 def test_it_looks_well_with_the_zoo(console: Console) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from cli.shell import Command
 from train.commands.flags import (
-    DATA,
+    add_adapter_and_data,
     add_columns,
+    add_own_backbone,
     add_progress,
     add_report,
     add_settings,
@@ -25,8 +26,7 @@ ROW_FORMATS = (".csv", ".jsonl")
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--adapter", required=True, type=Path, metavar="X.safetensors")
-    parser.add_argument("--data", required=True, metavar="F", help=DATA)
+    add_adapter_and_data(parser)
     add_report(parser)
     parser.add_argument("--json", action="store_true", help="print all figures as JSON")
     parser.add_argument(
@@ -37,9 +37,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     add_columns(parser)
     add_settings(parser, ("device", "dtype"))
-    parser.add_argument(
-        "--backbone", metavar="S", help="default: the name that the adapter was trained with"
-    )
+    add_own_backbone(parser)
     add_progress(parser)
 
 

@@ -4,16 +4,14 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from cli.shell import Command
-from train.commands.flags import announce, naming_the_local_way, stdout
+from train.commands.flags import add_own_backbone, announce, naming_the_local_way, stdout
 from train.commands.import_peft import naming_peft
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("adapter", type=Path, metavar="X.safetensors")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="new or empty")
-    parser.add_argument(
-        "--backbone", metavar="S", help="default: the name that the adapter was trained with"
-    )
+    add_own_backbone(parser)
     parser.add_argument("--quiet", action="store_true", help="the closing line only")
 
 

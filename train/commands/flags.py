@@ -40,6 +40,19 @@ def add_report(parser: _ActionsContainer) -> None:
     parser.add_argument("--report", type=Path, metavar="R.json", help="all figures as JSON")
 
 
+def add_adapter_and_data(parser: _ActionsContainer) -> None:
+    """`--adapter` and `--data`: an adapter's file, and rows that it is run on."""
+    parser.add_argument("--adapter", required=True, type=Path, metavar="X.safetensors")
+    parser.add_argument("--data", required=True, metavar="F", help=DATA)
+
+
+def add_own_backbone(parser: _ActionsContainer) -> None:
+    """`--backbone` of commands that run an adapter which knows its own."""
+    parser.add_argument(
+        "--backbone", metavar="S", help="default: the name that the adapter was trained with"
+    )
+
+
 def add_columns(parser: _ActionsContainer) -> None:
     """The names of the columns with texts and labels."""
     columns = parser.add_argument_group("columns")

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from cli.shell import Command
 from train.commands.flags import (
-    DATA,
+    add_adapter_and_data,
     add_columns,
+    add_own_backbone,
     add_progress,
     add_settings,
     check_output,
@@ -30,16 +31,13 @@ def add_arguments(parser: ArgumentParser) -> None:
         "labels, confidence, length, unknown tokens. The service compares them with the texts that "
         "it gets. `fit` does this by itself."
     )
-    parser.add_argument("--adapter", required=True, type=Path, metavar="X.safetensors")
-    parser.add_argument("--data", required=True, metavar="F", help=DATA)
+    add_adapter_and_data(parser)
     parser.add_argument(
         "--output", type=Path, metavar="Y.safetensors", help="default: the adapter's file itself"
     )
     add_columns(parser)
     add_settings(parser, ("device", "dtype"))
-    parser.add_argument(
-        "--backbone", metavar="S", help="default: the name that the adapter was trained with"
-    )
+    add_own_backbone(parser)
     add_progress(parser)
 
 

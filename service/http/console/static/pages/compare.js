@@ -31,7 +31,7 @@ export async function mount(root, params, context) {
   });
   text.input.addEventListener("input", () => (kept = text.value));
   const fileStage = h("div");
-  const area = dropArea({ label: "Or drop a file", hint: `.txt, .csv, .tsv or .jsonl, also .gz; the first ${count(MOST_TEXTS)} texts`, accept: ACCEPTED, onFile: useFile });
+  const area = dropArea({ label: "Or drop a file", hint: `.txt, .csv, .tsv or .jsonl, also .gz; the first ${count(MOST_TEXTS)} texts`, accept: ACCEPTED, onFiles: ([file]) => useFile(file) });
   const send = h("button", { class: "primary", type: "submit", "data-send": true }, "Compare");
   const trouble = h("div");
   const results = h("div");

@@ -1,10 +1,11 @@
-// A place for one file: dropped on it, or chosen.
+// A place for files: dropped on it, or chosen.
 
 import { h } from "../dom.js";
 
-/** A labelled area. onFile: called with the file. accept: as of a file input. */
-export function dropArea({ label, hint, accept, onFile }) {
-  const input = h("input", { type: "file", accept, on: { change: () => { if (input.files[0]) onFile(input.files[0]); input.value = ""; } } });
+/** A labelled area. onFiles: called with at least one. accept, multiple: as of a file input. */
+export function dropArea({ label, hint, accept, multiple = false, onFiles }) {
+  const give = (files) => { if (files.length) onFiles(multiple ? files : files.slice(0, 1)); };
+  const input = h("input", { type: "file", accept, multiple, on: { change: () => { give([...input.files]); input.value = ""; } } });
   const area = h(
     "label",
     {
@@ -15,8 +16,7 @@ export function dropArea({ label, hint, accept, onFile }) {
         drop: (event) => {
           event.preventDefault();
           area.classList.remove("over");
-          const [file] = event.dataTransfer.files;
-          if (file) onFile(file);
+          give([...event.dataTransfer.files]);
         },
       },
     },

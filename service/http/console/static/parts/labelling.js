@@ -26,7 +26,7 @@ export function labelling({ adapters, abstainBelow }) {
     label: "Drop a file of texts, or choose one",
     hint: "A text on each line (.txt), .csv, .tsv or .jsonl, also .gz. It is read here, piece by piece, and sent to this service alone.",
     accept: ACCEPTED,
-    onFile: use,
+    onFiles: ([file]) => use(file),
   });
   const element = h("section", { class: "card", "aria-labelledby": "label-a-file" }, h("h2", { id: "label-a-file" }, "Label a file"), area, stage);
 

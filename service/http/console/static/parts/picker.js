@@ -23,12 +23,15 @@ export function adapterPicker({ label, value = [], most = 1, onChange = () => {}
   let active = -1;
   let asked = null;
   let cursor = null;
+  // What was typed when the rows were asked for, and whether Enter waits for rows.
+  let answered = null;
+  let entered = false;
 
   const input = h("input", {
     id: ids.input, type: "text", role: "combobox", autocomplete: "off", spellcheck: "false", autocapitalize: "none",
     "aria-expanded": "false", "aria-controls": ids.list, "aria-autocomplete": "list", "aria-describedby": ids.note,
     placeholder: "Search adapters", "data-search": true,
-    on: { focus: open, input: calmly(open, 120), keydown: press, blur: close },
+    on: { focus: open, input: calmly(typing, 120), keydown: press, blur: close },
   });
   const chips = h("ul", { class: "chips", "aria-label": `Chosen: ${label}` });
   const list = h("ul", {
@@ -77,6 +80,10 @@ export function adapterPicker({ label, value = [], most = 1, onChange = () => {}
     input.focus();
   }
 
+  function typing() {
+    if (input.value.trim() !== answered) open();
+  }
+
   async function open() {
     if (document.activeElement !== input) return;
     asked?.abort();
@@ -98,10 +105,25 @@ export function adapterPicker({ label, value = [], most = 1, onChange = () => {}
     const isUnseen = typed.includes("@") || !rows.length;
     if (isUnseen && REFERENCE.test(typed)) rows.unshift({ name: typed, state: "ready", exact: true });
     active = -1;
+    answered = typed;
     list.hidden = rows.length === 0;
     input.setAttribute("aria-expanded", String(!list.hidden));
     showRows();
     list.scrollTop = 0;
+    if (entered) enter();
+  }
+
+  /** Take the active row, or the best one for what is typed: as soon as its rows are there. */
+  function enter() {
+    const typed = input.value.trim();
+    if (list.hidden || answered !== typed) {
+      entered = typed !== "" && !(entered && answered === typed);
+      if (entered) open();
+      return;
+    }
+    entered = false;
+    const row = rows[active] ?? (typed ? rows.find(({ name }) => name === typed) ?? rows[0] : null);
+    if (row) pick(row);
   }
 
   function ask(typed, after, signal) {
@@ -157,6 +179,7 @@ export function adapterPicker({ label, value = [], most = 1, onChange = () => {}
     asked?.abort();
     list.hidden = true;
     active = -1;
+    entered = false;
     input.setAttribute("aria-expanded", "false");
     input.removeAttribute("aria-activedescendant");
     note.textContent = hint ?? "";
@@ -168,7 +191,7 @@ export function adapterPicker({ label, value = [], most = 1, onChange = () => {}
       put(trouble, errorBox({ message: row.reason ?? `${row.name} is ${row.state}` }));
       return;
     }
-    input.value = "";
+    input.value = answered = "";
     if (chosen.includes(row.name)) {
       set(chosen.filter((name) => name !== row.name));
       announce(`${row.name} removed`);
@@ -204,8 +227,7 @@ export function adapterPicker({ label, value = [], most = 1, onChange = () => {}
       showActive();
     } else if (event.key === "Enter" && !event.ctrlKey && !event.metaKey) {
       event.preventDefault();
-      const row = rows[active] ?? (input.value ? rows.find(({ name }) => name === input.value.trim()) ?? rows[0] : null);
-      if (row && !list.hidden) pick(row);
+      enter();
     } else if (event.key === "Escape") {
       // Also a list that is on its way.
       close();

@@ -6,6 +6,7 @@ import { brief, bytes, count, counted, h, put, score, unique } from "../dom.js";
 import { announce, confirm, errorBox, toast } from "../shell.js";
 import { answerOf } from "./answer.js";
 import { changes, labelLine } from "./changes.js";
+import { dropArea } from "./droparea.js";
 import { markdown } from "./markdown.js";
 
 const NAME = /^[a-z0-9][a-z0-9._-]{0,63}$/;
@@ -20,28 +21,19 @@ const MOST_CARD_BYTES = 2 ** 18;
  */
 export function uploader({ name: given = null, context, onChanged }) {
   const work = h("div", { class: "upload-work" });
-  const input = h("input", { type: "file", accept: ".safetensors,.md", multiple: true, on: { change: () => { take([...input.files]); input.value = ""; } } });
-  const area = h(
-    "label",
-    {
-      class: "drop",
-      on: {
-        dragover: (event) => { event.preventDefault(); area.classList.add("over"); },
-        dragleave: () => area.classList.remove("over"),
-        drop: (event) => { event.preventDefault(); area.classList.remove("over"); take([...event.dataTransfer.files]); },
-      },
-    },
-    h("span", { class: "strong" }, given ? `Drop a new file for ${given} here, or choose one` : "Drop an adapter file here, or choose one"),
-    h("span", { class: "small muted" }, "X.safetensors, and X.md with it if there is a model card. It is checked first; nothing changes until you say so."),
-    input,
-  );
+  const area = dropArea({
+    label: given ? `Drop a new file for ${given} here, or choose one` : "Drop an adapter file here, or choose one",
+    hint: "X.safetensors, and X.md with it if there is a model card. It is checked first; nothing changes until you say so.",
+    accept: ".safetensors,.md",
+    multiple: true,
+    onFiles: take,
+  });
   let leaving = new AbortController();
   context.signal.addEventListener("abort", () => leaving.abort());
 
   return { element: h("section", { "aria-label": "Upload" }, area, work), close: () => leaving.abort() };
 
   function take(files) {
-    if (!files.length) return;
     leaving.abort();
     leaving = new AbortController();
     const card = files.find(({ name }) => /\.(md|markdown)$/i.test(name)) ?? null;
