@@ -264,7 +264,10 @@ def test_a_broken_json_line_is_named(tmp_path: Path, line: str, expected: str) -
         (b"text,label\n", "F: holds no rows"),
         (b"\n\n", "F: holds no rows"),
         (b"", "F: the file is empty"),
-        (gzip.compress(b"text,label\n", mtime=0), "F:1: compressed with gzip: its name must end in .gz"),
+        (
+            gzip.compress(b"text,label\n", mtime=0),
+            "F:1: compressed with gzip: its name must end in .gz",
+        ),
     ],
 )
 def test_a_broken_csv_row_is_named(tmp_path: Path, content: bytes, expected: str) -> None:
