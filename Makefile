@@ -11,7 +11,7 @@ JOBS ?= 3
 FIND_PYTHON = test -n "$(PYTHON)" || { echo "$@: found no Python 3.11 or newer: install one, or set PYTHON=..."; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup clients serve test quick docs-examples api-fuzz chaos chaos-replicas replicas-test soak compose-test kubernetes-test ray ray-setup ray-test dashboard docs docs-serve diagrams fuzz lint format lock sbom bench bench-peers bench-gpu clean
+.PHONY: help setup clients serve test quick docs-examples api-fuzz chaos chaos-replicas replicas-test soak compose-test kubernetes-test ray ray-setup ray-test dashboard docs docs-serve diagrams fuzz lint format lock sbom bench bench-peers bench-gpu bench-tables clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,7 +37,7 @@ test: $(VENV)/ready ## run all tests, about ten minutes on two cores; TESTS=test
 	@.ci/nginx || true
 	@.ci/chromium || true
 	@$(BIN)/python .ci/clients.py $(CLIENTS) || echo "clients: the tests of other projects' clients are skipped"
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(TESTS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 quick: $(VENV)/ready ## run the tests that are not slow, under two minutes on two cores
 	$(BIN)/python -m pytest -m "not slow" $(TESTS)
@@ -137,6 +137,9 @@ BENCH_PYTHON ?= $(BIN)/python
 
 bench-gpu: ## run the GPU benchmarks, under 25 minutes on one H100 with 16 cores; BENCH_PYTHON=... runs them
 	$(BENCH_PYTHON) -m benchmarks sets gpu
+
+bench-tables: $(VENV)/ready ## write the tables of docs/benchmarks.md from the files of bench and bench-gpu
+	@$(BIN)/python -m benchmarks tables
 
 sbom: $(VENV)/ready ## write runs/sbom.cdx.json, the packages of .venv as a CycloneDX document
 	@mkdir -p runs

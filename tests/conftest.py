@@ -2,10 +2,16 @@
 
 import os
 import signal
+from collections import Counter
 from collections.abc import Iterable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+
+# Before torch is imported, and for the processes that tests start, too. A thread that waits for
+# others gives its core away instead of spinning: where several processes with two threads each share
+# two cores, spinning takes most of the time.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 import torch
@@ -19,6 +25,9 @@ from adapters.format.files import Adapter
 from tests.support import engine_harness
 from tests.support.tiny_models import make_adapter, make_backbone
 from tests.support.unavailable import IN_CI
+
+# Whether this process is one of several that run files of tests side by side.
+SIDE_BY_SIDE = "PYTEST_XDIST_WORKER" in os.environ
 
 # xdist tells its workers how wide the terminal is; the commands that tests start have their own.
 os.environ.pop("COLUMNS", None)
@@ -71,7 +80,13 @@ def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Without a CUDA device, skip the tests that are marked `gpu`."""
+    """Without a CUDA device, skip the tests that are marked `gpu`.
+
+    Side by side, files with many slow tests begin first: a long one that begins last is waited for.
+    """
+    if SIDE_BY_SIDE:
+        slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+        items.sort(key=lambda item: -slow[item.path])
     if torch.cuda.is_available():
         return
     for item in items:

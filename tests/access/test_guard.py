@@ -160,6 +160,7 @@ async def test_a_changed_file_holds_and_a_broken_one_does_not(
 
     caplog.clear()
     path.unlink()
+    await until(lambda: bool(caplog.records))
     await asyncio.sleep(0.1)
     (line,) = [item for item in caplog.records if item.levelno == logging.ERROR]
     assert "cannot be read: No such file" in line.getMessage()

@@ -183,7 +183,7 @@ def test_a_silent_client_is_ended_and_told_why(live: RunningService) -> None:
         assert "label" in stream.line()
         began = time.monotonic()
         # A drop now and then does not count, nor do blank lines.
-        for _ in range(4):
+        for _ in range(3):
             time.sleep(STALL_SECONDS / 4)
             stream.send_bytes(b"\n ")
         (last,) = stream.rest()
