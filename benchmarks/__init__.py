@@ -10,5 +10,6 @@ exactness                         scores, not speed
 padded rivals ceilings            what the engine is compared with
 subject shapes texts stock work   what is run: backbones, texts, adapters, training rows
 loop load client turns memory     how it is measured
-arguments report sets             commands, tables, lists of commands
+arguments report sets             commands, their tables, lists of commands
+tables page                       a set's files into the tables of docs/benchmarks.md
 """

@@ -27,12 +27,13 @@ COMMANDS = {
     "shell": "`python -m service predict` on a file, beside the engine alone",
     "explain": "deletion test: whether the words that explanations name matter to the answer",
     "exactness": "how batching and bfloat16 change the scores of the zoo",
+    "tables": "writes the tables of a set's JSON files into docs/benchmarks.md",
     "sets": "all commands for a machine, one after the other: `sets cpu`, `sets gpu`",
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one benchmark. If it cannot be run: one line on stderr, and 2."""
+    """Run one benchmark. One line on stderr if it cannot be run: 2; if something is missing: 1."""
     listing = "\n".join(f"  {name:<10} {summary}" for name, summary in COMMANDS.items())
     top = argparse.ArgumentParser(
         prog="python -m benchmarks",
@@ -50,7 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     show(report)
     if options.json is not None:
-        write(options.json, report)
+        write(options.json, report, [chosen.command, *chosen.arguments])
+    if report.problem:
+        sys.stderr.write(f"error: {report.problem}\n")
+        return 1
     return 0
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,8 @@ class BenchmarkFailed(Exception):
 class Report:
     """One benchmark's table, and what is written to its JSON file.
 
-    conditions: what was run, by name. figures: every number of the table, and more.
+    conditions: what was run, by name. figures: every number of the table, and more. problem: why
+    the command fails although it has something to show; empty if it does not.
     """
 
     title: str
@@ -33,6 +35,7 @@ class Report:
     rows: Sequence[Sequence[str]]
     figures: Any
     conditions: Mapping[str, Any] = field(default_factory=dict)
+    problem: str = ""
 
 
 def machine() -> dict[str, Any]:
@@ -60,6 +63,20 @@ def versions() -> dict[str, str]:
     return installed
 
 
+def commit() -> str | None:
+    """The commit of the code that runs, with "changed" if files differ from it.
+
+    A copy of the tree without git takes it from the variable BENCH_COMMIT; without that it is None.
+    """
+    git = ["git", "-C", str(Path(__file__).resolve().parent)]
+    try:
+        head = _output([*git, "rev-parse", "--short=12", "HEAD"])
+        changes = _output([*git, "status", "--porcelain", "--untracked-files=no"])
+    except (OSError, subprocess.CalledProcessError):
+        return os.environ.get("BENCH_COMMIT") or None
+    return f"{head}, changed" if changes else head
+
+
 def show(report: Report) -> None:
     """Print the table, and below it the conditions, the machine and the versions."""
     sys.stdout.write(f"\n{report.title}\n{_table(report.columns, report.rows)}\n")
@@ -70,16 +87,18 @@ def show(report: Report) -> None:
     sys.stdout.flush()
 
 
-def write(path: Path, report: Report) -> None:
-    """Write the report as one JSON object."""
+def write(path: Path, report: Report, command: Sequence[str]) -> None:
+    """Write the report as one JSON object. command: the benchmark and its arguments."""
     content = {
         "title": report.title,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": sys.argv,
+        "command": ["python", "-m", "benchmarks", *command],
+        "commit": commit(),
         "machine": machine(),
         "versions": versions(),
         "conditions": dict(report.conditions),
         "figures": report.figures,
+        "table": {"columns": list(report.columns), "rows": [list(row) for row in report.rows]},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n")
@@ -110,6 +129,10 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         cells += [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
         aligned.append("  ".join(cells))
     return "\n".join([aligned[0], "-" * len(aligned[0]), *aligned[1:]])
+
+
+def _output(command: Sequence[str]) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def _cpu_name() -> str:

@@ -1,19 +1,20 @@
 """All commands for a machine, in a row: `sets cpu` on two cores, `sets gpu` on one H100.
 
 Every step is a command with a time limit; if one fails, the others still run. Each prints its table
-and writes FOLDER/<cpu or gpu>/<step>.json.
+and writes FOLDER/<cpu or gpu>/<step>.json; the whole set writes set.json beside them, with what
+each step took. A set that exceeds its minutes is stopped, and says which steps have no figures.
 """
 
 import shlex
 import subprocess
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter
 from types import MappingProxyType
 
-from benchmarks.report import Report, progress
+from benchmarks.report import BenchmarkFailed, Report, progress
 
 _BASE = "--backbone roberta-base --device cuda --dtype bfloat16"
 _LARGE = "--backbone roberta-large --device cuda --dtype bfloat16"
@@ -46,42 +47,96 @@ SETS: Mapping[str, Mapping[str, str]] = MappingProxyType(
         },
     }
 )
+# A set that takes longer is stopped: it is for a machine that does nothing else.
+SET_MINUTES: Mapping[str, float] = MappingProxyType({"cpu": 12.0, "gpu": 25.0})
 # Limit of one step, so that a set ends even if something hangs.
 STEP_SECONDS = 400.0
+# The set's own file: what each step took.
+OWN = "set"
+_TOO_SLOW = f"stopped: it took longer than {STEP_SECONDS:g} s"
+_OUT_OF_TIME = "stopped: the set's time was over"
+_NOT_RUN = "not run: the set's time was over"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
+    expected = ", ".join(f"{which} {minutes:g}" for which, minutes in SET_MINUTES.items())
     parser.add_argument("which", choices=list(SETS))
     parser.add_argument("--only", nargs="+", metavar="STEP", help="only these steps")
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmarks"))
+    parser.add_argument(
+        "--minutes", type=_minutes, help=f"stop the set after these; by default {expected}"
+    )
     parser.add_argument(
         "--list", dest="listed", action="store_true", help="print the commands, run nothing"
     )
 
 
 def run(options: Namespace) -> Report:
+    """
+    Raises:
+        BenchmarkFailed: the set has no such step.
+    """
+    commands, folder = SETS[options.which], options.folder / options.which
+    if unknown := set(options.only or ()) - set(commands):
+        names = ", ".join(sorted(unknown))
+        raise BenchmarkFailed(
+            f"set {options.which} has no step {names}; it has {', '.join(commands)}"
+        )
+    minutes = options.minutes or SET_MINUTES[options.which]
     steps = {
-        name: f"{command} --json {options.folder / options.which / name}.json"
-        for name, command in SETS[options.which].items()
+        name: f"{command} --json {shlex.quote(str(folder / name))}.json"
+        for name, command in commands.items()
         if options.only is None or name in options.only
     }
-    rows, figures = [], {}
-    for name, command in steps.items():
-        outcome, seconds = (command, 0.0) if options.listed else _step(name, command)
-        rows.append([f"{name}:", f"{seconds:.0f} s", outcome])
-        figures[name] = {"outcome": outcome, "seconds": seconds, "command": command}
-    return Report(f"set {options.which}", ("step", "took", "outcome"), rows, figures)
+    title = f"set {options.which}: {len(steps)} steps, at most {minutes:g} minutes"
+    columns = ("step", "took", "outcome")
+    if options.listed:
+        return Report(title, columns, [[name, "-", steps[name]] for name in steps], dict(steps))
+    progress(title)
+    if options.only is None:
+        options.json = options.json or folder / f"{OWN}.json"
+    outcomes = _outcomes(steps, folder, minutes)
+    return Report(
+        title,
+        columns,
+        [[name, f"{seconds:.0f} s", outcome] for name, (outcome, seconds) in outcomes.items()],
+        {
+            name: {"outcome": outcome, "seconds": seconds, "command": steps[name]}
+            for name, (outcome, seconds) in outcomes.items()
+        },
+        problem=_problem({name: outcome for name, (outcome, _) in outcomes.items()}, minutes),
+    )
 
 
-def _step(name: str, command: str) -> tuple[str, float]:
-    progress(f"== {name}: {command}")
+def _outcomes(
+    steps: Mapping[str, str], folder: Path, minutes: float
+) -> dict[str, tuple[str, float]]:
+    """How each step ended, and its seconds."""
+    begun, outcomes = perf_counter(), {}
+    for number, (name, command) in enumerate(steps.items(), start=1):
+        # Whatever happens now, figures of an earlier run are not those of this one.
+        (folder / f"{name}.json").unlink(missing_ok=True)
+        gone = perf_counter() - begun
+        left = minutes * 60 - gone
+        if left <= 0:
+            outcomes[name] = (_NOT_RUN, 0.0)
+            continue
+        progress(
+            f"== {name} ({number} of {len(steps)}; {gone / 60:.1f} of {minutes:g} minutes gone): "
+            f"{command}"
+        )
+        outcomes[name] = _step(command, min(STEP_SECONDS, left))
+    return outcomes
+
+
+def _step(command: str, limit: float) -> tuple[str, float]:
     begun = perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "benchmarks", *shlex.split(command)])
     try:
-        code = process.wait(timeout=STEP_SECONDS)
+        code = process.wait(timeout=limit)
         outcome = "done" if code == 0 else f"failed ({code})"
     except subprocess.TimeoutExpired:
-        outcome = "too slow"
+        outcome = _TOO_SLOW if limit == STEP_SECONDS else _OUT_OF_TIME
     finally:
         # On SIGTERM it ends its servers itself.
         process.terminate()
@@ -90,3 +145,28 @@ def _step(name: str, command: str) -> tuple[str, float]:
         except subprocess.TimeoutExpired:
             process.kill()
     return outcome, perf_counter() - begun
+
+
+def _problem(outcomes: Mapping[str, str], minutes: float) -> str:
+    """What is missing and how to get it; empty if nothing is."""
+    missing = [name for name, outcome in outcomes.items() if outcome != "done"]
+    if not missing:
+        return ""
+    if any(outcomes[name] in (_OUT_OF_TIME, _NOT_RUN) for name in missing):
+        return (
+            f"stopped after {minutes:g} minutes, without figures of {', '.join(missing)}: run the "
+            "set on a machine that does nothing else, give it more --minutes, or run them alone: "
+            f"--only {' '.join(missing)}"
+        )
+    return f"no figures of {', '.join(missing)}: what they wrote above says why"
+
+
+def _minutes(value: str) -> float:
+    """Minutes: more than 0, at most ten hours."""
+    try:
+        number = float(value)
+    except ValueError:
+        number = 0.0
+    if not 0.0 < number <= 600.0:
+        raise ArgumentTypeError(f"{value!r}: expected minutes, more than 0 and at most 600")
+    return number

@@ -26,6 +26,7 @@ from benchmarks.ceilings import PackedForward, flops_of, measure_ceilings
 from benchmarks.load import load, write_bodies
 from benchmarks.memory import Sample, Samples
 from benchmarks.padded import PaddedAdapters, plain_model
+from benchmarks.page import table_lines
 from benchmarks.report import BenchmarkFailed
 from benchmarks.rivals import MixedLora
 from benchmarks.sets import SETS
@@ -58,6 +59,8 @@ def run(command: str, folder: Path, *arguments: str) -> Any:
     assert content["machine"]["cores"]
     assert content["versions"]["torch"]
     assert "random weights" in content["conditions"]["backbone"]
+    rows = [line for line in table_lines(content) if line.startswith("|")]
+    assert len(rows) == 2 + len(content["table"]["rows"])
     return content["figures"]
 
 
