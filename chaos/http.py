@@ -5,6 +5,7 @@ A client library hides that behind retries and one class of errors.
 
 import asyncio
 import json
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,8 +60,12 @@ class Connection:
         *,
         seconds: float,
         kind: str = "application/json",
+        headers: Mapping[str, str] | None = None,
     ) -> Answer:
         """
+        Args:
+            kind: of the content. headers: more of them.
+
         Raises:
             NotConnected, Cut, Silent
         """
@@ -68,6 +73,7 @@ class Connection:
             async with asyncio.timeout(seconds):
                 reader, writer = await self._connected()
                 head = f"{method} {path} HTTP/1.1\r\nHost: {self.host}\r\nContent-Type: {kind}\r\n"
+                head += "".join(f"{key}: {value}\r\n" for key, value in (headers or {}).items())
                 writer.write(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
                 await writer.drain()
                 return await self._answer(reader)

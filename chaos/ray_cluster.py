@@ -1,14 +1,17 @@
 """`python -m chaos.ray_cluster`: the service on a Ray cluster of several nodes, under faults.
 
 The nodes are processes of this machine, each with a raylet of its own, as `ray start` makes them.
-While each fault is injected, clients predict and others change adapters through whichever replica
-the proxy chooses; the history of the changes is checked at the end. `make ray-test` runs it in
-Ray's environment; docs/ray.md has its table.
+First it compares the routing with one by queues alone. Then, while each fault is injected, clients
+predict and others change adapters through whichever replica the proxy chooses; the history of the
+changes is checked at the end. `make ray-test` runs it in Ray's environment; docs/ray.md has its
+table.
 """
 
 import asyncio
 import json
 import os
+import random
+import re
 import shutil
 import signal
 import sys
@@ -24,6 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import ray
 from ray.cluster_utils import Cluster
 from ray.serve.context import _get_global_client
@@ -33,8 +37,8 @@ from chaos.answers import Answers
 from chaos.changes import Changes
 from chaos.history import Kind, Undecided, check
 from chaos.http import Connection, Cut, NotConnected, Silent
-from chaos.load import Load
-from deploy.ray.app import NAME
+from chaos.load import Load, judge
+from deploy.ray.config import NAME
 from deploy.ray.running import (
     CONFIG,
     deploy,
@@ -58,6 +62,11 @@ _LEASE_SECONDS = 3.0
 _RECOVERY_SECONDS = 90.0
 # Clients that make one replica too few, and the texts of each of their requests.
 _HEAVY, _HEAVY_TEXTS = 12, 900
+# Adapters of the routing's test, the places for them on each of three replicas, and its clients.
+_ROUTED, _PLACES, _ROUTED_REPLICAS, _ROUTED_CLIENTS = 16, 8, 3, 6
+_LOADS = re.compile(r'^idspam_adapter_loads_total\{tier="active"\} (\S+)', re.MULTILINE)
+# Longer than a replica may be without its lease before Serve used to replace it.
+_STORE_LOST_SECONDS = 60.0
 # So many right answers in a row are a recovery.
 _RIGHT = 12
 
@@ -80,7 +89,7 @@ class Row:
 
 @dataclass(slots=True)
 class Lab:
-    """A running cluster with clients. expected: replicas that Serve should have."""
+    """A running cluster with clients. folder: of this run, with the store."""
 
     nodes: "Nodes"
     config: dict[str, Any]
@@ -88,6 +97,7 @@ class Lab:
     load: Load
     changes: Changes
     port: int
+    folder: Path
     rows: list[Row] = field(default_factory=list)
 
     def deployment(self) -> dict[str, Any]:
@@ -212,11 +222,19 @@ async def run(arguments: Namespace) -> list[Row]:
         try:
             for _ in range(2):
                 nodes.add()
+            lab_rows: list[Row] = []
             await asyncio.to_thread(deploy, config)
-            seconds = await asyncio.to_thread(wait_until_running, 2)
-            sys.stderr.write(f"ray: two replicas on two nodes run after {seconds:.0f} s\n")
+            seconds = await asyncio.to_thread(wait_until_running, _ROUTED_REPLICAS)
+            sys.stderr.write(f"ray: three replicas on two nodes run after {seconds:.0f} s\n")
+            if any(part in "routing" for part in arguments.only.split(",")):
+                lab_rows.append(await _routing(arguments.port, answers, seed, arguments.seconds))
+            config["applications"][0]["deployments"][0]["num_replicas"] = 2
+            await asyncio.to_thread(deploy, config)
+            await asyncio.to_thread(wait_until_running, 2)
             async with _clients(arguments.port, answers, seed) as (load, changes):
-                lab = Lab(nodes, config, answers, load, changes, arguments.port)
+                lab = Lab(
+                    nodes, config, answers, load, changes, arguments.port, folder, rows=lab_rows
+                )
                 for name, event in _EVENTS:
                     if any(part in name for part in arguments.only.split(",")):
                         await event(lab, arguments.seconds)
@@ -264,6 +282,111 @@ async def _history(changes: Changes) -> Row:
     for complaint in row.complaints:
         sys.stderr.write(f"ray:   {complaint}\n")
     return row
+
+
+# Routing
+
+
+@dataclass(slots=True)
+class _Routed:
+    """Requests of many adapters. loads: adapters that entered a device. by_replica: requests.
+    replicas_of: those that answered for an adapter."""
+
+    outcomes: Counter[str]
+    loads: float
+    by_replica: Counter[str]
+    replicas_of: dict[str, set[str]]
+
+    @property
+    def loads_a_request(self) -> float:
+        return self.loads / max(1, self.outcomes.total())
+
+    @property
+    def busiest(self) -> float:
+        """Requests of the busiest replica, as a multiple of an even share."""
+        return max(self.by_replica.values()) * _ROUTED_REPLICAS / self.by_replica.total()
+
+    def __str__(self) -> str:
+        each = sum(map(len, self.replicas_of.values())) / len(self.replicas_of)
+        return (
+            f"{100 * self.loads_a_request:.1f} loads in 100 requests, {each:.1f} replicas for an "
+            f"adapter, the busiest has {self.busiest:.2f} of its share"
+        )
+
+
+async def _routing(port: int, answers: Answers, seed: int, seconds: float) -> Row:
+    """More adapters than a device has places: with the routing they are seldom loaded."""
+    row = Row("routing", replicas=f"{_ROUTED_REPLICAS}")
+    names = [f"routed-{number}" for number in range(_ROUTED)]
+    for name in names:
+        await _put(port, name, answers.version().file)
+    by_queue = await _route(port, answers, names, seed, seconds, hinted=False)
+    by_adapter = await _route(port, answers, names, seed, seconds, hinted=True)
+    row.counts = by_queue.outcomes + by_adapter.outcomes
+    row.note = (
+        f"{_ROUTED} adapters, {_PLACES} places on each replica. By queues alone: {by_queue}. "
+        f"By adapters: {by_adapter}"
+    )
+    if set(row.counts) != {"right"}:
+        row.complaints.append(f"not all were answered right: {dict(row.counts)}")
+    if by_adapter.loads_a_request > by_queue.loads_a_request / 3:
+        row.complaints.append("the routing saves too few loads")
+    if by_adapter.busiest > 2:
+        row.complaints.append("the routing makes a hot spot")
+    for complaint in (str(_line(row)), *row.complaints):
+        sys.stderr.write(f"ray: {complaint}\n")
+    return row
+
+
+async def _route(
+    port: int, answers: Answers, names: list[str], seed: int, seconds: float, *, hinted: bool
+) -> _Routed:
+    """Ask for all adapters alike, for a while.
+
+    Args:
+        hinted: False: a hint that names no adapter, so that queues alone decide.
+    """
+    headers = {} if hinted else {"X-Session-Id": "-"}
+    outcomes: Counter[str] = Counter()
+    by_replica: Counter[str] = Counter()
+    replicas_of: dict[str, set[str]] = {name: set() for name in names}
+
+    async def ask(number: int, until: float, *, counts: bool) -> None:
+        chance = random.Random(f"{seed} {number} {hinted} {counts}")
+        connection = Connection(_HOST, port)
+        while time.monotonic() < until:
+            name, texts = chance.choice(names), [chance.randrange(4)]
+            body = json.dumps(answers.body(name, texts)).encode()
+            answer = await connection.ask("POST", "/v1/predict", body, seconds=30, headers=headers)
+            if counts:
+                outcomes[judge(answers, answer, texts)[0]] += 1
+                by_replica[answer.replica] += 1
+                replicas_of[name].add(answer.replica)
+        connection.close()
+
+    async def ask_all(length: float, *, counts: bool) -> None:
+        until = time.monotonic() + length
+        await asyncio.gather(
+            *(ask(number, until, counts=counts) for number in range(_ROUTED_CLIENTS))
+        )
+
+    # Until the adapters are where this routing leaves them, and the replicas have said so.
+    await ask_all(seconds, counts=False)
+    before = await _loads(port)
+    await ask_all(seconds, counts=True)
+    return _Routed(outcomes, await _loads(port) - before, by_replica, replicas_of)
+
+
+async def _loads(port: int) -> float:
+    """Adapters that have entered the devices of all replicas. Each answers for itself."""
+    found: dict[str, float] = {}
+    async with httpx.AsyncClient(base_url=f"http://{_HOST}:{port}", timeout=30) as client:
+        for _ in range(200):
+            answer = await client.get("/metrics")
+            found[answer.headers["x-replica"]] = float(_LOADS.findall(answer.text)[0])
+            if len(found) == _ROUTED_REPLICAS:
+                return sum(found.values())
+    raise StartFailed(f"of {_ROUTED_REPLICAS} replicas {len(found)} answer")
 
 
 # Events
@@ -394,6 +517,29 @@ async def _disconnect(lab: Lab, seconds: float) -> None:
     await lab.event("clients disconnect", inject, replicas=2, refused=False)
 
 
+async def _lose_store(lab: Lab, seconds: float) -> None:
+    """The store of all replicas is gone for a while: none may answer, and none is replaced, since
+    no other would do better."""
+
+    async def inject(row: Row) -> None:
+        store, away = lab.folder / "store", lab.folder / "away"
+        before = {item["replica_id"] for item in await asyncio.to_thread(replicas)}
+        await asyncio.sleep(seconds / 4)
+        store.rename(away)
+        await asyncio.sleep(_STORE_LOST_SECONDS)
+        away.rename(store)
+        began = time.monotonic()
+        answered = await lab.load.answered(after=began, times=1, seconds=_RECOVERY_SECONDS)
+        assert answered, "predictions are not answered again"
+        answers = time.monotonic() - began
+        row.note = f"{_STORE_LOST_SECONDS:g} s; answered {answers:.1f} s after it was back"
+        after = {item["replica_id"] for item in await asyncio.to_thread(replicas)}
+        assert before == after, "replicas were replaced"
+        await asyncio.sleep(seconds)
+
+    await lab.event("the store is out of reach", inject, replicas=2)
+
+
 async def _bad_setting(lab: Lab, seconds: float) -> None:
     """A change of the settings that no replica can start with: the old ones go on."""
 
@@ -433,6 +579,7 @@ _EVENTS: tuple[tuple[str, Callable[[Lab, float], Awaitable[None]]], ...] = (
     ("scale", _scale),
     ("autoscaling", _autoscale),
     ("disconnect", _disconnect),
+    ("lose store", _lose_store),
     ("bad setting", _bad_setting),
 )
 
@@ -452,12 +599,13 @@ def _config(arguments: Namespace, folder: Path) -> dict[str, Any]:
         "IDSPAM_ADAPTER_DIR": str(folder / "caches"),
         "IDSPAM_ADAPTER_STORE": str(folder / "store"),
         "IDSPAM_LEASE_SECONDS": str(_LEASE_SECONDS),
+        "IDSPAM_MAX_ACTIVE_ADAPTERS": str(_PLACES),
         "IDSPAM_DRAIN_SECONDS": "10",
         "IDSPAM_LOG_LEVEL": "warning",
     }
     deployment = application["deployments"][0]
     del deployment["autoscaling_config"]
-    deployment |= {"num_replicas": 2, "graceful_shutdown_timeout_s": 20}
+    deployment |= {"num_replicas": _ROUTED_REPLICAS, "graceful_shutdown_timeout_s": 20}
     deployment["ray_actor_options"] = {"num_cpus": _REPLICA_CPUS}
     return config
 

@@ -28,7 +28,7 @@ TEXTS = [
     "WINNER!! You have won a free ticket, call 09061701461 now",
     "see you at eight, I bring the cake",
 ]
-ALERTS = 10
+ALERTS = (TREE / "deploy/prometheus/rules.yaml").read_text().count("- alert:")
 KEYS_FILE = "/var/lib/idspam/keys/keys.jsonl"
 READY_SECONDS, SCRAPED_SECONDS, PULL_SECONDS = 180, 90, 300
 

@@ -9,13 +9,20 @@ import sys
 import threading
 from argparse import ArgumentParser
 from pathlib import Path
-from typing import Any
 
 import ray
 from ray import serve
 
-from deploy.ray.app import NAME
-from deploy.ray.running import CONFIG, deploy, read_config, set_environment, wait_until_running
+from deploy.ray.config import NAME, address_of, refuse_taken_address, replicas_at_start
+from deploy.ray.running import (
+    CONFIG,
+    Interrupted,
+    deploy,
+    read_config,
+    set_environment,
+    wait_until_running,
+)
+from service.http.server import address_text
 from service.settings import InvalidSettings
 from service.start import StartFailed
 
@@ -32,42 +39,40 @@ def main(arguments: list[str]) -> int:
     ended = threading.Event()
     try:
         config = read_config(parsed.file)
-        options = config.setdefault("http_options", {})
         if parsed.port is not None:
-            options["port"] = parsed.port
+            config.setdefault("http_options", {})["port"] = parsed.port
+        host, port = address_of(config)
+        refuse_taken_address(host, port)
+        replicas = replicas_at_start(config)
         set_environment()
-        ray.init(
-            address="local",
-            object_store_memory=_OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            log_to_driver=False,
-        )
-        # Ray has set handlers of its own, which end the process at once.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: ended.set())
         try:
+            ray.init(
+                address="local",
+                object_store_memory=_OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                log_to_driver=False,
+            )
+            # Ray has set handlers of its own, which end the process at once.
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, lambda *_: ended.set())
             deploy(config)
-            seconds = wait_until_running(_replicas(config))
-            url = f"http://{options.get('host', '127.0.0.1')}:{options.get('port', 8000)}"
-            sys.stdout.write(f"serving {url} on Ray, ready after {seconds:.0f} s\n")
+            seconds = wait_until_running(replicas, exactly=False, ended=ended)
+            sys.stdout.write(
+                f"serving http://{address_text(host, port)} on Ray, ready after {seconds:.0f} s\n"
+            )
             sys.stdout.flush()
             ended.wait()
             # Requests in flight are answered first: `shutdown` alone ends the proxies at once.
             serve.delete(NAME)
             serve.shutdown()
+        except (Interrupted, KeyboardInterrupt):
+            sys.stderr.write("ray: ended before the service was ready\n")
         finally:
             ray.shutdown()
     except (StartFailed, InvalidSettings) as error:
         sys.stderr.write(f"ray: {error}\n")
         return 2
     return 0
-
-
-def _replicas(config: dict[str, Any]) -> int:
-    """How many replicas there are at the start."""
-    deployments = config["applications"][0].get("deployments") or [{}]
-    scaling = deployments[0].get("autoscaling_config") or {}
-    return int(scaling.get("min_replicas") or deployments[0].get("num_replicas") or 1)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,8 @@ from ray import serve
 from ray.serve import Application
 
 from deploy.ray.arguments import checked
+from deploy.ray.config import NAME
 from deploy.ray.replica import Replica
-
-NAME = "idspam"
 
 
 def build(args: dict[str, Any]) -> Application:

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 import ray
 import ray.data
+from pyarrow import fs
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 from ray.exceptions import RayError
 
@@ -250,18 +251,22 @@ def main(arguments: Sequence[str]) -> int:
         files = _files(parsed)
         settings = {key: value for key, value in os.environ.items() if key.startswith(PREFIX)}
         read_settings(settings)
+        _refuse_filled(parsed.output)
         _connect(parsed.address)
         DataContext.get_current().execution_options.preserve_order = True
+        columns = {
+            "text": parsed.text_column,
+            "text_pair": parsed.text_pair_column,
+            "adapter": parsed.adapter_column,
+            "id": parsed.id_column,
+        }
+        texts = _read(parsed)
+        _refuse_unknown(columns, texts.columns() or [])
         answers = classify(
-            _read(parsed),
+            texts,
             files,
             settings=settings,
-            columns={
-                "text": parsed.text_column,
-                "text_pair": parsed.text_pair_column,
-                "adapter": parsed.adapter_column,
-                "id": parsed.id_column,
-            },
+            columns=columns,
             adapter=parsed.adapter,
             truncate=not parsed.no_truncate,
             actors=parsed.actors,
@@ -322,6 +327,38 @@ def _files(parsed: Namespace) -> dict[str, bytes]:
     if parsed.adapter is not None and parsed.adapter not in found:
         raise StartFailed(f"--adapter {parsed.adapter}: there are {', '.join(sorted(found))}")
     return found
+
+
+def _refuse_filled(output: str) -> None:
+    """
+    Raises:
+        StartFailed: the output has files already, with which the answers would be mixed.
+        OSError: it is no folder, or cannot be read.
+    """
+    try:
+        system, path = fs.FileSystem.from_uri(output) if "://" in output else (None, output)
+        system = system or fs.LocalFileSystem()
+        found = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    except ValueError as error:
+        raise StartFailed(f"{output}: {error}") from None
+    if found:
+        raise StartFailed(
+            f"{output}: {len(found):,} files are there already, and the answers would be mixed "
+            "with them: name another folder, or remove it"
+        )
+
+
+def _refuse_unknown(columns: Mapping[str, str | None], there: Sequence[str]) -> None:
+    """
+    Raises:
+        StartFailed: the input lacks a column that a flag names.
+    """
+    for name, column in columns.items():
+        if column is not None and column not in there:
+            raise StartFailed(
+                f"--{name.replace('_', '-')}-column {column}: the input has the columns "
+                f"{', '.join(there) or '(none)'}"
+            )
 
 
 def _read(parsed: Namespace) -> Dataset:

@@ -9,9 +9,9 @@ An adapter that no replica has goes to two fixed replicas, found by hashing. Oth
 that come before the first load is known would load it everywhere.
 """
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from random import Random
 
 Ranks = list[list[int]]
@@ -68,8 +68,17 @@ def _preferred(replicas: Sequence[Seen], usable: list[int], names: Sequence[str]
     if most:
         return {index for index, count in counts.items() if count == most}
     key = "\n".join(sorted(names))
-    by_hash = sorted(usable, key=lambda index: zlib.crc32(f"{replicas[index].id}\n{key}".encode()))
+    by_hash = sorted(usable, key=lambda index: _weight(replicas[index].id, key))
     return set(by_hash[:2])
+
+
+def _weight(id_: str, key: str) -> bytes:
+    """Rendezvous hashing: a replica's place in the order for a key.
+
+    Not a CRC: it is linear, so the same replicas would be neighbours for every key. Of eight, a few
+    pairs would share all adapters, and one replica would have twice its part.
+    """
+    return blake2b(f"{id_}\n{key}".encode(), digest_size=8).digest()
 
 
 def _draw(indices: list[int], chance: Random) -> list[int]:

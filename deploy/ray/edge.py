@@ -5,6 +5,7 @@ gone. So this
 
 - reads the beginning of a body and leaves the names of its adapters where the router finds them,
 - asks once more, and then another replica, where a prediction's replica ended before it answered,
+  or may not answer now: it drains, or its lease is over,
 - gives the proxy's own errors the shape that the path's protocol has, with `Retry-After`.
 
 `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=deploy.ray.edge:middleware` installs it. Without it
@@ -32,6 +33,8 @@ _PATIENCE_SECONDS = 0.05
 _OF_PROXY = "/-/"
 # Statuses of the proxy itself: a replica that died, no replica, a full queue, its own time limit.
 _PROXY_ERRORS = (408, 429, 500, 503)
+# What a replica answers that may not answer now. Another may; the router has not heard of it yet.
+_NOT_NOW = 503
 _REQUEST_ID = b"x-request-id"
 # How often a prediction is sent, and the pause before the second time, doubled before the third.
 _ATTEMPTS = 3
@@ -64,7 +67,7 @@ class Edge:
         for attempt in range(attempts):
             if attempt:
                 await asyncio.sleep(_PAUSE_SECONDS * attempt)
-            answer = _Answer(send)
+            answer = _Answer(send, elsewhere=attempt + 1 < attempts)
             # Serve's own middleware adds to the headers in place.
             await self._app({**scope, "headers": [*headers]}, request.again(), answer.send)
             if answer.started or request.disconnected:
@@ -132,18 +135,25 @@ class _Request:
 
 
 class _Answer:
-    """Passes a replica's answer on, and keeps back an error of the proxy itself."""
+    """Passes a replica's answer on, and keeps back an error of the proxy itself.
 
-    def __init__(self, send: Send) -> None:
+    Args:
+        elsewhere: another replica can still be asked, so one that may not answer now is kept back.
+    """
+
+    def __init__(self, send: Send, *, elsewhere: bool) -> None:
         self._send = send
+        self._elsewhere = elsewhere
         self._kept_back = False
         self.started = False
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = list(message.get("headers", ()))
-            of_replica = any(name == REPLICA for name, _ in headers)
-            self._kept_back = not of_replica and message["status"] in _PROXY_ERRORS
+            if any(name == REPLICA for name, _ in headers):
+                self._kept_back = self._elsewhere and message["status"] == _NOT_NOW
+            else:
+                self._kept_back = message["status"] in _PROXY_ERRORS
             message = {**message, "headers": _once(headers, _REQUEST_ID)}
         if not self._kept_back:
             self.started = True

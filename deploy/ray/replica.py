@@ -25,6 +25,7 @@ from service.access.exposure import log_access
 from service.engine.observer import BatchReport
 from service.http.app import create_app, route_paths
 from service.http.errors import error_types
+from service.http.lifecycle import Service
 from service.local import local_backend
 from service.observability.logs import configure_logging
 from service.observability.metrics import Metrics
@@ -36,8 +37,9 @@ from service.start import StartFailed, start_error
 logger = logging.getLogger(__name__)
 
 # A replica that is not ready gets no requests. After so long it is replaced: another node may reach
-# what this one does not.
-UNREADY_SECONDS = 30.0
+# what this one does not. Long, because a store that is out of reach for one is mostly so for all:
+# new replicas could not start meanwhile, and would have to load the backbone afterwards.
+UNREADY_SECONDS = 300.0
 # Names in a routing report. Each report goes to every proxy.
 REPORTED_ADAPTERS = 256
 # For the replica before this one to end once it has drained.
@@ -90,11 +92,12 @@ class Replica:
         self._metrics = _Metrics(registry, routes=route_paths(), error_types=error_types())
         self._backend = local_backend(settings, self._metrics)
         app = create_app(settings, self._backend, self._metrics)
-        self._service = app.state.service
+        # With its type: an attribute of the app's state has none, and nothing would be checked.
+        self._service: Service = app.state.service
         self._app = _Answers(app, self._tag)
         self._unready_since: float | None = None
         self._counted = (monotonic(), 0)
-        self._service.start()
+        await self._service.start()
         try:
             await self._service.starting
         except BaseException:

@@ -4,6 +4,7 @@ what became of it.
 
 import os
 import re
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,8 +16,8 @@ from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
-from deploy.ray.app import NAME
 from deploy.ray.arguments import checked
+from deploy.ray.config import NAME, application_of
 from service.start import StartFailed
 
 TREE = Path(__file__).resolve().parents[2]
@@ -27,9 +28,15 @@ ENVIRONMENT = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deploy.ray.edge:middleware",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+# Above the time that loading a backbone takes on a machine that does other work.
+START_SECONDS = 300.0
 _POLL_SECONDS = 0.2
 # The last line of a traceback that ends in one of our errors.
 _REASON = re.compile(r"(?:StartFailed|InvalidSettings|Unhealthy): (.+)")
+
+
+class Interrupted(Exception):
+    """Somebody ended the start."""
 
 
 def read_config(file: Path) -> dict[str, Any]:
@@ -39,13 +46,15 @@ def read_config(file: Path) -> dict[str, Any]:
     """
     try:
         config: dict[str, Any] = yaml.safe_load(file.read_text())
-        schema = ServeDeploySchema.model_validate(config)
+        ServeDeploySchema.model_validate(config)
     except OSError as error:
         raise StartFailed(f"{file}: {error.strerror or error}") from None
     except (ValidationError, ValueError, yaml.YAMLError) as error:
         raise StartFailed(f"{file}: {' '.join(str(error).split())[:500]}") from None
-    for application in schema.applications:
-        checked(application.args)
+    try:
+        checked(application_of(config).get("args") or {})
+    except StartFailed as error:
+        raise StartFailed(f"{file}: {error}") from None
     return config
 
 
@@ -57,22 +66,40 @@ def deploy(config: Mapping[str, Any]) -> None:
     _get_global_client().deploy_apps(schema, _blocking=False)
 
 
-def wait_until_running(replicas: int = 1, *, seconds: float = 300.0) -> float:
-    """The seconds until exactly so many replicas run and no other is starting or stopping.
+def wait_until_running(
+    replicas: int = 1,
+    *,
+    exactly: bool = True,
+    seconds: float = START_SECONDS,
+    ended: threading.Event | None = None,
+) -> float:
+    """The seconds until so many replicas run.
+
+    Args:
+        exactly: and no other is running, starting or stopping. False: more may be there, as under
+            load with autoscaling.
+        ended: stops the waiting.
 
     Raises:
         StartFailed: the deployment failed, or takes too long; one line says why.
+        Interrupted: by `ended`.
     """
     began = time.monotonic()
+    ended = ended or threading.Event()
     while True:
         status, message, states = state()
         if status == "DEPLOY_FAILED":
             raise StartFailed(reason_in(message))
-        if status == "RUNNING" and states == {"RUNNING": replicas}:
+        if exactly:
+            there = status == "RUNNING" and states == ({"RUNNING": replicas} if replicas else {})
+        else:
+            there = status != "NOT_STARTED" and states.get("RUNNING", 0) >= replicas
+        if there:
             return time.monotonic() - began
         if time.monotonic() - began > seconds:
             raise StartFailed(f"{status} after {seconds:g} s, {states}: {reason_in(message)}")
-        time.sleep(_POLL_SECONDS)
+        if ended.wait(_POLL_SECONDS):
+            raise Interrupted
 
 
 def state() -> tuple[str, str, dict[str, int]]:

@@ -104,3 +104,25 @@ def test_what_cannot_be_done_is_said_in_one_line(
         assert ended.returncode == 2
         assert complaint in ended.stderr.splitlines()[-1]
         assert "Traceback" not in ended.stderr
+
+
+def test_a_job_that_would_go_wrong_later_is_refused_before_it_reads_all(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"sentence": "free win"}\n')
+    backbone = load_backbone(environment["IDSPAM_BACKBONE"], device="cpu")
+    (tmp_path / "adapters").mkdir()
+    (tmp_path / "adapters" / "a.safetensors").write_bytes(serialize(make_adapter(backbone, seed=1)))
+    flags = ("--adapters", tmp_path / "adapters", "--adapter", "a")
+    output = tmp_path / "out"
+    ended = run(environment, source, output, *flags)
+    assert ended.returncode == 2, ended.stderr
+    assert "--text-column text: the input has the columns sentence" in ended.stderr
+    good = run(environment, source, output, *flags, "--text-column", "sentence")
+    assert good.returncode == 0, good.stderr
+    before = read(output)
+    again = run(environment, source, output, *flags, "--text-column", "sentence")
+    assert again.returncode == 2
+    assert "files are there already" in again.stderr.splitlines()[-1]
+    assert read(output) == before

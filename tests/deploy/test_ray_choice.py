@@ -1,7 +1,10 @@
 """Which replicas Ray's router offers a request to."""
 
+import string
 from collections import Counter
 from random import Random
+
+import pytest
 
 from deploy.ray.choice import Margin, Seen, choose
 from deploy.ray.hints import in_body, in_path, pack, unpack
@@ -65,6 +68,24 @@ def test_an_adapter_that_no_replica_has_goes_to_the_same_two() -> None:
     )
     assert len(counts) == 8
     assert min(counts.values()) > 50
+
+
+@pytest.mark.parametrize("count", [3, 8, 16])
+def test_no_replica_has_more_than_its_share_of_new_adapters(count: int) -> None:
+    """With ids as Serve gives them. A CRC would give one of eight twice its share, in few pairs."""
+    chance = Random(count)
+    letters = string.ascii_lowercase + string.digits
+    replicas = [has(id_="".join(chance.choices(letters, k=8))) for _ in range(count)]
+    shares: Counter[int] = Counter()
+    pairs = set()
+    for number in range(2000):
+        pair = first(replicas, [f"adapter-{number:04}"])
+        shares.update(pair)
+        pairs.add(frozenset(pair))
+    even = 2 * 2000 / count
+    assert max(shares.values()) < 1.25 * even
+    assert min(shares.values()) > 0.75 * even
+    assert len(pairs) == count * (count - 1) // 2
 
 
 def test_a_replica_that_is_not_ready_gets_nothing_while_another_is() -> None:

@@ -138,6 +138,34 @@ async def test_a_prediction_is_sent_again_when_its_replica_ends() -> None:
     assert (await ask(dies(3, []), "POST", "/v1/predict", json=body)).status_code == 503
 
 
+def drains(times: int, seen: list[str]) -> App:
+    """Replicas that may not answer now, so many times, and then one that does."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(scope["path"])
+        answers = echo if len(seen) > times else fails(503, [(REPLICA, b"r1")])
+        await answers(scope, receive, send)
+
+    return app
+
+
+async def test_a_prediction_is_sent_again_when_its_replica_may_not_answer_now() -> None:
+    seen: list[str] = []
+    body = {"adapter": "a", "inputs": ["x"]}
+    answer = await ask(drains(2, seen), "POST", "/v1/predict", json=body)
+    assert json.loads(answer.json()["body"]) == body
+    assert len(seen) == 3
+    # The last one's own answer says why.
+    answer = await ask(drains(3, []), "POST", "/v1/predict", json=body)
+    assert (answer.status_code, answer.text) == (503, "plain")
+
+
+async def test_a_change_that_a_replica_refuses_is_not_sent_again() -> None:
+    seen: list[str] = []
+    answer = await ask(drains(1, seen), "PUT", "/v1/adapters/a", content=b"x")
+    assert (answer.status_code, len(seen)) == (503, 1)
+
+
 @pytest.mark.parametrize(
     ("method", "path"), [("PUT", "/v1/adapters/a"), ("POST", "/v1/adapters/a/rollback")]
 )

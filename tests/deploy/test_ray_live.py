@@ -13,7 +13,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +228,36 @@ def test_a_bad_setting_ends_the_start_with_one_line(tmp_path: Path) -> None:
     line = refusal(write_config(tmp_path, DTYPE="float64"))
     assert line.startswith("ray: ")
     assert "IDSPAM_DTYPE: 'float64'" in line
+
+
+def test_a_taken_port_ends_the_start_with_one_line(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    with socket.create_server(("127.0.0.1", 0), reuse_port=True) as taken:
+        port = taken.getsockname()[1]
+        with started(config, port) as process:
+            _, error = process.communicate(timeout=START_SECONDS)
+    assert process.returncode == 2, error
+    assert f"cannot listen on 127.0.0.1, port {port}" in error.splitlines()[-1]
+
+
+def test_sigterm_ends_a_start_that_does_not_get_ready(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    content = yaml.safe_load(config.read_text())
+    # No node has so many.
+    content["applications"][0]["deployments"][0]["ray_actor_options"]["num_cpus"] = 10_000
+    config.write_text(yaml.safe_dump(content))
+    port = free_port()
+    with started(config, port) as process:
+        until = time.monotonic() + START_SECONDS
+        while time.monotonic() < until:
+            with suppress(httpx.HTTPError):
+                httpx.get(f"http://127.0.0.1:{port}/-/routes", timeout=5)
+                break
+            time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 0, error
+    assert "ended before the service was ready" in error
 
 
 def test_a_replica_that_cannot_start_says_why_in_one_line(tmp_path: Path) -> None:
