@@ -2,6 +2,9 @@
 
 Every request names one adapter, the k-th most popular with a probability proportional to 1/k. With
 `--per-request 1` every text names its own, which takes many more loads.
+
+Two engines take turns over the same store: one reads images (`service.engine.images`), the other
+one every adapter's file.
 """
 
 import asyncio
@@ -9,15 +12,18 @@ import os
 from argparse import ArgumentParser, Namespace
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
+from itertools import cycle
 from pathlib import Path
 from statistics import median
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import uvloop
 
-from adapters.tokenizer import Encoding
+from adapters.adapter import prepare
+from adapters.backbone.model import random_adapter
 from benchmarks.arguments import add_model_arguments, at_least, duration
 from benchmarks.loop import (
     closed_loop,
@@ -32,13 +38,19 @@ from benchmarks.report import BenchmarkFailed, Report, progress, spread
 from benchmarks.stock import stocked
 from benchmarks.subject import MEAN_TOKENS, Subject, loaded_subject
 from benchmarks.texts import make_encodings
-from benchmarks.turns import ratio, take_turns
+from benchmarks.turns import Measure, ratio, take_turns
 from service.engine.engine import LocalEngine
 from service.engine.interface import AdapterKey, Entry
-from service.engine.observer import Observer, Tier
+from service.engine.observer import ImageEvent, Observer, Tier
+from service.engine.settings import EngineSettings
 
 RESIDENT = "traffic over the active adapters alone"
 ZIPF = "traffic over all stored adapters"
+CHURN = "a new adapter for every text"
+# How an engine gets its adapters, and the limit of its images in MiB.
+WAYS = {"images": "65536", "files": "0"}
+# Requests at a time when every text names a new adapter.
+_CHURNING = 64
 _TEXTS = 2048
 # Requests that are drawn beforehand and repeated.
 _REQUESTS = 20_000
@@ -49,7 +61,7 @@ _PROBE_SECONDS = 0.1
 
 
 class Traffic(Observer):
-    """Counts loads and evictions by tier."""
+    """Counts loads and evictions by tier, and images."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -60,6 +72,9 @@ class Traffic(Observer):
     def adapter_evicted(self, key: AdapterKey, tier: Tier, age_seconds: float) -> None:  # noqa: ARG002
         self.counts[f"evictions, {tier}"] += 1
 
+    def adapter_image(self, event: ImageEvent) -> None:
+        self.counts[f"images, {event}"] += 1
+
 
 def add_arguments(parser: ArgumentParser) -> None:
     add_model_arguments(parser)
@@ -67,6 +82,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--slots", type=at_least(1), default=512, help="IDSPAM_MAX_ACTIVE_ADAPTERS")
     parser.add_argument("--distinct", type=at_least(1), default=256, help="different files")
     parser.add_argument("--per-request", type=at_least(1), default=32, help="texts of a request")
+    parser.add_argument("--ways", choices=("both", *WAYS), default="both", help="what is measured")
     parser.add_argument("--cold", type=at_least(1), default=200, help="cold adapters, when idle")
     parser.add_argument("--seconds", type=duration, default=5.0, help="of every round")
     parser.add_argument("--rounds", type=at_least(1), default=3)
@@ -87,33 +103,44 @@ def run(options: Namespace) -> Report:
 async def _run(
     subject: Subject, options: Namespace, store: Path, keys: Sequence[AdapterKey]
 ) -> Report:
-    encodings = make_encodings(
-        subject.backbone.encoder, subject.words, count=_TEXTS, mean_tokens=MEAN_TOKENS
-    )
-    settings = settings_for(str(subject.backbone.device), MAX_ACTIVE_ADAPTERS=str(options.slots))
-    traffic = Traffic()
-    # The last ones are asked for only to measure a cold adapter.
-    popular, cold = keys[: -2 * options.cold], keys[-2 * options.cold :]
-    active = popular[: options.slots]
+    ways = list(WAYS) if options.ways == "both" else [options.ways]
     memory = {"before": _memory()}
-    async with started(subject.backbone, store, settings, traffic) as engine:
-        bench = _Bench(subject, options, engine, encodings, traffic)
-        await bench.touch(active)
+    async with AsyncExitStack() as stack:
+        benches = {}
+        for way in ways:
+            settings, traffic = _settings(subject, options, way), Traffic()
+            engine = await stack.enter_async_context(
+                started(subject.backbone, store, settings, traffic)
+            )
+            benches[way] = _Bench(subject, options, engine, settings, traffic, keys)
+            progress(f"cold adapters, from {way}")
+            await benches[way].begin()
         memory["with all slots taken"] = _memory()
-        idle = [await bench.answer(key) for key in cold[: options.cold]]
-        bench.cold = iter(cold[options.cold :])
-        first = entries_of(encodings, [popular[0]] * len(encodings), subject.spec)
-        texts = _IN_FLIGHT * in_flight_for(settings, first)
-        clients = max(1, round(texts / options.per_request))
-        rates = await take_turns(
-            {
-                RESIDENT: lambda: bench.resident(active, clients),
-                ZIPF: lambda: bench.zipf(popular, clients),
-            },
-            rounds=options.rounds,
-        )
+        measures: dict[str, Measure] = {}
+        for way, bench in benches.items():
+            measures |= {
+                _of(way, RESIDENT): bench.resident,
+                _of(way, ZIPF): bench.zipf,
+                _of(way, CHURN): bench.churn,
+            }
+        rates = await take_turns(measures, rounds=options.rounds)
         memory["in the end"] = _memory()
-    return _report(subject, options, bench, rates, idle, memory)
+    return _report(subject, options, benches, rates, memory)
+
+
+def _settings(subject: Subject, options: Namespace, way: str) -> EngineSettings:
+    """Every slot can be taken, by adapters of this size."""
+    nbytes = prepare(random_adapter(subject.backbone), subject.backbone).nbytes
+    return settings_for(
+        str(subject.backbone.device),
+        MAX_ACTIVE_ADAPTERS=str(options.slots),
+        MAX_ACTIVE_MIB=str((options.slots + 1) * nbytes // 2**20 + 1),
+        IMAGES_MIB=WAYS[way],
+    )
+
+
+def _of(way: str, what: str) -> str:
+    return f"{what}, from {way}"
 
 
 class _Bench:
@@ -124,15 +151,44 @@ class _Bench:
         subject: Subject,
         options: Namespace,
         engine: LocalEngine,
-        encodings: Sequence[Encoding],
+        settings: EngineSettings,
         traffic: Traffic,
+        keys: Sequence[AdapterKey],
     ) -> None:
         self._subject, self._options, self._engine = subject, options, engine
-        self._encodings, self._traffic = encodings, traffic
-        self.cold: Iterator[AdapterKey] = iter(())
+        self._traffic = traffic
+        self._encodings = make_encodings(
+            subject.backbone.encoder, subject.words, count=_TEXTS, mean_tokens=MEAN_TOKENS
+        )
+        # The last ones are asked for only to measure a cold adapter.
+        self._popular, self._cold = keys[: -2 * options.cold], keys[-2 * options.cold :]
+        self._active = self._popular[: options.slots]
+        first = entries_of(self._encodings, [keys[0]] * len(self._encodings), subject.spec)
+        texts = _IN_FLIGHT * in_flight_for(settings, first)
+        self._clients = max(1, round(texts / options.per_request))
+        # The least popular first: those are not in host memory.
+        self._churned = cycle(reversed(self._popular))
+        self._probes = iter(self._cold[options.cold :])
+        self.idle_seconds: list[float] = []
         self.cold_seconds: list[float] = []
         self.moved: Counter[str] = Counter()
         self.seconds = 0.0
+
+    @property
+    def images(self) -> Counter[str]:
+        """What happened to images up to now."""
+        return Counter(
+            {name: count for name, count in self._traffic.counts.items() if "images" in name}
+        )
+
+    async def begin(self) -> None:
+        """Fill the slots, and ask for cold adapters while nothing else is asked.
+
+        Every file has been read once before, as after its upload.
+        """
+        await self.touch(self._popular[: self._options.distinct])
+        await self.touch(self._active)
+        self.idle_seconds = [await self.answer(key) for key in self._cold[: self._options.cold]]
 
     async def touch(self, keys: Sequence[AdapterKey]) -> None:
         """Make these adapters active, as far as they fit."""
@@ -146,17 +202,29 @@ class _Bench:
         await self._engine.predict(entries)
         return perf_counter() - sent
 
-    async def resident(self, keys: Sequence[AdapterKey], clients: int) -> float:
+    async def resident(self) -> float:
         """Texts/s when nothing has to be loaded."""
-        await self.touch(keys)
-        return await self._load(keys, clients)
+        await self.touch(self._active)
+        return await self._load(self._active)
 
-    async def zipf(self, keys: Sequence[AdapterKey], clients: int) -> float:
+    async def churn(self) -> float:
+        """Texts/s, and so loads/s, when every text names an adapter that is not in memory."""
+        seconds = self._options.seconds
+        texts = cycle(self._encodings)
+        requests = (
+            entries_of([text], [key], self._subject.spec)
+            for text, key in zip(texts, self._churned, strict=False)
+        )
+        return await closed_loop(
+            self._engine, requests, clients=_CHURNING, seconds=seconds, warm_up=seconds / 5
+        )
+
+    async def zipf(self) -> float:
         """Texts/s over all of them, with a request for a cold one now and then."""
         before, began = Counter(self._traffic.counts), perf_counter()
         probing = asyncio.create_task(self._probe())
         try:
-            return await self._load(keys, clients)
+            return await self._load(self._popular)
         finally:
             probing.cancel()
             with suppress(asyncio.CancelledError):
@@ -164,18 +232,18 @@ class _Bench:
             self.moved += self._traffic.counts - before
             self.seconds += perf_counter() - began
 
-    async def _load(self, keys: Sequence[AdapterKey], clients: int) -> float:
+    async def _load(self, keys: Sequence[AdapterKey]) -> float:
         seconds = self._options.seconds
         return await closed_loop(
             self._engine,
             self._requests(keys),
-            clients=clients,
+            clients=self._clients,
             seconds=seconds,
             warm_up=seconds / 2,
         )
 
     async def _probe(self) -> None:
-        for key in self.cold:
+        for key in self._probes:
             self.cold_seconds.append(await self.answer(key))
             await asyncio.sleep(_PROBE_SECONDS)
 
@@ -195,44 +263,67 @@ class _Bench:
 def _report(
     subject: Subject,
     options: Namespace,
-    bench: _Bench,
+    benches: dict[str, _Bench],
     rates: dict[str, list[float]],
-    idle: Sequence[float],
     memory: dict[str, dict[str, float]],
 ) -> Report:
-    share = ratio(rates[ZIPF], rates[RESIDENT])
-    moved = {f"{name} a second": count / bench.seconds for name, count in bench.moved.items()}
-    cold = {"idle": percentiles_ms(idle), "under load": percentiles_ms(bench.cold_seconds)}
-    rows = [
-        [f"{ZIPF}, texts/s", f"{median(rates[ZIPF]):,.0f}"],
-        [f"{RESIDENT}, texts/s", f"{median(rates[RESIDENT]):,.0f}"],
-        ["the first over the second", f"{share:.3f}"],
-    ]
-    rows += [[name, f"{rate:,.1f}"] for name, rate in sorted(moved.items())]
-    for when, ms in cold.items():
-        cells = f"{ms['p50_ms']:.1f} / {ms['p99_ms']:.1f}"
-        rows.append([f"cold adapter to answer, {when}, p50 / p99 ms", cells])
-    for when, mib in memory.items():
-        cells = f"{mib['host']:,.0f} / {mib['device']:,.0f}"
-        rows.append([f"host / device MiB, {when}", cells])
-    figures = {
+    figures: dict[str, Any] = {
         "texts_per_second": {name: spread(values) for name, values in rates.items()},
-        "over_all_resident": share,
-        "moved": moved,
-        "cold": cold,
         "memory_mib": memory,
     }
+    columns = {way: _figures_of(bench, rates, way) for way, bench in benches.items()}
+    figures |= {way: of_way for way, (_, of_way) in columns.items()}
+    names = list(dict.fromkeys(name for rows, _ in columns.values() for name in rows))
+    rows = [[name, *(rows.get(name, "") for rows, _ in columns.values())] for name in names]
+    for when, mib in memory.items():
+        cells = f"{mib['host']:,.0f} / {mib['device']:,.0f}"
+        rows.append([f"host / device MiB, {when}", *([cells] * len(columns))])
     conditions = subject.conditions | {
         "adapters": f"{options.stored} stored, {min(options.stored, options.distinct)} different "
         f"files (hard links), {options.slots} slots; an adapter is a name and a revision, so each "
-        "is read, prepared and given its own slot; files are in the page cache",
+        "is read and given its own slot; files are in the page cache, and every file was loaded "
+        "before, so it has an image",
         "traffic": f"{options.per_request} texts a request under one adapter, Zipf(1.0), six "
-        f"batches in flight; a cold one is asked for every {_PROBE_SECONDS * 1e3:.0f} ms",
+        f"batches in flight; a cold one is asked for every {_PROBE_SECONDS * 1e3:.0f} ms. A new "
+        f"adapter for every text: {_CHURNING} texts at a time",
         "rounds": f"{options.rounds} of {options.seconds:g} s, medians",
     }
     backbone = subject.conditions["backbone"]
     title = f"adapters: {options.stored} stored, {options.slots} slots, {backbone}"
-    return Report(title, ("", "figure"), rows, figures, conditions)
+    return Report(title, ("", *(f"from {way}" for way in columns)), rows, figures, conditions)
+
+
+def _figures_of(
+    bench: _Bench, rates: dict[str, list[float]], way: str
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """The rows of one way, by their names, and the same as figures."""
+    zipf, resident, churn = (rates[_of(way, what)] for what in (ZIPF, RESIDENT, CHURN))
+    share = ratio(zipf, resident)
+    moved = {f"{name} a second": count / bench.seconds for name, count in bench.moved.items()}
+    cold = {
+        "idle": percentiles_ms(bench.idle_seconds),
+        "under load": percentiles_ms(bench.cold_seconds),
+    }
+    rows = {
+        f"{ZIPF}, texts/s": f"{median(zipf):,.0f}",
+        f"{RESIDENT}, texts/s": f"{median(resident):,.0f}",
+        "the first over the second": f"{share:.3f}",
+        f"{CHURN}, loads/s": f"{median(churn):,.0f}",
+    }
+    rows |= {name: f"{rate:,.1f}" for name, rate in sorted(moved.items())}
+    for when, ms in cold.items():
+        rows[f"cold adapter to answer, {when}, p50 / p99 ms"] = (
+            f"{ms['p50_ms']:.1f} / {ms['p99_ms']:.1f}"
+        )
+    rows |= {name: f"{count:,}" for name, count in sorted(bench.images.items())}
+    figures = {
+        "over_all_resident": share,
+        "loads_per_second_alone": spread(churn),
+        "moved": moved,
+        "cold": cold,
+        "images": dict(bench.images),
+    }
+    return rows, figures
 
 
 def _memory() -> dict[str, float]:

@@ -244,6 +244,7 @@ ROWS = (
                 "s",
                 [Query(quantile(0.95, "idspam_adapter_load_seconds", by="tier"), "{{tier}}")],
             ),
+            Chart("Images", "ops", per("idspam_adapter_images_total", "event")),
             Chart("Evictions", "ops", per("idspam_adapter_evictions_total", "tier")),
             Chart(
                 "Last use of what is evicted, median",

@@ -90,6 +90,7 @@ class LocalBackend:
         self._verifying: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._expiring: asyncio.Task[None] | None = None
+        self._sweeping: asyncio.Task[None] | None = None
         self._lock = StoreLock(store.root, "engine")
         # Why the store cannot be changed now, if it cannot.
         self._store_trouble: str | None = None
@@ -119,6 +120,7 @@ class LocalBackend:
         self._catalog = catalog
         self._watching = asyncio.create_task(self._watch_store(catalog))
         self._verifying = asyncio.create_task(catalog.verify())
+        self._sweeping = asyncio.create_task(asyncio.to_thread(self.engine.sweep_images))
         if self._settings.uncertain_texts:
             self._expiring = asyncio.create_task(self._expire_texts())
         logger.info(
@@ -168,7 +170,7 @@ class LocalBackend:
         return self._replica
 
     async def stop(self) -> None:
-        for task in (self._verifying, self._watching, self._expiring):
+        for task in (self._verifying, self._watching, self._expiring, self._sweeping):
             if task is not None:
                 task.cancel()
         await self.engine.stop()
@@ -319,5 +321,6 @@ def engine_settings(settings: Settings) -> EngineSettings:
         max_registered_adapters=settings.max_registered_adapters
         or 4 * settings.max_active_adapters,
         max_registered_bytes=(settings.max_registered_mib or 4 * settings.max_active_mib) * _MIB,
+        max_image_bytes=settings.images_mib * _MIB or None,
         lanes=1 if on_gpu else settings.cpu_lanes or min(MAX_LANES, THREADS),
     )

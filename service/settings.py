@@ -402,6 +402,13 @@ class Settings:
         "MiB",
         "Most memory of the adapters in host memory; `auto` is four times `IDSPAM_MAX_ACTIVE_MIB`",
     )
+    images_mib: int = _setting(
+        _none_or(_whole(64, 2**24)),
+        "16384",
+        "MiB",
+        "Most disk, in `.images` of `IDSPAM_ADAPTER_DIR`, for adapters as the device wants them, "
+        "from which they are loaded quickly ([engine.md](engine.md#images)); 0: none",
+    )
     cpu_lanes: int | None = _setting(
         _auto_or(_whole(1, 256)),
         "auto",

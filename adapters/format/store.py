@@ -9,6 +9,8 @@
                                           read it
     <root>/.locks/<name>                  the lock of this name's writers, in all processes
     <root>/.uploads/                      files that are being received (`adapters.format.uploads`)
+    <root>/.images/                       adapters as a device wants them (`service.engine.images`);
+                                          the store does not read it
 
 A revision is the sha256 of its bytes; a name is an alias. Publishing, rolling back and deleting are
 each one atomic rename, after everything that it refers to was synced: a crash at any point leaves
@@ -301,6 +303,15 @@ class AdapterStore:
     def path(self, name: str, revision: str) -> Path:
         """The path of a revision's file, which need not exist."""
         return file_of(self.root, name, revision)
+
+    @_reporting("be read")
+    def signature(self, name: str, revision: str) -> str | None:
+        """Changes when a revision's file does: its size and time. None if there is no file."""
+        try:
+            status = self.path(name, revision).stat()
+        except FileNotFoundError:
+            return None
+        return f"{status.st_size:x}-{status.st_mtime_ns:x}"
 
     @_reporting("be read")
     def read(self, name: str, revision: str) -> bytes:

@@ -108,6 +108,11 @@ class CachedStore(AdapterStore):
 
     # --- files ---
 
+    def signature(self, name: str, revision: str) -> str | None:
+        """That of an object, which never changes, whether or not its file is here."""
+        self.path(name, revision)  # Refuses a name that breaks the rules.
+        return "shared"
+
     def read(self, name: str, revision: str) -> bytes:
         with self.fetched(name, revision):
             return super().read(name, revision)

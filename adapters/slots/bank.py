@@ -4,14 +4,18 @@
 
 All that can be computed ahead is in the image, which is one block of bytes: filling a slot takes
 one copy. A slot takes the memory of its adapter and no more, so an adapter of a few vectors does
-not take the place of a prompt's generator. The copies go through a few pinned buffers. Images are
-not pinned: pinning takes a millisecond for each megabyte, during which every other thread waits for
-the driver.
+not take the place of a prompt's generator. The copies go through one pinned buffer. Images are not
+pinned: pinning takes a millisecond for each megabyte, during which every other thread waits for the
+driver.
+
+A thread that calls into torch gives up the interpreter and has to wait for it again, under load for
+up to a millisecond each time. So many images are written with as few calls as one.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Self
 
 import numpy as np
 import torch
@@ -19,6 +23,7 @@ from torch import Tensor
 
 from adapters.backbone.model import Backbone, check_fits
 from adapters.errors import InvalidAdapter
+from adapters.flattened import Layout
 from adapters.format.files import Adapter, all_finite
 from adapters.format.spec import (
     AdapterSpec,
@@ -36,6 +41,8 @@ from adapters.slots.batch import Fact, facts_of
 
 # Every matrix starts at a multiple of this many bytes.
 _ALIGNMENT = 16
+# Pinned at the start, for the images of one call; it grows for larger ones.
+STAGED_BYTES = 32 * 2**20
 
 
 class Column(IntEnum):
@@ -128,6 +135,27 @@ class AdapterImage:
     @property
     def nbytes(self) -> int:
         return self.memory.nbytes
+
+    @property
+    def layout(self) -> Layout:
+        """All but spec and memory, as JSON values."""
+        return {
+            "starts": {column.name: start for column, start in self.starts.items()},
+            "values": {column.name: value for column, value in self.values.items()},
+        }
+
+    @classmethod
+    def restore(cls, spec: AdapterSpec, layout: Layout, memory: Tensor) -> Self:
+        """The image that had this layout and this memory.
+
+        Raises:
+            KeyError, TypeError, ValueError: this is no layout of this memory.
+        """
+        starts = {Column[name]: int(start) for name, start in layout["starts"].items()}
+        values = {Column[name]: int(value) for name, value in layout["values"].items()}
+        if not all(0 <= start < len(memory) for start in starts.values()):
+            raise ValueError("a matrix starts outside of the image's memory")
+        return cls(spec, memory, starts, values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,8 +308,8 @@ class SlotBank:
         self.facts = np.zeros((slots, len(Fact)), dtype=np.int64)
         # Kernels know the adapters only by address: this list keeps them alive.
         self._memory: list[Tensor | None] = [None] * slots
-        # Pinned memory for the largest number of images that one call has written.
-        self._staging: list[Tensor] = []
+        # Pinned memory for the images and the table's rows of one call.
+        self._staging = self._pinned(STAGED_BYTES)
 
     def __len__(self) -> int:
         return len(self._memory)
@@ -297,29 +325,53 @@ class SlotBank:
 
         Asynchronous on CUDA: synchronise the stream before the next call.
         """
-        device = self.table.device
-        rows = np.zeros((len(images), len(Column)), dtype=np.int64)
-        for index, (row, (slot, image)) in enumerate(zip(rows, images, strict=True)):
-            memory = self._staged(index, image).to(device, non_blocking=True)
+        memories = self._copied([image.memory for _, image in images])
+        rows = np.zeros((len(images), 1 + len(Column)), dtype=np.int64)
+        for row, memory, (slot, image) in zip(rows, memories, images, strict=True):
             self._memory[slot] = memory
             self.facts[slot] = facts_of(image.spec)
+            row[0] = slot
+            columns, address = row[1:], memory.data_ptr()
             for column, start in image.starts.items():
-                row[column] = memory.data_ptr() + start
+                columns[column] = address + start
             for column, value in image.values.items():
-                row[column] = value
-        slots = torch.tensor([slot for slot, _ in images], device=device)
-        self.table.index_copy_(0, slots, torch.from_numpy(rows).to(device))
+                columns[column] = value
+        (moved,) = self._copied([torch.from_numpy(rows).view(-1).view(torch.uint8)], after=memories)
+        moved = moved.view(torch.int64).view(rows.shape)
+        self.table.index_copy_(0, moved[:, 0].contiguous(), moved[:, 1:].contiguous())
 
-    def _staged(self, index: int, image: AdapterImage) -> Tensor:
-        """The memory of an image, on CUDA in the pinned buffer number `index`."""
+    def _copied(self, sources: Sequence[Tensor], *, after: Sequence[Tensor] = ()) -> list[Tensor]:
+        """Copies of flat uint8 tensors on the device, through pinned memory.
+
+        Args:
+            after: what the staging memory holds already.
+        """
+        device = self.table.device
+        if device.type != "cuda":
+            return [source.clone() for source in sources]
+        start = sum(map(_padded, after))
+        staged = []
+        for source in sources:
+            staged.append((start, start + len(source)))
+            start += _padded(source)
+        if start > len(self._staging):
+            # What is staged already may still be on its way.
+            torch.cuda.current_stream(device).synchronize()
+            self._staging = self._pinned(1 << (start - 1).bit_length())
+        pinned = [self._staging[begin:end] for begin, end in staged]
+        copies = [torch.empty(len(source), dtype=torch.uint8, device=device) for source in sources]
+        # Each of these is one call, however many images there are.
+        torch._foreach_copy_(pinned, list(sources))
+        torch._foreach_copy_(copies, pinned, non_blocking=True)
+        return copies
+
+    def _pinned(self, nbytes: int) -> Tensor:
+        """Host memory that is copied from without waiting; none where nothing is copied."""
         if not self.table.is_cuda:
-            return image.memory
-        if index == len(self._staging):
-            self._staging.append(_pinned(image.nbytes))
-        if len(self._staging[index]) < image.nbytes:
-            self._staging[index] = _pinned(image.nbytes)
-        return self._staging[index][: image.nbytes].copy_(image.memory)
+            return torch.empty(0, dtype=torch.uint8)
+        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
 
 
-def _pinned(nbytes: int) -> Tensor:
-    return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+def _padded(flat: Tensor) -> int:
+    """Bytes that a tensor takes of the staging memory."""
+    return len(flat) + -len(flat) % _ALIGNMENT

@@ -7,13 +7,16 @@ and starting and awaiting one job costs as much as several copies.
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from itertools import accumulate
 from time import perf_counter
 from typing import TypeAlias
 
 from service.engine.runners.base import DeviceAdapter, HostAdapter, Runner
 
-# Adapters in one job. The first of them waits for the last.
+# Adapters in one job, and their bytes unless a single one has more. The first of them waits for the
+# last.
 _MAX_JOB = 32
+_MAX_JOB_BYTES = 32 * 2**20
 
 Outcome: TypeAlias = DeviceAdapter | BaseException
 OnLoaded: TypeAlias = Callable[[Outcome, float], None]
@@ -36,7 +39,8 @@ class DeviceLoader:
 
     def _start_job(self) -> None:
         self._busy = True
-        loads, self._waiting = self._waiting[:_MAX_JOB], self._waiting[_MAX_JOB:]
+        size = _job_size([adapter.nbytes for _, adapter, _ in self._waiting])
+        loads, self._waiting = self._waiting[:size], self._waiting[size:]
         started = perf_counter()
         try:
             job = asyncio.get_running_loop().run_in_executor(
@@ -67,3 +71,9 @@ class DeviceLoader:
         seconds = perf_counter() - started
         for (_, _, on_loaded), outcome in zip(loads, outcomes, strict=True):
             on_loaded(outcome, seconds)
+
+
+def _job_size(sizes: Sequence[int]) -> int:
+    """How many adapters of these sizes the next job takes."""
+    totals = accumulate(sizes[:_MAX_JOB])
+    return max(1, sum(total <= _MAX_JOB_BYTES for total in totals))

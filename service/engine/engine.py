@@ -5,6 +5,7 @@ batches (`device.py`).
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ from service.engine.answers import AnswerListener
 from service.engine.device import Device
 from service.engine.device_loader import DeviceLoader
 from service.engine.host_cache import HostCache
+from service.engine.images import Images
 from service.engine.interface import (
     EMBEDDING,
     AdapterKey,
@@ -35,7 +37,7 @@ from service.engine.interface import (
     cost_of,
 )
 from service.engine.load import Load
-from service.engine.observer import Observer
+from service.engine.observer import ImageEvent, Observer
 from service.engine.requests import InFlight, LaunchedBatch, Request
 from service.engine.residency import Residency
 from service.engine.runners.base import BatchResult, Runner
@@ -79,6 +81,8 @@ class _Parts:
 
     info: EngineInfo
     runner: Runner
+    host_cache: HostCache
+    images: Images | None
     residency: Residency
     in_flight: InFlight
     shadows: Shadows
@@ -200,7 +204,15 @@ class LocalEngine:
         return [] if self._parts is None else self._parts.residency.active_names(most)
 
     async def preload(self, key: AdapterKey) -> None:
-        await self._require_ready().residency.preload(key)
+        parts = self._require_ready()
+        await parts.residency.preload(key)
+        # Without room on the device it was not read.
+        parts.host_cache.make_image(key)
+
+    def sweep_images(self) -> None:
+        """Remove images that nothing refers to; it blocks on the disk."""
+        if (images := self._loaded().images) is not None:
+            images.sweep()
 
     def retire(self, key: AdapterKey) -> None:
         self._loaded().residency.retire(key)
@@ -215,6 +227,8 @@ class LocalEngine:
         self._end(Phase.STOPPED, "the engine is stopped")
         if self._trimming is not None:
             self._trimming.cancel()
+        if self._parts is not None:
+            self._parts.host_cache.close()
         for executor in (self._reading, self._copying):
             executor.shutdown(wait=False, cancel_futures=True)
         if self._parts is not None:
@@ -276,6 +290,14 @@ class LocalEngine:
 
     def _assemble(self, runner: Runner) -> _Parts:
         settings, observer, scheduler = self._settings, self._observer, self._scheduler
+        images = None
+        if settings.max_image_bytes is not None:
+            images = Images(
+                self._store,
+                runner,
+                max_bytes=settings.max_image_bytes,
+                report=_on_the_loop(observer.adapter_image),
+            )
         host_cache = HostCache(
             self._store,
             runner,
@@ -283,6 +305,7 @@ class LocalEngine:
             observer=observer,
             capacity=settings.max_registered_adapters,
             max_bytes=settings.max_registered_bytes,
+            images=images,
         )
         residency = Residency(
             host_cache,
@@ -309,7 +332,27 @@ class LocalEngine:
             die=self._die,
             max_batch_tokens=settings.max_batch_tokens,
         )
-        return _Parts(_info(runner.backbone), runner, residency, in_flight, shadows, device)
+        return _Parts(
+            _info(runner.backbone),
+            runner,
+            host_cache,
+            images,
+            residency,
+            in_flight,
+            shadows,
+            device,
+        )
+
+
+def _on_the_loop(report: Callable[[ImageEvent], None]) -> Callable[[ImageEvent], None]:
+    """The same for threads: it is called on this event loop, while that runs."""
+    loop = asyncio.get_running_loop()
+
+    def reported(event: ImageEvent) -> None:
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(report, event)
+
+    return reported
 
 
 def _make_runner(backbone: Backbone, settings: EngineSettings) -> Runner:

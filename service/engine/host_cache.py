@@ -1,20 +1,25 @@
 """Adapters in host memory: each file is read once however many requests want it, and the least
-recently used adapter is evicted. One that is no longer served is discarded.
+recently used adapter is evicted. One that is no longer served is discarded. An adapter is read from
+its image (`service.engine.images`), and from its file where there is none.
 
 All calls come from one event loop; files are read in threads.
 """
 
 import asyncio
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from concurrent.futures import Executor
 from functools import partial
 from time import monotonic, perf_counter
 
 from adapters.format.files import parse
 from adapters.format.store import AdapterStore
+from service.engine.images import Images
 from service.engine.interface import AdapterKey
 from service.engine.observer import Observer
 from service.engine.runners.base import HostAdapter, Runner
+
+# Making images in the background, for adapters that nobody waits for, takes this share of the time.
+_BACKGROUND_SHARE = 0.25
 
 
 class HostCache:
@@ -24,6 +29,7 @@ class HostCache:
         reading: the threads that read, check and prepare files.
         capacity: adapters held.
         max_bytes: of their weights, unless a single one has more; None: no limit.
+        images: None: every adapter is read from its file.
     """
 
     def __init__(
@@ -35,6 +41,7 @@ class HostCache:
         observer: Observer,
         capacity: int,
         max_bytes: int | None = None,
+        images: Images | None = None,
     ) -> None:
         self._store = store
         self._runner = runner
@@ -42,6 +49,10 @@ class HostCache:
         self._observer = observer
         self._capacity = capacity
         self._max_bytes = max_bytes
+        self._images = images
+        # Adapters whose images are to be made, and the task that has them made.
+        self._without_image: deque[AdapterKey] = deque()
+        self._making: asyncio.Task[None] | None = None
         # Adapters and when they were last used; the least recently used first.
         self._registered: OrderedDict[AdapterKey, tuple[HostAdapter, float]] = OrderedDict()
         self._nbytes = 0
@@ -78,12 +89,58 @@ class HostCache:
         """Drop an adapter now, or as soon as it has been read. Not counted as an eviction."""
         if (loading := self._loading.get(key)) is not None:
             loading.add_done_callback(lambda _: self.discard(key))
-        elif (registered := self._registered.pop(key, None)) is not None:
+            return
+        if (registered := self._registered.pop(key, None)) is not None:
             self._nbytes -= registered[0].nbytes
             self._observer.tier_size("registered", len(self._registered), self._nbytes)
+        if self._images is not None:
+            self._images.discard(key.revision)
+
+    def make_image(self, key: AdapterKey) -> None:
+        """Have the image of an adapter made when there is time, so that its first load is quick."""
+        if self._images is None or key in self._registered or key in self._loading:
+            return
+        self._without_image.append(key)
+        if self._making is None or self._making.done():
+            self._making = asyncio.create_task(self._make_images())
+
+    def close(self) -> None:
+        """Make no more images."""
+        self._without_image.clear()
+        if self._making is not None:
+            self._making.cancel()
+        if self._images is not None:
+            self._images.close()
+
+    async def _make_images(self) -> None:
+        while self._without_image:
+            key, started = self._without_image.popleft(), perf_counter()
+            try:
+                await asyncio.get_running_loop().run_in_executor(self._reading, self._ensure, key)
+            except Exception:
+                # A request for it will get the error.
+                continue
+            await asyncio.sleep((perf_counter() - started) * (1 / _BACKGROUND_SHARE - 1))
+
+    def _ensure(self, key: AdapterKey) -> None:
+        """Runs in a reading thread."""
+        assert self._images is not None
+        if not self._images.is_full and not self._images.has(key):
+            self._read(key)
 
     def _read(self, key: AdapterKey) -> HostAdapter:
         """Runs in a reading thread."""
+        images = self._images
+        if images is None:
+            return self._from_file(key)
+        source = images.source_of(key)
+        adapter = images.load(key, source)
+        if adapter is None:
+            adapter = self._from_file(key)
+            images.keep(key, source, adapter)
+        return adapter
+
+    def _from_file(self, key: AdapterKey) -> HostAdapter:
         # `parse` suffices: the file was validated before it was stored, and has the same hash.
         return self._runner.prepare(parse(self._store.read(key.name, key.revision)))
 

@@ -42,6 +42,8 @@ ConnectionEnd = Literal[
     "draining",
 ]
 Tier = Literal["registered", "active"]
+# Of an adapter's image on disk: read, written, found altered, not written.
+ImageEvent = Literal["used", "made", "refused", "failed"]
 # No label is empty.
 NO_LABEL = ""
 RecordLog = Literal["access", "decisions"]
@@ -182,6 +184,9 @@ class Observer:
 
     def adapter_loaded(self, key: AdapterKey, tier: Tier, seconds: float) -> None:
         """An adapter entered a tier."""
+
+    def adapter_image(self, event: ImageEvent) -> None:
+        """Something happened to an adapter's image on disk."""
 
     def adapter_evicted(self, key: AdapterKey, tier: Tier, age_seconds: float) -> None:
         """An adapter left a tier, this long after its last use."""

@@ -271,13 +271,20 @@ class Residency:
         self._queue.append(waiter)
         self._wanted.update(waiter.keys)
         if len(self._queue) <= _PREFETCHED:
-            for key in waiter.keys:
-                if key not in self._active and self._host_cache.get(key) is None:
-                    self._host_cache.load(key)
+            self._prefetch(waiter)
+
+    def _prefetch(self, waiter: Waiter) -> None:
+        """Read the files that a waiter will need."""
+        for key in waiter.keys:
+            if key not in self._active and self._host_cache.get(key) is None:
+                self._host_cache.load(key)
 
     def _dequeue(self, waiter: Waiter) -> None:
         self._queue.remove(waiter)
         self._wanted -= Counter(waiter.keys)
+        if len(self._queue) >= _PREFETCHED:
+            # It has become one of the first.
+            self._prefetch(self._queue[_PREFETCHED - 1])
         for key in waiter.keys:
             self._drop_if_retired(key)
 

@@ -15,6 +15,7 @@ class EngineSettings:
     max_active_bytes: of their weights; None: no limit. Adapters in use may exceed it.
     max_registered_adapters: adapters in host memory, validated and ready to be activated.
     max_registered_bytes: of their weights; None: no limit.
+    max_image_bytes: of images on disk; None: none are made.
     lanes: batches that a CPU runs side by side, each on its share of the cores.
     stall_seconds: when a batch runs longer than this, the engine is not live.
     adapter_weights: shares of the device by adapter name, 1 for all others.
@@ -26,6 +27,7 @@ class EngineSettings:
     max_active_bytes: int | None = None
     max_registered_adapters: int = 256
     max_registered_bytes: int | None = None
+    max_image_bytes: int | None = None
     lanes: int = 1
     stall_seconds: float = 60.0
     adapter_weights: Mapping[str, float] = field(default_factory=dict)

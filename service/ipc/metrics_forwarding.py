@@ -51,6 +51,7 @@ COUNTED = (
     "batch_done",
     "adapter_loaded",
     "adapter_evicted",
+    "adapter_image",
     "overload_refused",
     "failed",
     "dropped",

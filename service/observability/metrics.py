@@ -22,6 +22,7 @@ from service.engine.observer import (
     BatchReport,
     ConnectionEnd,
     FailureReason,
+    ImageEvent,
     Observer,
     Outcome,
     RecordLog,
@@ -107,6 +108,7 @@ class Metrics(Observer):
         self._tier_bytes = _children(of["idspam_tier_bytes"], ("stored", *tiers))
         self._loads = _children(of["idspam_adapter_loads_total"], tiers)
         self._load_seconds = _children(of["idspam_adapter_load_seconds"], tiers)
+        self._images = _children(of["idspam_adapter_images_total"], get_args(ImageEvent))
         self._evictions = _children(of["idspam_adapter_evictions_total"], tiers)
         self._eviction_ages = _children(of["idspam_adapter_eviction_age_seconds"], tiers)
         self._passes = _children(of["idspam_passes_total"], ("graph", "eager"))
@@ -298,6 +300,9 @@ class Metrics(Observer):
     def adapter_loaded(self, key: AdapterKey, tier: Tier, seconds: float) -> None:  # noqa: ARG002
         self._loads[tier].inc()
         self._load_seconds[tier].observe(seconds)
+
+    def adapter_image(self, event: ImageEvent) -> None:
+        self._images[event].inc()
 
     def adapter_evicted(
         self,

@@ -97,10 +97,17 @@ def test_latency_is_reported_by_percentile_and_stage(tmp_path: Path) -> None:
 def test_stored_adapters_are_loaded_and_evicted(tmp_path: Path) -> None:
     short = ("--stored", "60", "--slots", "6", "--distinct", "4", "--cold", "5", "--rounds", "1")
     figures = run("adapters", tmp_path, *TINY, *short, "--seconds", "0.4", "--per-request", "4")
-    assert figures["over_all_resident"] > 0
-    assert figures["moved"]["loads, active a second"] > 0
-    assert figures["moved"]["evictions, active a second"] > 0
-    assert figures["cold"]["idle"]["p50_ms"] > 0
+    for way in ("images", "files"):
+        of_way = figures[way]
+        assert of_way["over_all_resident"] > 0
+        assert of_way["moved"]["loads, active a second"] > 0
+        assert of_way["moved"]["evictions, active a second"] > 0
+        assert of_way["loads_per_second_alone"]["median"] > 0
+        assert of_way["cold"]["idle"]["p50_ms"] > 0
+        assert of_way["cold"]["under load"]["p50_ms"] > 0
+    assert figures["images"]["images"]["images, used"] > 0
+    assert figures["images"]["images"]["images, made"] == 4
+    assert figures["files"]["images"] == {}
     assert figures["memory_mib"]["in the end"]["host"] > 0
 
 

@@ -9,10 +9,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
 from adapters.adapter import PreparedAdapter
 from adapters.backbone.model import Backbone
+from adapters.flattened import Layout
 from adapters.format.files import Adapter
+from adapters.format.spec import AdapterSpec
 from service.engine.runners.base import (
     BatchResult,
     BatchRow,
@@ -50,12 +53,14 @@ class AheadRunner:
 
     launches_ahead = True
     lanes = 1
+    form = "ahead"
 
     def __init__(self, backbone: Backbone) -> None:
         self.backbone = backbone
         self.launched: list[int] = []
         self.finished = 0
         self._packed = PackedRunner(backbone)
+        self.embedder = self._packed.embedder
         self._thread = ThreadPoolExecutor(1)
 
     def enter_lane(self) -> None:
@@ -63,6 +68,12 @@ class AheadRunner:
 
     def prepare(self, adapter: Adapter) -> PreparedAdapter:
         return self._packed.prepare(adapter)
+
+    def flatten(self, adapter: HostAdapter) -> tuple[Layout, Tensor]:
+        return self._packed.flatten(adapter)
+
+    def restore(self, spec: AdapterSpec, layout: Layout, memory: Tensor) -> PreparedAdapter:
+        return self._packed.restore(spec, layout, memory)
 
     def load(self, adapters: Sequence[tuple[int, HostAdapter]]) -> list[DeviceAdapter]:
         return self._packed.load(adapters)

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from service.engine import residency
 from service.engine.residency import MAX_OVERTAKEN
 from service.errors import EngineUnavailable
 from tests.support.residency_harness import OpenResidency, let_the_loop_run
@@ -65,6 +66,26 @@ async def test_files_are_read_while_a_request_waits_for_a_slot(
         harness.residency.release(held)
         harness.residency.release(await waiting)
         assert harness.store.reads == 2
+
+
+async def test_files_are_read_for_a_request_that_has_become_one_of_the_first(
+    open_residency: OpenResidency, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(residency, "_PREFETCHED", 1)
+    async with open_residency(active=1) as harness:
+        held = await harness.residency.acquire(harness.keys_of("a"))
+        first, second = (
+            asyncio.create_task(harness.residency.acquire(harness.keys_of(name))) for name in "bc"
+        )
+        await harness.store.until_reads(2)
+        await let_the_loop_run()
+        assert harness.store.reads == 2
+        first.cancel()
+        await harness.store.until_reads(3)
+        assert not second.done()
+        harness.residency.release(held)
+        harness.residency.release(await second)
+        assert harness.store.reads == 3
 
 
 async def test_adapters_that_a_waiting_request_wants_are_evicted_last(

@@ -51,6 +51,7 @@ def test_metrics_are_what_the_engine_reports_to(metrics: Metrics) -> None:
     observer.waiting_tokens(41)
     observer.tier_size("active", 2, 1000)
     observer.adapter_loaded(KEY, "active", 0.5)
+    observer.adapter_image("refused")
     observer.adapter_evicted(KEY, "registered", 30.0)
     for reason in get_args(FailureReason):
         observer.failed(reason, 2)
@@ -58,6 +59,7 @@ def test_metrics_are_what_the_engine_reports_to(metrics: Metrics) -> None:
         "idspam_batch_rows_sum 3.0",
         "idspam_batch_tokens_sum 70.0",
         'idspam_passes_total{kind="graph"} 1.0',
+        'idspam_adapter_images_total{event="refused"} 1.0',
         'idspam_passes_total{kind="eager"} 2.0',
         "idspam_batch_adapters_sum 2.0",
         "idspam_queue_seconds_count 3.0",

@@ -14,9 +14,11 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from adapters.backbone.model import Backbone
 from adapters.faults import fault_point
+from adapters.flattened import Layout
 from adapters.format.files import Adapter
 from adapters.format.spec import AdapterSpec
 from adapters.tokenizer import Encoding
@@ -112,7 +114,8 @@ class BatchResult:
 class Runner(Protocol):
     """A backbone and adapters on one device.
 
-    `prepare` and `load` are called from loading threads, everything else from the device's lanes.
+    `prepare`, `flatten`, `restore` and `load` are called from loading threads, everything else from
+    the device's lanes.
     """
 
     @property
@@ -138,6 +141,20 @@ class Runner(Protocol):
 
         Raises:
             IncompatibleAdapter, InvalidAdapter: it cannot run here.
+        """
+
+    @property
+    def form(self) -> str:
+        """Names the form of its host adapters: images of another form are of no use."""
+
+    def flatten(self, adapter: HostAdapter) -> tuple[Layout, Tensor]:
+        """A prepared adapter without its spec: JSON values, and memory, uint8 on the CPU."""
+
+    def restore(self, spec: AdapterSpec, layout: Layout, memory: Tensor) -> HostAdapter:
+        """The adapter that was flattened; it may keep `memory`.
+
+        Raises:
+            Exception: of any kind, if this is no layout of this memory.
         """
 
     def load(self, adapters: Sequence[tuple[int, HostAdapter]]) -> list[DeviceAdapter]:

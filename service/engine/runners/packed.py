@@ -5,11 +5,14 @@ from time import perf_counter
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from adapters.adapter import Classification, PreparedAdapter, classify_timed, prepare
 from adapters.backbone.model import Backbone, random_adapter
 from adapters.embedding import embedder
+from adapters.flattened import Layout, flatten, restore
 from adapters.format.files import Adapter
+from adapters.format.spec import AdapterSpec
 from adapters.packed.packing import Row
 from service.engine.interface import RowResult
 from service.engine.runners.base import (
@@ -34,6 +37,7 @@ class PackedRunner:
     """
 
     launches_ahead = False
+    form = "packed"
 
     def __init__(self, backbone: Backbone, *, lanes: int = 1) -> None:
         self.backbone = backbone
@@ -46,7 +50,15 @@ class PackedRunner:
         torch.set_num_threads(self._threads)
 
     def prepare(self, adapter: Adapter) -> PreparedAdapter:
-        return prepare(adapter, self.backbone)
+        # In the memory of an image, so that adapters from files and from images are alike to the
+        # bit, and what folding has used up is freed.
+        return self.restore(adapter.spec, *flatten(prepare(adapter, self.backbone)))
+
+    def flatten(self, adapter: HostAdapter) -> tuple[Layout, Tensor]:
+        return flatten(_prepared(adapter))
+
+    def restore(self, spec: AdapterSpec, layout: Layout, memory: Tensor) -> PreparedAdapter:
+        return restore(spec, layout, memory, device=self.backbone.device)
 
     def load(self, adapters: Sequence[tuple[int, HostAdapter]]) -> list[DeviceAdapter]:
         # Nothing to copy: a CPU runs adapters from host memory.

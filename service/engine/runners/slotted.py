@@ -18,6 +18,7 @@ from torch import Tensor
 from adapters.adapter import PreparedAdapter, classify, prepare, rows_of
 from adapters.backbone.model import Backbone, random_adapter, random_of
 from adapters.embedding import embedder
+from adapters.flattened import Layout
 from adapters.format.files import Adapter
 from adapters.format.spec import AdapterSpec, AttentionPrompt, LoraTuning, Site, VectorTuning
 from adapters.layers.attention import VARLEN_DTYPES
@@ -130,6 +131,7 @@ class SlottedRunner:
 
     launches_ahead = True
     lanes = 1
+    form = "slotted"
 
     def __init__(self, backbone: Backbone, *, slots: int, max_tokens: int) -> None:
         self.backbone = backbone
@@ -157,6 +159,13 @@ class SlottedRunner:
     def prepare(self, adapter: Adapter) -> AdapterImage:
         with torch.inference_mode(), torch.cuda.stream(self._loading):
             return image_of(adapter, self.backbone)
+
+    def flatten(self, adapter: HostAdapter) -> tuple[Layout, Tensor]:
+        image = _image(adapter)
+        return image.layout, image.memory
+
+    def restore(self, spec: AdapterSpec, layout: Layout, memory: Tensor) -> AdapterImage:
+        return AdapterImage.restore(spec, layout, memory)
 
     def load(self, adapters: Sequence[tuple[int, HostAdapter]]) -> list[DeviceAdapter]:
         images = [(slot, _image(adapter)) for slot, adapter in adapters]
