@@ -136,6 +136,8 @@ def _settings(subject: Subject, options: Namespace, way: str) -> EngineSettings:
         MAX_ACTIVE_ADAPTERS=str(options.slots),
         MAX_ACTIVE_MIB=str((options.slots + 1) * nbytes // 2**20 + 1),
         IMAGES_MIB=WAYS[way],
+        # A slow minute of the machine must not refuse anything.
+        MAX_WAITING_TOKENS=str(2**22),
     )
 
 
