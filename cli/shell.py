@@ -191,5 +191,20 @@ def _json_escape(error: UnicodeError) -> tuple[str, int]:
 
 def one_line(message: str) -> str:
     """The message as one line, with `?` for control characters: a terminal would obey them."""
-    line = " ".join(message.split())
-    return "".join(character if character.isprintable() else "?" for character in line)
+    return _without_controls(" ".join(message.split()))
+
+
+def plain_lines(text: str) -> str:
+    """A text with its lines and tabs, and `?` for other control characters."""
+    return "\n".join(
+        "\t".join(map(_without_controls, line.split("\t")))
+        for line in text.replace("\r\n", "\n").split("\n")
+    )
+
+
+def _without_controls(line: str) -> str:
+    return "".join(
+        # A no-break space is not printable either.
+        character if character.isprintable() else " " if character.isspace() else "?"
+        for character in line
+    )

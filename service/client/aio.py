@@ -7,6 +7,7 @@ from collections.abc import (
     AsyncIterable,
     AsyncIterator,
     Iterable,
+    Iterator,
     Mapping,
     Sequence,
 )
@@ -26,8 +27,9 @@ from service.client.batch import (
     achunks_of,
     check_many,
     check_sizes,
-    each,
+    one_by_one,
     renumbered,
+    results_of,
 )
 from service.client.environment import from_environment
 from service.client.errors import Refused
@@ -37,13 +39,18 @@ from service.client.transport import Address, AsyncTransport, Hooks
 from service.client.types import (
     AdapterDetail,
     AdapterFile,
+    AdapterState,
     AdapterSummary,
     Answer,
+    Card,
     Drift,
+    Embeddings,
     Health,
     Options,
     Published,
+    Ranking,
     Result,
+    RevisionDifference,
     Rule,
     Text,
     TrafficDetail,
@@ -106,6 +113,7 @@ class AsyncClient:
         inputs: Iterable[Text] | AsyncIterable[Text],
         adapter: str | None = None,
         *,
+        adapters: Sequence[str] | None = None,
         per_request: int = PER_REQUEST,
         in_flight: int = IN_FLIGHT,
         **options: Unpack[Options],
@@ -119,8 +127,9 @@ class AsyncClient:
             inputs, per_request=per_request, in_flight=in_flight, connections=self._connections
         )
         patient: Options = {"timeout_ms": TIMEOUT_MS, **options}
-        chunks = achunks_of(inputs, per_request=per_request)
-        return self._classified(chunks, in_flight, adapter, patient)
+        each = len(adapters) if adapters else 1
+        chunks = achunks_of(inputs, per_request=per_request, each=each)
+        return self._classified(chunks, in_flight, adapter, adapters, patient)
 
     def stream(
         self,
@@ -136,9 +145,52 @@ class AsyncClient:
         lines = self._lines(adapter, options)
         return self._streamed(inputs, lines)
 
-    async def adapters(self) -> list[AdapterSummary]:
+    async def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        adapter: str | None = None,
+        *,
+        label: str | None = None,
+        top_n: int | None = None,
+        truncate: bool = True,
+        request_id: str | None = None,
+        request_key: str | None = None,
+    ) -> Ranking:
+        """As `Client.rerank`."""
+        return await self._call(
+            operations.rerank(
+                query,
+                documents,
+                adapter,
+                label=label,
+                top_n=top_n,
+                truncate=truncate,
+                request_id=request_id,
+                request_key=request_key,
+            )
+        )
+
+    async def embed(
+        self,
+        inputs: str | Sequence[str],
+        *,
+        dimensions: int | None = None,
+        truncate: bool = True,
+        request_id: str | None = None,
+    ) -> Embeddings:
+        """As `Client.embed`."""
+        return await self._call(
+            operations.embed(
+                inputs, dimensions=dimensions, truncate=truncate, request_id=request_id
+            )
+        )
+
+    async def adapters(
+        self, *, search: str = "", state: AdapterState | None = None
+    ) -> list[AdapterSummary]:
         """As `Client.adapters`."""
-        return await self._transport.run(operations.adapters(self._exchanger))
+        return await self._transport.run(operations.adapters(self._exchanger, search, state))
 
     async def adapter(self, name: str) -> AdapterDetail:
         """As `Client.adapter`."""
@@ -193,6 +245,30 @@ class AsyncClient:
     async def download(self, name: str, revision: str | None = None) -> AdapterFile:
         """As `Client.download`."""
         return await self._call(operations.download(name, revision))
+
+    async def difference(
+        self, name: str, before: str | None = None, after: str | None = None
+    ) -> RevisionDifference:
+        """As `Client.difference`."""
+        return await self._call(operations.difference(name, before, after))
+
+    async def card(self, name: str, revision: str | None = None) -> Card:
+        """As `Client.card`."""
+        return await self._call(operations.card(name, revision))
+
+    async def set_card(
+        self, name: str, text: str, revision: str | None = None, *, if_match: str | None = None
+    ) -> str:
+        """As `Client.set_card`."""
+        return await self._call(operations.set_card(name, text, revision, if_match=if_match))
+
+    async def unload(self, name: str) -> None:
+        """As `Client.unload`."""
+        await self._call(operations.unload(name))
+
+    async def load(self, name: str) -> None:
+        """As `Client.load`."""
+        await self._call(operations.load(name))
 
     async def rollback(
         self,
@@ -280,9 +356,9 @@ class AsyncClient:
         """As `Client.ready`."""
         return await self._probe("/readyz")
 
-    async def metrics(self) -> str:
+    async def metrics(self, names: Sequence[str] = ()) -> str:
         """As `Client.metrics`."""
-        return await self._call(operations.metrics())
+        return await self._call(operations.metrics(names))
 
     async def _call(self, call: Call[T]) -> T:
         return await self._transport.run(self._exchanger(call))
@@ -317,16 +393,22 @@ class AsyncClient:
             await asyncio.gather(feeding, return_exceptions=True)
 
     async def _classified(
-        self, chunks: AsyncIterator[Chunk], in_flight: int, adapter: str | None, options: Options
+        self,
+        chunks: AsyncIterator[Chunk],
+        in_flight: int,
+        adapter: str | None,
+        adapters: Sequence[str] | None,
+        options: Options,
     ) -> AsyncGenerator[Result, None]:
 
-        async def predict(chunk: Chunk) -> Answer:
+        async def predict(chunk: Chunk) -> Iterator[Result]:
             try:
-                return await self._call(operations.predict(chunk.inputs, adapter, options))
+                call = operations.predict(chunk.inputs, adapter, options, adapters)
+                return results_of(await self._call(call), chunk.first)
             except Refused as error:
                 raise renumbered(error, chunk.first) from None
 
-        pending: deque[asyncio.Task[Answer]] = deque()
+        pending: deque[asyncio.Task[Iterator[Result]]] = deque()
         try:
             async for chunk in chunks:
                 pending.append(asyncio.create_task(predict(chunk)))
@@ -345,7 +427,7 @@ class AsyncClient:
 async def _feed(inputs: Iterable[Text] | AsyncIterable[Text], lines: Lines) -> None:
     """Put inputs as far as there is room. An error of theirs ends them."""
     try:
-        async for text in each(inputs):
+        async for text in one_by_one(inputs):
             lines.put([operations.stream_line(text)])
             await lines.until_room()
     finally:

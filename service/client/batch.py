@@ -8,10 +8,12 @@ import re
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass
 
-from service.client.errors import InvalidCall, Refused
-from service.client.types import Input, Text
+import msgspec
 
-# Texts of one request, and requests in flight: enough to fill the service's batches (one runs while
+from service.client.errors import InvalidCall, Refused
+from service.client.types import Answer, Input, Result, Text
+
+# Answers of one request, and requests in flight: enough to fill the service's batches (one runs while
 # the next waits), and with 256 tokens a text still below what a service lets wait by default.
 PER_REQUEST = 128
 IN_FLIGHT = 6
@@ -31,21 +33,29 @@ class Chunk:
 
 
 class _Chunker:
-    """Collects inputs until they fill a request."""
+    """Collects inputs until their answers fill a request.
 
-    def __init__(self, per_request: int) -> None:
+    Args:
+        each: the answers of an input that names no adapter.
+    """
+
+    def __init__(self, per_request: int, each: int) -> None:
         self._per_request = per_request
-        self._first = self._characters = 0
+        self._each = each
+        self._first = self._characters = self._answers = 0
         self._inputs: list[Text] = []
 
     def add(self, text: Text) -> Iterator[Chunk]:
         """Take an input; yields the chunks that it completes."""
-        size = _characters(text)
-        if self._inputs and self._characters + size > MAX_CHARACTERS:
+        size, answers = _characters(text), answers_of(text, self._each)
+        if self._inputs and (
+            self._characters + size > MAX_CHARACTERS or self._answers + answers > self._per_request
+        ):
             yield from self.rest()
         self._inputs.append(text)
         self._characters += size
-        if len(self._inputs) == self._per_request:
+        self._answers += answers
+        if self._answers >= self._per_request:
             yield from self.rest()
 
     def rest(self) -> Iterator[Chunk]:
@@ -53,31 +63,45 @@ class _Chunker:
         if self._inputs:
             chunk = Chunk(self._first, tuple(self._inputs))
             self._first += len(self._inputs)
-            self._characters, self._inputs = 0, []
+            self._characters, self._answers, self._inputs = 0, 0, []
             yield chunk
 
 
-def chunks_of(inputs: Iterable[Text], *, per_request: int) -> Iterator[Chunk]:
-    """Reads no more inputs than the next chunk needs."""
-    chunker = _Chunker(per_request)
+def answers_of(text: Text, each: int) -> int:
+    """How many answers an input gets. each: where it names no adapter of its own."""
+    if isinstance(text, str):
+        return each
+    return (
+        len(text.adapters) if text.adapters is not None else 1 if text.adapter is not None else each
+    )
+
+
+def chunks_of(inputs: Iterable[Text], *, per_request: int, each: int = 1) -> Iterator[Chunk]:
+    """Reads no more inputs than the next chunk needs.
+
+    Args:
+        per_request: answers, unless a single input has more.
+        each: the answers of an input that names no adapter.
+    """
+    chunker = _Chunker(per_request, each)
     for text in inputs:
         yield from chunker.add(text)
     yield from chunker.rest()
 
 
 async def achunks_of(
-    inputs: Iterable[Text] | AsyncIterable[Text], *, per_request: int
+    inputs: Iterable[Text] | AsyncIterable[Text], *, per_request: int, each: int = 1
 ) -> AsyncIterator[Chunk]:
     """As `chunks_of`, for either kind of iterable."""
-    chunker = _Chunker(per_request)
-    async for text in each(inputs):
+    chunker = _Chunker(per_request, each)
+    async for text in one_by_one(inputs):
         for chunk in chunker.add(text):
             yield chunk
     for chunk in chunker.rest():
         yield chunk
 
 
-async def each(inputs: Iterable[Text] | AsyncIterable[Text]) -> AsyncIterator[Text]:
+async def one_by_one(inputs: Iterable[Text] | AsyncIterable[Text]) -> AsyncIterator[Text]:
     """The inputs of either kind of iterable."""
     if isinstance(inputs, AsyncIterable):
         async for text in inputs:
@@ -114,6 +138,14 @@ def check_sizes(
         raise InvalidCall(
             f"in_flight is {in_flight}, expected 1 to {connections}, the client's connections"
         )
+
+
+def results_of(answer: Answer, first: int) -> Iterator[Result]:
+    """The results of a chunk, with their inputs counted from the first of the call."""
+    for result in answer:
+        if result.input is not None and first:
+            result = msgspec.structs.replace(result, input=first + result.input)
+        yield result
 
 
 def renumbered(error: Refused, first: int) -> Refused:

@@ -3,28 +3,38 @@
 Names and numbers that the service cannot accept are refused here, before anything is sent.
 """
 
+import base64
 import hashlib
 import re
+import sys
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 import msgspec
 
+from service.client.batch import answers_of
 from service.client.errors import InvalidCall, UnexpectedAnswer
 from service.client.retry import Call, Exchange, Exchanger, Reply, Request
 from service.client.types import (
     AdapterDetail,
     AdapterFile,
     AdapterPage,
+    AdapterState,
     AdapterSummary,
     Answer,
+    Card,
     Drift,
+    Embeddings,
     Health,
     Input,
     Options,
     Published,
+    Ranked,
+    Ranking,
     Result,
+    RevisionDifference,
     Rule,
     Text,
     TrafficDetail,
@@ -57,12 +67,8 @@ def predict(
     for index, text in enumerate(texts):
         if not isinstance(text, (str, Input)):
             raise InvalidCall(f"inputs.{index}: {type(text).__name__}, expected str or Input")
-    default = 1 if adapters is None else len(adapters)
-    expected = 0
-    for text in texts:
-        own = None if isinstance(text, str) else text.adapters
-        one = not isinstance(text, str) and text.adapter is not None
-        expected += len(own) if own is not None else 1 if one else default
+    each = 1 if adapters is None else len(adapters)
+    expected = sum(answers_of(text, each) for text in texts)
     sent = inputs if isinstance(inputs, (str, Input)) else texts
     body: dict[str, Any] = {"inputs": sent, "adapter": adapter, "adapters": adapters, **options}
     headers = _JSON | _request_id(body.pop("request_id", None))
@@ -115,12 +121,127 @@ def _in_url(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def adapters(exchanger: Exchanger) -> Exchange[list[AdapterSummary]]:
+class _Usage(msgspec.Struct, frozen=True):
+    prompt_tokens: int
+
+
+class _RankedDocument(msgspec.Struct, frozen=True):
+    index: int
+    relevance_score: float
+
+
+class _RerankAnswer(msgspec.Struct, frozen=True):
+    results: tuple[_RankedDocument, ...]
+    usage: _Usage
+
+
+def rerank(
+    query: str,
+    documents: Sequence[str],
+    adapter: str | None,
+    *,
+    label: str | None,
+    top_n: int | None,
+    truncate: bool,
+    request_id: str | None,
+    request_key: str | None,
+) -> Call[Ranking]:
+    """By the route of vLLM, Jina and Cohere; errors have its shape."""
+    texts = _texts(documents, "documents")
+    body: dict[str, Any] = {
+        "model": adapter,
+        "query": query,
+        "documents": texts,
+        "top_n": top_n or 0,
+        "return_documents": False,
+        "label": label,
+    } | _cut(truncate)
+    headers = _JSON | _request_id(request_id) | _request_key(request_key)
+    request = Request("POST", "/v1/rerank", headers=headers, body=_json(body))
+    expected = min(top_n or len(texts), len(texts))
+
+    def decode(reply: Reply) -> Ranking:
+        answer = msgspec.json.decode(reply.body, type=_RerankAnswer)
+        if len(answer.results) != expected:
+            raise UnexpectedAnswer(f"{len(answer.results)} results for {len(texts)} documents")
+        results = [Ranked(item.index, item.relevance_score) for item in answer.results]
+        return Ranking(tuple(results), answer.usage.prompt_tokens)
+
+    return Call(request, decode)
+
+
+class _Vector(msgspec.Struct, frozen=True):
+    embedding: str
+
+
+class _EmbeddingsAnswer(msgspec.Struct, frozen=True):
+    data: tuple[_Vector, ...]
+    model: str
+    usage: _Usage
+
+
+def embed(
+    inputs: str | Sequence[str],
+    *,
+    dimensions: int | None,
+    truncate: bool,
+    request_id: str | None,
+) -> Call[Embeddings]:
+    """By OpenAI's route; errors have vLLM's shape."""
+    texts = [inputs] if isinstance(inputs, str) else _texts(inputs, "inputs")
+    body = {"input": texts, "encoding_format": "base64", "dimensions": dimensions}
+    headers = _JSON | _request_id(request_id)
+    content = _json(body | _cut(truncate))
+    request = Request("POST", "/v1/embeddings", headers=headers, body=content)
+
+    def decode(reply: Reply) -> Embeddings:
+        answer = msgspec.json.decode(reply.body, type=_EmbeddingsAnswer)
+        if len(answer.data) != len(texts):
+            raise UnexpectedAnswer(f"{len(answer.data)} vectors for {len(texts)} texts")
+        vectors = tuple(_floats(item.embedding) for item in answer.data)
+        return Embeddings(vectors, answer.model, answer.usage.prompt_tokens)
+
+    return Call(request, decode)
+
+
+def _texts(texts: Sequence[str], place: str) -> list[str]:
+    """
+    Raises:
+        InvalidCall: one text, which is a sequence of texts to Python, or something else.
+    """
+    if isinstance(texts, str):
+        raise InvalidCall(f"{place}: one text; expected a list of them")
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InvalidCall(f"{place}.{index}: {type(text).__name__}, expected str")
+    return list(texts)
+
+
+def _cut(truncate: bool) -> dict[str, int]:
+    return {"truncate_prompt_tokens": -1} if truncate else {}
+
+
+def _floats(encoded: str) -> tuple[float, ...]:
+    """A vector of little-endian float32 in base 64."""
+    values = array("f")
+    try:
+        values.frombytes(base64.b64decode(encoded, validate=True))
+    except ValueError as error:
+        raise UnexpectedAnswer(f"a vector that is not base 64 of float32: {error}") from None
+    if sys.byteorder == "big":
+        values.byteswap()
+    return tuple(values)
+
+
+def adapters(
+    exchanger: Exchanger, search: str = "", state: AdapterState | None = None
+) -> Exchange[list[AdapterSummary]]:
     """All pages of the list."""
     adapters: list[AdapterSummary] = []
     cursor: str | None = None
+    chosen = ({"search": search} if search else {}) | ({"state": state} if state else {})
     while True:
-        params = {"limit": str(PAGE)} | ({} if cursor is None else {"cursor": cursor})
+        params = chosen | {"limit": str(PAGE)} | ({} if cursor is None else {"cursor": cursor})
         page = yield from exchanger(_get("/v1/adapters", AdapterPage, params))
         adapters += page.adapters
         if page.next_cursor is None:
@@ -188,6 +309,51 @@ def check(
     params |= {"stage": "true"} if stage else {}
     request = Request("PUT", _path(name), params, headers=headers, body=data)
     return Call(request, _decoder(UploadReport))
+
+
+def difference(name: str, before: str | None, after: str | None) -> Call[RevisionDifference]:
+    sides = {"before": before, "after": after}
+    params = {side: _revision(value) for side, value in sides.items() if value is not None}
+    return _get(f"{_path(name)}/difference", RevisionDifference, params)
+
+
+def card(name: str, revision: str | None) -> Call[Card]:
+    params = {} if revision is None else {"revision": _revision(revision)}
+
+    def decode(reply: Reply) -> Card:
+        return Card(_revision_of(reply), reply.body.decode())
+
+    return Call(Request("GET", f"{_path(name)}/card", params), decode)
+
+
+def set_card(name: str, text: str, revision: str | None, *, if_match: str | None) -> Call[str]:
+    params = {} if revision is None else {"revision": _revision(revision)}
+    try:
+        content = text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidCall(f"the card cannot be sent as UTF-8: {error}") from None
+    headers = {"content-type": "text/markdown; charset=utf-8"} | _conditions(if_match, None)
+    request = Request("PUT", f"{_path(name)}/card", params, headers=headers, body=content)
+    # The condition is about the current revision, which this does not change.
+    return Call(request, _revision_of)
+
+
+def _revision_of(reply: Reply) -> str:
+    """The revision that an answer is about."""
+    revision = reply.headers.get("etag", "").removeprefix("W/").strip('"')
+    if not _REVISION.fullmatch(revision):
+        raise UnexpectedAnswer("an answer that names no revision")
+    return revision
+
+
+def unload(name: str) -> Call[None]:
+    """By the route of the Open Inference Protocol; errors are one sentence."""
+    return Call(Request("POST", f"{_repository(name)}/unload"), lambda _: None)
+
+
+def load(name: str) -> Call[None]:
+    """As `unload`."""
+    return Call(Request("POST", f"{_repository(name)}/load"), lambda _: None)
 
 
 def download(name: str, revision: str | None) -> Call[AdapterFile]:
@@ -293,8 +459,9 @@ def probe(path: str) -> Call[Health]:
     return Call(Request("GET", path), _decoder(Health), accepted=frozenset({503}))
 
 
-def metrics() -> Call[str]:
-    return Call(Request("GET", "/metrics"), lambda reply: reply.body.decode())
+def metrics(names: Sequence[str]) -> Call[str]:
+    params = {"name[]": _texts(names, "names")} if names else {}
+    return Call(Request("GET", "/metrics", params), lambda reply: reply.body.decode())
 
 
 def _get(path: str, shape: type[T], params: Mapping[str, str] | None = None) -> Call[T]:
@@ -311,6 +478,11 @@ def _path(name: str) -> str:
             f"adapter name {name!r}: expected 1 to 64 of a-z 0-9 . _ -, a letter or digit first"
         )
     return f"/v1/adapters/{name}"
+
+
+def _repository(name: str) -> str:
+    _path(name)
+    return f"/v2/repository/models/{name}"
 
 
 def _traffic(name: str) -> str:

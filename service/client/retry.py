@@ -8,7 +8,7 @@ import html
 import random
 import re
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -41,7 +41,7 @@ class Request:
 
     method: str
     path: str
-    params: Mapping[str, str] = field(default_factory=dict)
+    params: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes | None = None
     seconds: float = 0.0
@@ -194,7 +194,8 @@ class Exchanger:
 def refused(reply: Reply, via: str = "") -> Refused:
     """The error of a reply that is none of this service's answers. via: the way there."""
     try:
-        content = msgspec.json.decode(reply.body, type=ErrorBody).error
+        error = msgspec.json.decode(reply.body, type=ErrorBody).error
+        content = ErrorContent(type="", message=error) if isinstance(error, str) else error
     except (msgspec.MsgspecError, UnicodeDecodeError):
         # A proxy's page, or another server.
         message = _foreign(reply)

@@ -22,6 +22,7 @@ from service.client.batch import (
     check_sizes,
     chunks_of,
     renumbered,
+    results_of,
 )
 from service.client.environment import from_environment
 from service.client.errors import Closed, Refused
@@ -31,13 +32,18 @@ from service.client.transport import Address, BlockingTransport, Hooks
 from service.client.types import (
     AdapterDetail,
     AdapterFile,
+    AdapterState,
     AdapterSummary,
     Answer,
+    Card,
     Drift,
+    Embeddings,
     Health,
     Options,
     Published,
+    Ranking,
     Result,
+    RevisionDifference,
     Rule,
     Text,
     TrafficDetail,
@@ -124,6 +130,7 @@ class Client:
         inputs: Iterable[Text],
         adapter: str | None = None,
         *,
+        adapters: Sequence[str] | None = None,
         per_request: int = PER_REQUEST,
         in_flight: int = IN_FLIGHT,
         **options: Unpack[Options],
@@ -133,6 +140,12 @@ class Client:
         Holds no more inputs than `in_flight` requests have, and yields the results that have
         arrived before it reads another input. Without `timeout_ms` a request has ten minutes.
 
+        Args:
+            adapters: each of them answers every input; the results of an input follow each other,
+                and `Result.input` is its number in the call.
+            per_request: answers of one request.
+            in_flight: requests at a time.
+
         Raises:
             ClientError: after all earlier results have been yielded; its `inputs.N` counts from the
                 first input of the call.
@@ -141,8 +154,9 @@ class Client:
             inputs, per_request=per_request, in_flight=in_flight, connections=self._connections
         )
         patient: Options = {"timeout_ms": TIMEOUT_MS, **options}
-        chunks = chunks_of(inputs, per_request=per_request)
-        return self._classified(chunks, in_flight, adapter, patient)
+        each = len(adapters) if adapters else 1
+        chunks = chunks_of(inputs, per_request=per_request, each=each)
+        return self._classified(chunks, in_flight, adapter, adapters, patient)
 
     def stream(
         self, inputs: Iterable[Text], adapter: str | None = None, **options: Unpack[Options]
@@ -171,9 +185,73 @@ class Client:
         )
         return self._streamed(inputs, Background(make))
 
-    def adapters(self) -> list[AdapterSummary]:
-        """All adapters by name."""
-        return self._transport.run(operations.adapters(self._exchanger))
+    def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        adapter: str | None = None,
+        *,
+        label: str | None = None,
+        top_n: int | None = None,
+        truncate: bool = True,
+        request_id: str | None = None,
+        request_key: str | None = None,
+    ) -> Ranking:
+        """Sort documents by how well they fit a query, by an adapter for pairs.
+
+        Args:
+            adapter: `name` or `name@revision`; None: the service's default adapter.
+            label: the one whose score is the order. None: the adapter's only one, or of two labels
+                the one that the other denies; else the service refuses.
+            top_n: so many of the best; None: all.
+            truncate: False refuses a pair that is longer than the adapter reads.
+            request_id, request_key: as options of `predict`.
+        """
+        return self._call(
+            operations.rerank(
+                query,
+                documents,
+                adapter,
+                label=label,
+                top_n=top_n,
+                truncate=truncate,
+                request_id=request_id,
+                request_key=request_key,
+            )
+        )
+
+    def embed(
+        self,
+        inputs: str | Sequence[str],
+        *,
+        dimensions: int | None = None,
+        truncate: bool = True,
+        request_id: str | None = None,
+    ) -> Embeddings:
+        """The vectors of a text or of a list of texts, each of length one: the mean of the frozen
+        backbone's last states, without any adapter.
+
+        Args:
+            dimensions: the first ones only; None: all that the backbone has.
+            truncate: False refuses a text that is longer than the backbone reads.
+            request_id: as an option of `predict`.
+        """
+        return self._call(
+            operations.embed(
+                inputs, dimensions=dimensions, truncate=truncate, request_id=request_id
+            )
+        )
+
+    def adapters(
+        self, *, search: str = "", state: AdapterState | None = None
+    ) -> list[AdapterSummary]:
+        """All adapters by name, or some of them.
+
+        Args:
+            search: only names that contain each of these words.
+            state: only adapters in this state.
+        """
+        return self._transport.run(operations.adapters(self._exchanger, search, state))
 
     def adapter(self, name: str) -> AdapterDetail:
         """One adapter: its spec, its revisions, and whether it can be served."""
@@ -249,6 +327,42 @@ class Client:
     def download(self, name: str, revision: str | None = None) -> AdapterFile:
         """An adapter's file: the current revision, or the one that begins with these characters."""
         return self._call(operations.download(name, revision))
+
+    def difference(
+        self, name: str, before: str | None = None, after: str | None = None
+    ) -> RevisionDifference:
+        """What differs between two stored revisions, each by its first characters; None is the
+        current one."""
+        return self._call(operations.difference(name, before, after))
+
+    def card(self, name: str, revision: str | None = None) -> Card:
+        """The model card of a revision, by default the current one.
+
+        Raises:
+            NotFound: `type` is card_not_found: none was stored with this revision.
+        """
+        return self._call(operations.card(name, revision))
+
+    def set_card(
+        self, name: str, text: str, revision: str | None = None, *, if_match: str | None = None
+    ) -> str:
+        """Keep a model card with a revision, by default the current one, in place of the one that
+        it had; returns the revision.
+
+        Args:
+            text: Markdown, at most 256 KiB.
+            if_match: only if this is the current revision.
+        """
+        return self._call(operations.set_card(name, text, revision, if_match=if_match))
+
+    def unload(self, name: str) -> None:
+        """Stop serving an adapter until it is loaded or published again; the store keeps it. Of
+        several replicas only the one that is asked does so."""
+        self._call(operations.unload(name))
+
+    def load(self, name: str) -> None:
+        """Serve an unloaded adapter again, or read a stored one once more."""
+        self._call(operations.load(name))
 
     def rollback(
         self,
@@ -346,9 +460,9 @@ class Client:
         """Whether the service accepts requests now, and why not; sent once."""
         return self._probe("/readyz")
 
-    def metrics(self) -> str:
-        """All metrics, in Prometheus' text format."""
-        return self._call(operations.metrics())
+    def metrics(self, names: Sequence[str] = ()) -> str:
+        """The metrics with these names, by default all, in Prometheus' text format."""
+        return self._call(operations.metrics(names))
 
     def _call(self, call: Call[T]) -> T:
         return self._transport.run(self._exchanger(call))
@@ -372,7 +486,12 @@ class Client:
                 yield from map(operations.stream_answer, answers)
 
     def _classified(
-        self, chunks: Iterator[Chunk], in_flight: int, adapter: str | None, options: Options
+        self,
+        chunks: Iterator[Chunk],
+        in_flight: int,
+        adapter: str | None,
+        adapters: Sequence[str] | None,
+        options: Options,
     ) -> Generator[Result, None, None]:
         stopped = threading.Event()
 
@@ -380,14 +499,15 @@ class Client:
             if stopped.wait(seconds):
                 raise Closed("the caller stopped before this answer came")
 
-        def predict(chunk: Chunk) -> Answer:
+        def predict(chunk: Chunk) -> Iterator[Result]:
             try:
-                call = operations.predict(chunk.inputs, adapter, options)
-                return self._transport.run(self._exchanger(call), pause)
+                call = operations.predict(chunk.inputs, adapter, options, adapters)
+                answer = self._transport.run(self._exchanger(call), pause)
+                return results_of(answer, chunk.first)
             except Refused as error:
                 raise renumbered(error, chunk.first) from None
 
-        pending: deque[Future[Answer]] = deque()
+        pending: deque[Future[Iterator[Result]]] = deque()
         try:
             for chunk in chunks:
                 pending.append(_in_thread(predict, chunk))

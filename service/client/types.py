@@ -13,7 +13,7 @@ class Input(msgspec.Struct, frozen=True, omit_defaults=True):
     """One text or pair of texts. id: returned with the answer.
 
     adapter: replaces the request's; `name` or `name@revision`. adapters: several, each of which
-    answers; for `predict` alone.
+    answers; not in a stream.
     """
 
     text: str
@@ -123,6 +123,46 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     input: int | None = None
 
 
+class Ranked(msgspec.Struct, frozen=True):
+    """A document and how well it fits. index: its place among those that were sent."""
+
+    index: int
+    score: float
+
+
+class Ranking(msgspec.Struct, frozen=True):
+    """Documents, the best first: `for ranked in ranking`. tokens: how many were read."""
+
+    results: tuple[Ranked, ...]
+    tokens: int
+
+    def __len__(self) -> int:
+        return len(self.results)
+
+    def __getitem__(self, index: int) -> Ranked:
+        return self.results[index]
+
+    def __iter__(self) -> Iterator[Ranked]:
+        return iter(self.results)
+
+
+class Embeddings(msgspec.Struct, frozen=True):
+    """The vectors of texts, in their order. model: the backbone. tokens: how many were read."""
+
+    vectors: tuple[tuple[float, ...], ...]
+    model: str
+    tokens: int
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def __getitem__(self, index: int) -> tuple[float, ...]:
+        return self.vectors[index]
+
+    def __iter__(self) -> Iterator[tuple[float, ...]]:
+        return iter(self.vectors)
+
+
 class ErrorContent(msgspec.Struct, frozen=True):
     """type: for programs; docs/api.md has all of them."""
 
@@ -186,18 +226,55 @@ class AdapterSummary(msgspec.Struct, frozen=True):
     size: int | None
 
 
-class AdapterDetail(AdapterSummary, frozen=True):
-    """Everything known about an adapter. revisions: the most recently published first."""
+class Version(msgspec.Struct, frozen=True):
+    """A stored revision. stored: when its file was written. size: in bytes. reason: why it cannot
+    be served. who: the name of the key that uploaded it, if that is known."""
+
+    revision: str
+    stored: str
+    size: int
+    method: str | None
+    reason: str | None
+    who: str | None
+
+
+class Event(msgspec.Struct, frozen=True):
+    """Something that was done to a revision. who: the name of the key, if that is known."""
+
+    at: str
+    what: str
+    revision: str
+    who: str | None
+
+
+class AdapterDetail(AdapterSummary, frozen=True, kw_only=True):
+    """Everything known about an adapter.
+
+    revisions: the most recently published first. versions: the same in full, the current one first.
+    events: what was done to them, the newest first.
+    """
 
     revisions: tuple[str, ...]
     spec: dict[str, Any] | None
+    # A service before 0.6.0 has neither.
+    versions: tuple[Version, ...] = ()
+    events: tuple[Event, ...] = ()
 
 
 class AdapterPage(msgspec.Struct, frozen=True):
-    """One page of the list. next_cursor: None on the last page."""
+    """One page of the list. next_cursor: None on the last page. total: on all pages."""
 
     adapters: tuple[AdapterSummary, ...]
     next_cursor: str | None
+    total: int | None = None
+
+
+class Card(msgspec.Struct, frozen=True):
+    """The model card of a revision. text: Markdown that somebody uploaded; its HTML may be
+    anything."""
+
+    revision: str
+    text: str
 
 
 class UploadRefusal(msgspec.Struct, frozen=True):
@@ -252,6 +329,15 @@ class SpecDifference(msgspec.Struct, frozen=True):
         return lines + [f"{name} differs" for name in self.tables]
 
 
+class RevisionDifference(msgspec.Struct, frozen=True):
+    """What differs between two stored revisions. before, after: in full."""
+
+    name: str
+    before: str
+    after: str
+    difference: SpecDifference
+
+
 class UploadedFile(msgspec.Struct, frozen=True):
     """What a file declares, as far as it can be read. size: in bytes."""
 
@@ -269,7 +355,7 @@ class UploadReport(msgspec.Struct, frozen=True):
     """What an upload would come to; nothing was stored.
 
     serving: the current revision, None if the name is new. difference: None if the name is new, or
-    one of the two files cannot be read.
+    one of the two files cannot be read. unchecked: what only the upload itself tells, for people.
     """
 
     name: str
@@ -278,6 +364,7 @@ class UploadReport(msgspec.Struct, frozen=True):
     serving: str | None
     adapter: UploadedFile
     difference: SpecDifference | None
+    unchecked: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """For people."""
@@ -290,7 +377,10 @@ class UploadReport(msgspec.Struct, frozen=True):
         else:
             lines.append(f"takes the place of {self.serving}")
             lines += self.difference.lines() if self.difference is not None else []
-        return lines + (["would be accepted"] if self.accepted else [])
+        if self.accepted:
+            lines += [f"not checked: {each}" for each in self.unchecked]
+            lines.append("would be accepted")
+        return lines
 
 
 class Published(msgspec.Struct, frozen=True):
@@ -415,7 +505,7 @@ class Drift(msgspec.Struct, frozen=True):
     """The last texts of one revision, beside the profile of its training.
 
     texts: that were counted since then. reference_texts: of the profile. note: why there are no
-    quantities.
+    quantities. counting_since: when the engine began to count; a new one begins at zero.
     """
 
     adapter: str
@@ -425,6 +515,7 @@ class Drift(msgspec.Struct, frozen=True):
     reference_texts: int
     quantities: tuple[DriftQuantity, ...]
     note: str | None = None
+    counting_since: str | None = None
 
 
 class UncertainText(msgspec.Struct, frozen=True):
@@ -466,4 +557,6 @@ class Health(msgspec.Struct, frozen=True):
 
 
 class ErrorBody(msgspec.Struct, frozen=True):
-    error: ErrorContent
+    """The routes under other names than `/v1` answer with a sentence alone."""
+
+    error: ErrorContent | str

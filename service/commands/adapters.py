@@ -5,20 +5,27 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
 
-from cli.shell import Command, CommandFailed, one_line
+from cli.shell import Command, CommandFailed, one_line, plain_lines
 from cli.tables import print_facts, print_table
 from service.client import (
     AdapterDetail,
     AdapterSummary,
+    ClientError,
+    InvalidCall,
+    NotFound,
     Published,
+    Refused,
     Rule,
     TrafficDetail,
     UploadReport,
 )
+from service.client.cards import chosen_card, send_card
+from service.client.errors import describe
+from service.client.types import AdapterState
 from service.commands.flags import add_service, add_wait, client_of
 
 if TYPE_CHECKING:
@@ -41,8 +48,19 @@ def add_arguments(parser: ArgumentParser) -> None:
             action.add_argument("--json", action="store_true", help="print the service's answer")
         return action
 
-    add("list", "all adapters", _list)
-    add("show", "one adapter, with its revisions", _show).add_argument("name")
+    listed = add("list", "all adapters", _list)
+    listed.add_argument(
+        "--search", metavar="WORDS", default="", help="only names that contain each of these words"
+    )
+    listed.add_argument(
+        "--state", choices=get_args(AdapterState), help="only adapters in this state"
+    )
+    show = add("show", "one adapter, with its revisions", _show)
+    show.add_argument("name")
+    show.add_argument("--card", action="store_true", help="print its model card instead")
+    show.add_argument(
+        "--revision", metavar="R", help="with --card: of this one, by its first characters"
+    )
     upload = add("upload", "publish a file", _upload)
     upload.add_argument("file", type=Path, metavar="FILE")
     upload.add_argument("--name", help=f"default: FILE's name, without {SUFFIX}")
@@ -58,6 +76,14 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--stage", action="store_true", help="the served revision stays; see `traffic`"
     )
     add_wait(upload)
+    card = upload.add_mutually_exclusive_group()
+    card.add_argument(
+        "--card",
+        type=Path,
+        metavar="X.md",
+        help="the model card to keep with it; default: the one beside FILE, if there is one",
+    )
+    card.add_argument("--no-card", action="store_true", help="send no model card")
     upload.add_argument(
         "--dry-run", action="store_true", help="check it, say what it would change, store nothing"
     )
@@ -127,7 +153,7 @@ COMMAND = Command(
 
 
 def _list(client: "Client", arguments: Namespace) -> None:
-    adapters = client.adapters()
+    adapters = client.adapters(search=arguments.search, state=arguments.state)
     if arguments.json:
         _print_json(adapters)
     else:
@@ -135,11 +161,36 @@ def _list(client: "Client", arguments: Namespace) -> None:
 
 
 def _show(client: "Client", arguments: Namespace) -> None:
+    if arguments.card:
+        card = client.card(arguments.name, arguments.revision)
+        if arguments.json:
+            _print_json(card)
+        else:
+            # A file or a pipe gets it as it is; a terminal would obey what is in it.
+            text = plain_lines(card.text) if sys.stdout.isatty() else card.text
+            _print(text.removesuffix("\n"))
+        return
+    if arguments.revision is not None:
+        raise CommandFailed("--revision belongs to --card")
     adapter = client.adapter(arguments.name)
     if arguments.json:
         _print_json(adapter)
     else:
-        print_facts(_described(adapter))
+        print_facts(_described(adapter, _card_of(client, adapter)))
+
+
+def _card_of(client: "Client", adapter: AdapterDetail) -> str | None:
+    """What is said of an adapter's model card; None: nothing is known of it."""
+    if adapter.revision is None:
+        return None
+    try:
+        card = client.card(adapter.name, adapter.revision)
+    except NotFound as error:
+        # A service that keeps no cards says not_found.
+        return "none with this revision" if error.type == "card_not_found" else None
+    except Refused as error:
+        return f"cannot be read: {error.message}"
+    return f"{len(card.text):,} characters; --card prints it"
 
 
 def _upload(client: "Client", arguments: Namespace) -> None:
@@ -150,6 +201,12 @@ def _upload(client: "Client", arguments: Namespace) -> None:
         reason = error.strerror or error
         raise CommandFailed(f"{arguments.file}: cannot be read: {reason}") from None
     new = "*" if arguments.new else None
+    try:
+        card = chosen_card(
+            arguments.file, named=arguments.card, leave_out=arguments.no_card, note=_note
+        )
+    except InvalidCall as error:
+        raise CommandFailed(f"--card {error}") from None
     if arguments.dry_run:
         report = client.check(
             name,
@@ -160,19 +217,28 @@ def _upload(client: "Client", arguments: Namespace) -> None:
             stage=arguments.stage,
         )
         _print_report(report, arguments)
+        if card is not None:
+            _note(f"its {card.shown} would be kept with it")
         return
-    _print_published(
-        client.upload(
-            name,
-            data,
-            if_match=arguments.if_match,
-            if_none_match=new,
-            force=arguments.force,
-            stage=arguments.stage,
-            wait=arguments.wait,
-        ),
-        arguments,
+    published = client.upload(
+        name,
+        data,
+        if_match=arguments.if_match,
+        if_none_match=new,
+        force=arguments.force,
+        stage=arguments.stage,
+        wait=arguments.wait,
     )
+    _print_published(published, arguments)
+    if card is None:
+        return
+    try:
+        send_card(card, lambda text: client.set_card(name, text, published.revision), _note)
+    except ClientError as error:
+        raise CommandFailed(
+            f"{name} {published.revision[:_SHORT]} is published, but without its {card.shown}: "
+            f"{describe(error)}"
+        ) from None
 
 
 def _diff(client: "Client", arguments: Namespace) -> None:
@@ -272,7 +338,7 @@ def _print_table(adapters: Sequence[AdapterSummary]) -> None:
             _print(f"{adapter.name}: {one_line(adapter.reason)}")
 
 
-def _described(adapter: AdapterDetail) -> dict[str, str]:
+def _described(adapter: AdapterDetail, card: str | None) -> dict[str, str]:
     labels = ", ".join(adapter.labels[:20]) + (", ..." if len(adapter.labels) > 20 else "")
     earlier = [revision for revision in adapter.revisions if revision != adapter.revision]
     described = {
@@ -287,6 +353,7 @@ def _described(adapter: AdapterDetail) -> dict[str, str]:
         "prompt length": adapter.prompt_length,
         "created": adapter.created,
         "size": _size(adapter.size),
+        "card": card,
         "earlier": ", ".join(revision[:_SHORT] for revision in earlier),
     }
     return {name: str(value) for name, value in described.items() if value not in (None, "")}
@@ -363,6 +430,10 @@ def _print_report(report: UploadReport, arguments: Namespace) -> None:
 
 def _print_json(content: object) -> None:
     _print(msgspec.json.encode(content).decode())
+
+
+def _note(line: str) -> None:
+    sys.stderr.write(f"{one_line(line)}\n")
 
 
 def _print(line: str) -> None:

@@ -71,6 +71,8 @@ def described(drift: Drift, *, every: bool) -> list[str]:
     lines = [f"{drift.adapter} {drift.revision[:_SHORT]}"]
     since = "" if drift.since is None else f" since {_minute(drift.since)}"
     lines.append(f"{drift.texts:,} texts{since}")
+    if drift.counting_since is not None:
+        lines.append(f"the engine began {_minute(drift.counting_since)}")
     if drift.reference_texts:
         lines.append(f"compared with {drift.reference_texts:,} of its training")
     if drift.note is not None:

@@ -38,13 +38,15 @@ class DriftReport:
     """What one revision was asked, beside what its training saw.
 
     texts: that were counted since then, at most as many as the window holds. since: ISO 8601; None
-    without texts. reference_texts: of the profile; 0 without one. note: why no quantity is there.
+    without texts. counting_since: when this engine began to count, at zero; ISO 8601.
+    reference_texts: of the profile; 0 without one. note: why no quantity is there.
     """
 
     adapter: str
     revision: str
     texts: int
     since: str | None
+    counting_since: str
     reference_texts: int
     quantities: tuple[QuantityShift, ...]
     note: str | None = None

@@ -64,6 +64,7 @@ class DriftMonitor(AnswerListener):
     def __init__(self, observer: Observer, *, texts: int, uncertain: UncertainTexts) -> None:
         self.unknown_id: int | None = None
         self.uncertain = uncertain
+        self._began = iso(time())
         self._observer = observer
         self._texts = texts
         # By name: the current revision, and the specs of those that are counted.
@@ -143,7 +144,10 @@ class DriftMonitor(AnswerListener):
         elif not self._texts:
             note = OFF
         elif texts < LEAST_TEXTS:
-            note = f"{texts} texts so far; a comparison needs {LEAST_TEXTS}"
+            note = (
+                f"{texts} texts so far; a comparison needs {LEAST_TEXTS}. Counts are in memory: "
+                f"this engine began at zero on {self._began}"
+            )
         quantities: tuple[QuantityShift, ...] = ()
         if note is None and spec is not None and counted is not None:
             quantities = tuple(
@@ -155,6 +159,7 @@ class DriftMonitor(AnswerListener):
             revision=revision,
             texts=texts,
             since=None if since is None else iso(since),
+            counting_since=self._began,
             reference_texts=0 if profile is None else profile.rows,
             quantities=quantities,
             note=note,

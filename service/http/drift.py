@@ -1,10 +1,12 @@
 """/v1/adapters/{name}/drift and /uncertain: what has changed since training, what to label next."""
 
+import asyncio
 import csv
 import io
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -13,10 +15,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.drift.interface import DriftView, UncertainText
-from service.errors import TextsNotKept
+from service.errors import ServiceError, TextsNotKept
 from service.http.bodies import JsonResponse
-from service.http.lifecycle import Service, service_of
+from service.http.lifecycle import Service, origin_of, service_of
 from service.http.openapi.documentation import DRIFT, FORGET_UNCERTAIN, UNCERTAIN
+from service.records.audit import Outcome
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +44,10 @@ async def list_uncertain(
 ) -> Response:
     """The texts of which the adapter is least certain, to be labelled: as one object, as lines of
     JSON, or as CSV with an empty column for the label."""
-    texts = await _kept(service_of(request), name).uncertain(name)
+    service = service_of(request)
+    texts = await _kept(service, name).uncertain(name)
+    facts = _facts(request, name) | {"texts": len(texts), "format": format}
+    await asyncio.to_thread(service.audit.disclosed, "texts.read", facts)
     _log(request, "read", name, len(texts))
     headers = {"Cache-Control": "no-store"}
     if format == "json":
@@ -56,9 +62,26 @@ async def list_uncertain(
 @router.delete("/v1/adapters/{name}/uncertain", **FORGET_UNCERTAIN)
 async def forget_uncertain(request: Request, name: str) -> Response:
     """Forget these texts at once. New ones are kept as before."""
-    removed = await _kept(service_of(request), name).forget(name)
+    service = service_of(request)
+    kept, facts = _kept(service, name), _facts(request, name)
+    change = await asyncio.to_thread(service.audit.begun, "texts.forget", facts, makes_room=True)
+    try:
+        removed = await kept.forget(name)
+    except ServiceError as error:
+        ended = partial(service.audit.ended, "texts.forget", change, facts, "failed", str(error))
+        await asyncio.to_thread(ended)
+        raise
+    facts |= {"texts": removed}
+    outcome: Outcome = "done" if removed else "unchanged"
+    await asyncio.to_thread(service.audit.ended, "texts.forget", change, facts, outcome)
     _log(request, "removed", name, removed)
     return Response(status_code=204)
+
+
+def _facts(request: Request, name: str) -> dict[str, str | int]:
+    """Who asks for what, for the audit log."""
+    who, request_id, address = origin_of(request)
+    return {"who": who, "address": address, "request_id": request_id, "adapter": name}
 
 
 def _log(request: Request, what: str, name: str, texts: int) -> None:

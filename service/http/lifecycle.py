@@ -28,7 +28,7 @@ from service.http.body_budget import BodyBudget
 from service.http.step_pool import StepPool
 from service.observability.logs import request_id
 from service.observability.tracing import Tracing
-from service.records.audit import AccessRecords, audit_file
+from service.records.audit import AccessRecords, audit_file, audit_log
 from service.records.decisions import decision_log
 from service.settings import Settings
 
@@ -51,6 +51,7 @@ class Service:
         open_jobs: streams that are being answered now.
         starting: the task that loads; its exception says why the service could not start.
         guard: decides who may do what.
+        audit: where it is recorded who reads kept texts, or removes them.
         decisions: where answers are recorded, if anywhere.
         drift: how texts differ from those of training, and which to label next.
 
@@ -76,6 +77,7 @@ class Service:
             audit_file(settings), dropped=partial(metrics.records_dropped, "access")
         )
         self.guard.listen(self._access_records.listen)
+        self.audit = audit_log(settings, metrics.audit_failed)
         self.decisions = decision_log(settings, partial(metrics.records_dropped, "decisions"))
         self.tracing = Tracing(settings.otlp_endpoint)
         self.engine = backend.engine

@@ -14,6 +14,10 @@ from service.http.bodies import JsonResponse
 from service.http.errors import refusal_of
 from service.http.lifecycle import service_of
 
+_DISK = "whether the disk has room for the file"
+# To ask them, the file would have to be stored and a change begun, which waits for all of them.
+_REPLICAS = "whether the other replicas can serve it: the upload asks each of them"
+
 
 async def reported(
     request: Request,
@@ -34,7 +38,10 @@ async def reported(
     entry = catalog.find(name)
     serving = None if entry is None else entry.current
     headers = {"ETag": f'"{serving}"'} if serving else {}
-    return JsonResponse(_content(name, file, inspection, entry), headers=headers)
+    content = _content(name, file, inspection, entry)
+    is_shared = service_of(request).settings.adapter_store is not None
+    content["unchecked"] = [_DISK, _REPLICAS] if is_shared else [_DISK]
+    return JsonResponse(content, headers=headers)
 
 
 def declared(spec: AdapterSpec | None) -> dict[str, Any]:

@@ -1,8 +1,10 @@
-"""The audit log: who changed which adapter or key, and whose request was refused.
+"""The audit log: who changed which adapter or key, who read kept texts, and whose request was
+refused.
 
 A change has two lines with the same `change`: `begun`, which is on the disk before anything is
 changed, and `ended` with its outcome. One without the other was interrupted. A change that cannot
-be recorded is refused, but for deletions where the disk is full, which is what makes room.
+be recorded is refused, but for deletions where the disk is full, which is what makes room. Texts
+are not given to anybody either before that is recorded, in one line.
 """
 
 import logging
@@ -15,6 +17,7 @@ from typing import Any, Literal, TypeAlias
 
 import orjson
 
+from adapters.errors import StoreFailed
 from adapters.format.failures import is_full, store_failed
 from service.access.events import AccessEvent, AccessRefused
 from service.errors import AuditFailed
@@ -67,14 +70,22 @@ class AuditLog:
         try:
             self._append(event, {"change": change, "stage": "begun", **facts})
         except OSError as error:
-            self._failed()
-            reason = error.strerror or str(error)
             if not (makes_room and is_full(error)):
-                if self._store is not None:
-                    raise store_failed(self._store, "record the change", error) from None
-                raise AuditFailed(f"the change cannot be recorded: {reason}") from None
-            logger.error("the audit log misses that a change began: %s", reason)
+                raise self._refusal(error, "the change") from None
+            self._failed()
+            logger.error("the audit log misses that a change began: %s", error.strerror or error)
         return change
+
+    def disclosed(self, event: str, facts: Mapping[str, Any]) -> None:
+        """Record that somebody is about to get what others have sent.
+
+        Raises:
+            AuditFailed, StoreFailed: it could not be recorded, so it must not be sent.
+        """
+        try:
+            self._append(event, facts)
+        except OSError as error:
+            raise self._refusal(error, "the reading") from None
 
     def ended(
         self,
@@ -101,6 +112,12 @@ class AuditLog:
         except OSError as error:
             self._failed()
             logger.error("the audit log misses a change event=%s %s", event, error)
+
+    def _refusal(self, error: OSError, what: str) -> AuditFailed | StoreFailed:
+        self._failed()
+        if self._store is not None:
+            return store_failed(self._store, f"record {what}", error)
+        return AuditFailed(f"{what} cannot be recorded: {error.strerror or error}")
 
     def _append(self, event: str, facts: Mapping[str, Any]) -> None:
         if self._file is not None:

@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from cli.shell import Command, CommandFailed, NothingChosen, exit_code, one_line, parser_of
+from cli.shell import (
+    Command,
+    CommandFailed,
+    NothingChosen,
+    exit_code,
+    one_line,
+    parser_of,
+    plain_lines,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -151,3 +159,8 @@ def test_output_escapes_what_its_encoding_lacks_and_stays_json(encoding: str, te
 
 def test_escapes_are_readable() -> None:
     assert _printed(WRITE.format(text="ab é €"), "ascii") == rb"ab \u00e9 \u20ac"
+
+
+def test_lines_and_tabs_stay_and_nothing_that_a_terminal_obeys() -> None:
+    assert plain_lines("# ü 🙂\r\n\ta\u00a0b\x1b[31m\n\n\x07") == "# ü 🙂\n\ta b?[31m\n\n?"
+    assert plain_lines("") == ""

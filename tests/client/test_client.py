@@ -218,6 +218,11 @@ def test_probes_and_metrics_answer(client: Client) -> None:
     assert (ready.status, ready.reason) == ("ok", None)
     assert ready.details["waiting_tokens"] == 0
     assert "idspam_requests_total" in client.metrics()
+    some = client.metrics(["idspam_waiting_tokens", "idspam_build_info"])
+    assert {line.split("{")[0].split()[0] for line in some.splitlines() if line[0] != "#"} == {
+        "idspam_waiting_tokens",
+        "idspam_build_info",
+    }
 
 
 def test_many_threads_use_a_client_until_it_is_closed(live: RunningService) -> None:

@@ -80,7 +80,7 @@ def run(
 READING: dict[str, Callable[[], Call[Any]]] = {
     "show": lambda: calls.show("a"),
     "predict": lambda: calls.predict("x", "a", {}),
-    "metrics": calls.metrics,
+    "metrics": lambda: calls.metrics(()),
     "upload": lambda: calls.upload("a", DATA, if_match=None, if_none_match=None),
     "rollback to one": lambda: calls.rollback("a", "0c9d", if_match=None),
     "download": lambda: calls.download("a", None),

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import pytest
 
 from adapters.format.files import save_adapter
 from tests.support.http_service import RunningService, serve, until
+from tests.support.service_process import TREE
 from tests.support.tiny_models import make_adapter, make_backbone
-from tests.support.typed_commands import refused, typed
+from tests.support.typed_commands import command, environment, refused, terminal, typed
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +64,48 @@ def test_adapters_are_uploaded_listed_shown_rolled_back_downloaded_and_deleted(
     assert "unloaded" in adapters("list")
     assert adapters("delete", "mine") == "mine deleted\n"
     assert "no adapter is named 'mine'" in refused("adapters", "show", "mine", "--url", live.url)
+
+
+@pytest.mark.slow
+def test_a_card_goes_with_the_file_and_is_shown(live: RunningService, tmp_path: Path) -> None:
+    for seed, name in enumerate(("carded", "later")):
+        path = tmp_path / f"{name}.safetensors"
+        save_adapter(path, make_adapter(make_backbone(), seed=60 + seed))
+    card = "# Carded\n\x1b[31mred\x1b[0m\n\ta\u00a0tab\n"
+    (tmp_path / "carded.md").write_text(card)
+    shown = f"its model card carded.md ({len(card)} characters)"
+    where = ("--url", live.url)
+
+    def adapters(*words: str) -> tuple[str, str]:
+        done = typed("adapters", *words, *where, folder=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return done.stdout, done.stderr
+
+    _, said = adapters("upload", "carded.safetensors", "--dry-run")
+    assert said == f"{shown} would be kept with it\n"
+    out, said = adapters("upload", "carded.safetensors", "--json")
+    first = json.loads(out)["revision"]
+    assert said == f"with {shown}\n"
+    facts = dict(line.split(maxsplit=1) for line in adapters("show", "carded")[0].splitlines())
+    assert facts["card"] == f"{len(card)} characters; --card prints it"
+    assert adapters("show", "carded", "--card")[0] == card
+    with terminal(40, 80) as (end, drawn):
+        words = command("adapters", "show", "carded", "--card", *where)
+        subprocess.run(words, cwd=TREE, env=environment(), stdout=end, check=True)
+    # A terminal obeys nothing in it.
+    assert drawn.decode().replace("\r\n", "\n").split("\n")[1] == "?[31mred?[0m"
+    assert json.loads(adapters("show", "carded", "--card", "--json")[0])["revision"] == first
+    _, said = adapters("upload", "later.safetensors", "--name", "carded")
+    assert said == ""
+    assert "none with this revision" in adapters("show", "carded")[0]
+    refusal = refused("adapters", "show", "carded", "--card", *where)
+    assert "404 card_not_found" in refusal
+    old = ("show", "carded", "--card", "--revision", first[:12])
+    assert adapters(*old)[0].startswith("# Carded")
+    assert "belongs to --card" in refused("adapters", "show", "carded", "--revision", "0", *where)
+    table = adapters("list", "--search", "card", "--state", "ready")[0].splitlines()
+    assert [line.split()[0] for line in table] == ["name", "carded"]
+    adapters("delete", "carded")
 
 
 @pytest.mark.slow
@@ -185,6 +229,7 @@ def test_a_dry_run_says_what_would_change_and_stores_nothing(
     done = typed(*words)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"takes the place of {revision}" in done.stdout
+    assert "not checked: whether the disk has room" in done.stdout
     assert done.stdout.endswith("would be accepted\n")
     assert "the name is new" in typed(*words, "--name", "new").stdout
     assert json.loads(typed(*words, "--json").stdout)["accepted"] is True

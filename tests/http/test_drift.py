@@ -81,7 +81,11 @@ def test_texts_like_those_of_training_are_stable_and_others_are_not(
     ask(live, usual_texts(LEAST_TEXTS - 1, seed=7))
     few = drift_of(live)
     assert few["quantities"] == []
-    assert few["note"] == f"{LEAST_TEXTS - 1} texts so far; a comparison needs {LEAST_TEXTS}"
+    assert few["note"].startswith(
+        f"{LEAST_TEXTS - 1} texts so far; a comparison needs {LEAST_TEXTS}. Counts are in memory"
+    )
+    assert few["note"].endswith(few["counting_since"])
+    assert few["counting_since"] == empty["counting_since"] <= few["since"]
     ask(live, usual_texts(201, seed=8))
     usual = drift_of(live)
     assert (usual["adapter"], usual["revision"], usual["texts"]) == (name, revision, 300)
@@ -305,6 +309,57 @@ def test_nothing_is_kept_or_counted_where_the_settings_say_so(tmp_path: Path) ->
             assert error_of(answer)["type"] == "texts_not_kept"
         unknown = off.client.get("/v1/adapters/none/uncertain")
         assert error_of(unknown)["type"] == "adapter_not_found"
+
+
+def records(live: RunningService) -> list[dict[str, Any]]:
+    lines = (live.adapter_dir / ".audit" / "audit.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["event"].startswith("texts.")]
+
+
+def test_the_audit_log_says_who_read_and_removed_texts_and_not_which(
+    live: RunningService, name: str
+) -> None:
+    before = len(records(live))
+    live.put(name, adapter())
+    ask(live, usual_texts(3))
+    path, sender = f"/v1/adapters/{name}/uncertain", {"X-Request-ID": "r-7"}
+    for format in ("json", "jsonl", "csv"):
+        live.client.get(path, params={"format": format}, headers=sender)
+    for _ in range(2):
+        assert live.client.delete(path, headers=sender).status_code == 204
+    # What gives nobody any texts is not recorded.
+    assert live.client.get("/v1/adapters/none/uncertain").status_code == 404
+    told = records(live)[before:]
+    assert [
+        (line["event"], line.get("stage"), line.get("outcome"), line.get("texts")) for line in told
+    ] == [
+        ("texts.read", None, None, 3),
+        ("texts.read", None, None, 3),
+        ("texts.read", None, None, 3),
+        ("texts.forget", "begun", None, None),
+        ("texts.forget", "ended", "done", 3),
+        ("texts.forget", "begun", None, None),
+        ("texts.forget", "ended", "unchanged", 0),
+    ]
+    assert [line["format"] for line in told[:3]] == ["json", "jsonl", "csv"]
+    for line in told:
+        assert (line["adapter"], line["request_id"], line["address"]) == (name, "r-7", "127.0.0.1")
+        assert not any(text in json.dumps(line) for text in usual_texts(3))
+
+
+def test_texts_are_not_given_to_anybody_without_a_record(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with serve(tmp_path / "adapters", UNCERTAIN_TEXTS="5", AUDIT_LOG=str(log)) as live:
+        live.put("spam", adapter())
+        ask(live, usual_texts(3))
+        log.unlink()
+        log.mkdir()
+        path = "/v1/adapters/spam/uncertain"
+        for answer in (live.client.get(path), live.client.delete(path)):
+            assert (answer.status_code, error_of(answer)["type"]) == (503, "audit_failed")
+        log.rmdir()
+        assert len(live.client.get(path).json()["texts"]) == 3
+        assert live.metric("idspam_audit_failures_total") == 2
 
 
 def test_only_a_key_that_names_the_scope_reads_texts_and_the_log_names_it(

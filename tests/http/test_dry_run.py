@@ -98,6 +98,9 @@ def test_a_new_name_is_accepted_and_nothing_is_stored(live: RunningService, root
     assert found.adapter.size == len(content)
     assert found.adapter.labels == ["ham", "spam"]
     assert found.adapter.method == "idspam"
+    others = ["the disk", "the other replicas"] if (root / "shared").exists() else ["the disk"]
+    for told, about in zip(found.unchecked, others, strict=True):
+        assert about in told
     assert live.client.get("/v1/adapters/a").status_code == 404
     assert files(root) == before
 

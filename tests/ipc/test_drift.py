@@ -1,5 +1,6 @@
 """With two workers and an engine process there is one count, and one place where texts are kept."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,16 @@ def test_workers_count_together_and_keep_texts_in_one_place(
         assert texts(one) == texts(other)
         assert other.delete("/v1/adapters/a/uncertain").status_code == 204
         assert texts(one) == []
+        # Each worker writes who has read and removed them, before it answers.
+        log = (service.adapter_dir / ".audit" / "audit.jsonl").read_text().splitlines()
+        told = [record for record in map(json.loads, log) if record["event"].startswith("texts.")]
+        assert len({record["process"] for record in told}) == 2
+        assert [record["texts"] for record in told if record.get("outcome") == "done"] == [5]
+        began = drift(one)["counting_since"]
 
         # Counts begin anew with the engine, and what it said is void.
         service.kill("engine")
         until(lambda: series not in service.series())
         until(lambda: one.get("/readyz").status_code == 200)
         assert drift(one)["texts"] == 0
+        assert drift(one)["counting_since"] >= began

@@ -177,6 +177,7 @@ def test_drift_and_texts_arrive_as_they_were_sent() -> None:
         revision=REVISIONS[0],
         texts=300,
         since="2026-11-27T12:00:00+00:00",
+        counting_since="2026-11-27T11:00:00+00:00",
         reference_texts=999,
         quantities=(QuantityShift("label", 0.88, 0.05, "large", bins),),
     )

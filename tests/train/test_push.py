@@ -16,7 +16,7 @@ import uvicorn
 from adapters.backbone.model import Backbone
 from adapters.errors import InvalidAdapter
 from adapters.format.files import Adapter, save_adapter
-from service.client import Client
+from service.client import Client, NotFound
 from service.settings import Settings
 from tests.support.broken_server import answer, broken
 from tests.support.http_service import make_app
@@ -97,6 +97,82 @@ def test_the_command_prints_name_revision_and_outcome(
     for file, outcome in ((path, "created"), (path, "unchanged"), (other, "replaced")):
         assert main(["push", "--adapter", str(file), "--name", "spam", "--url", url]) == 0
         assert capsys.readouterr().out == f"spam {_revision(file)} {outcome}\n"
+
+
+@pytest.mark.slow
+def test_the_card_beside_the_file_is_sent_unless_told_otherwise(
+    path: Path, backbone: Backbone, serve: Serve, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = serve(max_upload_bytes=2**20)
+    argv = ["push", "--name", "spam", "--url", url, "--adapter"]
+
+    def pushed(*words: str) -> str:
+        assert main([*argv, *words]) == 0
+        return capsys.readouterr().err.splitlines()[-1]
+
+    def kept() -> str | None:
+        with Client(url) as client:
+            try:
+                return client.card("spam").text
+            except NotFound:
+                return None
+
+    assert pushed(str(path)).startswith("checking ")
+    assert kept() is None
+    card = path.with_suffix(".md")
+    card.write_text("# Spam ü\n")
+    # The same bytes change nothing, but for the card.
+    assert pushed(str(path)) == f"with its model card {card} (9 characters)"
+    assert kept() == "# Spam ü\n"
+    # A new revision has no card before it is given one; the old one keeps its own.
+    other = path.with_name("y.safetensors")
+    save_adapter(other, make_adapter(backbone, seed=7))
+    other.with_suffix(".md").write_text("never sent")
+    assert pushed(str(other), "--no-card").startswith("checking ")
+    assert kept() is None
+    named = path.with_name("named.markdown")
+    named.write_text("# Another")
+    assert "named.markdown (9 characters)" in pushed(str(other), "--card", str(named))
+    assert kept() == "# Another"
+    with Client(url) as client:
+        assert client.card("spam", _revision(path)).text == "# Spam ü\n"
+    # One that just lies there stops nothing; one that is named is meant.
+    other.with_suffix(".md").write_bytes(b"\xff")
+    assert main([*argv, str(other)]) == 0
+    assert "no model card is sent: " in (said := capsys.readouterr().err)
+    assert "y.md: not UTF-8" in said
+    for content, reason in ((b"\xff", "not UTF-8"), (b"x" * (2**18 + 1), "at most 256 KiB")):
+        named.write_bytes(content)
+        assert main([*argv, str(path), "--card", str(named)]) == 2
+        assert reason in (said := capsys.readouterr().err)
+        # Nothing was sent.
+        assert "checking" not in said
+    assert main([*argv, str(path), "--card", "none.md"]) == 2
+    assert "none.md: cannot be read: No such file" in capsys.readouterr().err
+    assert main([*argv, str(path), "--card", "none.md", "--no-card"]) == 2
+    assert "not allowed with" in capsys.readouterr().err
+
+
+def test_a_card_that_the_service_refuses_is_said_to_be_missing(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A service of before knows no cards."""
+    card = path.with_suffix(".md")
+    card.write_text("# Spam")
+    missing = answer(
+        {"error": {"type": "not_found", "message": "Not Found", "details": []}}, status="404 Not"
+    )
+    argv = ["push", "--adapter", str(path), "--name", "spam"]
+    with broken(_published(_revision(path)), missing) as server:
+        assert main([*argv, "--url", server.url]) == 0
+    said = capsys.readouterr()
+    assert said.out.endswith(" created\n")
+    assert f"published without its model card {card} (6 characters): 404 not_found" in said.err
+    with broken(_published(_revision(path)), missing) as server:
+        assert main([*argv, "--url", server.url, "--card", str(card)]) == 2
+    said = capsys.readouterr()
+    assert said.out.endswith(" created\n")
+    assert f"is published, but without its model card {card}" in said.err
 
 
 @pytest.mark.slow
@@ -248,7 +324,7 @@ def test_a_service_that_stays_busy_is_given_up(path: Path) -> None:
             answer(b"", "404 No"),
             "404: Not Found; not the service's answer: is this its address, or does a proxy",
         ),
-        (answer({"error": "text"}, "404 No"), '404: {"error": "text"}; not the service'),
+        (answer({"error": "text"}, "404 No"), "404: text; not the service"),
         (
             answer(b"", "301 Moved", "Location: http://elsewhere/"),
             "301: redirected to http://elsewhere/",

@@ -5,11 +5,12 @@ import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, TypeVar, get_args
 
 from cli.hints import command_line
 from cli.shell import Command
 from service.client import Busy, ClientError, Conflict, Published, Unreachable
+from service.client.cards import CardFile, chosen_card, send_card
 from service.client.environment import (
     API_KEY_VARIABLE,
     DEFAULT_URL,
@@ -23,6 +24,11 @@ from service.client.retry import ONCE
 from service.client.types import Wait
 from train.errors import PushError
 from train.report.progress import LineProgress
+
+if TYPE_CHECKING:
+    from service.client import Client
+
+T = TypeVar("T")
 
 # The service checks and runs the adapter before it answers.
 TIMEOUT_SECONDS = 120.0
@@ -53,6 +59,14 @@ def add_arguments(parser: ArgumentParser) -> None:
         choices=get_args(Wait),
         help="of replicas that share a store, for which the change waits; default: all",
     )
+    card = parser.add_mutually_exclusive_group()
+    card.add_argument(
+        "--card",
+        type=Path,
+        metavar="X.md",
+        help="the model card to keep with it; default: the one beside the file, if there is one",
+    )
+    card.add_argument("--no-card", action="store_true", help="send no model card")
 
 
 def run(arguments: Namespace) -> int:
@@ -60,13 +74,19 @@ def run(arguments: Namespace) -> int:
         url = service_url(arguments.url)
     except InvalidCall as error:
         raise PushError(str(error)) from None
-    note = LineProgress(sys.stderr).note
+    note, key = LineProgress(sys.stderr).note, api_key(arguments.api_key)
+    try:
+        card = chosen_card(
+            arguments.adapter, named=arguments.card, leave_out=arguments.no_card, note=note
+        )
+    except InvalidCall as error:
+        raise PushError(f"--card {error}") from None
     note(f"checking {arguments.adapter}, then sending it to {url}")
     published = push(
         arguments.adapter,
         arguments.name,
         url,
-        key=api_key(arguments.api_key),
+        key=key,
         if_match=arguments.if_match,
         force=arguments.force,
         stage=arguments.stage,
@@ -74,6 +94,8 @@ def run(arguments: Namespace) -> int:
         note=note,
     )
     sys.stdout.write(f"{published.name} {published.revision} {published.outcome}\n")
+    if card is not None:
+        push_card(card, published, url, key=key, note=note)
     return 0
 
 
@@ -110,31 +132,18 @@ def push(
         OSError: the file cannot be read.
     """
     from adapters.format.files import validate
-    from service.client import Client
 
     data = path.read_bytes()
     validate(data)
     revision = None if if_match is None else if_match.strip('"')
     try:
-        with Client(
-            url, api_key=key, ca=ca_file(), seconds=TIMEOUT_SECONDS, retries=ONCE
-        ) as client:
-            attempt = 1
-            while True:
-                try:
-                    return client.upload(
-                        name, data, if_match=revision, force=force, stage=stage, wait=wait
-                    )
-                except Busy as error:
-                    if attempt == ATTEMPTS:
-                        raise
-                    seconds = _wait(error, attempt)
-                    note(
-                        f"the service is busy ({error.status}), trying again in {seconds:g} s "
-                        f"({attempt} of {ATTEMPTS})"
-                    )
-                    time.sleep(seconds)
-                    attempt += 1
+        with _client(url, key) as client:
+            return _patiently(
+                lambda: client.upload(
+                    name, data, if_match=revision, force=force, stage=stage, wait=wait
+                ),
+                note,
+            )
     except Conflict as error:
         raise PushError(f"{url}: {describe(error)}; someone else has published since") from None
     except Unreachable as error:
@@ -142,6 +151,62 @@ def push(
         raise PushError(f"{describe(error)}; `{start}` starts one, --url names another") from None
     except ClientError as error:
         raise PushError(f"{url}: {describe(error)}") from None
+
+
+def push_card(
+    card: CardFile,
+    published: Published,
+    url: str,
+    *,
+    key: str | None = None,
+    note: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Keep a model card with what was published.
+
+    Args:
+        note: called with what became of the card, and before every wait.
+
+    Raises:
+        PushError: the card was named, and is not stored.
+    """
+    name, revision = published.name, published.revision
+
+    def send(text: str) -> None:
+        with _client(url, key) as client:
+            _patiently(lambda: client.set_card(name, text, revision), note)
+
+    try:
+        send_card(card, send, note)
+    except ClientError as error:
+        raise PushError(
+            f"{name} {revision[:12]} is published, but without its {card.shown}: {url}: "
+            f"{describe(error)}"
+        ) from None
+
+
+def _client(url: str, key: str | None) -> "Client":
+    from service.client import Client
+
+    return Client(url, api_key=key, ca=ca_file(), seconds=TIMEOUT_SECONDS, retries=ONCE)
+
+
+def _patiently(work: Callable[[], T], note: Callable[[str], None]) -> T:
+    """Ask a busy service again, `ATTEMPTS` times in all.
+
+    Raises:
+        ClientError: of the last attempt.
+    """
+    for attempt in range(1, ATTEMPTS):
+        try:
+            return work()
+        except Busy as error:
+            seconds = _wait(error, attempt)
+            note(
+                f"the service is busy ({error.status}), trying again in {seconds:g} s "
+                f"({attempt} of {ATTEMPTS})"
+            )
+            time.sleep(seconds)
+    return work()
 
 
 def _wait(error: Busy, attempt: int) -> float:

@@ -411,6 +411,13 @@ PROMOTE = entry(
     model=PublishedAdapter,
     errors=refusals(*GATE, *SERVED, *CHANGE, *ROLLOUT, "traffic_not_found", "invalid_request"),
 )
+_KEPT_TEXTS = (
+    "adapter_not_found",
+    "texts_not_kept",
+    "invalid_request",
+    "store_failed",
+    "audit_failed",
+)
 DRIFT = entry(
     "adapters",
     answer=examples.DRIFT,
@@ -422,7 +429,7 @@ UNCERTAIN = entry(
     description="The least certain first. `format=jsonl` gives a line each, `format=csv` a table.",
     answer=examples.UNCERTAIN,
     model=UncertainTexts,
-    errors=refusals(*GATE, "adapter_not_found", "texts_not_kept", "invalid_request"),
+    errors=refusals(*GATE, *_KEPT_TEXTS),
 )
 UNCERTAIN["responses"][200]["content"] |= {
     "application/x-ndjson": {"schema": {"type": "string", "format": "binary"}},
@@ -432,7 +439,7 @@ FORGET_UNCERTAIN = entry(
     "adapters",
     status=204,
     description="Forgotten",
-    errors=refusals(*GATE, "adapter_not_found", "texts_not_kept", "invalid_request"),
+    errors=refusals(*GATE, *_KEPT_TEXTS),
 )
 PROBE = entry(
     "operations",

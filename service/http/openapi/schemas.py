@@ -559,6 +559,7 @@ class UploadReport(_Answer):
     difference: SpecDifference | None = Field(
         description="null: the name is new, or one of the two files cannot be read."
     )
+    unchecked: list[str] = Field(description="What only the upload itself tells, for people.")
 
 
 class UploadAnswer(RootModel[PublishedAdapter | UploadReport]):
@@ -662,7 +663,11 @@ class DriftDetail(_Answer):
     adapter: str
     revision: str
     texts: int = Field(description="Those that were counted since `since`.")
-    since: str | None
+    since: str | None = Field(description="When the first of them was counted.")
+    counting_since: str = Field(
+        description="When the engine of this replica began to count. Counts are in memory, so a "
+        "new engine begins at zero."
+    )
     reference_texts: int = Field(description="Those of the profile; 0: the file has none.")
     quantities: list[DriftQuantity]
     note: str | None = Field(description="Why there are no quantities.")

@@ -34,10 +34,10 @@ async function drift(path, content, { signal }) {
     put(content, h("p", { class: "muted" }, "This service does not measure drift for this adapter."));
     return;
   }
-  const { texts, since, quantities, note } = found;
+  const { texts, since, counting_since: began, quantities, note } = found;
   put(
     content,
-    h("p", {}, `${counted(texts ?? 0, "text")} seen`, since ? [" since ", moment(since)] : null, "."),
+    h("p", {}, `${counted(texts ?? 0, "text")} seen`, since ? [" since ", moment(since)] : null, ".", began ? [" The engine began to count ", moment(began), ", at zero."] : null),
     note ? h("p", { class: "muted" }, note) : null,
     quantities.map(quantity),
   );

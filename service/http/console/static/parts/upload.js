@@ -271,7 +271,12 @@ function verdict(report, run, { isSame, isForced }) {
   }
   if (error !== null) return errorBox(error);
   if (isSame) return h("div", { class: "box" }, h("p", {}, `${run.name} serves exactly these bytes already. Uploading them changes nothing.`));
-  return h("div", { class: "box good" }, h("p", {}, h("strong", {}, "A valid adapter for this service. "), serving === null ? `No adapter is named ${run.name} yet.` : "It was run on a text; nothing was stored."));
+  return h(
+    "div",
+    { class: "box good" },
+    h("p", {}, h("strong", {}, "A valid adapter for this service. "), serving === null ? `No adapter is named ${run.name} yet.` : "It was run on a text; nothing was stored."),
+    report.unchecked?.length ? h("p", { class: "small" }, `Not checked: ${report.unchecked.join("; ")}.`) : null,
+  );
 }
 
 function facts(adapter) {
