@@ -5,12 +5,13 @@ Two scrapes make a `Between`, a `Between` makes the panels, and rich draws the p
 
 import math
 import sys
+import textwrap
 import time
 from argparse import ArgumentParser, Namespace
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from cli.shell import Command, CommandFailed
 from service.access.scopes import needs
@@ -44,6 +45,8 @@ STAGES: Mapping[str, str] = {
     "inference": "idspam_inference_seconds",
 }
 _SHOWN_LABELS = 4
+# The only column of words.
+LABELS = "labels"
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +267,7 @@ def _busiest(between: Between, adapters: int) -> Panel:
     ]
     if more := len(sums) - len(busiest):
         rows.append([f"and {more} more", "", "", ""])
-    return Panel("busiest adapters", ("", "texts/s", "share", "labels"), rows)
+    return Panel("busiest adapters", ("", "texts/s", "share", LABELS), rows)
 
 
 def _shares(labels: Mapping[str, float], total: float) -> str:
@@ -395,7 +398,7 @@ def _view(
     where = service_url(arguments.url)
     head = Text(f"{where}: {state}; {running(between) or 'no engine'}", style="bold")
     panels = panels_of(between, adapters=arguments.adapters)
-    tables: list[RenderableType] = [_table(panel) for panel in panels]
+    tables: list[RenderableType] = [_shown(panel, width) for panel in panels]
     if width >= _WIDE:
         tables = [Columns(tables[:3], padding=(0, 4), equal=True), *tables[3:]]
     spaced: list[RenderableType] = [head]
@@ -404,15 +407,49 @@ def _view(
     return Group(*spaced)
 
 
-def _table(panel: "Panel") -> "RenderableType":
+def _shown(panel: "Panel", width: int) -> "RenderableType":
+    """A panel as a table, or where that is too narrow for its words, a few lines for each row."""
+    from rich.console import Group
+    from rich.text import Text
+
+    least = _least_widths(panel)
+    if sum(least) + len(least) - 1 <= width:
+        return _table(panel, least)
+    lines: list[RenderableType] = [Text(panel.heading, style="bold")]
+    for name, *cells in panel.rows:
+        facts = [
+            cell if heading == LABELS else f"{heading} {cell}".strip()
+            for heading, cell in zip(panel.columns[1:], cells, strict=True)
+            if cell
+        ]
+        told = ", ".join(facts)
+        told = textwrap.fill(told, width, initial_indent="  ", subsequent_indent="  ")
+        lines += [Text(name, overflow="fold"), Text(told)]
+    return Group(*lines)
+
+
+def _least_widths(panel: "Panel") -> list[int]:
+    """Of each column, if headings and labels go over several lines and no word is broken."""
+    from rich.cells import cell_len
+
+    widths = []
+    for at, column in enumerate((panel.heading, *panel.columns[1:])):
+        cells = [row[at] for row in panel.rows]
+        words = " ".join(cells).split() if column == LABELS else cells
+        widths.append(max(map(cell_len, [*column.split(), *words]), default=0))
+    return widths
+
+
+def _table(panel: "Panel", least: Sequence[int]) -> "RenderableType":
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
     for index, column in enumerate(panel.columns):
         heading = panel.heading if index == 0 else column
-        left = index == 0 or column == "labels"
-        table.add_column(Text(heading), justify="left" if left else "right")
+        left = index == 0 or column == LABELS
+        justify: Literal["left", "right"] = "left" if left else "right"
+        table.add_column(Text(heading), justify=justify, min_width=least[index])
     for row in panel.rows:
         table.add_row(*(Text(cell) for cell in row))
     return table

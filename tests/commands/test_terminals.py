@@ -100,6 +100,13 @@ def test_forty_columns_show_records_in_place_of_a_table(live: RunningService) ->
     assert max(map(len, top.splitlines())) <= 40
     for panel in ("traffic", "latency", "batches", "tiers", "processes"):
         assert any(line.startswith(panel) for line in top.splitlines()), panel
+    # What is too wide for a table is said in words, none of which is cut.
+    assert "…" not in top
+    words = " ".join(top.split())
+    assert re.search(r"registered adapters \d+, MiB [\d.]+, loads/s [\d.]+, evictions/s", words)
+    # A heading may go over two lines.
+    assert re.search(r"restarts of\s*$", top, re.MULTILINE)
+    assert "of a core its kind" in words
 
 
 @pytest.mark.slow
