@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Route, expect
 
 from service.access.key_file import write
 from tests.support.browser import Console, open_console
@@ -45,6 +45,44 @@ def test_a_first_load_is_small_and_quick(browser: Browser, zoo: ReadyService) ->
             )
             times.append(painted)
     assert min(times) < FIRST_LOAD_MS, times
+
+
+def test_the_page_is_painted_before_its_modules_have_come(
+    browser: Browser, zoo: ReadyService
+) -> None:
+    with open_console(browser, zoo.url, route="console/icon.svg") as console:
+        page, held = console.page, list[Route]()
+        page.route("**/console/app.js", held.append)
+        page.goto(zoo.url, wait_until="commit")
+        expect(page.get_by_role("main")).to_have_text("Loading…")
+        navigation = page.get_by_role("navigation", name="Pages")
+        names = ["Try", "Adapters", "Compare", "Live"]
+        expect(navigation.get_by_role("link")).to_have_text(names)
+        tools = page.locator(".tools > *")
+        shown = ["API", "Key", "Theme: system", "Keys ?"]
+        expect(tools).to_have_text(shown)
+        places = [each.bounding_box() for each in tools.all()]
+        console.look_at("loading")
+        held[0].continue_()
+        page.get_by_role("button", name="Classify").wait_for()
+        # The modules take it over, and nothing moves.
+        expect(navigation.get_by_role("link")).to_have_text(names)
+        expect(tools).to_have_text(shown)
+        assert [each.bounding_box() for each in tools.all()] == places
+
+
+def test_a_module_that_does_not_come_is_said_to_be_missing(
+    browser: Browser, zoo: ReadyService
+) -> None:
+    with open_console(browser, zoo.url, route="console/icon.svg") as console:
+        console.page.route("**/console/parts/picker.js", lambda route: route.abort())
+        console.page.goto(zoo.url)
+        expect(console.page.get_by_role("alert")).to_contain_text(
+            re.compile("did not arrive|fetch")
+        )
+        console.page.route("**/console/shell.js", lambda route: route.abort())
+        console.page.reload()
+        expect(console.page.get_by_role("main")).to_contain_text("did not arrive. Reload the page")
 
 
 def test_every_route_says_where_it_is_and_going_back_works(console: Console) -> None:
@@ -123,6 +161,9 @@ def test_a_browser_without_scripts_is_told_what_to_do(browser: Browser, zoo: Rea
             "This console needs JavaScript"
         )
         expect(console.page.locator("pre")).to_contain_text("curl $URL/v1/predict")
+        # The header would lead nowhere.
+        expect(console.page.locator("header")).to_be_hidden()
+        expect(console.page.get_by_text("Loading")).to_be_hidden()
         console.page.screenshot(path="runs/screenshots/no-script-wide-light.png")
 
 

@@ -161,5 +161,5 @@ def test_the_first_page_asks_for_all_its_modules_at_once_and_they_are_small() ->
     announced = re.findall(r'rel="modulepreload" href="console/([^"]+)"', modules["index.html"])
     assert sorted(announced) == sorted(needed)
     files = static_files()
-    others = {"index.html", "ui.css", "theme.js", "icon.svg"}
+    others = {"index.html", "ui.css", "early.js", "icon.svg"}
     assert sum(len(files[name].gzipped) for name in needed | others) < FIRST_LOAD_BYTES

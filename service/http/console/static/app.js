@@ -21,29 +21,19 @@ page("compare", "Compare", "c", () => import("./pages/compare.js"));
 page("live", "Live", "l", () => import("./pages/live.js"));
 
 const FIRST = "try";
-const main = h("main", { id: "main", tabindex: "-1", class: "page" });
-const links = new Map([...pages.values()].map(({ name, title }) => [name, h("a", { href: `#/${name}` }, title)]));
+// The header and an empty page are in index.html, where they are painted before this runs.
+const main = document.getElementById("main");
+const links = new Map([...pages.keys()].map((name) => [name, document.querySelector(`nav a[href="#/${name}"]`)]));
 
-document.body.append(
-  h("a", { class: "skip", href: "#main", on: { click: skip } }, "Skip to the page"),
-  h(
-    "header",
-    { class: "top" },
-    h("a", { class: "brand", href: `#/${FIRST}`, "aria-label": "ID-SPAM console" }, h("img", { src: new URL("icon.svg", import.meta.url).href, alt: "", width: 24, height: 24 }), h("span", {}, "ID-SPAM")),
-    h("nav", { "aria-label": "Pages" }, [...links.values()]),
-    h(
-      "div",
-      { class: "tools" },
-      h("a", { class: "quiet", href: new URL("../docs", import.meta.url).href }, "API"),
-      keyButton(),
-      themeButton(),
-      h("button", { class: "quiet", title: "Keyboard shortcuts", on: { click: help } }, "Keys ?"),
-    ),
-  ),
-  banner,
-  main,
-  ...furniture,
+document.querySelector(".skip").addEventListener("click", skip);
+document.querySelector(".tools").replaceChildren(
+  document.querySelector(".tools a"),
+  keyButton(),
+  themeButton(),
+  h("button", { class: "quiet", title: "Keyboard shortcuts", on: { click: help } }, "Keys ?"),
 );
+main.before(banner);
+document.body.append(...furniture);
 
 function skip(event) {
   event.preventDefault();
