@@ -29,6 +29,8 @@ from tests.support.unavailable import IN_CI
 # Whether this process is one of several that run files of tests side by side.
 SIDE_BY_SIDE = "PYTEST_XDIST_WORKER" in os.environ
 
+pytest_plugins = ["tests.support.machine"]
+
 # xdist tells its workers how wide the terminal is; the commands that tests start have their own.
 os.environ.pop("COLUMNS", None)
 

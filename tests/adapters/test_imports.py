@@ -9,7 +9,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 NEED_TRITON = {
     "adapters.layers.fused",
+    "adapters.layers.fused_vectors",
     "adapters.layers.triton_layer",
+    "adapters.layers.triton_vectors",
     "adapters.slots.forward",
     "adapters.slots.graphs",
     "adapters.slots.kernels",

@@ -39,6 +39,8 @@ def test_files_that_cannot_be_served_are_listed_with_their_reason(tmp_path: Path
     store.path("gone", store.current("gone")).unlink()
     (tmp_path / "pointless" / "current").write_text("nonsense")
     with serve(tmp_path) as live:
+        # That its content is not what its revision says shows when it is read, after the start.
+        until(lambda: live.client.get("/v1/adapters/rotten").json()["state"] == "damaged")
         page = AdapterList.model_validate(live.client.get("/v1/adapters").json())
         states = {item.name: item.state for item in page.adapters}
         damaged = ("gone", "no-adapter", "pointless", "rotten")

@@ -85,6 +85,7 @@ async def test_draining_answers_admitted_requests_and_refuses_new_ones(
 
 
 async def test_stopping_fails_waiting_requests_at_once(open_engine: OpenEngine) -> None:
+    before = set(threading.enumerate())
     async with open_engine(max_active_adapters=1) as harness:
         held = await harness.hold_device()
         queued = asyncio.create_task(harness.engine.predict(harness.entries(("a", "x"))))
@@ -98,7 +99,8 @@ async def test_stopping_fails_waiting_requests_at_once(open_engine: OpenEngine) 
         await stopping
         await harness.engine.stop()
         assert not harness.engine.health().live
-        assert not any(thread.name == "engine" for thread in threading.enumerate())
+        started = set(threading.enumerate()) - before
+        assert not any(thread.name == "engine" for thread in started)
         with pytest.raises(EngineUnavailable, match="stopped"):
             await harness.engine.predict(harness.entries(("a", "x")))
 

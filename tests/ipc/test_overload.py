@@ -21,7 +21,7 @@ from tests.support.open_loop import Answer, Connections, closed_loop, connection
 from tests.support.service_process import ReadyService, ready_service
 from tests.support.tiny_models import make_adapter, save_backbone
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 WORDS = ("free", "win", "now", "my", "card", "is", "not", "good", "hello", "you", "call", "bad")
 TIMEOUT = 1.0

@@ -112,7 +112,7 @@ def test_leaks_and_conflicts_are_reported_and_dropped_on_demand(
     card = Path("x.md").read_text()
     assert "| rows of `test` with nearly the text of a row of `train` | 1 |" in card
 
-    assert main(_fit(bert, "--validation-fraction", "0", "--drop-leaks")) == 0
+    assert main(_fit(bert, "--validation-fraction", "0", "--drop-leaks", "--overwrite")) == 0
     after = _report()
     dropped = after["checks"]["dropped"]
     assert dropped["train"] == 4
@@ -161,11 +161,11 @@ def test_lists_replace_nothing_but_lists_and_go_when_there_is_nothing_to_list(
     assert main(_fit(bert)) == 0
     assert Path("x.repeats.csv").exists()
     _write("test.jsonl", rows[50:])
-    assert main(_fit(bert)) == 0
+    assert main(_fit(bert, "--overwrite")) == 0
     assert not Path("x.repeats.csv").exists()
     _write("test.jsonl", rows[:50])
     before = sorted(folder.iterdir())
-    assert main(_fit(bert, "--drop-leaks")) == 2
+    assert main(_fit(bert, "--drop-leaks", "--overwrite")) == 2
     *_, line = capsys.readouterr().err.splitlines()
     assert line == "error: train.jsonl: --drop-leaks leaves no train rows: all 45 repeat other rows"
     assert sorted(folder.iterdir()) == before

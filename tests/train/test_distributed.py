@@ -208,7 +208,7 @@ def test_two_processes_resume_the_checkpoint_of_one_and_one_theirs(
         # Only one process gets the signal, not the launcher: both stop together all the same.
         os.kill(_processes(launcher.pid)[1], signal.SIGTERM)
         _, err = _ended(launcher)
-    assert err.count("interrupted; to go on: python -m train fit ") == 1
+    assert err.count("interrupted; the same command with --resume goes on") == 1
     assert "error: " not in err
     assert not (folder / output).exists()
     report = _alone(folder, output, resume=True)
