@@ -43,9 +43,11 @@ def test_nothing_runs_beside_a_test_that_measures_and_the_others_run_side_by_sid
         name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")
     } | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-n", "3", "--dist", "loadfile"]
-        + ["-p", "tests.support.machine"]
-        + ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(tmp_path), str(tmp_path)],
+        [
+            *(sys.executable, "-m", "pytest", "-n", "3", "--dist", "loadfile"),
+            *("-p", "tests.support.machine", "-c", str(ROOT / "pyproject.toml")),
+            *("--rootdir", str(tmp_path), str(tmp_path)),
+        ],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
