@@ -9,8 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 # Before torch is imported, and for the processes that tests start, too. A thread that waits for
-# others gives its core away instead of spinning: where several processes with two threads each share
-# two cores, spinning takes most of the time.
+# others gives its core away instead of spinning: where processes with two threads each share two
+# cores, spinning takes most of the time.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest

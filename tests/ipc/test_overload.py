@@ -63,11 +63,15 @@ async def test_three_times_the_capacity_is_answered_at_the_peak_or_refused_at_on
     service: ReadyService,
 ) -> None:
     async with connections(service.url) as sender:
-        peak = await closed_loop(
-            lambda: ask(sender, random.choice(NAMES), allowed=30), clients=24, seconds=2
-        )
-        assert {item.status for item in peak} == {200}
-        rate = len(peak) / 2
+
+        async def peak(seconds: float) -> float:
+            answers = await closed_loop(
+                lambda: ask(sender, random.choice(NAMES), allowed=30), clients=24, seconds=seconds
+            )
+            assert {item.status for item in answers} == {200}
+            return len(answers) / seconds
+
+        rate = await peak(2)
         answers = await open_loop(
             lambda: ask(sender, random.choice(NAMES)), rate=3 * rate, seconds=3
         )
@@ -78,12 +82,13 @@ async def test_three_times_the_capacity_is_answered_at_the_peak_or_refused_at_on
         assert all(1 <= int(item.headers["retry-after"]) <= 10 for item in refused)
         assert statistics.median(item.seconds for item in refused) < 0.25
         # What is refused does not cost the others their answers.
-        assert len(in_time(answers)) >= 0.5 * 3 * rate
         assert statuses[504] <= 0.35 * statuses[200]
 
         until = time.monotonic() + 2
         while (await ask(sender, "a")).seconds > TIMEOUT / 2:
             assert time.monotonic() < until
+        # Measured again: another test may have begun to use this machine.
+        assert len(in_time(answers)) >= 0.5 * 3 * min(rate, await peak(1))
     assert service.metric("idspam_overload_refusals_total", reason="deadline") >= len(refused)
     assert service.metric("idspam_device_tokens_per_second") > 0
 
