@@ -67,7 +67,7 @@ def make_environment(folder: Path) -> None:
 
 
 def pip(folder: Path, *arguments: str) -> None:
-    """Run pip in an environment; stop if it fails."""
+    """Run pip for an environment, its own or, if it has none, this Python's; stop if it fails."""
     if subprocess.run([*_pip(folder), *arguments], check=False).returncode:
         stop("pip failed (see above); run the same command again to go on from here")
 
@@ -173,7 +173,10 @@ def _has_gpu() -> bool:
 
 
 def _pip(folder: Path) -> list[str]:
-    return [str(folder / "bin" / "python"), "-m", "pip", "--disable-pip-version-check"]
+    python = str(folder / "bin" / "python")
+    if (folder / "bin" / "pip").exists():
+        return [python, "-m", "pip", "--disable-pip-version-check"]
+    return [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python]
 
 
 if __name__ == "__main__":

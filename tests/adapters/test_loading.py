@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -275,24 +277,35 @@ import sys
 sys.modules[{PACKAGE!r}] = None
 from adapters.backbone.loading import locate_default
 from adapters.errors import UnusableBackbone
-try:
-    print(locate_default())
-except UnusableBackbone as error:
-    print("refused:", error)
+for _ in sys.stdin:
+    try:
+        print(locate_default(), flush=True)
+    except UnusableBackbone as error:
+        print("refused:", error, flush=True)
 """
 
 
-def from_hub(cache: Path) -> str:
+@contextmanager
+def from_hub(cache: Path) -> Iterator[Callable[[], str]]:
+    """Asks a process that has only the hub's cache where the default backbone is, any time."""
     environment = os.environ | {"HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
+    with subprocess.Popen(
         [sys.executable, "-c", FROM_HUB],
         env=environment,
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-        timeout=120,
-        check=True,
-    )
-    return done.stdout.strip()
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        stdin, stdout = process.stdin, process.stdout
+
+        def ask() -> str:
+            stdin.write("\n")
+            stdin.flush()
+            return stdout.readline().rstrip("\n")
+
+        yield ask
 
 
 @pytest.mark.slow
@@ -303,9 +316,10 @@ def test_the_default_backbone_from_the_hub_is_verified_too(tmp_path: Path) -> No
     folder.mkdir(parents=True)
     for name in PUBLISHED:
         shutil.copy(installed / name, folder)
-    assert from_hub(tmp_path) == str(folder)
-    flip_last_bit(folder / "tokenizer.json")
-    assert from_hub(tmp_path).startswith("refused: tokenizer.json of the default backbone")
-    shutil.rmtree(tmp_path / "models--sentence-transformers--all-MiniLM-L6-v2")
-    missing = from_hub(tmp_path)
+    with from_hub(tmp_path) as located:
+        assert located() == str(folder)
+        flip_last_bit(folder / "tokenizer.json")
+        assert located().startswith("refused: tokenizer.json of the default backbone")
+        shutil.rmtree(tmp_path / "models--sentence-transformers--all-MiniLM-L6-v2")
+        missing = located()
     assert missing.startswith("refused: cannot load the default backbone"), missing

@@ -68,7 +68,7 @@ def test_each_set_has_the_default_backbone_and_only_packages_of_all() -> None:
 @pytest.mark.slow
 def test_the_list_of_an_environment_names_its_packages(tmp_path: Path) -> None:
     output = tmp_path / "sbom.json"
-    command = [sys.executable, ".ci/sbom.py", sys.prefix, str(output)]
+    command = [sys.executable, ".ci/sbom.py", sys.prefix, str(output), "--no-validate"]
     subprocess.run(command, cwd=ROOT, check=True, timeout=300)
     document = json.loads(output.read_text())
     assert document["bomFormat"] == "CycloneDX"
