@@ -145,8 +145,8 @@ class DriftMonitor(AnswerListener):
             note = OFF
         elif texts < LEAST_TEXTS:
             note = (
-                f"{texts} texts so far; a comparison needs {LEAST_TEXTS}. Counts are in memory: "
-                f"this engine began at zero on {self._began}"
+                f"{texts} texts so far; a comparison needs {LEAST_TEXTS}, and each start of the "
+                "engine begins at zero"
             )
         quantities: tuple[QuantityShift, ...] = ()
         if note is None and spec is not None and counted is not None:
