@@ -1,5 +1,6 @@
 """`python -m service serve`; every other command line goes to `service.commands.main`."""
 
+import errno
 import logging
 import os
 import socket
@@ -139,7 +140,8 @@ def _start_errors(message: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StartFailed(f"{message}: {error.strerror or error}") from None
+        hint = "; IDSPAM_PORT names another port" if error.errno == errno.EADDRINUSE else ""
+        raise StartFailed(f"{message}: {error.strerror or error}{hint}") from None
 
 
 def _require_writable(folder: Path) -> None:

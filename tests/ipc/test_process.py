@@ -151,4 +151,5 @@ def test_an_occupied_port_is_reported_in_one_line_with_status_2(
             _, errors = running.communicate(timeout=60)
     assert running.returncode == 2
     assert errors.splitlines()[-1].startswith(f"service: cannot listen on 127.0.0.1:{port}: ")
+    assert errors.endswith("; IDSPAM_PORT names another port\n")
     assert "Traceback" not in errors
