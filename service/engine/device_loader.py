@@ -39,7 +39,7 @@ class DeviceLoader:
 
     def _start_job(self) -> None:
         self._busy = True
-        size = _job_size([adapter.nbytes for _, adapter, _ in self._waiting])
+        size = _job_size([adapter.nbytes for _, adapter, _ in self._waiting[:_MAX_JOB]])
         loads, self._waiting = self._waiting[:size], self._waiting[size:]
         started = perf_counter()
         try:
@@ -74,6 +74,5 @@ class DeviceLoader:
 
 
 def _job_size(sizes: Sequence[int]) -> int:
-    """How many adapters of these sizes the next job takes."""
-    totals = accumulate(sizes[:_MAX_JOB])
-    return max(1, sum(total <= _MAX_JOB_BYTES for total in totals))
+    """How many of the first adapters, which have these sizes, the next job takes."""
+    return max(1, sum(total <= _MAX_JOB_BYTES for total in accumulate(sizes)))

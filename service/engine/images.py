@@ -320,11 +320,11 @@ class Images:
         checksum = xxhash.xxh3_128(body)
         checksum.update(content)
         self._make_room(size)
+        if free_bytes(self._store.root) < size + SPARE_BYTES:
+            raise OSError(f"fewer than {(size + SPARE_BYTES) >> 20} MiB are free")
         # Not the store's own folder: one that is gone stays gone.
         self._folder.parent.mkdir(exist_ok=True)
         self._folder.mkdir(exist_ok=True)
-        if free_bytes(self._folder) < size + SPARE_BYTES:
-            raise OSError(f"fewer than {(size + SPARE_BYTES) >> 20} MiB are free")
         self._replace(name, [_SEAL.pack(_MAGIC, checksum.digest()) + body, content])
         with self._lock:
             self._nbytes += size - self._sizes.pop(name, 0)

@@ -5,8 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 from typing import Any
 
+import pytest
+
 from adapters.backbone.model import Backbone
 from adapters.format.files import Adapter
+from service.engine import device_loader
 from service.engine.device_loader import DeviceLoader, OnLoaded
 from service.engine.runners.base import DeviceAdapter, HostAdapter
 from service.engine.runners.packed import PackedRunner
@@ -22,6 +25,46 @@ class HeldRunner(PackedRunner):
     def load(self, loads: Any) -> list[DeviceAdapter]:
         assert self.gate.wait(10)
         return super().load(loads)
+
+
+class CountingRunner(HeldRunner):
+    """Keeps how many adapters each job has."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__(backbone)
+        self.jobs: list[int] = []
+
+    def load(self, loads: Any) -> list[DeviceAdapter]:
+        self.jobs.append(len(loads))
+        return super().load(loads)
+
+
+@pytest.mark.parametrize(("adapters", "jobs"), [(3.5, [1, 3, 3, 1]), (0.5, [1] * 8), (99, [1, 7])])
+async def test_a_job_takes_what_has_gathered_up_to_a_number_of_bytes(
+    backbone: Backbone,
+    adapter: Adapter,
+    monkeypatch: pytest.MonkeyPatch,
+    adapters: float,
+    jobs: list[int],
+) -> None:
+    runner = CountingRunner(backbone)
+    host: HostAdapter = runner.prepare(adapter)
+    monkeypatch.setattr(device_loader, "_MAX_JOB_BYTES", int(adapters * host.nbytes))
+    loop = asyncio.get_running_loop()
+    futures: list[asyncio.Future[object]] = [loop.create_future() for _ in range(8)]
+
+    def keep(slot: int) -> OnLoaded:
+        return lambda outcome, _: futures[slot].set_result(outcome)
+
+    with ThreadPoolExecutor(1) as copying:
+        loader = DeviceLoader(runner, copying)
+        for slot in range(len(futures)):
+            loader.load(slot, host, keep(slot))
+        runner.gate.set()
+        async with asyncio.timeout(10):
+            outcomes = await asyncio.gather(*futures)
+    assert not any(isinstance(outcome, BaseException) for outcome in outcomes)
+    assert runner.jobs == jobs
 
 
 async def test_loads_that_wait_while_the_executor_ends_fail_and_none_is_forgotten(

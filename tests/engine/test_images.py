@@ -134,7 +134,7 @@ def test_every_kind_of_adapter_answers_from_its_image_as_from_its_file(place: Pl
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
 def test_altered_bytes_are_never_served(shared_place: Place, data: st.DataObject) -> None:

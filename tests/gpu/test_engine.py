@@ -6,6 +6,7 @@ between two batches because the kernels tile them differently.
 
 import asyncio
 import gc
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -18,9 +19,10 @@ import torch
 from adapters.adapter import classify, prepare, rows_of
 from adapters.backbone.model import Backbone
 from adapters.format.files import Adapter, serialize
+from adapters.slots import bank
 from service.engine.engine import LocalEngine
 from service.engine.interface import AdapterKey, Entry
-from service.engine.observer import BatchReport
+from service.engine.observer import BatchReport, ImageEvent, Observer
 from tests.support.engine_harness import EngineHarness
 from tests.support.tiny_models import attention_of, make_adapter, make_backbone
 
@@ -107,6 +109,41 @@ async def test_a_batch_of_common_adapters_is_one_graph_launch_and_agrees_with_an
                 assert report.graphs == (name == "usual")
             for one, other in zip(*answers, strict=True):
                 np.testing.assert_allclose(one.scores, other.scores, rtol=0, atol=BFLOAT16_BOUND)
+
+
+async def test_images_answer_as_files_to_the_bit_after_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So little is pinned at the start that the first copies have to pin more.
+    monkeypatch.setattr(bank, "STAGED_BYTES", 256)
+    backbone, answers, counts = on_device(), [], []
+    for limit in (None, 2**30, 2**30):
+        recorder = ImageRecorder()
+        harness = EngineHarness(tmp_path, backbone, max_image_bytes=limit, **LIMITS)
+        engine = LocalEngine(lambda: backbone, harness.store, harness.settings, recorder)
+        await engine.start()
+        answers.append((await engine.predict(entries_of(harness, 30))).rows)
+        if limit is not None:
+            await asyncio.wait_for(recorder.three.wait(), 20)
+        await engine.stop()
+        counts.append(dict(recorder.events))
+    assert counts == [{}, {"made": 3}, {"used": 3}]
+    for rows in answers[1:]:
+        for one, other in zip(answers[0], rows, strict=True):
+            np.testing.assert_array_equal(one.scores, other.scores)
+
+
+class ImageRecorder(Observer):
+    """Counts what happens to images."""
+
+    def __init__(self) -> None:
+        self.events: Counter[ImageEvent] = Counter()
+        self.three = asyncio.Event()
+
+    def adapter_image(self, event: ImageEvent) -> None:
+        self.events[event] += 1
+        if self.events.total() == 3:
+            self.three.set()
 
 
 async def test_during_swaps_every_request_is_answered_by_its_revision_and_memory_stays_flat(

@@ -78,8 +78,8 @@ def report(live: RunningService, name: str, content: bytes, **query: str) -> Upl
 
 
 def files(root: Path) -> set[str]:
-    """Everything below a folder but for logs, states of replicas and locks."""
-    volatile = (".audit", "replicas", "snapshots", ".locks")
+    """Everything below a folder but for logs, states of replicas, locks and images."""
+    volatile = (".audit", "replicas", "snapshots", ".locks", ".images")
     return {
         str(path.relative_to(root))
         for path in root.rglob("*")

@@ -13,6 +13,7 @@ from adapters.format.files import serialize
 from adapters.format.ownership import StoreLock
 from adapters.format.store import AdapterStore
 from service import local
+from service.engine.images import FOLDER
 from tests.support.http_service import RunningService, error_of, serve, until
 from tests.support.small_disk import fill, make_read_only, make_writable, small_disk
 from tests.support.tiny_models import make_adapter, make_backbone
@@ -32,7 +33,14 @@ def live(tmp_path: Path) -> Iterator[RunningService]:
 
 
 def files(live: RunningService) -> set[Path]:
-    return {path for path in live.adapter_dir.rglob("*") if path.name != ".uploads"}
+    """All but images, which are written in the background."""
+    folder = live.adapter_dir
+    apart = {folder / ".uploads", folder / FOLDER}
+    return {
+        path
+        for path in folder.rglob("*")
+        if path not in apart and folder / FOLDER not in path.parents
+    }
 
 
 def changes(live: RunningService, *, deletes: bool = True) -> list[httpx.Response]:

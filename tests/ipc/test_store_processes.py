@@ -52,13 +52,14 @@ class Stage:
         return revisions
 
     def stored(self) -> set[str]:
-        """Everything in the store's folder, but for what the service holds, and who did what."""
+        """Everything in the store's folder, but for what the service holds, who did what, and
+        images, which are written in the background."""
         root = self.service.adapter_dir
         others = (".service.lock", ".engine.lock", "audit.jsonl", "events")
         return {
             str(path.relative_to(root))
             for path in root.rglob("*")
-            if path.is_file() and path.name not in others
+            if path.is_file() and path.suffix != ".image" and path.name not in others
         }
 
     def killed(self, victim: str, points: list[str], change: Callable[[httpx.Client], Any]) -> None:
