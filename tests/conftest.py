@@ -85,10 +85,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Without a CUDA device, skip the tests that are marked `gpu`.
 
     Side by side, files with many slow tests begin first: a long one that begins last is waited for.
+    Those that need the machine alone begin last: then they wait for short tests, not for long ones.
     """
     if SIDE_BY_SIDE:
         slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-        items.sort(key=lambda item: -slow[item.path])
+        alone = {item.path for item in items if item.get_closest_marker("alone")}
+        items.sort(key=lambda item: (item.path in alone, -slow[item.path]))
     if torch.cuda.is_available():
         return
     for item in items:
