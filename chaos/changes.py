@@ -15,6 +15,8 @@ from chaos.load import PATIENCE_SECONDS, TIMEOUT_MS, judge
 _PAUSE_SECONDS = 0.02
 _KINDS: tuple[Kind, ...] = ("put", "rollback", "delete", "unload", "load")
 _AFTER_FAILURE_SECONDS = 0.5
+# Errors 5xx that say that nothing has changed: the change was not begun, or not committed.
+_NOT_MADE = ("not_ready", "lease_expired", "store_unreachable")
 _WEIGHTS = (10, 4, 2, 1, 2)
 
 
@@ -155,7 +157,7 @@ class Changes:
         if answer is None or answer.status >= 500:
             if answer is not None and answer.error in (None, "internal"):
                 self.faults.append(f"{kind} {name}: {answer.status} {str(answer.body)[:200]}")
-            if answer is None or answer.error != "not_ready":
+            if answer is None or answer.error not in _NOT_MADE:
                 # It may have happened, or happen later.
                 self.unknown += 1
                 self.saw(Operation(name, kind, began, math.inf, revision), connection.port)

@@ -6,6 +6,8 @@ gone. So this
 - reads the beginning of a body and leaves the names of its adapters where the router finds them,
 - asks once more, and then another replica, where a prediction's replica ended before it answered,
   or may not answer now: it drains, or its lease is over,
+- ends a prediction some seconds after its own time limit: a replica answers in time, but one whose
+  node is gone says nothing until Ray has noticed,
 - gives the proxy's own errors the shape that the path's protocol has, with `Retry-After`.
 
 `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=deploy.ray.edge:middleware` installs it. Without it
@@ -14,6 +16,7 @@ everything is answered, but requests are routed by queues alone.
 
 import asyncio
 from contextlib import suppress
+from time import monotonic
 
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,12 +24,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from deploy.ray import hints
 from deploy.ray.headers import REPLICA
 from service.access.scopes import match
-from service.errors import EngineUnavailable
+from service.errors import DeadlineExceeded, EngineUnavailable, ServiceError
 from service.http.error_shapes import shape_of
 from service.http.errors import refusal_of
 
 # What the proxy passes on to the router, as the session id of a request.
 HINT = b"x-session-id"
+# The proxy gives up a request after so long, and answers 408.
+LIMIT = b"x-request-timeout-seconds"
+_TOO_LATE = 408
+# After its time limit a replica still has to say that it is over, also on a busy machine.
+_GRACE_SECONDS = 5.0
 # How long a body may take to begin before its request is routed without it.
 _PATIENCE_SECONDS = 0.05
 # The proxy's own paths, such as `/-/healthz`.
@@ -63,16 +71,23 @@ class Edge:
         names = hints.in_path(scope["path"]) or hints.in_body(request.body)
         if names and all(name != HINT for name, _ in headers):
             headers.append((HINT, hints.pack(names).encode()))
-        attempts = _ATTEMPTS if request.whole and _is_prediction(scope["path"]) else 1
+        again = request.whole and _is_prediction(scope["path"])
+        attempts = _ATTEMPTS if again else 1
+        seconds = hints.seconds_in(scope["path"], request.body) if again else None
+        until = None if seconds is None else monotonic() + seconds + _GRACE_SECONDS
+        error: ServiceError = EngineUnavailable("no replica answered: it ended, or none is ready")
         for attempt in range(attempts):
             if attempt:
                 await asyncio.sleep(_PAUSE_SECONDS * attempt)
             answer = _Answer(send, elsewhere=attempt + 1 < attempts)
             # Serve's own middleware adds to the headers in place.
-            await self._app({**scope, "headers": [*headers]}, request.again(), answer.send)
+            asked = {**scope, "headers": [*headers, *_limit(until)]}
+            await self._app(asked, request.again(), answer.send)
             if answer.started or request.disconnected:
                 return
-        error = EngineUnavailable("no replica answered: it ended, or none is ready")
+            if again and answer.too_late:
+                error = DeadlineExceeded("no answer in time: its replica or its node may be gone")
+                break
         await shape_of(scope["path"])(refusal_of(error))(scope, receive, send)
 
 
@@ -80,6 +95,11 @@ def _is_prediction(path: str) -> bool:
     """Whether a POST changes nothing, so that it can be sent twice."""
     route = match("POST", path)
     return route is not None and "predict" in route.need.scopes
+
+
+def _limit(until: float | None) -> list[tuple[bytes, bytes]]:
+    """The header that ends a request at a time of the monotonic clock."""
+    return [] if until is None else [(LIMIT, f"{max(0.1, until - monotonic()):.3f}".encode())]
 
 
 class _Request:
@@ -139,13 +159,16 @@ class _Answer:
 
     Args:
         elsewhere: another replica can still be asked, so one that may not answer now is kept back.
+
+    Attributes:
+        started: something was passed on. too_late: the proxy has given up.
     """
 
     def __init__(self, send: Send, *, elsewhere: bool) -> None:
         self._send = send
         self._elsewhere = elsewhere
         self._kept_back = False
-        self.started = False
+        self.started = self.too_late = False
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -154,6 +177,7 @@ class _Answer:
                 self._kept_back = self._elsewhere and message["status"] == _NOT_NOW
             else:
                 self._kept_back = message["status"] in _PROXY_ERRORS
+                self.too_late = message["status"] == _TOO_LATE
             message = {**message, "headers": _once(headers, _REQUEST_ID)}
         if not self._kept_back:
             self.started = True

@@ -91,9 +91,7 @@ async def test_a_body_that_comes_late_is_passed_on_without_a_hint() -> None:
     assert json.loads(answer[1]["body"]) == {"hint": "", "body": '{"adapter":"a"}'}
 
 
-@pytest.mark.parametrize(
-    "app", [nothing, fails(500, []), fails(503, []), fails(408, []), fails(429, [])]
-)
+@pytest.mark.parametrize("app", [nothing, fails(500, []), fails(503, []), fails(429, [])])
 async def test_an_error_of_the_proxy_is_503_in_the_shape_of_the_path(app: App) -> None:
     answer = await ask(app, "POST", "/v1/predict", json={"adapter": "a"})
     assert answer.status_code == 503
@@ -136,6 +134,53 @@ async def test_a_prediction_is_sent_again_when_its_replica_ends() -> None:
     assert [json.loads(item) for item in seen[:2]] == [body, body]
     # Not for ever.
     assert (await ask(dies(3, []), "POST", "/v1/predict", json=body)).status_code == 503
+
+
+def silent(limits: list[bytes]) -> App:
+    """As Ray's proxy when a replica's node is gone: after the limit it gives up."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        limits.append(dict(scope["headers"]).get(b"x-request-timeout-seconds", b""))
+        await fails(408, [])(scope, receive, send)
+
+    return app
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "seconds"),
+    [
+        ("/v1/predict", {"adapter": "a", "inputs": "x", "timeout_ms": 2500}, 2.5),
+        ("/v2/models/a/infer", {"parameters": {"timeout": 2_500_000}}, 2.5),
+        # Somebody writes about it.
+        ("/v1/predict", {"inputs": '{"timeout_ms": 1}', "timeout_ms": 2500}, 2.5),
+    ],
+)
+async def test_a_prediction_ends_soon_after_its_time_limit(
+    path: str, body: Any, seconds: float
+) -> None:
+    limits: list[bytes] = []
+    answer = await ask(silent(limits), "POST", path, json=body)
+    assert answer.status_code == 504
+    assert "no answer in time" in answer.text
+    # Its time is over: nobody else is asked.
+    (limit,) = limits
+    assert seconds + 4 < float(limit) <= seconds + 5
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        # The service's own limit is not known here.
+        ("POST", "/v1/predict", {"inputs": "x"}, 504),
+        ("POST", "/v2/models/a/infer", {"parameters": {"timeout": 0}}, 504),
+        # It may have been made.
+        ("PUT", "/v1/adapters/a", {"timeout_ms": 2500}, 503),
+    ],
+)
+async def test_what_sets_no_limit_has_none(method: str, path: str, body: Any, status: int) -> None:
+    limits: list[bytes] = []
+    assert (await ask(silent(limits), method, path, json=body)).status_code == status
+    assert limits == [b""]
 
 
 def drains(times: int, seen: list[str]) -> App:
