@@ -85,7 +85,7 @@ ray-setup: $(VENV)/ready ## make the environment of deploy/ray
 ray: ray-setup ## serve on Ray Serve, on this machine, port 8000: docs/ray.md; RAY_CONFIG=... is another file
 	$(RAY)/bin/python -m deploy.ray $(RAY_CONFIG)
 
-ray-test: ray-setup ## faults on a Ray cluster of several nodes on this machine, under ten minutes: docs/ray.md
+ray-test: ray-setup ## faults on a Ray cluster of several nodes on this machine, about ten minutes: docs/ray.md
 	$(BIN)/python -m pytest tests/deploy/test_ray_live.py tests/deploy/test_ray_batch.py
 	$(RAY)/bin/python -m chaos.ray_cluster
 

@@ -26,11 +26,13 @@ class Changes:
     Args:
         ports: of services that behave as one; clients are spread over them.
         kinds: the changes that writers make.
+        patience: seconds after which a request without an answer is lost.
 
     Attributes:
         faults: what was wrong with an answer, whatever its order.
         lost: requests that got neither an answer nor the end of their connection.
         answered: operations with an answer; unknown: changes whose outcome is unknown.
+        pace: seconds more between two operations of a client.
     """
 
     def __init__(
@@ -44,9 +46,11 @@ class Changes:
         readers: int,
         seed: int,
         kinds: Sequence[Kind] = _KINDS,
+        patience: float = PATIENCE_SECONDS,
     ) -> None:
         self._host, self._ports = host, ports
         self._kinds = kinds
+        self._patience = patience
         self._weights = [_WEIGHTS[_KINDS.index(kind)] for kind in kinds]
         self._answers = answers
         self._names = names
@@ -55,6 +59,7 @@ class Changes:
         self._put: dict[str, list[str]] = {name: [] for name in names}
         self._stopping = False
         self._tasks: list[asyncio.Task[None]] = []
+        self.pace = 0.0
         self.history: list[Operation] = []
         # Of each operation in the history, where it was asked.
         self._asked: list[int | str] = []
@@ -113,7 +118,7 @@ class Changes:
             name = chance.choice(self._names)
             (kind,) = chance.choices(self._kinds, self._weights)
             await self._change(connection, name, kind, chance)
-            await asyncio.sleep(chance.uniform(0, 4 * _PAUSE_SECONDS))
+            await asyncio.sleep(self.pace + chance.uniform(0, 4 * _PAUSE_SECONDS))
         connection.close()
 
     async def _read(self, number: int) -> None:
@@ -122,7 +127,7 @@ class Changes:
         while not self._stopping:
             texts = chance.choices(range(len(self._answers.texts)), k=chance.choice((1, 2)))
             await self._predict(connection, chance.choice(self._names), texts)
-            await asyncio.sleep(chance.uniform(0, _PAUSE_SECONDS))
+            await asyncio.sleep(self.pace + chance.uniform(0, _PAUSE_SECONDS))
         connection.close()
 
     async def _change(
@@ -215,7 +220,7 @@ class Changes:
         """
         self.in_flight += 1
         try:
-            return await connection.ask(method, path, content, seconds=PATIENCE_SECONDS, kind=media)
+            return await connection.ask(method, path, content, seconds=self._patience, kind=media)
         except Silent as error:
             self.lost += 1
             self.faults.append(str(error))

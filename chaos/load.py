@@ -39,6 +39,9 @@ class Load:
 
     Args:
         names: the adapters that are asked.
+
+    Attributes:
+        pace: seconds more between two requests of a client.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Load:
         self._seed = seed
         self.requests: list[Request] = []
         self.in_flight = 0
+        self.pace = 0.0
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
         self._spread = 0
@@ -126,7 +130,8 @@ class Load:
             self.in_flight -= 1
             self.requests.append(Request(began, time.monotonic(), outcome, detail))
             self._news.set()
-            await asyncio.sleep(_PAUSE_SECONDS if outcome == "right" else 5 * _PAUSE_SECONDS)
+            pause = _PAUSE_SECONDS if outcome == "right" else 5 * _PAUSE_SECONDS
+            await asyncio.sleep(self.pace + pause)
         connection.close()
 
     async def _ask(

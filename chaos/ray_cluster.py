@@ -60,8 +60,12 @@ _MIB = 2**20
 _NODE_CPUS, _REPLICA_CPUS = 1.0, 0.5
 _LEASE_SECONDS = 3.0
 _RECOVERY_SECONDS = 90.0
+# A change that a killed node had in hand is answered when Ray has noticed its death.
+_NODE_PATIENCE_SECONDS = 60.0
 # Clients that make one replica too few, and the texts of each of their requests.
 _HEAVY, _HEAVY_TEXTS = 12, 900
+# Between two requests of each of the other clients, while there should be one replica too many.
+_QUIET_PACE_SECONDS = 1.0
 # Adapters of the routing's test, the places for them on each of three replicas, and its clients.
 _ROUTED, _PLACES, _ROUTED_REPLICAS, _ROUTED_CLIENTS = 16, 8, 3, 6
 _LOADS = re.compile(r'^idspam_adapter_loads_total\{tier="active"\} (\S+)', re.MULTILINE)
@@ -249,7 +253,15 @@ async def _clients(port: int, answers: Answers, seed: int) -> AsyncIterator[tupl
     names = list(_NAMES)
     load = Load(_HOST, port, answers, names, clients=4, seed=seed)
     changes = Changes(
-        _HOST, [port], answers, _CHANGED, writers=2, readers=3, seed=seed, kinds=_KINDS
+        _HOST,
+        [port],
+        answers,
+        _CHANGED,
+        writers=2,
+        readers=3,
+        seed=seed,
+        kinds=_KINDS,
+        patience=_NODE_PATIENCE_SECONDS,
     )
     for name in names:
         version = answers.version()
@@ -478,7 +490,10 @@ async def _autoscale(lab: Lab, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
     await lab.event("autoscaling: more load", rise, replicas=None)
+    # On two busy cores the clients alone may be enough for two replicas.
+    lab.load.pace = lab.changes.pace = _QUIET_PACE_SECONDS
     await lab.event("autoscaling: less load", fall, replicas=1)
+    lab.load.pace = lab.changes.pace = 0.0
     del deployment["autoscaling_config"]
     deployment["num_replicas"] = fixed
     await asyncio.to_thread(deploy, lab.config)

@@ -27,9 +27,6 @@ ENVIRONMENT = {
     "PYTHONPATH": str(TREE),
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deploy.ray.edge:middleware",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # A node that is gone is noticed after five failures of this check; until then requests that it
-    # had are not answered. A node that is only slow has ten seconds for each of them, as before.
-    "RAY_health_check_period_ms": "1000",
 }
 # Above the time that loading a backbone takes on a machine that does other work.
 START_SECONDS = 300.0

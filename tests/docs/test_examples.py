@@ -19,7 +19,12 @@ import pytest
 from cli.shell import CommandFailed, parser_of
 from service.commands.main import parser as service_parser
 from tests.support.example_files import ZOO, write_example_files
-from tests.support.example_shell import ExampleShell, difference, wait_until_ready
+from tests.support.example_shell import (
+    LIMIT_SECONDS,
+    ExampleShell,
+    difference,
+    wait_until_ready,
+)
 from tests.support.page_examples import TREE, Block, Kind, blocks_of, count, pages
 from tests.support.service_process import environ, service_process
 from tests.support.warm_python import warm_python
@@ -111,7 +116,8 @@ def test_the_examples_of_a_page_print_what_it_shows(
         for made in re.findall(r"--output (\S+\.safetensors)", block.text) if block.runs else ():
             (folder / made).unlink(missing_ok=True)
             (folder / made).with_suffix(".md").unlink(missing_ok=True)
-    shell = ExampleShell(folder, bench.python, bench.port, bench.done)
+    limit = 5 * LIMIT_SECONDS if ALL else LIMIT_SECONDS
+    shell = ExampleShell(folder, bench.python, bench.port, bench.done, limit)
     faults = []
     printed: str | None = None
     try:
