@@ -13,8 +13,8 @@ import msgspec
 from service.client.errors import InvalidCall, Refused
 from service.client.types import Answer, Input, Result, Text
 
-# Answers of one request, and requests in flight: enough to fill the service's batches (one runs while
-# the next waits), and with 256 tokens a text still below what a service lets wait by default.
+# Answers of one request, and requests in flight: enough to fill the service's batches (one runs
+# while the next waits), and with 256 tokens a text still below what a service lets wait by default.
 PER_REQUEST = 128
 IN_FLIGHT = 6
 # The default deadline of a request: it may have to wait for other requests of the same file.
