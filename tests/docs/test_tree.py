@@ -11,7 +11,7 @@ TESTS = ROOT / "tests"
 TOPS = ("adapters", "benchmarks", "chaos", "cli", "service", "train")
 PACKAGES = sorted(path.parent for top in TOPS for path in (ROOT / top).rglob("__init__.py"))
 # Folders of tests/ without a package of their name, or whose package lies deeper.
-OTHERS = {"console", "deploy", "docs", "fuzz", "gpu", "support"}
+OTHERS = {"console", "deploy", "docs", "fuzz", "gpu", "suite", "support"}
 
 
 def name_of(package: Path) -> str:
