@@ -124,6 +124,7 @@ def fail() -> Iterator[Callable[[str, int], None]]:
     faults.install(None)
 
 
+@pytest.mark.slow
 def test_every_kind_of_adapter_answers_from_its_image_as_from_its_file(place: Place) -> None:
     for kind, key in place.keys.items():
         assert place.load(key) is None, kind
@@ -133,6 +134,7 @@ def test_every_kind_of_adapter_answers_from_its_image_as_from_its_file(place: Pl
     assert place.events == {"made": len(place.keys), "used": 2 * len(place.keys)}
 
 
+@pytest.mark.slow
 @settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

@@ -38,6 +38,7 @@ def events(live: RunningService, event: str) -> float:
     return live.metric("idspam_adapter_images_total", event=event)
 
 
+@pytest.mark.slow
 def test_flipped_bytes_of_images_change_no_answer(tmp_path: Path, files: dict[str, bytes]) -> None:
     names, chance = list(files), random.Random(1)
     with serve(tmp_path, IMAGES_MIB="0") as live:
