@@ -43,16 +43,17 @@ def add_backbone_argument(parser: ArgumentParser) -> None:
     )
 
 
-def add_device_arguments(parser: ArgumentParser, *, dtype: str = "auto") -> None:
-    """`--device` and `--dtype`."""
+def add_device_arguments(parser: ArgumentParser, *, dtype: str = "auto", int8: bool = True) -> None:
+    """`--device` and `--dtype`. int8: whether that is a choice."""
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default=dtype)
+    choices = ["auto", "float32", "bfloat16", *(["int8"] if int8 else [])]
+    parser.add_argument("--dtype", choices=choices, default=dtype)
 
 
-def add_model_arguments(parser: ArgumentParser, *, dtype: str = "auto") -> None:
+def add_model_arguments(parser: ArgumentParser, *, dtype: str = "auto", int8: bool = True) -> None:
     """`--backbone`, `--device` and `--dtype`."""
     add_backbone_argument(parser)
-    add_device_arguments(parser, dtype=dtype)
+    add_device_arguments(parser, dtype=dtype, int8=int8)
 
 
 def add_workers_argument(parser: ArgumentParser) -> None:

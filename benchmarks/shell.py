@@ -96,7 +96,7 @@ def run(options: Namespace) -> Report:
     conditions = {
         "backbone": f"{DEFAULT_BACKBONE}: its own weights",
         "device": str(backbone.device),
-        "dtype": str(backbone.dtype).removeprefix("torch."),
+        "dtype": backbone.computes,
         "adapter": f"{options.adapter}, of the zoo",
         "texts": f"{options.texts}, mean {mean(map(len, file.encodings)):.1f} tokens",
         "requests": f"{options.per_request} texts in each, {options.in_flight} at a time",

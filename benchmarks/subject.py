@@ -43,7 +43,7 @@ def loaded_subject(options: Namespace) -> Iterator[Subject]:
         conditions = {
             "backbone": described(options.backbone),
             "device": str(backbone.device),
-            "dtype": str(backbone.dtype).removeprefix("torch."),
+            "dtype": backbone.computes,
         }
         spec = random_adapter(backbone).spec
         yield Subject(source, backbone, spec, words_of(source), conditions)

@@ -263,11 +263,11 @@ class Settings:
         _text, "auto", "device", "`auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, ..."
     )
     dtype: str = _setting(
-        _one_of("auto", "float32", "bfloat16"),
+        _one_of("auto", "float32", "bfloat16", "int8"),
         "auto",
         "type",
         "`auto` is bfloat16 where the device computes it natively and the parity check "
-        "passes, else float32",
+        "passes, else float32. `int8`: the layers' products, on a CPU with VNNI or AMX",
     )
     host: str = _setting(
         _text,

@@ -218,6 +218,9 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 
+# Their layers are BERT's (`adapters.layers.bert`).
+INT8_FAMILIES = ("bert", "electra", "roberta", "xlm-roberta")
+
 
 def family_of(config: Any) -> Family:
     """The family of a Hugging Face config.

@@ -60,6 +60,15 @@ _PROBES = (
     "The plot is thin, but the two leads are so good together that one hardly minds. " * 6,
 )
 
+# What multiplies bytes, by its name in `torch.cpu.get_capabilities`; and what a processor without
+# it has, the best last.
+_INT8_INSTRUCTIONS = {
+    "avx512_vnni": "AVX512-VNNI",
+    "avx_vnni": "AVX-VNNI",
+    "amx_int8": "AMX-INT8",
+}
+_OTHER_INSTRUCTIONS = {"sse4_2": "SSE4.2", "avx": "AVX", "avx2": "AVX2", "avx512_f": "AVX-512F"}
+
 # The fields of a config that change a forward pass. `_FAMILY_FIELDS` count only in families that
 # have them.
 _COMMON_FIELDS = (
@@ -77,7 +86,7 @@ _FAMILY_FIELDS = (
     "scale_attn_by_inverse_layer_idx",
 )
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+TYPES = ("auto", "float32", "bfloat16", "int8")
 
 
 def load_backbone(
@@ -88,17 +97,21 @@ def load_backbone(
     Args:
         name: the default backbone's name, a folder, or a hub name, optionally `name@revision`.
         device: `auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, ...
-        dtype: `float32`, `bfloat16`, or `auto`: bfloat16 if the device computes it natively and
-            answers stay within `MAX_ANSWER_ERROR`, else float32.
+        dtype: `float32`, `bfloat16`, `int8` (the products of the layers; everything else is in
+            float32), or `auto`: bfloat16 if the device computes it natively and answers stay
+            within `MAX_ANSWER_ERROR`, else float32.
 
     Raises:
         UnsupportedBackbone: the family cannot run packed batches.
-        UnusableBackbone: missing, incomplete or unexpected files; an unknown device or dtype.
+        UnusableBackbone: missing, incomplete or unexpected files; an unknown device or dtype; int8
+            where the hardware or the family cannot run it.
     """
-    if dtype not in (*DTYPES, "auto"):
-        raise UnusableBackbone(f"dtype {dtype!r}: expected auto, float32 or bfloat16")
-    # Before anything is read: a device that does not exist is refused at once.
-    resolve_device(device)
+    if dtype not in TYPES:
+        raise UnusableBackbone(f"dtype {dtype!r}: expected {', '.join(TYPES[:-1])} or {TYPES[-1]}")
+    # Before anything is read: what this machine lacks is refused at once.
+    target = resolve_device(device)
+    if dtype == "int8":
+        check_int8(target)
     return place(load_on_cpu(name), device=device, dtype=dtype)
 
 
@@ -123,6 +136,9 @@ def load_on_cpu(name: str) -> Backbone:
 def place(backbone: Backbone, *, device: str, dtype: str) -> Backbone:
     """Move a backbone to a device, and cast it: arguments and errors as of `load_backbone`."""
     target = resolve_device(device)
+    if dtype == "int8":
+        check_int8(target)
+        return backbone.to(device=target).use_int8()
     backbone = backbone.to(device=target)
     if dtype == "bfloat16" or (dtype == "auto" and computes_bfloat16(target)):
         backbone = _in_bfloat16(backbone, checked=dtype == "auto")
@@ -157,6 +173,36 @@ def computes_bfloat16(device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def check_int8(device: torch.device) -> None:
+    """
+    Raises:
+        UnusableBackbone: the device or this installation cannot compute in int8.
+    """
+    if device.type != "cpu":
+        name = torch.cuda.get_device_name(device)
+        raise UnusableBackbone(f"dtype 'int8': runs on a CPU; the device is {device} ({name})")
+    if (lack := int8_lack()) is not None:
+        raise UnusableBackbone(f"dtype 'int8': {lack}")
+
+
+def int8_lack() -> str | None:
+    """What a CPU or this installation lacks to compute in int8; None: nothing."""
+    has = torch.cpu.get_capabilities()
+    if not any(has.get(name) for name in _INT8_INSTRUCTIONS):
+        wanted = " or ".join(_INT8_INSTRUCTIONS.values())
+        there = [name for key, name in _OTHER_INSTRUCTIONS.items() if has.get(key)]
+        name = has.get("cpu_name") or "this processor"
+        return (
+            f"needs a processor with {wanted}; {name} ({has.get('architecture')}) has "
+            f"{there[-1] if there else 'none of them'}"
+        )
+    if not torch.backends.mkldnn.is_available():
+        return "needs a build of torch with oneDNN"
+    if importlib.util.find_spec("numba") is None:
+        return "needs the package numba: pip install numba (the extra int8)"
+    return None
 
 
 def fingerprint(model: nn.Module) -> str:

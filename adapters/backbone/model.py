@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from adapters.backbone.families import Family, Tokens, family_of
-from adapters.errors import IncompatibleAdapter
+from adapters.backbone.families import INT8_FAMILIES, Family, Tokens, family_of
+from adapters.errors import IncompatibleAdapter, UnusableBackbone
 from adapters.format.files import Adapter
 from adapters.format.spec import (
     AdapterSpec,
@@ -113,6 +113,7 @@ class Backbone:
         self._model = model.eval().requires_grad_(False)
         self._layers = self.family.layers(model)
         self.layers = len(self._layers)
+        self._int8 = False
 
     @property
     def embedding_size(self) -> int:
@@ -126,6 +127,30 @@ class Backbone:
     @property
     def dtype(self) -> torch.dtype:
         return next(self._model.parameters()).dtype
+
+    @property
+    def computes(self) -> str:
+        """The type of its products: that of the weights, or `int8`."""
+        return "int8" if self._int8 else str(self.dtype).removeprefix("torch.")
+
+    def use_int8(self, used: bool = True) -> "Backbone":
+        """Compute the products of all layers in int8 (`adapters.layers.int8`), or no longer.
+
+        The weights stay in float32, on a CPU. Where gradients are needed, they are used.
+
+        Raises:
+            UnusableBackbone: int8 does not run this family's layers.
+        """
+        layers = [layer for layer in self._layers if isinstance(layer, BertLayer)]
+        if len(layers) < len(self._layers):
+            raise UnusableBackbone(
+                f"dtype 'int8': runs layers of {', '.join(INT8_FAMILIES)}; the backbone "
+                f"{self.identity.name!r} is of the family {self.model_type!r}"
+            )
+        for layer in layers:
+            layer.use_int8(used)
+        self._int8 = used
+        return self
 
     def to(
         self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None

@@ -79,10 +79,18 @@ class BertLayer(nn.Module):
         self._chosen: _Choice | None = None
         self._frozen: _Choice | None = None
         self._only_transformers = False
+        self._int8 = False
 
     def use_transformers(self) -> None:
         """Only `transformers` runs it from now on: its modules or weights will change."""
         self._only_transformers = True
+
+    def use_int8(self, used: bool) -> None:
+        """Whether its products are in int8, where no gradient is needed (`adapters.layers.int8`).
+
+        Its states must be float32 on a CPU.
+        """
+        self._int8, self._chosen = used, None
 
     @property
     def parts(self) -> LayerParts:
@@ -146,8 +154,16 @@ class BertLayer(nn.Module):
         choice = self._chosen
         if choice is None or not choice.suits(states):
             # One assignment: several lanes of a CPU run the same layer at the same time.
-            choice = self._chosen = _Choice(_fast_layer(self.layer, states), states)
+            choice = self._chosen = _Choice(self._fast_layer(states), states)
         return choice.layer
+
+    def _fast_layer(self, states: Tensor) -> FastLayer | None:
+        if self._int8 and states.device.type == "cpu" and states.dtype == torch.float32:
+            # Imported here: Numba is only there where int8 was asked for.
+            from adapters.layers.int8 import Int8Layer
+
+            return Int8Layer(self.layer)
+        return _fast_layer(self.layer, states)
 
 
 def _fast_layer(layer: Any, states: Tensor) -> FastLayer | None:

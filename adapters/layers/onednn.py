@@ -67,6 +67,36 @@ def linears_of(layer: Any) -> tuple[nn.Linear, ...]:
     return (*modules, output.dense, layer.intermediate.dense, layer.output.dense)
 
 
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """Attention in float32: heads of d values each. Results are [positions, heads, d] a run."""
+
+    heads: int
+    size: int
+
+    @classmethod
+    def of(cls, attention: Any) -> "Heads":
+        return cls(attention.num_attention_heads, attention.attention_head_size)
+
+    def attend(self, projected: Tensor, layout: Extents) -> list[Tensor]:
+        """Of all tokens, from queries, keys and values [T, 3 n]."""
+        heads = projected.view(len(projected), 3, self.heads, self.size)
+        return [
+            _attend(*rows.permute(2, 0, 3, 1, 4).unbind()) for rows in layout.by_run(heads.float())
+        ]
+
+    def attend_reads(self, queries: Tensor, projected: Tensor, layout: Extents) -> list[Tensor]:
+        """Of one token of every row, from queries [reads, n], and keys with values [T, 2 n]."""
+        queries = queries.float().view(len(queries), self.heads, 1, self.size)
+        heads = projected.view(len(projected), 2, self.heads, self.size)
+        runs = layout.by_run(heads.float())
+        sizes = [len(rows) for rows in runs]
+        return [
+            _attend(run_queries, *rows.permute(2, 0, 3, 1, 4).unbind())
+            for run_queries, rows in zip(queries[: sum(sizes)].split(sizes), runs, strict=True)
+        ]
+
+
 class OneDnnLayer:
     """A layer's reordered weights (`adapters.layers.bert.FastLayer`).
 
@@ -77,7 +107,7 @@ class OneDnnLayer:
         self._layer = layer
         own = layer.attention.self
         self.copied = linears_of(layer)
-        self._heads, self._size = own.num_attention_heads, own.attention_head_size
+        self._heads = Heads.of(own)
         self._exact_gelu = own.config.hidden_act == "gelu"
         self._dense = ReorderedLinear.of(layer.attention.output.dense)
         self._intermediate = ReorderedLinear.of(layer.intermediate.dense)
@@ -92,8 +122,9 @@ class OneDnnLayer:
     def read(self, states: Tensor, positions: Tensor, layout: Extents) -> Tensor:
         """As the last layer: [T, n] -> [positions, n]."""
         padded, read = pad(states), pad(states.index_select(0, positions))
-        if _one_each(positions, layout):
-            attended = self._attend_one(read, padded, len(states), layout)
+        if one_each(positions, layout):
+            keys_and_values = self._key_value(padded)[: len(states)]
+            attended = self._heads.attend_reads(self._query(read), keys_and_values, layout)
         else:
             everywhere = torch.cat(self._attend_all(padded, len(states), layout))
             attended = [everywhere.index_select(0, positions)]
@@ -114,12 +145,12 @@ class OneDnnLayer:
         if (
             isinstance(tuning, SplitTuning)
             and isinstance(changes, SplitTuning)
-            and _one_each(positions, layout)
+            and one_each(positions, layout)
         ):
             queries, projected = self._query(read).float(), self._key_value(padded).float()
             _change(changes.queries, read, queries, len(positions))
             _change(tuning.keys_and_values, padded, projected, len(states))
-            attended = self._attend_reads(queries, projected[: len(states)], layout)
+            attended = self._heads.attend_reads(queries, projected[: len(states)], layout)
         else:
             everywhere = torch.cat(self._attend_tuned(padded, len(states), layout, tuning))
             attended = [everywhere.index_select(0, positions)]
@@ -131,7 +162,7 @@ class OneDnnLayer:
         # Attention wants float32 anyway; changes are faster there, and exact.
         projected = self._projection(padded)[:tokens].float()
         projected = tuning.projection(padded[:tokens], projected)
-        return self._attend_runs(projected, layout)
+        return self._heads.attend(projected, layout)
 
     def _finish_tuned(
         self, attended: list[Tensor], residual: Tensor, tuning: LayerTuning
@@ -158,31 +189,7 @@ class OneDnnLayer:
 
     def _attend_all(self, padded: Tensor, tokens: int, layout: Extents) -> list[Tensor]:
         """Attention of all tokens: [positions, heads, d] for each run."""
-        return self._attend_runs(self._projection(padded)[:tokens], layout)
-
-    def _attend_runs(self, projected: Tensor, layout: Extents) -> list[Tensor]:
-        """[T, 3 n] -> [positions, heads, d] for each run."""
-        heads = projected.view(len(projected), 3, self._heads, self._size)
-        return [
-            _attend(*rows.permute(2, 0, 3, 1, 4).unbind()) for rows in layout.by_run(heads.float())
-        ]
-
-    def _attend_one(
-        self, read: Tensor, padded: Tensor, tokens: int, layout: Extents
-    ) -> list[Tensor]:
-        """Attention of one token of every row, `read`: [rows, heads, d] for each run."""
-        return self._attend_reads(self._query(read), self._key_value(padded)[:tokens], layout)
-
-    def _attend_reads(self, queries: Tensor, projected: Tensor, layout: Extents) -> list[Tensor]:
-        """The same from queries [reads, n], and keys with values [T, 2 n]."""
-        queries = queries.float().view(len(queries), self._heads, 1, self._size)
-        heads = projected.view(len(projected), 2, self._heads, self._size)
-        runs = layout.by_run(heads.float())
-        sizes = [len(rows) for rows in runs]
-        return [
-            _attend(run_queries, *rows.permute(2, 0, 3, 1, 4).unbind())
-            for run_queries, rows in zip(queries[: sum(sizes)].split(sizes), runs, strict=True)
-        ]
+        return self._heads.attend(self._projection(padded)[:tokens], layout)
 
     def _finish(self, attended: list[Tensor], residual: Tensor) -> Tensor:
         """After attention: [positions, heads, d] in pieces, residual [T, n] -> [T, n]."""
@@ -238,7 +245,7 @@ def _attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     return attended.transpose(1, 2).flatten(0, 1)
 
 
-def _one_each(positions: Tensor, layout: Extents) -> bool:
+def one_each(positions: Tensor, layout: Extents) -> bool:
     """Whether one position of every row is read, in the rows' order."""
     ends = layout.cumulative[1:]
     if len(positions) != len(ends):
@@ -249,10 +256,14 @@ def _one_each(positions: Tensor, layout: Extents) -> bool:
 
 def pad(states: Tensor) -> Tensor:
     """[T, n] with zero rows appended, up to the next of the few sizes."""
-    rows = len(states)
-    step = max(_SMALLEST_STEP, 2 ** (rows.bit_length() - 1) // _SIZES)
-    missing = math.ceil(rows / step) * step - rows
+    missing = padded_size(len(states)) - len(states)
     return torch.cat([states, states.new_zeros(missing, states.shape[1])]) if missing else states
+
+
+def padded_size(rows: int) -> int:
+    """The next of the few sizes."""
+    step = max(_SMALLEST_STEP, 2 ** (rows.bit_length() - 1) // _SIZES)
+    return math.ceil(rows / step) * step
 
 
 @cache

@@ -71,7 +71,7 @@ def device(settings: Settings) -> Iterator[Finding]:
     """The build of torch, the device, and whether bfloat16 is native there."""
     import torch
 
-    from adapters.backbone.loading import computes_bfloat16, resolve_device
+    from adapters.backbone.loading import check_int8, computes_bfloat16, resolve_device
     from adapters.errors import AdapterError
 
     built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for CPUs"
@@ -93,6 +93,14 @@ def device(settings: Settings) -> Iterator[Finding]:
     cores = len(os.sched_getaffinity(0))
     of = f", {cores} core{'s' * (cores > 1)}" if target.type == "cpu" else ""
     yield Finding("device", "ok", f"{target} ({name}{of})")
+    if settings.dtype == "int8":
+        try:
+            check_int8(target)
+        except AdapterError as error:
+            yield Finding("dtype", "wrong", f"IDSPAM_DTYPE: {error}", "IDSPAM_DTYPE=auto")
+        else:
+            yield Finding("dtype", "ok", "int8; the processor multiplies bytes")
+        return
     native = computes_bfloat16(target)
     if settings.dtype == "bfloat16" and not native:
         yield Finding(
@@ -145,7 +153,7 @@ def backbone(settings: Settings) -> Iterator[Finding]:
         )
         return
     seconds = time.perf_counter() - started
-    kind = str(loaded.dtype).removeprefix("torch.")
+    kind = loaded.computes
     yield Finding(
         "backbone",
         "ok",

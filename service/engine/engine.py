@@ -385,7 +385,7 @@ def _info(backbone: Backbone) -> EngineInfo:
         embedding_size=backbone.embedding_size,
         layers=backbone.layers,
         device=str(backbone.device),
-        dtype=str(backbone.dtype).removeprefix("torch."),
+        dtype=backbone.computes,
     )
 
 

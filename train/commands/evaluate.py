@@ -13,10 +13,10 @@ from train.commands.flags import (
     add_report,
     add_settings,
     check_output,
+    computation_of,
     naming_the_local_way,
     progress_of,
     read,
-    settings_of,
     stdout,
 )
 from train.errors import OutputError
@@ -44,20 +44,20 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace) -> int:
     check_output(arguments.report, "--report", ".json")
     _check_rows_file(arguments.rows, arguments.data)
-    settings = settings_of(arguments)
+    computation = computation_of(arguments)
     with progress_of(arguments) as progress:
         data = read(arguments.data, "test", arguments, progress)
         from adapters.format.durable import write_atomically
         from train.report.answer_rows import write_rows
         from train.report.evaluation import evaluate
 
-        with naming_the_local_way(settings.backbone):
+        with naming_the_local_way(computation.backbone):
             evaluation = evaluate(
                 arguments.adapter,
                 data,
-                backbone=settings.backbone,
-                device=settings.device,
-                dtype=settings.dtype,
+                backbone=computation.backbone,
+                device=computation.device,
+                dtype=computation.dtype,
                 progress=progress,
             )
     if arguments.report is not None:

@@ -6,6 +6,7 @@ import tempfile
 from argparse import SUPPRESS, BooleanOptionalAction, Namespace, _ActionsContainer
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from rich.console import Console
 
 from adapters.errors import UnusableBackbone
 from cli.hints import command_line, portable
-from train.config.settings import Entry, FitSettings, entries
+from train.config.settings import ComputeType, Entry, FitSettings, entries
 from train.data.dataset import (
     LABEL_COLUMN,
     TEXT_COLUMN,
@@ -100,6 +101,25 @@ def settings_of(arguments: Namespace) -> FitSettings:
         if (value := getattr(arguments, entry.name, None)) is not None
     }
     return FitSettings(**values, command=portable(MODULE, *arguments.argv), given=tuple(values))
+
+
+@dataclass(frozen=True, slots=True)
+class Computation:
+    """What an adapter that is not trained is run with. backbone: None is the adapter's own."""
+
+    backbone: str | None
+    device: str
+    dtype: ComputeType | None
+
+
+def computation_of(arguments: Namespace) -> Computation:
+    """What the flags of `add_own_backbone`, `--device` and `--dtype` of `add_settings` give."""
+    dtype = getattr(arguments, "dtype", None)
+    return Computation(
+        backbone=arguments.backbone,
+        device=getattr(arguments, "device", FitSettings().device),
+        dtype=None if dtype is None else ComputeType(dtype),
+    )
 
 
 def read(source: str, split: str, arguments: Namespace, progress: Progress) -> Dataset:

@@ -13,10 +13,10 @@ from train.commands.flags import (
     add_progress,
     add_settings,
     check_output,
+    computation_of,
     naming_the_local_way,
     progress_of,
     read,
-    settings_of,
     stdout,
 )
 from train.report.report import print_line
@@ -44,19 +44,19 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(arguments: Namespace) -> int:
     output = arguments.output or arguments.adapter
     check_output(output, "--adapter" if arguments.output is None else "--output", ".safetensors")
-    settings = settings_of(arguments)
+    computation = computation_of(arguments)
     with progress_of(arguments) as progress:
         data = read(arguments.data, "test", arguments, progress)
         from train.fit.profile import add_profile
 
-        with naming_the_local_way(settings.backbone):
+        with naming_the_local_way(computation.backbone):
             profile = add_profile(
                 arguments.adapter,
                 data,
                 output,
-                backbone=settings.backbone,
-                device=settings.device,
-                dtype=settings.dtype,
+                backbone=computation.backbone,
+                device=computation.device,
+                dtype=computation.dtype,
                 progress=progress,
             )
     revision = hashlib.sha256(output.read_bytes()).hexdigest()

@@ -243,13 +243,23 @@ def design_of(method: str, settings: FitSettings, backbone: Sizes) -> Design:
 
 
 def load_backbone_for(settings: FitSettings) -> Backbone:
-    """Load a run's backbone: in float32 on a CPU and the best type on a GPU, if the type is open.
+    """Load a run's backbone (`load_backbone_on`).
 
     Raises:
         AdapterError: it cannot be loaded or run.
     """
-    gpu = settings.device.startswith("cuda") or (
-        settings.device == "auto" and torch.cuda.is_available()
-    )
-    dtype = settings.dtype or (ComputeType.AUTO if gpu else ComputeType.FLOAT32)
-    return load_backbone(settings.backbone or DEFAULT_BACKBONE, device=settings.device, dtype=dtype)
+    return load_backbone_on(settings.backbone, device=settings.device, dtype=settings.dtype)
+
+
+def load_backbone_on(name: str | None, *, device: str, dtype: ComputeType | None) -> Backbone:
+    """Load a backbone: in float32 on a CPU and the best type on a GPU, if the type is open.
+
+    Args:
+        name: None is the default backbone.
+
+    Raises:
+        AdapterError: it cannot be loaded or run.
+    """
+    gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    chosen = dtype or (ComputeType.AUTO if gpu else ComputeType.FLOAT32)
+    return load_backbone(name or DEFAULT_BACKBONE, device=device, dtype=chosen)

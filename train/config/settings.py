@@ -34,11 +34,15 @@ class CacheMode(StrEnum):
 
 
 class ComputeType(StrEnum):
-    """The type the backbone computes in. `auto`: bfloat16 if the device has it and parity holds."""
+    """The type the backbone computes in. `auto`: bfloat16 if the device has it and parity holds.
+
+    `int8` has no gradients: only what answers texts can use it.
+    """
 
     AUTO = "auto"
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
+    INT8 = "int8"
 
 
 class MethodName(StrEnum):
@@ -359,6 +363,11 @@ class FitSettings:
                 continue
             if (fault := allowed.fault(value)) is not None:
                 faults.append(f"{entry.flag} {fault}, not {value}")
+        if self.dtype is ComputeType.INT8:
+            faults.append(
+                "--dtype int8 cannot train: its products have no gradients (evaluate and profile "
+                "take it)"
+            )
         if self.precision is not None and self.abstain_below is not None:
             faults.append("--precision chooses what --abstain-below sets: give one of them")
         for flag, text, parse in (

@@ -7,8 +7,8 @@ from adapters.adapter import prepare
 from adapters.format.files import load_adapter, save_adapter
 from adapters.format.profile import Profile, Source
 from adapters.profiles import profile_of
-from train.config.defaults import load_backbone_for
-from train.config.settings import ComputeType, FitSettings
+from train.config.defaults import load_backbone_on
+from train.config.settings import ComputeType
 from train.data.dataset import Dataset, check_label_kind
 from train.loop.encoded_splits import encode
 from train.loop.progress import Progress
@@ -44,8 +44,7 @@ def add_profile(
     loaded = load_adapter(adapter)
     spec = loaded.spec
     check_label_kind(data, multi_label=spec.multi_label, known_to="the adapter")
-    settings = FitSettings(backbone=backbone or spec.backbone.name, device=device, dtype=dtype)
-    model = load_backbone_for(settings)
+    model = load_backbone_on(backbone or spec.backbone.name, device=device, dtype=dtype)
     encodings = encode(model, data, spec.max_length)
     scores = served_scores(prepare(loaded, model), model, encodings, progress).numpy()
     profile = profile_of(

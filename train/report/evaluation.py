@@ -15,8 +15,8 @@ from adapters.format.files import load_adapter
 from adapters.format.spec import AdapterSpec
 from adapters.tokenizer import Encoding
 from train.abstaining import Judged
-from train.config.defaults import load_backbone_for
-from train.config.settings import ComputeType, FitSettings
+from train.config.defaults import load_backbone_on
+from train.config.settings import ComputeType
 from train.data.dataset import Dataset, check_label_kind, check_labels
 from train.loop.encoded_splits import classes_of, encode
 from train.loop.progress import Progress
@@ -58,7 +58,7 @@ def evaluate(
     check_labels(data, spec.labels, known_to="the adapter")
     name = backbone or spec.backbone.name
     progress.note(f"loading the backbone {name}")
-    model = load_backbone_for(FitSettings(backbone=name, device=device, dtype=dtype))
+    model = load_backbone_on(name, device=device, dtype=dtype)
     prepared = prepare(loaded, model)
     started = time.perf_counter()
     encodings = encode(model, data, spec.max_length)
