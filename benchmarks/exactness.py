@@ -1,17 +1,24 @@
-"""How batching and bfloat16 change the scores of the zoo, on texts of the tasks' test splits.
+"""How batching and the type of computation change the scores of the zoo, on the tasks' test splits.
 
-Without `--data-root` the texts are random words: then only the agreement means something.
+Without `--data-root` the texts are random words: then only the agreement means something. With it
+the accuracy of every adapter in every type is measured, too.
 """
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from adapters.adapter import PreparedAdapter, classify, prepare, rows_of
-from adapters.backbone.loading import DEFAULT_BACKBONE, load_backbone
+from adapters.backbone.loading import (
+    DEFAULT_BACKBONE,
+    int8_lack,
+    load_backbone,
+    resolve_device,
+)
 from adapters.backbone.model import Backbone
 from adapters.format.files import load_adapter
 from adapters.tokenizer import Encoding
@@ -19,7 +26,7 @@ from benchmarks.arguments import at_least
 from benchmarks.report import Report
 from benchmarks.shapes import described
 from benchmarks.texts import make_texts, words_of
-from train.data.dataset import read_examples
+from train.data.dataset import Example, read_examples
 from train.zoo import ZOO
 
 ZOO_FOLDER = Path(__file__).resolve().parent.parent / "adapters" / "zoo"
@@ -33,11 +40,17 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> Report:
-    """Compare mixed batches with each text alone, and bfloat16 with float32."""
+    """Compare mixed batches with each text alone, and other types with float32."""
     names = list(ZOO)
-    texts = {name: _texts(name, options.data_root, options.texts) for name in names}
+    examples = {name: _examples(name, options.data_root, options.texts) for name in names}
+    texts = {name: [example.text for example in examples[name]] for name in names}
+    types = ["float32", "bfloat16"]
+    target = resolve_device(options.device)
+    if target.type == "cpu" and int8_lack() is None:
+        types.append("int8")
     answers = {}
-    for dtype in ("float32", "bfloat16"):
+    accuracies: dict[str, dict[str, float]] = {}
+    for dtype in types:
         backbone = load_backbone(device=options.device, dtype=dtype)
         adapters = [
             prepare(load_adapter(ZOO_FOLDER / f"{name}.safetensors"), backbone) for name in names
@@ -51,12 +64,15 @@ def run(options: Namespace) -> Report:
         mixed = _run(backbone, adapters, [inputs[i] for i in order], BATCH)
         answers[dtype, "mixed"] = [mixed[i] for i in np.argsort(order)]
         answers[dtype, "alone"] = _run(backbone, adapters, inputs, 1)
+        if options.data_root is not None:
+            accuracies[dtype] = _accuracies(answers[dtype, "mixed"], adapters, examples)
     pairs = {
-        "float32: mixed batch, alone": (("float32", "mixed"), ("float32", "alone")),
-        "bfloat16: mixed batch, alone": (("bfloat16", "mixed"), ("bfloat16", "alone")),
-        "bfloat16, float32: mixed batches": (("bfloat16", "mixed"), ("float32", "mixed")),
+        f"{dtype}: mixed batch, alone": ((dtype, "mixed"), (dtype, "alone")) for dtype in types
+    } | {
+        f"{dtype}, float32: mixed batches": ((dtype, "mixed"), ("float32", "mixed"))
+        for dtype in types[1:]
     }
-    figures = {
+    figures: dict[str, Any] = {
         title: _compare(answers[one], answers[other]) for title, (one, other) in pairs.items()
     }
     rows = [
@@ -69,6 +85,10 @@ def run(options: Namespace) -> Report:
         ]
         for title, change in figures.items()
     ]
+    for name in names if accuracies else ():
+        shown = ", ".join(f"{dtype} {accuracies[dtype][name]:.4f}" for dtype in types)
+        rows.append([f"accuracy of {name}, {len(texts[name])} texts: {shown}", *[""] * 4])
+    figures |= {"accuracy": accuracies} if accuracies else {}
     columns = ("compared", "largest change", "mean change", "labels changed", "largest margin lost")
     conditions = {
         "backbone": described(DEFAULT_BACKBONE),
@@ -80,13 +100,32 @@ def run(options: Namespace) -> Report:
     return Report("exactness of scores", columns, rows, figures, conditions)
 
 
-def _texts(name: str, data_root: Path | None, count: int) -> list[str]:
+def _examples(name: str, data_root: Path | None, count: int) -> list[Example]:
     if data_root is not None:
         split = read_examples(str(data_root / ZOO[name].folder / "test.jsonl.gz"))
-        return [example.text for example in split.examples[:count]]
-    return make_texts(
+        return list(split.examples[:count])
+    texts = make_texts(
         words_of(DEFAULT_BACKBONE), count=count, mean_tokens=26, seed=list(ZOO).index(name)
     )
+    return [Example(text, None, "") for text in texts]
+
+
+def _accuracies(
+    scores: Sequence[npt.NDArray[np.float32]],
+    adapters: Sequence[PreparedAdapter],
+    examples: Mapping[str, Sequence[Example]],
+) -> dict[str, float]:
+    """The share of right answers of each adapter; scores are in the order of the examples."""
+    shares, start = {}, 0
+    for adapter, (name, those) in zip(adapters, examples.items(), strict=True):
+        labels = adapter.spec.labels
+        right = [
+            (labels[answer.argmax()],) == example.labels
+            for answer, example in zip(scores[start : start + len(those)], those, strict=True)
+        ]
+        shares[name] = float(np.mean(right))
+        start += len(those)
+    return shares
 
 
 def _run(

@@ -138,7 +138,7 @@ def place(backbone: Backbone, *, device: str, dtype: str) -> Backbone:
     target = resolve_device(device)
     if dtype == "int8":
         check_int8(target)
-        return backbone.to(device=target).use_int8()
+        return _in_int8(backbone.to(device=target))
     backbone = backbone.to(device=target)
     if dtype == "bfloat16" or (dtype == "auto" and computes_bfloat16(target)):
         backbone = _in_bfloat16(backbone, checked=dtype == "auto")
@@ -239,6 +239,18 @@ def _in_bfloat16(backbone: Backbone, *, checked: bool) -> Backbone:
     return backbone.to(dtype=torch.bfloat16)
 
 
+def _in_int8(backbone: Backbone) -> Backbone:
+    """Also compiles the code that int8 needs, before anybody waits for an answer."""
+    exact = _probe_states(backbone)
+    error = _distance(_probe_states(backbone.use_int8()), exact)
+    logger.log(
+        logging.INFO if error <= MAX_ANSWER_ERROR else logging.WARNING,
+        "int8 changes answers by %.4f of their norm",
+        error,
+    )
+    return backbone
+
+
 def answer_error(backbone: Backbone, dtype: torch.dtype) -> float:
     """Largest ||cast - exact|| / ||exact|| of the states that a head reads, over a few texts.
 
@@ -248,7 +260,12 @@ def answer_error(backbone: Backbone, dtype: torch.dtype) -> float:
     weights = {key: tensor.clone() for key, tensor in backbone.state_dict().items()}
     cast = _probe_states(backbone.to(dtype=dtype))
     backbone.to(dtype=torch.float32).load_state_dict(weights)
-    return float(((cast - exact).norm(dim=-1) / exact.norm(dim=-1)).max())
+    return _distance(cast, exact)
+
+
+def _distance(states: Tensor, exact: Tensor) -> float:
+    """The largest distance of one text's states, as a share of their norm."""
+    return float(((states - exact).norm(dim=-1) / exact.norm(dim=-1)).max())
 
 
 @torch.inference_mode()

@@ -262,7 +262,7 @@ def pad(states: Tensor) -> Tensor:
 
 def padded_size(rows: int) -> int:
     """The next of the few sizes."""
-    step = max(_SMALLEST_STEP, 2 ** (rows.bit_length() - 1) // _SIZES)
+    step: int = max(_SMALLEST_STEP, 2 ** (rows.bit_length() - 1) // _SIZES)
     return math.ceil(rows / step) * step
 
 

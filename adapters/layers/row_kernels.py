@@ -86,9 +86,7 @@ def quantise(states: Float32, values: Int8, scales: Float32) -> None:
 
 
 @njit(**_OPTIONS)
-def finish(
-    sums: Int32, scales: Float32, factors: Float32, bias: Float32, output: Float32
-) -> None:
+def finish(sums: Int32, scales: Float32, factors: Float32, bias: Float32, output: Float32) -> None:
     """sums [T, n] * scales [T] * factors [n] + bias [n] -> output [T, n]."""
     for index in range(len(output)):
         scale = scales[index]

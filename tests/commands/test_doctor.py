@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from service.commands.diagnosis import CHECKS, findings
 from service.settings import read_settings
@@ -167,3 +168,12 @@ def test_a_check_that_breaks_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr("service.commands.diagnosis.CHECKS", {**CHECKS, "zoo": broken})
     assert states("zoo") == [("wrong", "cannot be looked at: RuntimeError: out of order", "")]
+
+
+def test_int8_is_named_with_what_the_processor_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = {"architecture": "x86_64", "cpu_name": "Old CPU", "avx2": True}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: old)
+    *_, (state, message, remedy) = states("device", DEVICE="cpu", DTYPE="int8")
+    assert (state, remedy) == ("wrong", "IDSPAM_DTYPE=auto")
+    assert message.startswith("IDSPAM_DTYPE: dtype 'int8': needs a processor with AVX512-VNNI")
+    assert message.endswith("Old CPU (x86_64) has AVX2")

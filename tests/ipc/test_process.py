@@ -12,6 +12,7 @@ import pytest
 
 from adapters.backbone.loading import load_backbone
 from adapters.format.files import serialize
+from tests.support.families import save
 from tests.support.http_service import error_of, until
 from tests.support.service_process import environ, service_process
 from tests.support.tiny_models import make_adapter
@@ -100,7 +101,8 @@ def refusals(tmp_path: Path, folder: Path) -> dict[str, tuple[dict[str, str], st
     """Services that cannot start, by name: the environment, and words of the one line."""
     (tmp_path / "file").write_text("not a folder")
     (tmp_path / "empty").mkdir()
-    adapter_dir = tmp_path / "adapters"
+    adapter_dir, gpt2 = tmp_path / "adapters", tmp_path / "gpt2"
+    save("gpt2", gpt2)
     return {
         "adapter folder": (environ(folder, tmp_path / "file"), "IDSPAM_ADAPTER_DIR"),
         "below a file": (environ(folder, tmp_path / "file" / "x"), "IDSPAM_ADAPTER_DIR"),
@@ -113,6 +115,8 @@ def refusals(tmp_path: Path, folder: Path) -> dict[str, tuple[dict[str, str], st
             "cannot load the config of the backbone",
         ),
         "device": (environ(folder, adapter_dir, DEVICE="cuda:77"), "device 'cuda:77'"),
+        "int8": (environ(gpt2, adapter_dir, DTYPE="int8"), "dtype 'int8'"),
+        "int8, workers": (environ(gpt2, adapter_dir, DTYPE="int8", WORKERS="1"), "dtype 'int8'"),
         "host": (environ(folder, adapter_dir, HOST="256.1.1.1"), "cannot listen on 256.1.1.1"),
     }
 
@@ -125,6 +129,8 @@ def refusals(tmp_path: Path, folder: Path) -> dict[str, tuple[dict[str, str], st
         "empty backbone",
         "empty backbone, workers",
         "device",
+        "int8",
+        "int8, workers",
         "host",
     ],
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from adapters.backbone.loading import int8_lack
 from adapters.format.files import load_adapter
 from tests.support.families import save
 from tests.support.training import Interrupt
@@ -47,6 +48,22 @@ def test_without_a_command_they_are_listed(capsys: pytest.CaptureFixture[str]) -
     out, err = capsys.readouterr()
     assert [line.split()[0] for line in out.splitlines()] == list(COMMANDS)
     assert err.startswith("error: which command? (see ")
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["fit", "--train", "rows.jsonl", "--output", "x.safetensors"],
+        ["compare", "--tasks", "rows.jsonl", "--output", "out"],
+    ],
+    ids=lambda argv: argv[0],
+)
+def test_int8_is_refused_where_adapters_are_trained(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*argv, "--dtype", "int8"]) == 2
+    assert "--dtype int8 cannot train: its products have no gradients" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -123,6 +140,9 @@ def test_evaluate_says_what_a_card_says_as_tables_and_as_json(
     assert "at temperature " in out
     assert "calibration error" in out
     assert "revision " in out.splitlines()[-1]
+    if int8_lack() is None:
+        assert main([*argv, "--json", "--dtype", "int8"]) == 0
+        assert json.loads(capsys.readouterr().out)["adapter"] == "x.safetensors"
     assert main([*argv, "--json"]) == 0
     out, err = capsys.readouterr()
     report = json.loads(out)
