@@ -30,7 +30,8 @@ TEXTS = 4096
 SHAPES = ((1, 32), (32, 4))
 WARM_UP_SECONDS = 3.0
 BASELINE = "infinity float32"
-DTYPES = {"float32": "float32", "bfloat16": "auto"}
+DTYPES = ("float32", "bfloat16")
+OUR_DTYPES = ("float32", "auto")
 
 Measured: TypeAlias = dict[tuple[str, int], list[Figures]]
 
@@ -54,6 +55,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--counts", type=at_least(1), nargs="+", default=[1, 64], help="our adapters"
     )
+    parser.add_argument(
+        "--types",
+        choices=["float32", "bfloat16", "int8", "auto"],
+        nargs="+",
+        default=OUR_DTYPES,
+        help="that ours computes in",
+    )
     parser.add_argument("--seconds", type=duration, default=10.0, help="of every load")
     parser.add_argument("--rounds", type=at_least(1), default=3)
 
@@ -66,7 +74,7 @@ def run(options: Namespace) -> Report:
         texts = make_texts(words_of(DEFAULT_BACKBONE), count=TEXTS, mean_tokens=MEAN_TOKENS)
         contenders = [
             *_theirs(stack, folder, options.python, texts),
-            *_ours(stack, folder, texts, options.counts),
+            *_ours(stack, folder, texts, options.counts, options.types),
         ]
         measured = _rounds(contenders, seconds=options.seconds, rounds=options.rounds)
     conditions = {
@@ -95,10 +103,14 @@ def _theirs(
 
 
 def _ours(
-    stack: ExitStack, folder: Path, texts: Sequence[str], counts: Sequence[int]
+    stack: ExitStack,
+    folder: Path,
+    texts: Sequence[str],
+    counts: Sequence[int],
+    types: Sequence[str],
 ) -> Iterator[Contender]:
     backbone = load_backbone(device="cpu")
-    for dtype in DTYPES.values():
+    for dtype in types:
         progress(f"starting ours {dtype}")
         store, log, most = folder / dtype, folder / f"{dtype}.log", max(counts)
         names = [key.name for key in stock(store, backbone, names=most, distinct=most)]
