@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from adapters.layers import row_kernels
-from adapters.layers.onednn import Heads, linears_of, one_each, padded_size
+from adapters.layers.onednn import attend, linears_of, one_each, padded_size
 from adapters.layers.tuning import LayerTuning, SplitTuning
 from adapters.packed.layout import Extents
 
@@ -116,7 +116,7 @@ class Int8Layer:
         self._layer = layer
         own = layer.attention.self
         self.copied = linears_of(layer)
-        self._heads = Heads.of(own)
+        self._heads = _RowHeads(own)
         self._exact_gelu = own.config.hidden_act == "gelu"
         self._projection = Int8Linear(own.query, own.key, own.value)
         self._dense = Int8Linear(layer.attention.output.dense)
@@ -197,6 +197,33 @@ class Int8Layer:
     def _key_value(self) -> Int8Linear:
         own = self._layer.attention.self
         return Int8Linear(own.key, own.value)
+
+
+class _RowHeads:
+    """Attention in float32, row by row: a product of several rows would sum in another order."""
+
+    def __init__(self, attention: Any) -> None:
+        self._heads, self._size = attention.num_attention_heads, attention.attention_head_size
+
+    def attend(self, projected: Tensor, layout: Extents) -> list[Tensor]:
+        """Of all tokens, from queries, keys and values [T, 3 n]: [length, heads, d] a row."""
+        heads = projected.view(len(projected), 3, self._heads, self._size)
+        return [
+            attend(*row.permute(1, 2, 0, 3).unsqueeze(1).unbind())
+            for run in layout.by_run(heads)
+            for row in run.unbind()
+        ]
+
+    def attend_reads(self, queries: Tensor, projected: Tensor, layout: Extents) -> list[Tensor]:
+        """Of one token of every row, from queries [rows, n], and keys with values [T, 2 n]:
+        [1, heads, d] a row."""
+        ones = queries.view(len(queries), 1, self._heads, 1, self._size).unbind()
+        heads = projected.view(len(projected), 2, self._heads, self._size)
+        rows = [row for run in layout.by_run(heads) for row in run.unbind()]
+        return [
+            attend(one, *row.permute(1, 2, 0, 3).unsqueeze(1).unbind())
+            for one, row in zip(ones, rows, strict=True)
+        ]
 
 
 def _joined(attended: list[Tensor]) -> Tensor:

@@ -82,7 +82,7 @@ class Heads:
         """Of all tokens, from queries, keys and values [T, 3 n]."""
         heads = projected.view(len(projected), 3, self.heads, self.size)
         return [
-            _attend(*rows.permute(2, 0, 3, 1, 4).unbind()) for rows in layout.by_run(heads.float())
+            attend(*rows.permute(2, 0, 3, 1, 4).unbind()) for rows in layout.by_run(heads.float())
         ]
 
     def attend_reads(self, queries: Tensor, projected: Tensor, layout: Extents) -> list[Tensor]:
@@ -92,7 +92,7 @@ class Heads:
         runs = layout.by_run(heads.float())
         sizes = [len(rows) for rows in runs]
         return [
-            _attend(run_queries, *rows.permute(2, 0, 3, 1, 4).unbind())
+            attend(run_queries, *rows.permute(2, 0, 3, 1, 4).unbind())
             for run_queries, rows in zip(queries[: sum(sizes)].split(sizes), runs, strict=True)
         ]
 
@@ -235,7 +235,7 @@ def _change(
         unpadded.copy_(changed)
 
 
-def _attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """[rows, heads, queries or length, d] each -> [rows * queries, heads, d]"""
     if queries.shape[2] * keys.shape[2] > _PLAIN_LENGTH**2:
         attended = functional.scaled_dot_product_attention(queries, keys, values)
