@@ -29,7 +29,7 @@ LENGTHS = (1, 3, 3, 3, 7, 40, 90)
 # Of the norm of a layer's output. These tiny layers are wide open: rounding to 1/127 shows.
 LAYER_ERROR = 0.05
 # Between a text in a batch and alone (docs/exactness.md).
-BOUND = 0.02
+BOUND = 0.05
 
 # On scores of the zoo; 4,000 texts of their tasks: docs/exactness.md.
 ANSWER_ERROR = 0.1
@@ -245,7 +245,7 @@ def test_answers_of_the_default_backbone_are_near_float32_and_the_log_says_how_n
     narrow, exact = (load_backbone(device="cpu", dtype=name) for name in ("int8", "float32"))
     assert (narrow.computes, exact.computes) == ("int8", "float32")
     (line,) = (record.getMessage() for record in caplog.records if "int8" in record.getMessage())
-    assert 0 < float(line.split()[4]) < loading.MAX_ANSWER_ERROR
+    assert 0 < float(line.split()[4]) < loading.USUAL_INT8_ERROR
     adapters = sorted(ZOO.glob("*.safetensors"))
     assert len(adapters) == 4
     texts = ["I was charged twice for one transfer", "Win a free prize now", "what a dull film", ""]
