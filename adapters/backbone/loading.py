@@ -52,7 +52,7 @@ _DEFAULT_SHA256 = {
 # `auto` keeps float32 if bfloat16 changes an answer by more than this share of its norm. The error
 # of the default backbone is 0.009 (docs/exactness.md); one that breaks in bfloat16 is near 1.
 MAX_ANSWER_ERROR = 0.05
-# The default backbone's is 0.094: `auto` would not take it. Who asks for int8 gets it, with a warning
+# The default backbone's is 0.094, so `auto` would not take int8. Who asks for it gets a warning
 # beyond this.
 USUAL_INT8_ERROR = 0.2
 _PROBES = (
