@@ -38,6 +38,9 @@ SAME = 1e-5
 SLOTS = 20
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
+# Padding holds what was in memory before. It may overflow, which nobody reads.
+pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+
 
 @pytest.fixture(scope="module")
 def backbone() -> Backbone:

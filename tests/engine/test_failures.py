@@ -271,8 +271,10 @@ async def test_a_row_whose_scores_are_not_finite_fails_alone(open_engine: OpenEn
         assert harness.recorder.failures == [("not_finite", 1)]
 
 
-def engine_thread() -> int:
-    (thread,) = [thread for thread in threading.enumerate() if thread.name == "engine"]
+def engine_thread(before: set[threading.Thread]) -> int:
+    """The engine's thread, which did not run before."""
+    started = set(threading.enumerate()) - before
+    (thread,) = [thread for thread in started if thread.name == "engine"]
     assert thread.ident is not None
     return thread.ident
 
@@ -283,13 +285,14 @@ async def test_when_the_thread_dies_every_request_fails_and_the_engine_is_not_li
 ) -> None:
     # The thread's traceback is expected: keep it out of the test's output.
     caplog.set_level(logging.CRITICAL, logger="service.engine.device")
+    before = set(threading.enumerate())
     async with open_engine(max_active_adapters=1) as harness:
         held = await harness.hold_device()
         queued = asyncio.create_task(harness.engine.predict(harness.entries(("a", "x"))))
         for_a_slot = asyncio.create_task(harness.engine.predict(harness.entries(("b", "x"))))
         await harness.until_waiting(1)
         killed = ctypes.pythonapi.PyThreadState_SetAsyncExc(
-            ctypes.c_ulong(engine_thread()), ctypes.py_object(SystemExit)
+            ctypes.c_ulong(engine_thread(before)), ctypes.py_object(SystemExit)
         )
         assert killed == 1
         harness.device.release()
