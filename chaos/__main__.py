@@ -24,7 +24,7 @@ from chaos.answers import Answers
 from chaos.faults import FAULTS, CannotInject, Lab, Named, Row
 from chaos.load import Load
 from chaos.report import passed, table
-from chaos.service import Service
+from chaos.service import Service, ServiceFailed
 
 _NAMES = ("alpha", "beta", "gamma")
 _CLIENTS = 6
@@ -79,7 +79,10 @@ async def _clock(arguments: Namespace, workers: int, answers: Answers, seed: int
         return row
     with _store_folder() as folder:
         environment = clock.environment(library, folder / "clock")
-        async with _lab(arguments, folder, workers, answers, seed, environment) as lab:
+        lab_of_clock = _lab(
+            arguments, folder, workers, answers, seed, environment, starts=clock.STARTS
+        )
+        async with lab_of_clock as lab:
             fault = Named(clock.NAME, clock.steps(folder / "clock"))
             return await _injected(fault, lab)
 
@@ -115,7 +118,10 @@ async def _lab(
     answers: Answers,
     seed: int,
     environment: dict[str, str],
+    *,
+    starts: int = 1,
 ) -> AsyncIterator[Lab]:
+    """A service under load. starts: how often it is tried to start it."""
     environment = {
         "IDSPAM_BACKBONE": str(arguments.backbone),
         "IDSPAM_DTYPE": arguments.dtype,
@@ -124,7 +130,13 @@ async def _lab(
     # A folder below the mount, so that it can be removed.
     store = folder / "disk" / "store"
     service = Service(folder, workers=workers, environment=environment, store=store)
-    await service.start()
+    for left in reversed(range(starts)):
+        try:
+            await service.start()
+            break
+        except ServiceFailed:
+            if not left:
+                raise
     try:
         names = list(_NAMES)
         load = Load("127.0.0.1", service.port, answers, names, clients=_CLIENTS, seed=seed)
