@@ -18,15 +18,22 @@ def at_least(least: int) -> Callable[[str], int]:
     return parse
 
 
-def duration(value: str) -> float:
-    """Seconds: more than 0, at most an hour."""
-    try:
-        number = float(value)
-    except ValueError:
-        number = 0.0
-    if not 0.0 < number <= 3600.0:
-        raise ArgumentTypeError(f"{value!r}: expected seconds, more than 0 and at most 3600")
-    return number
+def time_of(unit: str, *, most: int) -> Callable[[str], float]:
+    """A parser of a time in this unit: more than 0, and no more than `most`."""
+
+    def parse(value: str) -> float:
+        try:
+            number = float(value)
+        except ValueError:
+            number = 0.0
+        if not 0.0 < number <= most:
+            raise ArgumentTypeError(f"{value!r}: expected {unit}, more than 0 and at most {most}")
+        return number
+
+    return parse
+
+
+duration = time_of("seconds", most=3600)
 
 
 def counts(value: str) -> list[int]:

@@ -8,12 +8,13 @@ each step took. A set that exceeds its minutes is stopped, and says which steps 
 import shlex
 import subprocess
 import sys
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter
 from types import MappingProxyType
 
+from benchmarks.arguments import time_of
 from benchmarks.report import BenchmarkFailed, Report, progress
 
 _BASE = "--backbone roberta-base --device cuda --dtype bfloat16"
@@ -64,7 +65,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--only", nargs="+", metavar="STEP", help="only these steps")
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmarks"))
     parser.add_argument(
-        "--minutes", type=_minutes, help=f"stop the set after these; by default {expected}"
+        "--minutes",
+        type=time_of("minutes", most=600),
+        help=f"stop the set after these; by default {expected}",
     )
     parser.add_argument(
         "--list", dest="listed", action="store_true", help="print the commands, run nothing"
@@ -159,14 +162,3 @@ def _problem(outcomes: Mapping[str, str], minutes: float) -> str:
             f"--only {' '.join(missing)}"
         )
     return f"no figures of {', '.join(missing)}: what they wrote above says why"
-
-
-def _minutes(value: str) -> float:
-    """Minutes: more than 0, at most ten hours."""
-    try:
-        number = float(value)
-    except ValueError:
-        number = 0.0
-    if not 0.0 < number <= 600.0:
-        raise ArgumentTypeError(f"{value!r}: expected minutes, more than 0 and at most 600")
-    return number

@@ -156,7 +156,7 @@ def test_the_card_beside_the_file_is_sent_unless_told_otherwise(
 def test_a_card_that_the_service_refuses_is_said_to_be_missing(
     path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A service of before knows no cards."""
+    """An older service has no route for cards."""
     card = path.with_suffix(".md")
     card.write_text("# Spam")
     missing = answer(
