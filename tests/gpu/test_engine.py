@@ -6,8 +6,10 @@ between two batches because the kernels tile them differently.
 
 import asyncio
 import gc
-from collections import Counter
+import threading
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +20,14 @@ import torch
 
 from adapters.adapter import classify, prepare, rows_of
 from adapters.backbone.model import Backbone
-from adapters.format.files import Adapter, serialize
+from adapters.format.files import Adapter, all_finite, serialize
 from adapters.slots import bank
+from adapters.slots.batch import InsertionPoint, Signature, Source
 from service.engine.engine import LocalEngine
 from service.engine.interface import AdapterKey, Entry
 from service.engine.observer import BatchReport, ImageEvent, Observer
+from service.engine.runners.base import BatchRow
+from service.engine.runners.slotted import SlottedRunner
 from tests.support.engine_harness import EngineHarness
 from tests.support.tiny_models import attention_of, make_adapter, make_backbone
 
@@ -184,6 +189,43 @@ async def test_during_swaps_every_request_is_answered_by_its_revision_and_memory
         await asyncio.gather(*clients)
         assert used[1] <= used[0] + 2**20
         assert harness.recorder.failures == []
+
+
+def test_answers_are_dropped_and_files_checked_while_graphs_are_captured() -> None:
+    # Page-locked memory that another thread frees during a capture would end it, and the engine.
+    backbone = on_device()
+    runner = SlottedRunner(backbone, slots=4, max_tokens=1024)
+    adapters = [make_adapter(backbone, seed=seed) for seed in range(4)]
+    loaded = runner.load([(slot, runner.prepare(item)) for slot, item in enumerate(adapters)])
+    text = backbone.encoder.encode("hello you", max_length=64)
+    answers: deque[object] = deque()
+    ended = threading.Event()
+
+    def drop_and_check() -> None:
+        # On a stream of its own, as the thread that checks an upload.
+        with torch.inference_mode(), torch.cuda.stream(torch.cuda.Stream()):
+            values = torch.ones(64, device=backbone.device)
+            while not ended.is_set():
+                if answers:
+                    answers.popleft()
+                assert all_finite(values)
+
+    (point,) = {adapter.spec.prompt.layer for adapter in adapters if adapter.spec.prompt}
+    signature = Signature((InsertionPoint(point, (Source.HIDDEN,)),), mean=False)
+    assert runner._graphs is not None
+    # The lane's stream is this thread's only within the block.
+    with ThreadPoolExecutor(max_workers=1) as pool, torch.cuda.stream(torch.cuda.Stream()):
+        runner.enter_lane()
+        beside = pool.submit(drop_and_check)
+        try:
+            for _ in range(3):
+                for _ in range(50):
+                    rows = [BatchRow(text, loaded[index % 4]) for index in range(8)]
+                    answers.append(runner.launch(rows).wait())
+                runner._graphs.capture_all(signature)
+        finally:
+            ended.set()
+        beside.result()
 
 
 async def test_more_adapters_than_slots_take_turns(tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ from service.engine.runners.base import (
     run_warm_up,
     spoil_scores,
 )
+from service.engine.runners.pinned import PinnedMemory
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +69,8 @@ _PROBE_BOUND = 0.05
 class _Launched:
     """A batch on the device.
 
-    weights: None if no row wants them. done: recorded after the copies of scores and weights.
-    array: kept alive, because a copy to the device may still be reading it.
+    scores, weights: in `piece`, which goes back to `memory`. weights: None if no row wants them.
+    done: recorded after the copies of scores and weights.
     """
 
     batch: SlottedBatch
@@ -79,7 +80,8 @@ class _Launched:
     done: torch.cuda.Event
     started: float
     graphs: int
-    array: Tensor
+    memory: PinnedMemory
+    piece: Tensor
 
     def is_done(self) -> bool:
         try:
@@ -94,13 +96,14 @@ class _Launched:
         except RuntimeError as error:
             # After an error here, CUDA raises the same error for every later call.
             raise DeviceLost(str(error).splitlines()[0]) from error
-        return BatchResult(
-            self._outcomes(), backbone_seconds=perf_counter() - self.started, graphs=self.graphs
-        )
+        seconds = perf_counter() - self.started
+        outcomes = self._outcomes()
+        self.memory.give_back(self.piece)
+        return BatchResult(outcomes, backbone_seconds=seconds, graphs=self.graphs)
 
     def _outcomes(self) -> list[RowResult | RowFailure]:
         """One per row, in the order of `rows`."""
-        batch, scores = self.batch, self.scores.numpy()
+        batch, scores = self.batch, self.scores.numpy().copy()
         spoil_scores(scores[0])
         order, labels = batch.order.tolist(), batch.facts[:, Fact.LABELS].tolist()
         outcomes: list[RowResult | RowFailure] = [NOT_FINITE] * len(order)
@@ -113,7 +116,7 @@ class _Launched:
                 outcomes[index] = RowResult(row[:width])
         if self.weights is not None:
             # One array for all rows, each as long as its text.
-            pieces = np.split(self.weights.numpy(), np.cumsum(batch.lengths[0])[:-1])
+            pieces = np.split(self.weights.numpy().copy(), np.cumsum(batch.lengths[0])[:-1])
             for index, piece, reads in zip(order, pieces, batch.explained.tolist(), strict=True):
                 outcome = outcomes[index]
                 if self.rows[index].explain and isinstance(outcome, RowResult):
@@ -141,6 +144,7 @@ class SlottedRunner:
         self._computing = torch.cuda.Stream(device)
         # High priority: its copies take microseconds, and a request waits for them.
         self._loading = torch.cuda.Stream(device, priority=-1)
+        self._memory = PinnedMemory()
         self._graphs: CudaGraphs | None = None
         if backbone.dtype in VARLEN_DTYPES:
             self._graphs = CudaGraphs(
@@ -265,21 +269,34 @@ class SlottedRunner:
         )
         widths = Widths.of(batch.facts, hidden_size=self.backbone.hidden_size)
         bucket = None if self._graphs is None else self._graphs.bucket_for(batch, widths)
-        array = torch.empty(
-            array_size(bucket or batch.shape, batch.signature), dtype=torch.int32, pin_memory=True
-        )
+        explained = any(row.explain for row in rows)
+        size, count = array_size(bucket or batch.shape, batch.signature), batch.shape.rows
+        scores_size, weights_size = count * widths.labels, batch.shape.tokens * explained
+        piece = self._memory.take(4 * (size + scores_size + weights_size))
+        array, rest = piece.view(torch.int32)[:size], piece.view(torch.float32)[size:]
         batch.write(array.numpy(), bucket or batch.shape)
         if bucket is not None and self._graphs is not None:
             outputs = self._graphs.replay(batch.signature, bucket, array)
         else:
             outputs = self._run_eagerly(batch, array, widths)
-        explained = any(row.explain for row in rows)
         done = torch.cuda.Event()
-        scores = _to_host(outputs.scores[: batch.shape.rows, : widths.labels])
-        weights = _to_host(outputs.weights[: batch.shape.tokens]) if explained else None
+        scores = rest[:scores_size].view(count, widths.labels)
+        scores.copy_(outputs.scores[:count, : widths.labels], non_blocking=True)
+        weights = None
+        if explained:
+            weights = rest[scores_size : scores_size + weights_size]
+            weights.copy_(outputs.weights[:weights_size], non_blocking=True)
         done.record()
         return _Launched(
-            batch, rows, scores, weights, done, started, int(bucket is not None), array
+            batch,
+            rows,
+            scores,
+            weights,
+            done,
+            started,
+            int(bucket is not None),
+            self._memory,
+            piece,
         )
 
     def _run_eagerly(self, batch: SlottedBatch, array: Tensor, widths: Widths) -> Outputs:
@@ -313,12 +330,6 @@ def probe_adapters(backbone: Backbone) -> list[Adapter]:
     return [
         random_of(usual.model_copy(update=change), seed=seed) for seed, change in enumerate(changes)
     ]
-
-
-def _to_host(tensor: Tensor) -> Tensor:
-    """Copy into pinned memory, which PyTorch's host allocator reuses once the copy is done."""
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    return host.copy_(tensor, non_blocking=True)
 
 
 def _image(adapter: HostAdapter) -> AdapterImage:
