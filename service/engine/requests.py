@@ -233,6 +233,8 @@ class InFlight:
                     return await request.answer
             finally:
                 self._close(request)
+                # Its error's traceback has this frame: see `_settle`.
+                del request
         except TimeoutError:
             self._observer.failed("deadline", len(entries))
             raise DeadlineExceeded("the deadline passed before the answer was there") from None
@@ -295,6 +297,10 @@ class InFlight:
         if not request.settle(entries):
             return False
         self._open.discard(request)
+        if request.ticket is not None:
+            # They refer to the request. In a circle, all that a request has would wait for the
+            # garbage collector, which then stops the loop and the lanes for a tenth of a second.
+            request.ticket.queued = ()
         if request.lease is not None:
             self._residency.release(request.lease)
         if not self._open:

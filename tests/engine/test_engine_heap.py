@@ -1,6 +1,9 @@
-"""Freed memory goes back to the system while the engine runs, and no longer once it has stopped."""
+"""What requests leave behind: nothing for the garbage collector, and freed memory goes back to the
+system while the engine runs."""
 
 import asyncio
+import gc
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,7 +11,10 @@ import pytest
 from adapters.format.store import AdapterStore
 from service.engine import engine as engine_module
 from service.engine.engine import LocalEngine
+from service.engine.requests import Request
 from service.engine.settings import EngineSettings
+from service.errors import DeadlineExceeded
+from tests.support.engine_harness import OpenEngine
 from tests.support.tiny_models import make_backbone
 
 
@@ -34,3 +40,39 @@ async def test_the_heap_is_trimmed_until_the_engine_stops(
     await asyncio.sleep(0.1)
     # One may have been on its way.
     assert trims <= count + 1
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collector")
+async def test_requests_that_are_over_leave_nothing_for_the_garbage_collector(
+    open_engine: OpenEngine,
+) -> None:
+    async with open_engine() as harness:
+        entries = harness.entries(("a", "one"), ("b", "two"))
+        for _ in range(5):
+            await harness.engine.predict(entries)
+        held = await harness.hold_device()
+        now = asyncio.get_running_loop().time()
+        for _ in range(5):
+            with pytest.raises(DeadlineExceeded):
+                await harness.engine.predict(entries, deadline=now + 0.01)
+        cancelled = [asyncio.create_task(harness.engine.predict(entries)) for _ in range(5)]
+        await harness.until_waiting(10)
+        for task in cancelled:
+            task.cancel()
+        await asyncio.wait(cancelled)
+        del cancelled, task
+        harness.device.release()
+        await held
+        await harness.engine.predict(entries)
+        # A lane holds its last batch until the next one. `isinstance` would warn about some of
+        # torch's objects.
+        left = [item for item in gc.get_objects() if type(item) is Request]
+        assert len(left) <= 1
