@@ -1,6 +1,8 @@
 """The files of the console: from the service alone, without a key, under a strict policy."""
 
+import base64
 import gzip
+import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,7 +35,7 @@ def test_the_page_and_all_that_it_loads_come_from_the_service_without_a_key(
     assert page.status_code == 200
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     loaded = re.findall(r'(?:src|href)="([^"]*)"', page.text)
-    assert "console/app.js" in loaded
+    assert loaded.count("console/all.js") == 1
     for address in loaded:
         # Relative: a proxy may have put the page under any prefix.
         assert not address.startswith("/")
@@ -64,8 +66,13 @@ def test_no_script_of_another_server_and_no_markup_made_by_scripts(live: Running
     for path in ("/", "/console", "/console/app.js", "/console/pages/try.js"):
         directives = policy(live, path)
         assert directives["default-src"] == "'none'"
-        for name in ("script-src", "style-src", "connect-src"):
-            assert directives[name] == "'self'"
+        assert directives["connect-src"] == "'self'"
+        # Of what is written in the page, only these very bytes are run.
+        page = live.client.get("/").text
+        for name, element in (("script-src", "script"), ("style-src", "style")):
+            [written] = re.findall(rf"<{element}>(.*?)</{element}>", page, re.DOTALL)
+            digest = base64.b64encode(hashlib.sha256(written.encode()).digest()).decode()
+            assert directives[name] == f"'self' 'sha256-{digest}'"
         assert directives["require-trusted-types-for"] == "'script'"
         assert directives["trusted-types"] == "'none'"
         assert directives["frame-ancestors"] == "'none'"
@@ -145,21 +152,17 @@ def test_page_loads_are_not_counted_as_requests_of_the_route_that_predicts(
     assert float(dict(counted).get("/", 0)) == 0
 
 
-def test_the_first_page_asks_for_all_its_modules_at_once_and_they_are_small() -> None:
-    """A module that is only found by reading another one costs a round trip more."""
-    modules = {name: file.content.decode() for name, file in static_files().items()}
-    needed = {"app.js", "pages/try.js"}
-    while True:
-        found = {
-            urljoin(name, address)
-            for name in needed
-            for address in re.findall(r'from\s+"([^"]+)"', modules[name])
-        }
-        if found <= needed:
-            break
-        needed |= found
-    announced = re.findall(r'rel="modulepreload" href="console/([^"]+)"', modules["index.html"])
-    assert sorted(announced) == sorted(needed)
+def test_the_first_page_is_one_script_with_all_modules_in_it_and_small() -> None:
+    """Twenty modules would come in waves of six connections."""
     files = static_files()
-    others = {"index.html", "ui.css", "early.js", "icon.svg"}
-    assert sum(len(files[name].gzipped) for name in needed | others) < FIRST_LOAD_BYTES
+    page, script = (files[name].content.decode() for name in ("index.html", "all.js"))
+    assert re.findall(r'<script[^>]* src="([^"]*)"', page) == ["console/all.js"]
+    assert "stylesheet" not in page
+    for name, file in files.items():
+        if name.endswith(".js") and "vendor" not in name and name not in ("all.js", "early.js"):
+            # As it was written: the comments, too.
+            assert file.content.decode().splitlines()[0] in script, name
+    assert not re.findall(r"^(?:import|export)\b.*", script, re.MULTILINE)
+    assert re.findall(r'import\("([^"]+)"\)', script) == ["./vendor/marked.js"]
+    first = ("index.html", "all.js", "icon.svg")
+    assert sum(len(files[name].gzipped) for name in first) < FIRST_LOAD_BYTES

@@ -9,18 +9,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.http.console.files import static_files
+from service.http.console.files import PAGE, content_policy, static_files
 from service.http.openapi.documentation import CONSOLE
 
 router = APIRouter()
 
 PATH = "/console"
-# Scripts come from this service alone, and none of them can write markup: with trusted types and no
-# policy, a label can never become HTML. Styles are set by the scripts, property by property.
 _HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
-    "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
-    "frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
     "Referrer-Policy": "no-referrer",
@@ -37,7 +32,7 @@ async def page(request: Request) -> Response:
     """The page."""
     # `/` is another protocol's route, too, and is counted under its own name.
     request.scope["idspam.route"] = PATH
-    return _answer(request, "index.html")
+    return _answer(request, PAGE)
 
 
 @router.get("/console/{file}", include_in_schema=False)
@@ -62,7 +57,7 @@ def _answer(request: Request, name: str) -> Response:
         raise HTTPException(404)
     is_gzipped = _takes_gzip(request.headers.get("accept-encoding", ""))
     tag = f'"{found.tag}-gzip"' if is_gzipped else f'"{found.tag}"'
-    headers = _HEADERS | {"ETag": tag}
+    headers = {"Content-Security-Policy": content_policy(), **_HEADERS, "ETag": tag}
     known = request.headers.get("if-none-match", "").split(",")
     if tag in {item.strip().removeprefix("W/") for item in known}:
         return Response(status_code=304, headers=headers)

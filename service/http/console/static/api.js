@@ -83,7 +83,7 @@ export async function send(method, path, { query = {}, body, headers = {}, signa
     if (used !== null) all.Authorization = `Bearer ${used}`;
     let response;
     try {
-      response = await fetch(url, { method, headers: all, body: sent, signal, cache: "no-store", credentials: "same-origin" });
+      response = await (begun(method, url) ?? fetch(url, { method, headers: all, body: sent, signal, cache: "no-store", credentials: "same-origin" }));
     } catch (error) {
       if (error.name === "AbortError" || signal?.aborted) throw error;
       events.dispatchEvent(new CustomEvent("gone", { detail: null }));
@@ -97,6 +97,14 @@ export async function send(method, path, { query = {}, body, headers = {}, signa
     if (!isAboutKey || !ask || (ask === "missing" && isDeclined)) throw error;
     if (key === used && !(await askForKey(error))) throw error;
   }
+}
+
+/** What early.js has asked for already, once; undefined if this is another request. */
+function begun(method, url) {
+  if (method !== "GET" || key !== null || globalThis.begun?.url !== url.href) return undefined;
+  const { answer } = globalThis.begun;
+  delete globalThis.begun;
+  return answer;
 }
 
 async function errorOf(response) {

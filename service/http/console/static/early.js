@@ -10,6 +10,13 @@
   } catch {
     // A browser that keeps nothing: the system decides.
   }
+  // Try begins with the first adapters (pages/try.js). They are asked for while the scripts come.
+  if (/^(#\/?(try)?)?$/.test(location.hash)) {
+    const url = new URL("v1/adapters?limit=5", location.href);
+    const answer = fetch(url, { cache: "no-store" });
+    answer.catch(() => {});
+    globalThis.begun = { url: url.href, answer };
+  }
   // Modules that cannot be fetched say nothing by themselves, and "Loading" would stay for ever.
   addEventListener(
     "error",
