@@ -4,12 +4,13 @@
 
 All that can be computed ahead is in the image, which is one block of bytes: filling a slot takes
 one copy. A slot takes the memory of its adapter and no more, so an adapter of a few vectors does
-not take the place of a prompt's generator. The copies go through one pinned buffer. Images are not
-pinned: pinning takes a millisecond for each megabyte, during which every other thread waits for the
-driver.
+not take the place of a prompt's generator. The copies come from pinned memory
+(`adapters.slots.staging`): an image that was read into it is copied from there, any other one is
+first copied into a buffer.
 
 A thread that calls into torch gives up the interpreter and has to wait for it again, under load for
-up to a millisecond each time. So many images are written with as few calls as one.
+milliseconds each time. So many images are written with as few calls as one, and a slot whose next
+adapter is as large as its last one keeps its memory.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,11 +39,16 @@ from adapters.format.spec import (
 )
 from adapters.packed.prompt import GeneratorWeights
 from adapters.slots.batch import Fact, facts_of
+from adapters.slots.staging import Staging
 
 # Every matrix starts at a multiple of this many bytes.
 _ALIGNMENT = 16
-# Pinned at the start, for the images of one call; it grows for larger ones.
+# Pinned at the start: for images that are read into it, and a buffer for those that are not, which
+# grows if a single call has more of them.
+READ_BYTES = 64 * 2**20
 STAGED_BYTES = 32 * 2**20
+# Rows of the table that are pinned for one call.
+_ROWS = 64
 
 
 class Column(IntEnum):
@@ -298,6 +304,7 @@ class SlotBank:
     Attributes:
         table: int64 [slots, Column].
         facts: int64 [slots, Fact] in host memory, from which batches are built.
+        staging: host memory from which an image is copied without another copy.
 
     Args:
         slots: adapters that can be active at once.
@@ -306,10 +313,14 @@ class SlotBank:
     def __init__(self, slots: int, *, device: torch.device) -> None:
         self.table = torch.zeros(slots, len(Column), dtype=torch.int64, device=device)
         self.facts = np.zeros((slots, len(Fact)), dtype=np.int64)
+        self.staging = Staging(READ_BYTES if self.table.is_cuda else 0, pinned=self.table.is_cuda)
         # Kernels know the adapters only by address: this list keeps them alive.
         self._memory: list[Tensor | None] = [None] * slots
-        # Pinned memory for the images and the table's rows of one call.
-        self._staging = self._pinned(STAGED_BYTES)
+        # The slots' rows of the table, as they are first needed: making a view takes a call.
+        self._rows: dict[int, Tensor] = {}
+        self._buffer = self._pinned(STAGED_BYTES if self.table.is_cuda else 0)
+        self._new_rows: list[Tensor] = []
+        self._make_new_rows(_ROWS)
 
     def __len__(self) -> int:
         return len(self._memory)
@@ -323,53 +334,75 @@ class SlotBank:
     def write(self, images: Sequence[tuple[int, AdapterImage]]) -> None:
         """Fill slots that no running batch uses from (slot, image) pairs, on the current stream.
 
-        Asynchronous on CUDA: synchronise the stream before the next call.
+        Asynchronous on CUDA: synchronise the stream before the next call, and until then keep the
+        images.
         """
-        memories = self._copied([image.memory for _, image in images])
-        rows = np.zeros((len(images), 1 + len(Column)), dtype=np.int64)
-        for row, memory, (slot, image) in zip(rows, memories, images, strict=True):
-            self._memory[slot] = memory
+        if len(images) > len(self._new_rows):
+            self._make_new_rows(len(images))
+        targets, sources = [], self._staged([image.memory for _, image in images])
+        for row, (slot, image) in zip(self._new_values, images, strict=False):
+            memory = self._memory_of(slot, len(image.memory))
+            targets.append(memory)
             self.facts[slot] = facts_of(image.spec)
-            row[0] = slot
-            columns, address = row[1:], memory.data_ptr()
+            row[:] = 0
+            address = memory.data_ptr()
             for column, start in image.starts.items():
-                columns[column] = address + start
+                row[column] = address + start
             for column, value in image.values.items():
-                columns[column] = value
-        (moved,) = self._copied([torch.from_numpy(rows).view(-1).view(torch.uint8)], after=memories)
-        moved = moved.view(torch.int64).view(rows.shape)
-        self.table.index_copy_(0, moved[:, 0].contiguous(), moved[:, 1:].contiguous())
+                row[column] = value
+        targets += [self._row_of(slot) for slot, _ in images]
+        sources += self._new_rows[: len(images)]
+        # One call, however many images there are.
+        torch._foreach_copy_(targets, sources, non_blocking=True)
 
-    def _copied(self, sources: Sequence[Tensor], *, after: Sequence[Tensor] = ()) -> list[Tensor]:
-        """Copies of flat uint8 tensors on the device, through pinned memory.
+    def clear(self, slot: int) -> None:
+        """Give back the memory of a slot that no running batch uses."""
+        self._memory[slot] = None
 
-        Args:
-            after: what the staging memory holds already.
-        """
-        device = self.table.device
-        if device.type != "cuda":
-            return [source.clone() for source in sources]
-        start = sum(map(_padded, after))
-        staged = []
-        for source in sources:
-            staged.append((start, start + len(source)))
-            start += _padded(source)
-        if start > len(self._staging):
-            # What is staged already may still be on its way.
-            torch.cuda.current_stream(device).synchronize()
-            self._staging = self._pinned(1 << (start - 1).bit_length())
-        pinned = [self._staging[begin:end] for begin, end in staged]
-        copies = [torch.empty(len(source), dtype=torch.uint8, device=device) for source in sources]
-        # Each of these is one call, however many images there are.
-        torch._foreach_copy_(pinned, list(sources))
-        torch._foreach_copy_(copies, pinned, non_blocking=True)
-        return copies
+    def _memory_of(self, slot: int, nbytes: int) -> Tensor:
+        """The slot's memory on the device, which has this size from now on."""
+        memory = self._memory[slot]
+        if memory is None or len(memory) != nbytes:
+            # Not both at once.
+            self._memory[slot] = memory = None
+            memory = torch.empty(nbytes, dtype=torch.uint8, device=self.table.device)
+            self._memory[slot] = memory
+        return memory
+
+    def _row_of(self, slot: int) -> Tensor:
+        row = self._rows.get(slot)
+        if row is None:
+            row = self._rows[slot] = self.table[slot]
+        return row
+
+    def _staged(self, memories: Sequence[Tensor]) -> list[Tensor]:
+        """The same bytes where the device can copy from without waiting."""
+        staged = list(memories)
+        if not self.table.is_cuda:
+            return staged
+        plain = [index for index, memory in enumerate(staged) if memory not in self.staging]
+        if not plain:
+            return staged
+        spans, start = [], 0
+        for index in plain:
+            spans.append((start, start + len(staged[index])))
+            start += _padded(staged[index])
+        if start > len(self._buffer):
+            self._buffer = self._pinned(1 << (start - 1).bit_length())
+        pieces = [self._buffer[begin:end] for begin, end in spans]
+        torch._foreach_copy_(pieces, [staged[index] for index in plain])
+        for index, piece in zip(plain, pieces, strict=True):
+            staged[index] = piece
+        return staged
+
+    def _make_new_rows(self, number: int) -> None:
+        """Host memory for the rows of so many slots: what one call writes into the table."""
+        rows = self._pinned(number * len(Column) * 8).view(torch.int64).view(number, -1)
+        self._new_values, self._new_rows = rows.numpy(), list(rows)
 
     def _pinned(self, nbytes: int) -> Tensor:
-        """Host memory that is copied from without waiting; none where nothing is copied."""
-        if not self.table.is_cuda:
-            return torch.empty(0, dtype=torch.uint8)
-        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+        """Host memory that a device copies from without waiting."""
+        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=self.table.is_cuda)
 
 
 def _padded(flat: Tensor) -> int:

@@ -37,6 +37,10 @@ class DeviceLoader:
         if not self._busy:
             self._start_job()
 
+    def unload(self, slot: int) -> None:
+        """Give back the memory of a slot that no batch uses."""
+        self._runner.unload(slot)
+
     def _start_job(self) -> None:
         self._busy = True
         size = _job_size([adapter.nbytes for _, adapter, _ in self._waiting[:_MAX_JOB]])

@@ -2,6 +2,10 @@
 recently used adapter is evicted. One that is no longer served is discarded. An adapter is read from
 its image (`service.engine.images`), and from its file where there is none.
 
+An image whose adapter goes to the device at once passes host memory by, once that is full. Its file
+is in the page cache, from where a read is one copy, and adapters that are used more often stay. It
+is kept when it comes a second time, and the least recently used one was last used before its first.
+
 All calls come from one event loop; files are read in threads.
 """
 
@@ -10,6 +14,7 @@ from collections import OrderedDict, deque
 from concurrent.futures import Executor
 from functools import partial
 from time import monotonic, perf_counter
+from typing import NamedTuple
 
 from adapters.format.files import parse
 from adapters.format.store import AdapterStore
@@ -20,6 +25,15 @@ from service.engine.runners.base import HostAdapter, Runner
 
 # Making images in the background, for adapters that nobody waits for, takes this share of the time.
 _BACKGROUND_SHARE = 0.25
+# Of the adapters that passed by, so many times as many are remembered as host memory may hold.
+_REMEMBERED = 4
+
+
+class Read(NamedTuple):
+    """An adapter that was read. kept: whether host memory holds it from now on."""
+
+    adapter: HostAdapter
+    kept: bool
 
 
 class HostCache:
@@ -56,7 +70,9 @@ class HostCache:
         # Adapters and when they were last used; the least recently used first.
         self._registered: OrderedDict[AdapterKey, tuple[HostAdapter, float]] = OrderedDict()
         self._nbytes = 0
-        self._loading: dict[AdapterKey, asyncio.Future[HostAdapter]] = {}
+        self._loading: dict[AdapterKey, asyncio.Future[Read]] = {}
+        # Adapters that passed by, and when, the first ones first.
+        self._passed: OrderedDict[AdapterKey, float] = OrderedDict()
 
     def get(self, key: AdapterKey) -> HostAdapter | None:
         """A registered adapter, now the most recently used; None if it must be loaded."""
@@ -75,12 +91,19 @@ class HostCache:
         most = self._max_bytes
         return len(self._registered) > self._capacity or (most is not None and self._nbytes > most)
 
-    def load(self, key: AdapterKey) -> asyncio.Future[HostAdapter]:
-        """Read an adapter that is not registered. Calls made meanwhile share one read."""
+    def load(self, key: AdapterKey, *, passing: bool = False) -> asyncio.Future[Read]:
+        """Read an adapter that is not registered. Calls made meanwhile share one read.
+
+        Args:
+            passing: it is loaded onto the device as soon as it is read, and need not be kept.
+        """
         if (loading := self._loading.get(key)) is not None:
             return loading
         started = perf_counter()
-        loading = asyncio.get_running_loop().run_in_executor(self._reading, self._read, key)
+        passing = passing and not self._is_worth_keeping(key)
+        loading = asyncio.get_running_loop().run_in_executor(
+            self._reading, self._read, key, passing
+        )
         self._loading[key] = loading
         loading.add_done_callback(partial(self._loaded, key, started))
         return loading
@@ -93,6 +116,7 @@ class HostCache:
         if (registered := self._registered.pop(key, None)) is not None:
             self._nbytes -= registered[0].nbytes
             self._observer.tier_size("registered", len(self._registered), self._nbytes)
+        self._passed.pop(key, None)
         if self._images is not None:
             self._images.discard(key.revision)
 
@@ -126,32 +150,48 @@ class HostCache:
         """Runs in a reading thread."""
         assert self._images is not None
         if not self._images.is_full and not self._images.has(key):
-            self._read(key)
+            self._read(key, passing=False)
 
-    def _read(self, key: AdapterKey) -> HostAdapter:
+    def _is_worth_keeping(self, key: AdapterKey) -> bool:
+        """Whether there is room, or this adapter is used more often than another one."""
+        held = len(self._registered)
+        mean = self._nbytes // max(1, held)
+        full = self._max_bytes is not None and self._nbytes + mean > self._max_bytes
+        if held < self._capacity and not full:
+            return True
+        passed = self._passed.pop(key, None)
+        _, oldest = next(iter(self._registered.values()))
+        return passed is not None and passed > oldest
+
+    def _read(self, key: AdapterKey, passing: bool) -> Read:
         """Runs in a reading thread."""
         images = self._images
         if images is None:
-            return self._from_file(key)
+            return Read(self._from_file(key), kept=True)
         source = images.source_of(key)
-        adapter = images.load(key, source)
-        if adapter is None:
-            adapter = self._from_file(key)
-            images.keep(key, source, adapter)
-        return adapter
+        adapter = images.load(key, source, passing=passing)
+        if adapter is not None:
+            return Read(adapter, kept=not passing)
+        # Whatever took so long is kept.
+        adapter = self._from_file(key)
+        images.keep(key, source, adapter)
+        return Read(adapter, kept=True)
 
     def _from_file(self, key: AdapterKey) -> HostAdapter:
         # `parse` suffices: the file was validated before it was stored, and has the same hash.
         return self._runner.prepare(parse(self._store.read(key.name, key.revision)))
 
-    def _loaded(
-        self, key: AdapterKey, started: float, loading: asyncio.Future[HostAdapter]
-    ) -> None:
+    def _loaded(self, key: AdapterKey, started: float, loading: asyncio.Future[Read]) -> None:
         del self._loading[key]
         # The waiters get the exception; retrieving it here keeps asyncio from reporting it.
         if loading.cancelled() or loading.exception() is not None:
             return
-        adapter = loading.result()
+        adapter, kept = loading.result()
+        if not kept:
+            self._passed[key] = monotonic()
+            while len(self._passed) > _REMEMBERED * self._capacity:
+                self._passed.popitem(last=False)
+            return
         self._observer.adapter_loaded(key, "registered", perf_counter() - started)
         self._registered[key] = adapter, monotonic()
         self._nbytes += adapter.nbytes

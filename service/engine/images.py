@@ -155,8 +155,14 @@ class Images:
         with self._lock:
             return source is not None and (name in self._sizes or name in self._waiting)
 
-    def load(self, key: AdapterKey, source: str | None) -> HostAdapter | None:
-        """The adapter of an image; None if there is none that can be used."""
+    def load(
+        self, key: AdapterKey, source: str | None, *, passing: bool = False
+    ) -> HostAdapter | None:
+        """The adapter of an image; None if there is none that can be used.
+
+        Args:
+            passing: it is loaded onto the device at once and not kept in host memory.
+        """
         if source is None:
             return None
         self._scanned.result()
@@ -167,13 +173,15 @@ class Images:
                 return None
             self._sizes.move_to_end(name)
         try:
-            adapter = self._read(name, key.revision, size)
+            adapter = self._read(name, key.revision, size, passing=passing)
         except FileNotFoundError:
             self._forget(name)
             return None
         except Exception as error:
+            # A kept log record must not keep the memory that the image was read into.
+            reason = str(error)
             logger.warning(
-                "the image of adapter %s (%s) is not used: %s", key.name, key.revision, error
+                "the image of adapter %s (%s) is not used: %s", key.name, key.revision, reason
             )
             self._remove(name)
             self._report("refused")
@@ -228,13 +236,13 @@ class Images:
             self._sizes.update((name, size) for _, name, size in sorted(found))
             self._nbytes = sum(self._sizes.values())
 
-    def _read(self, name: str, revision: str, size: int) -> HostAdapter:
+    def _read(self, name: str, revision: str, size: int, *, passing: bool) -> HostAdapter:
         """
         Raises:
             _Refused, and whatever a layout raises that is none: it is not this image.
             OSError: it cannot be read.
         """
-        data = torch.empty(size, dtype=torch.uint8)
+        data = self._runner.memory(size, passing=passing)
         view = data.numpy().data
         # As few calls as can be: each gives up the interpreter and waits for it again.
         descriptor = os.open(self._folder / name, os.O_RDONLY | os.O_CLOEXEC)

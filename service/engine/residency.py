@@ -24,7 +24,7 @@ from typing import TypeAlias
 
 from adapters.errors import StoreUnreachable
 from service.engine.device_loader import DeviceLoader, Outcome
-from service.engine.host_cache import HostCache
+from service.engine.host_cache import HostCache, Read
 from service.engine.interface import AdapterKey
 from service.engine.observer import Observer
 from service.engine.runners.base import DeviceAdapter, HostAdapter
@@ -204,6 +204,7 @@ class Residency:
                 # What still refers to this slot, such as a lane's last batch, must not keep a tried
                 # out adapter in memory.
                 slot.adapter = None
+                self._loader.unload(slot.index)
                 self._free_trial.put_nowait(slot.index)
             elif slot.leases == 0 and slot.adapter is not None:
                 self._evictable[slot.key] = slot
@@ -334,6 +335,7 @@ class Residency:
             self._nbytes -= slot.adapter.nbytes
             # As for a trial slot: a lane's last batch may still refer to it.
             slot.adapter = None
+            self._loader.unload(slot.index)
             self._observer.tier_size("active", len(self._active), self._nbytes)
         self._retired.remove(key)
         self._host_cache.discard(key)
@@ -346,7 +348,8 @@ class Residency:
     def _make_room(self, nbytes: int) -> None:
         """Evict until so many bytes more fit, or nothing can be evicted."""
         while self._exceeds(nbytes) and self._evict(1, keep=frozenset()):
-            pass
+            # A slot keeps its memory for the next adapter. Here it is the memory that is wanted.
+            self._loader.unload(self._free[-1])
 
     def _victims(self, number: int, keep: frozenset[AdapterKey]) -> list[AdapterKey]:
         """The least recently used; those that a waiter needs only if nothing else is left."""
@@ -403,13 +406,13 @@ class Residency:
             self._copy(slot, adapter)
             return
 
-        def read(reading: asyncio.Future[HostAdapter]) -> None:
+        def read(reading: asyncio.Future[Read]) -> None:
             try:
-                self._copy(slot, reading.result())
+                self._copy(slot, reading.result().adapter)
             except (Exception, asyncio.CancelledError) as error:
                 self._load_failed(slot, error)
 
-        self._host_cache.load(slot.key).add_done_callback(read)
+        self._host_cache.load(slot.key, passing=True).add_done_callback(read)
 
     def _copy(self, slot: Slot, adapter: HostAdapter) -> None:
         nbytes = adapter.nbytes
@@ -440,6 +443,7 @@ class Residency:
     def _load_failed(self, slot: Slot, error: BaseException) -> None:
         """Fail the waiters and free the slot, so that the next request tries again."""
         del self._active[slot.key]
+        self._loader.unload(slot.index)
         self._free.append(slot.index)
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         logger.warning(

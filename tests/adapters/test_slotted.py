@@ -55,6 +55,35 @@ def bank_of(backbone: Backbone, adapters: Sequence[Adapter], slots: Sequence[int
     return bank
 
 
+def test_a_slot_keeps_its_memory_for_an_adapter_as_large_and_gives_it_back_when_cleared(
+    backbone: Backbone,
+) -> None:
+    first, second = (make_adapter(backbone, seed=seed) for seed in range(2))
+    small = make_adapter(backbone, seed=2, prompt=None)
+    bank = bank_of(backbone, [first, second], [0, 1])
+    taken = bank.nbytes
+    bank.write([(0, image_of(second, backbone))])
+    assert bank.nbytes == taken
+    bank.write([(1, image_of(small, backbone))])
+    assert bank.nbytes < taken
+    # A row is written whole: nothing is left of an adapter with more matrices.
+    fresh = bank_of(backbone, [small], [1])
+    assert torch.equal(bank.table[1] != 0, fresh.table[1] != 0)
+    bank.clear(0)
+    bank.clear(1)
+    assert bank.nbytes == bank.table.nbytes
+
+
+def test_more_images_than_rows_are_kept_ready_for_are_written_in_one_call(
+    backbone: Backbone,
+) -> None:
+    adapter = make_adapter(backbone)
+    bank = SlotBank(100, device=backbone.device)
+    bank.write([(slot, image_of(adapter, backbone)) for slot in range(100)])
+    assert bool((bank.table[:, Column.OUT] != 0).all())
+    assert len(set(bank.table[:, Column.OUT].tolist())) == 100
+
+
 def batch_of(backbone: Backbone, rows: Sequence[tuple[Encoding, Adapter, int]]) -> SlottedBatch:
     """Of rows (text, adapter, its slot)."""
     return SlottedBatch(

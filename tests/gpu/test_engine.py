@@ -23,6 +23,8 @@ from adapters.backbone.model import Backbone
 from adapters.format.files import Adapter, all_finite, serialize
 from adapters.slots import bank
 from adapters.slots.batch import InsertionPoint, Signature, Source
+from adapters.slots.staging import Staging
+from service.engine import images
 from service.engine.engine import LocalEngine
 from service.engine.interface import AdapterKey, Entry
 from service.engine.observer import BatchReport, ImageEvent, Observer
@@ -243,6 +245,69 @@ async def test_more_adapters_than_slots_take_turns(tmp_path: Path) -> None:
         await asyncio.gather(*(ask(number) for number in range(200)))
         reports: Sequence[BatchReport] = harness.recorder.batches
         assert max(report.adapters for report in reports) <= 4
+
+
+@pytest.mark.parametrize("read_bytes", [2**20, 40_000, 0])
+async def test_images_that_pass_host_memory_by_answer_as_files_to_the_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_bytes: int
+) -> None:
+    # Room for all images that are read at a time, for some of them, for none.
+    monkeypatch.setattr(bank, "READ_BYTES", read_bytes)
+    monkeypatch.setattr(images, "SPARE_BYTES", 0)
+    stagings: list[Staging] = []
+
+    class KeptStaging(Staging):
+        def __init__(self, nbytes: int, *, pinned: bool) -> None:
+            super().__init__(nbytes, pinned=pinned)
+            stagings.append(self)
+
+    monkeypatch.setattr(bank, "Staging", KeptStaging)
+    backbone, events = on_device(), Events()
+    harness = EngineHarness(
+        tmp_path,
+        backbone,
+        max_image_bytes=2**30,
+        **(LIMITS | {"max_active_adapters": 4, "max_registered_adapters": 4}),
+    )
+    harness.engine = LocalEngine(lambda: backbone, harness.store, harness.settings, events)
+    await harness.engine.start()
+    for seed in range(20):
+        harness.add(f"n{seed}", make_adapter(backbone, seed=seed))
+
+    async def ask(name: str) -> np.ndarray:
+        (row,) = (await harness.engine.predict(harness.entries((name, "free card")))).rows
+        return row.scores
+
+    names = [f"n{number}" for number in range(20)]
+    from_files = [await ask(name) for name in names]
+    await asyncio.wait_for(events.twenty_made.wait(), 20)
+    for name, scores in zip(names, from_files, strict=True):
+        np.testing.assert_array_equal(await ask(name), scores)
+    assert events.counts["used"] >= 16
+    # Many at a time.
+    drawn = [names[number * 7 % 20] for number in range(200)]
+    answers = await asyncio.gather(*(ask(name) for name in drawn))
+    for name, scores in zip(drawn, answers, strict=True):
+        expected = from_files[names.index(name)]
+        np.testing.assert_allclose(scores, expected, rtol=0, atol=BFLOAT16_BOUND)
+    assert events.counts["refused"] == events.counts["failed"] == 0
+    await harness.engine.stop()
+    gc.collect()
+    (staging,) = stagings
+    assert staging.nbytes_free == read_bytes
+
+
+class Events(Observer):
+    """Counts what happens to images."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[ImageEvent] = Counter()
+        self.twenty_made = asyncio.Event()
+
+    def adapter_image(self, event: ImageEvent) -> None:
+        self.counts[event] += 1
+        if self.counts["made"] == 20:
+            self.twenty_made.set()
 
 
 def _widened(adapter: Adapter, bottleneck: int) -> Adapter:

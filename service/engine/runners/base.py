@@ -150,6 +150,14 @@ class Runner(Protocol):
     def flatten(self, adapter: HostAdapter) -> tuple[Layout, Tensor]:
         """A prepared adapter without its spec: JSON values, and memory, uint8 on the CPU."""
 
+    def memory(self, nbytes: int, *, passing: bool) -> Tensor:
+        """Host memory, uint8 [nbytes], that an adapter is read into.
+
+        Args:
+            passing: the adapter is loaded at once and then dropped. For these there may be a little
+                memory from which loading takes one copy less.
+        """
+
     def restore(self, spec: AdapterSpec, layout: Layout, memory: Tensor) -> HostAdapter:
         """The adapter that was flattened; it may keep `memory`.
 
@@ -159,6 +167,9 @@ class Runner(Protocol):
 
     def load(self, adapters: Sequence[tuple[int, HostAdapter]]) -> list[DeviceAdapter]:
         """Copy adapters into slots (from 0) that no batch uses; returns when they can be used."""
+
+    def unload(self, slot: int) -> None:
+        """Give back the memory of a slot that no batch uses. Called by any thread."""
 
     def warm_up(self, max_tokens: int) -> Sequence[tuple[int, float]]:
         """Run one short text and a batch of `max_tokens`, so that the first requests are not slow.

@@ -57,12 +57,18 @@ class PackedRunner:
     def flatten(self, adapter: HostAdapter) -> tuple[Layout, Tensor]:
         return flatten(_prepared(adapter))
 
+    def memory(self, nbytes: int, *, passing: bool) -> Tensor:  # noqa: ARG002
+        return torch.empty(nbytes, dtype=torch.uint8)
+
     def restore(self, spec: AdapterSpec, layout: Layout, memory: Tensor) -> PreparedAdapter:
         return restore(spec, layout, memory, device=self.backbone.device)
 
     def load(self, adapters: Sequence[tuple[int, HostAdapter]]) -> list[DeviceAdapter]:
         # Nothing to copy: a CPU runs adapters from host memory.
         return [_prepared(adapter) for _, adapter in adapters]
+
+    def unload(self, slot: int) -> None:
+        """Whoever dropped the adapter gave back its memory."""
 
     def warm_up(self, max_tokens: int) -> Sequence[tuple[int, float]]:
         return run_warm_up(self, random_adapter(self.backbone), max_tokens)

@@ -168,6 +168,10 @@ class SlottedRunner:
         image = _image(adapter)
         return image.layout, image.memory
 
+    def memory(self, nbytes: int, *, passing: bool) -> Tensor:
+        staged = self._bank.staging.take(nbytes) if passing else None
+        return torch.empty(nbytes, dtype=torch.uint8) if staged is None else staged
+
     def restore(self, spec: AdapterSpec, layout: Layout, memory: Tensor) -> AdapterImage:
         return AdapterImage.restore(spec, layout, memory)
 
@@ -177,6 +181,9 @@ class SlottedRunner:
             self._bank.write(images)
             self._loading.synchronize()
         return [ActiveAdapter(image.spec, slot, image.nbytes) for slot, image in images]
+
+    def unload(self, slot: int) -> None:
+        self._bank.clear(slot)
 
     def check(self) -> None:
         """Compare a few texts' scores with those of the packed forward pass.
