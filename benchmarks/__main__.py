@@ -11,6 +11,7 @@ from typing import Any
 
 from adapters.errors import AdapterError
 from benchmarks.report import BenchmarkFailed, show, write
+from cli.shell import exit_code
 from service.errors import ServiceError
 
 COMMANDS = {
@@ -46,6 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(chosen.command, chosen.arguments)
     try:
         report = _module(chosen.command).run(options)
+    except BrokenPipeError:
+        # Of `| head`: not an error of the benchmark.
+        raise
     except (BenchmarkFailed, AdapterError, ServiceError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
@@ -81,4 +85,4 @@ def _exit(number: int, _: FrameType | None) -> None:
 if __name__ == "__main__":
     # Ends the servers that a benchmark has started, too.
     signal.signal(signal.SIGTERM, _exit)
-    sys.exit(main())
+    sys.exit(exit_code(main, explain=lambda _: None, prefix="error"))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
 
+from cli.flags import add_card
 from cli.shell import Command, CommandFailed, one_line, plain_lines
 from cli.tables import print_facts, print_table
 from service.client import (
@@ -76,14 +77,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--stage", action="store_true", help="the served revision stays; see `traffic`"
     )
     add_wait(upload)
-    card = upload.add_mutually_exclusive_group()
-    card.add_argument(
-        "--card",
-        type=Path,
-        metavar="X.md",
-        help="the model card to keep with it; default: the one beside FILE, if there is one",
-    )
-    card.add_argument("--no-card", action="store_true", help="send no model card")
+    add_card(upload, file="FILE")
     upload.add_argument(
         "--dry-run", action="store_true", help="check it, say what it would change, store nothing"
     )

@@ -44,6 +44,28 @@ STAGES: Mapping[str, str] = {
     "queue": "idspam_queue_seconds",
     "inference": "idspam_inference_seconds",
 }
+# All that the panels read: with thousands of adapters the rest has megabytes.
+METRICS = (
+    *STAGES.values(),
+    "idspam_adapter_evictions_total",
+    "idspam_adapter_loads_total",
+    "idspam_batch_adapters",
+    "idspam_batch_rows",
+    "idspam_batch_tokens",
+    "idspam_build_info",
+    "idspam_predictions_total",
+    "idspam_process_cpu_seconds_total",
+    "idspam_process_resident_bytes",
+    "idspam_process_restarts_total",
+    "idspam_request_errors_total",
+    "idspam_request_seconds",
+    "idspam_requests_total",
+    "idspam_tier_adapters",
+    "idspam_tier_bytes",
+    "idspam_waiting_tokens",
+    "process_cpu_seconds_total",
+    "process_resident_memory_bytes",
+)
 _SHOWN_LABELS = 4
 # The only column of words.
 LABELS = "labels"
@@ -382,7 +404,7 @@ def _live(client: "Client", arguments: Namespace, console: "Console") -> None:
 
 
 def _scrape(client: "Client") -> "Scrape":
-    return parse(client.metrics(), seconds=time.monotonic())
+    return parse(client.metrics(METRICS), seconds=time.monotonic())
 
 
 def _view(

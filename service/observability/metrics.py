@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, get_args
+from typing import Any, Protocol, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics_core import Metric as Samples
@@ -132,10 +132,15 @@ class Metrics(Observer):
         self._endings = _children(of["idspam_traffic_endings_total"], get_args(Cause))
 
     def exposition(self, names: Sequence[str] | None = None) -> bytes:
-        """Everything, or the metrics of the table with these names, in Prometheus' text format."""
+        """Everything, or only what has these names, in Prometheus' text format."""
         if names is None:
             return generate_latest(self._registry)
-        chosen = [self._by_name[name] for name in dict.fromkeys(names) if name in self._by_name]
+        wanted = dict.fromkeys(names)
+        chosen: list[_Collects] = [self._by_name[name] for name in wanted if name in self._by_name]
+        # Those of the process and of Python, which the table does not have.
+        others = [name for name in wanted if name not in self._by_name]
+        if others:
+            chosen.append(self._registry.restricted_registry(others))
         return generate_latest(_Some(chosen))
 
     async def scrape(self, names: Sequence[str] | None = None) -> bytes:
@@ -411,10 +416,16 @@ class Metrics(Observer):
         self._by_name["idspam_events_dropped_total"].inc(events)
 
 
+class _Collects(Protocol):
+    """What `_Some` needs of a collector."""
+
+    def collect(self) -> Iterable[Samples]: ...
+
+
 class _Some(Collector):
     """Some of the metrics, for `generate_latest`."""
 
-    def __init__(self, collectors: Sequence[Collector]) -> None:
+    def __init__(self, collectors: Sequence[_Collects]) -> None:
         self._collectors = collectors
 
     def collect(self) -> Iterable[Samples]:

@@ -5,7 +5,10 @@ The tests check that a benchmark measures what it says, not how large the figure
 
 import asyncio
 import json
+import os
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +36,7 @@ from benchmarks.sets import SETS
 from benchmarks.shapes import SHAPES, Shape, located
 from benchmarks.stock import stock
 from benchmarks.texts import make_encodings, make_texts, words_of
+from tests.support.service_process import TREE
 
 # Sums in another order: docs/exactness.md.
 SAME = 1e-5
@@ -284,6 +288,18 @@ def test_a_set_lists_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sets", "gpu", "--list"]) == 0
     listed = capsys.readouterr().out
     assert all(command in listed for command in SETS["gpu"].values())
+
+
+@pytest.mark.slow
+def test_a_closed_pipe_ends_a_command_quietly() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    words = [sys.executable, "-m", "benchmarks", "sets", "gpu", "--list"]
+    done = subprocess.run(
+        words, cwd=TREE, stdout=write, stderr=subprocess.PIPE, timeout=120, check=False
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from adapters.format.files import serialize
 from cli.shell import CommandFailed
 from service.client import Client
 from service.commands.top import (
+    METRICS,
     Between,
     Panel,
     Scrape,
@@ -139,6 +140,24 @@ def test_the_panels_show_what_a_service_did(live: RunningService) -> None:
     assert all(cell != "-" for row in rows(between, "latency, ms").values() for cell in row)
     assert rows(between, "tiers")["active"][0] == "1"
     assert "tiny-bert-0, cpu, float32" in running(between)
+
+
+def test_what_top_asks_for_is_all_that_the_panels_read(live: RunningService) -> None:
+    with Client(live.url) as client:
+        before = parse(client.metrics(), seconds=0.0)
+        assert len(list(client.classify(["free win"] * 8, "a"))) == 8
+        asked, whole = client.metrics(METRICS), client.metrics()
+    some, everything = (Between(before, parse(text, seconds=2.0)) for text in (asked, whole))
+    for mine, full in zip(
+        panels_of(some, adapters=10), panels_of(everything, adapters=10), strict=True
+    ):
+        # The scrape in between is a request, and takes time and memory.
+        if mine.heading in ("traffic", "latency, ms", "processes"):
+            assert [row[0] for row in mine.rows] == [row[0] for row in full.rows]
+        else:
+            assert mine == full
+    assert running(some) == running(everything)
+    assert len(asked) < len(whole) / 2
 
 
 def test_one_view_is_printed_without_a_terminal(live: RunningService) -> None:

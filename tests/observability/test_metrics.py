@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, ProcessCollector
 
 from adapters import __version__
 from service.engine.interface import AdapterKey
@@ -194,3 +194,12 @@ def test_the_table_names_every_metric_and_api_page_has_it() -> None:
         assert f"| `{metric.name}` | {metric.kind.__name__.lower()} |" in table
     page = Path(__file__).resolve().parents[2] / "docs" / "api.md"
     assert table in page.read_text(), "run: python -m service metrics"
+
+
+def test_metrics_of_the_process_can_be_asked_for_by_name() -> None:
+    registry = CollectorRegistry()
+    metrics = Metrics(registry, routes=["/v1/predict"], error_types=["overloaded"])
+    ProcessCollector(registry=registry)
+    wanted = ["process_resident_memory_bytes", "idspam_waiting_tokens", "process_no_such"]
+    lines = metrics.exposition(wanted).decode().splitlines()
+    assert {line.split()[0] for line in lines if line[0] != "#"} == set(wanted[:2])

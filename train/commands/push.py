@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, get_args
 
+from cli.flags import add_card
 from cli.hints import command_line
 from cli.shell import Command
 from service.client import Busy, ClientError, Conflict, Published, Unreachable
@@ -59,14 +60,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         choices=get_args(Wait),
         help="of replicas that share a store, for which the change waits; default: all",
     )
-    card = parser.add_mutually_exclusive_group()
-    card.add_argument(
-        "--card",
-        type=Path,
-        metavar="X.md",
-        help="the model card to keep with it; default: the one beside the file, if there is one",
-    )
-    card.add_argument("--no-card", action="store_true", help="send no model card")
+    add_card(parser, file="the file")
 
 
 def run(arguments: Namespace) -> int:
