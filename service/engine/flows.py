@@ -15,7 +15,7 @@ Urgency separates requests that allow a fraction of a second from those that all
 of patient requests then does not keep impatient ones out, nor the other way round.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush, heapreplace
 from itertools import count
 from typing import Generic, NamedTuple, TypeVar
@@ -159,10 +159,34 @@ class Flows(Generic[E]):
     def serve(self, leaf: Node[E], entry: E, cost: int) -> None:
         """Take an entry out of the leaf that `first` returned, and charge its cost."""
         del leaf.entries[entry]
-        node = leaf
+        self._charge(leaf, cost, cost)
+
+    def is_alone(self, leaf: Node[E]) -> bool:
+        """Whether the leaf that `first` returned will be served again until it has no entries."""
+        adapter = leaf.parent
+        assert adapter is not None
+        client = adapter.parent
+        assert client is not None
+        return len(self.root.heap) == len(client.heap) == len(adapter.heap) == 1
+
+    def serve_alone(self, leaf: Node[E], entries: Sequence[E], cost: int, last: int) -> None:
+        """As `serve` for several entries one after the other, of a leaf that is alone.
+
+        Args:
+            cost: of all of them.
+            last: of the last one.
+        """
+        for entry in entries:
+            del leaf.entries[entry]
+        self._charge(leaf, cost, last)
+
+    def _charge(self, leaf: Node[E], cost: int, last: int) -> None:
+        """Charge what was served, of which the last entry cost `last`."""
+        before, node = cost - last, leaf
         while (parent := node.parent) is not None:
-            if node.tag > parent.time:
-                parent.time = node.tag
+            served = node.tag + before / node.weight
+            if served > parent.time:
+                parent.time = served
             node.tag += cost / node.weight
             # As `release`, in the same loop: this runs for every text while others wait.
             node.tokens -= cost

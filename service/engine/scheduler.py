@@ -26,6 +26,8 @@ from threading import Condition
 from time import monotonic
 from typing import Generic, TypeVar
 
+import msgspec
+
 from service.engine.flows import Flows, Node
 from service.engine.interface import AdapterKey, Entry
 from service.engine.load import MAX_CORRECTION, FlowKey, Load, flow_of
@@ -107,9 +109,10 @@ class Ticket(Generic[R]):
     queued: Sequence["QueuedEntry[R]"] = ()
 
 
-@dataclass(slots=True, eq=False)
-class QueuedEntry(Generic[R]):
+class QueuedEntry(msgspec.Struct, Generic[R], eq=False):
     """An entry in the queue. Compared by identity: two equal texts are two entries.
+
+    A struct, because every text has one.
 
     request: the request it belongs to; index: its position there. The scheduler uses neither.
     overtaken: batches that took a later entry instead. waits: whether it is in the queue.
@@ -373,6 +376,11 @@ class Scheduler(Generic[R]):
         passed_over: list[QueuedEntry[R]] = []
         overtaken = 0
         while selection.tokens < planned and (leaf := self._flows.first()) is not None:
+            if self._flows.is_alone(leaf) and self._take_run(
+                leaf, planned, ends, selection, adapters
+            ):
+                overtaken = len(passed_over)
+                continue
             queued = next(iter(leaf.entries))
             ticket = queued.ticket
             if ticket.deadline is not None and (ticket.deadline <= ends or ticket.left > planned):
@@ -468,6 +476,53 @@ class Scheduler(Generic[R]):
         # All that waits is taken.
         self._bulk_tokens = 0
         self._waiting_entries -= len(selection.batch)
+        return True
+
+    def _take_run(
+        self,
+        leaf: Node[QueuedEntry[R]],
+        planned: int,
+        ends: float,
+        selection: Selection[R],
+        adapters: set[AdapterKey],
+    ) -> bool:
+        """Take the first entries of the only flow that waits, as long as they fit and are in time
+        without a closer look; returns whether there were any.
+
+        This is several times as fast as entry by entry. Requests that name several adapters are
+        one flow.
+        """
+        taken: list[QueuedEntry[R]] = []
+        tokens, most = selection.tokens, self._settings.max_active_adapters
+        ticket: Ticket[R] | None = None
+        for queued in leaf.entries:
+            if queued.ticket is not ticket:
+                ticket = queued.ticket
+                if ticket.bulk or (
+                    ticket.deadline is not None
+                    and (ticket.deadline <= ends or ticket.left > planned)
+                ):
+                    break
+            entry = queued.entry
+            if tokens + entry.cost > planned:
+                break
+            if entry.adapter not in adapters:
+                if len(adapters) >= most:
+                    break
+                adapters.add(entry.adapter)
+            taken.append(queued)
+            tokens += entry.cost
+        if not taken:
+            return False
+        for queued in taken:
+            queued.waits = False
+            queued.ticket.left -= queued.entry.cost
+        cost = tokens - selection.tokens
+        self._flows.serve_alone(leaf, taken, cost, taken[-1].entry.cost)
+        self._queued_tokens -= cost
+        self._waiting_entries -= len(taken)
+        selection.batch += taken
+        selection.tokens = tokens
         return True
 
     def measured(self, tokens: int, seconds: float) -> None:

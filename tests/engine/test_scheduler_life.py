@@ -1,7 +1,10 @@
 """Random use of a scheduler, with a fake clock, compared with plain bookkeeping."""
 
+import random
+from contextlib import suppress
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -12,6 +15,7 @@ from hypothesis.stateful import (
     rule,
 )
 
+from service.engine.flows import Flows
 from service.engine.interface import Entry
 from service.engine.load import urgency_of
 from service.engine.scheduler import MAX_OVERTAKEN, QueuedEntry, Scheduler, Selection, Ticket
@@ -306,3 +310,49 @@ def test_no_entry_waits_for_more_than_its_share_of_an_endless_flood(
         if not victim.waits:
             break
     assert not victim.waits
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_flow_that_is_alone_is_served_as_entry_by_entry(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = random.Random(seed)
+    steps = [
+        (
+            rng.choice(("first", "first", "first", "second")),
+            [
+                make_entry(rng.randint(1, 60), name=rng.choice("abcde"))
+                for _ in range(rng.randint(1, 9))
+            ],
+            rng.choice((None, 1.5, 4.0)),
+            rng.random() < 0.1,
+            rng.randint(0, 2),
+        )
+        for _ in range(150)
+    ]
+
+    def taken() -> list[tuple[list[int], list[int], float]]:
+        scheduler = make_scheduler(max_batch_tokens=150, max_waiting_tokens=5000, max_adapters=4)
+        scheduler.measured(150, 0.1)
+        places: dict[QueuedEntry[int], int] = {}
+        batches, now = [], 0.0
+        for client, entries, timeout, bulk, takes in steps:
+            deadline = None if timeout is None else now + timeout
+            with suppress(Overloaded, DeadlineExceeded):
+                for queued in submit(
+                    scheduler, *entries, now=now, client=client, deadline=deadline, bulk=bulk
+                ):
+                    places[queued] = len(places)
+            for _ in range(takes):
+                selection = scheduler.next_batch(now)
+                now += 0.1
+                scheduler.record_batch(selection, 0.1, now)
+                order = [places[queued] for queued in selection.batch]
+                expired = [places[queued] for queued in selection.expired]
+                batches.append((order, expired, float(scheduler.waiting_tokens)))
+        return batches
+
+    quickly = taken()
+    monkeypatch.setattr(Flows, "is_alone", lambda *_: False)
+    assert quickly == taken()
+    assert any(len(order) > 2 for order, _, _ in quickly)

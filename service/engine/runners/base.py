@@ -9,8 +9,9 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -61,8 +62,11 @@ class DeviceAdapter(HostAdapter, Protocol):
     """An adapter in a slot of the device."""
 
 
-class BatchRow(NamedTuple):
-    """One row of a batch. explain: whether its token weights are wanted."""
+class BatchRow(msgspec.Struct, eq=False, gc=False):
+    """One row of a batch, a struct because every text has one.
+
+    explain: whether its token weights are wanted.
+    """
 
     encoding: Encoding
     adapter: DeviceAdapter

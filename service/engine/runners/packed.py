@@ -80,14 +80,14 @@ class PackedRunner:
         # Keyed by identity: comparing two adapters would compare their tensors.
         indices: dict[int, int] = {}
         adapters: list[PreparedAdapter] = []
-        for _, adapter, _ in rows:
-            if id(adapter) not in indices:
-                indices[id(adapter)] = len(adapters)
-                adapters.append(_prepared(adapter))
+        for row in rows:
+            if id(row.adapter) not in indices:
+                indices[id(row.adapter)] = len(adapters)
+                adapters.append(_prepared(row.adapter))
         batch = self.backbone.pack(
             [
-                Row(encoding, _prepared(adapter).shape, indices[id(adapter)])
-                for encoding, adapter, _ in rows
+                Row(row.encoding, _prepared(row.adapter).shape, indices[id(row.adapter)])
+                for row in rows
             ]
         )
         started = perf_counter()
