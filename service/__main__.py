@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cli.shell import escape_unencodable
 from service.auto_workers import workers_of
+from service.devices import devices_of
 from service.settings import InvalidSettings, Settings, contradictions, read_settings
 from service.start import StartFailed, log_service_links
 
@@ -43,7 +44,12 @@ def serve() -> int:
 
 
 def _serve(settings: Settings) -> None:
-    settings = replace(settings, workers=workers_of(settings.workers, settings.device))
+    try:
+        device = ",".join(devices_of(settings.device))
+    except ValueError as error:
+        raise InvalidSettings([f"IDSPAM_DEVICE: {settings.device}: {error}"]) from None
+    workers = workers_of(settings.workers, device)
+    settings = replace(settings, device=device, workers=workers)
     if faults := list(contradictions(settings)):
         raise InvalidSettings(faults)
     # Imported only to serve: commands also run where no web framework is installed.

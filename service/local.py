@@ -32,6 +32,7 @@ from service.drift.uncertain import UncertainTexts
 from service.engine.engine import LocalEngine
 from service.engine.interface import EngineHealth
 from service.engine.observer import Observer
+from service.engine.others import OtherEngines
 from service.engine.settings import EngineSettings
 from service.errors import EngineUnavailable, NotReady
 from service.records.audit import AuditLog, audit_log
@@ -61,6 +62,8 @@ class LocalBackend:
         store: of this process; a `CachedStore` where there is a shared log.
         load: loads the backbone; called once, in a thread.
         log: what replicas share; None: this service is not a replica.
+        engines: as of `engine_settings`.
+        device_name: what to call the device, if this process knows it by another name.
 
     Raises:
         UnusableBackbone: there is no such device.
@@ -74,12 +77,20 @@ class LocalBackend:
         load: Callable[[], Backbone],
         observer: Observer,
         log: SharedLog | None = None,
+        engines: int = 1,
+        device_name: str = "",
     ) -> None:
-        self._trials = Trials(observer)
-        self._monitor = drift_monitor(settings, observer)
-        self.drift = LocalDrift(self._monitor)
+        self._device_name = device_name
+        self.trials = Trials(observer)
+        self.monitor = drift_monitor(settings, observer)
+        self.drift = LocalDrift(self.monitor)
         self.engine = LocalEngine(
-            load, store, engine_settings(settings), observer, self._trials, self._monitor
+            load,
+            store,
+            engine_settings(settings, engines=engines),
+            observer,
+            self.trials,
+            self.monitor,
         )
         self._settings = settings
         self._store = store
@@ -105,7 +116,7 @@ class LocalBackend:
         if faults.installed():
             logger.warning("this is a test: %s makes this process fail", faults.VARIABLE)
         info = await self.engine.start()
-        self._monitor.unknown_id = info.encoder.unknown_id
+        self.monitor.unknown_id = info.encoder.unknown_id
         # The process before this one may still be ending, with a change of its own.
         patience = self._settings.drain_seconds + _ENDING_SECONDS
         await asyncio.to_thread(self._lock.acquire, wait_seconds=patience)
@@ -115,7 +126,10 @@ class LocalBackend:
         catalog = self._made_catalog(audit)
         await catalog.load(self._settings.zoo_dir)
         self._observer.started(
-            version=__version__, backbone=info.identity.name, device=info.device, dtype=info.dtype
+            version=__version__,
+            backbone=info.identity.name,
+            device=self._device_name or info.device,
+            dtype=info.dtype,
         )
         self._catalog = catalog
         self._watching = asyncio.create_task(self._watch_store(catalog))
@@ -138,10 +152,11 @@ class LocalBackend:
         update: Callable[[str, CatalogEntry | None], None],
         everywhere: Callable[[], Awaitable[None]],
         renewed: Callable[[], None],
+        others: OtherEngines,
     ) -> None:
         """Tell other processes what changes, once this has started; arguments are as the attributes
         of `Catalog` and `ReplicatedCatalog`."""
-        self.catalog.on_update = update
+        self.catalog.on_update, self.catalog.others = update, others
         if self._replica is not None:
             self._replica.everywhere, self._replica.renewed = everywhere, renewed
 
@@ -152,8 +167,8 @@ class LocalBackend:
                 self.engine,
                 observer=self._observer,
                 audit=audit,
-                trials=self._trials,
-                drift=self._monitor,
+                trials=self.trials,
+                drift=self.monitor,
             )
         assert isinstance(self._store, CachedStore), "files of a replica are a cache"
         settings = replica_settings(self._settings)
@@ -164,8 +179,8 @@ class LocalBackend:
             settings,
             observer=self._observer,
             audit=audit,
-            trials=self._trials,
-            drift=self._monitor,
+            trials=self.trials,
+            drift=self.monitor,
         )
         return self._replica
 
@@ -211,7 +226,7 @@ class LocalBackend:
         """Forget texts whose time is over, also while nothing is asked."""
         while True:
             await asyncio.sleep(EXPIRE_SECONDS)
-            self._monitor.uncertain.expire()
+            self.monitor.uncertain.expire()
 
     def _look_at_store(self) -> tuple[str | None, int]:
         trouble = self._store.trouble()
@@ -239,24 +254,40 @@ class LocalBackend:
             self._replica.refuse_unless_fresh()
 
 
+def backbone_loader(settings: Settings) -> Callable[[], Backbone]:
+    """Loads the settings' backbone."""
+    return partial(load_backbone, settings.backbone, device=settings.device, dtype=settings.dtype)
+
+
 def local_backend(
-    settings: Settings, observer: Observer, *, load: Callable[[], Backbone] | None = None
+    settings: Settings,
+    observer: Observer,
+    *,
+    load: Callable[[], Backbone] | None = None,
+    engines: int = 1,
+    device_name: str = "",
 ) -> LocalBackend:
     """The backend that the settings describe.
 
     Args:
         load: as of `LocalBackend`; by default it loads the settings' backbone.
+        engines, device_name: as of `LocalBackend`.
 
     Raises:
         StartFailed: there is no such device, or the adapter folder cannot be used.
     """
-    load = load or partial(
-        load_backbone, settings.backbone, device=settings.device, dtype=settings.dtype
-    )
+    load = load or backbone_loader(settings)
     try:
         if settings.adapter_store is None:
             store = AdapterStore(settings.adapter_dir, kept=settings.kept_revisions)
-            return LocalBackend(settings, store, load=load, observer=observer)
+            return LocalBackend(
+                settings,
+                store,
+                load=load,
+                observer=observer,
+                engines=engines,
+                device_name=device_name,
+            )
         # A call that hangs for longer than the lease is of no use.
         objects = ObjectStore(settings.adapter_store, timeout=max(1.0, settings.lease_seconds))
         _refuse_single(settings.adapter_dir)
@@ -296,16 +327,26 @@ def replica_settings(settings: Settings) -> ReplicaSettings:
 
 def drift_monitor(settings: Settings, observer: Observer) -> DriftMonitor:
     """What counts texts and keeps some of them, as the settings say."""
-    uncertain = UncertainTexts(
+    return DriftMonitor(
+        observer, texts=settings.drift_texts, uncertain=uncertain_texts_of(settings)
+    )
+
+
+def uncertain_texts_of(settings: Settings) -> UncertainTexts:
+    """What keeps texts to be labelled, as the settings say."""
+    return UncertainTexts(
         texts=settings.uncertain_texts,
         max_bytes=settings.uncertain_mib * _MIB,
         seconds=settings.uncertain_hours * 3600.0,
     )
-    return DriftMonitor(observer, texts=settings.drift_texts, uncertain=uncertain)
 
 
-def engine_settings(settings: Settings) -> EngineSettings:
+def engine_settings(settings: Settings, *, engines: int = 1, first: bool = True) -> EngineSettings:
     """
+    Args:
+        engines: of this host's service, which share its cores.
+        first: this is the one that writes to the adapter folder.
+
     Raises:
         UnusableBackbone: there is no such device.
     """
@@ -322,5 +363,6 @@ def engine_settings(settings: Settings) -> EngineSettings:
         or 4 * settings.max_active_adapters,
         max_registered_bytes=(settings.max_registered_mib or 4 * settings.max_active_mib) * _MIB,
         max_image_bytes=settings.images_mib * _MIB or None,
-        lanes=1 if on_gpu else settings.cpu_lanes or min(MAX_LANES, THREADS),
+        writes_images=first,
+        lanes=1 if on_gpu else settings.cpu_lanes or min(MAX_LANES, max(1, THREADS // engines)),
     )

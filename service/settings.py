@@ -13,6 +13,7 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Literal
 
+from service.devices import device_list
 from service.service_links import is_service_link
 
 PREFIX = "IDSPAM_"
@@ -260,7 +261,11 @@ class Settings:
         "The frozen encoder: a folder, a hub name (`name@revision` pins it) or the default's name",
     )
     device: str = _setting(
-        _text, "auto", "device", "`auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, ..."
+        device_list,
+        "auto",
+        "device or list",
+        "`auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, ...; several GPUs of this host "
+        "as `cuda:0,cuda:1` or `cuda:all`, with workers ([processes.md](processes.md#devices))",
     )
     dtype: str = _setting(
         _one_of("auto", "float32", "bfloat16", "int8"),
@@ -293,7 +298,7 @@ class Settings:
         "auto",
         "processes",
         "HTTP processes beside the engine's; 0: a single process. `auto` is that on a CPU, and "
-        "three quarters of the cores, at most 12, beside a GPU",
+        "three quarters of the cores, at most 12 for each GPU, beside GPUs",
     )
     standby: bool = _setting(
         _yes_or_no,
@@ -586,6 +591,11 @@ class Settings:
         "nothing is traced",
     )
 
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Each has an engine of its own. `cuda:all` is one of them until the start expands it."""
+        return tuple(self.device.split(","))
+
     def batch_tokens(self, device: str) -> int:
         """The tokens of one forward pass on a device, at most."""
         default = GPU_BATCH_TOKENS if device.startswith("cuda") else CPU_BATCH_TOKENS
@@ -661,8 +671,18 @@ def contradictions(settings: Settings) -> Iterator[str]:
             f"{variable('max_body_bytes_in_flight')}: {settings.max_body_bytes_in_flight}: must be "
             f"{settings.largest_body} for each worker, the largest body or upload that is allowed"
         )
+    if len(settings.devices) > 1 and settings.workers == 0:
+        yield (
+            f"{variable('workers')}: 0: must be 1 or more, or auto, with the "
+            f"{len(settings.devices)} devices of {variable('device')}"
+        )
     if settings.adapter_store is None:
         return
+    if len(settings.devices) > 1:
+        yield (
+            f"{variable('device')}: {settings.device}: must be one device with "
+            f"{variable('adapter_store')}: start a replica for each device"
+        )
     if settings.lease_seconds < 4 * settings.follow_seconds:
         yield (
             f"{variable('lease_seconds')}: {settings.lease_seconds:g}: must be at least four times "

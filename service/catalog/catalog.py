@@ -49,6 +49,7 @@ from service.catalog.view import CatalogView
 from service.drift.monitor import DriftMonitor
 from service.engine.interface import AdapterKey, Engine
 from service.engine.observer import Observer
+from service.engine.others import OtherEngines
 from service.engine.trials import Cause
 from service.errors import ServiceError
 from service.records.audit import AuditLog, Outcome
@@ -70,6 +71,7 @@ class Catalog(CatalogView):
     Attributes:
         on_update: called with a name and its new entry, or None after a deletion, in the same turn
             of the event loop in which the map changes.
+        others: the engines of the host's other devices.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class Catalog(CatalogView):
     ) -> None:
         super().__init__(store.root)
         self.on_update: Callable[[str, CatalogEntry | None], None] = lambda *_: None
+        self.others = OtherEngines()
         self._store = store
         self._engine = engine
         self._observer = observer
@@ -297,8 +300,9 @@ class Catalog(CatalogView):
         if current is None:
             stored = await asyncio.to_thread(self._store.create, name, file)
         else:
+            spare = await self._in_use(name)
             stored = await asyncio.to_thread(
-                self._store.put, name, file, expected=current, spare=self._engine.in_use(name)
+                self._store.put, name, file, expected=current, spare=spare
             )
         await self._preload(AdapterKey(name, stored.revision))
         if stored.changed:
@@ -312,7 +316,7 @@ class Catalog(CatalogView):
         name, entry, file = change.name, self.entry(change.name), change.file
         assert file is not None
         current = entry.require_current()
-        spare = self._engine.in_use(name)
+        spare = await self._in_use(name)
         if (split := entry.split) is not None:
             spare |= {split.key.revision}
         stored = await asyncio.to_thread(
@@ -524,7 +528,14 @@ class Catalog(CatalogView):
             text = content[:MAX_CARD_BYTES].decode("utf-8", "replace")
             await self.describe(path.stem, None, text, Condition())
 
+    async def _in_use(self, name: str) -> frozenset[str]:
+        return self._engine.in_use(name) | await self.others.in_use(name)
+
     async def _preload(self, key: AdapterKey) -> None:
+        """Load an adapter on all devices that have room for it."""
+        await asyncio.gather(self._preload_here(key), self.others.preload(key))
+
+    async def _preload_here(self, key: AdapterKey) -> None:
         try:
             await self._engine.preload(key)
         except (ServiceError, AdapterError) as error:
@@ -581,6 +592,7 @@ class Catalog(CatalogView):
             # One of them may have come back meanwhile.
             for revision in revisions - (entry.served if entry else frozenset()):
                 self._engine.retire(AdapterKey(name, revision))
+                self.others.retire(AdapterKey(name, revision))
 
         if revisions:
             asyncio.get_running_loop().call_later(_RETIRED_SECONDS, retire)

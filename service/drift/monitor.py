@@ -100,7 +100,6 @@ class DriftMonitor(AnswerListener):
         keeps = self.uncertain.most > 0
         if not self._texts and not keeps:
             return ()
-        now = time()
         wanted: dict[str, list[tuple[float, int]]] = {}
         for index, (entry, row) in enumerate(zip(entries, rows, strict=True)):
             if not entry.counted:
@@ -111,18 +110,36 @@ class DriftMonitor(AnswerListener):
                 continue
             if (counted := revision.counted) is not None:
                 bins = counted.bins.of_text(row.scores, entry.encoding.input_ids)
-                counted.window.add(bins, now)
-                counted.due -= 1
-                if counted.due <= 0:
-                    counted.due = max(LEAST_TEXTS, self._texts // _REPORTS)
-                    if key.revision == self._current.get(key.name):
-                        self._show(key.name, revision)
+                self._add(key, bins)
             if keeps:
                 certainty = certainty_of(revision.spec, row.scores)
-                if self.uncertain.wants(key.name, certainty):
+                if self._wants(key, certainty):
                     wanted.setdefault(key.name, []).append((certainty, index))
         most = self.uncertain.most
         return tuple([index for of in wanted.values() for _, index in nsmallest(most, of)])
+
+    def count(self, key: AdapterKey, bins: Sequence[int]) -> None:
+        """Count a text that another engine has answered. bins: as of `Bins.of_text`."""
+        revision = self._revisions.get(key) or self._begin(key)
+        if revision is None or (counted := revision.counted) is None:
+            return
+        if all(0 <= at < counted.bins.starts[-1] for at in bins):
+            self._add(key, bins)
+
+    def _add(self, key: AdapterKey, bins: Sequence[int]) -> None:
+        """Count a text of a revision that has begun to be counted."""
+        revision = self._revisions[key]
+        counted = revision.counted
+        assert counted is not None
+        counted.window.add(bins, time())
+        counted.due -= 1
+        if counted.due <= 0:
+            counted.due = max(LEAST_TEXTS, self._texts // _REPORTS)
+            if key.revision == self._current.get(key.name):
+                self._show(key.name, revision)
+
+    def _wants(self, key: AdapterKey, certainty: float) -> bool:
+        return self.uncertain.wants(key.name, certainty)
 
     def follows(self, key: AdapterKey) -> bool:
         """Whether this revision is counted."""

@@ -297,6 +297,7 @@ class LocalEngine:
                 runner,
                 max_bytes=settings.max_image_bytes,
                 report=_on_the_loop(observer.adapter_image),
+                writes=settings.writes_images,
             )
         host_cache = HostCache(
             self._store,

@@ -122,7 +122,8 @@ class HostCache:
 
     def make_image(self, key: AdapterKey) -> None:
         """Have the image of an adapter made when there is time, so that its first load is quick."""
-        if self._images is None or key in self._registered or key in self._loading:
+        images = self._images
+        if images is None or not images.writes or key in self._registered or key in self._loading:
             return
         self._without_image.append(key)
         if self._making is None or self._making.done():

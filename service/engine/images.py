@@ -88,6 +88,8 @@ class Images:
     Args:
         max_bytes: images beyond this are removed, those first that were not used for longest.
         report: called with every event, from any thread.
+        writes: whether images are made here. Otherwise another process makes them and keeps them
+            within their bytes, and here they are only read.
     """
 
     def __init__(
@@ -97,7 +99,9 @@ class Images:
         *,
         max_bytes: int,
         report: Callable[[ImageEvent], None] = lambda _: None,
+        writes: bool = True,
     ) -> None:
+        self.writes = writes
         self._store = store
         self._runner = runner
         self._max_bytes = max_bytes
@@ -165,13 +169,9 @@ class Images:
         """
         if source is None:
             return None
-        self._scanned.result()
         name = _name_of(key, source)
-        with self._lock:
-            size = self._sizes.get(name)
-            if size is None:
-                return None
-            self._sizes.move_to_end(name)
+        if (size := self._size_of(name)) is None:
+            return None
         try:
             adapter = self._read(name, key.revision, size, passing=passing)
         except FileNotFoundError:
@@ -183,7 +183,8 @@ class Images:
             logger.warning(
                 "the image of adapter %s (%s) is not used: %s", key.name, key.revision, reason
             )
-            self._remove(name)
+            if self.writes:
+                self._remove(name)
             self._report("refused")
             return None
         self._report("used")
@@ -191,7 +192,7 @@ class Images:
 
     def keep(self, key: AdapterKey, source: str | None, adapter: HostAdapter) -> None:
         """Write an adapter's image in the background, if the disk lets us."""
-        if source is None or monotonic() < self._paused_until:
+        if source is None or not self.writes or monotonic() < self._paused_until:
             return
         name = _name_of(key, source)
         with self._lock:
@@ -204,6 +205,8 @@ class Images:
 
     def discard(self, revision: str) -> None:
         """Remove the images of a revision that is served no longer."""
+        if not self.writes:
+            return
         with contextlib.suppress(RuntimeError):
             self._writing.submit(self._remove_all, lambda name: name.startswith(revision))
 
@@ -220,6 +223,20 @@ class Images:
                 shutil.rmtree(path, ignore_errors=True)
         self._scanned.result()
         self._remove_all(lambda name: name[:64] not in listed)
+
+    def _size_of(self, name: str) -> int | None:
+        """The size of an image that is used now; None if there is none."""
+        if not self.writes:
+            # Another process makes and removes them.
+            try:
+                return os.stat(self._folder / name).st_size
+            except OSError:
+                return None
+        self._scanned.result()
+        with self._lock:
+            if (size := self._sizes.get(name)) is not None:
+                self._sizes.move_to_end(name)
+            return size
 
     def _scan(self) -> None:
         """Find the images of earlier starts, the oldest first."""

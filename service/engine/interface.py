@@ -102,7 +102,8 @@ class EngineHealth:
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What the HTTP side needs to encode texts. max_tokens: of one text."""
+    """What the HTTP side needs to encode texts. max_tokens: of one text. device: the first one, of
+    so many `devices`."""
 
     encoder: TextEncoder
     identity: BackboneIdentity
@@ -113,6 +114,7 @@ class EngineInfo:
     layers: int
     device: str
     dtype: str
+    devices: int = 1
 
 
 class Predictor(Protocol):

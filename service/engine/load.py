@@ -67,6 +67,18 @@ class Load:
     waits: Mapping[FlowKey, tuple[float, bool]]
     otherwise: float
 
+    def wait(self, flow: FlowKey, *, sent: float = 0.0) -> float:
+        """In how many seconds a further token of a flow would be done; 0 if that is not known.
+
+        Args:
+            sent: as of `foresee`.
+        """
+        age = monotonic() - self.at
+        if age > _VALID_SECONDS:
+            return 0.0
+        wait, _ = self.waits.get(flow, (self.otherwise, False))
+        return max(0.0, wait - age + (sent / self.rate if self.rate else 0.0))
+
     def foresee(
         self, adapters: Sequence[str], *, timeout: float, client: str, sent: float = 0.0
     ) -> None:

@@ -16,6 +16,7 @@ class EngineSettings:
     max_registered_adapters: adapters in host memory, validated and ready to be activated.
     max_registered_bytes: of their weights; None: no limit.
     max_image_bytes: of images on disk; None: none are made.
+    writes_images: whether this engine makes images, or only reads those of another one.
     lanes: batches that a CPU runs side by side, each on its share of the cores.
     stall_seconds: when a batch runs longer than this, the engine is not live.
     adapter_weights: shares of the device by adapter name, 1 for all others.
@@ -28,6 +29,7 @@ class EngineSettings:
     max_registered_adapters: int = 256
     max_registered_bytes: int | None = None
     max_image_bytes: int | None = None
+    writes_images: bool = True
     lanes: int = 1
     stall_seconds: float = 60.0
     adapter_weights: Mapping[str, float] = field(default_factory=dict)
@@ -36,5 +38,5 @@ class EngineSettings:
         if self.stall_seconds <= 0:
             raise ValueError(f"stall_seconds must be positive, not {self.stall_seconds}")
         for name, value in asdict(self).items():
-            if isinstance(value, int) and value < 1:
+            if type(value) is int and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")

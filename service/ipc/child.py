@@ -16,7 +16,7 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -25,6 +25,7 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
+from service.devices import own_device
 from service.observability.logs import configure_logging
 from service.settings import Settings, read_settings
 
@@ -54,7 +55,8 @@ class ChildContext(msgspec.Struct, frozen=True):
     """What a child process gets as its one argument, in JSON; settings are in the environment.
 
     name: in logs. folder: of the sockets. supervisor: process id. report: the pipe's descriptor.
-    number, host, port, url: a worker's. requests: a standby's socket.
+    number: a worker's, or an engine's among those of all devices. device: an engine's. engines: how
+    many there are. host, port, url: a worker's. requests: a standby's socket.
     """
 
     name: str
@@ -66,10 +68,14 @@ class ChildContext(msgspec.Struct, frozen=True):
     port: int = 0
     url: str = ""
     requests: int = -1
+    device: str = ""
+    engines: int = 1
 
     @property
-    def engine_endpoint(self) -> str:
-        return f"ipc://{self.folder}/engine"
+    def engine_endpoints(self) -> list[str]:
+        """Where the engines take requests; the first of them has the catalog."""
+        further = (f"ipc://{self.folder}/engine-{index}" for index in range(1, self.engines))
+        return [f"ipc://{self.folder}/engine", *further]
 
     @property
     def supervisor_endpoint(self) -> str:
@@ -133,6 +139,8 @@ def begin_as(context: ChildContext) -> tuple[ChildContext, Settings]:
     os.set_inheritable(context.report, False)
     os.set_blocking(context.report, False)
     settings = read_settings(os.environ)
+    if context.device:
+        settings = replace(settings, device=own_device(context.device, context.engines))
     configure_logging(settings.log_level, settings.log_format, process=context.name)
     return context, settings
 

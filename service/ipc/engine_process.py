@@ -1,4 +1,5 @@
-"""The engine's process: it owns the device and the catalog, and answers the workers' requests.
+"""An engine's process: it owns a device, and answers the workers' requests. The first one of a
+service owns the catalog, too; those of further devices follow it (`service.ipc.further_engine`).
 
 It ends itself when the device hangs or its event loop is stuck; the supervisor starts another.
 """
@@ -11,15 +12,18 @@ import signal
 import sys
 from collections.abc import Callable
 
+import torch
 import uvloop
 import zmq
 
 from adapters.backbone.model import Backbone
 from service.ipc.channel import Context
 from service.ipc.child import ChildContext, begin
+from service.ipc.further_engine import FurtherBackend
+from service.ipc.further_engines import FurtherEngines
 from service.ipc.metrics_forwarding import MetricsForwarder
 from service.ipc.server import EngineServer
-from service.local import LocalBackend, local_backend
+from service.local import THREADS, LocalBackend, backbone_loader, local_backend
 from service.settings import Settings
 from service.start import StartFailed, freeze_loaded_objects, start_error
 
@@ -35,15 +39,22 @@ class EngineProcess:
         self,
         child: ChildContext,
         settings: Settings,
-        backend: LocalBackend,
+        backend: LocalBackend | FurtherBackend,
         context: Context,
     ) -> None:
         self._child = child
         self._settings = settings
         self._backend = backend
         self._started = False
+        self._others = FurtherEngines()
+        if isinstance(backend, LocalBackend):
+            self._others = FurtherEngines(backend.trials, backend.monitor)
         self._server = EngineServer(
-            context, child.engine_endpoint, backend, max_bytes=settings.max_message_bytes
+            context,
+            child.engine_endpoints[child.number],
+            backend,
+            max_bytes=settings.max_message_bytes,
+            others=self._others,
         )
 
     async def run(self) -> None:
@@ -70,11 +81,13 @@ class EngineProcess:
 
     async def _start(self) -> None:
         await self._backend.start()
-        self._backend.connect(
-            update=self._server.update,
-            everywhere=self._server.updated_everywhere,
-            renewed=self._server.renewed,
-        )
+        if isinstance(self._backend, LocalBackend):
+            self._backend.connect(
+                update=self._server.update,
+                everywhere=self._server.updated_everywhere,
+                renewed=self._server.renewed,
+                others=self._others,
+            )
         self._server.open()
         freeze_loaded_objects()
         self._started = True
@@ -108,7 +121,15 @@ async def _run(
     metrics = MetricsForwarder(context, child.supervisor_endpoint)
     metrics.open()
     try:
-        backend = local_backend(settings, metrics, load=load)
+        backend: LocalBackend | FurtherBackend
+        if child.number == 0:
+            name = child.device if child.engines > 1 else ""
+            backend = local_backend(
+                settings, metrics, load=load, engines=child.engines, device_name=name
+            )
+        else:
+            load = load or backbone_loader(settings)
+            backend = FurtherBackend(child, settings, metrics, context, load=load)
         await EngineProcess(child, settings, backend, context).run()
     except StartFailed as error:
         return str(error)
@@ -128,6 +149,9 @@ def run_engine(
     child: ChildContext, settings: Settings, load: Callable[[], Backbone] | None = None
 ) -> int:
     """The same; load: as of `service.local.local_backend`."""
+    if child.engines > 1:
+        # Engines on the CPU share its cores.
+        torch.set_num_threads(max(1, THREADS // child.engines))
     context: Context = zmq.Context()
     failure = uvloop.run(_run(child, settings, context, load))
     context.destroy(linger=_LINGER_MILLISECONDS)

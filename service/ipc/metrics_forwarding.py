@@ -20,6 +20,7 @@ import zmq
 from service.engine.observer import Observer
 from service.errors import Unavailable
 from service.ipc.channel import Channel, Context, RateLimitedWarnings
+from service.ipc.engine_states import EngineStates
 from service.ipc.protocol import Codec, Message, Undecodable, encode
 from service.observability.metrics import Metrics
 
@@ -67,7 +68,7 @@ COUNTED = (
     "trial_dropped",
     "rolled_out",
 )
-# These report the engine's present state: only the last call counts, and none once that engine has
+# These report an engine's present state: only the last call counts, and none once that engine has
 # ended. By method: the argument with a separate state for each of its values, if any.
 STATES: Mapping[str, str | None] = {
     "waiting_tokens": None,
@@ -153,7 +154,7 @@ def _event(method: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> Ev
     return Event(method, named)
 
 
-def call_of(event: Event[msgspec.Raw], metrics: Metrics) -> Callable[[], None]:
+def call_of(event: Event[msgspec.Raw], metrics: Metrics) -> "partial[None]":
     """The call that an event describes, for the receiver to make.
 
     Raises:
@@ -307,9 +308,9 @@ class MetricsReceiver:
         self._refresh = refresh
         self._codec: Codec[ToSupervisor] = Codec(ToSupervisor)
         self._warnings = RateLimitedWarnings(logger)
-        self._engine: int | None = None
+        self._engines = EngineStates(metrics)
         # By process: a method's name and its call.
-        self._received: list[tuple[int, list[tuple[str, Callable[[], None]]]]] = []
+        self._received: list[tuple[int, list[tuple[str, partial[None]]]]] = []
         self._scrapes: list[tuple[bytes, Scrape]] = []
         self._answers: set[asyncio.Task[None]] = set()
         self._scheduled = False
@@ -318,11 +319,10 @@ class MetricsReceiver:
     def close(self) -> None:
         self._channel.close()
 
-    def set_engine(self, process: int | None) -> None:
-        """The process whose states hold from now on; states of its predecessor are reset."""
-        if self._engine is not None:
-            self._metrics.engine_gone()
-        self._engine = process
+    def set_engine(self, process: int | None, engine: str = "engine") -> None:
+        """The process of an engine whose states hold from now on; those of its predecessor are
+        reset."""
+        self._engines.set_process(engine, process)
 
     def _receive(self, frames: list[bytes]) -> None:
         received, scrapes = [], []
@@ -348,10 +348,17 @@ class MetricsReceiver:
         scrapes, self._scrapes = self._scrapes, []
         # The engine reports a new adapter before any worker can count in its series, but sockets
         # are read in no particular order.
-        for process, calls in sorted(received, key=lambda item: item[0] != self._engine):
+        by_engine = [(self._engines.engine_of(process), calls) for process, calls in received]
+        for engine, calls in sorted(by_engine, key=lambda item: item[0] is None):
             for method, call in calls:
-                if method not in STATES or process == self._engine:
+                if method not in STATES:
                     call()
+                    if engine is not None and method == "batch_done":
+                        self._metrics.engine_ran(engine, call.keywords["report"].rows)
+                elif engine is not None:
+                    distinct = STATES[method]
+                    state = call.keywords[distinct] if distinct else None
+                    self._engines.report(engine, method, state, call.keywords)
         if scrapes:
             answer = asyncio.ensure_future(self._answer(scrapes))
             self._answers.add(answer)

@@ -1,4 +1,4 @@
-"""The messages between workers and engine, and how values become messages and values again.
+"""The messages between workers and engines, and how values become messages and values again.
 
 A frame is one byte of version and a msgpack array of tagged messages. Anything else is refused with
 `Undecodable`; nothing is ever unpickled.
@@ -33,7 +33,7 @@ from service.catalog.traffic import Ending, Traffic
 from service.drift.interface import DriftReport, UncertainText
 from service.engine.interface import AdapterKey, Completion, EngineInfo, Entry, RowResult
 from service.engine.load import FlowKey, Load
-from service.engine.trials import Trial
+from service.engine.trials import DropReason, Pair, Role, Trial
 from service.errors import ServiceError
 
 VERSION = 1
@@ -85,9 +85,11 @@ class Adapter(Message, frozen=True):
 
 class Hello(Message, frozen=True):
     """Asks for a `Welcome` and for every change after it. worker: its number; a replacement for a
-    dead worker has the same one."""
+    dead worker has the same one. further: the sender is no worker but the engine of this number,
+    which follows the first one."""
 
     worker: int
+    further: bool = False
 
 
 class HeartbeatReply(Message, frozen=True):
@@ -177,6 +179,66 @@ class Inspect(Message, frozen=True):
     file: ReceivedFile
 
 
+class Preloaded(Message, frozen=True):
+    """A further engine has tried to load what a `Preload` named."""
+
+    id: int
+
+
+class UsedRevisions(Message, frozen=True):
+    """A further engine's answer to `AskUsed`."""
+
+    id: int
+    revisions: list[str]
+
+
+class Counted(Message, frozen=True):
+    """Texts that a further engine has answered: name, revision, and the bins of
+    `adapters.profiles.Bins`."""
+
+    texts: list[tuple[str, str, list[int]]]
+
+
+class TrialRead(Message, frozen=True):
+    """This and the four messages after it: a further engine's calls of
+    `service.engine.trials.TrialListener`."""
+
+    name: str
+    candidate: str
+    role: Role
+    texts: int
+    seconds: float | None
+
+
+class TrialFailed(Message, frozen=True):
+    name: str
+    candidate: str
+    revision: str
+    role: Role
+    texts: int
+
+
+class TrialCompared(Message, frozen=True):
+    """pairs: float32 scores of the current revision and of the candidate."""
+
+    name: str
+    candidate: str
+    pairs: list[tuple[bytes, bytes]]
+
+
+class TrialDropped(Message, frozen=True):
+    name: str
+    candidate: str
+    texts: int
+    reason: DropReason
+
+
+class TrialUnreadable(Message, frozen=True):
+    name: str
+    revision: str
+    reason: str
+
+
 class Applied(Message, frozen=True):
     """This worker has every catalog update up to this number."""
 
@@ -187,7 +249,7 @@ class Goodbye(Message, frozen=True):
     """This worker ends and expects nothing more."""
 
 
-# From the engine to a worker.
+# From an engine to a worker, or from the first engine to a further one.
 
 
 class Heartbeat(Message, frozen=True):
@@ -217,6 +279,29 @@ class EngineLoad(Message, frozen=True):
     correction: float
     waits: list[tuple[str, str, int, float, bool]]
     otherwise: float
+
+
+class Preload(Message, frozen=True):
+    """Asks a further engine to load a revision, if that evicts no other, and then for
+    `Preloaded`."""
+
+    id: int
+    name: str
+    revision: str
+
+
+class Retire(Message, frozen=True):
+    """A revision is served no longer. It has no answer."""
+
+    name: str
+    revision: str
+
+
+class AskUsed(Message, frozen=True):
+    """Asks a further engine which revisions of a name its requests hold or wait for."""
+
+    id: int
+    name: str
 
 
 class Welcome(Message, frozen=True):
@@ -313,6 +398,14 @@ FromWorker: TypeAlias = (
     | Inspect
     | Applied
     | Goodbye
+    | Preloaded
+    | UsedRevisions
+    | Counted
+    | TrialRead
+    | TrialFailed
+    | TrialCompared
+    | TrialDropped
+    | TrialUnreadable
 )
 FromEngine: TypeAlias = (
     Heartbeat
@@ -326,6 +419,9 @@ FromEngine: TypeAlias = (
     | ChangeDone
     | InspectDone
     | CatalogUpdate
+    | Preload
+    | Retire
+    | AskUsed
 )
 
 
@@ -601,6 +697,26 @@ def entry_of(message: Adapter, known: Mapping[str, AdapterSpec]) -> CatalogEntry
         traffic=message.traffic,
         events=tuple(message.events),
     )
+
+
+def trial_compared_of(name: str, candidate: str, pairs: Sequence[Pair]) -> TrialCompared:
+    as_bytes = [
+        (_joined([pair.current], "<f4"), _joined([pair.candidate], "<f4")) for pair in pairs
+    ]
+    return TrialCompared(name, candidate, as_bytes)
+
+
+def pairs_of(message: TrialCompared) -> list[Pair]:
+    """
+    Raises:
+        Malformed: a text without scores, or with a part of one.
+    """
+    if not all(scores and len(scores) % 4 == 0 for pair in message.pairs for scores in pair):
+        raise Malformed("the scores of a text are not whole")
+    return [
+        Pair(np.frombuffer(current, "<f4"), np.frombuffer(candidate, "<f4"))
+        for current, candidate in message.pairs
+    ]
 
 
 def engine_load_of(load: Load, workers: int) -> EngineLoad:

@@ -20,8 +20,8 @@ from adapters.format.uploads import ReceivedFile
 from service.catalog.entry import Change, ChangeResult, Inspection
 from service.catalog.view import CatalogView
 from service.drift.interface import DriftReport, UncertainText
-from service.engine.interface import Completion, EngineHealth, EngineInfo, Entry
-from service.engine.load import Load
+from service.engine.interface import Completion, EngineHealth, EngineInfo, Entry, Predictor
+from service.engine.load import FlowKey, Load
 from service.engine.observer import Observer
 from service.errors import DeadlineExceeded, EngineUnavailable, LeaseExpired, NotReady
 from service.ipc.channel import Channel, Context, Outbox, RateLimitedWarnings
@@ -84,10 +84,11 @@ class Connection:
     """The connection to the engine's process, opened again whenever it is lost.
 
     Args:
-        worker: this worker's number.
+        worker: this worker's number, or that of a further engine.
         receive: called with every message, except `UnknownWorker`.
         lost: called with the reason each time a connection is lost.
         max_bytes: of a frame.
+        further: this process has an engine that follows the other one.
     """
 
     def __init__(
@@ -99,10 +100,11 @@ class Connection:
         receive: Callable[[FromEngine], None],
         lost: Callable[[str], None],
         max_bytes: int,
+        further: bool = False,
     ) -> None:
         self._context = context
         self._endpoint = endpoint
-        self._worker = worker
+        self._hello = Hello(worker, further)
         self._deliver = receive
         self._lost = lost
         self._max_bytes = max_bytes
@@ -175,7 +177,7 @@ class Connection:
         event: Any = parse_monitor_message(frames)["event"]
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self._heard = monotonic()
-            self.send(Hello(self._worker))
+            self.send(self._hello)
         elif event == zmq.EVENT_DISCONNECTED:
             self._lose("the engine's process is gone")
 
@@ -212,12 +214,19 @@ class _Pending:
 class Requests:
     """The requests that wait for the engine's answer.
 
+    Args:
+        counts_lost: report what is lost with the connection as failed. Otherwise whoever asks does
+            so, after another engine has been asked.
+
     Attributes:
         unavailable: why the engine takes no requests; None: it has welcomed this worker.
     """
 
-    def __init__(self, connection: Connection, observer: Observer) -> None:
+    def __init__(
+        self, connection: Connection, observer: Observer, *, counts_lost: bool = True
+    ) -> None:
         self.unavailable: str | None = _STARTING
+        self._counts_lost = counts_lost
         self._connection = connection
         self._observer = observer
         self._numbers = count(1)
@@ -276,7 +285,8 @@ class Requests:
         """The engine is lost: what waits, and what comes, fails with EngineUnavailable."""
         self.unavailable = reason
         pending, self._pending = self._pending, {}
-        if rows := sum(request.rows for request in pending.values()):
+        rows = sum(request.rows for request in pending.values())
+        if rows and self._counts_lost:
             self._observer.failed("unavailable", rows)
         for request in pending.values():
             request.fail(EngineUnavailable(reason))
@@ -317,6 +327,12 @@ class RemoteEngine:
     @property
     def load(self) -> Load | None:
         return self._load
+
+    def wait(self, flow: FlowKey) -> float:
+        """In how many seconds a further token of a flow would be answered, as far as is known."""
+        if self._load is None:
+            return 0.0
+        return self._load.wait(flow, sent=self._sent_tokens * self._workers)
 
     def foresee(
         self,
@@ -433,6 +449,7 @@ class RemoteBackend:
         store: the adapter store's folder, for downloads.
         observer: told of texts that fail because the engine's process does not answer.
         max_bytes: of a frame.
+        counts_lost: as of `Requests`.
     """
 
     def __init__(
@@ -444,13 +461,15 @@ class RemoteBackend:
         store: Path,
         observer: Observer,
         max_bytes: int,
+        counts_lost: bool = True,
     ) -> None:
         self._worker = worker
         self._connection = Connection(
             context, endpoint, worker, receive=self._receive, lost=self._lost, max_bytes=max_bytes
         )
-        self._requests = Requests(self._connection, observer)
-        self.engine = RemoteEngine(self._requests)
+        self._requests = Requests(self._connection, observer, counts_lost=counts_lost)
+        self._engine = RemoteEngine(self._requests)
+        self.engine: Predictor = self._engine
         self.catalog = RemoteCatalog(store, self._requests)
         self.drift = RemoteDrift(self._connection, self._requests)
         self._welcomed = asyncio.Event()
@@ -496,6 +515,10 @@ class RemoteBackend:
         if self._lease is not None and monotonic() >= self._lease:
             raise LeaseExpired(self.health().reason or _NO_LEASE)
 
+    def is_connected(self) -> bool:
+        """Whether the engine has welcomed this worker, and is still there."""
+        return self._requests.unavailable is None and self._connection.fresh
+
     @property
     def _lease(self) -> float | None:
         return None if self._heartbeat is None else self._heartbeat.lease
@@ -512,10 +535,10 @@ class RemoteBackend:
             case Heartbeat():
                 self._heartbeat = message
             case EngineLoad():
-                self.engine.set_load(load_of(message), message.workers)
+                self._engine.set_load(load_of(message), message.workers)
             case Welcome():
                 self.catalog.replace_all(message.adapters)
-                self.engine.welcomed(message)
+                self._engine.welcomed(message)
                 self._requests.unavailable = None
                 self._welcomed.set()
                 logger.info("welcomed by the engine adapters=%d", len(self.catalog))
@@ -526,5 +549,5 @@ class RemoteBackend:
 
     def _leave(self, reason: str) -> None:
         self._heartbeat = None
-        self.engine.set_load(None)
+        self._engine.set_load(None)
         self._requests.fail_all(reason)

@@ -22,6 +22,7 @@ from service.catalog.entry import CatalogEntry
 from service.errors import Overloaded, ServiceError
 from service.ipc.channel import Channel, Context, Outbox, RateLimitedWarnings
 from service.ipc.child import BEAT_SECONDS
+from service.ipc.further_engines import FurtherEngines
 from service.ipc.protocol import (
     Applied,
     Cancel,
@@ -39,11 +40,13 @@ from service.ipc.protocol import (
     Inspect,
     KeepTexts,
     Predict,
+    Preloaded,
     RequestFailed,
     UncertainDone,
     UncertainRequest,
     Undecodable,
     UnknownWorker,
+    UsedRevisions,
     adapter_of,
     change_of,
     encode,
@@ -74,10 +77,11 @@ _UNKNOWN_WORKER = encode([UnknownWorker()])
 
 @dataclass(slots=True, eq=False)
 class _Worker:
-    """A worker that said hello. heard: when it last sent anything. applied: the last catalog update
-    that it has. tasks: its requests, by number."""
+    """A worker that said hello, or the engine of a further device. heard: when it last sent
+    anything. applied: the last catalog update that it has. tasks: its requests, by number."""
 
     number: int
+    further: bool
     outbox: Outbox
     heard: float
     applied: int = 0
@@ -90,6 +94,7 @@ class EngineServer:
     Args:
         backend: answers the workers' requests; may still be starting.
         max_bytes: of a frame; a peer that sends a larger one is disconnected.
+        others: keeps the engines of further devices, which connect like workers.
     """
 
     def __init__(
@@ -99,6 +104,7 @@ class EngineServer:
         backend: Backend,
         *,
         max_bytes: int,
+        others: FurtherEngines | None = None,
     ) -> None:
         socket = context.socket(zmq.ROUTER)
         socket.linger = 0
@@ -111,6 +117,7 @@ class EngineServer:
         self._codec: Codec[FromWorker] = Codec(FromWorker)
         self._warnings = RateLimitedWarnings(logger)
         self._workers: dict[bytes, _Worker] = {}
+        self._others = others or FurtherEngines()
         self._open = False
         self._update = 0
         # By name: the specs that every welcomed worker has.
@@ -142,7 +149,8 @@ class EngineServer:
         for identity, worker in list(self._workers.items()):
             # After a pause of this process, what they sent meanwhile has not been read yet.
             if now - worker.heard > GIVE_UP_SECONDS and not late:
-                self._warnings.warn(f"worker {worker.number} is silent and given up")
+                kind = "engine" if worker.further else "worker"
+                self._warnings.warn(f"{kind} {worker.number} is silent and given up")
                 self._give_up(identity)
             else:
                 worker.outbox.send(self._heartbeat(now))
@@ -196,10 +204,14 @@ class EngineServer:
     def _meet(self, identity: bytes, hello: Hello) -> None:
         for known, worker in list(self._workers.items()):
             # The worker of this number is dead and replaced, or is back on another connection.
-            if known == identity or worker.number == hello.worker:
+            same = (worker.number, worker.further) == (hello.worker, hello.further)
+            if known == identity or same:
                 self._give_up(known)
         outbox = Outbox(partial(self._send, identity), max_bytes=self._max_bytes)
-        worker = self._workers[identity] = _Worker(hello.worker, outbox, monotonic())
+        worker = _Worker(hello.worker, hello.further, outbox, monotonic())
+        self._workers[identity] = worker
+        if hello.further:
+            self._others.add(identity, outbox)
         worker.outbox.send(self._heartbeat(monotonic()))
         if self._open:
             self._welcome(worker)
@@ -231,8 +243,12 @@ class EngineServer:
                 self._progress.set()
             case Goodbye():
                 self._give_up(identity)
+            case Preloaded() | UsedRevisions():
+                self._others.answered(message)
             case HeartbeatReply() | Hello():
                 pass
+            case _:
+                self._others.reported(message)
 
     def _begin(self, worker: _Worker, number: int, work: Coroutine[Any, Any, None]) -> None:
         worker.tasks[number] = task = self._loop.create_task(work)
@@ -287,7 +303,7 @@ class EngineServer:
         if load is not None:
             waits = [load.otherwise, *(seconds for seconds, _ in load.waits.values())]
             self._calm = max(waits) < _CALM_WAIT_SECONDS
-            message = engine_load_of(load, len(self._workers))
+            message = engine_load_of(load, len(self._workers) - len(self._others))
             for worker in self._workers.values():
                 worker.outbox.send(message)
 
@@ -332,6 +348,7 @@ class EngineServer:
 
     def _give_up(self, identity: bytes) -> None:
         worker = self._workers.pop(identity, None)
+        self._others.remove(identity)
         if worker is not None:
             for task in list(worker.tasks.values()):
                 task.cancel()

@@ -57,19 +57,18 @@ def main() -> int:
         return _serve(child, requests, load if forks else None)
 
 
-def _prepared(settings: Settings) -> Callable[[], Backbone]:
-    """Load the backbone; returns what an engine calls to get it on its device."""
+def _prepared(settings: Settings) -> Callable[[str], Backbone]:
+    """Load the backbone; returns what an engine calls with its device to get it there."""
     if _device_type(settings) == "cpu":
         backbone = load_backbone(settings.backbone, device="cpu", dtype=settings.dtype)
-        return lambda: backbone
+        return lambda _: backbone
     # Its kernels are imported here; where that fails, the engine says so and does without.
     try:
         importlib.import_module("service.engine.runners.slotted")
     except Exception:
         logger.debug("the kernels for slots cannot be imported", exc_info=True)
-    return partial(
-        place, load_on_cpu(settings.backbone), device=settings.device, dtype=settings.dtype
-    )
+    source = load_on_cpu(settings.backbone)
+    return lambda device: place(source, device=device, dtype=settings.dtype)
 
 
 def _device_type(settings: Settings) -> str:
@@ -100,7 +99,7 @@ def _can_fork() -> bool:
 
 
 def _serve(
-    child: ChildContext, requests: socket.socket, load: Callable[[], Backbone] | None
+    child: ChildContext, requests: socket.socket, load: Callable[[str], Backbone] | None
 ) -> int:
     """Fork an engine for each request, until the supervisor is gone. Returns in each engine, too,
     with its exit status."""
@@ -151,7 +150,7 @@ def _fork_and_end(writing: int) -> None:
     os.close(writing)
 
 
-def _engine(context: ChildContext, load: Callable[[], Backbone] | None) -> int:
+def _engine(context: ChildContext, load: Callable[[str], Backbone] | None) -> int:
     os.setpgrp()
     until = time.monotonic() + _ADOPTION_SECONDS
     while context.orphaned() and time.monotonic() < until:
@@ -160,9 +159,10 @@ def _engine(context: ChildContext, load: Callable[[], Backbone] | None) -> int:
         os.set_inheritable(context.report, True)
         arguments = [sys.executable, "-m", "service.ipc.engine_process"]
         os.execv(sys.executable, [*arguments, msgspec.json.encode(context).decode()])
-    Path("/proc/self/comm").write_text(_ENGINE_NAME)
+    Path("/proc/self/comm").write_text(f"{_ENGINE_NAME}{context.number or ''}")
     torch.set_num_threads(THREADS)
-    return run_engine(*begin_as(context), load)
+    child, settings = begin_as(context)
+    return run_engine(child, settings, partial(load, settings.device))
 
 
 if __name__ == "__main__":

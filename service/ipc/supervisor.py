@@ -1,6 +1,7 @@
-"""The parent of an engine, its standby and N HTTP workers: it starts, replaces and ends them.
+"""The parent of an engine for each device, their standby and N HTTP workers.
 
-It reserves the address on which the workers listen, and keeps the metrics of all processes.
+It starts, replaces and ends them, reserves the address on which the workers listen, and keeps the
+metrics of all processes.
 """
 
 import asyncio
@@ -82,6 +83,7 @@ class Supervisor:
             CollectorRegistry(), routes=route_paths(), error_types=error_types()
         )
         # Every child that was ever started, with its last process.
+        self._metrics.devices(len(settings.devices))
         self._used: dict[Child, tuple[int, Usage]] = {}
         self._own = (os.getpid(), Usage(0, 0.0))
         self._running: set[Child] = set()
@@ -90,14 +92,37 @@ class Supervisor:
         self._stopping = asyncio.Event()
         callbacks = Callbacks(self._begun, self._ready, self._ended)
         url = url_of(reserved, settings.scheme)
-        engine = ChildContext("engine", str(folder), os.getpid(), report=-1, url=url)
+        engine = ChildContext(
+            "engine",
+            str(folder),
+            os.getpid(),
+            report=-1,
+            url=url,
+            engines=len(settings.devices),
+        )
         self._endpoint = engine.supervisor_endpoint
         self._standby: Standby | None = None
         if settings.standby and adopt_orphans():
-            context_of_standby = msgspec.structs.replace(engine, name="standby")
+            # It loads for any engine, and so sees all devices.
+            context_of_standby = msgspec.structs.replace(
+                engine, name="standby", device=settings.devices[0], engines=1
+            )
             self._standby = Standby(context_of_standby, callbacks)
         launch = self._standby.fork if self._standby is not None else None
-        self._engine = Child("engine", engine, callbacks, launch)
+        self._engines = [
+            Child(
+                "engine",
+                msgspec.structs.replace(
+                    engine,
+                    name=f"engine-{number}" if number else "engine",
+                    number=number,
+                    device=device,
+                ),
+                callbacks,
+                launch,
+            )
+            for number, device in enumerate(settings.devices)
+        ]
         host, port = bound_host(reserved), reserved.getsockname()[1]
         self._workers = [
             Child(
@@ -110,7 +135,7 @@ class Supervisor:
             for number in range(settings.workers or 0)
         ]
         standby = [self._standby.child] if self._standby is not None else []
-        self._children = [*standby, self._engine, *self._workers]
+        self._children = [*standby, *self._engines, *self._workers]
 
     async def run(self) -> None:
         """
@@ -149,7 +174,8 @@ class Supervisor:
         for worker in self._workers:
             worker.kill()
         await asyncio.wait(workers)
-        self._engine.stop()
+        for engine in self._engines:
+            engine.stop()
         if self._standby is not None:
             self._standby.stop()
         await asyncio.wait(keeping.values(), timeout=_ENGINE_SECONDS)
@@ -174,8 +200,8 @@ class Supervisor:
             self._metrics.restarted(child.kind)
         self._used[child] = (process, Usage(0, 0.0))
         self._running.add(child)
-        if child is self._engine:
-            self._receiver.set_engine(process)
+        if child in self._engines:
+            self._receiver.set_engine(process, child.name)
         self._show_alive()
 
     def _ready(self, child: Child, line: str) -> None:
@@ -191,8 +217,8 @@ class Supervisor:
     def _ended(self, child: Child) -> None:
         self._running.discard(child)
         self._metrics.process_used(child.name, resident_bytes=0, cpu_seconds=0.0)
-        if child is self._engine:
-            self._receiver.set_engine(None)
+        if child in self._engines:
+            self._receiver.set_engine(None, child.name)
         elif self._standby is not None and child is self._standby.child:
             self._standby.ended()
         else:

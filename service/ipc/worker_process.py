@@ -18,14 +18,14 @@ from service.http.server import Server, address_text, ignore_repeated_signals, l
 from service.ipc.channel import Context
 from service.ipc.child import ChildContext, begin
 from service.ipc.metrics_forwarding import MetricsForwarder
-from service.ipc.remote import RemoteBackend
+from service.ipc.several_engines import SeveralEngines
 from service.settings import Settings
 from service.start import StartFailed
 
 _LINGER_MILLISECONDS = 500
 
 
-class WorkerBackend(RemoteBackend):
+class WorkerBackend(SeveralEngines):
     """A remote backend, and whatever else starts and stops with a worker's event loop."""
 
     def __init__(
@@ -37,7 +37,7 @@ class WorkerBackend(RemoteBackend):
     ) -> None:
         super().__init__(
             context,
-            child.engine_endpoint,
+            child.engine_endpoints,
             child.number,
             store=settings.adapter_dir,
             observer=metrics,

@@ -119,6 +119,7 @@ class Metrics(Observer):
         # So that alerts need not tell replicas from services that are none.
         for name in ("idspam_replica_lease_held", "idspam_follow_ok"):
             of[name].set(1)
+        of["idspam_devices"].set(1)
         self._predictions: dict[str, dict[str, Any]] = {}
         # Created when they are first counted: only some adapters give several labels.
         self._given: dict[str, dict[str, Any]] = {}
@@ -402,11 +403,27 @@ class Metrics(Observer):
         self._by_name["idspam_process_resident_bytes"].labels(process).set(resident_bytes)
         self._by_name["idspam_process_cpu_seconds_total"].labels(process).inc(cpu_seconds)
 
+    def devices(self, number: int) -> None:
+        """How many devices the service is to have."""
+        self._by_name["idspam_devices"].set(number)
+
+    def engine_ran(self, engine: str, texts: int) -> None:
+        """An engine has run a batch."""
+        self._by_name["idspam_engine_texts_total"].labels(engine).inc(texts)
+
+    def engine_waiting(self, engine: str, tokens: int) -> None:
+        """Tokens that one engine has admitted and no batch has taken yet."""
+        self._by_name["idspam_engine_waiting_tokens"].labels(engine).set(tokens)
+
+    def builds_gone(self) -> None:
+        """Nothing is known to run, until `started` tells."""
+        self._by_name["idspam_build_info"].clear()
+
     def engine_gone(self) -> None:
-        """Reset the states that the engine's process reported."""
+        """Reset the states that the engines' processes reported."""
         self._by_name["idspam_waiting_tokens"].set(0)
         self.pace(0.0, 0.0)
-        self._by_name["idspam_build_info"].clear()
+        self.builds_gone()
         for tier in get_args(Tier):
             self.tier_size(tier, 0, 0)
         for adapter in list(self._drifts):
