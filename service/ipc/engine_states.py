@@ -38,18 +38,17 @@ class EngineStates:
         """A call of one of the methods that report states. state: tells its states apart."""
         self._states[engine][method, state] = arguments
         self._show(method, state)
-        if method == "waiting_tokens":
-            self._metrics.engine_waiting(engine, arguments["tokens"])
 
     def _forget(self, engine: str) -> None:
         del self._processes[engine]
         left = self._states.pop(engine)
-        self._metrics.engine_waiting(engine, 0)
         if not self._processes:
             self._metrics.engine_gone()
             return
         self._metrics.builds_gone()
         for method, state in left:
+            if method == "waiting_tokens":
+                self._metrics.waiting_tokens(0, {engine: 0})
             if method == "drifted":
                 self._metrics.drifted(state, 0, ())
             else:
@@ -60,13 +59,19 @@ class EngineStates:
 
     def _show(self, method: str, state: Any) -> None:
         """Show one state of all engines."""
-        reports = [
-            states[method, state] for states in self._states.values() if (method, state) in states
-        ]
+        by_engine = {
+            engine: states[method, state]
+            for engine, states in self._states.items()
+            if (method, state) in states
+        }
+        reports = by_engine.values()
         metrics = self._metrics
         match method:
-            case "waiting_tokens" | "waiting_limit":
-                getattr(metrics, method)(sum(each["tokens"] for each in reports))
+            case "waiting_tokens":
+                waiting = {engine: each["tokens"] for engine, each in by_engine.items()}
+                metrics.waiting_tokens(sum(waiting.values()), waiting)
+            case "waiting_limit":
+                metrics.waiting_limit(sum(each["tokens"] for each in reports))
             case "pace":
                 metrics.pace(
                     sum(each["tokens_per_second"] for each in reports),

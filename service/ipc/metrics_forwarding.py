@@ -351,10 +351,10 @@ class MetricsReceiver:
         by_engine = [(self._engines.engine_of(process), calls) for process, calls in received]
         for engine, calls in sorted(by_engine, key=lambda item: item[0] is None):
             for method, call in calls:
-                if method not in STATES:
+                if method == "batch_done" and engine is not None:
+                    call(engine=engine)
+                elif method not in STATES:
                     call()
-                    if engine is not None and method == "batch_done":
-                        self._metrics.engine_ran(engine, call.keywords["report"].rows)
                 elif engine is not None:
                     distinct = STATES[method]
                     state = call.keywords[distinct] if distinct else None

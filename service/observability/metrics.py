@@ -76,6 +76,8 @@ def metrics_table() -> str:
 # An adapter with more labels has one series for all of them, to keep scrapes small.
 MAX_LABELS = 512
 ALL_LABELS = "(all)"
+# The engine that has the catalog; those of further devices are engine-1, engine-2, ...
+ENGINE = "engine"
 
 
 class Metrics(Observer):
@@ -280,8 +282,9 @@ class Metrics(Observer):
             self._by_name["idspam_adapter_drift_psi"].remove(adapter, quantity)
             self._by_name["idspam_adapter_drift_level"].remove(adapter, quantity)
 
-    def batch_done(self, report: BatchReport) -> None:
+    def batch_done(self, report: BatchReport, engine: str = ENGINE) -> None:
         of = self._by_name
+        of["idspam_engine_texts_total"].labels(engine).inc(report.rows)
         of["idspam_batch_rows"].observe(report.rows)
         of["idspam_batch_tokens"].observe(report.tokens)
         of["idspam_batch_adapters"].observe(report.adapters)
@@ -294,8 +297,11 @@ class Metrics(Observer):
         for seconds in report.queue_seconds:
             of["idspam_queue_seconds"].observe(seconds)
 
-    def waiting_tokens(self, tokens: int) -> None:
+    def waiting_tokens(self, tokens: int, engines: Mapping[str, int] | None = None) -> None:
+        """engines: the part of each."""
         self._by_name["idspam_waiting_tokens"].set(tokens)
+        for engine, part in (engines or {ENGINE: tokens}).items():
+            self._by_name["idspam_engine_waiting_tokens"].labels(engine).set(part)
 
     def tier_size(self, tier: Tier, adapters: int, bytes_held: int) -> None:
         self._tier_adapters[tier].set(adapters)
@@ -407,14 +413,6 @@ class Metrics(Observer):
         """How many devices the service is to have."""
         self._by_name["idspam_devices"].set(number)
 
-    def engine_ran(self, engine: str, texts: int) -> None:
-        """An engine has run a batch."""
-        self._by_name["idspam_engine_texts_total"].labels(engine).inc(texts)
-
-    def engine_waiting(self, engine: str, tokens: int) -> None:
-        """Tokens that one engine has admitted and no batch has taken yet."""
-        self._by_name["idspam_engine_waiting_tokens"].labels(engine).set(tokens)
-
     def builds_gone(self) -> None:
         """Nothing is known to run, until `started` tells."""
         self._by_name["idspam_build_info"].clear()
@@ -422,6 +420,7 @@ class Metrics(Observer):
     def engine_gone(self) -> None:
         """Reset the states that the engines' processes reported."""
         self._by_name["idspam_waiting_tokens"].set(0)
+        self._by_name["idspam_engine_waiting_tokens"].clear()
         self.pace(0.0, 0.0)
         self.builds_gone()
         for tier in get_args(Tier):
