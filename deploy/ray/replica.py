@@ -28,7 +28,7 @@ from service.http.errors import error_types
 from service.http.lifecycle import Service
 from service.local import local_backend
 from service.observability.logs import configure_logging
-from service.observability.metrics import Metrics
+from service.observability.metrics import ENGINE, Metrics
 from service.records.audit import check_audit_log
 from service.records.decisions import check_decision_log
 from service.settings import Settings
@@ -161,9 +161,9 @@ class _Metrics(Metrics):
 
     tokens = 0
 
-    def batch_done(self, report: BatchReport) -> None:
+    def batch_done(self, report: BatchReport, engine: str = ENGINE) -> None:
         self.tokens += report.tokens
-        super().batch_done(report)
+        super().batch_done(report, engine)
 
 
 class _Answers:

@@ -166,6 +166,7 @@ class LocalEngine:
         client: str = "",
         weight: float = 1.0,
         bulk: bool = False,
+        elsewhere: bool = False,
     ) -> Completion:
         parts = self._require_ready()
         if not entries:
@@ -173,7 +174,7 @@ class LocalEngine:
         tries = any(entry.trial is not None for entry in entries)
         answering = parts.shadows if tries else parts.in_flight
         completion = await answering.predict(
-            entries, deadline, client=client, weight=weight, bulk=bulk
+            entries, deadline, client=client, weight=weight, bulk=bulk, elsewhere=elsewhere
         )
         uncertain = self._answers.answered(entries, completion.rows)
         return replace(completion, uncertain=uncertain) if uncertain else completion

@@ -155,6 +155,7 @@ class Predictor(Protocol):
         client: str = "",
         weight: float = 1.0,
         bulk: bool = False,
+        elsewhere: bool = False,
     ) -> Completion:
         """Classify all entries of one request, or fail as a whole.
 
@@ -166,6 +167,7 @@ class Predictor(Protocol):
             client: who asks. Clients share the device, in proportion to their weights.
             bulk: part of a job for which nobody waits. It has a smaller share of the device, and
                 does not make batches long in which other requests are.
+            elsewhere: the caller asks another engine if this one refuses, so nobody is refused.
 
         Raises:
             Overloaded: it would be done after its deadline, or does not fit beside what waits.

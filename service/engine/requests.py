@@ -134,6 +134,7 @@ class InFlight:
         client: str,
         weight: float,
         bulk: bool = False,
+        elsewhere: bool = False,
     ) -> Completion:
         """Answer a request.
 
@@ -142,7 +143,13 @@ class InFlight:
         """
         keys = tuple({entry.adapter: None for entry in entries})
         return await self._run(
-            entries, deadline, client, weight, lambda: self._residency.acquire(keys), bulk=bulk
+            entries,
+            deadline,
+            client,
+            weight,
+            lambda: self._residency.acquire(keys),
+            bulk=bulk,
+            elsewhere=elsewhere,
         )
 
     async def try_out(self, entry: Entry, adapter: HostAdapter) -> None:
@@ -218,6 +225,7 @@ class InFlight:
         lease: Callable[[], Awaitable[Lease]],
         *,
         bulk: bool = False,
+        elsewhere: bool = False,
     ) -> Completion:
         now = monotonic()
         request = Request(entries, deadline, now, asyncio.get_running_loop().create_future())
@@ -242,8 +250,8 @@ class InFlight:
             self._observer.failed("cancelled", len(entries))
             raise
         except ServiceError as error:
-            if bulk and isinstance(error, Overloaded):
-                # Nobody is refused: the job tries again.
+            if (bulk or elsewhere) and isinstance(error, Overloaded):
+                # Nobody is refused: the job tries again, or another engine is asked.
                 raise
             if (reason := failure_reason(error)) is not None:
                 self._observer.failed(reason, len(entries))

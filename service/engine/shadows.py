@@ -52,12 +52,13 @@ class Shadows:
         client: str,
         weight: float,
         bulk: bool = False,
+        elsewhere: bool = False,
     ) -> Completion:
         """As `InFlight.predict`."""
         admitted = monotonic()
         try:
             completion = await self._in_flight.predict(
-                entries, deadline, client=client, weight=weight, bulk=bulk
+                entries, deadline, client=client, weight=weight, bulk=bulk, elsewhere=elsewhere
             )
         except InferenceFailed:
             # Its rows have reported which of them failed.

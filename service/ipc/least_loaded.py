@@ -87,6 +87,7 @@ class LeastLoaded:
         client: str = "",
         weight: float = 1.0,
         bulk: bool = False,
+        elsewhere: bool = False,
     ) -> Completion:
         """As of an engine. It is refused if all engines refuse it. If an engine is lost before it
         has answered, another one is asked, once: to ask again changes nothing."""
@@ -96,11 +97,17 @@ class LeastLoaded:
         lost: EngineUnavailable | None = None
         while (choice := self._choose(entries, deadline, client, asked, bulk=bulk)) is not None:
             asked.append(choice)
+            more = elsewhere or self._is_any_left(asked)
             choice.tokens += 0 if bulk else tokens
             choice.bulk_tokens += tokens if bulk else 0
             try:
                 return await choice.engine.predict(
-                    entries, deadline=deadline, client=client, weight=weight, bulk=bulk
+                    entries,
+                    deadline=deadline,
+                    client=client,
+                    weight=weight,
+                    bulk=bulk,
+                    elsewhere=more,
                 )
             except Overloaded as error:
                 refusal = _sooner(refusal, error)
@@ -125,6 +132,9 @@ class LeastLoaded:
     def missing(self) -> int:
         """How many engines cannot be asked now."""
         return sum(not choice.is_usable() for choice in self._choices)
+
+    def _is_any_left(self, asked: Sequence[_Choice]) -> bool:
+        return any(choice not in asked and choice.is_usable() for choice in self._choices)
 
     def _choose(
         self,

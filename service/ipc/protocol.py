@@ -104,7 +104,7 @@ class Predict(Message, frozen=True):
     token_type_ids: uint8. truncated: one byte a row. client, weight: who shares the device, and in
     what proportion. trials: the rows that are part of one, and the fields of their `Trial`.
     bulk: as of `service.engine.interface.Predictor.predict`. uncounted: the rows that are not
-    `counted`.
+    `counted`. elsewhere: another engine is asked if this one refuses.
     """
 
     id: int
@@ -122,6 +122,7 @@ class Predict(Message, frozen=True):
     trials: list[tuple[int, str, str | None, int]] = []
     bulk: bool = False
     uncounted: list[int] = []
+    elsewhere: bool = False
 
 
 class Cancel(Message, frozen=True):
@@ -496,6 +497,7 @@ def predict_of(
     weight: float = 1.0,
     *,
     bulk: bool = False,
+    elsewhere: bool = False,
 ) -> Predict:
     """A request as a message; token ids are narrowed to 32 bits, which fit every vocabulary."""
     adapters: dict[AdapterKey, int] = {}
@@ -519,6 +521,7 @@ def predict_of(
         ],
         bulk=bulk,
         uncounted=[index for index, entry in enumerate(entries) if not entry.counted],
+        elsewhere=elsewhere,
     )
 
 

@@ -355,7 +355,9 @@ class RemoteEngine:
         client: str = "",
         weight: float = 1.0,
         bulk: bool = False,
+        elsewhere: bool = False,
     ) -> Completion:
+        """elsewhere: another engine is asked if this one refuses: that counts as no refusal."""
         if not entries:
             return Completion((), 0.0, 0.0)
         if not bulk:
@@ -363,7 +365,9 @@ class RemoteEngine:
             self._sent_tokens += sum([entry.cost for entry in entries])
         reply = await self._requests.ask(
             PredictDone,
-            lambda number: predict_of(number, entries, deadline, client, weight, bulk=bulk),
+            lambda number: predict_of(
+                number, entries, deadline, client, weight, bulk=bulk, elsewhere=elsewhere
+            ),
             rows=len(entries),
             deadline=deadline,
         )

@@ -117,7 +117,7 @@ class EngineServer:
         self._codec: Codec[FromWorker] = Codec(FromWorker)
         self._warnings = RateLimitedWarnings(logger)
         self._workers: dict[bytes, _Worker] = {}
-        self._others = others or FurtherEngines()
+        self._others = FurtherEngines() if others is None else others
         self._open = False
         self._update = 0
         # By name: the specs that every welcomed worker has.
@@ -265,6 +265,7 @@ class EngineServer:
                 client=request.client,
                 weight=request.weight,
                 bulk=request.bulk,
+                elsewhere=request.elsewhere,
             )
             worker.outbox.send(predict_done_of(request.id, completion))
         except Exception as error:

@@ -67,15 +67,16 @@ class ReadyService:
     adapter_dir: Path
 
     def children(self) -> dict[str, int]:
-        """Process ids by name: engine, worker-0, ..."""
+        """Process ids by name: engine, engine-1, worker-0, ..."""
         pids = {}
         for pid, arguments in _processes():
             if "-m service.ipc." in " ".join(arguments[:3]) and len(arguments) > 3:
                 context = json.loads(arguments[3])
                 if context["supervisor"] == self.process.pid:
                     # A forked engine has the arguments of its standby, and a name of its own.
-                    name = _comm(pid)
-                    pids["engine" if name == "idspam-engine" else context["name"]] = pid
+                    engine, forked, number = _comm(pid).partition("idspam-engine")
+                    further = f"engine-{number}" if number else "engine"
+                    pids[further if forked and not engine else context["name"]] = pid
         return pids
 
     def folder(self) -> Path:
