@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -27,7 +28,16 @@ from service.http.app import route_paths
 from service.http.errors import error_types
 from service.http.server import bound_host, reserve, url_of
 from service.ipc.channel import Context
-from service.ipc.child import Callbacks, Child, ChildContext, Kind, NeverReady, Usage, usage_of
+from service.ipc.child import (
+    Callbacks,
+    Child,
+    ChildContext,
+    Kind,
+    NeverReady,
+    Usage,
+    launch_module,
+    usage_of,
+)
 from service.ipc.metrics_forwarding import MetricsReceiver
 from service.ipc.standby import Standby, adopt_orphans
 from service.observability.logs import configure_logging
@@ -124,6 +134,7 @@ class Supervisor:
             for number, device in enumerate(settings.devices)
         ]
         host, port = bound_host(reserved), reserved.getsockname()[1]
+        threads = tokenizer_threads(settings.workers or 1)
         self._workers = [
             Child(
                 "worker",
@@ -131,6 +142,7 @@ class Supervisor:
                     engine, name=f"worker-{number}", number=number, host=host, port=port
                 ),
                 callbacks,
+                partial(launch_module, "worker", environment=threads),
             )
             for number in range(settings.workers or 0)
         ]
@@ -244,6 +256,23 @@ class Supervisor:
             cpu_seconds=used.cpu_seconds - before.cpu_seconds,
         )
         return process, used
+
+
+def tokenizer_threads(workers: int) -> dict[str, str]:
+    """The environment that gives each worker its share of the cores to tokenise with.
+
+    By itself the tokenizer has a thread a core, in every worker: with twelve of them on 16 cores,
+    192 threads took a third more processor time for the same texts. What is set already stays.
+    """
+    known = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+    threads = max(1, cores // workers)
+    wanted = {
+        "RAYON_NUM_THREADS": str(threads),
+        # Then the texts do not even go to another thread.
+        "TOKENIZERS_PARALLELISM": "true" if threads > 1 else "false",
+    }
+    return {name: value for name, value in wanted.items() if name not in os.environ}
 
 
 @contextmanager
