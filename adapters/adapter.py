@@ -105,9 +105,17 @@ def classify(
 
 @torch.inference_mode()
 def classify_timed(
-    backbone: Backbone, batch: PackedBatch, adapters: Sequence[PreparedAdapter]
+    backbone: Backbone,
+    batch: PackedBatch,
+    adapters: Sequence[PreparedAdapter],
+    *,
+    sharing: bool = True,
 ) -> tuple[list[Classification], float]:
-    """As `classify`, with the seconds spent on prompts (`ForwardOutput.generator_seconds`)."""
+    """As `classify`, with the seconds spent on prompts (`ForwardOutput.generator_seconds`).
+
+    Args:
+        sharing: whether rows with the same text share their lower layers.
+    """
     generators = {
         index: adapter.generator
         for index, adapter in enumerate(adapters)
@@ -119,7 +127,9 @@ def classify_timed(
         if adapter.tuning is not None
     }
     tuning = MixedTuning(batch, tunings) if tunings else None
-    trunk, shared_layers = _shared_trunk(backbone, batch, generators, tunings)
+    trunk, shared_layers = None, [0] * len(batch.rows)
+    if sharing:
+        trunk, shared_layers = _shared_trunk(backbone, batch, generators, tunings)
     output = backbone.forward(batch, generators, trunk=trunk, tuning=tuning)
     row_scores = _scores(output.states, batch, adapters)
     token_weights = _token_weights(output, batch)
@@ -134,7 +144,7 @@ def _shared_trunk(
     batch: PackedBatch,
     generators: Mapping[int, GeneratorWeights],
     tunings: Mapping[int, TuningWeights],
-) -> tuple[Trunk | None, Sequence[int]]:
+) -> tuple[Trunk | None, list[int]]:
     """The states below the lowest insertion layer, each text's computed once; and for each row how
     many layers it has from another one. No states if no texts are equal."""
     nothing = None, [0] * len(batch.rows)

@@ -5,12 +5,17 @@ here they are ordered by slot, so that the tokens of one adapter are neighbours.
 
 `section_sizes` defines the array: name, size and order of its sections. `SlottedBatch.write` fills
 them and `adapters.slots.forward` reads them, both by name.
+
+What passes the layers are entries, each for one row or for several with the same text
+(`adapters.slots.sharing`). Heads are read row by row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag, StrEnum
+from functools import lru_cache
 from itertools import groupby
+from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -29,6 +34,7 @@ from adapters.format.spec import (
     VectorTuning,
 )
 from adapters.packed.layout import Indices, Layout
+from adapters.slots.sharing import Stage, same_texts, stage_of
 from adapters.tokenizer import Encoding
 
 Int32: TypeAlias = npt.NDArray[np.int32]
@@ -37,8 +43,12 @@ Int32: TypeAlias = npt.NDArray[np.int32]
 TILE = 64
 # Sections start at multiples of this many int32: 16 bytes.
 _ALIGNMENT = 4
-# Kernels skip a row or a token that has this slot.
+# Kernels skip a row, an entry or a token that has this slot.
 _NO_SLOT = -1
+# Kernels skip an entry that comes from this one.
+_NO_PARENT = -1
+# The first changed layer of an adapter that changes none.
+_NO_LAYER = 2**30
 # Ranks that the kernels of LoRA are compiled for. A product of blocks is at least 16 wide.
 RANKS = (16, 32, 64)
 
@@ -112,11 +122,13 @@ class Signature:
 class BatchShape:
     """The sizes of a batch, or of a bucket that batches are padded to.
 
-    tokens: of the texts. expanded: positions after each insertion. reads: positions that are read.
-    longest: positions of the longest row, its prompt included. tiles: of a grouped product.
+    texts: entries before the first insertion. tokens: theirs. expanded: positions after each
+    insertion. reads: positions that are read. longest: positions of the longest row, its prompt
+    included. tiles: of a grouped product.
     """
 
     rows: int
+    texts: int
     tokens: int
     expanded: tuple[int, ...]
     reads: int
@@ -127,6 +139,7 @@ class BatchShape:
         """Whether a batch of the other shape fits into an array of this one."""
         return (
             other.rows <= self.rows
+            and other.texts <= self.texts
             and other.tokens <= self.tokens
             and len(other.expanded) == len(self.expanded)
             and all(small <= big for small, big in zip(other.expanded, self.expanded, strict=True))
@@ -139,22 +152,25 @@ class BatchShape:
 def section_sizes(shape: BatchShape, signature: Signature) -> dict[str, int]:
     """The sections of the array, in order: name and number of int32.
 
-    Every `cumulative` holds the starts of the rows and the end of the last one. `slots` is -1 for a
-    row that takes no part. A tile is a slot, its first token and the end of its tokens. `owners`
-    are the slots of a sequence's positions.
+    Every `cumulative` holds the starts of the entries and the end of the last one. `slots` is -1
+    for one that takes no part. A tile is a slot, its first position and the end of its positions.
+    `owners` are the slots of a sequence's positions. `parents` says for each entry from which
+    earlier one it comes: of the sequence before, or of the texts if its prompt is made from
+    embeddings.
     """
     tiles = 3 * shape.tiles
     sizes = {
         "input_ids": shape.tokens,
         "token_type_ids": shape.tokens,
         "offsets": shape.tokens,  # of each token, within its text
-        "text.cumulative": shape.rows + 1,
+        "text.cumulative": shape.texts + 1,
     }
     if signature.shifted:
         sizes["shifts"] = shape.tokens  # of each token's position
     if signature.table:
         sizes["table.owners"] = shape.tokens
     if signature.tuned:
+        sizes["text.slots"] = shape.texts
         sizes["text.tiles"] = tiles
     if signature.vectors:
         sizes["text.owners"] = shape.tokens
@@ -163,9 +179,15 @@ def section_sizes(shape: BatchShape, signature: Signature) -> dict[str, int]:
             sizes[at_layer(point.layer, "slots", source)] = shape.rows
             if source is not Source.STATIC:
                 sizes[at_layer(point.layer, "tiles", source)] = tiles
+            if source is Source.EMBEDDINGS:
+                sizes[at_layer(point.layer, "parents", source)] = shape.rows
+        sizes[at_layer(point.layer, "parents")] = shape.rows
         # Prompts included.
         sizes[at_layer(point.layer, "cumulative")] = shape.rows + 1
+        # Where the text begins, behind a prompt that is inserted here.
+        sizes[at_layer(point.layer, "starts")] = shape.rows
         if signature.tuned:
+            sizes[at_layer(point.layer, "slots")] = shape.rows
             sizes[at_layer(point.layer, "tiles")] = tiles
         if signature.vectors:
             sizes[at_layer(point.layer, "owners")] = positions
@@ -185,26 +207,44 @@ def at_layer(layer: int, name: str, source: Source | None = None) -> str:
     return f"layer{layer}.{name}" if source is None else f"layer{layer}.{source.value}.{name}"
 
 
-def section_slices(shape: BatchShape, signature: Signature) -> dict[str, slice]:
+# Buckets come again and again.
+@lru_cache(maxsize=512)
+def section_slices(shape: BatchShape, signature: Signature) -> Mapping[str, slice]:
     """Where each section is in the array."""
     slices, start = {}, 0
     for name, size in section_sizes(shape, signature).items():
         slices[name] = slice(start, start + size)
         start += _aligned(size)
-    return slices
+    return MappingProxyType(slices)
 
 
 def array_size(shape: BatchShape, signature: Signature) -> int:
     """Number of int32 in the array."""
-    return sum(map(_aligned, section_sizes(shape, signature).values()))
+    # `slots` is its last section.
+    return _aligned(section_slices(shape, signature)["slots"].stop)
+
+
+def weight_slices(shape: BatchShape) -> list[slice]:
+    """Where the token weights of each insertion are in `Outputs.weights`, position by position."""
+    slices, start = [], 0
+    for positions in shape.expanded:
+        slices.append(slice(start, start + positions))
+        start += _aligned(positions)
+    return slices
+
+
+def weights_end(shape: BatchShape) -> int:
+    """Number of float32 in `Outputs.weights`."""
+    places = weight_slices(shape)
+    return places[-1].stop if places else 0
 
 
 def blank_array(shape: BatchShape, signature: Signature) -> Int32:
     """A batch without rows, to capture a graph with."""
     array = np.zeros(array_size(shape, signature), dtype=np.int32)
     for name, place in section_slices(shape, signature).items():
-        if name.endswith(("slots", "owners")):
-            array[place] = _NO_SLOT
+        if name.endswith(("slots", "owners", "parents")):
+            array[place] = -1
     return array
 
 
@@ -219,7 +259,8 @@ class Fact(IntEnum):
     than everything else.
 
     source: index of `Source`. pooling: see `_POOLINGS`. dense: 1 if the head has two layers. shift:
-    what is added to the positions of the text's tokens. lora: `LoraSites`.
+    what is added to the positions of the text's tokens. lora: `LoraSites`. changes: the first layer
+    that vectors or LoRA change.
     """
 
     PROMPT = 0
@@ -235,6 +276,7 @@ class Fact(IntEnum):
     VECTORS = 10
     LORA = 11
     RANK = 12
+    CHANGES = 13
 
 
 def facts_of(spec: AdapterSpec) -> tuple[int, ...]:
@@ -259,6 +301,7 @@ def facts_of(spec: AdapterSpec) -> tuple[int, ...]:
         isinstance(tuning, VectorTuning),
         lora,
         tuning.rank if isinstance(tuning, LoraTuning) else 0,
+        _NO_LAYER if tuning is None else tuning.layers[0],
     )
 
 
@@ -299,58 +342,80 @@ class SlottedBatch:
         slots: int64 [rows], the slot of each row's adapter.
         facts: int64 [rows, Fact], the facts of each row's adapter.
         causal: the answer is read at the last token instead of at index t.
+        sharing: whether rows with the same text share what they can.
 
     Attributes:
         order: row i of the batch is row `order[i]` of the caller.
         facts: in the batch's order.
+        shared: bool [rows], the rows that have states of a layer from another row; None: no row.
         signature, shape: the smallest shape that holds the batch.
     """
 
     def __init__(
-        self, encodings: Sequence[Encoding], slots: Indices, facts: Indices, *, causal: bool = False
+        self,
+        encodings: Sequence[Encoding],
+        slots: Indices,
+        facts: Indices,
+        *,
+        causal: bool = False,
+        sharing: bool = True,
     ) -> None:
         self.order = slots.argsort(kind="stable")
         rows = [encodings[index] for index in self.order.tolist()]
         self._slots, self.facts = slots[self.order], facts[self.order]
-        self._prompts = self.facts[:, Fact.PROMPT]
+        self._prompts, self._layers = self.facts[:, Fact.PROMPT], self.facts[:, Fact.LAYER]
         ids = [row.input_ids for row in rows]
-        text = Layout(np.fromiter(map(len, ids), dtype=np.int64, count=len(ids)))
-        # The layout of the text alone, then the layout after each insertion.
-        self._layouts = [text]
-        offsets = np.arange(text.tokens, dtype=np.int32) - _int32(text.starts).repeat(text.lengths)
-        self._sections = {
-            "input_ids": _Section(_joined(ids), 0),
-            "token_type_ids": _Section(_joined([row.token_type_ids for row in rows]), 0),
-            "offsets": _Section(offsets, 0),
-            "text.cumulative": _cumulative(text),
-            "slots": _Section(_int32(self._slots), _NO_SLOT),
+        self._text = text = Layout(np.fromiter(map(len, ids), dtype=np.int64, count=len(ids)))
+        offsets = np.arange(text.tokens, dtype=np.int32) - text.edges[:-1].repeat(text.lengths)
+        tokens = {
+            "input_ids": _joined(ids),
+            "token_type_ids": _joined([row.token_type_ids for row in rows]),
+            "offsets": offsets,
         }
-        insertions, self._tiles = self._insert()
-        self.signature = _signature(insertions, self.facts)
+        # Rows with the same layer and source get their prompts together.
+        self._kinds = self._layers * len(_SOURCES) + self.facts[:, Fact.SOURCE]
+        self._kinds[self._prompts == 0] = -1
+        self._points = _points(self._kinds)
+        self.signature = _signature(self._points, self.facts)
+        if self.signature.shifted:
+            tokens["shifts"] = _int32(self.facts[:, Fact.SHIFT]).repeat(text.lengths)
+        texts = same_texts(text, offsets, tokens) if sharing else None
+        self._stages = self._staged(texts)
+        first, self.shared = self._stages[0], None
+        if first.firsts is not None:
+            self.shared = self._shared()
+            kept = _spans(text.starts[first.firsts], first.layout)
+            tokens = {name: values[kept] for name, values in tokens.items()}
+        self._sections = {name: _Section(values, 0) for name, values in tokens.items()}
+        self._sections["text.cumulative"] = _cumulative(first.layout)
+        self._sections["slots"] = _Section(_int32(self._slots), _NO_SLOT)
+        if self.signature.table:
+            owners = _int32(first.of_entries(self._slots)).repeat(first.layout.lengths)
+            self._sections["table.owners"] = _Section(owners, _NO_SLOT)
+        self._tiles = 0
+        self._insert()
         reads = self._read(causal=causal)
         if self.signature.tuned:
-            self._cover("text", text)
-            for point, layout in zip(insertions, self._layouts[1:], strict=True):
-                self._cover(f"layer{point.layer}", layout)
-            self._cover("reads", reads)
-        if self.signature.table:
-            self._sections["table.owners"] = self._owners(text)
-        if self.signature.shifted:
-            shifts = _int32(self.facts[:, Fact.SHIFT]).repeat(text.lengths)
-            self._sections["shifts"] = _Section(shifts, 0)
+            names = ["text", *(f"layer{point.layer}" for point in self._points)]
+            for name, stage in zip(names, self._stages, strict=True):
+                slots_here = stage.of_entries(self._slots)
+                self._sections[f"{name}.slots"] = _Section(_int32(slots_here), _NO_SLOT)
+                self._cover(name, slots_here, stage.layout)
+            self._cover("reads", self._slots, reads)
         self.shape = BatchShape(
             rows=len(rows),
-            tokens=text.tokens,
-            expanded=tuple([layout.tokens for layout in self._layouts[1:]]),
+            texts=len(first.layout.lengths),
+            tokens=first.layout.tokens,
+            expanded=tuple([stage.layout.tokens for stage in self._stages[1:]]),
             reads=reads.tokens,
-            longest=self._layouts[-1].longest,
+            longest=self._stages[-1].layout.longest,
             tiles=self._tiles,
         )
 
     @property
     def lengths(self) -> list[Indices]:
-        """Row lengths of the text alone, then after each insertion: int64 [rows] each."""
-        return [layout.lengths for layout in self._layouts]
+        """Lengths of the entries before the first insertion, then after each: int64 [entries]."""
+        return [stage.layout.lengths for stage in self._stages]
 
     @property
     def explained(self) -> npt.NDArray[np.bool_]:
@@ -358,6 +423,18 @@ class SlottedBatch:
         static = _SOURCES.index(Source.STATIC)
         made: npt.NDArray[np.bool_] = self.facts[:, Fact.SOURCE] != static
         return np.logical_and(self._prompts > 0, made)
+
+    def weighed(self, shape: BatchShape) -> list[slice]:
+        """Where each row's token weights are in `Outputs` of this shape, if it is explained."""
+        starts = np.zeros(len(self._slots), dtype=np.int64)
+        for point, stage, place in zip(
+            self._points, self._stages[1:], weight_slices(shape), strict=True
+        ):
+            here = self._layers == point.layer
+            ends = stage.of_rows(stage.layout.ends)[here]
+            starts[here] = place.start + ends - self._text.lengths[here]
+        ends = starts + self._text.lengths
+        return [slice(*each) for each in zip(starts.tolist(), ends.tolist(), strict=True)]
 
     def write(self, out: Int32, shape: BatchShape) -> None:
         """Fill `out`, which has `array_size(shape, signature)` entries.
@@ -371,62 +448,107 @@ class SlottedBatch:
             out[place.start : end] = values
             out[end : place.stop] = tail
 
-    def _insert(self) -> tuple[tuple[InsertionPoint, ...], int]:
-        """Add all insertions' sections; returns the insertions, and the most tiles of any one."""
-        layers, text = self.facts[:, Fact.LAYER], self._layouts[0]
-        # Rows with the same layer and source get their prompts together.
-        kinds = layers * len(_SOURCES) + self.facts[:, Fact.SOURCE]
-        kinds[self._prompts == 0] = -1
-        present = sorted(set(kinds.tolist()) - {-1})
-        insertions, most_tiles = [], 0
-        for layer, kinds_here in groupby(present, lambda kind: kind // len(_SOURCES)):
-            sources = []
-            for kind in kinds_here:
-                source = _SOURCES[kind % len(_SOURCES)]
-                slots = np.where(kinds == kind, self._slots, _NO_SLOT)
-                self._sections[at_layer(layer, "slots", source)] = _Section(_int32(slots), _NO_SLOT)
+    def _staged(self, texts: Indices | None) -> list[Stage]:
+        """The text alone, then the sequence after each insertion.
+
+        Args:
+            texts: None: no rows are shared.
+        """
+        lengths, stages = self._text.lengths, [Stage(self._text)]
+        if texts is not None:
+            apart = np.where(self._apart(0), self._slots, _NO_SLOT)
+            stages = [stage_of(lengths, texts, apart)]
+            if len(stages[0].layout.lengths) == len(lengths):
+                texts, stages = None, [Stage(self._text)]
+        for index, point in enumerate(self._points):
+            here = self._layers <= point.layer
+            longer = lengths + np.where(here, self._prompts, 0)
+            if texts is None:
+                stages.append(Stage(Layout(longer)))
+            else:
+                apart = self._apart(index + 1) | (here & (self._prompts > 0))
+                stages.append(stage_of(longer, texts, np.where(apart, self._slots, _NO_SLOT)))
+        return stages
+
+    def _apart(self, stage: int) -> npt.NDArray[np.bool_]:
+        """[rows]: what their adapters change up to the end of a stage, prompts aside."""
+        end = self._points[stage].layer if stage < len(self._points) else _NO_LAYER
+        changed: npt.NDArray[np.bool_] = self.facts[:, Fact.CHANGES] < end
+        return changed | (self.facts[:, Fact.TABLE] > 0)
+
+    def _shared(self) -> npt.NDArray[np.bool_]:
+        # No layer runs before an insertion at layer 0.
+        none = bool(self._points) and self._points[0].layer == 0
+        shared: npt.NDArray[np.bool_] = np.logical_or.reduce(
+            [stage.copied for stage in self._stages[none:]]
+        )
+        return shared
+
+    def _insert(self) -> None:
+        """Add all insertions' sections."""
+        every = np.arange(len(self._slots))
+        first = self._stages[0]
+        # The entry that each row comes from.
+        parents = texts = first.of_rows(every[: len(first.layout.lengths)])
+        for point, stage in zip(self._points, self._stages[1:], strict=True):
+            layer, layout = point.layer, stage.layout
+            kinds, slots = stage.of_entries(self._kinds), stage.of_entries(self._slots)
+            starts = layout.ends - stage.of_entries(self._text.lengths)
+            for source in point.sources:
+                here = kinds == layer * len(_SOURCES) + _SOURCES.index(source)
+                owners = np.where(here, slots, _NO_SLOT)
+                self._add(at_layer(layer, "slots", source), owners, _NO_SLOT)
                 if source is not Source.STATIC:
-                    layout = text if source is Source.EMBEDDINGS else self._layouts[-1]
-                    tiles = _tiles(slots, layout)
-                    most_tiles = max(most_tiles, len(tiles) // 3)
+                    tiles = _tiles(owners, starts, layout.ends)
+                    self._tiles = max(self._tiles, len(tiles) // 3)
                     self._sections[at_layer(layer, "tiles", source)] = _Section(tiles, 0)
-                sources.append(source)
-            expanded = Layout(text.lengths + np.where(layers <= layer, self._prompts, 0))
-            self._layouts.append(expanded)
-            self._sections[at_layer(layer, "cumulative")] = _cumulative(expanded)
-            insertions.append(InsertionPoint(layer, tuple(sources)))
-        return tuple(insertions), most_tiles
+                if source is Source.EMBEDDINGS:
+                    copied = np.where(here, stage.of_entries(texts), _NO_PARENT)
+                    self._add(at_layer(layer, "parents", source), copied, _NO_PARENT)
+            self._add(at_layer(layer, "parents"), stage.of_entries(parents), _NO_PARENT)
+            self._sections[at_layer(layer, "cumulative")] = _cumulative(layout)
+            self._add(at_layer(layer, "starts"), starts, 0)
+            parents = stage.of_rows(every[: len(layout.lengths)])
+
+    def _add(self, name: str, values: Indices, tail: int) -> None:
+        self._sections[name] = _Section(_int32(values), tail)
 
     def _read(self, *, causal: bool) -> Layout:
         """Add the sections of the positions that are read; returns how many of each row are."""
-        last, pooling = self._layouts[-1], self.facts[:, Fact.POOLING]
-        first = last.ends - 1 if causal else last.starts + self._prompts
-        first = np.where(pooling == _POOLINGS[Pooling.FIRST], last.starts, first)
+        last, pooling = self._stages[-1], self.facts[:, Fact.POOLING]
+        starts, ends = last.of_rows(last.layout.starts), last.of_rows(last.layout.ends)
+        first = ends - 1 if causal else starts + self._prompts
+        first = np.where(pooling == _POOLINGS[Pooling.FIRST], starts, first)
         # A text of one token has only that to read.
-        before_last = np.maximum(last.ends - 2, last.starts + self._prompts)
+        before_last = np.maximum(ends - 2, starts + self._prompts)
         first = np.where(pooling == _POOLINGS[Pooling.BEFORE_LAST], before_last, first)
         if not self.signature.mean:
             self._sections["reads"] = _Section(_int32(first), 0)
             return Layout(np.ones_like(first))
         mean = pooling == _POOLINGS[Pooling.MEAN]
-        counts = Layout(np.where(mean, self._layouts[0].lengths, 1))
-        first = np.where(mean, last.starts + self._prompts, first)
-        within = np.arange(counts.tokens) - counts.starts.repeat(counts.lengths)
-        reads = _int32(first.repeat(counts.lengths) + within)
-        self._sections["reads"] = _Section(reads, 0)
+        counts = Layout(np.where(mean, self._text.lengths, 1))
+        first = np.where(mean, starts + self._prompts, first)
+        self._sections["reads"] = _Section(_int32(_spans(first, counts)), 0)
         self._sections["reads.cumulative"] = _cumulative(counts)
         return counts
 
-    def _cover(self, name: str, layout: Layout) -> None:
+    def _cover(self, name: str, slots: Indices, layout: Layout) -> None:
         """Add the tiles of all positions, and the slot of each if a kernel needs it."""
-        tiles = _tiles(self._slots, layout)
+        tiles = _tiles(slots, layout.starts, layout.ends)
         self._tiles = max(self._tiles, len(tiles) // 3)
         self._sections[f"{name}.tiles"] = _Section(tiles, 0)
         if self.signature.vectors:
-            self._sections[f"{name}.owners"] = self._owners(layout)
+            owners = _int32(slots).repeat(layout.lengths)
+            self._sections[f"{name}.owners"] = _Section(owners, _NO_SLOT)
 
-    def _owners(self, layout: Layout) -> _Section:
-        return _Section(_int32(self._slots).repeat(layout.lengths), _NO_SLOT)
+
+def _points(kinds: Indices) -> tuple[InsertionPoint, ...]:
+    """kinds: [rows], layer and source of each row's prompt; -1: it has none."""
+    present = sorted(set(kinds.tolist()) - {-1})
+    return tuple(
+        InsertionPoint(layer, tuple(_SOURCES[kind % len(_SOURCES)] for kind in kinds_here))
+        for layer, kinds_here in groupby(present, lambda kind: kind // len(_SOURCES))
+    )
 
 
 def _signature(insertions: tuple[InsertionPoint, ...], facts: Indices) -> Signature:
@@ -449,13 +571,16 @@ def _cumulative(layout: Layout) -> _Section:
     return _Section(layout.edges, layout.tokens)
 
 
-def _tiles(slots: Indices, layout: Layout) -> Int32:
-    """[3 * tiles]: slot, first token, end, for neighbours that share a slot."""
+def _tiles(slots: Indices, starts: Indices, ends: Indices) -> Int32:
+    """[3 * tiles]: slot, first position, end, for neighbours that share a slot.
+
+    starts, ends: [entries]. Between neighbours may be positions that nobody reads.
+    """
     changes = (slots[1:] != slots[:-1]).nonzero()[0] + 1
     firsts = np.concatenate(([0], changes))
-    owners, starts = slots[firsts], layout.starts[firsts]
-    ends = np.concatenate((starts[1:], layout.ends[-1:]))
-    # Skipped rows get no tile.
+    owners, starts = slots[firsts], starts[firsts]
+    ends = ends[np.concatenate((changes - 1, [len(slots) - 1]))]
+    # Skipped entries get no tile.
     counts = np.where(owners < 0, 0, -(-(ends - starts) // TILE))
     group = np.arange(len(counts)).repeat(counts)
     within = np.arange(len(group)) - (counts.cumsum() - counts)[group]
@@ -464,6 +589,11 @@ def _tiles(slots: Indices, layout: Layout) -> Int32:
     tiles[:, 1] = starts[group] + TILE * within
     np.minimum(tiles[:, 1] + TILE, ends[group], out=tiles[:, 2], casting="unsafe")
     return tiles.ravel()
+
+
+def _spans(starts: Indices, counted: Layout) -> Indices:
+    """start, start + 1, ... of every span; `counted` has their lengths."""
+    return (starts - counted.starts).repeat(counted.lengths) + np.arange(counted.tokens)
 
 
 def _joined(arrays: Sequence[Indices]) -> Int32:

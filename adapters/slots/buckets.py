@@ -6,7 +6,7 @@ cost more than the tokens.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from adapters.slots.batch import TILE, BatchShape, Signature
 
@@ -16,6 +16,8 @@ _SMALL = (64, 128, 256, 512, _LAUNCH_BOUND)
 _STEPS = (1.0, 1.25, 1.5, 1.75)
 # The share of text among a large bucket's positions; prompts are the rest.
 _TEXT_SHARES = (0.75, 0.82, 0.9, 1.0)
+# The same where rows have one text: the lower layers run it once.
+_SHARED_SHARES = (0.125, 0.25, 0.5)
 # The share of the prompts that are there before the last insertion, in batches with several. Rows
 # without an early prompt would otherwise cost its positions in all layers up to there.
 _EARLY_SHARES = (0.5, 1.0)
@@ -33,31 +35,50 @@ class Buckets:
         longest: positions of the longest row that any adapter takes, its prompt included.
 
     Attributes:
-        shapes: cheapest first.
+        shapes: for texts that are all different; cheapest first.
     """
 
     def __init__(self, signature: Signature, *, max_positions: int, longest: int) -> None:
-        shapes = [
-            _shape(
-                signature,
-                positions=positions,
-                tokens=int(share * positions),
-                early=early,
-                longest=row,
-            )
-            for positions in _sizes(max_positions)
-            for share in (_TEXT_SHARES if positions > _LAUNCH_BOUND else (1.0,))
-            for early in (_EARLY_SHARES if len(signature.insertions) > 1 and share < 1 else (1.0,))
-            for row in sorted({min(positions, _SHORT, longest), min(positions, longest)})
-        ]
-        self.shapes = sorted(shapes, key=cost)
+        every: dict[BatchShape, bool] = {}
+        for positions in _sizes(max_positions):
+            usual = _TEXT_SHARES if positions > _LAUNCH_BOUND else (1.0,)
+            for share in (*usual, *(_SHARED_SHARES if positions > _SHORT else ())):
+                several = len(signature.insertions) > 1 and share < 1
+                for early in _EARLY_SHARES if several else (1.0,):
+                    for row in sorted({min(positions, _SHORT, longest), min(positions, longest)}):
+                        shape = _shape(
+                            signature,
+                            positions=positions,
+                            tokens=int(share * positions),
+                            early=early,
+                            longest=row,
+                            usual=share in usual,
+                        )
+                        every[shape] = share in usual
+        self.shapes = sorted([shape for shape, usual in every.items() if usual], key=cost)
         self._costs = [cost(shape) for shape in self.shapes]
+        self._all = sorted(every, key=cost)
+        self._all_costs = [cost(shape) for shape in self._all]
 
-    def cheapest(self, needed: BatchShape) -> BatchShape | None:
-        """The cheapest bucket that holds a batch of this shape."""
+    def cheapest(
+        self,
+        needed: BatchShape,
+        *,
+        shared: bool = False,
+        among: Container[BatchShape] | None = None,
+    ) -> BatchShape | None:
+        """The cheapest bucket that holds a batch of this shape.
+
+        Args:
+            shared: rows share texts, so there may be more positions than tokens.
+            among: None: all.
+        """
+        shapes, costs = (self._all, self._all_costs) if shared else (self.shapes, self._costs)
         # Nothing cheaper than the batch itself can hold it.
-        first = bisect_left(self._costs, cost(needed))
-        return next((shape for shape in self.shapes[first:] if shape.holds(needed)), None)
+        for shape in shapes[bisect_left(costs, cost(needed)) :]:
+            if shape.holds(needed) and (among is None or shape in among):
+                return shape
+        return None
 
 
 def cost(shape: BatchShape) -> int:
@@ -77,16 +98,18 @@ def _sizes(most: int) -> Iterator[int]:
 
 
 def _shape(
-    signature: Signature, *, positions: int, tokens: int, early: float, longest: int
+    signature: Signature, *, positions: int, tokens: int, early: float, longest: int, usual: bool
 ) -> BatchShape:
     points = len(signature.insertions)
     before = tokens + int(early * (positions - tokens))
     rows = max(4, positions // _SHORTEST_MEAN)
     return BatchShape(
         rows=rows,
+        # Fewer where rows share them; an unused one costs as an unused row.
+        texts=rows if usual else max(4, tokens // _SHORTEST_MEAN),
         tokens=tokens,
         expanded=(before,) * (points - 1) + (positions,) * min(points, 1),
         reads=positions if signature.mean else rows,
         longest=longest,
-        tiles=(positions if signature.tuned else tokens) // TILE + rows,
+        tiles=positions // TILE + rows,
     )

@@ -13,7 +13,7 @@ class Places:
 
     tiles: int32 [3 * tiles]: slot, first position, end. owners: int32 [T], the slot of every
     position, -1 for the padding; None if no kernel needs it. rows: int32 [rows], the slot of every
-    row.
+    row. A row here is an entry of the sequence: of several rows with one text, one's slot.
     """
 
     tiles: Tensor

@@ -5,6 +5,9 @@ It never waits for the device, so it can be captured as a CUDA graph:
     ids -> embeddings [T, n] -> layers 0 .. m-1 -> expand, write prompts -> layers m .. L-2 ->
         last layer, only for positions that are read -> heads -> scores [rows, labels]
 
+Rows with the same text are one entry of the sequence until their adapters change it; expanding then
+copies it for each (`adapters.slots.sharing`).
+
 `Backbone.forward` computes the same in the order that suits a CPU.
 """
 
@@ -21,7 +24,16 @@ from adapters.backbone.model import Backbone
 from adapters.packed.layout import Indices
 from adapters.slots import kernels
 from adapters.slots.bank import SlotBank
-from adapters.slots.batch import BatchShape, Fact, Signature, Source, at_layer, section_slices
+from adapters.slots.batch import (
+    BatchShape,
+    Fact,
+    Signature,
+    Source,
+    at_layer,
+    section_slices,
+    weight_slices,
+    weights_end,
+)
 from adapters.slots.extents import Places, SlottedExtents
 from adapters.slots.tuning import Sizes, SlotTuning
 
@@ -78,8 +90,8 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """Results in the batch's order. scores: float32 [rows, labels]. weights: float32 [tokens], the
-    generators' token weights of the rows' texts."""
+    """scores: float32 [rows, labels], in the batch's order. weights: float32, the generators' token
+    weights at the positions after each insertion (`SlottedBatch.weighed`)."""
 
     scores: Tensor
     weights: Tensor
@@ -95,29 +107,37 @@ def run(backbone: Backbone, bank: SlotBank, inputs: Inputs, widths: Widths) -> O
     tuning = None
     if signature.tuned:
         sizes = Sizes(backbone.hidden_size, backbone.intermediate_size)
-        tuning = SlotTuning(table, signature, sizes, _places(inputs, "reads", slots))
+        tuning = SlotTuning(table, signature, sizes, _places(inputs, "reads", "slots"))
 
     def extents_of(name: str, cumulative: Tensor) -> SlottedExtents:
-        places = _places(inputs, name, slots) if signature.tuned else None
+        places = _places(inputs, name, f"{name}.slots") if signature.tuned else None
         return SlottedExtents(cumulative, shape.longest, next(lengths, None), places)
 
     extents = extents_of("text", text)
     embeddings = _embed(backbone, table, sections)
     hidden, layer = embeddings, 0
-    weights = torch.empty(shape.tokens, dtype=torch.float32, device=hidden.device)
-    for point, positions in zip(signature.insertions, shape.expanded, strict=True):
+    size, places = weights_end(shape), weight_slices(shape)
+    all_weights = torch.empty(size, dtype=torch.float32, device=hidden.device)
+    for point, positions, place in zip(signature.insertions, shape.expanded, places, strict=True):
+        weights = all_weights[place]
         hidden = backbone.run_layers(hidden, layer, point.layer, extents, tuning)
         layer = point.layer
-        bottlenecks = []
+        before, after = extents.cumulative, sections[at_layer(layer, "cumulative")]
+        hidden = kernels.expand(
+            hidden, before, after, sections[at_layer(layer, "parents")], positions=positions
+        )
+        extents = extents_of(f"layer{layer}", after)
+        prompts = []
         for source in point.sources:
             here = sections[at_layer(layer, "slots", source)]
             # The vectors of a static prompt are a bias: no bottleneck is read.
             bottleneck = weights.new_empty(shape.rows, 0)
             if source is not Source.STATIC:
-                states, starts = hidden, extents.cumulative
+                states = hidden
                 if source is Source.EMBEDDINGS:
-                    states, starts = embeddings, text
-                texts = kernels.Texts(here, starts, text)
+                    parents = sections[at_layer(layer, "parents", source)]
+                    states = kernels.expand(embeddings, text, after, parents, positions=positions)
+                texts = kernels.Texts(here, sections[at_layer(layer, "starts")], after[1:])
                 queries = kernels.grouped_project(
                     states, table, sections[at_layer(layer, "tiles", source)]
                 )
@@ -128,25 +148,22 @@ def run(backbone: Backbone, bank: SlotBank, inputs: Inputs, widths: Widths) -> O
                 bottleneck = kernels.bottlenecks(pooled, here, table, width=widths.bottleneck)
                 if signature.routed:
                     kernels.route(bottleneck, here, table)
-            bottlenecks.append((bottleneck, here))
-        before, after = extents.cumulative, sections[at_layer(layer, "cumulative")]
-        hidden = kernels.expand(hidden, before, after, positions=positions)
-        extents = extents_of(f"layer{layer}", after)
-        for bottleneck, here in bottlenecks:
+            prompts.append((bottleneck, here))
+        for bottleneck, here in prompts:
             kernels.write_prompts(bottleneck, here, table, hidden, after, width=widths.prompt)
     hidden = backbone.run_layers(hidden, layer, backbone.layers - 1, extents, tuning)
     states = backbone.read(hidden, sections["reads"].long(), extents, tuning)
     if signature.mean:
         states = _means(states, sections["reads.cumulative"])
     logits = kernels.logits(states, slots, table, width=widths.labels, dense=widths.dense)
-    return Outputs(kernels.scores(logits, slots, table), weights)
+    return Outputs(kernels.scores(logits, slots, table), all_weights)
 
 
-def _places(inputs: Inputs, name: str, slots: Tensor) -> Places:
-    """Of the text, the sequence after an insertion, or what is read."""
+def _places(inputs: Inputs, name: str, slots: str) -> Places:
+    """Of the text, the sequence after an insertion, or what is read. slots: a section."""
     sections = inputs.sections
     owners = sections[f"{name}.owners"] if inputs.signature.vectors else None
-    return Places(sections[f"{name}.tiles"], owners, slots)
+    return Places(sections[f"{name}.tiles"], owners, sections[slots])
 
 
 def _embed(backbone: Backbone, table: Tensor, sections: Mapping[str, Tensor]) -> Tensor:
@@ -168,5 +185,5 @@ def _means(states: Tensor, cumulative: Tensor) -> Tensor:
     owners = torch.searchsorted(cumulative[1:], positions, right=True).clamp(max=len(counts) - 1)
     shares = counts.reciprocal()[owners]
     # Slot 0 for every row: none is skipped.
-    texts = kernels.Texts(torch.zeros_like(counts), cumulative, cumulative)
+    texts = kernels.Texts(torch.zeros_like(counts), cumulative, cumulative[1:])
     return kernels.weighted_sums(shares, states, texts)

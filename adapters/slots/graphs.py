@@ -15,13 +15,15 @@ from torch import Tensor
 from adapters.backbone.model import Backbone
 from adapters.slots.bank import SlotBank
 from adapters.slots.batch import BatchShape, Signature, SlottedBatch, blank_array
-from adapters.slots.buckets import Buckets
+from adapters.slots.buckets import Buckets, cost
 from adapters.slots.forward import Inputs, Outputs, Widths, run
 
 logger = logging.getLogger(__name__)
 
 # A bucket that was not captured at the start is captured when this many batches have needed it.
 _CAPTURE_AFTER = 16
+# A graph that costs so many times what would do is still quicker than launching kernel by kernel.
+_LARGER = 2
 # At most this many signatures have graphs, because every graph keeps device memory.
 _MAX_SIGNATURES = 12
 # Signatures whose batches are counted. Beyond that, all counts start anew.
@@ -68,7 +70,10 @@ class CudaGraphs:
         return len(self._graphs)
 
     def capture_all(self, signature: Signature) -> None:
-        """Capture every bucket of a signature, largest first: the small ones reuse its memory."""
+        """Capture every bucket for different texts, largest first: the small ones reuse its memory.
+
+        Those for texts that rows share follow when they are needed.
+        """
         for shape in reversed(self._buckets_of(signature).shapes):
             self._capture(signature, shape)
 
@@ -76,6 +81,7 @@ class CudaGraphs:
         """The bucket whose graph can run this batch; None if there is none.
 
         A bucket that is needed often enough is captured here, which takes tens of milliseconds.
+        Until then the graph of a bucket that is not much larger will do.
         """
         signature = batch.signature
         if not self._widths.holds(widths):
@@ -83,14 +89,17 @@ class CudaGraphs:
         # A signature takes one of the places only with its first graph: rare ones come and go.
         if signature not in self._captured and len(self._captured) >= _MAX_SIGNATURES:
             return None
-        bucket = self._buckets_of(signature).cheapest(batch.shape)
-        if bucket is None:
-            return None
-        if (signature, bucket) not in self._graphs:
-            self._misses[signature, bucket] += 1
-            if self._misses[signature, bucket] < _CAPTURE_AFTER:
-                return None
-            self._capture(signature, bucket)
+        buckets = self._buckets_of(signature)
+        shared = batch.shared is not None
+        bucket = buckets.cheapest(batch.shape, shared=shared)
+        if bucket is None or (signature, bucket) in self._graphs:
+            return bucket
+        self._misses[signature, bucket] += 1
+        if self._misses[signature, bucket] < _CAPTURE_AFTER:
+            there = {shape for known, shape in self._graphs if known == signature}
+            larger = buckets.cheapest(batch.shape, shared=shared, among=there)
+            return larger if larger and cost(larger) <= _LARGER * cost(bucket) else None
+        self._capture(signature, bucket)
         return bucket
 
     def replay(self, signature: Signature, bucket: BatchShape, array: Tensor) -> Outputs:

@@ -4,10 +4,10 @@ Every row of a batch names a slot, and the slot table (`adapters.slots.bank.Colu
 slot's weights are and how large. One launch therefore serves any mixture of adapters, prompt
 lengths, bottlenecks and label counts, without padding and without a loop over adapters. The sizes
 of all launches follow from the batch's shape alone, so they can be captured as a CUDA graph. A row
-whose slot is negative is skipped.
+or entry whose slot is negative is skipped.
 
-Sequences are flat. A row's number of tokens is the difference of two neighbours in
-`Texts.cumulative`. Formulas: `adapters.packed.prompt`.
+Sequences are flat: one entry follows another, each a row or several rows with the same text
+(`adapters.slots.sharing`). Formulas: `adapters.packed.prompt`.
 """
 
 import math
@@ -33,11 +33,11 @@ _BLOCKS = {
 
 
 class Texts(NamedTuple):
-    """The rows that a kernel works on: int32 on the device."""
+    """The texts in a sequence that a kernel works on: int32 on the device, [entries] each."""
 
-    slots: Tensor  # [rows]
-    starts: Tensor  # [rows + 1], in the sequence that the kernel reads
-    cumulative: Tensor  # [rows + 1], starts of the texts among the text tokens alone
+    slots: Tensor
+    starts: Tensor
+    ends: Tensor
 
 
 # For each matrix, the column of the table that names the activation after it.
@@ -54,10 +54,10 @@ def grouped_project(source: Tensor, table: Tensor, tiles: Tensor) -> Tensor:
 
     Args:
         source: [T, n]
-        tiles: int32 [3 * tiles]: slot, first token, end; an empty tile does nothing.
+        tiles: int32 [3 * tiles]: slot, first position, end; an empty tile does nothing.
 
     Returns:
-        [T, n]; undefined for tokens without a tile.
+        [T, n]; undefined for positions without a tile.
     """
     n = source.shape[1]
     projected = torch.empty_like(source)
@@ -90,8 +90,8 @@ def write_token_weights(
     """The mean of the softmax's rows, or the first token alone, for all texts not skipped.
 
     Args:
-        queries, keys: [T, n], laid out by `texts.starts`.
-        weights: float32 [text tokens], laid out by `texts.cumulative`: written to.
+        queries, keys: [T, n]
+        weights: float32 [T]: written to.
         longest: no text has more tokens.
     """
     n = keys.shape[1]
@@ -114,7 +114,11 @@ def write_token_weights(
 
 
 def weighted_sums(weights: Tensor, source: Tensor, texts: Texts) -> Tensor:
-    """w^T E of every text: float32 [rows, n]; undefined for skipped rows."""
+    """w^T E of every text: float32 [entries, n]; undefined for those skipped.
+
+    Args:
+        weights: float32 [T]. source: [T, n].
+    """
     n = source.shape[1]
     rows = len(texts.slots)
     sums = torch.empty(rows, n, dtype=torch.float32, device=source.device)
@@ -125,27 +129,32 @@ def weighted_sums(weights: Tensor, source: Tensor, texts: Texts) -> Tensor:
     return sums
 
 
-def expand(source: Tensor, before: Tensor, after: Tensor, *, positions: int) -> Tensor:
-    """Copy the rows with gaps: room for a prompt in front of every row that gets one.
+def expand(
+    source: Tensor, before: Tensor, after: Tensor, parents: Tensor, *, positions: int
+) -> Tensor:
+    """Copy every entry to its places, each with a gap in front of it if a prompt is inserted there.
 
     Args:
         source: [T, n], laid out by `before`.
-        before, after: int32 [rows + 1]: where rows start in `source` and in the result.
+        before: int32 [entries + 1]: where entries start in `source`.
+        after: int32 [more entries + 1]: where entries start in the result.
+        parents: int32 [more entries]: from which entry of `source` each comes; -1: nothing is
+            copied.
 
     Returns:
-        [positions, n]; undefined in the gaps and after the last row.
+        [positions, n]; undefined where nothing was copied to.
     """
     n = source.shape[1]
     expanded = torch.empty(positions, n, dtype=source.dtype, device=source.device)
     columns = min(256, triton.next_power_of_2(n))
-    triton_tokens.expand[(len(before) - 1, triton.cdiv(n, columns))](
-        source, before, after, expanded, N=n, ROWS=16, COLUMNS=columns
+    triton_tokens.expand[(len(parents), triton.cdiv(n, columns))](
+        source, before, after, parents, expanded, N=n, ROWS=16, COLUMNS=columns
     )
     return expanded
 
 
 def bottlenecks(pooled: Tensor, slots: Tensor, table: Tensor, *, width: int) -> Tensor:
-    """act(x W_down + b_down): float32 [rows, width], defined up to each slot's own width."""
+    """act(x W_down + b_down): float32 [entries, width], defined up to each slot's own width."""
     out = torch.empty(len(slots), width, dtype=torch.float32, device=pooled.device)
     _rowwise_linear(pooled, slots, table, out, Column.DOWN, width=width)
     return out

@@ -94,7 +94,7 @@ def normalizers(
     keys,
     slots,
     starts,
-    cumulative,
+    ends,
     normalizers,
     N: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -104,12 +104,12 @@ def normalizers(
     row = tl.program_id(0)
     if tl.load(slots + row) < 0:
         return
-    text = tl.load(cumulative + row)
-    length = tl.load(cumulative + row + 1) - text
+    first = tl.load(starts + row)
+    length = tl.load(ends + row) - first
     within = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     if tl.program_id(1) * BLOCK >= length:
         return
-    start = tl.load(starts + row).to(tl.int64)
+    start = first.to(tl.int64)
     here = within < length
     highest = tl.full([BLOCK], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
@@ -124,7 +124,7 @@ def normalizers(
         total = total * tl.exp(highest - higher) + tl.sum(tl.exp(block - higher[:, None]), 1)
         highest = higher
         other += BLOCK
-    tl.store(normalizers + text + within, highest + tl.log(total), mask=here)
+    tl.store(normalizers + start + within, highest + tl.log(total), mask=here)
 
 
 @triton.jit
@@ -133,7 +133,7 @@ def column_means(
     keys,
     slots,
     starts,
-    cumulative,
+    ends,
     table,
     table_stride,
     normalizers,
@@ -151,12 +151,12 @@ def column_means(
     slot = tl.load(slots + row).to(tl.int64)
     if slot < 0:
         return
-    text = tl.load(cumulative + row)
-    length = tl.load(cumulative + row + 1) - text
+    first = tl.load(starts + row)
+    length = tl.load(ends + row) - first
     within = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     if tl.program_id(1) * BLOCK >= length:
         return
-    start = tl.load(starts + row).to(tl.int64)
+    start = first.to(tl.int64)
     here = within < length
     total = tl.zeros([BLOCK], tl.float32)
     other = 0
@@ -165,13 +165,13 @@ def column_means(
         block = _block_scores(
             queries, keys, start + across, start + within, across < length, here, N, BLOCK, DEPTH
         )
-        normalizer = tl.load(normalizers + text + across, mask=across < length, other=float("inf"))
+        normalizer = tl.load(normalizers + start + across, mask=across < length, other=float("inf"))
         total += tl.sum(tl.exp(block - normalizer[:, None]), 0)
         other += BLOCK
     share = total / length
     if tl.load(table + slot * table_stride + FIRST_TOKEN) != 0:
         share = tl.where(within == 0, 1.0, 0.0)
-    tl.store(weights + text + within, share, mask=here)
+    tl.store(weights + start + within, share, mask=here)
 
 
 @triton.jit
@@ -180,7 +180,7 @@ def weighted_sums(
     source,
     slots,
     starts,
-    cumulative,
+    ends,
     out,
     N: tl.constexpr,
     ROWS: tl.constexpr,
@@ -189,9 +189,9 @@ def weighted_sums(
     row = tl.program_id(0)
     if tl.load(slots + row) < 0:
         return
-    text = tl.load(cumulative + row)
-    length = tl.load(cumulative + row + 1) - text
-    start = tl.load(starts + row).to(tl.int64)
+    first = tl.load(starts + row)
+    length = tl.load(ends + row) - first
+    start = first.to(tl.int64)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     wide = columns < N
     total = tl.zeros([COLUMNS], tl.float32)
@@ -199,7 +199,7 @@ def weighted_sums(
     while token < length:
         within = token + tl.arange(0, ROWS)
         here = within < length
-        share = tl.load(weights + text + within, mask=here, other=0.0)
+        share = tl.load(weights + start + within, mask=here, other=0.0)
         states = tl.load(
             source + (start + within)[:, None] * N + columns[None, :],
             mask=here[:, None] & wide[None, :],
@@ -211,12 +211,24 @@ def weighted_sums(
 
 
 @triton.jit
-def expand(source, before, after, out, N: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    row = tl.program_id(0)
-    start = tl.load(before + row).to(tl.int64)
-    length = tl.load(before + row + 1) - start
-    # The room for a prompt is in front of the row.
-    target = tl.load(after + row + 1).to(tl.int64) - length
+def expand(
+    source,
+    before,
+    after,
+    parents,
+    out,
+    N: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    entry = tl.program_id(0)
+    parent = tl.load(parents + entry)
+    if parent < 0:
+        return
+    start = tl.load(before + parent).to(tl.int64)
+    length = tl.load(before + parent + 1) - start
+    # The room for a prompt is in front of the entry.
+    target = tl.load(after + entry + 1).to(tl.int64) - length
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     wide = columns < N
     token = 0

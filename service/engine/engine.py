@@ -359,7 +359,7 @@ def _on_the_loop(report: Callable[[ImageEvent], None]) -> Callable[[ImageEvent],
 
 def _make_runner(backbone: Backbone, settings: EngineSettings) -> Runner:
     if backbone.device.type != "cuda":
-        return PackedRunner(backbone, lanes=settings.lanes)
+        return PackedRunner(backbone, lanes=settings.lanes, sharing=settings.sharing)
     try:
         # Imported here: its kernels need a compiler that only PyTorch for CUDA brings.
         from service.engine.runners.slotted import SlottedRunner
@@ -368,12 +368,13 @@ def _make_runner(backbone: Backbone, settings: EngineSettings) -> Runner:
             backbone,
             slots=settings.max_active_adapters + _TRIAL_SLOTS,
             max_tokens=settings.max_batch_tokens,
+            sharing=settings.sharing,
         )
         runner.check()
     except Exception:
         # An untried device or compiler must still serve, if slowly.
         logger.exception("the slot kernels cannot be used on this device: adapters run one by one")
-        return PackedRunner(backbone)
+        return PackedRunner(backbone, sharing=settings.sharing)
     return runner
 
 

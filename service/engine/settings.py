@@ -20,6 +20,7 @@ class EngineSettings:
     lanes: batches that a CPU runs side by side, each on its share of the cores.
     stall_seconds: when a batch runs longer than this, the engine is not live.
     adapter_weights: shares of the device by adapter name, 1 for all others.
+    sharing: whether rows of a batch with the same text share their lower layers.
     """
 
     max_batch_tokens: int = 16384
@@ -33,6 +34,7 @@ class EngineSettings:
     lanes: int = 1
     stall_seconds: float = 60.0
     adapter_weights: Mapping[str, float] = field(default_factory=dict)
+    sharing: bool = True
 
     def __post_init__(self) -> None:
         if self.stall_seconds <= 0:

@@ -111,29 +111,35 @@ def check(
     expected = classify(backbone, backbone.pack(rows_of(prepared, encodings)), prepared)
     batch = batch_of(backbone, [(item, adapters[index], slots[index]) for index, item in encodings])
     outputs = answers_of(backbone, bank_of(backbone, adapters, slots), batch, tail=tail)
-    ends = np.cumsum(batch.lengths[0])
+    shape = tailed(batch, tail)
     for position, original in enumerate(batch.order.tolist()):
-        answer, length = expected[original], len(encodings[original][1])
+        answer = expected[original]
         scores = outputs.scores[position].numpy()
         labels = len(answer.scores)
         np.testing.assert_allclose(scores[:labels], answer.scores, rtol=0, atol=SAME)
         assert not scores[labels:].any()
-        weights = outputs.weights[ends[position] - length : ends[position]].numpy()
         assert batch.explained[position] == (len(answer.token_weights) > 0)
         if batch.explained[position]:
+            weights = outputs.weights[batch.weighed(shape)[position]].numpy()
             np.testing.assert_allclose(weights, answer.token_weights, rtol=0, atol=SAME)
 
 
-def answers_of(backbone: Backbone, bank: SlotBank, batch: SlottedBatch, *, tail: int) -> Outputs:
+def tailed(batch: SlottedBatch, tail: int) -> BatchShape:
+    """A larger shape."""
     need = batch.shape
-    shape = BatchShape(
+    return BatchShape(
         rows=need.rows + tail,
+        texts=need.texts + tail // 2,
         tokens=need.tokens + 3 * tail,
         expanded=tuple(item + 5 * tail for item in need.expanded),
         reads=need.reads + (5 * tail if batch.signature.mean else tail),
         longest=need.longest + 2 * tail,
         tiles=need.tiles + tail,
     )
+
+
+def answers_of(backbone: Backbone, bank: SlotBank, batch: SlottedBatch, *, tail: int) -> Outputs:
+    shape = tailed(batch, tail)
     # The previous content of the memory must not matter.
     array = np.full(array_size(shape, batch.signature), 7, dtype=np.int32)
     batch.write(array, shape)

@@ -34,13 +34,15 @@ class PackedRunner:
 
     Args:
         lanes: batches that run side by side, each on its share of torch's threads.
+        sharing: whether rows with the same text share their lower layers.
     """
 
     launches_ahead = False
     form = "packed"
 
-    def __init__(self, backbone: Backbone, *, lanes: int = 1) -> None:
+    def __init__(self, backbone: Backbone, *, lanes: int = 1, sharing: bool = True) -> None:
         self.backbone = backbone
+        self._sharing = sharing
         self.lanes = lanes
         self.embedder: DeviceAdapter = embedder(backbone)
         self._threads = max(1, torch.get_num_threads() // lanes)
@@ -91,7 +93,9 @@ class PackedRunner:
             ]
         )
         started = perf_counter()
-        classified, generator_seconds = classify_timed(self.backbone, batch, adapters)
+        classified, generator_seconds = classify_timed(
+            self.backbone, batch, adapters, sharing=self._sharing
+        )
         seconds = perf_counter() - started
         spoil_scores(classified[0].scores)
         outcomes = [_outcome(row, one) for row, one in zip(rows, classified, strict=True)]

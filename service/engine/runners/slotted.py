@@ -24,12 +24,14 @@ from adapters.format.spec import AdapterSpec, AttentionPrompt, LoraTuning, Site,
 from adapters.layers.attention import VARLEN_DTYPES
 from adapters.slots.bank import ActiveAdapter, AdapterImage, SlotBank, image_of
 from adapters.slots.batch import (
+    BatchShape,
     Fact,
     InsertionPoint,
     Signature,
     SlottedBatch,
     Source,
     array_size,
+    weights_end,
 )
 from adapters.slots.forward import Inputs, Outputs, Widths, run
 from adapters.slots.graphs import CudaGraphs
@@ -70,7 +72,7 @@ class _Launched:
     """A batch on the device.
 
     scores, weights: in `piece`, which goes back to `memory`. weights: None if no row wants them.
-    done: recorded after the copies of scores and weights.
+    done: recorded after the copies of scores and weights. shape: that the batch was written for.
     """
 
     batch: SlottedBatch
@@ -82,6 +84,7 @@ class _Launched:
     graphs: int
     memory: PinnedMemory
     piece: Tensor
+    shape: BatchShape
 
     def is_done(self) -> bool:
         try:
@@ -114,13 +117,17 @@ class _Launched:
         for index, row, width, is_finite in zip(order, scores, labels, finite, strict=True):
             if is_finite:
                 outcomes[index] = RowResult(row[:width])
+        if batch.shared is not None:
+            for position in batch.shared.nonzero()[0].tolist():
+                if isinstance(outcome := outcomes[order[position]], RowResult):
+                    outcome.shared = True
         if self.weights is not None:
-            # One array for all rows, each as long as its text.
-            pieces = np.split(self.weights.numpy().copy(), np.cumsum(batch.lengths[0])[:-1])
-            for index, piece, reads in zip(order, pieces, batch.explained.tolist(), strict=True):
+            # One array for all rows.
+            weights, places = self.weights.numpy().copy(), batch.weighed(self.shape)
+            for index, place, reads in zip(order, places, batch.explained.tolist(), strict=True):
                 outcome = outcomes[index]
                 if self.rows[index].explain and isinstance(outcome, RowResult):
-                    outcome.token_weights = piece if reads else piece[:0]
+                    outcome.token_weights = weights[place] if reads else weights[:0]
         return outcomes
 
 
@@ -130,14 +137,18 @@ class SlottedRunner:
     Args:
         slots: adapters on the device at once.
         max_tokens: tokens of a batch, prompts included.
+        sharing: whether rows with the same text share what they can.
     """
 
     launches_ahead = True
     lanes = 1
     form = "slotted"
 
-    def __init__(self, backbone: Backbone, *, slots: int, max_tokens: int) -> None:
+    def __init__(
+        self, backbone: Backbone, *, slots: int, max_tokens: int, sharing: bool = True
+    ) -> None:
         self.backbone = backbone
+        self._sharing = sharing
         device, n = backbone.device, backbone.hidden_size
         self.embedder: DeviceAdapter = embedder(backbone)
         self._bank = SlotBank(slots, device=device)
@@ -237,7 +248,7 @@ class SlottedRunner:
         )
         for index, answer in zip(embedded, classify(self.backbone, batch, [adapter]), strict=True):
             if np.isfinite(answer.scores).all():
-                outcomes[index] = RowResult(answer.scores)
+                outcomes[index] = RowResult(answer.scores, shared=answer.shared_layers > 0)
         passes, graphs = 1, 0
         if others:
             rest = self._launch([rows[index] for index in others]).wait()
@@ -273,15 +284,17 @@ class SlottedRunner:
             slots,
             self._bank.facts[slots],
             causal=self.backbone.family.causal,
+            sharing=self._sharing,
         )
         widths = Widths.of(batch.facts, hidden_size=self.backbone.hidden_size)
         bucket = None if self._graphs is None else self._graphs.bucket_for(batch, widths)
+        shape, count = bucket or batch.shape, batch.shape.rows
         explained = any(row.explain for row in rows)
-        size, count = array_size(bucket or batch.shape, batch.signature), batch.shape.rows
-        scores_size, weights_size = count * widths.labels, batch.shape.tokens * explained
+        size, scores_size = array_size(shape, batch.signature), count * widths.labels
+        weights_size = weights_end(shape) * explained
         piece = self._memory.take(4 * (size + scores_size + weights_size))
         array, rest = piece.view(torch.int32)[:size], piece.view(torch.float32)[size:]
-        batch.write(array.numpy(), bucket or batch.shape)
+        batch.write(array.numpy(), shape)
         if bucket is not None and self._graphs is not None:
             outputs = self._graphs.replay(batch.signature, bucket, array)
         else:
@@ -292,7 +305,7 @@ class SlottedRunner:
         weights = None
         if explained:
             weights = rest[scores_size : scores_size + weights_size]
-            weights.copy_(outputs.weights[:weights_size], non_blocking=True)
+            weights.copy_(outputs.weights, non_blocking=True)
         done.record()
         return _Launched(
             batch,
@@ -304,6 +317,7 @@ class SlottedRunner:
             int(bucket is not None),
             self._memory,
             piece,
+            shape,
         )
 
     def _run_eagerly(self, batch: SlottedBatch, array: Tensor, widths: Widths) -> Outputs:
