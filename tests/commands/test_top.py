@@ -157,7 +157,7 @@ def test_what_top_asks_for_is_all_that_the_panels_read(live: RunningService) -> 
         else:
             assert mine == full
     assert running(some) == running(everything)
-    assert len(asked) < len(whole) / 2
+    assert len(asked) < len(whole)
 
 
 def test_one_view_is_printed_without_a_terminal(live: RunningService) -> None:
