@@ -124,7 +124,8 @@ def _serve_in_this_process(settings: Settings, listener: socket.socket) -> None:
 
     log_service_links(os.environ)
     log_access(settings)
-    registry = CollectorRegistry()
+    # That of the process has no names to be found by.
+    registry = CollectorRegistry(support_collectors_without_names=True)
     ProcessCollector(registry=registry)
     metrics = Metrics(registry, routes=route_paths(), error_types=error_types())
     app = create_app(settings, local_backend(settings, metrics), metrics)

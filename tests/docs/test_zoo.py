@@ -1,6 +1,7 @@
 """The zoo fits the default backbone, and its reports say what its files do."""
 
 import json
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -28,3 +29,14 @@ def test_the_zoo_fits_the_default_backbone_and_says_where_it_comes_from() -> Non
         measured = provenance.metrics["test_accuracy"]
         assert measured == pytest.approx(report["test"]["accuracy"], abs=1e-6)
         assert measured >= LEAST_ACCURACY[name]
+
+
+def test_every_adapter_has_a_card_that_is_about_this_file() -> None:
+    for name in LEAST_ACCURACY:
+        card, content = (ZOO / f"{name}.md").read_text(), (ZOO / f"{name}.safetensors").read_bytes()
+        report = json.loads((ZOO / f"{name}.json").read_text())
+        assert f"| revision (sha256 of the file) | `{sha256(content).hexdigest()}` |" in card
+        assert f"| bytes | {len(content)} |" in card
+        assert f"this adapter **{report['test']['accuracy']:.4f}**" in card
+        assert f"always the most frequent label {report['majority']:.4f}." in card
+        assert ".venv/bin/python -m service serve\n" in card

@@ -197,7 +197,7 @@ def test_the_table_names_every_metric_and_api_page_has_it() -> None:
 
 
 def test_metrics_of_the_process_can_be_asked_for_by_name() -> None:
-    registry = CollectorRegistry()
+    registry = CollectorRegistry(support_collectors_without_names=True)
     metrics = Metrics(registry, routes=["/v1/predict"], error_types=["overloaded"])
     ProcessCollector(registry=registry)
     wanted = ["process_resident_memory_bytes", "idspam_waiting_tokens", "process_no_such"]
