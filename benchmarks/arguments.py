@@ -50,17 +50,21 @@ def add_backbone_argument(parser: ArgumentParser) -> None:
     )
 
 
-def add_device_arguments(parser: ArgumentParser, *, dtype: str = "auto", int8: bool = True) -> None:
-    """`--device` and `--dtype`. int8: whether that is a choice."""
+def add_device_arguments(
+    parser: ArgumentParser, *, dtype: str = "auto", narrow: bool = True
+) -> None:
+    """`--device` and `--dtype`. narrow: whether int8 and float8 are choices."""
     parser.add_argument("--device", default="auto")
-    choices = ["auto", "float32", "bfloat16", *(["int8"] if int8 else [])]
+    choices = ["auto", "float32", "bfloat16", *(["int8", "float8"] if narrow else [])]
     parser.add_argument("--dtype", choices=choices, default=dtype)
 
 
-def add_model_arguments(parser: ArgumentParser, *, dtype: str = "auto", int8: bool = True) -> None:
+def add_model_arguments(
+    parser: ArgumentParser, *, dtype: str = "auto", narrow: bool = True
+) -> None:
     """`--backbone`, `--device` and `--dtype`."""
     add_backbone_argument(parser)
-    add_device_arguments(parser, dtype=dtype, int8=int8)
+    add_device_arguments(parser, dtype=dtype, narrow=narrow)
 
 
 def add_workers_argument(parser: ArgumentParser) -> None:

@@ -53,7 +53,7 @@ SIMULATED = (1, 2, 4, 8, 16, 64, 256, 1000)
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    add_model_arguments(parser, dtype="float32", int8=False)
+    add_model_arguments(parser, dtype="float32", narrow=False)
     add_workers_argument(parser)
     parser.add_argument("--replicas", type=counts, default=[1, 2, 4], help="as 1,2,4")
     parser.add_argument("--stores", nargs="+", choices=STORES, default=list(STORES))

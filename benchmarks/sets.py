@@ -37,12 +37,14 @@ SETS: Mapping[str, Mapping[str, str]] = MappingProxyType(
         "gpu": {
             "engine-base": f"engine {_BASE} --adapters 1,64,256,1024",
             "kinds-base": f"kinds {_BASE} --adapters 256",
+            "types-base": "types --backbone roberta-base --device cuda --seconds 1",
             "latency-base": f"latency {_BASE}",
             "http-base": f"http {_BASE} --workers 12 --adapters 256 --clients 3 --connections 64 "
             "--bulk-connections 64",
             "adapters-base": f"adapters {_BASE} --stored 10000 --slots 512",
             "swap-base": f"swap {_BASE} --workers 4 --uploads 1000",
             "engine-large": f"engine {_LARGE} --adapters 1,64,256,1024",
+            "types-large": "types --backbone roberta-large --device cuda --seconds 1",
             "latency-large": f"latency {_LARGE}",
             "training-base": "training --backbone roberta-base --device cuda",
         },

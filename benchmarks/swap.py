@@ -99,7 +99,7 @@ class Tally:
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    add_model_arguments(parser, dtype="float32", int8=False)
+    add_model_arguments(parser, dtype="float32", narrow=False)
     add_workers_argument(parser)
     parser.add_argument("--uploads", type=at_least(1), default=200)
     parser.add_argument("--revisions", type=at_least(1), default=2, help="that take turns")

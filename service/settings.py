@@ -268,11 +268,12 @@ class Settings:
         "as `cuda:0,cuda:1` or `cuda:all`, with workers ([processes.md](processes.md#devices))",
     )
     dtype: str = _setting(
-        _one_of("auto", "float32", "bfloat16", "int8"),
+        _one_of("auto", "float32", "bfloat16", "int8", "float8"),
         "auto",
         "type",
         "`auto` is bfloat16 where the device computes it natively and the parity check "
-        "passes, else float32. `int8`: the layers' products, on a CPU with VNNI or AMX",
+        "passes, else float32. `int8`: the layers' products, on a CPU with VNNI or AMX. `float8`: "
+        "the same on a GPU with FP8 tensor cores",
     )
     host: str = _setting(
         _text,

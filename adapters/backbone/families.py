@@ -218,8 +218,8 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 
-# Their layers are BERT's (`adapters.layers.bert`).
-INT8_FAMILIES = ("bert", "electra", "roberta", "xlm-roberta")
+# Their layers are BERT's (`adapters.layers.bert`): int8 and float8 run no others.
+BERT_FAMILIES = ("bert", "electra", "roberta", "xlm-roberta")
 
 
 def family_of(config: Any) -> Family:

@@ -55,6 +55,10 @@ MAX_ANSWER_ERROR = 0.05
 # The default backbone's is 0.094, so `auto` would not take int8. Who asks for it gets a warning
 # beyond this.
 USUAL_INT8_ERROR = 0.2
+# float8 beside bfloat16. Beyond the first, a warning; beyond the second the start stops: answers
+# would have nothing to do with the backbone's.
+USUAL_FLOAT8_ERROR = 0.25
+MAX_FLOAT8_ERROR = 0.7
 _PROBES = (
     "",
     "ok",
@@ -89,7 +93,10 @@ _FAMILY_FIELDS = (
     "scale_attn_by_inverse_layer_idx",
 )
 
-TYPES = ("auto", "float32", "bfloat16", "int8")
+# GPUs whose tensor cores multiply float8: Ada, Hopper and later.
+_FLOAT8_CAPABILITY = (8, 9)
+
+TYPES = ("auto", "float32", "bfloat16", "int8", "float8")
 
 
 def load_backbone(
@@ -101,20 +108,20 @@ def load_backbone(
         name: the default backbone's name, a folder, or a hub name, optionally `name@revision`.
         device: `auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, ...
         dtype: `float32`, `bfloat16`, `int8` (the products of the layers; everything else is in
-            float32), or `auto`: bfloat16 if the device computes it natively and answers stay
-            within `MAX_ANSWER_ERROR`, else float32.
+            float32), `float8` (the same, everything else is in bfloat16), or `auto`: bfloat16 if
+            the device computes it natively and answers stay within `MAX_ANSWER_ERROR`, else
+            float32.
 
     Raises:
         UnsupportedBackbone: the family cannot run packed batches.
         UnusableBackbone: missing, incomplete or unexpected files; an unknown device or dtype; int8
-            where the hardware or the family cannot run it.
+            or float8 where the hardware or the family cannot run it.
     """
     if dtype not in TYPES:
         raise UnusableBackbone(f"dtype {dtype!r}: expected {', '.join(TYPES[:-1])} or {TYPES[-1]}")
     # Before anything is read: what this machine lacks is refused at once.
     target = resolve_device(device)
-    if dtype == "int8":
-        check_int8(target)
+    check_type(dtype, target)
     return place(load_on_cpu(name), device=device, dtype=dtype)
 
 
@@ -139,10 +146,12 @@ def load_on_cpu(name: str) -> Backbone:
 def place(backbone: Backbone, *, device: str, dtype: str) -> Backbone:
     """Move a backbone to a device, and cast it: arguments and errors as of `load_backbone`."""
     target = resolve_device(device)
-    if dtype == "int8":
-        check_int8(target)
-        return _in_int8(backbone.to(device=target))
+    check_type(dtype, target)
     backbone = backbone.to(device=target)
+    if dtype == "int8":
+        return _in_int8(backbone)
+    if dtype == "float8":
+        return _in_float8(backbone)
     if dtype == "bfloat16" or (dtype == "auto" and computes_bfloat16(target)):
         backbone = _in_bfloat16(backbone, checked=dtype == "auto")
     return backbone
@@ -178,6 +187,17 @@ def computes_bfloat16(device: torch.device) -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
+def check_type(dtype: str, device: torch.device) -> None:
+    """
+    Raises:
+        UnusableBackbone: the device or this installation cannot compute in int8 or float8.
+    """
+    if dtype == "int8":
+        check_int8(device)
+    if dtype == "float8":
+        check_float8(device)
+
+
 def check_int8(device: torch.device) -> None:
     """
     Raises:
@@ -205,6 +225,31 @@ def int8_lack() -> str | None:
         return "needs a build of torch with oneDNN"
     if importlib.util.find_spec("numba") is None:
         return "needs the package numba: pip install numba (the extra int8)"
+    return None
+
+
+def check_float8(device: torch.device) -> None:
+    """
+    Raises:
+        UnusableBackbone: the device or this installation cannot compute in float8.
+    """
+    if (lack := float8_lack(device)) is not None:
+        raise UnusableBackbone(f"dtype 'float8': {lack}")
+
+
+def float8_lack(device: torch.device) -> str | None:
+    """What a device or this installation lacks to compute in float8; None: nothing."""
+    least = ".".join(map(str, _FLOAT8_CAPABILITY))
+    wanted = f"a GPU with FP8 tensor cores (compute capability {least} or higher)"
+    if device.type != "cuda":
+        count = torch.cuda.device_count()
+        return f"needs {wanted}; the device is {device}, this machine has {count} CUDA devices"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < _FLOAT8_CAPABILITY:
+        name = torch.cuda.get_device_name(device)
+        return f"needs {wanted}; {name} has {'.'.join(map(str, capability))}"
+    if importlib.util.find_spec("triton") is None:
+        return "needs the package triton, which comes with PyTorch for CUDA"
     return None
 
 
@@ -251,6 +296,36 @@ def _in_int8(backbone: Backbone) -> Backbone:
         "int8 changes answers by %.4f of their norm (usual: at most %.2f)",
         error,
         USUAL_INT8_ERROR,
+    )
+    return backbone
+
+
+def _in_float8(backbone: Backbone) -> Backbone:
+    """
+    Raises:
+        UnusableBackbone: the kernels do not run here, or the answers are far from bfloat16's.
+    """
+    exact = _probe_states(backbone.to(dtype=torch.bfloat16))
+    try:
+        error = _distance(_probe_states(backbone.use_float8()), exact)
+    except UnusableBackbone:
+        raise
+    except Exception as failure:
+        logger.exception("the kernels of float8 do not run on %s", backbone.device)
+        reason = (str(failure).strip().splitlines() or [type(failure).__name__])[0]
+        raise UnusableBackbone(
+            f"dtype 'float8': its kernels do not run on {backbone.device}: {reason}"
+        ) from failure
+    if not error <= MAX_FLOAT8_ERROR:
+        raise UnusableBackbone(
+            f"dtype 'float8': answers of the backbone {backbone.identity.name!r} would change by "
+            f"{error:.2f} of their norm (at most {MAX_FLOAT8_ERROR}): it needs bfloat16"
+        )
+    logger.log(
+        logging.INFO if error <= USUAL_FLOAT8_ERROR else logging.WARNING,
+        "float8 changes answers by %.4f of their norm (usual: at most %.2f)",
+        error,
+        USUAL_FLOAT8_ERROR,
     )
     return backbone
 

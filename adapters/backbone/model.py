@@ -10,12 +10,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from adapters.backbone.families import INT8_FAMILIES, Family, Tokens, family_of
+from adapters.backbone.families import BERT_FAMILIES, Family, Tokens, family_of
 from adapters.errors import IncompatibleAdapter, UnusableBackbone
 from adapters.format.files import Adapter
 from adapters.format.spec import (
@@ -29,6 +29,7 @@ from adapters.format.spec import (
 )
 from adapters.layers.attention import PACKED_ATTENTION
 from adapters.layers.bert import BertLayer
+from adapters.layers.narrow import NARROW_ALIGNMENT, Handover
 from adapters.layers.tuning import BackboneTuning
 from adapters.packed.layout import Extents, Put, pool_rows
 from adapters.packed.packing import Generation, Insertion, PackedBatch, PromptSource, Row
@@ -113,7 +114,7 @@ class Backbone:
         self._model = model.eval().requires_grad_(False)
         self._layers = self.family.layers(model)
         self.layers = len(self._layers)
-        self._int8 = False
+        self._narrow: Literal["int8", "float8"] | None = None
 
     @property
     def embedding_size(self) -> int:
@@ -130,8 +131,8 @@ class Backbone:
 
     @property
     def computes(self) -> str:
-        """The type of its products: that of the weights, or `int8`."""
-        return "int8" if self._int8 else str(self.dtype).removeprefix("torch.")
+        """The type of its products: that of the weights, `int8` or `float8`."""
+        return self._narrow or str(self.dtype).removeprefix("torch.")
 
     def use_int8(self, used: bool = True) -> "Backbone":
         """Compute the products of all layers in int8 (`adapters.layers.int8`), or no longer.
@@ -141,16 +142,47 @@ class Backbone:
         Raises:
             UnusableBackbone: int8 does not run this family's layers.
         """
+        for layer in self._bert_layers("int8"):
+            layer.use_int8(used)
+        self._narrow = "int8" if used else None
+        return self
+
+    def use_float8(self, used: bool = True) -> "Backbone":
+        """Compute the products of all layers in float8 (`adapters.layers.float8`), or no longer.
+
+        The weights stay in bfloat16, on a CUDA device. Where gradients are needed, they are used.
+
+        Raises:
+            UnusableBackbone: float8 does not run this family's layers, or layers of this width.
+        """
+        layers = self._bert_layers("float8")
+        for name, width in (
+            ("hidden_size", self.hidden_size),
+            ("intermediate_size", self.intermediate_size),
+        ):
+            if width % NARROW_ALIGNMENT:
+                raise UnusableBackbone(
+                    f"dtype 'float8': needs widths that are multiples of {NARROW_ALIGNMENT}; "
+                    f"{name} of the backbone {self.identity.name!r} is {width}"
+                )
+        handover = Handover() if used else None
+        for layer in layers:
+            layer.use_float8(handover)
+        self._narrow = "float8" if used else None
+        return self
+
+    def _bert_layers(self, dtype: str) -> list[BertLayer]:
+        """
+        Raises:
+            UnusableBackbone: some layers are others.
+        """
         layers = [layer for layer in self._layers if isinstance(layer, BertLayer)]
         if len(layers) < len(self._layers):
             raise UnusableBackbone(
-                f"dtype 'int8': runs layers of {', '.join(INT8_FAMILIES)}; the backbone "
+                f"dtype {dtype!r}: runs layers of {', '.join(BERT_FAMILIES)}; the backbone "
                 f"{self.identity.name!r} is of the family {self.model_type!r}"
             )
-        for layer in layers:
-            layer.use_int8(used)
-        self._int8 = used
-        return self
+        return layers
 
     def to(
         self, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from adapters.layers import frozen, onednn, plain
 from adapters.layers.attention import VARLEN_DTYPES
+from adapters.layers.narrow import Handover
 from adapters.layers.plain import LayerParts
 from adapters.layers.tuning import LayerTuning
 from adapters.packed.layout import Extents
@@ -80,6 +81,7 @@ class BertLayer(nn.Module):
         self._frozen: _Choice | None = None
         self._only_transformers = False
         self._int8 = False
+        self._handover: Handover | None = None
 
     def use_transformers(self) -> None:
         """Only `transformers` runs it from now on: its modules or weights will change."""
@@ -91,6 +93,15 @@ class BertLayer(nn.Module):
         Its states must be float32 on a CPU.
         """
         self._int8, self._chosen = used, None
+
+    def use_float8(self, handover: Handover | None) -> None:
+        """Whether its products are in float8, where no gradient is needed
+        (`adapters.layers.float8`): its states must be bfloat16 on a CUDA device.
+
+        Args:
+            handover: shared with the layers before and after it; None: no longer.
+        """
+        self._handover, self._chosen = handover, None
 
     @property
     def parts(self) -> LayerParts:
@@ -163,6 +174,11 @@ class BertLayer(nn.Module):
             from adapters.layers.int8 import Int8Layer
 
             return Int8Layer(self.layer)
+        if self._handover is not None and states.is_cuda and states.dtype in VARLEN_DTYPES:
+            # Imported here: Triton comes only with PyTorch for CUDA, and not on every system.
+            from adapters.layers.float8 import Float8Layer
+
+            return Float8Layer(self.layer, self._handover)
         return _fast_layer(self.layer, states)
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from adapters.layers import triton_layer
+from adapters.layers.narrow import Bound, NarrowRows
 from adapters.layers.tuning import LayerTuning
 from adapters.packed.layout import Extents
 
@@ -95,8 +96,17 @@ class FusedTuning(LayerTuning, Protocol):
         """The other changes."""
         ...
 
-    def up_to_activated(self, output: Tensor) -> Tensor:
-        """The vectors of `up`, the exact GELU, and `activated`: [T, f] -> [T, f]."""
+    def up_to_activated(self, output: Tensor, *, near: bool = False) -> Tensor:
+        """The vectors of `up`, GELU, and `activated`: [T, f] -> [T, f].
+
+        Args:
+            near: by `triton_float8.gelu`, instead of the exact one.
+        """
+        ...
+
+    @property
+    def between(self) -> bool:
+        """Whether it changes or reads anything from `up` to `down`, but for the bias of `down`."""
         ...
 
 
@@ -148,7 +158,7 @@ class FusedLayer:
 
     def _attended_tuned(self, states: Tensor, layout: Extents, tuning: LayerTuning) -> Tensor:
         """[T, n] -> [T, heads * d]"""
-        tuning, vectors, _ = _split(tuning)
+        tuning, vectors, _ = split_tuning(tuning)
         projected = functional.linear(states, self._weight, self._bias)
         projected = tuning.projection(states, projected)
         projected = projected.view(len(states), 3, self._heads, self._size)
@@ -162,7 +172,7 @@ class FusedLayer:
 
     def _finish_tuned(self, attended: Tensor, residual: Tensor, tuning: LayerTuning) -> Tensor:
         """After attention: [positions, heads * d], [positions, n] -> [positions, n]"""
-        others, vectors, up_to_activated = _split(tuning)
+        others, vectors, up_to_activated = split_tuning(tuning)
         dense = others.dense(attended, self._attention.dense(attended))
         states = add_norm(dense, residual, self._attention.LayerNorm)
         wide = self._intermediate.dense(states)
@@ -181,9 +191,9 @@ class FusedLayer:
         return activated
 
 
-def _split(
+def split_tuning(
     tuning: LayerTuning,
-) -> tuple[LayerTuning, RowVectors | None, Callable[[Tensor], Tensor] | None]:
+) -> tuple[LayerTuning, RowVectors | None, Callable[..., Tensor] | None]:
     """What to call at the sites, what the kernels apply, and the activation that goes with it."""
     if isinstance(tuning, FusedTuning) and (vectors := tuning.vectors) is not None:
         return tuning.without_vectors(), vectors, tuning.up_to_activated
@@ -259,11 +269,15 @@ def add_norm(
     *,
     warps: int = 4,
     vectors: RowVectors | None = None,
+    narrow: NarrowRows | None = None,
+    bound: Bound | None = None,
 ) -> Tensor:
     """norm(states + residual), of [T, n] each.
 
     Args:
         vectors: the bias of `down` is added as well.
+        narrow: gets the result in float8, too.
+        bound: of what comes next, if `narrow` has scales for that.
     """
     assert states.is_contiguous(), states.stride()
     assert residual.is_contiguous(), residual.stride()
@@ -281,13 +295,21 @@ def add_norm(
             if vectors is None
             else (vectors.owners, vectors.table, vectors.table.stride(0), vectors.layer)
         ),
+        *((None, None, None) if narrow is None else _pointers(narrow)),
+        *((0.0, 0.0) if bound is None else (bound.slope, bound.most)),
         N=n,
+        NARROW=narrow is not None,
+        BOUNDED=bound is not None,
         OFFSET=0 if vectors is None else 3 * n + vectors.intermediate_size,
         **_UNTUNED if vectors is None else vectors.constants(n),
         COLUMNS=triton.next_power_of_2(n),
         num_warps=warps,
     )
     return out
+
+
+def _pointers(narrow: NarrowRows) -> tuple[Tensor, Tensor, Tensor | None]:
+    return narrow.values, narrow.scales, narrow.wide_scales
 
 
 @cache

@@ -6,6 +6,8 @@ Compiled when a CUDA device first runs them.
 import triton
 import triton.language as tl
 
+from adapters.layers.triton_float8 import LARGEST, narrowed, scale_of
+
 
 @triton.jit
 def _vectors_of(
@@ -40,6 +42,11 @@ def add_norm(
     table,
     table_stride,
     layer,
+    values,
+    scales,
+    wide_scales,
+    slope,
+    most,
     N: tl.constexpr,
     COLUMNS: tl.constexpr,
     TUNED: tl.constexpr,
@@ -48,10 +55,14 @@ def add_norm(
     END: tl.constexpr,
     OFFSET: tl.constexpr,
     BIASES: tl.constexpr,
+    NARROW: tl.constexpr,
+    BOUNDED: tl.constexpr,
 ):
     """LayerNorm of a sum, one program for each token; only the result is rounded.
 
     TUNED: the token's slot adds a bias of its own, from OFFSET on among a layer's BIASES.
+    NARROW: also the rounded result in float8, as values times a scale. BOUNDED: and a scale for
+    numbers of at most its norm times `slope`, plus `most`.
     """
     token = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, COLUMNS)
@@ -68,8 +79,16 @@ def add_norm(
     normal = centred * tl.rsqrt(tl.sum(centred * centred, 0) / N + eps)
     scale = tl.load(weight + columns, mask=here, other=0.0).to(tl.float32)
     shift = tl.load(bias + columns, mask=here, other=0.0).to(tl.float32)
-    value = normal * scale + shift
-    tl.store(out + token * N + columns, value.to(out.dtype.element_ty), mask=here)
+    value = (normal * scale + shift).to(out.dtype.element_ty)
+    tl.store(out + token * N + columns, value, mask=here)
+    if NARROW:
+        row = value.to(tl.float32)
+        narrow = scale_of(row)
+        tl.store(values + token * N + columns, narrowed(row, narrow), mask=here)
+        tl.store(scales + token, narrow)
+        if BOUNDED:
+            bound = tl.sqrt(tl.sum(row * row, 0)) * slope + most
+            tl.store(wide_scales + token, bound / LARGEST)
 
 
 @triton.jit(do_not_specialize=["layer"])

@@ -9,6 +9,8 @@ seldom full.
 import triton
 import triton.language as tl
 
+from adapters.layers.triton_float8 import gelu
+
 
 @triton.jit
 def _layer_of(entry, layer, FIRST: tl.constexpr, END: tl.constexpr):
@@ -47,6 +49,7 @@ def modulate(
     SCALED: tl.constexpr,
     SHIFTED: tl.constexpr,
     GELU: tl.constexpr,
+    NEAR: tl.constexpr,
     AFTER: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -57,7 +60,7 @@ def modulate(
     slot, the padding, are left as they are.
 
     OFFSET: where the site's columns start among a layer's vectors. SCALES, BIASES, WIDE: the widths
-    of a layer's s, b and a.
+    of a layer's s, b and a. NEAR: which GELU (`adapters.layers.triton_float8.gelu`).
     """
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
@@ -80,7 +83,9 @@ def modulate(
         if SHIFTED:
             biases = _vectors(shifts) + index * BIASES
             value += tl.load(biases + OFFSET + columns, mask=wide & tuned, other=0.0)[None, :]
-        if GELU:
+        if GELU and NEAR:
+            value = gelu(value)
+        elif GELU:
             value = 0.5 * value * (1.0 + tl.erf(value * 0.7071067811865476))
         if AFTER:
             after = tl.load(entry + ACTIVATED)

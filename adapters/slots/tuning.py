@@ -93,6 +93,11 @@ class SlotLayerTuning:
         """The other changes."""
         return replace(self, signature=replace(self.signature, vectors=False))
 
+    @property
+    def between(self) -> bool:
+        """Whether it changes or reads anything from `up` to `down`, but for the bias of `down`."""
+        return self.signature.vectors or bool(self.signature.lora & (LoraSites.UP | LoraSites.DOWN))
+
     def projection(self, inputs: Tensor, output: Tensor) -> Tensor:
         self._low_rank(inputs, output, LoraSites.PROJECTION, Column.QUERY_A, Column.QUERY_B)
         self._modulate(output, offset=0)
@@ -117,9 +122,10 @@ class SlotLayerTuning:
         self._modulate(output, offset=_PROJECTED * sizes.hidden + sizes.intermediate, scaled=False)
         return output
 
-    def up_to_activated(self, output: Tensor) -> Tensor:
-        """`up` without LoRA, the exact GELU and `activated` in one pass: [T, f] -> [T, f]."""
-        self._modulate(output, offset=_PROJECTED * self.sizes.hidden, gelu=True, after=True)
+    def up_to_activated(self, output: Tensor, *, near: bool = False) -> Tensor:
+        """`up` without LoRA, GELU and `activated` in one pass: [T, f] -> [T, f]."""
+        offset = _PROJECTED * self.sizes.hidden
+        self._modulate(output, offset=offset, gelu=True, near=near, after=True)
         return output
 
     def select(self, _: Tensor) -> "SlotLayerTuning":
@@ -133,6 +139,7 @@ class SlotLayerTuning:
         scaled: bool = True,
         shifted: bool = True,
         gelu: bool = False,
+        near: bool = False,
         after: bool = False,
     ) -> None:
         if not self.signature.vectors:
@@ -165,6 +172,7 @@ class SlotLayerTuning:
             SCALED=scaled,
             SHIFTED=shifted,
             GELU=gelu,
+            NEAR=near,
             AFTER=after,
             ROWS=rows,
             COLUMNS=columns,

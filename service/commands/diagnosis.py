@@ -34,6 +34,11 @@ _LEAST_FREE_MIB, _LEAST_MEMORY_MIB, _WORKER_MIB = 512, 1024, 150
 # A descriptor for each of a few hundred connections, and for files.
 _LEAST_DESCRIPTORS = 1024
 _HTTP_SECONDS = 3.0
+# Types that need hardware of their own, and what it does.
+_NARROW = {
+    "int8": "the processor multiplies bytes",
+    "float8": "the GPU has FP8 tensor cores",
+}
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -71,7 +76,7 @@ def device(settings: Settings) -> Iterator[Finding]:
     """The build of torch, the device, and whether bfloat16 is native there."""
     import torch
 
-    from adapters.backbone.loading import check_int8, computes_bfloat16, resolve_device
+    from adapters.backbone.loading import check_type, computes_bfloat16, resolve_device
     from adapters.errors import AdapterError
 
     built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built for CPUs"
@@ -93,13 +98,13 @@ def device(settings: Settings) -> Iterator[Finding]:
     cores = len(os.sched_getaffinity(0))
     of = f", {cores} core{'s' * (cores > 1)}" if target.type == "cpu" else ""
     yield Finding("device", "ok", f"{target} ({name}{of})")
-    if settings.dtype == "int8":
+    if settings.dtype in _NARROW:
         try:
-            check_int8(target)
+            check_type(settings.dtype, target)
         except AdapterError as error:
             yield Finding("dtype", "wrong", f"IDSPAM_DTYPE: {error}", "IDSPAM_DTYPE=auto")
         else:
-            yield Finding("dtype", "ok", "int8; the processor multiplies bytes")
+            yield Finding("dtype", "ok", f"{settings.dtype}; {_NARROW[settings.dtype]}")
         return
     native = computes_bfloat16(target)
     if settings.dtype == "bfloat16" and not native:

@@ -154,7 +154,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["float16", "bf16", "", "AUTO"])
 def test_an_unknown_dtype_is_refused(dtype: str) -> None:
-    with pytest.raises(UnusableBackbone, match="expected auto, float32, bfloat16 or int8"):
+    with pytest.raises(UnusableBackbone, match="expected auto, float32, bfloat16, int8 or float8"):
         load_backbone(dtype=dtype)
 
 

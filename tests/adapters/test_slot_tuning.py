@@ -18,7 +18,9 @@ from adapters.backbone.model import Backbone
 from adapters.format.files import Adapter
 from adapters.format.spec import LoraTuning, Site, VectorTuning
 from adapters.layers import plain
+from adapters.layers.float8 import Float8Layer
 from adapters.layers.fused import FusedLayer
+from adapters.layers.narrow import Handover
 from adapters.packed.layout import Layout
 from adapters.packed.tuning import UniformTuning, tuning_weights
 from adapters.slots import tuning
@@ -26,11 +28,20 @@ from adapters.slots.bank import SlotBank, image_of
 from adapters.slots.batch import SlottedBatch, facts_of
 from adapters.slots.extents import Places, SlottedExtents
 from adapters.slots.tuning import Sizes, SlotLayerTuning, SlotTuning
-from tests.support.families import backbone_of
+from tests.support import float8
+from tests.support.families import (
+    backbone_from,
+    backbone_of,
+    config_of,
+    model_from,
+    tokenizer_of,
+)
 from tests.support.tiny_models import make_adapter
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 FLOAT32_ERROR = 1e-5
+# Of the norm of a layer's output. These tiny layers are wide open: rounding shows.
+FLOAT8_ERROR = 0.15
 LINEAR = tuple(site for site in Site if site is not Site.ACTIVATED)
 # By slot; slot 1 stays empty. Rows of a slot are neighbours.
 WORDS = {0: (3, 0), 2: (1,), 3: (9,), 4: (35, 40), 5: (0,), 6: (4,)}
@@ -164,6 +175,43 @@ def test_every_row_is_changed_by_its_own_adapter(family: str, slots: tuple[int, 
             same(fused.forward_tuned(states.clone(), case.extents, changes), expected)
             output = fused.read_tuned(states.clone(), case.reads, case.extents, changes)
             same(output, case.alone(layer, states, read=True))
+
+
+@pytest.mark.slow
+@torch.inference_mode()
+def test_a_float8_layer_gives_a_row_the_same_bits_beside_any_adapters(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if DEVICE.type == "cpu":
+        float8.round_as_devices_do(monkeypatch)
+    config = config_of("bert")
+    config.hidden_size, config.intermediate_size = 48, 80
+    backbone = backbone_from(model_from(config), tokenizer_of("bert")).to(device=DEVICE)
+    n, layer = backbone.hidden_size, 1
+    narrow = Float8Layer(backbone._layers[layer].layer, Handover())
+    random = torch.Generator().manual_seed(0)
+    rows = {
+        slot: [torch.randn(words + 2, n, generator=random).to(DEVICE) for words in WORDS[slot]]
+        for slot in WORDS
+    }
+    seen: dict[int, Tensor] = {}
+    for slots in MIXTURES:
+        case = Case(backbone, slots)
+        states = torch.cat([row for slot in slots for row in rows[slot]])
+        changes = case.tuning.at(layer, case.extents)
+        assert changes is not None
+        output = narrow.forward_tuned(states.clone(), case.extents, changes)
+        expected = case.alone(layer, states)
+        assert float((output - expected).norm() / expected.norm()) < FLOAT8_ERROR
+        read = narrow.read_tuned(states.clone(), case.reads, case.extents, changes)
+        expected = case.alone(layer, states, read=True)
+        assert float((read - expected).norm() / expected.norm()) < FLOAT8_ERROR
+        sizes = [sum(len(row) for row in rows[slot]) for slot in slots]
+        for slot, own in zip(slots, output.split(sizes), strict=True):
+            assert torch.equal(seen.setdefault(slot, own), own), slot
+    # The row of the slot that changes nothing, with no adapter in the batch.
+    (row,) = rows[2]
+    assert torch.equal(narrow.forward(row, Layout(np.array([len(row)]), DEVICE)), seen[2])
 
 
 def same(output: Tensor, expected: Tensor) -> None:

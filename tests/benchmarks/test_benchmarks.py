@@ -6,6 +6,7 @@ The tests check that a benchmark measures what it says, not how large the figure
 import asyncio
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -95,6 +96,25 @@ def test_latency_is_reported_by_percentile_and_stage(tmp_path: Path) -> None:
     for figure in figures:
         assert 0 < figure["p50_ms"] <= figure["p90_ms"] <= figure["p99_ms"]
         assert 0 < figure["inference_ms"] < figure["p50_ms"]
+
+
+@pytest.mark.slow
+def test_types_are_compared_with_the_first_one(tmp_path: Path) -> None:
+    short = ("--adapters", "8", "--distinct", "1", "--texts", "64", "--per-request", "4")
+    quick = ("--seconds", "0.1", "--rounds", "1", "--calls", "3")
+    tiny, types = TINY[:4], ("--types", "float32", "bfloat16")
+    figures = run("types", tmp_path, *tiny, *types, *short, *quick)
+    names = [figure["name"] for figure in figures]
+    assert names == [
+        f"{dtype}, {what}"
+        for what in ("1 adapter", "8 adapters", "8 of all kinds")
+        for dtype in ("float32", "bfloat16")
+    ] + ["float32, one text", "bfloat16, one text"]
+    assert [figure.get("over_first_type") for figure in figures[:6:2]] == [1.0, 1.0, 1.0]
+    assert all(figure["p50_ms"] > 0 for figure in figures[6:])
+    content = json.loads((tmp_path / "figures.json").read_text())
+    mean, largest = re.findall(r"0\.\d+", content["conditions"]["changed scores"]["bfloat16"])
+    assert 0 < float(mean) < float(largest) < 0.1
 
 
 @pytest.mark.slow

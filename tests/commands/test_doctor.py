@@ -177,3 +177,10 @@ def test_int8_is_named_with_what_the_processor_lacks(monkeypatch: pytest.MonkeyP
     assert (state, remedy) == ("wrong", "IDSPAM_DTYPE=auto")
     assert message.startswith("IDSPAM_DTYPE: dtype 'int8': needs a processor with AVX512-VNNI")
     assert message.endswith("Old CPU (x86_64) has AVX2")
+
+
+def test_float8_is_named_with_what_is_there() -> None:
+    *_, (state, message, remedy) = states("device", DEVICE="cpu", DTYPE="float8")
+    assert (state, remedy) == ("wrong", "IDSPAM_DTYPE=auto")
+    assert message.startswith("IDSPAM_DTYPE: dtype 'float8': needs a GPU with FP8 tensor cores")
+    assert "the device is cpu" in message

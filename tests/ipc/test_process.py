@@ -116,6 +116,10 @@ def refusals(tmp_path: Path, folder: Path) -> dict[str, tuple[dict[str, str], st
         ),
         "device": (environ(folder, adapter_dir, DEVICE="cuda:77"), "device 'cuda:77'"),
         "int8": (environ(gpt2, adapter_dir, DTYPE="int8"), "dtype 'int8'"),
+        "float8": (
+            environ(folder, adapter_dir, DEVICE="cpu", DTYPE="float8"),
+            "needs a GPU with FP8 tensor cores",
+        ),
         "int8, workers": (environ(gpt2, adapter_dir, DTYPE="int8", WORKERS="1"), "dtype 'int8'"),
         "host": (environ(folder, adapter_dir, HOST="256.1.1.1"), "cannot listen on 256.1.1.1"),
     }
@@ -130,6 +134,7 @@ def refusals(tmp_path: Path, folder: Path) -> dict[str, tuple[dict[str, str], st
         "empty backbone, workers",
         "device",
         "int8",
+        "float8",
         "int8, workers",
         "host",
     ],

@@ -59,11 +59,13 @@ def test_without_a_command_they_are_listed(capsys: pytest.CaptureFixture[str]) -
     ],
     ids=lambda argv: argv[0],
 )
-def test_int8_is_refused_where_adapters_are_trained(
-    argv: list[str], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("dtype", ["int8", "float8"])
+def test_types_without_gradients_are_refused_where_adapters_are_trained(
+    argv: list[str], dtype: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*argv, "--dtype", "int8"]) == 2
-    assert "--dtype int8 cannot train: its products have no gradients" in capsys.readouterr().err
+    assert main([*argv, "--dtype", dtype]) == 2
+    words = f"--dtype {dtype} cannot train: its products have no gradients"
+    assert words in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -36,13 +36,14 @@ class CacheMode(StrEnum):
 class ComputeType(StrEnum):
     """The type the backbone computes in. `auto`: bfloat16 if the device has it and parity holds.
 
-    `int8` has no gradients: only what answers texts can use it.
+    `int8` and `float8` have no gradients: only what answers texts can use them.
     """
 
     AUTO = "auto"
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
     INT8 = "int8"
+    FLOAT8 = "float8"
 
 
 class MethodName(StrEnum):
@@ -363,10 +364,10 @@ class FitSettings:
                 continue
             if (fault := allowed.fault(value)) is not None:
                 faults.append(f"{entry.flag} {fault}, not {value}")
-        if self.dtype is ComputeType.INT8:
+        if self.dtype in (ComputeType.INT8, ComputeType.FLOAT8):
             faults.append(
-                "--dtype int8 cannot train: its products have no gradients (evaluate and profile "
-                "take it)"
+                f"--dtype {self.dtype} cannot train: its products have no gradients (evaluate and "
+                "profile take it)"
             )
         if self.precision is not None and self.abstain_below is not None:
             faults.append("--precision chooses what --abstain-below sets: give one of them")
