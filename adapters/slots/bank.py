@@ -6,10 +6,10 @@ All that can be computed ahead is in the image, which is one block of bytes: fil
 one copy. A slot takes the memory of its adapter and no more, so an adapter of a few vectors does
 not take the place of a prompt's generator. The copies come from pinned memory
 (`adapters.slots.staging`): an image that was read into it is copied from there, any other one is
-first copied into a buffer.
+first copied into it.
 
-A thread that calls into torch gives up the interpreter and has to wait for it again, under load for
-milliseconds each time. So many images are written with as few calls as one, and a slot whose next
+A thread that calls into torch gives up the interpreter, and under load it waits for milliseconds
+until it has it again. So many images are written with as few calls as one, and a slot whose next
 adapter is as large as its last one keeps its memory.
 """
 
@@ -43,12 +43,8 @@ from adapters.slots.staging import Staging
 
 # Every matrix starts at a multiple of this many bytes.
 _ALIGNMENT = 16
-# Pinned at the start: for images that are read into it, and a buffer for those that are not, which
-# grows if a single call has more of them.
-READ_BYTES = 64 * 2**20
-STAGED_BYTES = 32 * 2**20
-# Rows of the table that are pinned for one call.
-_ROWS = 64
+# Pinned at the start, for what is on its way to the device.
+STAGED_BYTES = 96 * 2**20
 
 
 class Column(IntEnum):
@@ -313,14 +309,11 @@ class SlotBank:
     def __init__(self, slots: int, *, device: torch.device) -> None:
         self.table = torch.zeros(slots, len(Column), dtype=torch.int64, device=device)
         self.facts = np.zeros((slots, len(Fact)), dtype=np.int64)
-        self.staging = Staging(READ_BYTES if self.table.is_cuda else 0, pinned=self.table.is_cuda)
+        self.staging = Staging(STAGED_BYTES if self.table.is_cuda else 0, pinned=self.table.is_cuda)
         # Kernels know the adapters only by address: this list keeps them alive.
         self._memory: list[Tensor | None] = [None] * slots
         # The slots' rows of the table, as they are first needed: making a view takes a call.
         self._rows: dict[int, Tensor] = {}
-        self._buffer = self._pinned(STAGED_BYTES if self.table.is_cuda else 0)
-        self._new_rows: list[Tensor] = []
-        self._make_new_rows(_ROWS)
 
     def __len__(self) -> int:
         return len(self._memory)
@@ -331,16 +324,17 @@ class SlotBank:
         adapters = sum(memory.nbytes for memory in self._memory if memory is not None)
         return self.table.nbytes + adapters
 
-    def write(self, images: Sequence[tuple[int, AdapterImage]]) -> None:
+    def write(self, images: Sequence[tuple[int, AdapterImage]]) -> list[Tensor]:
         """Fill slots that no running batch uses from (slot, image) pairs, on the current stream.
 
-        Asynchronous on CUDA: synchronise the stream before the next call, and until then keep the
-        images.
+        Asynchronous on CUDA: the images and the memory that this returns must be kept until the
+        stream has got there. Several threads may write at the same time, each into its own slots.
         """
-        if len(images) > len(self._new_rows):
-            self._make_new_rows(len(images))
-        targets, sources = [], self._staged([image.memory for _, image in images])
-        for row, (slot, image) in zip(self._new_values, images, strict=False):
+        sources = self._staged([image.memory for _, image in images])
+        rows = self._host_memory(len(images) * len(Column) * 8).view(torch.int64)
+        new_rows = rows.view(len(images), len(Column))
+        targets = []
+        for row, (slot, image) in zip(new_rows.numpy(), images, strict=True):
             memory = self._memory_of(slot, len(image.memory))
             targets.append(memory)
             self.facts[slot] = facts_of(image.spec)
@@ -351,9 +345,9 @@ class SlotBank:
             for column, value in image.values.items():
                 row[column] = value
         targets += [self._row_of(slot) for slot, _ in images]
-        sources += self._new_rows[: len(images)]
         # One call, however many images there are.
-        torch._foreach_copy_(targets, sources, non_blocking=True)
+        torch._foreach_copy_(targets, [*sources, *new_rows], non_blocking=True)
+        return [*sources, rows]
 
     def clear(self, slot: int) -> None:
         """Give back the memory of a slot that no running batch uses."""
@@ -376,35 +370,24 @@ class SlotBank:
         return row
 
     def _staged(self, memories: Sequence[Tensor]) -> list[Tensor]:
-        """The same bytes where the device can copy from without waiting."""
+        """The same bytes where the device can copy from without waiting, as far as there is room.
+
+        From anywhere else the driver copies through memory of its own, while this thread waits.
+        """
         staged = list(memories)
         if not self.table.is_cuda:
             return staged
-        plain = [index for index, memory in enumerate(staged) if memory not in self.staging]
-        if not plain:
-            return staged
-        spans, start = [], 0
-        for index in plain:
-            spans.append((start, start + len(staged[index])))
-            start += _padded(staged[index])
-        if start > len(self._buffer):
-            self._buffer = self._pinned(1 << (start - 1).bit_length())
-        pieces = [self._buffer[begin:end] for begin, end in spans]
-        torch._foreach_copy_(pieces, [staged[index] for index in plain])
-        for index, piece in zip(plain, pieces, strict=True):
-            staged[index] = piece
+        pieces, plain = [], []
+        for index, memory in enumerate(memories):
+            if memory not in self.staging and (piece := self.staging.take(len(memory))) is not None:
+                staged[index] = piece
+                pieces.append(piece)
+                plain.append(memory)
+        if pieces:
+            torch._foreach_copy_(pieces, plain)
         return staged
 
-    def _make_new_rows(self, number: int) -> None:
-        """Host memory for the rows of so many slots: what one call writes into the table."""
-        rows = self._pinned(number * len(Column) * 8).view(torch.int64).view(number, -1)
-        self._new_values, self._new_rows = rows.numpy(), list(rows)
-
-    def _pinned(self, nbytes: int) -> Tensor:
-        """Host memory that a device copies from without waiting."""
-        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=self.table.is_cuda)
-
-
-def _padded(flat: Tensor) -> int:
-    """Bytes that a tensor takes of the staging memory."""
-    return len(flat) + -len(flat) % _ALIGNMENT
+    def _host_memory(self, nbytes: int) -> Tensor:
+        """Host memory, uint8, from which the device copies."""
+        piece = self.staging.take(nbytes)
+        return torch.empty(nbytes, dtype=torch.uint8) if piece is None else piece

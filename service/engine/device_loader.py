@@ -1,7 +1,9 @@
 """Copies adapters from host memory into slots of the device, many at a time.
 
-One job runs at a time and takes everything that has gathered meanwhile: the copy itself is cheap,
-and starting and awaiting one job costs as much as several copies.
+A few jobs run at a time. Once all of them run, the next one takes everything that has gathered
+meanwhile: the copy itself is cheap, and starting and awaiting a job costs as much as several
+copies. What is read from disk does not come here: the thread that reads it copies it
+(`host_cache.py`).
 """
 
 import asyncio
@@ -23,18 +25,23 @@ OnLoaded: TypeAlias = Callable[[Outcome, float], None]
 
 
 class DeviceLoader:
-    """Loads adapters into slots. All calls come from one event loop."""
+    """Loads adapters into slots. All calls come from one event loop.
 
-    def __init__(self, runner: Runner, copying: Executor) -> None:
+    Args:
+        copying: has a thread for every job.
+        jobs: so many run at a time.
+    """
+
+    def __init__(self, runner: Runner, copying: Executor, *, jobs: int = 1) -> None:
         self._runner = runner
         self._copying = copying
         self._waiting: list[tuple[int, HostAdapter, OnLoaded]] = []
-        self._busy = False
+        self._idle = jobs
 
     def load(self, slot: int, adapter: HostAdapter, on_loaded: OnLoaded) -> None:
         """`on_loaded` gets the loaded adapter or an error, and the seconds that its job took."""
         self._waiting.append((slot, adapter, on_loaded))
-        if not self._busy:
+        if self._idle:
             self._start_job()
 
     def unload(self, slot: int) -> None:
@@ -42,7 +49,7 @@ class DeviceLoader:
         self._runner.unload(slot)
 
     def _start_job(self) -> None:
-        self._busy = True
+        self._idle -= 1
         size = _job_size([adapter.nbytes for _, adapter, _ in self._waiting[:_MAX_JOB]])
         loads, self._waiting = self._waiting[:size], self._waiting[size:]
         started = perf_counter()
@@ -52,7 +59,8 @@ class DeviceLoader:
             )
         except RuntimeError as error:
             # The executor is shut down: the engine has ended while adapters waited.
-            self._busy, dropped, self._waiting = False, [*loads, *self._waiting], []
+            self._idle += 1
+            dropped, self._waiting = [*loads, *self._waiting], []
             for _, _, on_loaded in dropped:
                 on_loaded(error, 0.0)
             return
@@ -64,7 +72,7 @@ class DeviceLoader:
         started: float,
         job: asyncio.Future[list[DeviceAdapter]],
     ) -> None:
-        self._busy = False
+        self._idle += 1
         if self._waiting:
             self._start_job()
         outcomes: Sequence[Outcome]

@@ -51,8 +51,10 @@ from service.errors import EngineUnavailable, InferenceFailed, NotReady
 logger = logging.getLogger(__name__)
 
 # Threads that read, check and fold adapters: half the cores, within these bounds, because the rest
-# answer requests. One more thread copies adapters onto the device.
+# answer requests. A few more threads copy adapters from host memory onto the device: what takes
+# time is that each of them waits for the interpreter.
 _MIN_READING_THREADS, _MAX_READING_THREADS = 2, 8
+_COPYING_THREADS = 4
 # Slots beyond the settings', for adapters that are tried out before they are published.
 _TRIAL_SLOTS = 4
 _TRIAL_TEXT = "A first text, to see that the scores are numbers."
@@ -122,7 +124,7 @@ class LocalEngine:
         self._parts: _Parts | None = None
         readers = min(_MAX_READING_THREADS, max(_MIN_READING_THREADS, (os.cpu_count() or 1) // 2))
         self._reading = ThreadPoolExecutor(readers, thread_name_prefix="reading")
-        self._copying = ThreadPoolExecutor(1, thread_name_prefix="copying")
+        self._copying = ThreadPoolExecutor(_COPYING_THREADS, thread_name_prefix="copying")
         self._scheduler: Scheduler[Request] = Scheduler(settings)
         self._trimming: asyncio.Task[None] | None = None
 
@@ -311,7 +313,7 @@ class LocalEngine:
         )
         residency = Residency(
             host_cache,
-            DeviceLoader(runner, self._copying),
+            DeviceLoader(runner, self._copying, jobs=_COPYING_THREADS),
             observer=observer,
             slots=settings.max_active_adapters,
             trial_slots=_TRIAL_SLOTS,

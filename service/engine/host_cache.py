@@ -21,7 +21,7 @@ from adapters.format.store import AdapterStore
 from service.engine.images import Images
 from service.engine.interface import AdapterKey
 from service.engine.observer import Observer
-from service.engine.runners.base import HostAdapter, Runner
+from service.engine.runners.base import DeviceAdapter, HostAdapter, Loading, Runner
 
 # Making images in the background, for adapters that nobody waits for, takes this share of the time.
 _BACKGROUND_SHARE = 0.25
@@ -30,10 +30,43 @@ _REMEMBERED = 4
 
 
 class Read(NamedTuple):
-    """An adapter that was read. kept: whether host memory holds it from now on."""
+    """An adapter that was read.
+
+    kept: whether host memory holds it from now on. loaded: it in its slot, if it was loaded, too.
+    """
 
     adapter: HostAdapter
     kept: bool
+    loaded: DeviceAdapter | None = None
+
+
+class _Loads:
+    """Loads an adapter into a slot, and after it another one if the first was of no use."""
+
+    def __init__(self, runner: Runner, slot: int | None) -> None:
+        self._runner, self._slot = runner, slot
+        self._loading: Loading | None = None
+        self._error: Exception | None = None
+
+    def begin(self, adapter: HostAdapter) -> None:
+        """It raises nothing: what the device cannot load may be read well."""
+        if self._slot is None:
+            return
+        try:
+            self.wait()
+            self._loading = self._runner.begin_load(self._slot, adapter)
+        except Exception as error:
+            self._error = error
+
+    def wait(self) -> DeviceAdapter | None:
+        """The adapter that was loaded last; None without a slot.
+
+        Raises:
+            Exception: what `Runner.begin_load` raised.
+        """
+        if self._error is not None:
+            raise self._error
+        return None if self._loading is None else self._loading.wait()
 
 
 class HostCache:
@@ -91,18 +124,19 @@ class HostCache:
         most = self._max_bytes
         return len(self._registered) > self._capacity or (most is not None and self._nbytes > most)
 
-    def load(self, key: AdapterKey, *, passing: bool = False) -> asyncio.Future[Read]:
+    def load(self, key: AdapterKey, *, slot: int | None = None) -> asyncio.Future[Read]:
         """Read an adapter that is not registered. Calls made meanwhile share one read.
 
         Args:
-            passing: it is loaded onto the device as soon as it is read, and need not be kept.
+            slot: where it is loaded by the thread that reads it, unless it is being read already.
+                Then it need not be kept.
         """
         if (loading := self._loading.get(key)) is not None:
             return loading
         started = perf_counter()
-        passing = passing and not self._is_worth_keeping(key)
+        passing = slot is not None and not self._is_worth_keeping(key)
         loading = asyncio.get_running_loop().run_in_executor(
-            self._reading, self._read, key, passing
+            self._reading, partial(self._read, key, slot=slot, passing=passing)
         )
         self._loading[key] = loading
         loading.add_done_callback(partial(self._loaded, key, started))
@@ -151,7 +185,7 @@ class HostCache:
         """Runs in a reading thread."""
         assert self._images is not None
         if not self._images.is_full and not self._images.has(key):
-            self._read(key, passing=False)
+            self._read(key)
 
     def _is_worth_keeping(self, key: AdapterKey) -> bool:
         """Whether there is room, or this adapter is used more often than another one."""
@@ -164,19 +198,25 @@ class HostCache:
         _, oldest = next(iter(self._registered.values()))
         return passed is not None and passed > oldest
 
-    def _read(self, key: AdapterKey, passing: bool) -> Read:
+    def _read(self, key: AdapterKey, *, slot: int | None = None, passing: bool = False) -> Read:
         """Runs in a reading thread."""
-        images = self._images
-        if images is None:
-            return Read(self._from_file(key), kept=True)
-        source = images.source_of(key)
-        adapter = images.load(key, source, passing=passing)
-        if adapter is not None:
-            return Read(adapter, kept=not passing)
-        # Whatever took so long is kept.
-        adapter = self._from_file(key)
-        images.keep(key, source, adapter)
-        return Read(adapter, kept=True)
+        images, loads = self._images, _Loads(self._runner, slot)
+        try:
+            source = None if images is None else images.source_of(key)
+            adapter = None
+            if images is not None:
+                adapter = images.load(key, source, passing=passing, begin=loads.begin)
+            if adapter is None:
+                # Whatever takes so long is kept.
+                passing = False
+                adapter = self._from_file(key)
+                loads.begin(adapter)
+                if images is not None:
+                    images.keep(key, source, adapter)
+        finally:
+            # Also if it is of no use: nothing must write into the slot after this.
+            loaded = loads.wait()
+        return Read(adapter, not passing, loaded)
 
     def _from_file(self, key: AdapterKey) -> HostAdapter:
         # `parse` suffices: the file was validated before it was stored, and has the same hash.
@@ -187,7 +227,7 @@ class HostCache:
         # The waiters get the exception; retrieving it here keeps asyncio from reporting it.
         if loading.cancelled() or loading.exception() is not None:
             return
-        adapter, kept = loading.result()
+        adapter, kept, _ = loading.result()
         if not kept:
             self._passed[key] = monotonic()
             while len(self._passed) > _REMEMBERED * self._capacity:

@@ -160,12 +160,19 @@ class Images:
             return source is not None and (name in self._sizes or name in self._waiting)
 
     def load(
-        self, key: AdapterKey, source: str | None, *, passing: bool = False
+        self,
+        key: AdapterKey,
+        source: str | None,
+        *,
+        passing: bool = False,
+        begin: Callable[[HostAdapter], object] = lambda _: None,
     ) -> HostAdapter | None:
         """The adapter of an image; None if there is none that can be used.
 
         Args:
-            passing: it is loaded onto the device at once and not kept in host memory.
+            passing: it is not kept in host memory.
+            begin: called with the adapter before the image's checksum is known to be right, so that
+                it can be copied meanwhile. It may be called with an adapter that is not returned.
         """
         if source is None:
             return None
@@ -173,7 +180,7 @@ class Images:
         if (size := self._size_of(name)) is None:
             return None
         try:
-            adapter = self._read(name, key.revision, size, passing=passing)
+            adapter = self._read(name, key.revision, size, passing=passing, begin=begin)
         except FileNotFoundError:
             self._forget(name)
             return None
@@ -253,7 +260,15 @@ class Images:
             self._sizes.update((name, size) for _, name, size in sorted(found))
             self._nbytes = sum(self._sizes.values())
 
-    def _read(self, name: str, revision: str, size: int, *, passing: bool) -> HostAdapter:
+    def _read(
+        self,
+        name: str,
+        revision: str,
+        size: int,
+        *,
+        passing: bool,
+        begin: Callable[[HostAdapter], object],
+    ) -> HostAdapter:
         """
         Raises:
             _Refused, and whatever a layout raises that is none: it is not this image.
@@ -274,18 +289,25 @@ class Images:
         magic, checksum = _SEAL.unpack_from(view)
         if magic != _MAGIC:
             raise _Refused("it does not begin like an image")
-        if xxhash.xxh3_128_digest(view[_SEAL.size :]) != checksum:
-            raise _Refused("its checksum is wrong")
         total, end, start = _SIZES.unpack_from(view, _SEAL.size)
         if total != size or not _SEAL.size + _SIZES.size <= end <= start <= size:
             raise _Refused("its sizes contradict each other")
         with self._lock:
             parsed = self._parsed.get(name)
-        if parsed is None or parsed.checksum != checksum:
+        adapter = None
+        if parsed is not None and parsed.checksum == checksum:
+            adapter = self._runner.restore(parsed.spec, parsed.layout, data[start:])
+            begin(adapter)
+        # It gives up the interpreter, and so the device copies at the same time.
+        if xxhash.xxh3_128_digest(view[_SEAL.size :]) != checksum:
+            raise _Refused("its checksum is wrong")
+        if adapter is None:
             header = bytes(view[_SEAL.size + _SIZES.size : end])
             parsed = self._parse(header, revision, checksum)
             self._keep_parsed(name, parsed)
-        return self._runner.restore(parsed.spec, parsed.layout, data[start:])
+            adapter = self._runner.restore(parsed.spec, parsed.layout, data[start:])
+            begin(adapter)
+        return adapter
 
     def _parse(self, header: bytes, revision: str, checksum: bytes) -> _Parsed:
         values = json.loads(header)

@@ -406,13 +406,26 @@ class Residency:
             self._copy(slot, adapter)
             return
 
+        # How large it is shows once it is read.
+        nbytes, started = self._size_of(slot.key), monotonic()
+        self._make_room(nbytes)
+        self._arriving += nbytes
+
         def read(reading: asyncio.Future[Read]) -> None:
+            self._arriving -= nbytes
             try:
-                self._copy(slot, reading.result().adapter)
+                adapter, _, loaded = reading.result()
             except (Exception, asyncio.CancelledError) as error:
                 self._load_failed(slot, error)
+                return
+            if loaded is None:
+                # It was being read for someone who had no slot for it.
+                self._copy(slot, adapter)
+                return
+            self._activate(slot, loaded, monotonic() - started)
+            self._make_room(0)
 
-        self._host_cache.load(slot.key, passing=True).add_done_callback(read)
+        self._host_cache.load(slot.key, slot=slot.index).add_done_callback(read)
 
     def _copy(self, slot: Slot, adapter: HostAdapter) -> None:
         nbytes = adapter.nbytes

@@ -21,6 +21,7 @@ from service.engine.runners.base import (
     BatchRow,
     DeviceAdapter,
     HostAdapter,
+    Loading,
     RunningBatch,
 )
 from service.engine.runners.packed import PackedRunner
@@ -72,11 +73,20 @@ class AheadRunner:
     def flatten(self, adapter: HostAdapter) -> tuple[Layout, Tensor]:
         return self._packed.flatten(adapter)
 
+    def memory(self, nbytes: int, *, passing: bool) -> Tensor:
+        return self._packed.memory(nbytes, passing=passing)
+
     def restore(self, spec: AdapterSpec, layout: Layout, memory: Tensor) -> PreparedAdapter:
         return self._packed.restore(spec, layout, memory)
 
     def load(self, adapters: Sequence[tuple[int, HostAdapter]]) -> list[DeviceAdapter]:
         return self._packed.load(adapters)
+
+    def begin_load(self, slot: int, adapter: HostAdapter) -> Loading:
+        return self._packed.begin_load(slot, adapter)
+
+    def unload(self, slot: int) -> None:
+        self._packed.unload(slot)
 
     def warm_up(self, max_tokens: int) -> Sequence[tuple[int, float]]:
         return self._packed.warm_up(max_tokens)

@@ -58,7 +58,7 @@ class Cache:
 
     async def read(self, name: str) -> HostAdapter:
         """Read an adapter that goes to the device at once."""
-        read = await self.cache.load(self.keys[name], passing=True)
+        read = await self.cache.load(self.keys[name], slot=0)
         await let_the_loop_run()
         return read.adapter
 
@@ -171,7 +171,7 @@ async def test_requests_for_one_adapter_that_passes_by_share_its_read(
             await opened.read(name)
         opened.events.clear()
         key = opened.keys["c"]
-        reads = await asyncio.gather(*(opened.cache.load(key, passing=True) for _ in range(5)))
+        reads = await asyncio.gather(*(opened.cache.load(key, slot=0) for _ in range(5)))
         assert len({id(read.adapter) for read in reads}) == 1
         assert opened.events == ["used"]
 

@@ -121,7 +121,7 @@ async def test_a_batch_of_common_adapters_is_one_graph_launch_and_agrees_with_an
 async def test_images_answer_as_files_to_the_bit_after_a_restart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # So little is pinned at the start that the first copies have to pin more.
+    # So little is pinned that nothing fits into it.
     monkeypatch.setattr(bank, "STAGED_BYTES", 256)
     backbone, answers, counts = on_device(), [], []
     for limit in (None, 2**30, 2**30):
@@ -252,7 +252,7 @@ async def test_images_that_pass_host_memory_by_answer_as_files_to_the_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_bytes: int
 ) -> None:
     # Room for all images that are read at a time, for some of them, for none.
-    monkeypatch.setattr(bank, "READ_BYTES", read_bytes)
+    monkeypatch.setattr(bank, "STAGED_BYTES", read_bytes)
     monkeypatch.setattr(images, "SPARE_BYTES", 0)
     stagings: list[Staging] = []
 

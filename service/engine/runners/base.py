@@ -115,6 +115,23 @@ class BatchResult:
         return self
 
 
+class Loading(Protocol):
+    """An adapter on its way into a slot."""
+
+    def wait(self) -> DeviceAdapter:
+        """Return it when batches can use it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A `Loading` that is done."""
+
+    adapter: DeviceAdapter
+
+    def wait(self) -> DeviceAdapter:
+        return self.adapter
+
+
 class Runner(Protocol):
     """A backbone and adapters on one device.
 
@@ -171,6 +188,9 @@ class Runner(Protocol):
 
     def load(self, adapters: Sequence[tuple[int, HostAdapter]]) -> list[DeviceAdapter]:
         """Copy adapters into slots (from 0) that no batch uses; returns when they can be used."""
+
+    def begin_load(self, slot: int, adapter: HostAdapter) -> "Loading":
+        """Begin to copy one adapter; what is copied need not be known to be whole yet."""
 
     def unload(self, slot: int) -> None:
         """Give back the memory of a slot that no batch uses. Called by any thread."""

@@ -21,6 +21,7 @@ from service.engine.runners.base import (
     BatchRow,
     DeviceAdapter,
     HostAdapter,
+    Loaded,
     RowFailure,
     RunningBatch,
     launch_or_halve,
@@ -68,6 +69,9 @@ class PackedRunner:
     def load(self, adapters: Sequence[tuple[int, HostAdapter]]) -> list[DeviceAdapter]:
         # Nothing to copy: a CPU runs adapters from host memory.
         return [_prepared(adapter) for _, adapter in adapters]
+
+    def begin_load(self, slot: int, adapter: HostAdapter) -> Loaded:  # noqa: ARG002
+        return Loaded(_prepared(adapter))
 
     def unload(self, slot: int) -> None:
         """Whoever dropped the adapter gave back its memory."""

@@ -1,7 +1,7 @@
 """Runs batches on a CUDA device: adapters in slots, fused kernels, CUDA graphs.
 
 There are two streams. The device's lane computes on one; loading threads use the other to copy
-adapters into slots that no batch uses. A batch uses a slot only once `load` has returned, and a
+adapters into slots that no batch uses. A batch uses a slot only once its load has ended, and a
 slot is filled again only when nothing leases it, so the streams need no events between them.
 """
 
@@ -134,6 +134,23 @@ class _Launched:
         return outcomes
 
 
+@dataclass(frozen=True, slots=True)
+class _Copying:
+    """Images on their way into slots.
+
+    done: recorded after their copies. memory: what is copied, kept until then.
+    """
+
+    images: Sequence[tuple[int, AdapterImage]]
+    done: torch.cuda.Event
+    memory: Sequence[Tensor]
+
+    def wait(self) -> DeviceAdapter:
+        self.done.synchronize()
+        ((slot, image),) = self.images
+        return ActiveAdapter(image.spec, slot, image.nbytes)
+
+
 class SlottedRunner:
     """`service.engine.runners.base.Runner` for a CUDA device.
 
@@ -191,10 +208,17 @@ class SlottedRunner:
 
     def load(self, adapters: Sequence[tuple[int, HostAdapter]]) -> list[DeviceAdapter]:
         images = [(slot, _image(adapter)) for slot, adapter in adapters]
-        with torch.inference_mode(), torch.cuda.stream(self._loading):
-            self._bank.write(images)
-            self._loading.synchronize()
+        copying = self._begin(images)
+        copying.done.synchronize()
         return [ActiveAdapter(image.spec, slot, image.nbytes) for slot, image in images]
+
+    def begin_load(self, slot: int, adapter: HostAdapter) -> "_Copying":
+        return self._begin([(slot, _image(adapter))])
+
+    def _begin(self, images: Sequence[tuple[int, AdapterImage]]) -> "_Copying":
+        with torch.inference_mode(), torch.cuda.stream(self._loading):
+            memory = self._bank.write(images)
+            return _Copying(images, self._loading.record_event(), memory)
 
     def unload(self, slot: int) -> None:
         self._bank.clear(slot)
