@@ -11,7 +11,7 @@ JOBS ?= 3
 FIND_PYTHON = test -n "$(PYTHON)" || { echo "$@: found no Python 3.11 or newer: install one, or set PYTHON=..."; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup clients serve test quick docs-examples api-fuzz chaos chaos-replicas replicas-test soak compose-test kubernetes-test ray ray-setup ray-test dashboard docs docs-serve diagrams fuzz lint format lock sbom bench bench-peers bench-gpu bench-tables clean
+.PHONY: help setup clients serve test quick docs-examples api-fuzz chaos chaos-replicas replicas-test soak compose-test kubernetes-test ray ray-setup ray-test dashboard docs docs-serve diagrams fuzz lint format lock sbom bench bench-peers bench-vllm bench-gpu bench-tables clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -131,6 +131,10 @@ bench-peers: ## make the environment of Infinity and LitServe, which the last st
 	@$(FIND_PYTHON)
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/pip install -q torch==2.13.0 "infinity-emb[server,torch]==0.0.78" litserve==0.2.19
+
+bench-vllm: ## make the environment of vLLM on a CPU, for `python -m benchmarks vllm`
+	@$(FIND_PYTHON)
+	.ci/vllm $(PYTHON)
 
 # No prerequisite: a machine with a GPU may have its own torch. BENCH_PYTHON=python3 uses it.
 BENCH_PYTHON ?= $(BIN)/python

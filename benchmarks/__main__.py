@@ -23,6 +23,7 @@ COMMANDS = {
     "http": "the service over HTTP, on one machine with its clients",
     "access": "what checking a request's key costs, over the number of keys",
     "peers": "the service beside Infinity and LitServe, on a CPU",
+    "vllm": "the service beside vLLM's LoRA adapters of a BERT classifier, on a CPU",
     "swap": "uploads of alternating adapters while clients predict",
     "replicas": "roll-outs on 1, 2, 4 replicas under load, on a folder and on S3; 1,000 simulated",
     "training": "an epoch beside PEFT's prompt tuning and LoRA, and its memory",

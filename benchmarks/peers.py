@@ -6,43 +6,26 @@ adapter, or with many that requests name at random. Our texts have prompt tokens
 
 import random
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeAlias
 
 from adapters.backbone.loading import DEFAULT_BACKBONE, load_backbone
 from benchmarks.arguments import at_least, duration
+from benchmarks.contest import Contender, bodies_of, report_of, rounds_of
 from benchmarks.http import body_of
-from benchmarks.load import Figures, load, write_bodies
-from benchmarks.report import BenchmarkFailed, Report, progress, rate_cells, spread
+from benchmarks.report import BenchmarkFailed, Report, progress
 from benchmarks.servers import infinity, litserve, service, write_classifier
 from benchmarks.stock import stock
 from benchmarks.texts import make_texts, words_of
-from benchmarks.turns import ratio
 
 MEAN_TOKENS = 26
 TEXTS = 4096
-# (texts a request, connections)
-SHAPES = ((1, 32), (32, 4))
-WARM_UP_SECONDS = 3.0
 BASELINE = "infinity float32"
 DTYPES = ("float32", "bfloat16")
 OUR_DTYPES = ("float32", "auto")
-
-Measured: TypeAlias = dict[tuple[str, int], list[Figures]]
-
-
-@dataclass(frozen=True, slots=True)
-class Contender:
-    """One server under one load: where to post, and the file of bodies for each request size."""
-
-    name: str
-    url: str
-    bodies: Mapping[int, Path]
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -76,7 +59,7 @@ def run(options: Namespace) -> Report:
             *_theirs(stack, folder, options.python, texts),
             *_ours(stack, folder, texts, options.counts, options.types),
         ]
-        measured = _rounds(contenders, seconds=options.seconds, rounds=options.rounds)
+        measured = rounds_of(contenders, seconds=options.seconds, rounds=options.rounds)
     conditions = {
         "backbone": f"{DEFAULT_BACKBONE}: its own weights",
         "device": "cpu",
@@ -84,7 +67,7 @@ def run(options: Namespace) -> Report:
         "clients": "benchmarks.client, one process on the same cores",
         "rounds": f"{options.rounds} of {options.seconds:g} s in turns, medians",
     }
-    return _report(measured, conditions)
+    return report_of("peers, CPU", measured, conditions, baseline=BASELINE)
 
 
 def _theirs(
@@ -92,7 +75,9 @@ def _theirs(
 ) -> Iterator[Contender]:
     classifier = folder / "classifier"
     write_classifier(classifier)
-    bodies = _bodies(folder, "classifier", texts, lambda few: {"input": few, "model": "classifier"})
+    bodies = bodies_of(
+        folder, "classifier", texts, lambda few: {"input": few, "model": "classifier"}
+    )
     servers = (("infinity", infinity, "classify"), ("litserve", litserve, "predict"))
     for dtype in DTYPES:
         for name, start, path in servers:
@@ -118,60 +103,5 @@ def _ours(
         for count in counts:
             noun = "adapter" if count == 1 else "adapters"
             body = partial(body_of, names=names[:count], rng=random.Random(0))
-            bodies = _bodies(folder, f"ours-{count}", texts, body)
+            bodies = bodies_of(folder, f"ours-{count}", texts, body)
             yield Contender(f"ours {dtype}, {count} {noun}", f"{server.url}/v1/predict", bodies)
-
-
-def _bodies(
-    folder: Path, name: str, texts: Sequence[str], body: Callable[[Sequence[str]], Any]
-) -> dict[int, Path]:
-    return {
-        size: write_bodies(
-            folder / f"{name}-{size}.jsonl",
-            [body(texts[start : start + size]) for start in range(0, len(texts), size)],
-        )
-        for size, _ in SHAPES
-    }
-
-
-def _rounds(contenders: Sequence[Contender], *, seconds: float, rounds: int) -> Measured:
-    """Every server once a round (`benchmarks.turns`)."""
-    measured: Measured = {}
-    for number in range(rounds + 1):
-        for contender in contenders:
-            for size, connections in SHAPES:
-                figures = load(
-                    contender.url,
-                    contender.bodies[size],
-                    texts_per_request=size,
-                    connections=connections,
-                    seconds=seconds if number else WARM_UP_SECONDS,
-                )
-                if number:
-                    measured.setdefault((contender.name, size), []).append(figures)
-                    rate = f"{figures.texts_per_second:,.0f} texts/s"
-                    progress(f"round {number}/{rounds}: {contender.name}, {size} a request: {rate}")
-    return measured
-
-
-def _report(measured: Measured, conditions: Mapping[str, Any]) -> Report:
-    rows, figures = [], []
-    for (name, size), loads in measured.items():
-        rates = [load.texts_per_second for load in loads]
-        rate = spread(rates)
-        times = ratio(rates, [load.texts_per_second for load in measured[BASELINE, size]])
-        p50, p99 = spread([load.p50_ms for load in loads]), spread([load.p99_ms for load in loads])
-        cells = [f"{times:.2f}", f"{p50['median']:.1f}", f"{p99['median']:.1f}"]
-        rows.append([name, str(size), *rate_cells(rate), *cells])
-        figures.append(
-            {
-                "server": name,
-                "texts_per_request": size,
-                "texts_per_second": rate,
-                f"over_{BASELINE.replace(' ', '_')}": times,
-                "p50_ms": p50,
-                "p99_ms": p99,
-            }
-        )
-    columns = ("server", "texts a request", "texts/s", "range", f"x {BASELINE}", "p50 ms", "p99 ms")
-    return Report("peers, CPU", columns, rows, figures, conditions)

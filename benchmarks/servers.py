@@ -90,6 +90,28 @@ def litserve(python: Path, model: Path, *, dtype: str, log: Path) -> Iterator[Se
         yield Server(url, pid)
 
 
+@contextmanager
+def vllm(
+    python: Path, model: Path, *, adapters: Mapping[str, Path], rank: int, dtype: str, log: Path
+) -> Iterator[Server]:
+    """vLLM with a sequence classifier and its LoRA adapters, by name; all of them in its slots."""
+    port = _free_port()
+    command = [
+        *(str(python), "-m", "vllm.entrypoints.openai.api_server", "--runner", "pooling"),
+        *("--model", str(model), "--served-model-name", "classifier", "--dtype", dtype),
+        *("--host", "127.0.0.1", "--port", str(port), "--disable-uvicorn-access-log"),
+    ]
+    if adapters:
+        modules = [f"{name}={folder}" for name, folder in adapters.items()]
+        command += ["--enable-lora", "--max-loras", str(len(adapters))]
+        command += ["--max-lora-rank", str(rank), "--lora-modules", *modules]
+    # There is no cache of keys and values in a classifier; vLLM would reserve half of the memory.
+    environment = {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", **_OFFLINE}
+    url = f"http://127.0.0.1:{port}"
+    with _process(command, environment, f"{url}/health", log) as pid:
+        yield Server(url, pid)
+
+
 def write_classifier(folder: Path) -> None:
     """Save a classifier: the default backbone's weights and a random head of two labels."""
     source = locate_default()

@@ -28,14 +28,15 @@ def stock(root: Path, backbone: Backbone, *, names: int, distinct: int) -> list[
     Args:
         distinct: how many different files there are; the names use them in turns.
     """
-    return _stock(
+    return stock_with(
         root, lambda seed: random_adapter(backbone, seed=seed), names=names, distinct=distinct
     )
 
 
-def _stock(
+def stock_with(
     root: Path, make: Callable[[int], Adapter], *, names: int, distinct: int
 ) -> list[AdapterKey]:
+    """The same with adapters of the caller's: `make` is called with 0, 1 ... `distinct` - 1."""
     root.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(_THREADS) as pool, _one_thread_each():
         firsts = list(pool.map(lambda seed: _write(root, make, seed), range(min(names, distinct))))
@@ -64,9 +65,9 @@ def stocked(
 def stocked_with(
     make: Callable[[int], Adapter], *, names: int, distinct: int
 ) -> Iterator[tuple[Path, list[AdapterKey]]]:
-    """The same with adapters of the caller's: `make` is called with 0, 1 ... `distinct` - 1."""
+    """Both."""
     with TemporaryDirectory(prefix="idspam-store-") as folder:
-        yield Path(folder), _stock(Path(folder), make, names=names, distinct=distinct)
+        yield Path(folder), stock_with(Path(folder), make, names=names, distinct=distinct)
 
 
 def _write(root: Path, make: Callable[[int], Adapter], seed: int) -> AdapterKey:

@@ -264,11 +264,12 @@ def test_every_answered_request_is_counted_once(tmp_path: Path) -> None:
     assert figures.texts_per_second == 2 * figures.requests_per_second
 
 
-def test_peers_without_their_environment_say_how_to_make_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("command", ["peers", "vllm"])
+def test_rivals_without_their_environment_say_how_to_make_it(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["peers", "--python", str(tmp_path / "python")]) == 2
-    assert "make bench-peers" in capsys.readouterr().err
+    assert main([command, "--python", str(tmp_path / "python")]) == 2
+    assert f"make bench-{command}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
