@@ -21,6 +21,7 @@ COMMANDS = {
     "latency": "round trip of small requests on an idle engine",
     "adapters": "thousands of stored adapters, few slots, Zipf traffic",
     "http": "the service over HTTP, on one machine with its clients",
+    "devices": "the service on one device and on several, with the same load",
     "access": "what checking a request's key costs, over the number of keys",
     "peers": "the service beside Infinity and LitServe, on a CPU",
     "vllm": "the service beside vLLM's LoRA adapters of a BERT classifier, on a CPU",

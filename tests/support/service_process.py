@@ -33,7 +33,8 @@ def environ(backbone: Path, adapter_dir: Path, **settings: str) -> dict[str, str
     """The environment of a service on a free port; settings without their prefix."""
     mine = {"BACKBONE": str(backbone), "ADAPTER_DIR": str(adapter_dir), "PORT": "0"}
     mine |= {"ZOO_DIR": "off", "DEVICE": "cpu", "DTYPE": "float32"} | settings
-    kept = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
+    of_machine = ("PATH", "HOME", "PYTHONPATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
+    kept = {key: os.environ[key] for key in of_machine if key in os.environ}
     offline = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     return kept | offline | {f"IDSPAM_{key}": value for key, value in mine.items()}
 
