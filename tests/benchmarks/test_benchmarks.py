@@ -146,6 +146,21 @@ def test_http_is_measured_with_a_real_service(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_devices_are_measured_in_turns_and_one_is_killed(tmp_path: Path) -> None:
+    """With two engines on the CPU."""
+    short = ("--devices", "cpu,cpu", "--workers", "1", "--adapters", "2", "--texts", "64")
+    loads = ("--seconds", "0.5", "--rounds", "1", "--connections", "4", "--bulk-connections", "4")
+    arguments = ("--backbone", "tiny", "--dtype", "float32", *short, *loads, "--kill")
+    figures = run("devices", tmp_path, *arguments)
+    measured = [(figure["devices"], figure.get("texts_per_request")) for figure in figures]
+    assert measured == [("cpu", 32), ("cpu,cpu", 32), ("cpu", 1), ("cpu,cpu", 1), ("cpu,cpu", None)]
+    assert figures[0]["times_one_device"] == 1.0
+    assert figures[1]["times_one_device"] > 0
+    assert figures[-1]["seconds_missing"] > 0
+    assert figures[-1]["figures"]["requests"] > 0
+
+
+@pytest.mark.slow
 def test_swap_counts_answers_and_samples_memory(tmp_path: Path) -> None:
     short = ("--uploads", "12", "--clients", "2", "--quiet", "0.3")
     figures = run("swap", tmp_path, *TINY, *short)
@@ -288,6 +303,8 @@ def test_every_step_of_a_set_is_a_command_that_exists(command: str) -> None:
         ("engine", "--adapters", "1,,2"),
         ("http", "--seconds", "-1"),
         ("http", "--seconds", "nan"),
+        ("devices", "--devices", "cuda:0"),
+        ("devices", "--devices", "cuda:0,cuda:0"),
     ],
     ids=" ".join,
 )

@@ -353,6 +353,28 @@ def test_two_processes_on_one_folder_do_not_disturb_each_other(place: Place) -> 
     assert not place.events["failed"]
 
 
+def test_the_engine_of_a_further_device_reads_what_the_first_one_writes(place: Place) -> None:
+    """It neither writes nor removes, so that their bytes are counted once."""
+    reader = Images(place.store, place.runner, max_bytes=64 * MIB, writes=False)
+    key = next(iter(place.keys.values()))
+    source = place.images.source_of(key)
+    assert reader.load(key, source) is None
+    reader.keep(key, source, place.from_file(key))
+    reader.settle()
+    assert reader.load(key, source) is None
+    place.images.keep(key, source, place.from_file(key))
+    place.images.settle()
+    assert reader.load(key, source) is not None
+    reader.discard(key.revision)
+    reader.settle()
+    assert place.images.load(key, source) is not None
+    image = place.path(key)
+    image.write_bytes(image.read_bytes()[:-1])
+    assert reader.load(key, source) is None
+    assert image.exists(), "the first engine removes it, and makes it anew"
+    reader.close()
+
+
 def test_a_replica_loads_from_an_image_what_its_cache_has_evicted(
     tmp_path: Path, backbone: Backbone
 ) -> None:
