@@ -2,6 +2,7 @@
 #
 # TORCH        the build of torch that pip must choose, cpu or cuda, or else this stops before the download; any: pip's choice
 # TORCH_INDEX  another package index for pip; with the CPU index that the torch web site names the image has 1.2 GB, not 5.6
+# EXTRAS       int8: with what IDSPAM_DTYPE=int8 needs
 # BASE         a Debian with Python 3.11; name it by digest for a build that can be repeated: docs/supply-chain.md
 # VERSION      a label
 ARG BASE=python:3.11-slim-bookworm
@@ -9,6 +10,7 @@ ARG BASE=python:3.11-slim-bookworm
 FROM ${BASE} AS packages
 ARG TORCH=any
 ARG TORCH_INDEX=
+ARG EXTRAS=
 ENV PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /build
 COPY constraints.txt ./
@@ -16,7 +18,7 @@ COPY requirements requirements
 COPY .ci/setup.py .ci/sbom.py .ci/
 # Every package must have a sha256 of requirements/*.txt. Then lists them as a CycloneDX document, and removes pip and what only tests
 # and builds of torch extensions need.
-RUN TORCH=${TORCH} PIP_EXTRA_INDEX_URL=${TORCH_INDEX} python .ci/setup.py /opt/venv serve \
+RUN TORCH=${TORCH} PIP_EXTRA_INDEX_URL=${TORCH_INDEX} python .ci/setup.py /opt/venv serve ${EXTRAS} \
  && python .ci/sbom.py /opt/venv /opt/sbom.cdx.json \
  && cd /opt/venv/lib/python3*/site-packages \
  && find torch/bin -type f ! -name torch_shm_manager -delete && rm -rf torch/include torch/share torch/test \

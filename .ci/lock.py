@@ -86,11 +86,10 @@ class Compiler:
 def write(tools: Path, compile_: Compiler) -> None:
     pip_torch = compile_(setup.pin("torch"), only_index=True)
     backbone = {setup.BACKBONE: backbone_package(tools)}
-    extras = list(
-        tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    )
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras: dict[str, list[str]] = project["optional-dependencies"]
     sets = {
-        "all": compile_(extras=extras) | backbone,
+        "all": compile_(extras=list(extras)) | backbone,
         # The image must reach a bucket.
         "serve": compile_(extras=["serve", "s3"]) | backbone,
         "train": compile_(extras=["train"]) | backbone,
@@ -106,6 +105,9 @@ def write(tools: Path, compile_: Compiler) -> None:
     listed = (ROOT / ".ci" / "clients.txt").read_text().splitlines()
     save("other-clients", compile_(*listed, constrained=False))
     save("ray", ray_packages(compile_, sets["serve"]))
+    # For an image that serves in int8.
+    int8 = compile_(*extras["int8"])
+    save("int8", {name: block for name, block in int8.items() if name not in sets["serve"]})
 
 
 def ray_packages(compile_: Compiler, serve: Blocks) -> Blocks:

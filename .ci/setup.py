@@ -1,4 +1,4 @@
-"""Make the environment: `python .ci/setup.py FOLDER [all|serve|train]`.
+"""Make the environment: `python .ci/setup.py FOLDER [all|serve|train] [int8]`.
 
 Needs the standard library only. Every package comes in the version of requirements/*.txt and must
 have a sha256 that is listed there (`make lock` writes those files). torch is the only one whose
@@ -27,20 +27,27 @@ TRITON = "triton==3.6.0"
 # Not IDSPAM_...: the service refuses variables of that prefix that it does not know.
 TORCH, BUILDS = "TORCH", ("cpu", "cuda", "any")
 SETS = ("all", "serve", "train")
+# In addition to `serve` or `train`; `all` has them.
+EXTRAS = ("int8",)
 SMALLER = "PIP_EXTRA_INDEX_URL=<CPU index named on the torch web site>"
 
 
-def main(folder: Path, name: str = "all") -> None:
+def main(folder: Path, name: str = "all", *extras: str) -> None:
     check_python()
     if name not in SETS:
         stop(f"{name}: no such set of packages; there are {', '.join(SETS)}")
+    for extra in extras:
+        if extra not in EXTRAS:
+            stop(f"{extra}: no such extra; there is {', '.join(EXTRAS)}")
     if os.environ.get(TORCH, "") not in ("", *BUILDS):
         stop(f"{TORCH}={os.environ[TORCH]}: must be {', '.join(BUILDS)}")
     if not (folder / "bin" / "python").exists():
         say(f"making {folder} with Python {sys.version.split()[0]}")
         make_environment(folder)
-    files = [name, *_torch_files(folder)]
-    say(f"installing the pinned packages of requirements/{name}.txt (about a minute)")
+    sets = [name] if name == "all" else [name, *extras]
+    files = [*sets, *_torch_files(folder)]
+    shown = " and ".join(f"requirements/{each}.txt" for each in sets)
+    say(f"installing the pinned packages of {shown} (about a minute)")
     install(folder, *files)
     if name == "all":
         _install_triton(folder)

@@ -130,16 +130,17 @@ def test_a_service_that_does_not_answer_is_unhealthy() -> None:
 
 
 @pytest.mark.parametrize(
-    ("extra", "torch", "said"),
+    ("words", "torch", "said"),
     [
         ("nonsense", "", "nonsense: no such set"),
+        ("serve int16", "", "int16: no such extra"),
         ("serve", "gpu", "TORCH=gpu: must be cpu"),
     ],
 )
 def test_an_impossible_environment_is_refused_before_it_is_made(
-    extra: str, torch: str, said: str, tmp_path: Path
+    words: str, torch: str, said: str, tmp_path: Path
 ) -> None:
-    done = script(".ci/setup.py", str(tmp_path / "venv"), extra, TORCH=torch)
+    done = script(".ci/setup.py", str(tmp_path / "venv"), *words.split(), TORCH=torch)
     assert done.returncode == 1
     assert said in done.stderr
     assert not (tmp_path / "venv").exists()

@@ -51,6 +51,13 @@ def test_ray_changes_no_version_and_repeats_nothing_that_serves() -> None:
     assert not packages.keys() & pins(ROOT / "requirements" / "serve.txt").keys()
 
 
+def test_int8_adds_packages_of_all_to_those_that_serve() -> None:
+    packages = pins(ROOT / "requirements" / "int8.txt")
+    assert "numba" in packages
+    assert packages.items() <= pins(ROOT / "requirements" / "all.txt").items()
+    assert not packages.keys() & pins(ROOT / "requirements" / "serve.txt").keys()
+
+
 def test_both_builds_of_torch_have_one_version() -> None:
     folder = ROOT / "requirements"
     assert pins(folder / "torch.txt") == pins(folder / "torch-cpu.txt")

@@ -30,7 +30,7 @@ TOLERANCE = 0.02
 # Numbers under these keys are other ones every time.
 VARYING = {"created", "tokenize", "queue", "inference", "low", "high", "p_value", "since"}
 STOPPED_AFTER_SECONDS = 2.0
-# For a block to end. `make docs-examples` trains thirty adapters in one: give it more.
+# For a block to end that has no mark `limit`.
 LIMIT_SECONDS = 600.0
 READY_SECONDS = 240.0
 _NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
@@ -52,15 +52,13 @@ class ExampleShell:
 
     python: an executable that takes the place of `python` and `.venv/bin/python`. port: of the
     service that is asked. done: commands that have run before on the same files, each with a folder
-    of what it wrote and, in `printed`, what it printed: they are not run again. limit: seconds that
-    a block may take.
+    of what it wrote and, in `printed`, what it printed: they are not run again.
     """
 
     folder: Path
     python: Path
     port: int
     done: Mapping[str, Path] = field(default_factory=dict)
-    limit: float = LIMIT_SECONDS
     _services: "list[subprocess.Popen[str]]" = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -81,7 +79,9 @@ class ExampleShell:
             text = "python example.py"
         with self._start(text) as running:
             try:
-                seconds = STOPPED_AFTER_SECONDS if "until Ctrl-C" in block.marks else self.limit
+                seconds = float(block.marks.get("limit", LIMIT_SECONDS))
+                if "until Ctrl-C" in block.marks:
+                    seconds = STOPPED_AFTER_SECONDS
                 output, errors = running.communicate(timeout=seconds)
             except subprocess.TimeoutExpired:
                 if "until Ctrl-C" not in block.marks:

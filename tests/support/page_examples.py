@@ -4,6 +4,7 @@ A comment directly before a block says what a test could not guess:
 
     <!-- not run: needs a GPU -->              never; the reason is required
     <!-- slow: trains thirty adapters -->      only `make docs-examples` runs it
+    <!-- limit: 6000 -->                       may take so many seconds; without it ten minutes
     <!-- serves -->                            starts the service that the rest of the page asks
     <!-- until Ctrl-C -->                      does not end by itself
     <!-- fails: 2 -->                          ends with this exit code; 22 is that of curl
@@ -33,7 +34,7 @@ _COMMAND = re.compile(
 )
 _COMMENT = re.compile(r"<!--\s*(.*?)\s*-->", re.DOTALL)
 _FLAGS = ("serves", "until Ctrl-C", "output", "numbers vary")
-_VALUES = ("not run", "slow", "fails", "not run on this page")
+_VALUES = ("not run", "slow", "limit", "fails", "not run on this page")
 _BETWEEN = re.compile(rf";(?=\s*(?:{'|'.join((*_FLAGS, *_VALUES))})\s*(?::|;|$))")
 # Blocks in it are indented, as in mkdocs: tabs, notes, what can be unfolded.
 _CONTAINER = re.compile(r"(=== |!!! |\?\?\?\+? )")
@@ -159,8 +160,9 @@ def _check(block: Block) -> None:
         }
         if not fits.get(name, runs):
             raise MarkError(f"{block.place}: {name!r} means nothing for {block.kind}")
-    if not block.marks.get("fails", "0").isdecimal():
-        raise MarkError(f"{block.place}: fails: an exit code")
+    for name, what in (("fails", "an exit code"), ("limit", "seconds")):
+        if not block.marks.get(name, "0").isdecimal():
+            raise MarkError(f"{block.place}: {name}: {what}")
 
 
 def _unfolded(text: str) -> str:
