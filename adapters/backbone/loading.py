@@ -224,7 +224,7 @@ def int8_lack() -> str | None:
     if not torch.backends.mkldnn.is_available():
         return "needs a build of torch with oneDNN"
     if importlib.util.find_spec("numba") is None:
-        return "needs the package numba: pip install numba (the extra int8; of an image, EXTRAS=int8)"
+        return "needs the package numba: pip install numba (an image: EXTRAS=int8)"
     return None
 
 
