@@ -173,7 +173,7 @@ class LocalEngine:
         parts = self._require_ready()
         if not entries:
             return Completion((), 0.0, 0.0)
-        tries = any(entry.trial is not None for entry in entries)
+        tries = [entry for entry in entries if entry.trial is not None]
         answering = parts.shadows if tries else parts.in_flight
         completion = await answering.predict(
             entries, deadline, client=client, weight=weight, bulk=bulk, elsewhere=elsewhere

@@ -58,6 +58,11 @@ class Request:
         if not self.answer.done():
             self.answer.set_exception(error)
 
+    def expire(self) -> None:
+        """Its deadline has passed: the caller gets a TimeoutError."""
+        if not self.answer.done():
+            self.answer.set_exception(TimeoutError())
+
     def note_seconds(self, queue_seconds: float, inference_seconds: float) -> None:
         """Some of its entries waited and ran this long; the slowest count."""
         self.queue_seconds = max(self.queue_seconds, queue_seconds)
@@ -147,7 +152,7 @@ class InFlight:
             deadline,
             client,
             weight,
-            lambda: self._residency.acquire(keys),
+            lambda: self._residency.acquire_loaded(keys) or self._residency.acquire(keys),
             bulk=bulk,
             elsewhere=elsewhere,
         )
@@ -222,24 +227,33 @@ class InFlight:
         deadline: float | None,
         client: str,
         weight: float,
-        lease: Callable[[], Awaitable[Lease]],
+        lease: Callable[[], Lease | Awaitable[Lease]],
         *,
         bulk: bool = False,
         elsewhere: bool = False,
     ) -> Completion:
-        now = monotonic()
-        request = Request(entries, deadline, now, asyncio.get_running_loop().create_future())
+        now, loop = monotonic(), asyncio.get_running_loop()
+        request = Request(entries, deadline, now, loop.create_future())
+        expires = None if deadline is None else loop.time() + deadline - now
+        timer: asyncio.TimerHandle | None = None
         try:
             request.ticket = self._scheduler.admit(
                 entries, now=now, deadline=deadline, client=client, weight=weight, bulk=bulk
             )
             self._open.add(request)
             try:
-                async with asyncio.timeout(None if deadline is None else deadline - now):
-                    request.lease = await lease()
-                    self._enqueue(request)
-                    return await request.answer
+                leased = lease()
+                if not isinstance(leased, dict):
+                    async with asyncio.timeout_at(expires):
+                        leased = await leased
+                request.lease = leased
+                if expires is not None:
+                    timer = loop.call_at(expires, request.expire)
+                self._enqueue(request)
+                return await request.answer
             finally:
+                if timer is not None:
+                    timer.cancel()
                 self._close(request)
                 # Its error's traceback has this frame: see `_settle`.
                 del request

@@ -142,6 +142,25 @@ class Residency:
         slots = sorted(self._active.values(), key=lambda slot: slot.last_used, reverse=True)
         return list(dict.fromkeys(slot.key.name for slot in slots))[:most]
 
+    def acquire_loaded(self, keys: Sequence[AdapterKey]) -> Lease | None:
+        """As `acquire`, if all of them are on the device and no request waits for slots; mostly so.
+
+        If not, nothing is leased.
+        """
+        if self._queue:
+            return None
+        lease = {}
+        for key in keys:
+            slot = self._active.get(key)
+            if slot is None or slot.adapter is None:
+                return None
+            lease[key] = slot
+        for key, slot in lease.items():
+            if slot.leases == 0:
+                self._evictable.pop(key, None)
+            slot.leases += 1
+        return lease
+
     async def acquire(self, keys: Sequence[AdapterKey]) -> Lease:
         """Lease all of these distinct adapters at once, loading those that are not active.
 

@@ -188,13 +188,20 @@ class MetricsForwarder(Observer):
         self._labels: dict[tuple[str, str, str], int] = {}
         # The last call, by method and by the argument that `STATES` names.
         self._states: dict[tuple[str, Any], Event[dict[str, Any]]] = {}
+        # The same where there is one state alone: every request changes one, and few are sent.
+        self._single_states: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
         self._numbers = count(1)
         self._scrapes: dict[int, asyncio.Future[bytes]] = {}
         for method in COUNTED:
             if getattr(type(self), method) is getattr(Observer, method):
                 setattr(self, method, partial(self._count, method))
         for method, distinct in STATES.items():
-            setattr(self, method, partial(self._set, method, distinct))
+            keep = (
+                partial(self._set_single, method)
+                if distinct is None
+                else partial(self._set, method, distinct)
+            )
+            setattr(self, method, keep)
 
     def open(self) -> None:
         socket = self._context.socket(zmq.DEALER)
@@ -212,13 +219,18 @@ class MetricsForwarder(Observer):
     def flush(self) -> None:
         """Send everything; what the socket does not take is kept."""
         events = [*self._events, *self._states.values()]
+        events += [
+            _event(method, arguments, named)
+            for method, (arguments, named) in self._single_states.items()
+        ]
         events += [event(*key, number) for key, number in self._labels.items()]
         if self._dropped:
             events.append(event("dropped", self._dropped))
         if not events or self._channel is None:
             return
         if self._channel.send([encode([Events(os.getpid(), events)])]):
-            self._events, self._dropped, self._labels, self._states = [], 0, {}, {}
+            self._events, self._dropped = [], 0
+            self._labels, self._states, self._single_states = {}, {}, {}
 
     async def scrape(self, names: Sequence[str] | None = None) -> bytes:
         self.flush()
@@ -265,9 +277,12 @@ class MetricsForwarder(Observer):
         else:
             self._dropped += 1
 
-    def _set(self, method: str, distinct: str | None, *arguments: Any, **named: Any) -> None:
+    def _set(self, method: str, distinct: str, *arguments: Any, **named: Any) -> None:
         state = _event(method, arguments, named)
-        self._states[method, distinct and state.arguments[distinct]] = state
+        self._states[method, state.arguments[distinct]] = state
+
+    def _set_single(self, method: str, *arguments: Any, **named: Any) -> None:
+        self._single_states[method] = arguments, named
 
     def _flush_repeatedly(self) -> None:
         self.flush()

@@ -224,7 +224,8 @@ class EngineServer:
     def _handle(self, identity: bytes, worker: _Worker, message: FromWorker) -> None:
         match message:
             case Predict():
-                self._begin(worker, message.id, self._predict(worker, message))
+                # It removes itself: a callback for that would be another turn of the loop.
+                worker.tasks[message.id] = self._loop.create_task(self._predict(worker, message))
             case ChangeRequest():
                 self._begin(worker, message.id, self._change(worker, message))
             case DriftRequest():
@@ -236,7 +237,8 @@ class EngineServer:
             case Inspect():
                 self._begin(worker, message.id, self._inspect(worker, message))
             case Cancel():
-                if (task := worker.tasks.get(message.id)) is not None:
+                # One that has not begun yet never does.
+                if (task := worker.tasks.pop(message.id, None)) is not None:
                     task.cancel()
             case Applied():
                 worker.applied = max(worker.applied, message.update)
@@ -273,6 +275,8 @@ class EngineServer:
                 self._calm = False
                 self._send_load_within(LOAD_SECONDS)
             self._fail(worker, request.id, error)
+        finally:
+            worker.tasks.pop(request.id, None)
 
     def _send_load_within(self, seconds: float) -> None:
         if self._load_timer is not None:
