@@ -39,7 +39,7 @@ async function listPage(root, params, context) {
     h(
       "table",
       { class: "plain adapters" },
-      h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "name"), h("th", { scope: "col" }, "state"), h("th", { scope: "col" }, "labels"), ["kind", "size", "trained", "revision"].map((column) => h("th", { scope: "col", class: "wide" }, column)))),
+      h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "name"), h("th", { scope: "col" }, "state"), h("th", { scope: "col", class: "roomy" }, "labels"), ["kind", "size", "trained", "revision"].map((column) => h("th", { scope: "col", class: "wide" }, column)))),
       body,
     ),
   );
@@ -115,7 +115,7 @@ function row(adapter) {
     {},
     h("th", { scope: "row" }, h("a", { href: `#/adapters/${encodeURIComponent(name)}` }, name)),
     h("td", {}, h("span", { class: `state ${state}` }, state), reason ? h("div", { class: "small muted clamp" }, reason) : null),
-    h("td", {}, labelsOf(labels)),
+    h("td", { class: "roomy" }, labelsOf(labels)),
     h("td", { class: "wide" }, method ?? "–"),
     h("td", { class: "wide figure" }, size === null ? "–" : bytes(size)),
     h("td", { class: "wide" }, created ? created.slice(0, 10) : "–"),

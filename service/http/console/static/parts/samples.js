@@ -36,8 +36,14 @@ export class Samples {
     return this.#last;
   }
 
-  /** The readings of a window, the oldest first; the newest reading is the last. */
-  within({ seconds, level }) {
+  /**
+   * The readings of a window, the oldest first; the newest reading is the last. While all readings
+   * are on a finer level than the window's, they are taken from there.
+   */
+  within({ seconds, level: coarsest }) {
+    const first = this.#levels.at(-1)[0];
+    const finer = this.#levels.findIndex((readings) => readings[0] === first);
+    const level = Math.min(coarsest, finer);
     const { step } = LEVELS[level];
     const since = (this.#last?.at ?? 0) - seconds - step / 2;
     const found = this.#levels[level].filter(({ at }) => at >= since);
