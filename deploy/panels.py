@@ -224,6 +224,20 @@ ROWS = (
                     Query(f"sum (rate(idspam_batch_tokens_sum{{{ON}}}[$__rate_interval]))", "now"),
                 ],
             ),
+            Chart(
+                "Texts by engine",
+                "cps",
+                per("idspam_engine_texts_total", "engine"),
+                "Each device has an engine; they should get about the same.",
+            ),
+            Chart(
+                "Waiting tokens by engine, and devices",
+                "short",
+                [
+                    Query(f"sum by (engine) (idspam_engine_waiting_tokens{{{ON}}})", "{{engine}}"),
+                    Query(f"sum (idspam_devices{{{ON}}})", "devices"),
+                ],
+            ),
         ),
     ),
     (

@@ -19,6 +19,7 @@ import msgspec
 
 from cli.hints import command_line
 from service.auto_workers import workers_of
+from service.devices import devices_of
 from service.settings import Settings
 
 State: TypeAlias = Literal["ok", "warning", "wrong"]
@@ -90,14 +91,25 @@ def device(settings: Settings) -> Iterator[Finding]:
     else:
         yield Finding("torch", "ok", f"{torch.__version__}, {built}")
     try:
-        target = resolve_device(settings.device)
-    except AdapterError as error:
+        targets = [resolve_device(name) for name in devices_of(settings.device)]
+    except (AdapterError, ValueError) as error:
         yield Finding("device", "wrong", f"IDSPAM_DEVICE: {error}", "IDSPAM_DEVICE=auto")
         return
-    name = _processor() if target.type == "cpu" else torch.cuda.get_device_name(target)
-    cores = len(os.sched_getaffinity(0))
-    of = f", {cores} core{'s' * (cores > 1)}" if target.type == "cpu" else ""
-    yield Finding("device", "ok", f"{target} ({name}{of})")
+    kinds = set()
+    for target in targets:
+        name = _processor() if target.type == "cpu" else torch.cuda.get_device_name(target)
+        cores = len(os.sched_getaffinity(0))
+        of = f", {cores} core{'s' * (cores > 1)}" if target.type == "cpu" else ""
+        yield Finding("device", "ok", f"{target} ({name}{of})")
+        kinds.add(name)
+    if len(kinds) > 1:
+        yield Finding(
+            "devices",
+            "warning",
+            "of different models: the bits of an answer may depend on which one gives it",
+            "IDSPAM_DEVICE with devices of one model",
+        )
+    target = targets[0]
     if settings.dtype in _NARROW:
         try:
             check_type(settings.dtype, target)
@@ -147,7 +159,8 @@ def backbone(settings: Settings) -> Iterator[Finding]:
 
     started = time.perf_counter()
     try:
-        loaded = load_backbone(settings.backbone, device=settings.device, dtype=settings.dtype)
+        first = devices_of(settings.device)[0]
+        loaded = load_backbone(settings.backbone, device=first, dtype=settings.dtype)
     except (AdapterError, OSError, ValueError) as error:
         yield Finding(
             "backbone",
@@ -409,7 +422,11 @@ def memory(settings: Settings) -> Iterator[Finding]:
     free = _free_memory()
     if free is None:
         return
-    workers = workers_of(settings.workers, settings.device)
+    try:
+        workers = workers_of(settings.workers, settings.device)
+    except ValueError:
+        # The device is a finding of its own.
+        workers = 0
     needed = _LEAST_MEMORY_MIB + workers * _WORKER_MIB
     state: State = "ok" if free >= needed else "warning"
     remedy = "" if state == "ok" else f"about {needed:,} MiB for a small backbone; fewer workers"

@@ -53,6 +53,8 @@ METRICS = (
     "idspam_batch_rows",
     "idspam_batch_tokens",
     "idspam_build_info",
+    "idspam_devices",
+    "idspam_engine_texts_total",
     "idspam_predictions_total",
     "idspam_process_cpu_seconds_total",
     "idspam_process_resident_bytes",
@@ -212,7 +214,11 @@ def panels_of(between: Between, *, adapters: int) -> list[Panel]:
 def running(between: Between) -> str:
     """`0.5.0, all-MiniLM-L6-v2, cpu, bfloat16`; "" before the engine runs."""
     info = between.now.labels("idspam_build_info")
-    return ", ".join(info[key] for key in ("version", "backbone", "device", "dtype") if key in info)
+    shown = ", ".join(
+        info[key] for key in ("version", "backbone", "device", "dtype") if key in info
+    )
+    devices = between.now.total("idspam_devices")
+    return f"{shown}, {devices:.0f} devices" if shown and devices > 1 else shown
 
 
 def _traffic(between: Between) -> Panel:
@@ -246,6 +252,9 @@ def _batches(between: Between) -> Panel:
         for unit in ("rows", "tokens", "adapters")
     ]
     rows.append(["waiting tokens", number(between.now.total("idspam_waiting_tokens"))])
+    engines = between.rates("idspam_engine_texts_total", "engine")
+    if len(engines) > 1:
+        rows += [[f"texts a second, {name}", number(engines[name])] for name in sorted(engines)]
     return Panel("batches", ("", ""), rows)
 
 

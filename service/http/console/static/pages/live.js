@@ -26,7 +26,7 @@ const GAUGES = { waiting: "idspam_waiting_tokens", limit: "idspam_waiting_tokens
 const TIERS = [["active", "on the device"], ["registered", "in host memory"], ["stored", "in the store"]];
 const WANTED = [
   ...Object.values(STAGES), ...Object.values(SHAPES), ...Object.values(REFUSALS).map(([name]) => name), ...Object.values(GAUGES),
-  "idspam_tier_adapters", "idspam_tier_bytes", "idspam_adapter_evictions_total", "idspam_processes", "idspam_build_info",
+  "idspam_tier_adapters", "idspam_tier_bytes", "idspam_adapter_evictions_total", "idspam_processes", "idspam_build_info", "idspam_devices",
 ];
 
 // Kept while the console is open, so that coming back to this page shows what was.
@@ -138,6 +138,9 @@ function read(series) {
     tiers: { adapters: values(series, "idspam_tier_adapters", "tier"), bytes: values(series, "idspam_tier_bytes", "tier"), evictions: values(series, "idspam_adapter_evictions_total", "tier") },
     processes: values(series, "idspam_processes", "kind"),
     build: series.get("idspam_build_info")?.[0]?.labels ?? {},
+    // Each device has a series; alike ones on a CPU share it.
+    devices: (series.get("idspam_build_info") ?? []).map(({ labels }) => labels.device).sort(),
+    expected: values(series, "idspam_devices")[""] ?? 1,
   };
 }
 
@@ -251,12 +254,14 @@ function refusalTable() {
   };
 }
 
-function factsOf({ build, processes }, readings) {
+function factsOf({ build, devices, expected, processes }, readings) {
+  const missing = expected > 1 && "engine" in processes ? expected - processes.engine : 0;
   const engines = Object.entries(processes)
     .filter(([, alive]) => alive > 0)
     .map(([kind, alive]) => (alive > 1 ? `${alive} ${kind}s` : kind));
   const parts = [
-    build.backbone && `${build.backbone} on ${build.device}, ${build.dtype}`,
+    build.backbone && `${build.backbone} on ${devices.join(", ")}, ${build.dtype}`,
+    missing > 0 ? `${missing} of ${expected} devices missing` : null,
     build.version && `version ${build.version}`,
     engines.length ? `processes: ${engines.join(", ")}` : null,
     readings.length < 2 ? "figures need two readings, two seconds apart" : null,
