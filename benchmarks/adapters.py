@@ -5,6 +5,10 @@ Every request names one adapter, the k-th most popular with a probability propor
 
 Two engines take turns over the same store: one reads images (`service.engine.images`), the other
 one every adapter's file.
+
+How long an answer takes under load depends on how much is asked at a time. Three batches keep the
+device busy; with more, all answers wait for those before them, whether their adapters are loaded or
+not.
 """
 
 import asyncio
@@ -13,6 +17,8 @@ from argparse import ArgumentParser, Namespace
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from statistics import median
@@ -24,8 +30,9 @@ import uvloop
 
 from adapters.adapter import prepare
 from adapters.backbone.model import random_adapter
-from benchmarks.arguments import add_model_arguments, at_least, duration
+from benchmarks.arguments import add_model_arguments, at_least, counts, duration
 from benchmarks.loop import (
+    BATCHES,
     closed_loop,
     entries_of,
     in_flight_for,
@@ -54,20 +61,27 @@ _CHURNING = 64
 _TEXTS = 2048
 # Requests that are drawn beforehand and repeated.
 _REQUESTS = 20_000
-# Texts in flight, as a multiple of those that keep the device busy: some wait for their adapter.
-_IN_FLIGHT = 2
+# Of the time until a cold adapter answers.
+_PARTS = ("until it is loaded", "then until its batch starts", "then until that ends", "the rest")
 # Between two requests for cold adapters under load.
 _PROBE_SECONDS = 0.1
 
 
 class Traffic(Observer):
-    """Counts loads and evictions by tier, and images."""
+    """Counts loads and evictions by tier, and images.
+
+    loaded: when an adapter that is being watched was on the device, of `perf_counter`.
+    """
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
+        self.loaded: dict[AdapterKey, float] = {}
+        self.watched: AdapterKey | None = None
 
     def adapter_loaded(self, key: AdapterKey, tier: Tier, seconds: float) -> None:  # noqa: ARG002
         self.counts[f"loads, {tier}"] += 1
+        if key == self.watched and tier == "active":
+            self.loaded[key] = perf_counter()
 
     def adapter_evicted(self, key: AdapterKey, tier: Tier, age_seconds: float) -> None:  # noqa: ARG002
         self.counts[f"evictions, {tier}"] += 1
@@ -82,14 +96,19 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--slots", type=at_least(1), default=512, help="IDSPAM_MAX_ACTIVE_ADAPTERS")
     parser.add_argument("--distinct", type=at_least(1), default=256, help="different files")
     parser.add_argument("--per-request", type=at_least(1), default=32, help="texts of a request")
+    parser.add_argument(
+        "--in-flight", type=counts, default=[3, 6], help="batches in flight, separated by commas"
+    )
     parser.add_argument("--ways", choices=("both", *WAYS), default="both", help="what is measured")
-    parser.add_argument("--cold", type=at_least(1), default=200, help="cold adapters, when idle")
+    parser.add_argument(
+        "--cold", type=at_least(1), default=200, help="cold adapters: idle, and under each load"
+    )
     parser.add_argument("--seconds", type=duration, default=5.0, help="of every round")
     parser.add_argument("--rounds", type=at_least(1), default=3)
 
 
 def run(options: Namespace) -> Report:
-    if options.stored < options.slots + 2 * options.cold:
+    if options.stored < options.slots + _number_of_cold(options):
         raise BenchmarkFailed("fewer adapters are stored than slots and cold requests need")
     with loaded_subject(options) as subject:
         progress(f"storing {options.stored} adapters")
@@ -118,11 +137,10 @@ async def _run(
         memory["with all slots taken"] = _memory()
         measures: dict[str, Measure] = {}
         for way, bench in benches.items():
-            measures |= {
-                _of(way, RESIDENT): bench.resident,
-                _of(way, ZIPF): bench.zipf,
-                _of(way, CHURN): bench.churn,
-            }
+            for load in bench.loads:
+                measures[_of(way, RESIDENT, load.batches)] = partial(bench.resident, load)
+                measures[_of(way, ZIPF, load.batches)] = partial(bench.zipf, load)
+            measures[_of(way, CHURN)] = bench.churn
         rates = await take_turns(measures, rounds=options.rounds)
         memory["in the end"] = _memory()
     return _report(subject, options, benches, rates, memory)
@@ -141,8 +159,31 @@ def _settings(subject: Subject, options: Namespace, way: str) -> EngineSettings:
     )
 
 
-def _of(way: str, what: str) -> str:
-    return f"{what}, from {way}"
+def _of(way: str, what: str, batches: int | None = None) -> str:
+    return f"{what}, from {way}" if batches is None else f"{what}, {batches} batches, from {way}"
+
+
+def _number_of_cold(options: Namespace) -> int:
+    """Adapters that are asked for only to see how long they take: idle, and under each load."""
+    return int(options.cold * (1 + len(options.in_flight)))
+
+
+@dataclass(slots=True)
+class _Load:
+    """So many batches in flight, and what was seen under them.
+
+    clients: requests at a time. probes: cold adapters. moved: what was counted while all adapters
+    were asked for, which took so many seconds. parts: of the time until a cold adapter answers:
+    until it is loaded, then until its batch starts, then until that is done.
+    """
+
+    batches: int
+    clients: int
+    probes: Iterator[AdapterKey]
+    cold_seconds: list[float] = field(default_factory=list)
+    parts: dict[str, list[float]] = field(default_factory=lambda: {part: [] for part in _PARTS})
+    moved: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
 
 
 class _Bench:
@@ -162,19 +203,22 @@ class _Bench:
         self._encodings = make_encodings(
             subject.backbone.encoder, subject.words, count=_TEXTS, mean_tokens=MEAN_TOKENS
         )
+        number = _number_of_cold(options)
         # The last ones are asked for only to measure a cold adapter.
-        self._popular, self._cold = keys[: -2 * options.cold], keys[-2 * options.cold :]
+        self._popular, cold = keys[:-number], keys[-number:]
         self._active = self._popular[: options.slots]
         first = entries_of(self._encodings, [keys[0]] * len(self._encodings), subject.spec)
-        texts = _IN_FLIGHT * in_flight_for(settings, first)
-        self._clients = max(1, round(texts / options.per_request))
         # The least popular first: those are not in host memory.
         self._churned = cycle(reversed(self._popular))
-        self._probes = iter(self._cold[options.cold :])
+        self._cold, *probed = (
+            cold[start : start + options.cold] for start in range(0, number, options.cold)
+        )
+        self.loads = []
+        for batches, probes in zip(options.in_flight, probed, strict=True):
+            texts = in_flight_for(settings, first) * batches / BATCHES
+            clients = max(1, round(texts / options.per_request))
+            self.loads.append(_Load(batches, clients, iter(probes)))
         self.idle_seconds: list[float] = []
-        self.cold_seconds: list[float] = []
-        self.moved: Counter[str] = Counter()
-        self.seconds = 0.0
 
     @property
     def images(self) -> Counter[str]:
@@ -190,7 +234,7 @@ class _Bench:
         """
         await self.touch(self._popular[: self._options.distinct])
         await self.touch(self._active)
-        self.idle_seconds = [await self.answer(key) for key in self._cold[: self._options.cold]]
+        self.idle_seconds = [await self.answer(key) for key in self._cold]
 
     async def touch(self, keys: Sequence[AdapterKey]) -> None:
         """Make these adapters active, as far as they fit."""
@@ -204,10 +248,10 @@ class _Bench:
         await self._engine.predict(entries)
         return perf_counter() - sent
 
-    async def resident(self) -> float:
+    async def resident(self, load: _Load) -> float:
         """Texts/s when nothing has to be loaded."""
         await self.touch(self._active)
-        return await self._load(self._active)
+        return await self._run(self._active, load)
 
     async def churn(self) -> float:
         """Texts/s, and so loads/s, when every text names an adapter that is not in memory."""
@@ -221,32 +265,51 @@ class _Bench:
             self._engine, requests, clients=_CHURNING, seconds=seconds, warm_up=seconds / 5
         )
 
-    async def zipf(self) -> float:
+    async def zipf(self, load: _Load) -> float:
         """Texts/s over all of them, with a request for a cold one now and then."""
         before, began = Counter(self._traffic.counts), perf_counter()
-        probing = asyncio.create_task(self._probe())
+        probing = asyncio.create_task(self._probe(load))
         try:
-            return await self._load(self._popular)
+            return await self._run(self._popular, load)
         finally:
             probing.cancel()
             with suppress(asyncio.CancelledError):
                 await probing
-            self.moved += self._traffic.counts - before
-            self.seconds += perf_counter() - began
+            load.moved += self._traffic.counts - before
+            load.seconds += perf_counter() - began
 
-    async def _load(self, keys: Sequence[AdapterKey]) -> float:
+    async def _run(self, keys: Sequence[AdapterKey], load: _Load) -> float:
         seconds = self._options.seconds
         return await closed_loop(
             self._engine,
             self._requests(keys),
-            clients=self._clients,
+            clients=load.clients,
             seconds=seconds,
             warm_up=seconds / 2,
         )
 
-    async def _probe(self) -> None:
-        for key in self._probes:
-            self.cold_seconds.append(await self.answer(key))
+    async def _probe(self, load: _Load) -> None:
+        for key in load.probes:
+            entries = entries_of(self._encodings[:1], [key], self._subject.spec)
+            self._traffic.watched = key
+            sent = perf_counter()
+            completion = await self._engine.predict(entries)
+            seconds = perf_counter() - sent
+            until_loaded = self._traffic.loaded.pop(key) - sent
+            until_run = completion.queue_seconds
+            until_done = until_run + completion.inference_seconds
+            load.cold_seconds.append(seconds)
+            for part, took in zip(
+                _PARTS,
+                (
+                    until_loaded,
+                    until_run - until_loaded,
+                    until_done - until_run,
+                    seconds - until_done,
+                ),
+                strict=True,
+            ):
+                load.parts[part].append(took)
             await asyncio.sleep(_PROBE_SECONDS)
 
     def _requests(self, keys: Sequence[AdapterKey]) -> Iterator[list[Entry]]:
@@ -285,9 +348,9 @@ def _report(
         f"files (hard links), {options.slots} slots; an adapter is a name and a revision, so each "
         "is read and given its own slot; files are in the page cache, and every file was loaded "
         "before, so it has an image",
-        "traffic": f"{options.per_request} texts a request under one adapter, Zipf(1.0), six "
-        f"batches in flight; a cold one is asked for every {_PROBE_SECONDS * 1e3:.0f} ms. A new "
-        f"adapter for every text: {_CHURNING} texts at a time",
+        "traffic": f"{options.per_request} texts a request under one adapter, Zipf(1.0); a cold "
+        f"one is asked for every {_PROBE_SECONDS * 1e3:.0f} ms, {options.cold} times at most under "
+        f"each load. A new adapter for every text: {_CHURNING} texts at a time",
         "rounds": f"{options.rounds} of {options.seconds:g} s, medians",
     }
     backbone = subject.conditions["backbone"]
@@ -299,33 +362,57 @@ def _figures_of(
     bench: _Bench, rates: dict[str, list[float]], way: str
 ) -> tuple[dict[str, str], dict[str, Any]]:
     """The rows of one way, by their names, and the same as figures."""
-    zipf, resident, churn = (rates[_of(way, what)] for what in (ZIPF, RESIDENT, CHURN))
-    share = ratio(zipf, resident)
-    moved = {f"{name} a second": count / bench.seconds for name, count in bench.moved.items()}
-    cold = {
-        "idle": percentiles_ms(bench.idle_seconds),
-        "under load": percentiles_ms(bench.cold_seconds),
-    }
-    rows = {
-        f"{ZIPF}, texts/s": f"{median(zipf):,.0f}",
-        f"{RESIDENT}, texts/s": f"{median(resident):,.0f}",
-        "the first over the second": f"{share:.3f}",
+    churn = rates[_of(way, CHURN)]
+    idle = percentiles_ms(bench.idle_seconds)
+    rows: dict[str, str] = {}
+    loads: dict[str, Any] = {}
+    for load in bench.loads:
+        of_load, loads[str(load.batches)] = _under(load, rates, way)
+        rows |= of_load
+    rows |= {
         f"{CHURN}, loads/s": f"{median(churn):,.0f}",
+        "cold adapter to answer, idle, p50 / p99 ms": _shown(idle),
     }
-    rows |= {name: f"{rate:,.1f}" for name, rate in sorted(moved.items())}
-    for when, ms in cold.items():
-        rows[f"cold adapter to answer, {when}, p50 / p99 ms"] = (
-            f"{ms['p50_ms']:.1f} / {ms['p99_ms']:.1f}"
-        )
     rows |= {name: f"{count:,}" for name, count in sorted(bench.images.items())}
     figures = {
-        "over_all_resident": share,
+        "in_flight": loads,
         "loads_per_second_alone": spread(churn),
-        "moved": moved,
-        "cold": cold,
+        "cold_idle": idle,
         "images": dict(bench.images),
     }
     return rows, figures
+
+
+def _under(
+    load: _Load, rates: dict[str, list[float]], way: str
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """The rows of so many batches in flight, and the same as figures."""
+    zipf, resident = (rates[_of(way, what, load.batches)] for what in (ZIPF, RESIDENT))
+    share = ratio(zipf, resident)
+    moved = {f"{name} a second": count / load.seconds for name, count in load.moved.items()}
+    cold = percentiles_ms(load.cold_seconds)
+    parts = {part: percentiles_ms(seconds) for part, seconds in load.parts.items()}
+    when = f"{load.batches} batches in flight: "
+    rows = {
+        f"{when}{ZIPF}, texts/s": f"{median(zipf):,.0f}",
+        f"{when}{RESIDENT}, texts/s": f"{median(resident):,.0f}",
+        f"{when}the first over the second": f"{share:.3f}",
+        f"{when}cold adapter to answer, p50 / p99 ms": _shown(cold),
+    }
+    rows |= {f"{when}{part}": _shown(ms) for part, ms in parts.items()}
+    rows |= {f"{when}{name}": f"{rate:,.1f}" for name, rate in sorted(moved.items())}
+    figures = {
+        "over_all_resident": share,
+        "cold": cold,
+        "cold_parts": parts,
+        "moved": moved,
+        "clients": load.clients,
+    }
+    return rows, figures
+
+
+def _shown(ms: dict[str, float]) -> str:
+    return f"{ms['p50_ms']:.1f} / {ms['p99_ms']:.1f}"
 
 
 def _memory() -> dict[str, float]:

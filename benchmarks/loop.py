@@ -26,6 +26,8 @@ from service.local import engine_settings
 from service.settings import read_settings
 from service.start import freeze_loaded_objects
 
+# Full batches in flight: one runs, one waits, one is being answered.
+BATCHES = 3
 # Adapters that are loaded at a time before a benchmark starts.
 _LOADS = 8
 
@@ -136,9 +138,9 @@ def measure_of(
 
 
 def in_flight_for(settings: EngineSettings, entries: Sequence[Entry]) -> int:
-    """Texts of three full batches: one runs, one waits, one is being answered."""
+    """Texts of so many full batches as keep the device busy."""
     mean = sum(entry.cost for entry in entries) / len(entries)
-    return max(1, round(3 * settings.max_batch_tokens / mean))
+    return max(1, round(BATCHES * settings.max_batch_tokens / mean))
 
 
 def percentiles_ms(seconds: Sequence[float]) -> dict[str, float]:

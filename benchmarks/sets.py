@@ -29,7 +29,7 @@ SETS: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "latency": "latency --device cpu --calls 500 --sizes 1 8",
             "http": "http --device cpu --adapters 64 --seconds 5",
             "adapters": "adapters --device cpu --stored 1000 --slots 64 --per-request 8 --cold 50 "
-            "--seconds 5 --rounds 2",
+            "--in-flight 3 --seconds 5 --rounds 2",
             "swap": "swap --device cpu --uploads 100 --quiet 8",
             "peers": "peers --seconds 5 --rounds 2",
             "training": "training --device cpu --rounds 2",
@@ -41,7 +41,8 @@ SETS: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "latency-base": f"latency {_BASE}",
             "http-base": f"http {_BASE} --workers 12 --adapters 256 --clients 3 --connections 64 "
             "--bulk-connections 64",
-            "adapters-base": f"adapters {_BASE} --stored 10000 --slots 512",
+            "adapters-base": f"adapters {_BASE} --stored 10000 --slots 512 --in-flight 3,6 "
+            "--rounds 2 --seconds 4",
             "swap-base": f"swap {_BASE} --workers 4 --uploads 1000",
             "engine-large": f"engine {_LARGE} --adapters 1,64,256,1024",
             "types-large": "types --backbone roberta-large --device cuda --seconds 1",

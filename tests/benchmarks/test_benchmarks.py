@@ -120,15 +120,22 @@ def test_types_are_compared_with_the_first_one(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_stored_adapters_are_loaded_and_evicted(tmp_path: Path) -> None:
     short = ("--stored", "60", "--slots", "6", "--distinct", "4", "--cold", "5", "--rounds", "1")
-    figures = run("adapters", tmp_path, *TINY, *short, "--seconds", "0.4", "--per-request", "4")
+    quick = ("--seconds", "0.4", "--per-request", "4", "--in-flight", "1,2")
+    figures = run("adapters", tmp_path, *TINY, *short, *quick)
     for way in ("images", "files"):
         of_way = figures[way]
-        assert of_way["over_all_resident"] > 0
-        assert of_way["moved"]["loads, active a second"] > 0
-        assert of_way["moved"]["evictions, active a second"] > 0
         assert of_way["loads_per_second_alone"]["median"] > 0
-        assert of_way["cold"]["idle"]["p50_ms"] > 0
-        assert of_way["cold"]["under load"]["p50_ms"] > 0
+        assert of_way["cold_idle"]["p50_ms"] > 0
+        one, two = (of_way["in_flight"][batches] for batches in "12")
+        assert abs(two["clients"] - 2 * one["clients"]) <= 1
+        for under in (one, two):
+            assert under["over_all_resident"] > 0
+            assert under["moved"]["loads, active a second"] > 0
+            assert under["moved"]["evictions, active a second"] > 0
+            # The parts make up the whole.
+            parts = [part["p50_ms"] for part in under["cold_parts"].values()]
+            assert min(parts) > -1.0
+            assert 0 < max(parts) < under["cold"]["p50_ms"] <= 5 * sum(parts)
     assert figures["images"]["images"]["images, used"] > 0
     assert figures["images"]["images"]["images, made"] == 4
     assert figures["files"]["images"] == {}
