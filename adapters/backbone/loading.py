@@ -55,10 +55,10 @@ MAX_ANSWER_ERROR = 0.05
 # The default backbone's is 0.094, so `auto` would not take int8. Who asks for it gets a warning
 # beyond this.
 USUAL_INT8_ERROR = 0.2
-# float8 beside bfloat16. Beyond the first, a warning; beyond the second the start stops: answers
-# would have nothing to do with the backbone's.
-USUAL_FLOAT8_ERROR = 0.25
-MAX_FLOAT8_ERROR = 0.7
+# float8 beside bfloat16; the default backbone's is 0.07. Beyond the first, a warning; beyond the
+# second the start stops: answers would have little to do with the backbone's.
+USUAL_FLOAT8_ERROR = 0.2
+MAX_FLOAT8_ERROR = 0.5
 _PROBES = (
     "",
     "ok",

@@ -118,7 +118,7 @@ class Float8Linear:
             TensorDescriptor.from_tensor(out, [tiles.rows, tiles.outputs]),
             out_scales,
             positions,
-            OUTPUTS=self.outputs,
+            self.outputs,
             INPUTS=self.inputs,
             BLOCK_M=tiles.rows,
             BLOCK_N=tiles.outputs,

@@ -88,7 +88,7 @@ def _tile(
     out,
     out_scales,
     positions,
-    OUTPUTS: tl.constexpr,
+    outputs,
     INPUTS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -97,7 +97,7 @@ def _tile(
     GELU: tl.constexpr,
     ROUNDED: tl.constexpr,
 ):
-    along = tl.cdiv(OUTPUTS, BLOCK_N)
+    along = tl.cdiv(outputs, BLOCK_N)
     # Tiles of GROUP neighbouring blocks of rows are neighbours, so that caches keep their inputs.
     group = tile // (GROUP * along)
     first = group * GROUP
@@ -112,7 +112,7 @@ def _tile(
     places = row + tl.arange(0, BLOCK_M)
     columns = column + tl.arange(0, BLOCK_N)
     within = places < positions
-    wide = columns < OUTPUTS
+    wide = columns < outputs
     scale = tl.load(scales + places, mask=within, other=0.0)
     factor = tl.load(factors + columns, mask=wide, other=0.0)
     shift = tl.load(bias + columns, mask=wide, other=0.0)
@@ -125,7 +125,7 @@ def _tile(
         out.store([row, column], value)
 
 
-@triton.jit(do_not_specialize=["positions"])
+@triton.jit(do_not_specialize=["positions", "outputs"])
 def multiply(
     rows,
     weight,
@@ -135,7 +135,7 @@ def multiply(
     out,
     out_scales,
     positions,
-    OUTPUTS: tl.constexpr,
+    outputs,
     INPUTS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -148,7 +148,7 @@ def multiply(
     """x W^T * scales * factors + bias, rounded.
 
     GELU: of that, rounded again, in float8 as a multiple of `out_scales`.
-    rows, weight, out: tensor descriptors of [T, INPUTS], [OUTPUTS, INPUTS] and [T, OUTPUTS].
+    rows, weight, out: tensor descriptors of [T, INPUTS], [outputs, INPUTS] and [T, outputs].
     ROUNDED: the type to round to.
     LOOP: fewer programs than tiles; each starts to read its next tile while it writes one.
 
@@ -156,7 +156,7 @@ def multiply(
     number of rows, nor on the size of the tiles.
     """
     if LOOP:
-        tiles = tl.cdiv(positions, BLOCK_M) * tl.cdiv(OUTPUTS, BLOCK_N)
+        tiles = tl.cdiv(positions, BLOCK_M) * tl.cdiv(outputs, BLOCK_N)
         for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
             _tile(
                 tile,
@@ -168,7 +168,7 @@ def multiply(
                 out,
                 out_scales,
                 positions,
-                OUTPUTS,
+                outputs,
                 INPUTS,
                 BLOCK_M,
                 BLOCK_N,
@@ -188,7 +188,7 @@ def multiply(
             out,
             out_scales,
             positions,
-            OUTPUTS,
+            outputs,
             INPUTS,
             BLOCK_M,
             BLOCK_N,
