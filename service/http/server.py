@@ -17,6 +17,7 @@ from fastapi import FastAPI
 
 from service.access.exposure import access_of
 from service.access.tls import Renewal, certificate_of
+from service.engine.interface import EngineInfo
 from service.http.bounded_http import BoundedHttpProtocol
 from service.http.connections import Connection, Connections, limits_of
 from service.http.lifecycle import Service
@@ -116,10 +117,13 @@ class Server(uvicorn.Server):
         freeze_loaded_objects()
         info = self._service.engine.info
         self._announce(
-            f"serving {self._url} backbone={info.identity.name} device={info.device} "
+            f"serving {self._url} backbone={info.identity.name} device={self._devices(info)} "
             f"dtype={info.dtype} adapters={len(self._service.catalog)} "
             f"access={access_of(self._service.settings)}"
         )
+
+    def _devices(self, info: EngineInfo) -> str:
+        return self._service.settings.device if info.devices > 1 else info.device
 
     async def on_tick(self, counter: int) -> bool:
         """Called by uvicorn every tenth of a second."""

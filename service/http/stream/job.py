@@ -80,9 +80,9 @@ class Job:
         self._splitter = LineSplitter(settings.max_body_bytes)
         self._make_text = TextMaker(request)
         self._share = self._service.body_budget.share_of(request.scope)
-        self._window_tokens = WINDOW_BATCHES * settings.batch_tokens(
-            self._service.engine.info.device
-        )
+        info = self._service.engine.info
+        # A job may keep all devices busy.
+        self._window_tokens = WINDOW_BATCHES * info.devices * settings.batch_tokens(info.device)
         # A line that was read and belongs to the next portion.
         self._next: tuple[Item, Options] | None = None
         # In order; None is the end.
