@@ -120,9 +120,9 @@ class Flows(Generic[E]):
         if node.tokens == 0:
             node.active_weight = 0.0
 
-    def add(self, leaf: Node[E], entry: E) -> None:
-        """Queue an entry whose tokens are reserved."""
-        leaf.entries[entry] = None
+    def add(self, leaf: Node[E], entries: Sequence[E]) -> None:
+        """Queue entries whose tokens are reserved; at least one."""
+        leaf.entries.update(dict.fromkeys(entries))
         node = leaf
         while node.parent is not None and not node.in_heap:
             node.tag = max(node.tag, node.parent.time)

@@ -195,7 +195,7 @@ class InFlight:
             report = BatchReport(
                 rows=len(batch),
                 tokens=launched.selection.tokens,
-                adapters=len({queued.entry.adapter for queued in batch}),
+                adapters=launched.selection.adapters,
                 queue_seconds=queue_seconds,
                 generator_seconds=result.generator_seconds,
                 backbone_seconds=result.backbone_seconds,

@@ -131,13 +131,14 @@ class Selection(Generic[R]):
     """What leaves the queue. batch: entries to run, in order. expired: entries that cannot be done
     by their deadline, and the other waiting entries of their requests.
 
-    tokens: of the batch. ends: when the batch should be done. waited: whether the device was idle
-    before. spare: whether its entries are spare ones.
+    tokens: of the batch. adapters: distinct ones in it. ends: when the batch should be done.
+    waited: whether the device was idle before. spare: whether its entries are spare ones.
     """
 
     batch: list[QueuedEntry[R]] = field(default_factory=list)
     expired: list[QueuedEntry[R]] = field(default_factory=list)
     tokens: int = 0
+    adapters: int = 0
     ends: float = 0.0
     waited: bool = False
     spare: bool = False
@@ -291,7 +292,7 @@ class Scheduler(Generic[R]):
             ticket.queued = entries
             for queued in entries:
                 queued.waits = True
-                self._flows.add(ticket.flow, queued)
+            self._flows.add(ticket.flow, entries)
             self._waiting_entries += len(entries)
             self._queued_tokens += ticket.left
             self._bulk_tokens += ticket.left if ticket.bulk else 0
@@ -415,6 +416,7 @@ class Scheduler(Generic[R]):
         self._flows.restore(aside)
         for queued in dict.fromkeys(passed_over[:overtaken]):
             queued.overtaken += 1
+        selection.adapters = len(adapters)
         return self._launched(selection, begins)
 
     def spare_batch(self) -> Selection[R]:
@@ -462,6 +464,7 @@ class Scheduler(Generic[R]):
                 adapters.add(queued.entry.adapter)
         if len(adapters) > self._settings.max_active_adapters:
             return False
+        selection.adapters = len(adapters)
         for leaf, entries in self._flows.drain():
             taken = 0
             for queued in entries:
@@ -494,10 +497,13 @@ class Scheduler(Generic[R]):
         """
         taken: list[QueuedEntry[R]] = []
         tokens, most = selection.tokens, self._settings.max_active_adapters
-        ticket: Ticket[R] | None = None
+        # The tokens before those of the present ticket.
+        ticket, before = None, tokens
         for queued in leaf.entries:
             if queued.ticket is not ticket:
-                ticket = queued.ticket
+                if ticket is not None:
+                    ticket.left -= tokens - before
+                ticket, before = queued.ticket, tokens
                 if ticket.bulk or (
                     ticket.deadline is not None
                     and (ticket.deadline <= ends or ticket.left > planned)
@@ -510,13 +516,13 @@ class Scheduler(Generic[R]):
                 if len(adapters) >= most:
                     break
                 adapters.add(entry.adapter)
+            queued.waits = False
             taken.append(queued)
             tokens += entry.cost
         if not taken:
             return False
-        for queued in taken:
-            queued.waits = False
-            queued.ticket.left -= queued.entry.cost
+        if ticket is not None:
+            ticket.left -= tokens - before
         cost = tokens - selection.tokens
         self._flows.serve_alone(leaf, taken, cost, taken[-1].entry.cost)
         self._queued_tokens -= cost
