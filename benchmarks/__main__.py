@@ -18,6 +18,7 @@ COMMANDS = {
     "engine": "texts/s over the number of adapters, beside padded transformers and PEFT LoRA",
     "kinds": "texts/s by the kind of adapter: prompts, vectors, LoRA, heads, all mixed",
     "types": "texts/s, latency and scores by the type that the backbone computes in",
+    "sharing": "one text for several adapters, over as many different texts",
     "latency": "round trip of small requests on an idle engine",
     "adapters": "thousands of stored adapters, few slots, Zipf traffic",
     "http": "the service over HTTP, on one machine with its clients",

@@ -26,6 +26,7 @@ SETS: Mapping[str, Mapping[str, str]] = MappingProxyType(
         "cpu": {
             "engine": "engine --device cpu --adapters 1,64 --seconds 4 --rounds 2",
             "kinds": "kinds --device cpu --adapters 64 --seconds 4 --rounds 2",
+            "sharing": "sharing --device cpu --tokens 39 --calls 15 --seconds 1.5",
             "latency": "latency --device cpu --calls 500 --sizes 1 8",
             "http": "http --device cpu --adapters 64 --seconds 5",
             "adapters": "adapters --device cpu --stored 1000 --slots 64 --per-request 8 --cold 50 "
@@ -38,6 +39,7 @@ SETS: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "engine-base": f"engine {_BASE} --adapters 1,64,256,1024",
             "kinds-base": f"kinds {_BASE} --adapters 256",
             "types-base": "types --backbone roberta-base --device cuda --seconds 1",
+            "sharing-base": f"sharing {_BASE} --seconds 0.7",
             "latency-base": f"latency {_BASE}",
             "http-base": f"http {_BASE} --workers 12 --adapters 256 --clients 3 --connections 64 "
             "--bulk-connections 64",
