@@ -110,7 +110,8 @@ async def _run(
                 started(subject.backbone, store, replace(settings, sharing=sharing))
             )
             await preload(engines[sharing], keys)
-        rates, in_flight = {}, 0
+        rates: dict[str, list[float]] = {}
+        in_flight = 0
         load = texts[options.tokens[0]]
         for kind, members in by_kind.items():
             traffic = {
