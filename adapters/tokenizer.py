@@ -99,6 +99,7 @@ class TextEncoder:
             )
         self._single = _template(self._base.encode("a"))
         self._pair = _template(self._base.encode("a", "a"))
+        self._frame = _frame_of(self._single)
         self._pipeline = Pipeline.of(self._base)
         self.sha256 = self._hash()
 
@@ -280,6 +281,17 @@ class TextEncoder:
 
     def _cut(self, texts: list[list[int]], max_length: int, cut: End) -> Encoding:
         """Texts that were encoded whole."""
+        if len(texts) == 1 and self._frame is not None:
+            # Nearly every text: half the time of what follows.
+            before, after, kind = self._frame
+            room, own = max_length - len(before) - len(after), texts[0]
+            if room >= 0:
+                part = own
+                if len(own) > room:
+                    part = own[:room] if cut == "tail" else own[len(own) - room :]
+                input_ids = np.array([*before, *part, *after], dtype=np.int64)
+                kinds = np.full(len(input_ids), kind, dtype=np.int64)
+                return Encoding(input_ids, kinds, truncated=len(own) > room)
         lengths = _counted([len(text) for text in texts])
         kept = _shares(lengths, self._room(len(texts), max_length))
         ids = [
@@ -342,6 +354,14 @@ def _template(encoded: Any) -> tuple[_Piece, ...]:
         if text is None or all(piece.text != text for piece in pieces):
             pieces.append(_Piece(text, input_id, type_id))
     return tuple(pieces)
+
+
+def _frame_of(single: Sequence[_Piece]) -> tuple[list[int], list[int], int] | None:
+    """The ids before and after a text, and the type of all of them; None: there are several."""
+    kinds = {piece.token_type_id for piece in single}
+    (at,) = [index for index, piece in enumerate(single) if piece.text is not None]
+    before, after = ([piece.input_id for piece in part] for part in (single[:at], single[at + 1 :]))
+    return (before, after, kinds.pop()) if len(kinds) == 1 else None
 
 
 def _compare(readers: Sequence[Reader]) -> Steps[None]:

@@ -422,14 +422,15 @@ async def _predict(
 
 
 def _count_answers(service: Service, answers: Answers) -> None:
-    service.tracing.classified(
-        tokenize=answers.tokenize_seconds,
-        queue=answers.queue_seconds,
-        inference=answers.inference_seconds,
-        texts=len(answers.texts),
-        tokens=answers.tokens,
-        adapters=len({text.key for text in answers.texts}),
-    )
+    if service.tracing.is_on:
+        service.tracing.classified(
+            tokenize=answers.tokenize_seconds,
+            queue=answers.queue_seconds,
+            inference=answers.inference_seconds,
+            texts=len(answers.texts),
+            tokens=answers.tokens,
+            adapters=len({text.key for text in answers.texts}),
+        )
     names = (text.key.name for text in answers.texts)
     for (name, label), count in Counter(zip(names, answers.labels, strict=True)).items():
         service.metrics.predicted(name, label, count)

@@ -48,6 +48,11 @@ class Tracing:
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("idspam", __version__)
 
+    @property
+    def is_on(self) -> bool:
+        """Whether spans are sent; what they would say need not be worked out otherwise."""
+        return self._tracer is not None
+
     @contextmanager
     def request(self, method: str, path: str, headers: Mapping[str, str]) -> Iterator[Span]:
         """The span of a request, current while it is answered; its parent is the caller's span."""
