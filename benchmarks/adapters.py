@@ -17,7 +17,7 @@ from argparse import ArgumentParser, Namespace
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import cycle
 from pathlib import Path
@@ -29,8 +29,10 @@ import numpy as np
 import uvloop
 
 from adapters.adapter import prepare
-from adapters.backbone.model import random_adapter
+from adapters.backbone.model import Backbone, random_of
+from adapters.format.spec import AdapterSpec, AttentionPrompt
 from benchmarks.arguments import add_model_arguments, at_least, counts, duration
+from benchmarks.kinds import PROMPT, specs_of
 from benchmarks.loop import (
     BATCHES,
     closed_loop,
@@ -42,7 +44,7 @@ from benchmarks.loop import (
 )
 from benchmarks.memory import device_mib, resident_mib
 from benchmarks.report import BenchmarkFailed, Report, progress, spread
-from benchmarks.stock import stocked
+from benchmarks.stock import stocked_with
 from benchmarks.subject import MEAN_TOKENS, Subject, loaded_subject
 from benchmarks.texts import make_encodings
 from benchmarks.turns import Measure, ratio, take_turns
@@ -54,6 +56,9 @@ from service.engine.settings import EngineSettings
 RESIDENT = "traffic over the active adapters alone"
 ZIPF = "traffic over all stored adapters"
 CHURN = "a new adapter for every text"
+# As `train fit --method idspam+vectors` makes them.
+FIT = "fit"
+KINDS = (PROMPT, FIT, "vectors", "head")
 # How an engine gets its adapters, and the limit of its images in MiB.
 WAYS = {"images": "65536", "files": "0"}
 # Requests at a time when every text names a new adapter.
@@ -95,6 +100,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--stored", type=at_least(1), default=10_000, help="adapters (hard links)")
     parser.add_argument("--slots", type=at_least(1), default=512, help="IDSPAM_MAX_ACTIVE_ADAPTERS")
     parser.add_argument("--distinct", type=at_least(1), default=256, help="different files")
+    parser.add_argument(
+        "--kind", choices=KINDS, default=KINDS[0], help="what the adapters are (benchmarks kinds)"
+    )
     parser.add_argument("--per-request", type=at_least(1), default=32, help="texts of a request")
     parser.add_argument(
         "--in-flight", type=counts, default=[3, 6], help="batches in flight, separated by commas"
@@ -108,14 +116,16 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> Report:
-    if options.stored < options.slots + _number_of_cold(options):
-        raise BenchmarkFailed("fewer adapters are stored than slots and cold requests need")
+    if options.stored < 2 * _number_of_cold(options):
+        raise BenchmarkFailed("fewer adapters are stored than cold requests need, twice over")
     with loaded_subject(options) as subject:
+        subject = replace(subject, spec=_spec_of(subject.backbone, options.kind))
         progress(f"storing {options.stored} adapters")
-        with stocked(subject.backbone, names=options.stored, distinct=options.distinct) as (
-            store,
-            keys,
-        ):
+        with stocked_with(
+            lambda seed: random_of(subject.spec, seed=seed),
+            names=options.stored,
+            distinct=options.distinct,
+        ) as (store, keys):
             return uvloop.run(_run(subject, options, store, keys))
 
 
@@ -146,9 +156,21 @@ async def _run(
     return _report(subject, options, benches, rates, memory)
 
 
+def _spec_of(backbone: Backbone, kind: str) -> AdapterSpec:
+    """The spec that all adapters share."""
+    specs = specs_of(backbone)
+    if kind == FIT:
+        prompt = specs[PROMPT].prompt
+        assert isinstance(prompt, AttentionPrompt)
+        change = {"length": 5, "bottleneck": 16, "layer": round(backbone.layers * 2 / 3)}
+        tuned = specs["prompt and vectors"]
+        return tuned.model_copy(update={"prompt": prompt.model_copy(update=change)})
+    return specs[kind]
+
+
 def _settings(subject: Subject, options: Namespace, way: str) -> EngineSettings:
     """Every slot can be taken, by adapters of this size."""
-    nbytes = prepare(random_adapter(subject.backbone), subject.backbone).nbytes
+    nbytes = prepare(random_of(subject.spec), subject.backbone).nbytes
     return settings_for(
         str(subject.backbone.device),
         MAX_ACTIVE_ADAPTERS=str(options.slots),
@@ -344,10 +366,10 @@ def _report(
         cells = f"{mib['host']:,.0f} / {mib['device']:,.0f}"
         rows.append([f"host / device MiB, {when}", *([cells] * len(columns))])
     conditions = subject.conditions | {
-        "adapters": f"{options.stored} stored, {min(options.stored, options.distinct)} different "
-        f"files (hard links), {options.slots} slots; an adapter is a name and a revision, so each "
-        "is read and given its own slot; files are in the page cache, and every file was loaded "
-        "before, so it has an image",
+        "adapters": f"{options.stored} stored, of the kind {options.kind!r}, "
+        f"{min(options.stored, options.distinct)} different files (hard links), {options.slots} "
+        "slots; an adapter is a name and a revision, so each is read and given its own slot; files "
+        "are in the page cache, and every file was loaded before, so it has an image",
         "traffic": f"{options.per_request} texts a request under one adapter, Zipf(1.0); a cold "
         f"one is asked for every {_PROBE_SECONDS * 1e3:.0f} ms, {options.cold} times at most under "
         f"each load. A new adapter for every text: {_CHURNING} texts at a time",

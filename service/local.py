@@ -53,6 +53,10 @@ _ENDING_SECONDS = 15.0
 # torch's own number of threads. Read before any lane starts, since lanes change the default.
 THREADS = torch.get_num_threads()
 _MIB = 2**20
+# What adapters may take where nothing is set: on a CPU, and of what is free of a GPU's memory. The
+# rest is for the graphs of batches and for others.
+_ACTIVE_MIB = 1024
+_ACTIVE_SHARE = 0.25
 
 
 class LocalBackend:
@@ -352,16 +356,20 @@ def engine_settings(settings: Settings, *, engines: int = 1, first: bool = True)
     """
     device = resolve_device(settings.device).type
     on_gpu = device == "cuda"
+    active_mib = settings.max_active_mib
+    if active_mib is None and not on_gpu:
+        active_mib = _ACTIVE_MIB
+    registered_mib = settings.max_registered_mib or 4 * (active_mib or _ACTIVE_MIB)
     return EngineSettings(
         max_batch_tokens=settings.batch_tokens(device),
         max_waiting_tokens=settings.max_waiting_tokens,
         adapter_weights=settings.adapter_weights,
         max_active_adapters=settings.max_active_adapters,
-        max_active_bytes=settings.max_active_mib * _MIB,
-        # Host memory is cheaper than device memory, and every active adapter is registered, too.
+        max_active_bytes=None if active_mib is None else active_mib * _MIB,
+        active_share=_ACTIVE_SHARE if active_mib is None else None,
         max_registered_adapters=settings.max_registered_adapters
         or 4 * settings.max_active_adapters,
-        max_registered_bytes=(settings.max_registered_mib or 4 * settings.max_active_mib) * _MIB,
+        max_registered_bytes=registered_mib * _MIB,
         max_image_bytes=settings.images_mib * _MIB or None,
         writes_images=first,
         lanes=1 if on_gpu else settings.cpu_lanes or min(MAX_LANES, max(1, THREADS // engines)),

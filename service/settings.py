@@ -387,13 +387,14 @@ class Settings:
         "Shares of the device while adapters compete for it, as `urgent=2,bulk=0.5`; others have 1",
     )
     max_active_adapters: int = _setting(
-        _whole(1, 65536), "1024", "adapters", "Most adapters on the device at once"
+        _whole(1, 65536), "16384", "adapters", "Most adapters on the device at once"
     )
-    max_active_mib: int = _setting(
-        _whole(1, 2**20),
-        "1024",
+    max_active_mib: int | None = _setting(
+        _auto_or(_whole(1, 2**20)),
+        "auto",
         "MiB",
-        "Most memory of the adapters on the device; those in use may exceed it",
+        "Most memory of the adapters on the device; those in use may exceed it; `auto` is a "
+        "quarter of a GPU's memory that is free at the start, 1024 on a CPU",
     )
     max_registered_adapters: int | None = _setting(
         _auto_or(_whole(1, 2**20)),
@@ -406,7 +407,8 @@ class Settings:
         _auto_or(_whole(1, 2**24)),
         "auto",
         "MiB",
-        "Most memory of the adapters in host memory; `auto` is four times `IDSPAM_MAX_ACTIVE_MIB`",
+        "Most memory of the adapters in host memory; `auto` is four times `IDSPAM_MAX_ACTIVE_MIB`, "
+        "or 4096 where that is `auto`",
     )
     images_mib: int = _setting(
         _none_or(_whole(64, 2**24)),

@@ -367,11 +367,11 @@ def tiers() -> Drawing:
     """Where adapters are."""
     page = Drawing(300, "Three tiers: stored, in host memory, on the device")
     rows = (
-        ("on the device", "up to 1,024: answers at once", "IDSPAM_MAX_ACTIVE_ADAPTERS", "green"),
+        ("on the device", "as many as fit: answer at once", "IDSPAM_MAX_ACTIVE_MIB", "green"),
         (
             "in host memory",
-            "four times as many: one copy away",
-            "IDSPAM_MAX_REGISTERED_ADAPTERS",
+            "others that are used: one copy away",
+            "IDSPAM_MAX_REGISTERED_MIB",
             "blue",
         ),
         ("stored", "all: a folder, or a bucket with replicas", "IDSPAM_ADAPTER_DIR", "frozen"),

@@ -16,6 +16,8 @@ from pathlib import Path
 from time import monotonic
 from uuid import uuid4
 
+import torch
+
 from adapters.backbone.model import Backbone
 from adapters.errors import InvalidAdapter
 from adapters.format.files import validate_file
@@ -317,7 +319,7 @@ class LocalEngine:
             observer=observer,
             slots=settings.max_active_adapters,
             trial_slots=_TRIAL_SLOTS,
-            max_bytes=settings.max_active_bytes,
+            max_bytes=_active_bytes(settings, runner.backbone.device),
             built_in={EMBEDDING: runner.embedder},
         )
         in_flight = InFlight(scheduler, residency, observer)
@@ -357,6 +359,16 @@ def _on_the_loop(report: Callable[[ImageEvent], None]) -> Callable[[ImageEvent],
             loop.call_soon_threadsafe(report, event)
 
     return reported
+
+
+def _active_bytes(settings: EngineSettings, device: torch.device) -> int | None:
+    """The limit of what adapters take on the device."""
+    if settings.active_share is None or device.type != "cuda":
+        return settings.max_active_bytes
+    free, _ = torch.cuda.mem_get_info(device)
+    limit = int(settings.active_share * free)
+    logger.info("adapters may take %d MiB of the device", limit >> 20)
+    return limit
 
 
 def _make_runner(backbone: Backbone, settings: EngineSettings) -> Runner:

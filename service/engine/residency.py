@@ -19,6 +19,7 @@ import logging
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import nlargest
 from time import monotonic
 from typing import TypeAlias
 
@@ -139,7 +140,8 @@ class Residency:
 
     def active_names(self, most: int) -> list[str]:
         """Names of the active adapters, most recently used first, at most so many."""
-        slots = sorted(self._active.values(), key=lambda slot: slot.last_used, reverse=True)
+        # A name may have two revisions there.
+        slots = nlargest(2 * most, self._active.values(), key=lambda slot: slot.last_used)
         return list(dict.fromkeys(slot.key.name for slot in slots))[:most]
 
     def acquire_loaded(self, keys: Sequence[AdapterKey]) -> Lease | None:

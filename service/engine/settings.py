@@ -13,6 +13,7 @@ class EngineSettings:
     None: a few seconds of work at the measured rate.
     max_active_adapters: adapters on the device, and so the most in one batch or request.
     max_active_bytes: of their weights; None: no limit. Adapters in use may exceed it.
+    active_share: instead of that limit, a share of the device's memory that is free at the start.
     max_registered_adapters: adapters in host memory, validated and ready to be activated.
     max_registered_bytes: of their weights; None: no limit.
     max_image_bytes: of images on disk; None: none are made.
@@ -27,6 +28,7 @@ class EngineSettings:
     max_waiting_tokens: int | None = None
     max_active_adapters: int = 64
     max_active_bytes: int | None = None
+    active_share: float | None = None
     max_registered_adapters: int = 256
     max_registered_bytes: int | None = None
     max_image_bytes: int | None = None
