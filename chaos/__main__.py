@@ -38,11 +38,18 @@ def _arguments() -> Namespace:
     parser.add_argument("--backbone", default=DEFAULT_BACKBONE, help="default: %(default)s")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--workers", type=int, nargs="+", choices=(0, 2), default=[2, 0])
+    parser.add_argument(
+        "--devices", type=int, choices=(1, 2, 3), default=1, help="engines on the CPU; default: 1"
+    )
     parser.add_argument("--quick", action="store_true", help="once each, and not the slow ones")
     parser.add_argument("--only", default="", help="faults whose name contains this")
     parser.add_argument("--seed", type=int, default=0, help="of the moments; default: by the clock")
     parser.add_argument("--output", type=Path, help="also write the rows as JSON")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.devices > 1:
+        # Several devices need workers.
+        arguments.workers = [2]
+    return arguments
 
 
 async def run(arguments: Namespace) -> list[Row]:
@@ -56,6 +63,7 @@ async def run(arguments: Namespace) -> list[Row]:
             fault
             for fault in FAULTS
             if workers in fault.workers
+            and fault.devices <= arguments.devices
             and arguments.only in fault.name
             and (workers in fault.quick or not arguments.quick)
         ]
@@ -129,7 +137,13 @@ async def _lab(
     }
     # A folder below the mount, so that it can be removed.
     store = folder / "disk" / "store"
-    service = Service(folder, workers=workers, environment=environment, store=store)
+    service = Service(
+        folder,
+        workers=workers,
+        environment=environment,
+        store=store,
+        devices=arguments.devices,
+    )
     for left in reversed(range(starts)):
         try:
             await service.start()

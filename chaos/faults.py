@@ -179,12 +179,12 @@ async def _replaced(lab: Lab) -> None:
         connection = lab.connection()
         with suppress(NotConnected, Cut, Silent):
             answer = await connection.ask("GET", "/readyz", seconds=5)
-            if answer.status == 200:
+            if answer.status == 200 and not answer.body["details"].get("devices_missing"):
                 ready.add(answer.body["details"].get("worker"))
         connection.close()
         if (
             len(ready) == lab.service.workers
-            and len(lab.service.children()) == lab.service.workers + 2
+            and len(lab.service.children()) == lab.service.workers + lab.service.devices + 1
         ):
             lab.load.spread()
             return
@@ -416,7 +416,8 @@ async def _history(lab: Lab) -> None:
             await lab.pause(min(4.0, seconds / 2))
             if not lab.service.workers:
                 continue
-            victim = ("engine", "worker-0", "engine", "worker-1")[turn % 4]
+            further = "engine-1" if lab.service.devices > 1 else "engine"
+            victim = ("engine", "worker-0", further, "worker-1")[turn % 4]
             turn += 1
 
             async def inject(victim: str = victim) -> None:
@@ -472,13 +473,15 @@ def _kept(changes: Changes) -> Path:
 @dataclass(frozen=True, slots=True)
 class Named:
     """A fault in the table. workers: the modes in which it is injected. cuts: whether it ends
-    processes that hold connections, so that these are cut. quick: the modes of the short run."""
+    processes that hold connections, so that these are cut. quick: the modes of the short run.
+    devices: how many the service must have."""
 
     name: str
     inject: Fault
     workers: Sequence[int] = (0, 2)
     cuts: bool = False
     quick: Sequence[int] = (0, 2)
+    devices: int = 1
 
 
 def _mend_removed(lab: Lab) -> None:
@@ -487,11 +490,19 @@ def _mend_removed(lab: Lab) -> None:
 
 FAULTS = (
     Named("kill -9 of the engine", _kill("engine", 6), (2,)),
+    Named("kill -9 of a further engine", _kill("engine-1", 6), (2,), devices=2),
     Named("kill -9 of a worker", _kill("worker", 6), (2,), cuts=True),
     Named("kill -9 of the standby", _kill("standby", 2), (2,), quick=()),
     Named("SIGSTOP of the engine, SIGCONT after 1 s", _stop("engine", 3, seconds=1.0), (2,)),
     Named("SIGSTOP of a worker, SIGCONT after 1 s", _stop("worker-0", 3, seconds=1.0), (2,)),
     Named("SIGSTOP of the service, SIGCONT after 1 s", _stop("service", 3, seconds=1.0), (0,)),
+    Named(
+        "SIGSTOP of a further engine for good",
+        _stop("engine-1", 2, seconds=None),
+        (2,),
+        quick=(),
+        devices=2,
+    ),
     Named("SIGSTOP of the engine for good", _stop("engine", 2, seconds=None), (2,), quick=()),
     Named(
         "SIGSTOP of a worker for good",

@@ -28,6 +28,7 @@ class Service:
     Args:
         folder: for its store, log and sockets; `faults` in it is read at every fault point.
         workers: 0 is a service in one process.
+        devices: each of them is the CPU, with an engine of its own; several need workers.
         environment: settings with their prefix, and whatever else its processes get.
     """
 
@@ -38,9 +39,11 @@ class Service:
         workers: int,
         environment: Mapping[str, str],
         store: Path | None = None,
+        devices: int = 1,
     ) -> None:
         self.folder = folder
         self.workers = workers
+        self.devices = devices
         self.store = store or folder / "store"
         self.log = folder / "log"
         self.faults = folder / "faults"
@@ -58,7 +61,7 @@ class Service:
                 "IDSPAM_WORKERS": str(workers),
                 "IDSPAM_ADAPTER_DIR": str(self.store),
                 "IDSPAM_ZOO_DIR": "off",
-                "IDSPAM_DEVICE": "cpu",
+                "IDSPAM_DEVICE": ",".join(["cpu"] * devices),
                 FAULTS_VARIABLE: str(self.faults),
             }
             | dict(environment)
@@ -129,12 +132,12 @@ class Service:
             await asyncio.sleep(0.01)
 
     def children(self) -> dict[str, int]:
-        """Process ids by name: engine, standby, worker-0, ..."""
+        """Process ids by name: engine, engine-1, standby, worker-0, ..."""
         pids = {}
         for pid, arguments in _processes():
             context = _context_of(arguments)
             if context is not None and context["supervisor"] == self.pid:
-                pids["engine" if _is_engine(pid) else str(context["name"])] = pid
+                pids[_engine_name(pid) or str(context["name"])] = pid
         return pids
 
     def processes(self) -> dict[str, int]:
@@ -163,12 +166,14 @@ def _free_port() -> int:
         return int(taken.getsockname()[1])
 
 
-def _is_engine(pid: int) -> bool:
-    """Whether it was forked from the standby, whose arguments it still has."""
+def _engine_name(pid: int) -> str:
+    """The name of an engine that was forked from the standby, whose arguments it still has."""
     try:
-        return Path(f"/proc/{pid}/comm").read_text().strip() == _ENGINE_NAME
+        before, forked, number = Path(f"/proc/{pid}/comm").read_text().partition(_ENGINE_NAME)
     except OSError:
-        return False
+        return ""
+    number = number.strip()
+    return "" if before or not forked else f"engine-{number}" if number else "engine"
 
 
 def _context_of(arguments: list[str]) -> dict[str, object] | None:
