@@ -42,7 +42,7 @@ test: $(VENV)/ready ## run all tests, about ten minutes on two cores; TESTS=test
 quick: $(VENV)/ready ## run the tests that are not slow, under two minutes on two cores
 	$(BIN)/python -m pytest -m "not slow" $(TESTS)
 
-docs-examples: $(VENV)/ready ## run every example of every page, also those that train for minutes: docs/tutorial.md
+docs-examples: $(VENV)/ready ## run every example of every page, with thirty tasks for docs/tutorial.md
 	DOCS_EXAMPLES=all $(BIN)/python -m pytest tests/docs/test_examples.py
 	$(BIN)/python -m tests.support.page_examples
 

@@ -34,11 +34,10 @@ ELSEWHERE = {
 # Browsers start no worker from a file, so the search needs this there; Zensical has it from a CDN.
 _WORKER = ("https://unpkg.com/iframe-worker/shim", "vendor/iframe-worker-1.0.4/index.js")
 # What a page says of an example that no test runs: tests/support/page_examples.py.
-_MARK = re.compile(r"^<!-- (not run on this page|not run|slow): (.+?) -->\n", re.MULTILINE)
+_MARK = re.compile(r"^<!-- (not run on this page|not run): (.+?) -->\n", re.MULTILINE)
 _SHOWN_MARKS = {
     "not run on this page": "Examples on this page are not run by the tests",
     "not run": "Not run by the tests",
-    "slow": "Run by `make docs-examples` alone",
 }
 _FENCED = re.compile(r"^(```|~~~).*?^\1[^\n]*$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(

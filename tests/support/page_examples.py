@@ -3,7 +3,6 @@
 A comment directly before a block says what a test could not guess:
 
     <!-- not run: needs a GPU -->              never; the reason is required
-    <!-- slow: trains thirty adapters -->      only `make docs-examples` runs it
     <!-- limit: 6000 -->                       may take so many seconds; without it ten minutes
     <!-- serves -->                            starts the service that the rest of the page asks
     <!-- until Ctrl-C -->                      does not end by itself
@@ -34,7 +33,7 @@ _COMMAND = re.compile(
 )
 _COMMENT = re.compile(r"<!--\s*(.*?)\s*-->", re.DOTALL)
 _FLAGS = ("serves", "until Ctrl-C", "output", "numbers vary")
-_VALUES = ("not run", "slow", "limit", "fails", "not run on this page")
+_VALUES = ("not run", "limit", "fails", "not run on this page")
 _BETWEEN = re.compile(rf";(?=\s*(?:{'|'.join((*_FLAGS, *_VALUES))})\s*(?::|;|$))")
 # Blocks in it are indented, as in mkdocs: tabs, notes, what can be unfolded.
 _CONTAINER = re.compile(r"(=== |!!! |\?\?\?\+? )")
@@ -67,7 +66,7 @@ class Block:
 
     @property
     def runs(self) -> bool:
-        """Whether it is something to run, now or by `make docs-examples`."""
+        """Whether it is something to run, and can be."""
         return self.kind in (Kind.COMMANDS, Kind.PROGRAM) and self.reason is None
 
     @property
@@ -180,22 +179,20 @@ def _unfolded(text: str) -> str:
 
 
 def count(blocks: Sequence[Block]) -> Counter[str]:
-    """How many run, run later, are compared with what was printed, cannot run, are only shown."""
+    """How many run, are compared with what was printed, cannot run, are only shown."""
     counts: Counter[str] = Counter()
     for block in blocks:
         if block.kind is Kind.SHOWN:
             counts["shown"] += 1
         elif block.reason is not None:
             counts["not run"] += 1
-        elif "slow" in block.marks:
-            counts["slow"] += 1
         else:
             counts["compared" if block.kind is Kind.OUTPUT else "run"] += 1
     return counts
 
 
 def _report() -> Iterator[str]:
-    names = ("run", "compared", "slow", "not run", "shown")
+    names = ("run", "compared", "not run", "shown")
     yield f"{'page':32}" + "".join(f"{name:>10}" for name in names)
     total: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
