@@ -104,13 +104,19 @@ def stage_of(lengths: Indices, texts: Indices, slots: Indices) -> Stage:
         slots: [rows], of those that their adapter sets apart; -1 for all others.
     """
     keys = texts * (int(slots.max()) + 2) + slots + 1
-    _, first_rows, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    order = keys.argsort(kind="stable")
+    ordered = keys[order]
+    begins = np.concatenate(([True], ordered[1:] != ordered[:-1]))
+    # Of each entry, because the order is stable.
+    first_rows = order[begins]
     # Entries in the order of their rows: so those of one slot stay neighbours.
-    order = first_rows.argsort()
-    places = np.empty_like(order)
-    places[order] = np.arange(len(order))
-    firsts = first_rows[order]
-    return Stage(Layout(lengths[firsts]), firsts, places[inverse])
+    by_row = first_rows.argsort()
+    places = np.empty_like(by_row)
+    places[by_row] = np.arange(len(by_row))
+    owners = np.empty_like(order)
+    owners[order] = places[begins.cumsum() - 1]
+    firsts = first_rows[by_row]
+    return Stage(Layout(lengths[firsts]), firsts, owners)
 
 
 def _worthwhile(saved: int, text: Layout) -> bool:

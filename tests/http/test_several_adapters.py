@@ -58,6 +58,14 @@ def test_every_adapter_answers_every_text_as_if_it_were_asked_alone(service: Rea
     assert 1 <= answer["timings_ms"]["shared"] <= len(asked) - len(TEXTS)
 
 
+def test_texts_with_a_hidden_word_are_run_once_for_all_adapters(service: ReadyService) -> None:
+    answer = post(service, inputs=TEXTS[0], adapters=list(NAMES), explain="occlusion").json()
+    words = [len(result["explanation"]["words"]) for result in answer["results"]]
+    assert words == [3, 3, 3]
+    # The text and three with a word hidden, each for two adapters after the first.
+    assert answer["timings_ms"]["shared"] == 2 * 4
+
+
 def test_an_input_may_name_its_own(service: ReadyService) -> None:
     inputs: list[Any] = [
         "free",
