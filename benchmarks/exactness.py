@@ -15,6 +15,7 @@ import numpy.typing as npt
 from adapters.adapter import PreparedAdapter, classify, prepare, rows_of
 from adapters.backbone.loading import (
     DEFAULT_BACKBONE,
+    float8_lack,
     int8_lack,
     load_backbone,
     resolve_device,
@@ -48,6 +49,8 @@ def run(options: Namespace) -> Report:
     target = resolve_device(options.device)
     if target.type == "cpu" and int8_lack() is None:
         types.append("int8")
+    if target.type == "cuda" and float8_lack(target) is None:
+        types.append("float8")
     answers = {}
     accuracies: dict[str, dict[str, float]] = {}
     for dtype in types:

@@ -308,6 +308,7 @@ def _in_float8(backbone: Backbone) -> Backbone:
     exact = _probe_states(backbone.to(dtype=torch.bfloat16))
     try:
         error = _distance(_probe_states(backbone.use_float8()), exact)
+        backbone.check_float8()
     except UnusableBackbone:
         raise
     except Exception as failure:

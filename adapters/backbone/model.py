@@ -171,6 +171,18 @@ class Backbone:
         self._narrow = "float8" if used else None
         return self
 
+    def check_float8(self) -> None:
+        """
+        Raises:
+            RuntimeError, or any Exception: as of `adapters.layers.float8.Float8Layer.check`.
+        """
+        # Imported here: Triton comes only with PyTorch for CUDA, and not on every system.
+        from adapters.layers.float8 import Float8Layer
+
+        layer = self._bert_layers("float8")[0]
+        with torch.cuda.device(self.device):
+            Float8Layer(layer.layer, Handover()).check()
+
     def _bert_layers(self, dtype: str) -> list[BertLayer]:
         """
         Raises:

@@ -38,6 +38,10 @@ _SLACK = 1.08
 # Positions of a product. Few are as quick as the weight is read; many keep every multiprocessor
 # busy for several tiles. About as many multiprocessors as a device has.
 _FEW, _MANY, _PROGRAMS = 256, 8192, 128
+# Bytes of shared memory that the largest tiles take at most.
+_ROOM = 220 * 1024
+# Of a product in bfloat16, as a share of its norm.
+_ROUNDING = 0.01
 _LARGEST = 448.0
 # Of the norm's programs, which also quantise.
 _WARPS = 2
@@ -95,6 +99,32 @@ class Float8Linear:
         self._multiply(rows, out, rows.wide_scales, dtype, tiles)
         return NarrowRows(out, rows.wide_scales)
 
+    def check(self) -> None:
+        """
+        Raises:
+            RuntimeError: as of `Float8Layer.check`.
+        """
+        device, dtype = self._weight.device, torch.bfloat16
+        random = torch.Generator().manual_seed(0)
+        states = torch.randn(_MANY, self.inputs, generator=random).to(device, dtype)
+        bound, rows = self.bound(), quantised(states)
+        wide = (states.float().norm(dim=1) * bound.slope + bound.most) / _LARGEST
+        results = []
+        for count in (_MANY, 2 * _FEW, _FEW, 1):
+            few = NarrowRows(rows.values[:count], rows.scales[:count], wide[:count])
+            results.append((self(few, dtype), self.activated(few, dtype).values.float()))
+        several = results[2][0].float()
+        exact = (rows.values[:_FEW].float() * rows.scales[:_FEW].unsqueeze(1)) @ (
+            self._weight.float() * self._factors.unsqueeze(1)
+        ).T + self._bias
+        error = float((several - exact).norm() / exact.norm())
+        if not error <= _ROUNDING:
+            raise RuntimeError(f"a product differs from PyTorch's by {error:.2g} of its norm")
+        for fewer in results[1:]:
+            for one, other in zip(results[0], fewer, strict=True):
+                if not torch.equal(one[: len(other)], other):
+                    raise RuntimeError("a row of a product depends on the number of rows")
+
     def _multiply(
         self,
         rows: NarrowRows,
@@ -104,7 +134,7 @@ class Float8Linear:
         tiles: Tiles | None,
     ) -> None:
         positions = len(out)
-        tiles = tiles or tiles_of(positions, self.outputs)
+        tiles = tiles or tiles_of(positions, self.outputs, out.device)
         options = {} if tiles.registers is None else {"maxnreg": tiles.registers}
         grid = triton.cdiv(positions, tiles.rows) * triton.cdiv(self.outputs, tiles.outputs)
         if tiles.looping is not None:
@@ -140,7 +170,9 @@ _TYPES = {
 }
 
 
-def tiles_of(positions: int, outputs: int) -> Tiles:
+def tiles_of(positions: int, outputs: int, device: torch.device) -> Tiles:
+    if not _has_room(device):
+        return Tiles(64, 32) if positions <= _FEW else Tiles(128, 128, inputs=64, warps=8)
     if positions <= _FEW:
         return Tiles(64, 32, inputs=256)
     if positions < _MANY:
@@ -151,10 +183,19 @@ def tiles_of(positions: int, outputs: int) -> Tiles:
 
 
 @cache
+def _has_room(device: torch.device) -> bool:
+    """Whether a program has room for large tiles: on Hopper, but not on Ada."""
+    if device.type == "cpu":
+        # Triton interprets the kernels.
+        return True
+    properties = torch.cuda.get_device_properties(device)
+    return int(getattr(properties, "shared_memory_per_block_optin", 0)) >= _ROOM
+
+
+@cache
 def _multiprocessors(device: torch.device) -> int:
     if device.type == "cpu":
-        # Triton interprets the kernels: any number will do.
-        return 3
+        return 3  # any number will do
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
@@ -235,6 +276,17 @@ class Float8Layer:
             attended = self._attended(states, layout, tuning).index_select(0, positions)
             residual = states.index_select(0, positions)
             return self._finish(attended, residual, tuning.select(positions))[0]
+
+    def check(self) -> None:
+        """Try its products with random rows, few and many.
+
+        Raises:
+            RuntimeError: they are not those of PyTorch, or depend on the number of rows.
+            Exception: of any kind, if kernels cannot be compiled or launched.
+        """
+        with torch.inference_mode():
+            for linear in (self._projection, self._dense, self._up, self._down):
+                linear.check()
 
     def _handed(self, states: Tensor, rows: NarrowRows) -> Tensor:
         self._handover.put(states, rows)

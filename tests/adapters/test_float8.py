@@ -6,6 +6,7 @@ tests/gpu/test_float8.py tests them compiled, in bfloat16.
 
 import importlib.util
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from adapters.backbone import loading
 from adapters.backbone.loading import check_float8, load_backbone, place
 from adapters.backbone.model import Backbone
 from adapters.errors import UnusableBackbone
+from adapters.layers import float8 as layers
 from adapters.layers.bert import BertLayer
 from adapters.layers.float8 import Float8Layer, Float8Linear, Tiles, quantised
 from adapters.layers.fused import FusedLayer, add_norm
@@ -299,6 +301,38 @@ def test_a_gpu_without_float8_is_refused_with_what_it_has(monkeypatch: pytest.Mo
         check_float8(torch.device("cuda:0"))
 
 
+def skip_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not ask for a GPU, nor interpret thousands of rows."""
+    monkeypatch.setattr(loading, "check_type", lambda *_: None)
+    monkeypatch.setattr(Backbone, "check_float8", lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda output: output, None),
+        (lambda output: output * 1.1, "a product differs from PyTorch's by 0.1 of its norm"),
+        (lambda output: output + len(output) * 1e-4, "a row of a product depends on the number"),
+    ],
+)
+def test_products_are_tried_with_few_and_many_rows_at_the_start(
+    spoil: Callable[[Tensor], Tensor], words: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def product(linear: Float8Linear, *arguments: Any) -> Tensor:
+        return spoil(own(linear, *arguments))
+
+    own = Float8Linear.__call__
+    monkeypatch.setattr(layers, "_FEW", 16)
+    monkeypatch.setattr(layers, "_MANY", 70)
+    monkeypatch.setattr(Float8Linear, "__call__", product)
+    linear = Float8Linear(linear_of(HIDDEN, 32))
+    if words is None:
+        linear.check()
+        return
+    with pytest.raises(RuntimeError, match=words):
+        linear.check()
+
+
 @pytest.mark.parametrize(
     ("outcome", "words"),
     [
@@ -315,7 +349,7 @@ def test_the_gate_at_the_start_refuses_in_one_line(
             raise outcome
         return outcome
 
-    monkeypatch.setattr(loading, "check_type", lambda *_: None)
+    skip_the_device(monkeypatch)
     monkeypatch.setattr(loading, "_distance", distance)
     with pytest.raises(UnusableBackbone, match=words) as raised:
         place(backbone_for(), device="cpu", dtype="float8")
@@ -326,7 +360,7 @@ def test_the_log_says_how_near_answers_are(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    monkeypatch.setattr(loading, "check_type", lambda *_: None)
+    skip_the_device(monkeypatch)
     for error, level in ((0.1, "INFO"), (0.4, "WARNING")):
         monkeypatch.setattr(loading, "_distance", lambda *_, error=error: error)
         placed = place(backbone_for(), device="cpu", dtype="float8")
