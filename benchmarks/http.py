@@ -11,8 +11,9 @@ from typing import Any
 from adapters.backbone.loading import load_backbone
 from benchmarks.arguments import add_model_arguments, add_workers_argument, at_least, duration
 from benchmarks.load import Figures, load, write_bodies
+from benchmarks.processors import Used
 from benchmarks.report import Report, progress
-from benchmarks.servers import processes_of, service, settings_of
+from benchmarks.servers import Server, processes_of, service, settings_of
 from benchmarks.shapes import described, located
 from benchmarks.stock import stock
 from benchmarks.subject import MEAN_TOKENS
@@ -62,8 +63,8 @@ def run(options: Namespace) -> Report:
         }
         progress("starting the service")
         with service(folder / "store", log=folder / "service.log", **settings) as server:
-            url, names = f"{server.url}/v1/predict", [key.name for key in keys]
-            measured = [_measure(url, shape, texts, names, folder, options) for shape in shapes]
+            names = [key.name for key in keys]
+            measured = [_measure(server, shape, texts, names, folder, options) for shape in shapes]
     conditions = {
         "backbone": described(options.backbone),
         "device": options.device,
@@ -75,16 +76,25 @@ def run(options: Namespace) -> Report:
         "seconds": options.seconds,
     }
     rows, figures = [], []
-    for shape, loaded in zip(shapes, measured, strict=True):
+    for shape, (loaded, used) in zip(shapes, measured, strict=True):
         rates = (loaded.requests_per_second, loaded.texts_per_second)
         others = (loaded.p50_ms, loaded.p90_ms, loaded.p99_ms, loaded.client_cpu)
         cells = [f"{rate:,.0f}" for rate in rates] + [f"{value:.2f}" for value in others]
-        rows.append([shape.name, str(shape.connections), *cells])
+        # A single process does the work of both.
+        per_text = [used.get("engine", used.get("service", 0.0)), used.get("worker", 0.0)]
+        costs = [f"{each / shape.texts:,.1f}" if each else "" for each in per_text]
+        rows.append([shape.name, str(shape.connections), *cells, *costs])
         load_of = {"load": shape.name, "texts_per_request": shape.texts}
-        figures.append(load_of | {"connections": shape.connections} | asdict(loaded))
+        figures.append(
+            load_of
+            | {"connections": shape.connections}
+            | asdict(loaded)
+            | {"processor_us_per_request": used}
+        )
     columns = ("", "connections", "requests/s", "texts/s", "p50 ms", "p90 ms", "p99 ms")
+    costs_of = ("client CPU", "engine us/text", "workers us/text")
     title = f"http: {described(options.backbone)}"
-    return Report(title, (*columns, "client CPU"), rows, figures, conditions)
+    return Report(title, (*columns, *costs_of), rows, figures, conditions)
 
 
 def body_of(texts: Sequence[str], names: Sequence[str], rng: random.Random) -> Any:
@@ -95,19 +105,21 @@ def body_of(texts: Sequence[str], names: Sequence[str], rng: random.Random) -> A
 
 
 def _measure(
-    url: str,
+    server: Server,
     shape: Shape,
     texts: Sequence[str],
     names: Sequence[str],
     folder: Path,
     options: Namespace,
-) -> Figures:
+) -> tuple[Figures, dict[str, float]]:
+    """The figures of a load, and the processor time of a request by kind of process."""
     progress(shape.name)
     rng = random.Random(0)
     starts = range(0, len(texts) - shape.texts + 1, shape.texts)
     bodies = [body_of(texts[start : start + shape.texts], names, rng) for start in starts]
-    return load(
-        url,
+    before = Used.now(server.url, server.pid)
+    figures = load(
+        f"{server.url}/v1/predict",
         write_bodies(folder / f"{shape.texts}.jsonl", bodies),
         texts_per_request=shape.texts,
         connections=shape.connections,
@@ -115,3 +127,4 @@ def _measure(
         warm_up=options.seconds / 4,
         processes=options.clients,
     )
+    return figures, Used.now(server.url, server.pid).per_request(before)

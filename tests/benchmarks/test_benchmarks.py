@@ -160,9 +160,11 @@ def test_stored_adapters_are_loaded_and_evicted(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_http_is_measured_with_a_real_service(tmp_path: Path) -> None:
     short = ("--adapters", "2", "--texts", "64", "--seconds", "0.5", "--connections", "4")
-    figures = run("http", tmp_path, *TINY, *short)
+    figures = run("http", tmp_path, *TINY, *short, "--workers", "1")
     assert [figure["texts_per_request"] for figure in figures] == [32, 1, 1]
     for figure in figures:
+        used = figure["processor_us_per_request"]
+        assert used["engine"] > 0 < used["worker"]
         assert figure["texts_per_second"] > 0
         assert 0 < figure["p50_ms"] <= figure["p99_ms"]
 
