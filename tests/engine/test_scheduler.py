@@ -4,6 +4,7 @@ import subprocess
 import sys
 from itertools import count
 
+import numpy as np
 import pytest
 
 from service.engine.scheduler import (
@@ -12,6 +13,7 @@ from service.engine.scheduler import (
     WAITING_SECONDS,
     QueuedEntry,
     Scheduler,
+    Ticket,
 )
 from service.errors import DeadlineExceeded, Overloaded, TooLarge
 from tests.support.scheduler_builders import (
@@ -292,6 +294,40 @@ def test_filling_a_batch_looks_at_few_of_thousands_of_waiting_entries() -> None:
     before = next(looks)
     assert costs(scheduler.next_batch(0.0).batch) == [5]
     assert 0 < next(looks) - before <= 4 * MAX_PASSED_OVER
+
+
+@pytest.mark.parametrize("loading", [0, 1, 7])
+def test_a_text_whose_adapter_was_loaded_is_in_the_next_batch_before_all_that_came_meanwhile(
+    loading: int,
+) -> None:
+    # 60 requests of 32 texts in flight, for adapters of which some are asked for far more often.
+    scheduler = make_scheduler(max_batch_tokens=1000, max_adapters=99)
+    random = np.random.default_rng(0)
+    asked: list[Ticket[int]] = []
+
+    def ask() -> None:
+        entry = make_entry(3, name=f"n{int(random.zipf(1.5)) % 100}")
+        asked.append(submit(scheduler, *[entry] * 32)[0].ticket)
+
+    def run() -> list[str]:
+        batch = scheduler.next_batch(0.0).batch
+        for ticket in [ticket for ticket in asked if not ticket.left]:
+            asked.remove(ticket)
+            ask()
+        return [queued.entry.adapter.name for queued in batch]
+
+    for _ in range(60):
+        ask()
+    for _ in range(20):
+        run()
+    for number in range(10):
+        # It is admitted, and then waits for its adapter while others run.
+        entry = make_entry(3, name=f"cold{number}")
+        ticket = scheduler.admit([entry], now=0.0)
+        for _ in range(loading):
+            assert entry.adapter.name not in run()
+        queue(scheduler, ticket, [entry])
+        assert entry.adapter.name in run()
 
 
 def served(scheduler: Scheduler[int], batches: int) -> dict[str, int]:
