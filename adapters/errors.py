@@ -98,16 +98,24 @@ class UnknownAdapter(StoreError):
 
 
 class UnknownRevision(StoreError):
-    """The adapter exists, but none or several of its revisions match."""
+    """The adapter exists, but none or several of its revisions match.
 
-    def __init__(self, name: str, revision: str, known: Sequence[str]) -> None:
+    Attributes:
+        revision: what was asked for; None: the one before the current one.
+    """
+
+    def __init__(self, name: str, revision: str | None, known: Sequence[str]) -> None:
         self.name = name
         self.revision = revision
         self.known = tuple(known)
-        super().__init__(
-            f"adapter {name!r} has no single revision {revision!r}; "
-            f"known: {listing([each[:12] for each in self.known])}"
-        )
+        shown = [each[:12] for each in self.known]
+        if revision is None:
+            message = f"adapter {name!r} has no revision before the current one"
+        elif any(each.startswith(revision) for each in self.known):
+            message = f"adapter {name!r} has several revisions that begin with {revision!r}"
+        else:
+            message = f"adapter {name!r} has no revision {revision!r}"
+        super().__init__(f"{message}; known: {listing(shown)}")
 
 
 class RevisionConflict(StoreError):

@@ -341,7 +341,7 @@ class AdapterStore:
             elif len(history) > 1:
                 target = history[1]
             else:
-                raise UnknownRevision(name, "before the current one", history)
+                raise UnknownRevision(name, None, history)
             verified_file(self.root, name, target)
             self._point(name, [target, *(other for other in history if other != target)])
             return target

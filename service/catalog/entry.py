@@ -315,9 +315,7 @@ class CatalogEntry:
         for item in self.revisions:
             if item.revision not in (self.current, staged):
                 return item.revision
-        raise UnknownRevision(
-            self.name, "before the current one", [self.current] if self.current else []
-        )
+        raise UnknownRevision(self.name, None, [self.current] if self.current else [])
 
     def require_current(self) -> str:
         """

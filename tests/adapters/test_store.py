@@ -93,6 +93,18 @@ def test_invalid_names_are_refused_by_every_method(store: AdapterStore, name: st
     assert store.names() == []
 
 
+@pytest.mark.parametrize(
+    ("revision", "said"),
+    [
+        (None, "adapter 'a' has no revision before the current one; known: aabb, aacc"),
+        ("77", "adapter 'a' has no revision '77'; known: aabb, aacc"),
+        ("aa", "adapter 'a' has several revisions that begin with 'aa'; known: aabb, aacc"),
+    ],
+)
+def test_a_revision_that_is_not_one_says_what_there_is(revision: str | None, said: str) -> None:
+    assert str(UnknownRevision("a", revision, ["aabb", "aacc"])) == said
+
+
 def test_an_unknown_name_is_refused_with_the_known_ones(store: AdapterStore) -> None:
     store.put("spam", A)
     for action in (store.current, store.revisions, store.resolve, store.rollback, store.delete):

@@ -130,7 +130,7 @@ def test_tritons_client_raises_what_the_service_says(triton: Found) -> None:
         assert refused.pop(name) == unknown, name
     status, message = refused.pop("unknown version")
     assert status == "404"
-    assert "no single revision 'ff00ff'" in message
+    assert "no revision 'ff00ff'" in message
     assert refused.pop("wrong datatype")[1] == "input 'text': datatype 'FP32', expected 'BYTES'"
     faults = {
         "wrong shape": "ends before element 2 of 3",

@@ -230,6 +230,7 @@ ERRORS: list[AdapterError | ServiceError] = [
     IncompatibleAdapter(["another tokenizer"]),
     UnknownAdapter("a", ["b", "c"]),
     UnknownRevision("a", "00", [REVISIONS[0]]),
+    UnknownRevision("a", None, [REVISIONS[0]]),
     RevisionConflict("a", REVISIONS[0], None),
     InvalidName("adapter name"),
     DamagedFile("gone"),
