@@ -111,7 +111,7 @@ class UnknownRevision(StoreError):
         shown = [each[:12] for each in self.known]
         if revision is None:
             message = f"adapter {name!r} has no revision before the current one"
-        elif any(each.startswith(revision) for each in self.known):
+        elif sum(each.startswith(revision) for each in self.known) > 1:
             message = f"adapter {name!r} has several revisions that begin with {revision!r}"
         else:
             message = f"adapter {name!r} has no revision {revision!r}"
