@@ -36,14 +36,18 @@ from benchmarks.turns import Measure, ratio, take_turns
 from service.engine.engine import LocalEngine
 from service.engine.interface import AdapterKey, Entry, cost_of
 
-PROMPT, HEAD, TUNED = "prompt", "head", "prompt, vectors in all layers"
+PROMPT, MIDDLE, HEAD, TUNED = "prompt at 2/3", "prompt at 1/2", "head", "prompt and vectors"
 DIFFERENT, ONE, OFF = "different texts", "one text", "one text, sharing off"
 # A bucket's graph is captured when 16 batches have needed it.
 _WARM_UP_CALLS = 40
 
 
 def specs_of(backbone: Backbone) -> dict[str, AdapterSpec]:
-    """The spec of each kind. The prompt is that of `train fit`, which also tunes vectors."""
+    """The spec of each kind.
+
+    `train fit` makes the last one by default: a short prompt above two thirds of the layers, and
+    vectors in all of them. Without vectors its prompt is longer, and above half of the layers.
+    """
     usual = random_adapter(backbone).spec
     assert isinstance(usual.prompt, AttentionPrompt)
     prompt = usual.prompt.model_copy(
@@ -54,6 +58,7 @@ def specs_of(backbone: Backbone) -> dict[str, AdapterSpec]:
     )
     return {
         PROMPT: usual.model_copy(update={"prompt": prompt}),
+        MIDDLE: usual,
         HEAD: usual.model_copy(update={"prompt": None}),
         TUNED: usual.model_copy(update={"prompt": prompt, "tuning": vectors}),
     }
@@ -221,13 +226,16 @@ def _row(figure: Mapping[str, Any]) -> list[str]:
 def _conditions(
     options: Namespace, batch: int, specs: Mapping[str, AdapterSpec], in_flight: int
 ) -> dict[str, Any]:
-    prompt = specs[PROMPT].prompt
-    assert prompt is not None
+    prompts = {kind: specs[kind].prompt for kind in (PROMPT, MIDDLE)}
     return {
         "texts": f"{options.texts} of {options.tokens[0]} tokens under load",
         "traffic": f"{in_flight} answers in flight, {options.per_request * options.tasks} a "
         f"request: {options.per_request} texts under {options.tasks} adapters",
-        "prompts": f"t={prompt.length}, before layer {prompt.layer}",
+        "prompts": ", ".join(
+            f"{kind}: t={prompt.length}, before layer {prompt.layer}"
+            for kind, prompt in prompts.items()
+            if prompt is not None
+        ),
         "batches": f"at most {batch} tokens",
         "rounds": f"{options.rounds} of {options.seconds:g} s, medians; {options.calls} single "
         "requests each, in turns",

@@ -122,11 +122,10 @@ def test_sharing_is_measured_under_load_and_alone(tmp_path: Path) -> None:
     short = ("--texts", "64", "--tokens", "30,60", "--calls", "5", "--seconds", "0.3")
     figures = run("sharing", tmp_path, *TINY, *short, "--rounds", "1")
     by_name = {figure["name"]: figure for figure in figures}
-    assert len(by_name) == len(figures) == 3 + 3 * 2
+    assert len(by_name) == len(figures) == 4 + 4 * 2
     for name, figure in by_name.items():
         ways = figure.get("answers_per_second") or figure["milliseconds"]
-        untuned_prompt = name.startswith("prompt") and "vectors" not in name
-        assert ("one text, sharing off" in ways) == untuned_prompt
+        assert ("one text, sharing off" in ways) == name.startswith("prompt at 2/3")
         assert figure["work"] > 0
     # Whatever the machine does beside: eight heads of one text do the work of one.
     assert by_name["head, answers/s under load"]["work"] < 0.8

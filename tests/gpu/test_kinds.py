@@ -156,7 +156,8 @@ async def test_the_default_with_vectors_is_captured_at_the_start(tmp_path: Path)
             usual = make_adapter(
                 backbone,
                 prompt_length=10,
-                insertion_layer=backbone.layers // 2,
+                # As `fit` has it.
+                insertion_layer=round(2 / 3 * backbone.layers) if vectors else backbone.layers // 2,
                 generator_input="hidden",
                 tuning=harness.adapters["vectors"].spec.tuning if vectors else None,
             )

@@ -290,10 +290,13 @@ class SlottedRunner:
     def _capture(self, graphs: CudaGraphs, spec: AdapterSpec) -> None:
         started = perf_counter()
         assert isinstance(spec.prompt, AttentionPrompt)
-        point = InsertionPoint(spec.prompt.layer, (Source(spec.prompt.source.value),))
+        sources = (Source(spec.prompt.source.value),)
+        # What `fit` makes: a prompt in the middle; with vectors, above two thirds of the layers.
+        usual = {False: spec.prompt.layer, True: round(2 / 3 * self.backbone.layers)}
         try:
             with torch.inference_mode():
-                for vectors in (False, True):
+                for vectors, layer in usual.items():
+                    point = InsertionPoint(layer, sources)
                     graphs.capture_all(Signature((point,), mean=False, vectors=vectors))
         except torch.AcceleratorError as error:
             raise DeviceLost(str(error).splitlines()[0]) from error
