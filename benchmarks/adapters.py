@@ -66,6 +66,8 @@ _CHURNING = 64
 _TEXTS = 2048
 # Requests that are drawn beforehand and repeated.
 _REQUESTS = 20_000
+# Adapters at a time that are made active before the clock starts.
+_TOUCHES = 32
 # Of the time until a cold adapter answers.
 _PARTS = ("until it is loaded", "then until its batch starts", "then until that ends", "the rest")
 # Between two requests for cold adapters under load.
@@ -150,7 +152,8 @@ async def _run(
             for load in bench.loads:
                 measures[_of(way, RESIDENT, load.batches)] = partial(bench.resident, load)
                 measures[_of(way, ZIPF, load.batches)] = partial(bench.zipf, load)
-            measures[_of(way, CHURN)] = bench.churn
+            if bench.evicts:
+                measures[_of(way, CHURN)] = bench.churn
         rates = await take_turns(measures, rounds=options.rounds)
         memory["in the end"] = _memory()
     return _report(subject, options, benches, rates, memory)
@@ -249,6 +252,11 @@ class _Bench:
             {name: count for name, count in self._traffic.counts.items() if "images" in name}
         )
 
+    @property
+    def evicts(self) -> bool:
+        """Whether there are more adapters than slots, so that loading one never ends."""
+        return bool(len(self._popular) > self._options.slots)
+
     async def begin(self) -> None:
         """Fill the slots, and ask for cold adapters while nothing else is asked.
 
@@ -260,8 +268,13 @@ class _Bench:
 
     async def touch(self, keys: Sequence[AdapterKey]) -> None:
         """Make these adapters active, as far as they fit."""
-        for key in keys:
-            await self.answer(key)
+        limit = asyncio.Semaphore(_TOUCHES)
+
+        async def one(key: AdapterKey) -> None:
+            async with limit:
+                await self.answer(key)
+
+        await asyncio.gather(*(one(key) for key in keys))
 
     async def answer(self, key: AdapterKey) -> float:
         """Seconds until a short text is answered under this adapter."""
@@ -384,21 +397,19 @@ def _figures_of(
     bench: _Bench, rates: dict[str, list[float]], way: str
 ) -> tuple[dict[str, str], dict[str, Any]]:
     """The rows of one way, by their names, and the same as figures."""
-    churn = rates[_of(way, CHURN)]
     idle = percentiles_ms(bench.idle_seconds)
     rows: dict[str, str] = {}
     loads: dict[str, Any] = {}
     for load in bench.loads:
         of_load, loads[str(load.batches)] = _under(load, rates, way)
         rows |= of_load
-    rows |= {
-        f"{CHURN}, loads/s": f"{median(churn):,.0f}",
-        "cold adapter to answer, idle, p50 / p99 ms": _shown(idle),
-    }
+    if (churn := rates.get(_of(way, CHURN))) is not None:
+        rows[f"{CHURN}, loads/s"] = f"{median(churn):,.0f}"
+    rows["cold adapter to answer, idle, p50 / p99 ms"] = _shown(idle)
     rows |= {name: f"{count:,}" for name, count in sorted(bench.images.items())}
     figures = {
         "in_flight": loads,
-        "loads_per_second_alone": spread(churn),
+        "loads_per_second_alone": None if churn is None else spread(churn),
         "cold_idle": idle,
         "images": dict(bench.images),
     }
