@@ -377,8 +377,8 @@ class Settings:
         _auto_or(_whole(16, 2**30)),
         "auto",
         "tokens",
-        "Most tokens that may wait, requests beyond get 429; `auto` is 5 seconds of work at the "
-        "measured rate",
+        "Most tokens that may wait for a device, requests beyond get 429; `auto` is 5 seconds of "
+        "work at the measured rate",
     )
     adapter_weights: Mapping[str, float] = _setting(
         _weights,
@@ -400,7 +400,7 @@ class Settings:
         _auto_or(_whole(1, 2**20)),
         "auto",
         "adapters",
-        "Most adapters in host memory, ready for the device; `auto` is four times "
+        "Most adapters in host memory, for each device; `auto` is four times "
         "`IDSPAM_MAX_ACTIVE_ADAPTERS`",
     )
     max_registered_mib: int | None = _setting(
