@@ -55,11 +55,13 @@ export function unique(word) {
   return `${word}-${last}`;
 }
 
-const NUMBER = new Intl.NumberFormat("en");
+// Made when it is first needed: it takes a millisecond of the first load.
+let numbers = null;
 
 /** 12,345 */
 export function count(number) {
-  return NUMBER.format(number);
+  numbers ??= new Intl.NumberFormat("en");
+  return numbers.format(number);
 }
 
 /** "1 text", "2,000 texts" */
