@@ -75,7 +75,10 @@ def parser_of(commands: Mapping[str, Command], *, module: str, description: str)
     parser = _Parser(prog=f"python -m {module}", description=description)
     names = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in commands.items():
-        command.add_arguments(names.add_parser(name, help=command.help))
+        # A command may describe itself in more words.
+        what = f"{command.help[:1].upper()}{command.help[1:]}"
+        what = what if what.endswith("?") else f"{what}."
+        command.add_arguments(names.add_parser(name, help=command.help, description=what))
     return parser
 
 

@@ -18,7 +18,16 @@ def _serve(_: Namespace) -> int:
     return serve()
 
 
-SERVE = Command("serve adapters over HTTP; settings are IDSPAM_* of the environment", _serve)
+def _describe_serving(parser: ArgumentParser) -> None:
+    parser.description = (
+        "Serve adapters over HTTP. Settings come from the environment: with IDSPAM_PORT=8080 it "
+        f"listens on another port. `{command_line('service', 'settings')}` lists all of them."
+    )
+
+
+SERVE = Command(
+    "serve adapters over HTTP; settings are IDSPAM_* of the environment", _serve, _describe_serving
+)
 
 # In the order of the help.
 COMMANDS: Mapping[str, Command] = MappingProxyType(
