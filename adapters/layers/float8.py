@@ -18,6 +18,7 @@ some times too large; float8 has an exponent for that. Where an adapter changes 
 or comes out of it, that is another kernel, whose scale is the bound as well, or what the row needs.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -28,16 +29,20 @@ from torch import Tensor, nn
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from adapters.layers import triton_float8
-from adapters.layers.fused import FusedTuning, add_norm, attend, split_tuning
+from adapters.layers.fused import FusedTuning, add_norm, attend, split_tuning, tiling_of
 from adapters.layers.narrow import Bound, Handover, NarrowRows
 from adapters.layers.tuning import LayerTuning
 from adapters.packed.layout import Extents
 
 # Quantising lengthens a row by 1/16 at most, and a rounded product is longer by less than 1/100.
 _SLACK = 1.08
-# Positions of a product. Few are as quick as the weight is read; many keep every multiprocessor
-# busy for several tiles. About as many multiprocessors as a device has.
-_FEW, _MANY, _PROGRAMS = 256, 8192, 128
+# What decides the tiles of a product, from measurements on an H200: positions, programs, and rounds
+# of programs over all multiprocessors with the share of these that work in the last one.
+_FEW, _SOME, _PROGRAMS, _ROUNDS, _BUSY = 256, 768, 400, 2.4, 0.8
+# Rows with which products are tried.
+_TRIED = 8192
+# Attention takes blocks of 64 from here on.
+_LEAST_LONGEST = 33
 # Bytes of shared memory that the largest tiles take at most.
 _ROOM = 220 * 1024
 # Of a product in bfloat16, as a share of its norm.
@@ -61,6 +66,9 @@ class Tiles:
     stages: int = 3
     registers: int | None = None
     looping: int | None = None
+
+    def count(self, positions: int, outputs: int) -> int:
+        return math.ceil(positions / self.rows) * math.ceil(outputs / self.outputs)
 
 
 class Float8Linear:
@@ -99,31 +107,38 @@ class Float8Linear:
         self._multiply(rows, out, rows.wide_scales, dtype, tiles)
         return NarrowRows(out, rows.wide_scales)
 
-    def check(self) -> None:
+    def check(self, *, activated: bool) -> None:
         """
+        Args:
+            activated: also what `activated` gives.
+
         Raises:
             RuntimeError: as of `Float8Layer.check`.
         """
         device, dtype = self._weight.device, torch.bfloat16
         random = torch.Generator().manual_seed(0)
-        states = torch.randn(_MANY, self.inputs, generator=random).to(device, dtype)
+        states = torch.randn(_TRIED, self.inputs, generator=random).to(device, dtype)
         bound, rows = self.bound(), quantised(states)
         wide = (states.float().norm(dim=1) * bound.slope + bound.most) / _LARGEST
-        results = []
-        for count in (_MANY, 2 * _FEW, _FEW, 1):
-            few = NarrowRows(rows.values[:count], rows.scales[:count], wide[:count])
-            results.append((self(few, dtype), self.activated(few, dtype).values.float()))
-        several = results[2][0].float()
-        exact = (rows.values[:_FEW].float() * rows.scales[:_FEW].unsqueeze(1)) @ (
+        several = _FEW
+        exact = (rows.values[:several].float() * rows.scales[:several].unsqueeze(1)) @ (
             self._weight.float() * self._factors.unsqueeze(1)
         ).T + self._bias
-        error = float((several - exact).norm() / exact.norm())
-        if not error <= _ROUNDING:
-            raise RuntimeError(f"a product differs from PyTorch's by {error:.2g} of its norm")
-        for fewer in results[1:]:
-            for one, other in zip(results[0], fewer, strict=True):
-                if not torch.equal(one[: len(other)], other):
-                    raise RuntimeError("a row of a product depends on the number of rows")
+        first: list[Tensor] = []
+        for tiles in all_tiles(device):
+            for count in (_TRIED, 1):
+                few = NarrowRows(rows.values[:count], rows.scales[:count], wide[:count])
+                found = [self(few, dtype, tiles)]
+                if activated:
+                    found.append(self.activated(few, dtype, tiles).values.float())
+                if not first:
+                    first = found
+                    error = float((found[0][:several] - exact).norm() / exact.norm())
+                    if not error <= _ROUNDING:
+                        raise RuntimeError(f"a product differs from PyTorch's by {error:.2g} of it")
+                for one, other in zip(first, found, strict=True):
+                    if not torch.equal(one[:count], other):
+                        raise RuntimeError("a row of a product depends on the number of rows")
 
     def _multiply(
         self,
@@ -136,7 +151,7 @@ class Float8Linear:
         positions = len(out)
         tiles = tiles or tiles_of(positions, self.outputs, out.device)
         options = {} if tiles.registers is None else {"maxnreg": tiles.registers}
-        grid = triton.cdiv(positions, tiles.rows) * triton.cdiv(self.outputs, tiles.outputs)
+        grid = tiles.count(positions, self.outputs)
         if tiles.looping is not None:
             grid = min(grid, tiles.looping * _multiprocessors(out.device))
         triton_float8.multiply[(grid,)](
@@ -170,16 +185,34 @@ _TYPES = {
 }
 
 
+_FEW_TILES = Tiles(64, 32, inputs=256)
+_SOME_TILES = Tiles(64, 64, stages=4)
+_MORE_TILES = Tiles(64, 128, registers=128)
+_MANY_TILES = Tiles(128, 256, warps=8, looping=1)
+# Where a program has less room.
+_SMALL_TILES = (Tiles(64, 32), Tiles(128, 128, inputs=64, warps=8))
+
+
 def tiles_of(positions: int, outputs: int, device: torch.device) -> Tiles:
     if not _has_room(device):
-        return Tiles(64, 32) if positions <= _FEW else Tiles(128, 128, inputs=64, warps=8)
-    if positions <= _FEW:
-        return Tiles(64, 32, inputs=256)
-    if positions < _MANY:
-        if triton.cdiv(positions, 128) * triton.cdiv(outputs, 128) < _PROGRAMS:
-            return Tiles(64, 128, stages=4)
-        return Tiles(128, 128, warps=8, stages=2, registers=128)
-    return Tiles(128, 256, warps=8, looping=1)
+        return _SMALL_TILES[positions > _FEW]
+    # Few rows are as quick as the weight is read, by as many programs as can share it.
+    if positions <= _FEW and _FEW_TILES.count(positions, outputs) <= _PROGRAMS:
+        return _FEW_TILES
+    if positions <= _SOME and _SOME_TILES.count(positions, outputs) <= _PROGRAMS:
+        return _SOME_TILES
+    # The largest tiles read least, unless many multiprocessors have none in the last round.
+    rounds = _MANY_TILES.count(positions, outputs) / _multiprocessors(device)
+    if rounds > _ROUNDS or rounds / math.ceil(rounds) > _BUSY:
+        return _MANY_TILES
+    return _MORE_TILES
+
+
+def all_tiles(device: torch.device) -> tuple[Tiles, ...]:
+    """Every result of `tiles_of`."""
+    if not _has_room(device):
+        return _SMALL_TILES
+    return _FEW_TILES, _SOME_TILES, _MORE_TILES, _MANY_TILES
 
 
 @cache
@@ -286,7 +319,7 @@ class Float8Layer:
         """
         with torch.inference_mode():
             for linear in (self._projection, self._dense, self._up, self._down):
-                linear.check()
+                linear.check(activated=linear is self._up and self._exact_gelu)
 
     def _handed(self, states: Tensor, rows: NarrowRows) -> Tensor:
         self._handover.put(states, rows)
@@ -296,14 +329,19 @@ class Float8Layer:
         self, states: Tensor, layout: Extents, tuning: LayerTuning | None = None
     ) -> Tensor:
         """[T, n] -> [T, heads * d]"""
-        rows = self._handover.take(states)
-        projected = self._projection(quantised(states) if rows is None else rows, states.dtype)
+        narrow = self._handover.take(states)
+        projected = self._projection(quantised(states) if narrow is None else narrow, states.dtype)
         vectors = None
         if tuning is not None:
             others, vectors, _ = split_tuning(tuning)
             projected = others.projection(states, projected)
         projected = projected.view(len(states), 3, self._heads, self._size)
-        return attend(projected, layout.cumulative, longest=layout.longest, vectors=vectors)
+        rows = len(layout.cumulative) - 1
+        # Always blocks of one size: other blocks may round a sum to its neighbour.
+        tiling = tiling_of(rows, self._heads, max(layout.longest, _LEAST_LONGEST))
+        return attend(
+            projected, layout.cumulative, longest=layout.longest, tiling=tiling, vectors=vectors
+        )
 
     def _finish(
         self, attended: Tensor, residual: Tensor, tuning: LayerTuning | None = None
