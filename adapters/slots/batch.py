@@ -377,9 +377,8 @@ class SlottedBatch:
         self._kinds[self._prompts == 0] = -1
         self._points = _points(self._kinds)
         self.signature = _signature(self._points, self.facts)
-        if self.signature.shifted:
-            tokens["shifts"] = _int32(self.facts[:, Fact.SHIFT]).repeat(text.lengths)
-        texts = same_texts(text, offsets, tokens) if sharing else None
+        shifts = self.facts[:, Fact.SHIFT]
+        texts = same_texts(text, shifts, offsets, tokens) if sharing else None
         self._stages = self._staged(texts)
         first, self.shared = self._stages[0], None
         if first.firsts is not None:
@@ -389,6 +388,9 @@ class SlottedBatch:
         self._sections = {name: _Section(values, 0) for name, values in tokens.items()}
         self._sections["text.cumulative"] = _cumulative(first.layout)
         self._sections["slots"] = _Section(_int32(self._slots), _NO_SLOT)
+        if self.signature.shifted:
+            moved = _int32(first.of_entries(shifts)).repeat(first.layout.lengths)
+            self._sections["shifts"] = _Section(moved, 0)
         if self.signature.table:
             owners = _int32(first.of_entries(self._slots)).repeat(first.layout.lengths)
             self._sections["table.owners"] = _Section(owners, _NO_SLOT)

@@ -56,13 +56,16 @@ class Stage:
         return copied
 
 
-def same_texts(text: Layout, offsets: Int32, tokens: Mapping[str, Int32]) -> Indices | None:
+def same_texts(
+    text: Layout, shifts: Indices, offsets: Int32, tokens: Mapping[str, Int32]
+) -> Indices | None:
     """For each row the first row with its text, int64 [rows]; None if too few texts are equal.
 
     Two different texts are never taken for equal. Of texts made to look alike to the checksum, some
     equal ones may be missed.
 
     Args:
+        shifts: [rows], what is added to the positions of a text.
         offsets: of all tokens, where each is in its text.
         tokens: of all tokens, all that must be equal; `input_ids` among them.
     """
@@ -71,7 +74,7 @@ def same_texts(text: Layout, offsets: Int32, tokens: Mapping[str, Int32]) -> Ind
         return None
     # It may wrap around.
     sums = np.add.reduceat(tokens["input_ids"] * (offsets + 1), text.starts, dtype=np.int32)
-    sums = sums.astype(np.int64) * _LONGEST + text.lengths
+    sums = (sums.astype(np.int64) + shifts) * _LONGEST + text.lengths
     order = sums.argsort(kind="stable")
     ordered = sums[order]
     alike = ordered[1:] == ordered[:-1]
@@ -86,7 +89,8 @@ def same_texts(text: Layout, offsets: Int32, tokens: Mapping[str, Int32]) -> Ind
     here, there = here + within, there + within
     equal = [values[here] == values[there] for values in tokens.values()]
     same = np.logical_and.reduce(equal)
-    alike[alike] = np.logical_and.reduceat(same, compared.starts)
+    same = np.logical_and.reduceat(same, compared.starts)
+    alike[alike] = same & (shifts[later] == shifts[earlier])
     # Each run of equal neighbours begins with its first row, because the order is stable.
     begins = np.concatenate(([True], ~alike))
     firsts = np.empty(rows, dtype=np.int64)

@@ -242,15 +242,21 @@ def test_a_prompt_before_the_first_layer_leaves_no_layer_to_share(backbone: Back
 @given(
     texts=st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=4), min_size=2, max_size=24),
     types=st.lists(st.integers(0, 1), min_size=24, max_size=24),
+    shifts=st.lists(st.integers(0, 2), min_size=24, max_size=24),
 )
 @settings(max_examples=200, deadline=None)
-def test_only_equal_texts_are_taken_for_equal(texts: list[list[int]], types: list[int]) -> None:
-    keys = [(tuple(text), kind) for text, kind in zip(texts, types, strict=False)]
+def test_only_equal_texts_are_taken_for_equal(
+    texts: list[list[int]], types: list[int], shifts: list[int]
+) -> None:
+    keys = [
+        (tuple(text), kind, shift) for text, kind, shift in zip(texts, types, shifts, strict=False)
+    ]
     layout = Layout(np.array([len(text) for text in texts]))
     ids = np.concatenate(texts, dtype=np.int32, casting="unsafe")
     offsets = np.concatenate([np.arange(len(text), dtype=np.int32) for text in texts])
     kinds = np.array(types[: len(texts)], dtype=np.int32).repeat(layout.lengths)
-    firsts = same_texts(layout, offsets, {"input_ids": ids, "kinds": kinds})
+    rows_shifts = np.array(shifts[: len(texts)])
+    firsts = same_texts(layout, rows_shifts, offsets, {"input_ids": ids, "kinds": kinds})
     saved = sum(len(key[0]) for index, key in enumerate(keys) if keys.index(key) < index)
     if firsts is None:
         # Too little, or hidden between others of the same checksum.
@@ -261,13 +267,22 @@ def test_only_equal_texts_are_taken_for_equal(texts: list[list[int]], types: lis
         assert first == keys.index(keys[index]) or _collide(keys)
 
 
-def _collide(keys: list[tuple[tuple[int, ...], int]]) -> bool:
+def _collide(keys: list[tuple[tuple[int, ...], int, int]]) -> bool:
     """Whether different texts have one checksum."""
     sums = [
-        (len(ids), sum(each * (place + 1) for place, each in enumerate(ids)))
-        for ids, _ in set(keys)
+        (len(ids), sum(each * (place + 1) for place, each in enumerate(ids)) + shift)
+        for ids, _, shift in set(keys)
     ]
     return len(set(sums)) < len(sums)
+
+
+def test_shifted_texts_between_them_keep_no_equal_texts_apart(backbone: Backbone) -> None:
+    shifted: dict[str, Any] = {"prompt": StaticPrompt(length=2, shifts_text=True), "max_length": 32}
+    kinds = [shifted if index % 2 else prompt(1) for index in range(8)]
+    adapters = [make_adapter(backbone, seed=seed, **kind) for seed, kind in enumerate(kinds)]
+    text = backbone.encoder.encode("win now", max_length=16)
+    batch = check(backbone, adapters, [(index, text) for index in range(8)])
+    assert batch.shape.texts == 2
 
 
 def test_buckets_for_shared_texts_are_beside_the_usual_ones() -> None:

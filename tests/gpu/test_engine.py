@@ -11,12 +11,12 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from msgspec import structs
 
 from adapters.adapter import classify, prepare, rows_of
 from adapters.backbone.model import Backbone
@@ -79,7 +79,7 @@ async def test_every_text_is_answered_as_alone(
     tmp_path: Path, dtype: torch.dtype, bound: float
 ) -> None:
     async with open_engine(tmp_path, on_device(dtype)) as harness:
-        entries = [replace(entry, explain=True) for entry in entries_of(harness, 40)]
+        entries = [structs.replace(entry, explain=True) for entry in entries_of(harness, 40)]
         completion = await harness.engine.predict(entries)
         for entry, row in zip(entries, completion.rows, strict=True):
             scores, weights = alone(harness, entry)

@@ -124,7 +124,7 @@ async def test_shared_batches_are_graphs_from_the_first_and_agree_with_unshared_
     for sharing in (True, False):
         async with serving(tmp_path / str(sharing), backbone, sharing=sharing) as harness:
             entries = [
-                entry_of(harness, f"usual-{seed}", "win now " * (3 + text))
+                entry_of(harness, f"usual-{seed}", "win " * (3 + text))
                 for text in range(texts)
                 for seed in range(8)
             ]
