@@ -2,9 +2,11 @@
 recently used adapter is evicted. One that is no longer served is discarded. An adapter is read from
 its image (`service.engine.images`), and from its file where there is none.
 
-An image whose adapter goes to the device at once passes host memory by, once that is full. Its file
-is in the page cache, from where a read is one copy, and adapters that are used more often stay. It
-is kept when it comes a second time, and the least recently used one was last used before its first.
+An image whose adapter goes to the device at once passes host memory by. Its file is in the page
+cache, from where a read is one copy into pinned memory, while memory that is kept is fresh memory,
+which takes as long again. It is kept when it comes a second time; once host memory is full, when it
+has come twice since the least recently used one was last used. So adapters stay that are used more
+often than others.
 
 All calls come from one event loop; files are read in threads.
 """
@@ -25,6 +27,8 @@ from service.engine.runners.base import DeviceAdapter, HostAdapter, Loading, Run
 
 # Making images in the background, for adapters that nobody waits for, takes this share of the time.
 _BACKGROUND_SHARE = 0.25
+# An adapter that passed by so many times is kept in another one's place.
+_PASSES = 2
 # Of the adapters that passed by, so many times as many are remembered as host memory may hold.
 _REMEMBERED = 4
 
@@ -104,8 +108,9 @@ class HostCache:
         self._registered: OrderedDict[AdapterKey, tuple[HostAdapter, float]] = OrderedDict()
         self._nbytes = 0
         self._loading: dict[AdapterKey, asyncio.Future[Read]] = {}
-        # Adapters that passed by, and when, the first ones first.
-        self._passed: OrderedDict[AdapterKey, float] = OrderedDict()
+        # Adapters that passed by, and when for the last two times; those first that did not for
+        # longest.
+        self._passed: OrderedDict[AdapterKey, tuple[float, ...]] = OrderedDict()
 
     def get(self, key: AdapterKey) -> HostAdapter | None:
         """A registered adapter, now the most recently used; None if it must be loaded."""
@@ -188,15 +193,18 @@ class HostCache:
             self._read(key)
 
     def _is_worth_keeping(self, key: AdapterKey) -> bool:
-        """Whether there is room, or this adapter is used more often than another one."""
+        """Whether this adapter is used again, and where there is no room, more than another one."""
+        if not self._runner.copies:
+            # The device uses the same memory.
+            return True
+        passed = self._passed.get(key, ())
         held = len(self._registered)
         mean = self._nbytes // max(1, held)
         full = self._max_bytes is not None and self._nbytes + mean > self._max_bytes
         if held < self._capacity and not full:
-            return True
-        passed = self._passed.pop(key, None)
+            return bool(passed)
         _, oldest = next(iter(self._registered.values()))
-        return passed is not None and passed > oldest
+        return len(passed) == _PASSES and passed[0] > oldest
 
     def _read(self, key: AdapterKey, *, slot: int | None = None, passing: bool = False) -> Read:
         """Runs in a reading thread."""
@@ -229,10 +237,12 @@ class HostCache:
             return
         adapter, kept, _ = loading.result()
         if not kept:
-            self._passed[key] = monotonic()
+            before = self._passed.pop(key, ())
+            self._passed[key] = (*before, monotonic())[-_PASSES:]
             while len(self._passed) > _REMEMBERED * self._capacity:
                 self._passed.popitem(last=False)
             return
+        self._passed.pop(key, None)
         self._observer.adapter_loaded(key, "registered", perf_counter() - started)
         self._registered[key] = adapter, monotonic()
         self._nbytes += adapter.nbytes

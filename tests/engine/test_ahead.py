@@ -52,6 +52,7 @@ class BatchInThread:
 class AheadRunner:
     """A `Runner` that launches ahead: its batches run one after another in a thread."""
 
+    copies = False
     launches_ahead = True
     lanes = 1
     form = "ahead"

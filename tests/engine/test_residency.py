@@ -1,6 +1,7 @@
 """Leases and tiers: leased adapters stay, each file is read once, a damaged one fails alone."""
 
 import asyncio
+import sys
 import weakref
 from collections.abc import Awaitable
 
@@ -47,6 +48,29 @@ async def test_the_least_recently_used_is_evicted_and_leased_adapters_stay(
         assert harness.recorder.evicted == [("c", "active"), ("b", "active")]
         harness.residency.release(held)
         assert harness.recorder.sizes["active"][0] == 3
+
+
+async def test_threads_get_the_interpreter_sooner_while_adapters_are_loaded_and_only_then(
+    open_residency: OpenResidency,
+) -> None:
+    usual = sys.getswitchinterval()
+    async with open_residency(active=2) as harness:
+        residency = harness.residency
+        harness.store.gate.clear()
+        one, other = (asyncio.create_task(residency.acquire(harness.keys_of(n))) for n in "ab")
+        await harness.store.until_reads(2)
+        assert sys.getswitchinterval() == pytest.approx(0.001)
+        harness.store.gate.set()
+        residency.release(await one)
+        residency.release(await other)
+        assert sys.getswitchinterval() == usual
+        # One whose file is gone is a load that ends, too.
+        harness.store.delete("c")
+        with pytest.raises(AdapterLoadFailed):
+            await residency.acquire(harness.keys_of("c"))
+        assert sys.getswitchinterval() == usual
+        await harness.use("a")
+        assert sys.getswitchinterval() == usual
 
 
 async def test_activating_a_registered_adapter_reads_no_file(open_residency: OpenResidency) -> None:

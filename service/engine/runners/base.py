@@ -147,6 +147,10 @@ class Runner(Protocol):
         """Whether a batch may be launched while another one runs."""
 
     @property
+    def copies(self) -> bool:
+        """Whether an adapter in a slot needs no host memory."""
+
+    @property
     def lanes(self) -> int:
         """Threads that may each launch and await batches of their own, side by side."""
 

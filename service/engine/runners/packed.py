@@ -38,6 +38,7 @@ class PackedRunner:
         sharing: whether rows with the same text share their lower layers.
     """
 
+    copies = False
     launches_ahead = False
     form = "packed"
 

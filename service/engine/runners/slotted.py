@@ -160,6 +160,7 @@ class SlottedRunner:
         sharing: whether rows with the same text share what they can.
     """
 
+    copies = True
     launches_ahead = True
     lanes = 1
     form = "slotted"
