@@ -378,7 +378,10 @@ class SlottedBatch:
         self._points = _points(self._kinds)
         self.signature = _signature(self._points, self.facts)
         shifts = self.facts[:, Fact.SHIFT]
-        texts = same_texts(text, shifts, offsets, tokens) if sharing else None
+        texts = None
+        if sharing:
+            ids_here, types = tokens["input_ids"], tokens["token_type_ids"]
+            texts = same_texts(text, shifts, offsets, ids_here, types)
         self._stages = self._staged(texts)
         first, self.shared = self._stages[0], None
         if first.firsts is not None:

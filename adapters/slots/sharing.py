@@ -10,7 +10,6 @@ Integers only, and no loop over rows or tokens: batches of different texts, whic
 wait for this.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -57,7 +56,7 @@ class Stage:
 
 
 def same_texts(
-    text: Layout, shifts: Indices, offsets: Int32, tokens: Mapping[str, Int32]
+    text: Layout, shifts: Indices, offsets: Int32, ids: Int32, types: Int32
 ) -> Indices | None:
     """For each row the first row with its text, int64 [rows]; None if too few texts are equal.
 
@@ -66,31 +65,31 @@ def same_texts(
 
     Args:
         shifts: [rows], what is added to the positions of a text.
-        offsets: of all tokens, where each is in its text.
-        tokens: of all tokens, all that must be equal; `input_ids` among them.
+        offsets, ids, types: of all tokens; offsets are places within their text.
     """
     rows = len(text.lengths)
     if rows < 2:
         return None
     # It may wrap around.
-    sums = np.add.reduceat(tokens["input_ids"] * (offsets + 1), text.starts, dtype=np.int32)
+    sums = np.add.reduceat(ids * (offsets + 1), text.starts, dtype=np.int32)
     sums = (sums.astype(np.int64) + shifts) * _LONGEST + text.lengths
     order = sums.argsort(kind="stable")
     ordered = sums[order]
     alike = ordered[1:] == ordered[:-1]
     later, earlier = order[1:][alike], order[:-1][alike]
-    if not _worthwhile(int(text.lengths[later].sum()), text):
+    lengths = text.lengths[later]
+    if not _worthwhile(int(lengths.sum()), text):
         return None
     # Neighbours with the same checksum, token by token.
-    lengths = text.lengths[later]
     compared = Layout(lengths)
-    within = np.arange(compared.tokens) - compared.starts.repeat(lengths)
-    here, there = text.starts[later].repeat(lengths), text.starts[earlier].repeat(lengths)
-    here, there = here + within, there + within
-    equal = [values[here] == values[there] for values in tokens.values()]
-    same = np.logical_and.reduce(equal)
-    same = np.logical_and.reduceat(same, compared.starts)
-    alike[alike] = same & (shifts[later] == shifts[earlier])
+    here = np.arange(compared.tokens)
+    here += (text.starts[later] - compared.starts).repeat(lengths)
+    there = here + (text.starts[earlier] - text.starts[later]).repeat(lengths)
+    same = ids.take(here) == ids.take(there)
+    if types.any():
+        same &= types.take(here) == types.take(there)
+    equal = np.logical_and.reduceat(same, compared.starts)
+    alike[alike] = equal & (shifts[later] == shifts[earlier])
     # Each run of equal neighbours begins with its first row, because the order is stable.
     begins = np.concatenate(([True], ~alike))
     firsts = np.empty(rows, dtype=np.int64)

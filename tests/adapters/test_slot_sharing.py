@@ -256,7 +256,7 @@ def test_only_equal_texts_are_taken_for_equal(
     offsets = np.concatenate([np.arange(len(text), dtype=np.int32) for text in texts])
     kinds = np.array(types[: len(texts)], dtype=np.int32).repeat(layout.lengths)
     rows_shifts = np.array(shifts[: len(texts)])
-    firsts = same_texts(layout, rows_shifts, offsets, {"input_ids": ids, "kinds": kinds})
+    firsts = same_texts(layout, rows_shifts, offsets, ids, kinds)
     saved = sum(len(key[0]) for index, key in enumerate(keys) if keys.index(key) < index)
     if firsts is None:
         # Too little, or hidden between others of the same checksum.

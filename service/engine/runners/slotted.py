@@ -117,13 +117,12 @@ class _Launched:
         finite = [True] * len(order)
         if not np.isfinite(scores).all():
             finite = np.isfinite(scores).all(axis=1).tolist()
-        for index, row, width, is_finite in zip(order, scores, labels, finite, strict=True):
+        shared = [False] * len(order) if batch.shared is None else batch.shared.tolist()
+        for index, row, width, is_finite, is_shared in zip(
+            order, scores, labels, finite, shared, strict=True
+        ):
             if is_finite:
-                outcomes[index] = RowResult(row[:width])
-        if batch.shared is not None:
-            for position in batch.shared.nonzero()[0].tolist():
-                if isinstance(outcome := outcomes[order[position]], RowResult):
-                    outcome.shared = True
+                outcomes[index] = RowResult(row[:width], None, is_shared)
         if self.weights is not None:
             # One array for all rows.
             weights, places = self.weights.numpy().copy(), batch.weighed(self.shape)
