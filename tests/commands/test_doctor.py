@@ -152,6 +152,13 @@ def test_a_device_and_a_backbone_that_are_not_there() -> None:
     assert remedy
 
 
+def test_each_of_several_devices_is_a_finding() -> None:
+    both = [each for each in states("device", DEVICE="cpu,cpu") if each[1].startswith("cpu (")]
+    assert [state for state, _, _ in both] == ["ok", "ok"]
+    missing = states("device", DEVICE="cuda:all")[1]
+    assert missing[0] == "wrong" or missing[1].startswith("cuda:0")
+
+
 def test_a_proxy_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://me:hush@proxy:3128")
     ((state, message, _),) = states("proxies")
