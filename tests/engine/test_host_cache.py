@@ -22,7 +22,7 @@ from service.engine.host_cache import HostCache
 from service.engine.images import Images
 from service.engine.interface import AdapterKey
 from service.engine.observer import ImageEvent
-from service.engine.runners.base import HostAdapter
+from service.engine.runners.base import HostAdapter, Loaded
 from service.engine.runners.packed import PackedRunner
 from tests.support.residency_harness import RecordingObserver, let_the_loop_run
 from tests.support.tiny_models import make_adapter
@@ -215,6 +215,49 @@ async def test_an_image_that_is_not_whole_is_not_used_on_its_way_either(
         opened.images.settle()
         assert opened.events == (["made"] if change == "gone" else ["refused", "made"])
         assert not opened.runner.nbytes_lent
+
+
+async def test_what_was_copied_before_its_checksum_was_found_wrong_is_never_used(
+    tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[HostAdapter] = []
+    begin_load = PackedRunner.begin_load
+
+    def keeping(self: PackedRunner, slot: int, adapter: HostAdapter) -> Loaded:
+        begun.append(adapter)
+        return begin_load(self, slot, adapter)
+
+    monkeypatch.setattr(PackedRunner, "begin_load", keeping)
+    async with open_cache(tmp_path, backbone) as opened:
+        key = opened.keys["c"]
+        # From now on its header is known, and its copy begins before its checksum.
+        await opened.read("c")
+        spoil(tmp_path, key, "altered")
+        begun.clear()
+        read = await opened.cache.load(key, slot=0)
+        altered, sound = begun
+        assert read.adapter is sound
+        assert read.loaded is sound
+        assert altered is not sound
+        assert_same(backbone, sound, make_adapter(backbone, seed=2))
+        opened.images.settle()
+        assert opened.events[-2:] == ["refused", "made"]
+
+
+async def test_a_device_that_cannot_load_does_not_cost_an_image(
+    tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> Loaded:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    async with open_cache(tmp_path, backbone) as opened:
+        with monkeypatch.context() as patch:
+            patch.setattr(PackedRunner, "begin_load", full)
+            with pytest.raises(torch.OutOfMemoryError):
+                await opened.read("c")
+        assert opened.events == ["used"]
+        await opened.read("c")
+        assert opened.events == ["used", "used"]
 
 
 def spoil(root: Path, key: AdapterKey, change: str) -> None:
