@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import uvloop
 
-from adapters.backbone.loading import TYPES, load_backbone
+from adapters.backbone.loading import TYPES, check_type, load_backbone, resolve_device
 from adapters.backbone.model import Backbone, random_of
 from adapters.format.spec import AdapterSpec
 from adapters.tokenizer import Encoding
@@ -64,7 +64,14 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> Report:
+    """
+    Raises:
+        UnusableBackbone: a type needs another device.
+    """
     options.dtype = options.types[0]
+    target = resolve_device(options.device)
+    for dtype in options.types:
+        check_type(dtype, target)
     with loaded_subject(options) as subject:
         backbones = {options.types[0]: subject.backbone}
         for dtype in options.types[1:]:
@@ -109,6 +116,7 @@ async def _run(
     async with AsyncExitStack() as stack:
         engines: dict[str, LocalEngine] = {}
         for dtype, backbone in backbones.items():
+            progress(f"starting an engine in {dtype}")
             engine = await stack.enter_async_context(started(backbone, store, settings))
             await preload(engine, used)
             engines[dtype] = engine
@@ -117,6 +125,7 @@ async def _run(
             for name, texts in entries.items()
             for dtype, engine in engines.items()
         }
+        progress("capturing graphs")
         for measure in measures.values():
             for _ in range(_CAPTURING_TURNS):
                 await measure()

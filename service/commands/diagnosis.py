@@ -162,6 +162,10 @@ def backbone(settings: Settings) -> Iterator[Finding]:
         first = devices_of(settings.device)[0]
         loaded = load_backbone(settings.backbone, device=first, dtype=settings.dtype)
     except (AdapterError, OSError, ValueError) as error:
+        if str(error).startswith("dtype "):
+            # The type is what does not fit: to this machine, or to this backbone.
+            yield Finding("backbone", "wrong", f"IDSPAM_DTYPE: {error}", "IDSPAM_DTYPE=auto")
+            return
         yield Finding(
             "backbone",
             "wrong",

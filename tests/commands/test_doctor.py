@@ -191,3 +191,4 @@ def test_float8_is_named_with_what_is_there() -> None:
     assert (state, remedy) == ("wrong", "IDSPAM_DTYPE=auto")
     assert message.startswith("IDSPAM_DTYPE: dtype 'float8': needs a GPU with FP8 tensor cores")
     assert "the device is cpu" in message
+    assert states("backbone", DEVICE="cpu", DTYPE="float8") == [(state, message, remedy)]
