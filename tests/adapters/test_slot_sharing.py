@@ -3,7 +3,7 @@
 The kernels are compiled if there is a CUDA device, else Triton interprets them (see conftest.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,8 +33,18 @@ from tests.support.tiny_models import make_adapter, make_spec
 SAME = 1e-5
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
-# Padding holds what was in memory before. It may overflow, which nobody reads.
-pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+# Padding, and room for prompts, hold what was in memory before. Nobody reads what comes of it.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:(overflow|invalid value) encountered:RuntimeWarning"
+)
+
+
+@pytest.fixture(autouse=True)
+def empty_memory_holds_nan() -> Iterator[None]:
+    """PyTorch fills what is allocated, so that nothing that is read can come from it."""
+    torch.use_deterministic_algorithms(DEVICE == "cpu")
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 def batch_of(

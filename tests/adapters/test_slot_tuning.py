@@ -46,8 +46,10 @@ LINEAR = tuple(site for site in Site if site is not Site.ACTIVATED)
 # By slot; slot 1 stays empty. Rows of a slot are neighbours.
 WORDS = {0: (3, 0), 2: (1,), 3: (9,), 4: (35, 40), 5: (0,), 6: (4,)}
 
-# Padding holds what was in memory before. It may overflow, which nobody reads.
-pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+# Padding, and room for prompts, hold what was in memory before. Nobody reads what comes of it.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:(overflow|invalid value) encountered:RuntimeWarning"
+)
 
 
 def tunings_of(backbone: Backbone) -> dict[int, Any]:
