@@ -8,8 +8,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 NEED_TRITON = {
+    "adapters.layers.float8",
     "adapters.layers.fused",
     "adapters.layers.fused_vectors",
+    "adapters.layers.triton_float8",
     "adapters.layers.triton_layer",
     "adapters.layers.triton_vectors",
     "adapters.slots.forward",

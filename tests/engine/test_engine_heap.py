@@ -59,10 +59,10 @@ async def test_requests_that_are_over_leave_nothing_for_the_garbage_collector(
         for _ in range(5):
             await harness.engine.predict(entries)
         held = await harness.hold_device()
-        now = asyncio.get_running_loop().time()
         for _ in range(5):
+            soon = asyncio.get_running_loop().time() + 0.05
             with pytest.raises(DeadlineExceeded):
-                await harness.engine.predict(entries, deadline=now + 0.01)
+                await harness.engine.predict(entries, deadline=soon)
         cancelled = [asyncio.create_task(harness.engine.predict(entries)) for _ in range(5)]
         await harness.until_waiting(10)
         for task in cancelled:
@@ -72,7 +72,15 @@ async def test_requests_that_are_over_leave_nothing_for_the_garbage_collector(
         harness.device.release()
         await held
         await harness.engine.predict(entries)
-        # A lane holds its last batch until the next one. `isinstance` would warn about some of
-        # torch's objects.
-        left = [item for item in gc.get_objects() if type(item) is Request]
-        assert len(left) <= 1
+        # A lane holds its last batch until the next one. A busy machine may keep it from letting go
+        # of the one before. What a circle keeps would stay.
+        for _ in range(100):
+            if number_of_requests() <= 1:
+                break
+            await asyncio.sleep(0.05)
+        assert number_of_requests() <= 1
+
+
+def number_of_requests() -> int:
+    # `isinstance` would warn about some of torch's objects.
+    return sum(type(item) is Request for item in gc.get_objects())

@@ -35,7 +35,7 @@ class Brake:
     """Loads backbones whose first layer waits while the brake is on, which holds their batch."""
 
     def __init__(self) -> None:
-        self._released = threading.Event()
+        self._released, self._held = threading.Event(), threading.Event()
         self._released.set()
 
     def load(self) -> Backbone:
@@ -44,12 +44,20 @@ class Brake:
         return backbone
 
     def on(self) -> None:
+        self._held.clear()
         self._released.clear()
 
     def off(self) -> None:
         self._released.set()
 
+    @property
+    def holds(self) -> bool:
+        """Whether a batch waits, or has waited, since the brake was put on."""
+        return self._held.is_set()
+
     def _wait(self) -> None:
+        if not self._released.is_set():
+            self._held.set()
         assert self._released.wait(PATIENCE_SECONDS), "the brake was never released"
 
 

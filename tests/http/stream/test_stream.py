@@ -302,7 +302,7 @@ def test_lines_that_were_read_are_answered_when_the_service_drains(tmp_path: Pat
         brake.on()
         with OpenStream(running.url) as stream:
             stream.send(*texts(100))
-            until(lambda: running.service.health().details["waiting_entries"] != 0)
+            until(lambda: brake.holds)
             service = running.service
             loop = service.starting.get_loop()
             loop.call_soon_threadsafe(service.drains.set)
