@@ -44,7 +44,7 @@ from benchmarks.loop import (
 )
 from benchmarks.memory import device_mib, resident_mib
 from benchmarks.report import BenchmarkFailed, Report, progress, spread
-from benchmarks.stock import stocked_with
+from benchmarks.stock import stocked_of
 from benchmarks.subject import MEAN_TOKENS, Subject, loaded_subject
 from benchmarks.texts import make_encodings
 from benchmarks.turns import Measure, ratio, take_turns
@@ -123,8 +123,8 @@ def run(options: Namespace) -> Report:
     with loaded_subject(options) as subject:
         subject = replace(subject, spec=_spec_of(subject.backbone, options.kind))
         progress(f"storing {options.stored} adapters")
-        with stocked_with(
-            lambda seed: random_of(subject.spec, seed=seed),
+        with stocked_of(
+            [subject.spec],
             names=options.stored,
             distinct=options.distinct,
         ) as (store, keys):

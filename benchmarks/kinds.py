@@ -4,7 +4,6 @@ Every kind is measured through one engine, in turns in one run: each text under 
 kind at random. The first kind, the prompt alone, is what the others are compared with.
 """
 
-import random
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import uvloop
 
-from adapters.backbone.model import Backbone, random_adapter, random_of
+from adapters.backbone.model import Backbone, random_adapter
 from adapters.format.spec import (
     AdapterSpec,
     FirstTokenPrompt,
@@ -26,6 +25,7 @@ from adapters.format.spec import (
 from adapters.tokenizer import Encoding
 from benchmarks.arguments import add_model_arguments, at_least, duration
 from benchmarks.loop import (
+    entries_at_random,
     in_flight_for,
     measure_of,
     preload,
@@ -33,11 +33,11 @@ from benchmarks.loop import (
     started,
 )
 from benchmarks.report import Report, rate_cells, spread
-from benchmarks.stock import stocked_with
+from benchmarks.stock import stocked_of
 from benchmarks.subject import MEAN_TOKENS, Subject, loaded_subject
 from benchmarks.texts import make_encodings
 from benchmarks.turns import ratio, take_turns
-from service.engine.interface import AdapterKey, Entry, cost_of
+from service.engine.interface import AdapterKey
 from service.engine.settings import EngineSettings
 
 PROMPT = "prompt"
@@ -82,9 +82,9 @@ def run(options: Namespace) -> Report:
     with loaded_subject(options) as subject:
         specs = specs_of(subject.backbone)
         kinds = list(specs.values())
-        # Adapter i is of kind i modulo the number of kinds.
-        with stocked_with(
-            lambda index: random_of(kinds[index % len(kinds)], seed=index),
+        # The kinds in turns: adapter i is of kind i modulo their number.
+        with stocked_of(
+            kinds,
             names=options.adapters * len(kinds),
             distinct=min(options.adapters, options.distinct) * len(kinds),
         ) as (store, keys):
@@ -112,7 +112,9 @@ async def _run(
     owners = {key: specs[name] for name, members in by_kind.items() for key in members}
     # As many adapters as each kind has, of all kinds alike.
     by_kind[MIXED] = keys[: options.adapters]
-    traffic = {name: _traffic(encodings, members, owners) for name, members in by_kind.items()}
+    traffic = {
+        name: entries_at_random(encodings, members, owners) for name, members in by_kind.items()
+    }
     in_flight = in_flight_for(settings, traffic[PROMPT])
     async with started(subject.backbone, store, settings) as engine:
         await preload(engine, keys)
@@ -147,19 +149,6 @@ async def _run(
         figures,
         subject.conditions | _conditions(options, settings, encodings, in_flight),
     )
-
-
-def _traffic(
-    encodings: Sequence[Encoding],
-    keys: Sequence[AdapterKey],
-    specs: Mapping[AdapterKey, AdapterSpec],
-) -> list[Entry]:
-    rng = random.Random(0)
-    drawn = [rng.choice(keys) for _ in encodings]
-    return [
-        Entry(key, encoding, cost_of(encoding, specs[key]))
-        for key, encoding in zip(drawn, encodings, strict=True)
-    ]
 
 
 def _conditions(

@@ -4,8 +4,9 @@ Without HTTP; texts are tokenised before the clock starts.
 """
 
 import asyncio
+import random
 from argparse import Namespace
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from itertools import cycle
@@ -70,6 +71,20 @@ def entries_of(
     return [
         Entry(key, encoding, cost_of(encoding, spec))
         for key, encoding in zip(keys, encodings, strict=True)
+    ]
+
+
+def entries_at_random(
+    encodings: Sequence[Encoding],
+    keys: Sequence[AdapterKey],
+    specs: Mapping[AdapterKey, AdapterSpec],
+) -> list[Entry]:
+    """Each text under one of the adapters at random."""
+    rng = random.Random(0)
+    drawn = [rng.choice(keys) for _ in encodings]
+    return [
+        Entry(key, encoding, cost_of(encoding, specs[key]))
+        for key, encoding in zip(drawn, encodings, strict=True)
     ]
 
 

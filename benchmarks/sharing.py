@@ -16,7 +16,7 @@ from typing import Any
 
 import uvloop
 
-from adapters.backbone.model import Backbone, random_adapter, random_of
+from adapters.backbone.model import Backbone, random_adapter
 from adapters.format.spec import AdapterSpec, AttentionPrompt, VectorTuning
 from adapters.tokenizer import Encoding
 from benchmarks.arguments import add_model_arguments, at_least, counts, duration
@@ -29,7 +29,7 @@ from benchmarks.loop import (
     started,
 )
 from benchmarks.report import Report, progress, rate_cells, spread
-from benchmarks.stock import stocked_with
+from benchmarks.stock import stocked_of
 from benchmarks.subject import Subject, loaded_subject
 from benchmarks.texts import encodings_of_length
 from benchmarks.turns import Measure, ratio, take_turns
@@ -84,9 +84,9 @@ def run(options: Namespace) -> Report:
     with loaded_subject(options) as subject:
         specs = specs_of(subject.backbone)
         kinds = list(specs.values())
-        # Adapter i is of kind i modulo the number of kinds.
-        with stocked_with(
-            lambda index: random_of(kinds[index % len(kinds)], seed=index),
+        # The kinds in turns: adapter i is of kind i modulo their number.
+        with stocked_of(
+            kinds,
             names=options.tasks * len(kinds),
             distinct=options.tasks * len(kinds),
         ) as (store, keys):

@@ -6,7 +6,7 @@ read, prepared and given its own slot.
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +14,9 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from adapters.backbone.model import Backbone, random_adapter
+from adapters.backbone.model import Backbone, random_adapter, random_of
 from adapters.format.files import Adapter, serialize
+from adapters.format.spec import AdapterSpec
 from service.engine.interface import AdapterKey
 
 # For making random adapters: drawing random numbers releases the GIL.
@@ -28,15 +29,17 @@ def stock(root: Path, backbone: Backbone, *, names: int, distinct: int) -> list[
     Args:
         distinct: how many different files there are; the names use them in turns.
     """
-    return stock_with(
-        root, lambda seed: random_adapter(backbone, seed=seed), names=names, distinct=distinct
-    )
+    return stock_of(root, [random_adapter(backbone).spec], names=names, distinct=distinct)
 
 
-def stock_with(
-    root: Path, make: Callable[[int], Adapter], *, names: int, distinct: int
+def stock_of(
+    root: Path, specs: Sequence[AdapterSpec], *, names: int, distinct: int
 ) -> list[AdapterKey]:
-    """The same with adapters of the caller's: `make` is called with 0, 1 ... `distinct` - 1."""
+    """The same with random adapters of other specs, in turns."""
+
+    def make(index: int) -> Adapter:
+        return random_of(specs[index % len(specs)], seed=index)
+
     root.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(_THREADS) as pool, _one_thread_each():
         firsts = list(pool.map(lambda seed: _write(root, make, seed), range(min(names, distinct))))
@@ -62,12 +65,12 @@ def stocked(
 
 
 @contextmanager
-def stocked_with(
-    make: Callable[[int], Adapter], *, names: int, distinct: int
+def stocked_of(
+    specs: Sequence[AdapterSpec], *, names: int, distinct: int
 ) -> Iterator[tuple[Path, list[AdapterKey]]]:
-    """Both."""
+    """The same with random adapters of other specs, in turns."""
     with TemporaryDirectory(prefix="idspam-store-") as folder:
-        yield Path(folder), stock_with(Path(folder), make, names=names, distinct=distinct)
+        yield Path(folder), stock_of(Path(folder), specs, names=names, distinct=distinct)
 
 
 def _write(root: Path, make: Callable[[int], Adapter], seed: int) -> AdapterKey:

@@ -5,7 +5,6 @@ with. Each answers texts under one adapter, under many with prompts, and under m
 (`benchmarks kinds`). At the end every type's scores of the same texts are compared.
 """
 
-import random
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -19,12 +18,13 @@ import numpy as np
 import uvloop
 
 from adapters.backbone.loading import TYPES, check_type, load_backbone, resolve_device
-from adapters.backbone.model import Backbone, random_of
+from adapters.backbone.model import Backbone
 from adapters.format.spec import AdapterSpec
 from adapters.tokenizer import Encoding
 from benchmarks.arguments import add_backbone_argument, at_least, duration
 from benchmarks.kinds import specs_of
 from benchmarks.loop import (
+    entries_at_random,
     in_flight_for,
     measure_of,
     percentiles_ms,
@@ -33,12 +33,12 @@ from benchmarks.loop import (
     started,
 )
 from benchmarks.report import Report, progress, rate_cells, spread
-from benchmarks.stock import stocked_with
+from benchmarks.stock import stocked_of
 from benchmarks.subject import MEAN_TOKENS, Subject, loaded_subject
 from benchmarks.texts import encodings_of_length, make_encodings
 from benchmarks.turns import ratio, take_turns
 from service.engine.engine import LocalEngine
-from service.engine.interface import AdapterKey, Entry, cost_of
+from service.engine.interface import AdapterKey, Entry
 
 ONE, PROMPTS, MIXED = "1 adapter", "{} adapters", "{} of all kinds"
 _MAX_ACTIVE_MIB = 32768
@@ -78,9 +78,9 @@ def run(options: Namespace) -> Report:
             progress(f"loading it in {dtype}")
             backbones[dtype] = load_backbone(subject.source, device=options.device, dtype=dtype)
         kinds = list(specs_of(subject.backbone).values())
-        # Adapter i is of kind i modulo the number of kinds.
-        with stocked_with(
-            lambda index: random_of(kinds[index % len(kinds)], seed=index),
+        # The kinds in turns: adapter i is of kind i modulo their number.
+        with stocked_of(
+            kinds,
             names=options.adapters * len(kinds),
             distinct=min(options.adapters, options.distinct) * len(kinds),
         ) as (store, keys):
@@ -103,7 +103,7 @@ async def _run(
     traffic = {ONE: prompts[:1]}
     if number > 1:
         traffic |= {PROMPTS.format(number): prompts, MIXED.format(number): mixed}
-    entries = {name: _entries(encodings, those, specs) for name, those in traffic.items()}
+    entries = {name: entries_at_random(encodings, those, specs) for name, those in traffic.items()}
     used = list(dict.fromkeys((*prompts, *mixed)))
     settings = settings_for(
         str(subject.backbone.device),
@@ -112,7 +112,7 @@ async def _run(
     )
     in_flight = in_flight_for(settings, entries[ONE])
     short = encodings_of_length(encoder, subject.words, count=_COMPARED // 4, tokens=_TOKENS)
-    singles = _entries(short, prompts, specs)
+    singles = entries_at_random(short, prompts, specs)
     async with AsyncExitStack() as stack:
         engines: dict[str, LocalEngine] = {}
         for dtype, backbone in backbones.items():
@@ -155,20 +155,6 @@ async def _run(
     }
     title = f"types: {subject.conditions['backbone']}"
     return Report(title, columns, [_row(figure) for figure in figures], figures, conditions)
-
-
-def _entries(
-    encodings: Sequence[Encoding],
-    keys: Sequence[AdapterKey],
-    specs: Mapping[AdapterKey, AdapterSpec],
-) -> list[Entry]:
-    """Each text under one of the adapters at random."""
-    rng = random.Random(0)
-    drawn = [rng.choice(keys) for _ in encodings]
-    return [
-        Entry(key, encoding, cost_of(encoding, specs[key]))
-        for key, encoding in zip(drawn, encodings, strict=True)
-    ]
 
 
 async def _latencies(

@@ -22,13 +22,12 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from adapters.backbone.loading import DEFAULT_BACKBONE, load_backbone
-from adapters.backbone.model import random_of
 from benchmarks.arguments import at_least, duration
 from benchmarks.contest import Contender, bodies_of, report_of, rounds_of
 from benchmarks.kinds import PROMPT, specs_of
 from benchmarks.report import BenchmarkFailed, Report, progress
 from benchmarks.servers import Server, service, vllm, write_classifier
-from benchmarks.stock import stock_with
+from benchmarks.stock import stock_of
 from benchmarks.texts import make_texts, words_of
 
 MEAN_TOKENS = 26
@@ -184,11 +183,11 @@ def _ours(
     for dtype in options.types:
         progress(f"starting ours {dtype}")
         store, log = folder / f"ours-{dtype}", folder / f"ours-{dtype}.log"
-        made = [random_of(spec, seed=seed) for spec in kinds.values() for seed in range(number)]
-        keys = stock_with(store, made.__getitem__, names=len(made), distinct=len(made))
+        most = number * len(kinds)
+        keys = stock_of(store, list(kinds.values()), names=most, distinct=most)
         server = stack.enter_context(service(store, log=log, DEVICE="cpu", DTYPE=dtype))
         for index, kind in enumerate(kinds):
-            names = [key.name for key in keys[index * number : (index + 1) * number]]
+            names = [key.name for key in keys[index :: len(kinds)]]
             label = f"ours-{dtype}-{index}"
             bodies = bodies_of(folder, label, texts, partial(_our_body, names, random.Random(0)))
             yield Contender(f"ours {dtype}, {number} {kind}", f"{server.url}/v1/predict", bodies)

@@ -30,7 +30,7 @@ from service.engine.interface import AdapterKey, Entry
 from service.engine.observer import BatchReport, ImageEvent, Observer
 from service.engine.runners.base import BatchRow
 from service.engine.runners.slotted import SlottedRunner
-from tests.support.engine_harness import EngineHarness
+from tests.support.engine_harness import EngineHarness, running_engine
 from tests.support.tiny_models import attention_of, make_adapter, make_backbone
 
 # A test that hangs fails.
@@ -51,13 +51,8 @@ async def open_engine(
     root: Path, backbone: Backbone, **limits: int
 ) -> AsyncIterator[EngineHarness]:
     """A started engine whose forward passes are not held by a test."""
-    harness = EngineHarness(root, backbone, **(LIMITS | limits))
-    harness.engine = LocalEngine(
-        lambda: backbone, harness.store, harness.settings, harness.recorder
-    )
-    await harness.engine.start()
-    yield harness
-    await harness.engine.stop()
+    async with running_engine(root, backbone, {}, **(LIMITS | limits)) as harness:
+        yield harness
 
 
 def entries_of(harness: EngineHarness, number: int) -> list[Entry]:

@@ -1,7 +1,5 @@
 """On a CUDA device with FP8 tensor cores: products and layers in float8, compiled, in bfloat16."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +19,12 @@ from adapters.layers.frozen import FrozenLayer
 from adapters.layers.fused import FusedLayer, add_norm
 from adapters.layers.narrow import Bound, Handover, NarrowRows
 from adapters.packed.layout import Layout
-from service.engine.engine import LocalEngine
 from service.engine.interface import Entry, cost_of
 from service.engine.runners.slotted import SlottedRunner
 from tests.support import float8
 from tests.support.engine_harness import EngineHarness
 from tests.support.families import backbone_from, config_of, model_from, tokenizer_of
-from tests.support.kinds import adapters_of_all_kinds
+from tests.support.kinds import serving_kinds
 from tests.support.tiny_models import make_backbone
 
 LACK = float8_lack(torch.device("cuda")) if torch.cuda.is_available() else "no CUDA device"
@@ -268,20 +265,6 @@ def test_reloaded_weights_are_used() -> None:
 # The engine
 
 
-@asynccontextmanager
-async def serving(root: Path, backbone: Backbone) -> AsyncIterator[EngineHarness]:
-    """A started engine with an adapter of every kind in its store."""
-    harness = EngineHarness(root, backbone, max_batch_tokens=4096)
-    harness.engine = LocalEngine(
-        lambda: backbone, harness.store, harness.settings, harness.recorder
-    )
-    for name, adapter in adapters_of_all_kinds(backbone).items():
-        harness.add(name.replace(" ", "-").replace(",", "").replace("+", "-"), adapter)
-    await harness.engine.start()
-    yield harness
-    await harness.engine.stop()
-
-
 def entry_of(harness: EngineHarness, name: str, text: str) -> Entry:
     spec = harness.adapters[name].spec
     encoding = harness.backbone.encoder.encode(text, max_length=spec.max_length)
@@ -291,7 +274,7 @@ def entry_of(harness: EngineHarness, name: str, text: str) -> Entry:
 async def test_a_text_has_the_same_answer_beside_any_others(tmp_path: Path) -> None:
     backbone = place(make_backbone(hidden_size=64), device="cuda", dtype="float8")
     SlottedRunner(backbone, slots=8, max_tokens=1024).check()
-    async with serving(tmp_path, backbone) as harness:
+    async with serving_kinds(tmp_path, backbone) as harness:
         names = [name for name in harness.adapters if name not in "abc"]
         texts = ("win now", "free card " * 14, "call " * 9)
         entries = [entry_of(harness, name, text) for text in texts for name in names]

@@ -1,8 +1,7 @@
 """On a CUDA device: adapters of every kind in the same batch, as the packed pass answers them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -14,11 +13,10 @@ from adapters.adapter import Classification, Float32, classify, prepare, rows_of
 from adapters.backbone.model import Backbone
 from adapters.embedding import embedder
 from adapters.format.spec import HeadKind
-from service.engine.engine import LocalEngine
 from service.engine.interface import EMBEDDING, Entry, RowResult, cost_of
 from tests.support.engine_harness import EngineHarness
 from tests.support.families import FAMILY_NAMES, backbone_of
-from tests.support.kinds import adapters_of_all_kinds
+from tests.support.kinds import serving_kinds
 from tests.support.tiny_models import make_adapter, make_backbone
 
 # A test that hangs fails.
@@ -27,20 +25,6 @@ pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
 # float32: sums are in another order. bfloat16: eight bits over three wide random layers.
 BOUNDS = {torch.float32: 2e-5, torch.bfloat16: 0.05, torch.float16: 0.01}
 TEXTS = ("win now", "", "free card " * 14, "hello you good bad", "call " * 9)
-
-
-@asynccontextmanager
-async def serving(root: Path, backbone: Backbone, **limits: int) -> AsyncIterator[EngineHarness]:
-    """A started engine with an adapter of every kind in its store."""
-    harness = EngineHarness(root, backbone, **({"max_batch_tokens": 4096} | limits))
-    harness.engine = LocalEngine(
-        lambda: backbone, harness.store, harness.settings, harness.recorder
-    )
-    for name, adapter in adapters_of_all_kinds(backbone).items():
-        harness.add(name.replace(" ", "-").replace(",", "").replace("+", "-"), adapter)
-    await harness.engine.start()
-    yield harness
-    await harness.engine.stop()
 
 
 def backbone_for(dtype: torch.dtype) -> Backbone:
@@ -105,7 +89,7 @@ def kinds_of(harness: EngineHarness) -> list[str]:
 async def test_a_batch_of_all_kinds_is_answered_as_by_the_packed_pass(
     tmp_path: Path, dtype: torch.dtype
 ) -> None:
-    async with serving(tmp_path, backbone_for(dtype)) as harness:
+    async with serving_kinds(tmp_path, backbone_for(dtype)) as harness:
         entries = entries_of(harness, kinds_of(harness))
         before = len(harness.recorder.batches)
         rows = (await harness.engine.predict(entries)).rows
@@ -117,14 +101,14 @@ async def test_a_batch_of_all_kinds_is_answered_as_by_the_packed_pass(
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 async def test_every_family_serves_all_kinds_in_float32(tmp_path: Path, family: str) -> None:
     backbone = backbone_of(family).to(device="cuda")
-    async with serving(tmp_path, backbone) as harness:
+    async with serving_kinds(tmp_path, backbone) as harness:
         entries = entries_of(harness, kinds_of(harness), texts=2)
         rows = (await harness.engine.predict(entries)).rows
         compare(entries, rows, packed(harness, entries), BOUNDS[torch.float32])
 
 
 async def test_batch_mates_do_not_matter(tmp_path: Path) -> None:
-    async with serving(tmp_path, backbone_for(torch.bfloat16)) as harness:
+    async with serving_kinds(tmp_path, backbone_for(torch.bfloat16)) as harness:
         entries = entries_of(harness, kinds_of(harness), texts=1)
         together = (await harness.engine.predict(entries)).rows
         alone = [(await harness.engine.predict([entry])).rows[0] for entry in entries]
@@ -132,7 +116,7 @@ async def test_batch_mates_do_not_matter(tmp_path: Path) -> None:
 
 
 async def test_a_mixture_that_comes_often_is_captured_and_its_graph_agrees(tmp_path: Path) -> None:
-    async with serving(tmp_path, backbone_for(torch.bfloat16)) as harness:
+    async with serving_kinds(tmp_path, backbone_for(torch.bfloat16)) as harness:
         # Graphs are captured for heads of one layer.
         linear = [
             name
@@ -151,7 +135,7 @@ async def test_a_mixture_that_comes_often_is_captured_and_its_graph_agrees(tmp_p
 
 async def test_the_default_with_vectors_is_captured_at_the_start(tmp_path: Path) -> None:
     backbone = backbone_for(torch.bfloat16)
-    async with serving(tmp_path, backbone) as harness:
+    async with serving_kinds(tmp_path, backbone) as harness:
         for name, vectors in (("usual", False), ("tuned", True)):
             usual = make_adapter(
                 backbone,
@@ -169,7 +153,9 @@ async def test_the_default_with_vectors_is_captured_at_the_start(tmp_path: Path)
 
 
 async def test_slots_are_used_again_by_other_kinds(tmp_path: Path) -> None:
-    async with serving(tmp_path, backbone_for(torch.bfloat16), max_active_adapters=3) as harness:
+    async with serving_kinds(
+        tmp_path, backbone_for(torch.bfloat16), max_active_adapters=3
+    ) as harness:
         names = kinds_of(harness)
         entries = [entries_of(harness, [names[index * 7 % len(names)]])[0] for index in range(150)]
         expected = packed(harness, entries)
@@ -180,7 +166,7 @@ async def test_slots_are_used_again_by_other_kinds(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", list(BOUNDS), ids=str)
 async def test_vectors_share_batches_with_adapters(tmp_path: Path, dtype: torch.dtype) -> None:
-    async with serving(tmp_path, backbone_for(dtype)) as harness:
+    async with serving_kinds(tmp_path, backbone_for(dtype)) as harness:
         backbone = harness.backbone
         encodings = [backbone.encoder.encode(text, max_length=64) for text in TEXTS]
         vectors = [Entry(EMBEDDING, encoding, len(encoding)) for encoding in encodings]

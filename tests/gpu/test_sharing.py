@@ -10,11 +10,10 @@ import torch
 
 from adapters.adapter import Classification, classify, prepare, rows_of
 from adapters.backbone.model import Backbone
-from service.engine.engine import LocalEngine
 from service.engine.interface import Entry, RowResult, cost_of
 from tests.support.engine_harness import EngineHarness
 from tests.support.families import FAMILY_NAMES, backbone_of
-from tests.support.kinds import adapters_of_all_kinds
+from tests.support.kinds import serving_kinds
 from tests.support.tiny_models import make_adapter, make_backbone
 
 # A test that hangs fails.
@@ -30,21 +29,18 @@ async def serving(
     root: Path, backbone: Backbone, *, sharing: bool = True
 ) -> AsyncIterator[EngineHarness]:
     """A started engine with an adapter of every kind, and eight as `fit` makes them."""
-    harness = EngineHarness(root, backbone, max_batch_tokens=8192, sharing=sharing)
-    harness.engine = LocalEngine(
-        lambda: backbone, harness.store, harness.settings, harness.recorder
-    )
-    for name, adapter in adapters_of_all_kinds(backbone).items():
-        harness.add(name.replace(" ", "-").replace(",", "").replace("+", "-"), adapter)
-    for seed in range(8):
-        layer = backbone.layers // 2
-        adapter = make_adapter(
-            backbone, seed=seed, prompt_length=10, insertion_layer=layer, generator_input="hidden"
-        )
-        harness.add(f"usual-{seed}", adapter)
-    await harness.engine.start()
-    yield harness
-    await harness.engine.stop()
+    async with serving_kinds(root, backbone, max_batch_tokens=8192, sharing=sharing) as harness:
+        for seed in range(8):
+            layer = backbone.layers // 2
+            adapter = make_adapter(
+                backbone,
+                seed=seed,
+                prompt_length=10,
+                insertion_layer=layer,
+                generator_input="hidden",
+            )
+            harness.add(f"usual-{seed}", adapter)
+        yield harness
 
 
 def backbone_for(dtype: torch.dtype) -> Backbone:

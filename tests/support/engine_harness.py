@@ -236,3 +236,19 @@ async def open_engine(
 
 # The fixture `open_engine`: it takes limits alone.
 OpenEngine = Callable[..., AbstractAsyncContextManager[EngineHarness]]
+
+
+@asynccontextmanager
+async def running_engine(
+    root: Path, backbone: Backbone, adapters: Mapping[str, Adapter], **limits: int
+) -> AsyncIterator[EngineHarness]:
+    """A started engine with these adapters. A test cannot hold its forward passes."""
+    harness = EngineHarness(root, backbone, **limits)
+    harness.engine = LocalEngine(
+        lambda: backbone, harness.store, harness.settings, harness.recorder
+    )
+    for name, adapter in adapters.items():
+        harness.add(name, adapter)
+    await harness.engine.start()
+    yield harness
+    await harness.engine.stop()

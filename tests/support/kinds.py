@@ -1,5 +1,8 @@
 """An adapter of every kind for one backbone: prompts, tunings and heads in many combinations."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from adapters.backbone.model import Backbone
@@ -22,6 +25,7 @@ from adapters.format.spec import (
     Tuning,
     VectorTuning,
 )
+from tests.support.engine_harness import EngineHarness, running_engine
 from tests.support.tiny_models import make_adapter
 
 LINEAR = tuple(site for site in Site if site is not Site.ACTIVATED)
@@ -98,3 +102,17 @@ def _fields(backbone: Backbone) -> dict[str, dict[str, Any]]:
         "head": {"prompt": None},
         "head of two layers": {"prompt": None} | gelu,
     }
+
+
+@asynccontextmanager
+async def serving_kinds(
+    root: Path, backbone: Backbone, **limits: int
+) -> AsyncIterator[EngineHarness]:
+    """A started engine with an adapter of every kind in its store."""
+    adapters = {
+        name.replace(" ", "-").replace(",", "").replace("+", "-"): adapter
+        for name, adapter in adapters_of_all_kinds(backbone).items()
+    }
+    limits = {"max_batch_tokens": 4096} | limits
+    async with running_engine(root, backbone, adapters, **limits) as harness:
+        yield harness
