@@ -80,6 +80,10 @@ class Layout:
     def cumulative(self) -> Tensor:
         return self._put(self.edges)
 
+    def spans(self, starts: Indices) -> Indices:
+        """Where the rows' positions are if row i begins at starts[i], int64 [tokens]."""
+        return (starts - self.starts).repeat(self.lengths) + np.arange(self.tokens)
+
     @cached_property
     def longest(self) -> int:
         return max(int(self.lengths.max()), self.room)

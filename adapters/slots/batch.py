@@ -34,7 +34,7 @@ from adapters.format.spec import (
     VectorTuning,
 )
 from adapters.packed.layout import Indices, Layout
-from adapters.slots.sharing import Stage, same_texts, stage_of
+from adapters.slots.sharing import Stage, Texts, stage_of
 from adapters.tokenizer import Encoding
 
 Int32: TypeAlias = npt.NDArray[np.int32]
@@ -364,30 +364,18 @@ class SlottedBatch:
         rows = [encodings[index] for index in self.order.tolist()]
         self._slots, self.facts = slots[self.order], facts[self.order]
         self._prompts, self._layers = self.facts[:, Fact.PROMPT], self.facts[:, Fact.LAYER]
-        ids = [row.input_ids for row in rows]
-        self._text = text = Layout(np.fromiter(map(len, ids), dtype=np.int64, count=len(ids)))
-        offsets = np.arange(text.tokens, dtype=np.int32) - text.edges[:-1].repeat(text.lengths)
-        tokens = {
-            "input_ids": _joined(ids),
-            "token_type_ids": _joined([row.token_type_ids for row in rows]),
-            "offsets": offsets,
-        }
         # Rows with the same layer and source get their prompts together.
         self._kinds = self._layers * len(_SOURCES) + self.facts[:, Fact.SOURCE]
         self._kinds[self._prompts == 0] = -1
         self._points = _points(self._kinds)
         self.signature = _signature(self._points, self.facts)
         shifts = self.facts[:, Fact.SHIFT]
-        texts = None
-        if sharing:
-            ids_here, types = tokens["input_ids"], tokens["token_type_ids"]
-            texts = same_texts(text, shifts, offsets, ids_here, types)
-        self._stages = self._staged(texts)
-        first, self.shared = self._stages[0], None
-        if first.firsts is not None:
-            self.shared = self._shared()
-            kept = _spans(text.starts[first.firsts], first.layout)
-            tokens = {name: values[kept] for name, values in tokens.items()}
+        texts = Texts(rows, shifts, sharing=sharing)
+        self._text = texts.layout
+        self._stages = self._staged(texts.firsts)
+        first = self._stages[0]
+        self.shared = None if first.firsts is None else self._shared()
+        tokens = texts.tokens_of(first)
         self._sections = {name: _Section(values, 0) for name, values in tokens.items()}
         self._sections["text.cumulative"] = _cumulative(first.layout)
         self._sections["slots"] = _Section(_int32(self._slots), _NO_SLOT)
@@ -533,7 +521,7 @@ class SlottedBatch:
         mean = pooling == _POOLINGS[Pooling.MEAN]
         counts = Layout(np.where(mean, self._text.lengths, 1))
         first = np.where(mean, starts + self._prompts, first)
-        self._sections["reads"] = _Section(_int32(_spans(first, counts)), 0)
+        self._sections["reads"] = _Section(_int32(counts.spans(first)), 0)
         self._sections["reads.cumulative"] = _cumulative(counts)
         return counts
 
@@ -594,15 +582,6 @@ def _tiles(slots: Indices, starts: Indices, ends: Indices) -> Int32:
     tiles[:, 1] = starts[group] + TILE * within
     np.minimum(tiles[:, 1] + TILE, ends[group], out=tiles[:, 2], casting="unsafe")
     return tiles.ravel()
-
-
-def _spans(starts: Indices, counted: Layout) -> Indices:
-    """start, start + 1, ... of every span; `counted` has their lengths."""
-    return (starts - counted.starts).repeat(counted.lengths) + np.arange(counted.tokens)
-
-
-def _joined(arrays: Sequence[Indices]) -> Int32:
-    return np.concatenate(arrays, dtype=np.int32, casting="unsafe")
 
 
 def _int32(array: Indices) -> Int32:

@@ -184,11 +184,13 @@ class InFlight:
                     self.on_row_failure(queued.entry)
             else:
                 queued.request.rows[queued.index] = outcome
-        queue_seconds = [launched.started - queued.ticket.since for queued in batch]
+        queue_seconds: list[float] = []
         now = monotonic()
         # Per request, not per entry: the entries of a request mostly leave together.
         for request, entries in Counter([queued.request for queued in batch]).items():
-            request.note_seconds(launched.started - request.admitted, seconds)
+            waited = launched.started - request.admitted
+            queue_seconds += [waited] * entries
+            request.note_seconds(waited, seconds)
             if self._settle(request, entries) and request.ticket is not None:
                 self._scheduler.record_answer(request.ticket, now)
         if batch:

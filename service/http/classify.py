@@ -296,27 +296,32 @@ def _check_single_labels(texts: Sequence[Text]) -> None:
 async def _encode(
     request: Request, texts: Sequence[Text], cut: End, deadline: float, *, bulk: bool
 ) -> list[Encoding]:
-    """
+    """Encode the texts; equal ones once, so that several adapters of a text get one object.
+
     Raises:
         InvalidRequest: a text of which the part that is read cannot be told without the rest.
         DeadlineExceeded, ClientDisconnect.
     """
     service = service_of(request)
     encoder = service.engine.info.encoder
-    characters = sum(len(item.text) + len(item.text_pair or "") for item in texts)
+    wanted = [(item.text, item.text_pair, item.spec.max_length) for item in texts]
+    distinct: dict[tuple[str, str | None, int], int] = {}
+    for index, each in enumerate(wanted):
+        distinct.setdefault(each, index)
+    characters = sum(len(text) + len(pair or "") for text, pair, _ in distinct)
     if characters < INLINE_CHARACTERS:
-        return [
-            encoder.encode(item.text, item.text_pair, max_length=item.spec.max_length, cut=cut)
-            for item in texts
+        encoded = [
+            encoder.encode(text, pair, max_length=most, cut=cut) for text, pair, most in distinct
         ]
-    steps = encoder.steps(
-        [(item.text, item.text_pair, item.spec.max_length) for item in texts], cut=cut
-    )
-    work = service.step_pool.run(steps, deadline=deadline)
-    try:
-        return await (work if bulk else while_connected(request, work))
-    except UncuttableText as error:
-        raise InvalidRequest([f"{texts[error.index].place}: {error}"]) from None
+    else:
+        work = service.step_pool.run(encoder.steps(list(distinct), cut=cut), deadline=deadline)
+        try:
+            encoded = await (work if bulk else while_connected(request, work))
+        except UncuttableText as error:
+            place = texts[list(distinct.values())[error.index]].place
+            raise InvalidRequest([f"{place}: {error}"]) from None
+    encodings = dict(zip(distinct, encoded, strict=True))
+    return [encodings[each] for each in wanted]
 
 
 async def _explain(

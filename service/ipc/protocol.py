@@ -97,11 +97,12 @@ class HeartbeatReply(Message, frozen=True):
 
 
 class Predict(Message, frozen=True):
-    """Entries of one request; arrays are little-endian, row after row.
+    """Entries of one request; arrays are little-endian, text after text.
 
     deadline: on the clock of `time.monotonic`, which all processes of a machine share. adapters:
-    distinct (name, revision) pairs. rows: each row's index into them. input_ids: int32.
-    token_type_ids: uint8. truncated: one byte a row. client, weight: who shares the device, and in
+    distinct (name, revision) pairs. rows: each row's index into them. lengths: of the texts.
+    texts: each row's index into them; empty if every row has a text of its own. input_ids: int32.
+    token_type_ids: uint8. truncated: one byte a text. client, weight: who shares the device, and in
     what proportion. trials: the rows that are part of one, and the fields of their `Trial`.
     bulk: as of `service.engine.interface.Predictor.predict`. uncounted: the rows that are not
     `counted`. elsewhere: another engine is asked if this one refuses.
@@ -119,6 +120,7 @@ class Predict(Message, frozen=True):
     explain: bool
     client: str
     weight: float
+    texts: list[int] = []
     trials: list[tuple[int, str, str | None, int]] = []
     bulk: bool = False
     uncounted: list[int] = []
@@ -503,6 +505,13 @@ def predict_of(
     adapters: dict[AdapterKey, int] = {}
     rows = [adapters.setdefault(entry.adapter, len(adapters)) for entry in entries]
     encodings = [entry.encoding for entry in entries]
+    texts: list[int] = []
+    # A text for several adapters is one object; it is sent once, and read as one object there.
+    distinct = {id(encoding): encoding for encoding in encodings}
+    if len(distinct) < len(encodings):
+        numbers = {key: number for number, key in enumerate(distinct)}
+        texts = [numbers[id(encoding)] for encoding in encodings]
+        encodings = list(distinct.values())
     return Predict(
         id=number,
         deadline=deadline,
@@ -513,6 +522,7 @@ def predict_of(
         input_ids=_joined([encoding.input_ids for encoding in encodings], "<i4"),
         token_type_ids=_joined([encoding.token_type_ids for encoding in encodings], "u1"),
         truncated=bytes(encoding.truncated for encoding in encodings),
+        texts=texts,
         explain=entries[0].explain,
         client=client,
         weight=weight,
@@ -531,9 +541,13 @@ def entries_of(message: Predict) -> list[Entry]:
         Malformed: lengths, rows and arrays contradict each other.
     """
     keys = [AdapterKey(name, revision) for name, revision in message.adapters]
-    count, tokens = len(message.rows), sum(message.lengths)
+    count, tokens, distinct = len(message.rows), sum(message.lengths), len(message.lengths)
+    texts = message.texts or range(count)
     consistent = (
-        count == len(message.lengths) == len(message.costs) == len(message.truncated)
+        count == len(message.costs) == len(texts)
+        and distinct == len(message.truncated)
+        and min(texts, default=0) >= 0
+        and max(texts, default=-1) < distinct
         and len(message.input_ids) == 4 * tokens
         and len(message.token_type_ids) == tokens
         and min(message.lengths, default=1) > 0
@@ -550,14 +564,15 @@ def entries_of(message: Predict) -> list[Entry]:
         raise Malformed("the parts of a request contradict each other")
     input_ids = np.frombuffer(message.input_ids, "<i4").astype(np.int64)
     types = np.frombuffer(message.token_type_ids, "u1").astype(np.int64)
-    entries, start = [], 0
-    for row, length, cost, cut in zip(
-        message.rows, message.lengths, message.costs, message.truncated, strict=True
-    ):
+    encodings, start = [], 0
+    for length, cut in zip(message.lengths, message.truncated, strict=True):
         end = start + length
-        encoding = Encoding(input_ids[start:end], types[start:end], bool(cut))
-        entries.append(Entry(keys[row], encoding, cost, message.explain))
+        encodings.append(Encoding(input_ids[start:end], types[start:end], bool(cut)))
         start = end
+    entries = [
+        Entry(keys[row], encodings[text], cost, message.explain)
+        for row, text, cost in zip(message.rows, texts, message.costs, strict=True)
+    ]
     for row, candidate, other, cost in message.trials:
         entries[row].trial = Trial(candidate, other, cost)
     for row in message.uncounted:

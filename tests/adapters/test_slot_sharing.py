@@ -4,6 +4,7 @@ The kernels are compiled if there is a CUDA device, else Triton interprets them 
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -284,6 +285,36 @@ def _collide(keys: list[tuple[tuple[int, ...], int, int]]) -> bool:
         for ids, _, shift in set(keys)
     ]
     return len(set(sums)) < len(sums)
+
+
+@pytest.mark.parametrize("copied", [0, 1, 3], ids=["one object", "one copy", "many copies"])
+def test_one_object_makes_the_batch_that_equal_objects_make(
+    backbone: Backbone, copied: int
+) -> None:
+    shifted: dict[str, Any] = {"prompt": StaticPrompt(length=2, shifts_text=True), "max_length": 32}
+    kinds = [prompt(1), {"prompt": None}, shifted, prompt(2)]
+    specs = [make_spec(backbone, **kind) for kind in kinds]
+    # Their lengths differ, so no two have one checksum.
+    texts = [backbone.encoder.encode("win " * count, max_length=32) for count in range(1, 6)]
+    one = [text for text in texts for _ in specs]
+    equal = [replace(text) for text in one]
+    some = [
+        replace(text) if copied and index % copied == 0 else text for index, text in enumerate(one)
+    ]
+    slots = np.arange(len(one)) % len(specs)
+    facts = np.array([facts_of(specs[slot]) for slot in slots])
+    batches = [SlottedBatch(rows, slots, facts) for rows in (equal, some)]
+    shape = batches[0].shape
+    assert batches[1].shape == shape
+    # The shifted texts are not those of the others.
+    assert shape.texts == 2 * len(texts)
+    arrays = np.zeros((2, array_size(shape, batches[0].signature)), dtype=np.int32)
+    for batch, array in zip(batches, arrays, strict=True):
+        batch.write(array, shape)
+    np.testing.assert_array_equal(arrays[0], arrays[1])
+    assert batches[0].shared is not None
+    assert batches[1].shared is not None
+    np.testing.assert_array_equal(batches[0].shared, batches[1].shared)
 
 
 def test_shifted_texts_between_them_keep_no_equal_texts_apart(backbone: Backbone) -> None:

@@ -1,6 +1,7 @@
 """One text for several adapters, on the real service in one process and with workers."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -8,15 +9,17 @@ import pytest
 
 from adapters.backbone.loading import load_backbone
 from adapters.format.files import serialize
+from adapters.tokenizer import Encoding, Steps, TextEncoder
 from service.client import Client, Input
-from tests.support.http_service import error_of
+from tests.support.http_service import error_of, serve
 from tests.support.service_process import ReadyService, ready_service
-from tests.support.tiny_models import make_adapter, save_backbone
+from tests.support.tiny_models import make_adapter, make_backbone, save_backbone
 
 pytestmark = pytest.mark.slow
 
 NAMES = ("a", "b", "c")
 TEXTS = ("free win now", "my card is not good")
+ENCODE, STEPS = TextEncoder.encode, TextEncoder.steps
 
 
 @pytest.fixture(scope="module", params=[0, 2], ids=["one process", "two workers"])
@@ -90,6 +93,41 @@ def test_the_client_takes_several_adapters(service: ReadyService) -> None:
         plain = client.predict(["free", "free"], "a")
         assert [each.input for each in plain] == [None, None]
         assert plain.timings_ms.shared is None
+
+
+@pytest.mark.parametrize("characters", [10, 5000], ids=["at once", "in steps"])
+def test_a_text_is_tokenised_once_for_all_adapters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, characters: int
+) -> None:
+    tokenised: list[str] = []
+
+    def encode(encoder: TextEncoder, text: str, *args: Any, **kwargs: Any) -> Encoding:
+        tokenised.append(text)
+        return ENCODE(encoder, text, *args, **kwargs)
+
+    def steps(encoder: TextEncoder, texts: Any, **kwargs: Any) -> Steps[list[Encoding]]:
+        tokenised.extend(text for text, _, _ in texts)
+        return STEPS(encoder, texts, **kwargs)
+
+    backbone = make_backbone()
+    # Half of the adapters read fewer tokens.
+    adapters = [make_adapter(backbone, seed=seed, max_length=16 << seed % 2) for seed in range(4)]
+    texts = ["free win " + "x" * characters, "you " * characters]
+    with serve(tmp_path) as running:
+        for seed, adapter in enumerate(adapters):
+            running.put(f"a{seed}", adapter)
+        monkeypatch.setattr(TextEncoder, "encode", encode)
+        monkeypatch.setattr(TextEncoder, "steps", steps)
+        body = {"inputs": [*texts, texts[0]], "adapters": [f"a{seed}" for seed in range(4)]}
+        results = running.predict(**body)["results"]
+        assert sorted(tokenised) == sorted(2 * texts)
+        for result in results:
+            text = body["inputs"][result["input"]]
+            (alone,) = running.predict(inputs=text, adapter=result["adapter"])["results"]
+            assert (result["tokens"], result["truncated"]) == (alone["tokens"], alone["truncated"])
+            assert [each["score"] for each in result["scores"]] == pytest.approx(
+                [each["score"] for each in alone["scores"]], abs=1e-5
+            )
 
 
 @pytest.mark.parametrize(

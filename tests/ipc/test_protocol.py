@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import combinations
 from typing import get_args
 
 import msgspec
@@ -108,6 +109,28 @@ def test_entries_arrive_as_they_were_sent(
         np.testing.assert_array_equal(after.encoding.token_type_ids, before.encoding.token_type_ids)
 
 
+@given(ROWS, st.lists(st.integers(0, 8), min_size=1, max_size=12))
+def test_a_text_of_several_entries_is_sent_once_and_arrives_as_one_object(
+    rows: list[tuple[int, list[tuple[int, int]], bool, int]], chosen: list[int]
+) -> None:
+    texts = [entry(*row).encoding for row in rows]
+    sent = [
+        Entry(AdapterKey("a", REVISIONS[index % len(REVISIONS)]), texts[each % len(texts)], 1)
+        for index, each in enumerate(chosen)
+    ]
+    (message,) = FROM_WORKER.decode(encode([predict_of(7, sent, None)]))
+    assert isinstance(message, Predict)
+    assert len(message.lengths) == len({id(each.encoding) for each in sent})
+    arrived = entries_of(message)
+    for before, after in zip(sent, arrived, strict=True):
+        assert after.adapter == before.adapter
+        assert after.encoding.truncated is before.encoding.truncated
+        np.testing.assert_array_equal(after.encoding.input_ids, before.encoding.input_ids)
+    for one, other in combinations(range(len(sent)), 2):
+        same = sent[one].encoding is sent[other].encoding
+        assert (arrived[one].encoding is arrived[other].encoding) == same
+
+
 @given(ROWS, st.booleans())
 def test_scores_arrive_to_the_bit_and_weights_if_there_are_any(
     rows: list[tuple[int, list[tuple[int, int]], bool, int]], explain: bool
@@ -150,6 +173,9 @@ def test_scores_arrive_to_the_bit_and_weights_if_there_are_any(
         {"input_ids": b"\0" * 7},
         {"token_type_ids": b""},
         {"truncated": b"\0\0"},
+        {"texts": [1]},
+        {"texts": [-1]},
+        {"texts": [0, 0]},
         {"adapters": []},
         {"uncounted": [1]},
         {"uncounted": [-1]},

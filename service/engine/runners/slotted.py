@@ -8,6 +8,7 @@ slot is filled again only when nothing leases it, so the streams need no events 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from time import perf_counter
 from typing import Any
 
@@ -111,25 +112,25 @@ class _Launched:
         """One per row, in the order of `rows`."""
         batch, scores = self.batch, self.scores.numpy().copy()
         spoil_scores(scores[0])
-        order, labels = batch.order.tolist(), batch.facts[:, Fact.LABELS].tolist()
-        outcomes: list[RowResult | RowFailure] = [NOT_FINITE] * len(order)
-        # One check for the whole batch; rows are checked one by one only if it fails.
-        finite = [True] * len(order)
+        # Whole arrays as far as possible: every text pays for what is done row by row.
+        place = np.empty_like(batch.order)
+        place[batch.order] = np.arange(len(place))
+        labels, rows = batch.facts[:, Fact.LABELS][place], list(scores[place])
+        if (labels != scores.shape[1]).any():
+            rows = [row[:width] for row, width in zip(rows, labels.tolist(), strict=True)]
+        shared = repeat(False) if batch.shared is None else batch.shared[place].tolist()
+        outcomes: list[RowResult | RowFailure] = list(map(RowResult, rows, repeat(None), shared))
         if not np.isfinite(scores).all():
-            finite = np.isfinite(scores).all(axis=1).tolist()
-        shared = [False] * len(order) if batch.shared is None else batch.shared.tolist()
-        for index, row, width, is_finite, is_shared in zip(
-            order, scores, labels, finite, shared, strict=True
-        ):
-            if is_finite:
-                outcomes[index] = RowResult(row[:width], None, is_shared)
+            for index in batch.order[~np.isfinite(scores).all(axis=1)].tolist():
+                outcomes[index] = NOT_FINITE
         if self.weights is not None:
             # One array for all rows.
             weights, places = self.weights.numpy().copy(), batch.weighed(self.shape)
-            for index, place, reads in zip(order, places, batch.explained.tolist(), strict=True):
+            explained, order = batch.explained.tolist(), batch.order.tolist()
+            for index, here, reads in zip(order, places, explained, strict=True):
                 outcome = outcomes[index]
                 if self.rows[index].explain and isinstance(outcome, RowResult):
-                    outcome.token_weights = weights[place] if reads else weights[:0]
+                    outcome.token_weights = weights[here] if reads else weights[:0]
         return outcomes
 
 
