@@ -36,20 +36,21 @@ SETS: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "training": "training --device cpu --rounds 2",
         },
         "gpu": {
-            "engine-base": f"engine {_BASE} --adapters 1,64,256,1024",
-            "kinds-base": f"kinds {_BASE} --adapters 256",
-            "types-base": "types --backbone roberta-base --device cuda --seconds 1",
-            "sharing-base": f"sharing {_BASE} --seconds 0.7",
-            "latency-base": f"latency {_BASE}",
+            "engine-base": f"engine {_BASE} --adapters 1,64,256,1024 --seconds 1.5 --rounds 2",
+            "sharing-base": f"sharing {_BASE} --calls 100 --seconds 0.7",
+            "types-base": "types --backbone roberta-base --device cuda --seconds 1 --rounds 2",
             "http-base": f"http {_BASE} --workers 12 --adapters 256 --clients 3 --connections 64 "
-            "--bulk-connections 64",
+            "--bulk-connections 64 --seconds 5",
             "adapters-base": f"adapters {_BASE} --stored 10000 --slots 512 --in-flight 3,6 "
-            "--rounds 2 --seconds 4",
-            "swap-base": f"swap {_BASE} --workers 4 --uploads 1000",
-            "engine-large": f"engine {_LARGE} --adapters 1,64,256,1024",
-            "types-large": "types --backbone roberta-large --device cuda --seconds 1",
+            "--cold 60 --rounds 2 --seconds 4",
+            "latency-base": f"latency {_BASE}",
+            "kinds-base": f"kinds {_BASE} --adapters 256 --seconds 1 --rounds 2",
+            "types-large": "types --backbone roberta-large --device cuda --seconds 1 --rounds 2",
+            "engine-large": f"engine {_LARGE} --adapters 1,256,1024 --rivals 0 --seconds 1.5 "
+            "--rounds 2",
             "latency-large": f"latency {_LARGE}",
-            "training-base": "training --backbone roberta-base --device cuda",
+            "swap-base": f"swap {_BASE} --workers 4 --uploads 500",
+            "training-base": "training --backbone roberta-base --device cuda --rounds 2",
         },
     }
 )

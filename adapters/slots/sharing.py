@@ -6,8 +6,8 @@ LoRA begin. Between two insertions a batch has one `Stage`; from stage to stage 
 Rows that differ in nothing but their head stay one entry to the end. A batch whose texts are all
 different has an entry for every row.
 
-Integers only, and no loop over tokens: batches of different texts, which are most, must not wait for
-this.
+Integers only, and no loop over tokens: batches of different texts, which are most, must not wait
+for this.
 """
 
 from collections.abc import Mapping, Sequence
