@@ -34,9 +34,9 @@ _LOADS = 8
 
 
 def settings_for(device: str, **overrides: str) -> EngineSettings:
-    """The engine's settings that the service has on this device; overrides without prefix."""
+    """The settings that an engine's process has on this device; overrides without prefix."""
     environ = {f"IDSPAM_{key}": value for key, value in {"DEVICE": device, **overrides}.items()}
-    return engine_settings(read_settings(environ))
+    return engine_settings(read_settings(environ), alone=True)
 
 
 @asynccontextmanager

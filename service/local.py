@@ -66,7 +66,7 @@ class LocalBackend:
         store: of this process; a `CachedStore` where there is a shared log.
         load: loads the backbone; called once, in a thread.
         log: what replicas share; None: this service is not a replica.
-        engines: as of `engine_settings`.
+        engines, alone: as of `engine_settings`.
         device_name: what to call the device, if this process knows it by another name.
 
     Raises:
@@ -83,6 +83,7 @@ class LocalBackend:
         log: SharedLog | None = None,
         engines: int = 1,
         device_name: str = "",
+        alone: bool = False,
     ) -> None:
         self._device_name = device_name
         self.trials = Trials(observer)
@@ -91,7 +92,7 @@ class LocalBackend:
         self.engine = LocalEngine(
             load,
             store,
-            engine_settings(settings, engines=engines),
+            engine_settings(settings, engines=engines, alone=alone),
             observer,
             self.trials,
             self.monitor,
@@ -270,12 +271,13 @@ def local_backend(
     load: Callable[[], Backbone] | None = None,
     engines: int = 1,
     device_name: str = "",
+    alone: bool = False,
 ) -> LocalBackend:
     """The backend that the settings describe.
 
     Args:
         load: as of `LocalBackend`; by default it loads the settings' backbone.
-        engines, device_name: as of `LocalBackend`.
+        engines, device_name, alone: as of `LocalBackend`.
 
     Raises:
         StartFailed: there is no such device, or the adapter folder cannot be used.
@@ -291,12 +293,15 @@ def local_backend(
                 observer=observer,
                 engines=engines,
                 device_name=device_name,
+                alone=alone,
             )
         # A call that hangs for longer than the lease is of no use.
         objects = ObjectStore(settings.adapter_store, timeout=max(1.0, settings.lease_seconds))
         _refuse_single(settings.adapter_dir)
         cache = CachedStore(settings.adapter_dir, objects, max_bytes=settings.cache_mib * _MIB)
-        return LocalBackend(settings, cache, load=load, observer=observer, log=SharedLog(objects))
+        return LocalBackend(
+            settings, cache, load=load, observer=observer, log=SharedLog(objects), alone=alone
+        )
     except ValueError as error:
         raise StartFailed(f"IDSPAM_ADAPTER_STORE: {error}") from None
     except (AdapterError, OSError) as error:
@@ -345,11 +350,14 @@ def uncertain_texts_of(settings: Settings) -> UncertainTexts:
     )
 
 
-def engine_settings(settings: Settings, *, engines: int = 1, first: bool = True) -> EngineSettings:
+def engine_settings(
+    settings: Settings, *, engines: int = 1, first: bool = True, alone: bool = False
+) -> EngineSettings:
     """
     Args:
         engines: of this host's service, which share its cores.
         first: this is the one that writes to the adapter folder.
+        alone: it has a process of its own, with an event loop that does nothing else.
 
     Raises:
         UnusableBackbone: there is no such device.
@@ -372,5 +380,6 @@ def engine_settings(settings: Settings, *, engines: int = 1, first: bool = True)
         max_registered_bytes=registered_mib * _MIB,
         max_image_bytes=settings.images_mib * _MIB or None,
         writes_images=first,
+        one_core=on_gpu and alone,
         lanes=1 if on_gpu else settings.cpu_lanes or min(MAX_LANES, max(1, THREADS // engines)),
     )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from threading import Thread
 from time import monotonic
 
+from service.engine.affinity import SharedCore
 from service.engine.requests import LaunchedBatch, Request, rows_of
 from service.engine.runners.base import BatchResult, Runner
 from service.engine.scheduler import Scheduler, Selection
@@ -44,6 +45,7 @@ class Device:
         deliver: called on the loop with every batch, so a batch wakes the loop once.
         die: called on the loop with the error that ended a lane.
         max_batch_tokens: the size of the warm-up batch.
+        core: that the single lane shares with the event loop.
 
     Attributes:
         warm: done when the device is ready; fails with RuntimeError if it cannot be used.
@@ -57,8 +59,10 @@ class Device:
         deliver: Callable[[LaunchedBatch, BatchResult, float], None],
         die: Callable[[BaseException], None],
         max_batch_tokens: int,
+        core: SharedCore | None = None,
     ) -> None:
         self._runner = runner
+        self._core = core
         self._scheduler = scheduler
         self._deliver = deliver
         self._die = die
@@ -121,6 +125,8 @@ class Device:
             seconds = self._record(lane, launched, following)
             self._loop.call_soon_threadsafe(self._deliver, launched, result, seconds)
             launched = following
+            if self._core is not None:
+                self._core.keep(lane.free_since)
 
     def _launch(self, lane: _Lane, selection: Selection[Request]) -> LaunchedBatch:
         started = monotonic()

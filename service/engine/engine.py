@@ -24,6 +24,7 @@ from adapters.format.files import validate_file
 from adapters.format.spec import AdapterSpec
 from adapters.format.store import AdapterStore
 from adapters.heap import trim_heap
+from service.engine.affinity import shared_core
 from service.engine.answers import AnswerListener
 from service.engine.device import Device
 from service.engine.device_loader import DeviceLoader
@@ -57,6 +58,8 @@ logger = logging.getLogger(__name__)
 # time is that each of them waits for the interpreter.
 _MIN_READING_THREADS, _MAX_READING_THREADS = 2, 8
 _COPYING_THREADS = 4
+# Of `asyncio.to_thread`.
+_OTHER_THREADS = 8
 # Slots beyond the settings', for adapters that are tried out before they are published.
 _TRIAL_SLOTS = 4
 _TRIAL_TEXT = "A first text, to see that the scores are numbers."
@@ -124,9 +127,10 @@ class LocalEngine:
         # Why requests are refused, once the engine drains or has ended.
         self._reason = ""
         self._parts: _Parts | None = None
+        self._core = shared_core() if settings.one_core else None
         readers = min(_MAX_READING_THREADS, max(_MIN_READING_THREADS, (os.cpu_count() or 1) // 2))
-        self._reading = ThreadPoolExecutor(readers, thread_name_prefix="reading")
-        self._copying = ThreadPoolExecutor(_COPYING_THREADS, thread_name_prefix="copying")
+        self._reading = self._threads(readers, "reading")
+        self._copying = self._threads(_COPYING_THREADS, "copying")
         self._scheduler: Scheduler[Request] = Scheduler(settings)
         self._trimming: asyncio.Task[None] | None = None
 
@@ -134,10 +138,19 @@ class LocalEngine:
     def info(self) -> EngineInfo:
         return self._loaded().info
 
+    def _threads(self, count: int, name: str) -> ThreadPoolExecutor:
+        """Threads that run on any core, wherever the event loop is kept."""
+        leave = None if self._core is None else self._core.leave
+        return ThreadPoolExecutor(count, thread_name_prefix=name, initializer=leave)
+
     async def start(self) -> EngineInfo:
         assert self._phase is Phase.CREATED, "an engine is started once"
         try:
             self._enter(Phase.LOADING)
+            if self._core is not None:
+                asyncio.get_running_loop().set_default_executor(
+                    self._threads(_OTHER_THREADS, "asyncio")
+                )
             # In a thread: it takes seconds, and more where kernels are compiled.
             runner = await asyncio.get_running_loop().run_in_executor(
                 self._reading, lambda: _make_runner(self._load(), self._settings)
@@ -337,6 +350,7 @@ class LocalEngine:
             deliver=deliver,
             die=self._die,
             max_batch_tokens=settings.max_batch_tokens,
+            core=self._core,
         )
         return _Parts(
             _info(runner.backbone),

@@ -22,6 +22,8 @@ class EngineSettings:
     stall_seconds: when a batch runs longer than this, the engine is not live.
     adapter_weights: shares of the device by adapter name, 1 for all others.
     sharing: whether rows of a batch with the same text share their lower layers.
+    one_core: whether the event loop and the lane stay on one core. The event loop's process must do
+    little else.
     """
 
     max_batch_tokens: int = 16384
@@ -37,6 +39,7 @@ class EngineSettings:
     stall_seconds: float = 60.0
     adapter_weights: Mapping[str, float] = field(default_factory=dict)
     sharing: bool = True
+    one_core: bool = False
 
     def __post_init__(self) -> None:
         if self.stall_seconds <= 0:

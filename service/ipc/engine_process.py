@@ -125,7 +125,12 @@ async def _run(
         if child.number == 0:
             name = child.device if child.engines > 1 else ""
             backend = local_backend(
-                settings, metrics, load=load, engines=child.engines, device_name=name
+                settings,
+                metrics,
+                load=load,
+                engines=child.engines,
+                device_name=name,
+                alone=True,
             )
         else:
             load = load or backbone_loader(settings)

@@ -132,7 +132,7 @@ class FurtherBackend:
         self.engine = LocalEngine(
             load,
             AdapterStore(settings.adapter_dir, kept=settings.kept_revisions),
-            engine_settings(settings, engines=child.engines, first=False),
+            engine_settings(settings, engines=child.engines, first=False, alone=True),
             observer,
             _SentTrials(self._connection.send),
             self._monitor,
