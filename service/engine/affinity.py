@@ -1,10 +1,10 @@
 """Keeps the engine's event loop and its lane on one core.
 
 Both run Python, so only one of them works at a time. On two cores each turn begins with fetching
-what the other one has touched from that core's caches, down to the reference counts of `None` and
-of small numbers. On one core it is all there.
+from the other core's caches what the other thread has touched, down to the reference counts of
+`None` and of small numbers. On one core it is all there.
 
-What waits for the device must sleep, not spin, or it would keep the other thread from the core.
+What waits for the device must sleep, not spin: it would keep the other thread from the core.
 """
 
 import ctypes
@@ -12,21 +12,20 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Collection
+from typing import ClassVar
 
 logger = logging.getLogger(__name__)
 
 # With fewer cores the service's other processes need each of them.
 _FEWEST_CORES = 4
-# The scheduler may have put other work on the core, so it chooses another one from time to time:
-# for a moment the lane may run anywhere.
-_HELD_SECONDS = 2.0
+# Other work may come to the core. So from time to time the lane runs anywhere for a moment, and then
+# both threads stay where the kernel has put it.
+_KEPT_SECONDS = 2.0
 _FREE_SECONDS = 0.02
-# Whose core a thread is on, where several engines have one event loop.
-_KEPT_BY: "dict[int, SharedCore]" = {}
 
 
 class SharedCore:
-    """Moves two threads together. Made by one of them; the other one calls `keep`.
+    """Moves two threads together: the one that makes it, and the one that calls `keep`.
 
     Threads that either of them starts would stay on the core as well: they call `leave` first.
 
@@ -35,37 +34,43 @@ class SharedCore:
         core_of: the core that the calling thread runs on.
     """
 
+    # Which of them a thread obeys, by its id: several engines may have one event loop.
+    _obeyed: ClassVar["dict[int, SharedCore]"] = {}
+
     def __init__(self, cores: Collection[int], core_of: Callable[[], int]) -> None:
         self._cores = frozenset(cores)
         self._core_of = core_of
-        self._other = threading.get_native_id()
-        self._held = False
+        self._loop = threading.get_native_id()
+        self._kept = False
         self._until = 0.0
 
     def keep(self, now: float) -> None:
-        """Called by the second thread again and again. now: of `time.monotonic`."""
-        ours = _KEPT_BY.get(self._other) is self
-        if now < self._until and ours:
+        """Called by the lane after every batch. now: of `time.monotonic`."""
+        ours = self._obeyed.get(self._loop) is self
+        if ours and now < self._until:
             return
-        _KEPT_BY[self._other] = self
+        self._obeyed[self._loop] = self
+        self._kept = not (ours and self._kept)
         try:
-            if self._held and ours:
-                os.sched_setaffinity(0, self._cores)
-                self._until = now + _FREE_SECONDS
-            else:
+            if self._kept:
                 core = {self._core_of()}
                 os.sched_setaffinity(0, core)
-                os.sched_setaffinity(self._other, core)
-                self._until = now + _HELD_SECONDS
-            self._held = not (self._held and ours)
+                os.sched_setaffinity(self._loop, core)
+            else:
+                os.sched_setaffinity(0, self._cores)
         except OSError as error:
             # A sandbox may forbid it, and the process's cores may change.
             logger.warning("the engine's threads stay where they are: %s", error)
             self._until = float("inf")
+            return
+        self._until = now + (_KEPT_SECONDS if self._kept else _FREE_SECONDS)
 
     def leave(self) -> None:
-        """Let the calling thread run on any core."""
-        os.sched_setaffinity(0, self._cores)
+        """Let the calling thread run on any core again."""
+        try:
+            os.sched_setaffinity(0, self._cores)
+        except OSError as error:
+            logger.warning("a thread stays on the engine's core: %s", error)
 
 
 def shared_core() -> SharedCore | None:

@@ -59,7 +59,7 @@ logger = logging.getLogger(__name__)
 _MIN_READING_THREADS, _MAX_READING_THREADS = 2, 8
 _COPYING_THREADS = 4
 # Of `asyncio.to_thread`.
-_OTHER_THREADS = 8
+_OTHER_THREADS = 32
 # Slots beyond the settings', for adapters that are tried out before they are published.
 _TRIAL_SLOTS = 4
 _TRIAL_TEXT = "A first text, to see that the scores are numbers."
@@ -251,6 +251,8 @@ class LocalEngine:
             executor.shutdown(wait=False, cancel_futures=True)
         if self._parts is not None:
             await asyncio.to_thread(self._parts.device.join, self._settings.stall_seconds)
+        if self._core is not None:
+            self._core.leave()
 
     def health(self) -> EngineHealth:
         live, ready = self._phase not in _OVER, self._phase is Phase.READY

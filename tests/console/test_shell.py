@@ -31,6 +31,11 @@ def test_a_first_load_is_small_and_quick(browser: Browser, zoo: ReadyService) ->
     for _ in range(3):
         with open_console(browser, zoo.url) as console:
             console.page.get_by_role("button", name="Classify").wait_for()
+            # A request has an entry once it is answered.
+            console.page.wait_for_function(
+                "() => performance.getEntriesByType('resource')"
+                ".some(entry => entry.name.includes('/v1/'))"
+            )
             entries = console.run(
                 "() => [...performance.getEntriesByType('navigation'),"
                 " ...performance.getEntriesByType('resource')].map(entry =>"

@@ -1,8 +1,8 @@
 """Every training method in a packed batch is the method: its logits and its gradients are those of
 the same method over a padded batch (tests/support/padded_methods.py).
 
-Observed in float32: logits at most 6e-6 apart, gradients 1.2e-5 of their norm (8e-6 but for one
-case), where only sums change their order. Another method or weight is 1e-3 and more away.
+Observed in float32: logits at most 6e-6 apart, gradients 1.2e-5 of their norm with AVX512 and 4e-5
+with AVX2, where only sums change their order. Another method or weight is 1e-3 and more away.
 """
 
 from collections.abc import Iterator, Mapping
@@ -30,7 +30,7 @@ from train.methods import METHODS, build
 from train.methods.method import Design, Method
 
 BOUND = 1e-5  # on logits of about 1
-GRADIENT_BOUND = 3e-5  # on a tensor's gradient, of its own norm
+GRADIENT_BOUND = 1e-4  # on a tensor's gradient, of its own norm
 # Of the whole gradient's norm: BERT's key biases have a gradient of 0, but for rounding.
 GRADIENT_FLOOR = 1e-6
 BFLOAT16_BOUND = 0.1
