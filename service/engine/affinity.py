@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 # With fewer cores the service's other processes need each of them.
 _FEWEST_CORES = 4
-# Other work may come to the core. So from time to time the lane runs anywhere for a moment, and then
+# Other work may come to the core. So from time to time the lane runs anywhere for a moment. Then
 # both threads stay where the kernel has put it.
 _KEPT_SECONDS = 2.0
 _FREE_SECONDS = 0.02
