@@ -63,9 +63,11 @@ def locate(
     encoder: TextEncoder, texts: Sequence[Text], encodings: Sequence[Encoding]
 ) -> Steps[list[Located]]:
     """The words of every text, in pieces of bounded work. encodings: of the texts, cut at their
-    tails."""
-    found = []
+    tails; one object for a text that several adapters read alike."""
+    found: dict[int, Located] = {}
     for text, encoding in zip(texts, encodings, strict=True):
+        if id(encoding) in found:
+            continue
         fields: list[LocatedField] = yield from encoder.locate(
             text.text, text.text_pair, max_length=text.spec.max_length
         )
@@ -74,8 +76,8 @@ def locate(
         places = [
             Place(name, word) for name, each in zip(_FIELDS, words, strict=False) for word in each
         ]
-        found.append(Located(places, [field.read for field in fields]))
-    return found
+        found[id(encoding)] = Located(places, [field.read for field in fields])
+    return [found[id(encoding)] for encoding in encodings]
 
 
 class Explanations:
@@ -118,11 +120,15 @@ class Explanations:
     def entries(self) -> list[Entry]:
         """The rows that are needed beside those of the texts."""
         entries = []
+        # One object again for several adapters.
+        without_word: dict[tuple[int, int], Encoding] = {}
         for text, encoding, (places, _) in zip(
             self._texts, self._encodings, self._hidden, strict=False
         ):
-            for _, word in places:
-                hidden = without(encoding, word)
+            for number, (_, word) in enumerate(places):
+                hidden = without_word.get((id(encoding), number))
+                if hidden is None:
+                    hidden = without_word[id(encoding), number] = without(encoding, word)
                 cost = cost_of(hidden, text.spec)
                 entries.append(Entry(text.key, hidden, cost, counted=False))
         return entries

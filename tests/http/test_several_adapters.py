@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 NAMES = ("a", "b", "c")
 TEXTS = ("free win now", "my card is not good")
-ENCODE, STEPS = TextEncoder.encode, TextEncoder.steps
+ENCODE, STEPS, LOCATE = TextEncoder.encode, TextEncoder.steps, TextEncoder.locate
 
 
 @pytest.fixture(scope="module", params=[0, 2], ids=["one process", "two workers"])
@@ -100,10 +100,15 @@ def test_a_text_is_tokenised_once_for_all_adapters(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, characters: int
 ) -> None:
     tokenised: list[str] = []
+    located: list[str] = []
 
     def encode(encoder: TextEncoder, text: str, *args: Any, **kwargs: Any) -> Encoding:
         tokenised.append(text)
         return ENCODE(encoder, text, *args, **kwargs)
+
+    def locate(encoder: TextEncoder, text: str, *args: Any, **kwargs: Any) -> Any:
+        located.append(text)
+        return LOCATE(encoder, text, *args, **kwargs)
 
     def steps(encoder: TextEncoder, texts: Any, **kwargs: Any) -> Steps[list[Encoding]]:
         tokenised.extend(text for text, _, _ in texts)
@@ -118,9 +123,11 @@ def test_a_text_is_tokenised_once_for_all_adapters(
             running.put(f"a{seed}", adapter)
         monkeypatch.setattr(TextEncoder, "encode", encode)
         monkeypatch.setattr(TextEncoder, "steps", steps)
-        body = {"inputs": [*texts, texts[0]], "adapters": [f"a{seed}" for seed in range(4)]}
+        monkeypatch.setattr(TextEncoder, "locate", locate)
+        names = [f"a{seed}" for seed in range(4)]
+        body: dict[str, Any] = {"inputs": [*texts, texts[0]], "adapters": names, "explain": True}
         results = running.predict(**body)["results"]
-        assert sorted(tokenised) == sorted(2 * texts)
+        assert sorted(tokenised) == sorted(located) == sorted(2 * texts)
         for result in results:
             text = body["inputs"][result["input"]]
             (alone,) = running.predict(inputs=text, adapter=result["adapter"])["results"]
