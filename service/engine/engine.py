@@ -138,11 +138,6 @@ class LocalEngine:
     def info(self) -> EngineInfo:
         return self._loaded().info
 
-    def _threads(self, count: int, name: str) -> ThreadPoolExecutor:
-        """Threads that run on any core, wherever the event loop is kept."""
-        leave = None if self._core is None else self._core.leave
-        return ThreadPoolExecutor(count, thread_name_prefix=name, initializer=leave)
-
     async def start(self) -> EngineInfo:
         assert self._phase is Phase.CREATED, "an engine is started once"
         try:
@@ -272,6 +267,11 @@ class LocalEngine:
                 "batch_seconds": batch_seconds,
             },
         )
+
+    def _threads(self, count: int, name: str) -> ThreadPoolExecutor:
+        """Threads that run on any core, wherever the event loop is kept."""
+        leave = None if self._core is None else self._core.leave
+        return ThreadPoolExecutor(count, thread_name_prefix=name, initializer=leave)
 
     def _require_ready(self) -> _Parts:
         """The one place that decides whether a request may enter.

@@ -30,7 +30,7 @@ from train.methods import METHODS, build
 from train.methods.method import Design, Method
 
 BOUND = 1e-5  # on logits of about 1
-GRADIENT_BOUND = 1e-4  # on a tensor's gradient, of its own norm
+GRADIENT_BOUND = 5e-5  # on a tensor's gradient, of its own norm
 # Of the whole gradient's norm: BERT's key biases have a gradient of 0, but for rounding.
 GRADIENT_FLOOR = 1e-6
 BFLOAT16_BOUND = 0.1
