@@ -114,6 +114,17 @@ def test_every_route_says_where_it_is_and_going_back_works(console: Console) -> 
     expect(page.get_by_role("heading", level=1)).to_have_text("Try")
 
 
+def test_a_page_that_is_being_left_does_not_bring_one_back(console: Console) -> None:
+    """The address changes at once, the page a moment later: an answer may come in between."""
+    page = console.page
+    console.go("#/try?adapter=sms-spam&adapter=sentiment")
+    remove = page.get_by_role("button", name="Remove sentiment")
+    expect(remove).to_be_visible()
+    remove.evaluate("button => { location.hash = '#/compare?a=sms-spam'; button.click(); }")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Compare")
+    assert page.url.endswith("#/compare?a=sms-spam")
+
+
 def test_the_keyboard_alone_reaches_everything(console: Console) -> None:
     page = console.page
     page.get_by_role("button", name="Classify").wait_for()

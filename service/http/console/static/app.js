@@ -45,10 +45,13 @@ let turn = 0;
 let leaving = new AbortController();
 
 async function show({ first = false } = {}) {
-  const [, route = FIRST, search = ""] = /^#\/([^?]*)(?:\?(.*))?$/.exec(location.hash) ?? [];
+  let address = location.hash;
+  const [, route = FIRST, search = ""] = /^#\/([^?]*)(?:\?(.*))?$/.exec(address) ?? [];
   const [name, ...path] = route.split("/").map(decoded);
   const chosen = pages.get(name || FIRST);
   const mine = (turn += 1);
+  // The address changes at once, `hashchange` comes later: in between a page is shown that was left.
+  const isLeft = () => mine !== turn || location.hash !== address;
   leaving.abort();
   leaving = new AbortController();
   unmount?.();
@@ -68,11 +71,15 @@ async function show({ first = false } = {}) {
     signal: leaving.signal,
     /** Keep what is chosen in the address, without a new entry in the history. */
     setQuery(query) {
-      if (mine !== turn) return;
+      if (isLeft()) return;
       const text = new URLSearchParams(query).toString().replaceAll("%40", "@");
       history.replaceState(null, "", `#/${route}${text ? `?${text}` : ""}`);
+      address = location.hash;
     },
-    go: (hash) => (location.hash = hash),
+    /** Open another route, unless a person has opened one since. */
+    go(hash) {
+      if (!isLeft()) location.hash = hash;
+    },
   };
   try {
     const module = await chosen.load();
