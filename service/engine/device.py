@@ -115,18 +115,22 @@ class Device:
         launched: LaunchedBatch | None = None
         lane.free_since = monotonic()
         while True:
-            if launched is None:
-                selection = self._scheduler.take()
-                if selection is None:
-                    return
-                launched = self._launch(lane, selection)
+            if launched is None and (launched := self._launch_next(lane)) is None:
+                return
             following = self._launch_ahead(lane, launched)
             result = launched.running.wait()
             seconds = self._record(lane, launched, following)
             self._loop.call_soon_threadsafe(self._deliver, launched, result, seconds)
             launched = following
+            # An idle lane keeps nothing of its last batch alive.
+            del following, result
             if self._core is not None:
                 self._core.keep(lane.free_since)
+
+    def _launch_next(self, lane: _Lane) -> LaunchedBatch | None:
+        """Wait for a batch and launch it; None once the scheduler is closed."""
+        selection = self._scheduler.take()
+        return None if selection is None else self._launch(lane, selection)
 
     def _launch(self, lane: _Lane, selection: Selection[Request]) -> LaunchedBatch:
         started = monotonic()
