@@ -380,6 +380,6 @@ def engine_settings(
         max_registered_bytes=registered_mib * _MIB,
         max_image_bytes=settings.images_mib * _MIB or None,
         writes_images=first,
-        one_core=on_gpu and alone,
+        one_core=settings.one_core and on_gpu and alone,
         lanes=1 if on_gpu else settings.cpu_lanes or min(MAX_LANES, max(1, THREADS // engines)),
     )

@@ -308,6 +308,13 @@ class Settings:
         "With workers: whether a process with the backbone loaded waits to replace a dead engine "
         "in about a second; it takes about 50 MB",
     )
+    one_core: bool = _setting(
+        _yes_or_no,
+        "yes",
+        "yes or no",
+        "With workers beside a GPU: whether the engine's two threads stay together on one core "
+        "([engine.md](engine.md#one-core)). `no` where other programs fill this host's cores",
+    )
     # ruff mistakes the call in a Path's default for shared state; it makes a dataclass field.
     adapter_dir: Path = _setting(  # noqa: RUF009
         _folder, "data/adapters", "folder", "Where uploaded adapters are kept; created if missing"

@@ -9,9 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from adapters.backbone.model import Backbone
 from adapters.format.files import Adapter
+from service import local
 from service.engine import affinity
 from service.engine.affinity import SharedCore, shared_core
 from service.engine.engine import LocalEngine
@@ -99,10 +101,17 @@ def test_few_cores_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
 
 
-def test_only_an_engine_on_a_gpu_in_a_process_of_its_own_does_it() -> None:
+def test_only_an_engine_on_a_gpu_in_a_process_of_its_own_does_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     settings = read_settings({"IDSPAM_DEVICE": "cpu"})
     assert not engine_settings(settings, alone=True).one_core
+    # `resolve_device` would look for the GPU.
+    monkeypatch.setattr(local, "resolve_device", lambda _: torch.device("cuda"))
+    assert engine_settings(settings, alone=True).one_core
     assert not engine_settings(settings).one_core
+    off = read_settings({"IDSPAM_DEVICE": "cpu", "IDSPAM_ONE_CORE": "no"})
+    assert not engine_settings(off, alone=True).one_core
 
 
 async def test_an_engine_on_one_core_reads_adapters_on_all(
