@@ -187,8 +187,7 @@ export function adapterPicker({ label, value = [], most = 1, onChange = () => {}
 
   function pick(row) {
     if (row.state !== "ready") {
-      announce(`${row.name} cannot be used: ${row.reason ?? row.state}`, { urgent: true });
-      put(trouble, errorBox({ message: row.reason ?? `${row.name} is ${row.state}` }));
+      put(trouble, errorBox({ message: `${row.name} cannot be used: ${row.reason ?? row.state}` }));
       return;
     }
     input.value = answered = "";

@@ -1,7 +1,6 @@
 // A field for a text, with a limit that says so before the page would freeze.
 
 import { bytes, count, h, put, unique } from "../dom.js";
-import { announce } from "../shell.js";
 
 /** Characters. Far more than any model here reads, and still quick to draw. */
 export const LIMIT = 100_000;
@@ -54,7 +53,6 @@ export function textField({ label, rows = 5, value = "", placeholder = "", limit
         onTooLong && h("button", { type: "button", on: { click: () => { put(notice); onTooLong(file()); } } }, offer),
       ),
     );
-    announce(message, { urgent: true });
   }
 
   const element = h("div", { class: "field" }, h("label", { for: id, class: "name" }, label), input, notice);
