@@ -381,5 +381,6 @@ def engine_settings(
         max_image_bytes=settings.images_mib * _MIB or None,
         writes_images=first,
         one_core=settings.one_core and on_gpu and alone,
+        beside_http=not alone,
         lanes=1 if on_gpu else settings.cpu_lanes or min(MAX_LANES, max(1, THREADS // engines)),
     )

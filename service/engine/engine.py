@@ -41,6 +41,7 @@ from service.engine.interface import (
 )
 from service.engine.load import Load
 from service.engine.observer import ImageEvent, Observer
+from service.engine.promptness import BESIDE_HTTP_SECONDS, restore_turns, shorten_turns
 from service.engine.requests import InFlight, LaunchedBatch, Request
 from service.engine.residency import Residency
 from service.engine.runners.base import BatchResult, Runner
@@ -133,6 +134,7 @@ class LocalEngine:
         self._copying = self._threads(_COPYING_THREADS, "copying")
         self._scheduler: Scheduler[Request] = Scheduler(settings)
         self._trimming: asyncio.Task[None] | None = None
+        self._shortened = False
 
     @property
     def info(self) -> EngineInfo:
@@ -152,6 +154,9 @@ class LocalEngine:
             )
             self._enter(Phase.WARMING)
             self._parts = parts = self._assemble(runner)
+            if self._settings.beside_http:
+                shorten_turns(BESIDE_HTTP_SECONDS)
+                self._shortened = True
             parts.device.start()
             await parts.device.warm
             self._enter(Phase.READY)
@@ -248,6 +253,9 @@ class LocalEngine:
             await asyncio.to_thread(self._parts.device.join, self._settings.stall_seconds)
         if self._core is not None:
             self._core.leave()
+        if self._shortened:
+            self._shortened = False
+            restore_turns(BESIDE_HTTP_SECONDS)
 
     def health(self) -> EngineHealth:
         live, ready = self._phase not in _OVER, self._phase is Phase.READY

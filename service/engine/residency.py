@@ -28,7 +28,7 @@ from service.engine.device_loader import DeviceLoader, Outcome
 from service.engine.host_cache import HostCache, Read
 from service.engine.interface import AdapterKey
 from service.engine.observer import Observer
-from service.engine.promptness import Promptness
+from service.engine.promptness import LOADING_SECONDS, restore_turns, shorten_turns
 from service.engine.runners.base import DeviceAdapter, HostAdapter
 from service.errors import AdapterLoadFailed, EngineUnavailable, InvalidRequest
 
@@ -137,7 +137,6 @@ class Residency:
         self._retired: set[AdapterKey] = set()
         # Waiters that have their slots, some of which still load.
         self._loading: set[Waiter] = set()
-        self._promptness = Promptness()
         self.on_shortage: Callable[[], None] = lambda: None
 
     def active_names(self, most: int) -> list[str]:
@@ -424,7 +423,7 @@ class Residency:
 
     def _load(self, slot: Slot) -> None:
         """Start a load. Other requests that lease the slot meanwhile wait for it too."""
-        self._promptness.begin()
+        shorten_turns(LOADING_SECONDS)
         adapter = self._host_cache.get(slot.key)
         if adapter is not None:
             self._copy(slot, adapter)
@@ -466,7 +465,7 @@ class Residency:
         self._loader.load(slot.index, adapter, copied)
 
     def _activate(self, slot: Slot, adapter: DeviceAdapter, seconds: float) -> None:
-        self._promptness.end()
+        restore_turns(LOADING_SECONDS)
         slot.adapter = adapter
         self._nbytes += adapter.nbytes
         if slot.leases == 0:
@@ -480,7 +479,7 @@ class Residency:
 
     def _load_failed(self, slot: Slot, error: BaseException) -> None:
         """Fail the waiters and free the slot, so that the next request tries again."""
-        self._promptness.end()
+        restore_turns(LOADING_SECONDS)
         del self._active[slot.key]
         self._loader.unload(slot.index)
         self._free.append(slot.index)

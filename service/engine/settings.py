@@ -24,6 +24,7 @@ class EngineSettings:
     sharing: whether rows of a batch with the same text share their lower layers.
     one_core: whether the event loop and the lane stay on one core. The event loop's process must do
     little else.
+    beside_http: whether the event loop answers HTTP, too.
     """
 
     max_batch_tokens: int = 16384
@@ -40,6 +41,7 @@ class EngineSettings:
     adapter_weights: Mapping[str, float] = field(default_factory=dict)
     sharing: bool = True
     one_core: bool = False
+    beside_http: bool = False
 
     def __post_init__(self) -> None:
         if self.stall_seconds <= 0:
