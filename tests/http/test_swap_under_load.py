@@ -19,7 +19,7 @@ from tests.support.tiny_models import make_adapter
 pytestmark = pytest.mark.slow
 
 CLIENTS = 16
-UPLOADS = 200
+UPLOADS = 100
 # Between a client's answer and its next request: the machine is shared with the service.
 PAUSE_SECONDS = 0.1
 TEXTS = ("free win now", "my card is not good", "", "hello you call the bad card " * 3)
