@@ -152,7 +152,10 @@ def place(backbone: Backbone, *, device: str, dtype: str) -> Backbone:
         return _in_int8(backbone)
     if dtype == "float8":
         return _in_float8(backbone)
-    if dtype == "bfloat16" or (dtype == "auto" and computes_bfloat16(target)):
+    native = computes_bfloat16(target)
+    if dtype == "bfloat16" and not native:
+        logger.warning("%s emulates bfloat16, which is slower than float32", target)
+    if dtype == "bfloat16" or (dtype == "auto" and native):
         backbone = _in_bfloat16(backbone, checked=dtype == "auto")
     return backbone
 

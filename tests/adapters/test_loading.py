@@ -229,6 +229,23 @@ def test_auto_uses_bfloat16_only_where_it_is_native() -> None:
     assert backbone.dtype is (torch.bfloat16 if native else torch.float32)
 
 
+@pytest.mark.parametrize("native", [True, False])
+def test_bfloat16_that_is_emulated_is_warned_of(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, native: bool
+) -> None:
+    monkeypatch.setattr(loading, "computes_bfloat16", lambda _: native)
+    assert load_backbone(str(saved), device="cpu", dtype="bfloat16").dtype is torch.bfloat16
+    warned = [
+        record.getMessage()
+        for record in caplog.records
+        if record.name == loading.__name__ and record.levelname == "WARNING"
+    ]
+    assert warned == ["cpu emulates bfloat16, which is slower than float32"] * (not native)
+    caplog.clear()
+    load_backbone(str(saved), device="cpu", dtype="auto")
+    assert "emulates" not in caplog.text
+
+
 def test_auto_keeps_float32_if_bfloat16_changes_answers(
     saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
