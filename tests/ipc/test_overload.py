@@ -104,6 +104,8 @@ async def test_an_adapter_that_floods_does_not_take_the_others_turn(service: Rea
         flooding = asyncio.ensure_future(closed_loop(flood, clients=40, seconds=3))
         calm = await open_loop(lambda: ask(sender, "b"), rate=10, seconds=2.5)
         flooded = await flooding
+    answered = sum(item.status == 200 for item in flooded)
+    print(f"flood: {answered} answered; others: {len(in_time(calm))} of {len(calm)} in time")
     assert any(item.status == 429 for item in flooded)
     assert len(in_time(calm)) >= 0.8 * len(calm)
-    assert any(item.status == 200 for item in flooded)
+    assert answered > 0
