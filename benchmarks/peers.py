@@ -45,6 +45,13 @@ def add_arguments(parser: ArgumentParser) -> None:
         default=OUR_DTYPES,
         help="that ours computes in",
     )
+    parser.add_argument(
+        "--rival-types",
+        choices=DTYPES,
+        nargs="+",
+        default=DTYPES,
+        help="that theirs compute in; float32 is what all are compared with, so it is always there",
+    )
     parser.add_argument("--seconds", type=duration, default=10.0, help="of every load")
     parser.add_argument("--rounds", type=at_least(1), default=3)
 
@@ -56,7 +63,7 @@ def run(options: Namespace) -> Report:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="idspam-peers-")))
         texts = make_texts(words_of(DEFAULT_BACKBONE), count=TEXTS, mean_tokens=MEAN_TOKENS)
         contenders = [
-            *_theirs(stack, folder, options.python, texts),
+            *_theirs(stack, folder, options.python, texts, options.rival_types),
             *_ours(stack, folder, texts, options.counts, options.types),
         ]
         measured = rounds_of(contenders, seconds=options.seconds, rounds=options.rounds)
@@ -71,7 +78,11 @@ def run(options: Namespace) -> Report:
 
 
 def _theirs(
-    stack: ExitStack, folder: Path, python: Path, texts: Sequence[str]
+    stack: ExitStack,
+    folder: Path,
+    python: Path,
+    texts: Sequence[str],
+    types: Sequence[str],
 ) -> Iterator[Contender]:
     classifier = folder / "classifier"
     write_classifier(classifier)
@@ -79,7 +90,7 @@ def _theirs(
         folder, "classifier", texts, lambda few: {"input": few, "model": "classifier"}
     )
     servers = (("infinity", infinity, "classify"), ("litserve", litserve, "predict"))
-    for dtype in DTYPES:
+    for dtype in dict.fromkeys(["float32", *types]):
         for name, start, path in servers:
             progress(f"starting {name} {dtype}")
             log = folder / f"{name}-{dtype}.log"
