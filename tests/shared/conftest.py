@@ -10,7 +10,8 @@ from adapters.shared.objects import ObjectStore
 from tests.support.s3_server import BUCKET, environment, s3_server
 from tests.support.tcp_proxy import Proxy, proxy_to
 
-TIMEOUT = 5.0
+# Seconds. The first call loads the library of S3, for seconds on a busy machine.
+TIMEOUT = 15.0
 
 
 @pytest.fixture(scope="session")

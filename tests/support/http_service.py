@@ -7,7 +7,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,8 +102,31 @@ class RunningService:
 class _Server(Server):
     """Leaves the garbage collector as it is, and goes on if the service could not start."""
 
+    loop: asyncio.AbstractEventLoop | None = None
+
     def _started(self, starting: "asyncio.Task[None]") -> None:
-        pass
+        self.loop = starting.get_loop()
+
+
+class _Transport(httpx.HTTPTransport):
+    """Returns an answer once the service has done what follows it: its line in the log, its spans.
+
+    Client and service share an interpreter, so the client may have the last byte before that.
+    """
+
+    def __init__(self, server: _Server) -> None:
+        super().__init__()
+        self._server = server
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        response = super().handle_request(request)
+        if self._server.loop is not None:
+            done = threading.Event()
+            # A loop that has ended has done everything.
+            with suppress(RuntimeError):
+                self._server.loop.call_soon_threadsafe(done.set)
+                done.wait(1)
+        return response
 
 
 def make_app(settings: Settings, load: Callable[[], Backbone]) -> FastAPI:
@@ -139,7 +162,9 @@ def serve(
     thread.start()
     service = app.state.service
     try:
-        with httpx.Client(base_url=url_of(listener), timeout=PATIENCE_SECONDS) as client:
+        with httpx.Client(
+            base_url=url_of(listener), timeout=PATIENCE_SECONDS, transport=_Transport(server)
+        ) as client:
             if wait:
                 until(lambda: client.get("/readyz").status_code == 200)
             yield RunningService(str(client.base_url), app, client, service, adapter_dir)
