@@ -110,6 +110,6 @@ async def test_an_adapter_that_floods_does_not_take_the_others_turn(service: Rea
     answered = sum(item.status == 200 for item in flooded)
     logger.info("flood: %d answered; others: %d of %d", answered, len(in_time(calm)), len(calm))
     assert any(item.status == 429 for item in flooded)
-    # Of 30, slow cores answered 25 or more; 0 to 7 where batches starved.
+    # Of 30, two slow cores answered 19 to 30, and 0 to 7 where batches starved.
     assert len(in_time(calm)) >= 0.6 * len(calm)
     assert answered > 0
