@@ -146,8 +146,14 @@ class Catalog(CatalogView):
             self._apply(change, None) if change.file is None else self._apply_file(change)
         )
         self._changes.add(task)
-        task.add_done_callback(self._changes.discard)
+        task.add_done_callback(self._over)
         return await asyncio.shield(task)
+
+    def _over(self, change: asyncio.Future[ChangeResult]) -> None:
+        self._changes.discard(change)
+        if not change.cancelled():
+            # An error is no surprise if nobody is left to get it: the client has gone.
+            change.exception()
 
     async def _apply_file(self, change: Change) -> ChangeResult:
         assert change.file is not None, "a file is received before it is published"

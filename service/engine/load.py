@@ -1,6 +1,6 @@
 """How busy an engine is, in a form that another process can refuse requests by."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from time import monotonic
 from typing import NamedTuple
@@ -71,7 +71,7 @@ class Load:
         """In how many seconds a further token of a flow would be done; 0 if that is not known.
 
         Args:
-            sent: as of `foresee`.
+            sent: tokens of all flows that were sent to the engine since this load was measured.
         """
         age = monotonic() - self.at
         if age > _VALID_SECONDS:
@@ -79,13 +79,11 @@ class Load:
         wait, _ = self.waits.get(flow, (self.otherwise, False))
         return max(0.0, wait - age + (sent / self.rate if self.rate else 0.0))
 
-    def foresee(
-        self, adapters: Sequence[str], *, timeout: float, client: str, sent: float = 0.0
-    ) -> None:
+    def foresee(self, flow: FlowKey, *, timeout: float, sent: float = 0.0) -> None:
         """Refuse what the engine would refuse even if its texts had no tokens.
 
         Args:
-            sent: tokens that were sent to the engine since this load was measured.
+            sent: tokens of this flow that were sent to the engine since this load was measured.
 
         Raises:
             Overloaded: as `service.engine.interface.Predictor.predict`.
@@ -95,8 +93,7 @@ class Load:
             return
         # What was sent adds to the wait, and meanwhile the device works.
         passed = age - (sent / self.rate if self.rate else 0.0)
-        key = flow_of(client, adapters, timeout)
-        wait, barred = self.waits.get(key, (self.otherwise, False))
+        wait, barred = self.waits.get(flow, (self.otherwise, False))
         if barred:
             raise Overloaded(
                 f"{self.limit} tokens wait", retry_after=max(0.0, wait - passed), reason="share"

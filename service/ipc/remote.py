@@ -6,6 +6,7 @@ that waits for an answer, and the worker is not ready until the engine has welco
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -21,7 +22,7 @@ from service.catalog.entry import Change, ChangeResult, Inspection
 from service.catalog.view import CatalogView
 from service.drift.interface import DriftReport, UncertainText
 from service.engine.interface import Completion, EngineHealth, EngineInfo, Entry, Predictor
-from service.engine.load import FlowKey, Load
+from service.engine.load import FlowKey, Load, flow_of
 from service.engine.observer import Observer
 from service.errors import DeadlineExceeded, EngineUnavailable, LeaseExpired, NotReady
 from service.ipc.channel import Channel, Context, Outbox, RateLimitedWarnings
@@ -314,8 +315,9 @@ class RemoteEngine:
         self._info: EngineInfo | None = None
         self._tokenizer = ""
         self._load: Load | None = None
-        # Since that load was measured.
+        # Tokens sent since that load was measured, in all and by flow.
         self._sent_tokens = 0
+        self._sent_by_flow: Counter[FlowKey] = Counter()
         self._workers = 1
 
     @property
@@ -343,9 +345,11 @@ class RemoteEngine:
         weight: float = 1.0,  # noqa: ARG002
     ) -> None:
         if self._load is not None:
-            # The other workers will have sent as much as this one.
-            sent = self._sent_tokens * self._workers
-            self._load.foresee(adapters, timeout=timeout, client=client, sent=sent)
+            # Those of other flows do not come first, however many they are. The other workers will
+            # have sent as much as this one.
+            flow = flow_of(client, adapters, timeout)
+            sent = self._sent_by_flow[flow] * self._workers
+            self._load.foresee(flow, timeout=timeout, sent=sent)
 
     async def predict(
         self,
@@ -362,7 +366,11 @@ class RemoteEngine:
             return Completion((), 0.0, 0.0)
         if not bulk:
             # Nothing else waits for what is bulk.
-            self._sent_tokens += sum([entry.cost for entry in entries])
+            tokens = sum([entry.cost for entry in entries])
+            timeout = None if deadline is None else deadline - monotonic()
+            flow = flow_of(client, {entry.adapter.name for entry in entries}, timeout)
+            self._sent_tokens += tokens
+            self._sent_by_flow[flow] += tokens
         reply = await self._requests.ask(
             PredictDone,
             lambda number: predict_of(
@@ -384,6 +392,7 @@ class RemoteEngine:
 
     def set_load(self, load: Load | None, workers: int = 1) -> None:
         self._load, self._workers, self._sent_tokens = load, workers, 0
+        self._sent_by_flow.clear()
 
 
 class RemoteCatalog(CatalogView):

@@ -181,7 +181,7 @@ def test_ctrl_c_ends_the_command_at_once_with_whole_lines(tmp_path: Path) -> Non
             brake.on()
             running.stdin.write(b"win\n")
             running.stdin.flush()
-            until(lambda: held.client.get("/readyz").json()["details"]["batch_seconds"] > 0)
+            until(lambda: brake.holds)
             running.send_signal(signal.SIGINT)
             assert running.wait(10) == 130
             assert running.stderr is not None

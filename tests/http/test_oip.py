@@ -219,7 +219,7 @@ def test_a_busy_service_says_429_and_a_deadline_504(tmp_path: Path) -> None:
         with ThreadPoolExecutor(2) as others:
             try:
                 others.submit(infer, small, text_tensor(LONG))
-                until(lambda: small.service.health().details["batch_seconds"] != 0)
+                until(lambda: brake.holds)
                 others.submit(infer, small, text_tensor(LONG))
                 until(lambda: small.service.health().details["waiting_entries"] == 1)
                 busy = infer(small, text_tensor(LONG))

@@ -87,7 +87,7 @@ def test_requests_that_were_taken_are_answered_after_an_unload(tmp_path: Path) -
         brake.on()
         try:
             running = others.submit(slow.predict, adapter="a", inputs="x")
-            until(lambda: slow.service.health().details["batch_seconds"] != 0)
+            until(lambda: brake.holds)
             waiting = others.submit(slow.predict, adapter="a", inputs="x")
             until(lambda: slow.service.health().details["waiting_entries"] == 1)
             assert change(slow, "a", "unload").status_code == 200

@@ -195,7 +195,7 @@ def test_requests_in_flight_longer_than_the_drain_are_failed(tmp_path: Path) -> 
             for _ in range(3)
         ]
         asking[0].start()
-        until(lambda: live.service.health().details["batch_seconds"] != 0)
+        until(lambda: brake.holds)
         for thread in asking[1:]:
             thread.start()
         until(lambda: live.service.health().details["waiting_entries"] == 2)

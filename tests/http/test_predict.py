@@ -294,7 +294,7 @@ def test_rows_of_a_client_that_hung_up_are_dropped(tmp_path: Path) -> None:
         brake.on()
         first = threading.Thread(target=live.predict, kwargs={"adapter": "a", "inputs": "stays"})
         first.start()
-        until(lambda: live.service.health().details["batch_seconds"] != 0)
+        until(lambda: brake.holds)
         body = json.dumps({"adapter": "a", "inputs": ["goes"] * 5}).encode()
         address = httpx.URL(live.url)
         with socket.create_connection((address.host, address.port or 0)) as connection:
@@ -328,7 +328,7 @@ def test_more_than_may_wait_is_refused_at_once_with_retry_after(tmp_path: Path) 
         ]
         for thread in running:
             thread.start()
-            until(lambda: live.service.health().details["batch_seconds"] != 0)
+            until(lambda: brake.holds)
         until(lambda: live.service.health().details["waiting_entries"] == 1)
         response = live.client.post("/v1/predict", json={"adapter": "a", "inputs": "win " * 40})
         never = live.client.post("/v1/predict", json={"adapter": "a", "inputs": ["win " * 40] * 2})

@@ -207,7 +207,7 @@ def test_overload_is_429_with_that_servers_type(tmp_path: Path) -> None:
         with ThreadPoolExecutor(2) as others:
             try:
                 others.submit(ask, small, LONG, "/adapters/a/predict")
-                until(lambda: small.service.health().details["batch_seconds"] != 0)
+                until(lambda: brake.holds)
                 others.submit(ask, small, LONG, "/adapters/a/predict")
                 until(lambda: small.service.health().details["waiting_entries"] == 1)
                 answer = ask(small, LONG, "/adapters/a/predict")

@@ -48,7 +48,7 @@ async def test_the_engines_end_fails_all_that_wait_at_once(
         brake.on()
         entries = [entry(worker, "a", "x")] * 2
         tasks = [asyncio.create_task(worker.engine.predict(entries)) for _ in range(5)]
-        await until(lambda: engine.local.health().details["batch_seconds"] != 0)
+        await until(lambda: brake.holds)
         began = monotonic()
         engine.server.close()
         results = await asyncio.gather(*tasks, return_exceptions=True)

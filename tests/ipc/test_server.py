@@ -1,6 +1,7 @@
 """Remote workers get the engine's answers and refusals, and all of them get changes at once."""
 
 import asyncio
+import gc
 from pathlib import Path
 from time import monotonic
 
@@ -14,6 +15,7 @@ from adapters.format.files import serialize
 from adapters.packed.packing import Row, RowShape
 from service.catalog.entry import Condition
 from service.engine.interface import Predictor
+from service.engine.load import FlowKey, Load
 from service.errors import DeadlineExceeded, InvalidRequest, Overloaded
 from service.ipc.remote import RemoteBackend
 from tests.support.http_service import Brake
@@ -120,7 +122,7 @@ async def test_clients_share_the_engine_and_workers_refuse_what_it_would_refuse(
         patient = monotonic() + 700
         brake.on()
         held = asyncio.ensure_future(first.engine.predict([entry(first, "b", "x")]))
-        await until(lambda: first.health().details.get("batch_seconds", 0) != 0)
+        await until(lambda: brake.holds)
         flood = [
             asyncio.ensure_future(
                 first.engine.predict(
@@ -151,6 +153,31 @@ async def test_clients_share_the_engine_and_workers_refuse_what_it_would_refuse(
         assert any(isinstance(item, Overloaded) for item in results)
 
 
+async def test_what_one_flow_has_sent_makes_no_other_flow_wait(
+    tmp_path: Path, backbone: Backbone
+) -> None:
+    async with engine_with_workers(backbone, tmp_path) as engine:
+        worker = await engine.worker()
+        for name in "ab":
+            await worker.catalog.publish(name, data(backbone, 1), ANY)
+        remote = worker.engine
+        # A device that runs a token a second, and has nothing to do.
+        remote.set_load(Load(monotonic(), 100, 1.0, 0.0, {}, 0.0), workers=2)
+        flood = asyncio.ensure_future(
+            remote.predict([entry(worker, "a", "x")], deadline=monotonic() + 11, client="flood")
+        )
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded) as caught:
+            remote.foresee(["a"], timeout=11, client="flood")
+        # Another worker will have sent as much.
+        assert caught.value.retry_after == pytest.approx(2 * COST - 11, abs=0.5)
+        for adapter, client in (("b", "flood"), ("a", "calm")):
+            remote.foresee([adapter], timeout=11, client=client)
+        # Which device is asked depends on all that they were sent.
+        assert remote.wait(FlowKey("calm", "b", 0)) == pytest.approx(2 * COST, abs=0.5)
+        await flood
+
+
 async def test_a_cancelled_request_leaves_the_engines_queue(
     tmp_path: Path, backbone: Backbone
 ) -> None:
@@ -162,7 +189,7 @@ async def test_a_cancelled_request_leaves_the_engines_queue(
         brake.on()
         try:
             running = asyncio.create_task(worker.engine.predict(entries))
-            await until(lambda: engine.local.health().details["batch_seconds"] != 0)
+            await until(lambda: brake.holds)
             waiting = asyncio.create_task(worker.engine.predict(entries))
             await until(lambda: engine.local.health().details["waiting_entries"] == 1)
             waiting.cancel()
@@ -184,6 +211,14 @@ async def test_an_upload_that_nobody_waits_for_any_more_is_done_whole(
             await asyncio.sleep(delay)
             task.cancel()
         await other.catalog.settled("a")
+        # One that is refused meanwhile is no error that nobody has handled.
+        for delay in (0.0, 0.001, 0.005, 0.02):
+            task = asyncio.create_task(worker.catalog.publish("b", b"\0" * 64, ANY))
+            await asyncio.sleep(delay)
+            task.cancel()
+        await asyncio.sleep(0.1)
+        gc.collect()
+        assert engine.local.catalog.find("b") is None
         stored = engine.local.catalog.entry("a").current
         await until(lambda: other.catalog.entry("a").current == stored)
         await until(lambda: worker.catalog.entry("a").current == stored)
