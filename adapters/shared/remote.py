@@ -24,6 +24,8 @@ _BYTES_PER_SECOND = 1 << 20
 _MODIFIED = ("LastModified", "mtime", "last_modified")
 # How many objects are read at the same time.
 _AT_ONCE = 32
+# Nothing is asked of the store meanwhile.
+_LOADING_SECONDS = 60.0
 
 _DENIED_STATUSES = frozenset({401, 403})
 _DENIED_CODES = frozenset(
@@ -76,6 +78,11 @@ class Remote:
         self._fs.retries = _TRIES
         self._root = self._fs._strip_protocol(url).rstrip("/")
         self._timeout = timeout
+        self._load: Callable[[], Awaitable[object]] | None = None
+        if protocol == "s3":
+            # It makes its client from many files. On a slow processor that takes seconds, which are
+            # not the store's; without this the first call would do it.
+            self._load = self._fs.set_session
 
     def create(self, key: str, content: bytes) -> bool:
         try:
@@ -136,6 +143,9 @@ class Remote:
 
     def _run(self, call: Callable[[], Awaitable[T]], size: int = 0) -> T:
         """In fsspec's own thread; the call is cancelled when its time is over."""
+        if self._load is not None:
+            sync(self._fs.loop, self._load, timeout=_LOADING_SECONDS)
+            self._load = None
         result: T = sync(self._fs.loop, call, timeout=self._timeout + size / _BYTES_PER_SECOND)
         return result
 

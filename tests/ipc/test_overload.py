@@ -104,12 +104,13 @@ async def test_an_adapter_that_floods_does_not_take_the_others_turn(service: Rea
             await asyncio.sleep(0.01)
             return answer
 
-        flooding = asyncio.ensure_future(closed_loop(flood, clients=40, seconds=3))
-        calm = await open_loop(lambda: ask(sender, "b"), rate=10, seconds=2.5)
+        flooding = asyncio.ensure_future(closed_loop(flood, clients=40, seconds=5))
+        calm = await open_loop(lambda: ask(sender, "b"), rate=10, seconds=4.5)
         flooded = await flooding
     answered = sum(item.status == 200 for item in flooded)
     logger.info("flood: %d answered; others: %d of %d", answered, len(in_time(calm)), len(calm))
     assert any(item.status == 429 for item in flooded)
-    # Of 30, two slow cores answered 19 to 30, and 0 to 7 where batches starved.
-    assert len(in_time(calm)) >= 0.6 * len(calm)
+    # Two slow cores that other processes used as well were in time for 0.63 to 0.96 of them; where
+    # batches starved it was a fifth at most.
+    assert len(in_time(calm)) >= 0.5 * len(calm)
     assert answered > 0

@@ -17,7 +17,7 @@ from service.catalog.entry import Condition
 from service.engine.interface import Predictor
 from service.engine.load import FlowKey, Load
 from service.errors import DeadlineExceeded, InvalidRequest, Overloaded
-from service.ipc.remote import RemoteBackend
+from service.ipc.remote import RemoteBackend, RemoteEngine
 from tests.support.http_service import Brake
 from tests.support.ipc_harness import ANY, data, engine_with_workers, entry, until
 from tests.support.tiny_models import make_adapter
@@ -161,6 +161,7 @@ async def test_what_one_flow_has_sent_makes_no_other_flow_wait(
         for name in "ab":
             await worker.catalog.publish(name, data(backbone, 1), ANY)
         remote = worker.engine
+        assert isinstance(remote, RemoteEngine)
         # A device that runs a token a second, and has nothing to do.
         remote.set_load(Load(monotonic(), 100, 1.0, 0.0, {}, 0.0), workers=2)
         flood = asyncio.ensure_future(

@@ -1,5 +1,6 @@
 """Objects in a folder and on S3: conditional creates, errors by name, and their time."""
 
+import asyncio
 import errno
 import os
 import threading
@@ -11,6 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from s3fs import S3FileSystem
 
 from adapters import faults
 from adapters.errors import StoreDenied, StoreFailed, StoreFull, StoreUnreachable
@@ -191,9 +193,8 @@ def test_a_folder_whose_parent_is_missing_is_not_made(tmp_path: Path) -> None:
 def test_a_lost_connection_is_unreachable_in_time_and_comes_back(
     s3_url: str, s3_proxy: Proxy, mode: Mode
 ) -> None:
-    # With time enough: the first one loads the library of S3.
-    ObjectStore(s3_url).put("log/1.json", b"x")
     store = ObjectStore(s3_url, timeout=2)
+    store.put("log/1.json", b"x")
     assert store.get("log/1.json") == b"x"
     s3_proxy.mode = mode
     try:
@@ -205,6 +206,20 @@ def test_a_lost_connection_is_unreachable_in_time_and_comes_back(
     finally:
         s3_proxy.mode = "pass"
     assert store.get("log/1.json") == b"x"
+
+
+def test_the_loading_of_the_library_is_not_the_stores_time(
+    s3_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = S3FileSystem.set_session
+
+    async def slowly(self: S3FileSystem) -> object:
+        if self._s3 is None:
+            await asyncio.sleep(1.5)
+        return await load(self)
+
+    monkeypatch.setattr(S3FileSystem, "set_session", slowly)
+    ObjectStore(s3_url, timeout=1).put("log/1.json", b"x")
 
 
 def test_a_create_whose_answer_is_lost_was_done_all_the_same(s3_url: str, s3_proxy: Proxy) -> None:
