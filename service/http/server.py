@@ -20,6 +20,7 @@ from service.access.tls import Renewal, certificate_of
 from service.engine.interface import EngineInfo
 from service.http.bounded_http import BoundedHttpProtocol
 from service.http.connections import Connection, Connections, limits_of
+from service.http.last_connections import stop_listening
 from service.http.lifecycle import Service
 from service.start import freeze_loaded_objects, start_error
 
@@ -95,10 +96,12 @@ class Server(uvicorn.Server):
         self._process = process
         self._announce = announce
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._listeners: list[socket.socket] = []
         self._draining: asyncio.Task[None] | None = None
         self.failure: str | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._listeners = sockets or []
         await super().startup(sockets)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         self._loop = asyncio.get_running_loop()
@@ -163,9 +166,25 @@ class Server(uvicorn.Server):
     async def _drain_service(self) -> None:
         await self._service.drain()
         loop = asyncio.get_running_loop()
+        # If connections came until the end, those that came last would be reset.
+        await stop_listening(
+            self._listeners, self._close_listeners, self._new_protocol, self.config.ssl
+        )
+        self._connections.last_request = loop.time()
         since = loop.time()
         while self._connections.may_be_asked(loop.time(), since):  # noqa: ASYNC110  # a clock's
             await asyncio.sleep(DRAIN_POLL_SECONDS)
+
+    def _close_listeners(self) -> None:
+        for server in self.servers:
+            server.close()
+
+    def _new_protocol(self) -> asyncio.Protocol:
+        """As uvicorn makes one for each connection."""
+        make = cast("Callable[..., asyncio.Protocol]", self.config.http_protocol_class)
+        return make(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
 
     def _drained(self, draining: "asyncio.Task[None]") -> None:
         self.should_exit = True
