@@ -1,6 +1,6 @@
 """Request and response bodies: reading with a size limit, JSON both ways, validation."""
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import orjson
@@ -21,6 +21,8 @@ MAX_DETAILS = 100
 _UNCOUNTED_BYTES = 2**17
 _MOST_CONTAINERS = 2**17
 _NOT_COUNTED = bytes(set(range(256)) - set(b'"[{'))
+# Far more than any model has.
+_MOST_FIELDS = 1000
 MAX_SHOWN_CHARACTERS = 64
 # In the state of a request's scope, which copies of the scope share: the error that ended its body,
 # which reading it raises.
@@ -114,16 +116,44 @@ def _refuse_many_containers(body: bytes, what: str) -> None:
         raise TooLarge(f"{count} lists and objects in the {what}, at most {_MOST_CONTAINERS}")
 
 
+async def read_as(model: type[M], request: Request) -> M:
+    """The JSON body of a request as a model.
+
+    Raises:
+        TooLarge: a list of more than `IDSPAM_MAX_INPUTS` items; none of them has been looked at.
+        HTTPException, MalformedRequest, ...: as `read_json` and `validated`.
+    """
+    settings = service_of(request).settings
+    content = await read_json(request, settings.max_body_bytes)
+    # Each wrong item is a fault, and a fault is far larger than the item that it names.
+    for name, value in _known_fields(model, content):
+        if isinstance(value, list) and len(value) > settings.max_inputs:
+            raise TooLarge(f"{name}: {len(value)} items, at most {settings.max_inputs} are allowed")
+    return validated(model, content)
+
+
 def validated(model: type[M], content: Any) -> M:
     """JSON content as a model.
 
     Raises:
-        InvalidRequest: with every fault and its place.
+        InvalidRequest: with every fault and its place, or far too many fields.
     """
+    if model.model_config.get("extra") == "forbid" and isinstance(content, dict):
+        # Each unknown field is a fault, too.
+        inner = (value for _, value in _known_fields(model, content) if isinstance(value, dict))
+        fields = len(content) + sum(map(len, inner))
+        if fields > _MOST_FIELDS:
+            raise InvalidRequest([f"body: {fields} fields, far more than there are"])
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        raise InvalidRequest(faults_of(error.errors())) from None
+        faults = error.errors(include_url=False, include_context=False, include_input=False)
+        raise InvalidRequest(faults_of(faults)) from None
+
+
+def _known_fields(model: type[BaseModel], content: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(content, dict):
+        yield from ((name, content[name]) for name in model.model_fields if name in content)
 
 
 def faults_of(errors: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -11,7 +11,7 @@ from adapters.errors import NoTraffic
 from service.catalog.entry import CatalogEntry, ChangeResult, Wait
 from service.catalog.traffic import Figures, Rule, Traffic
 from service.http.adapters import condition_of, etag, published
-from service.http.bodies import JsonResponse, read_json, validated
+from service.http.bodies import JsonResponse, read_as
 from service.http.lifecycle import origin_of, service_of
 from service.http.openapi.documentation import (
     DELETE_TRAFFIC,
@@ -32,8 +32,7 @@ async def put_traffic(request: Request, name: str, wait: Wait = "all") -> Respon
     Either way they are compared. A rule ends this if the second revision does badly.
     """
     service = service_of(request)
-    content = await read_json(request, service.settings.max_body_bytes)
-    body = validated(TrafficRequest, content)
+    body = await read_as(TrafficRequest, request)
     rule = Rule() if body.rule is None else Rule(**body.rule.model_dump())
     traffic = Traffic(body.revision, "", body.percent, body.shadow, rule)
     await service.catalog.divide(

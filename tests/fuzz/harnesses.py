@@ -93,7 +93,8 @@ def _tei(body: bytes) -> None:
 
 
 def _vllm(body: bytes) -> None:
-    found = vllm._validate(parse_json(body))
+    found = validated(vllm.VllmClassifyRequest, parse_json(body))
+    vllm._refuse_options(found)
     assert isinstance(found.input, str | list)
 
 

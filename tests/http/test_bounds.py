@@ -168,6 +168,37 @@ def test_small_chunks_with_extensions_are_read(live: RunningService) -> None:
     assert only(sent_and_answered(live.url, request)).status == 200
 
 
+JUNK = {f"k{number}": 1 for number in range(50_000)}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/predict", {"inputs": [1] * 400_000}),
+        ("/embed", {"inputs": [1] * 400_000}),
+        ("/rerank", {"query": "x", "texts": [1] * 400_000}),
+        ("/classify", {"input": [1] * 400_000}),
+        ("/v1/rerank", {"query": "x", "documents": [1] * 400_000}),
+        ("/v1/embeddings", {"input": [1] * 400_000}),
+        ("/v1/predict", {"inputs": [1] * 400_000}),
+        ("/v2/models/a/infer", {"inputs": [1] * 400_000}),
+        ("/v2/models/a/infer", {"inputs": [], "outputs": [1] * 400_000}),
+        ("/v1/predict", {"inputs": JUNK}),
+        ("/v1/adapters/a/rollback", JUNK),
+        ("/v1/adapters/a/traffic", JUNK),
+        ("/v1/adapters/a/traffic", {"revision": "a", "percent": 1, "rule": JUNK}),
+    ],
+)
+def test_what_is_wrong_a_very_large_number_of_times_is_refused_at_once(
+    live: RunningService, path: str, body: dict[str, Any]
+) -> None:
+    method = "PUT" if path.endswith("/traffic") else "POST"
+    response = live.client.request(method, path, json=body)
+    assert response.status_code in (400, 413, 422), response.text
+    assert response.elapsed.total_seconds() < 1
+    assert len(response.text) < 1000
+
+
 # Framing that another server could read differently.
 
 CL, TE = b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n"

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.http.bodies import JsonResponse, read_json, validated
+from service.http.bodies import JsonResponse, read_as
 from service.http.embedding import BASE64_BYTES, VALUE_BYTES, Vector, embed
 from service.http.lifecycle import Service, service_of
 from service.http.openapi.compatible import OPENAI_EMBEDDINGS
@@ -37,7 +37,7 @@ class EmbeddingsRequest(Lenient):
 async def embeddings(request: Request) -> Response:
     """The vectors of texts, from the backbone without an adapter, each of length one."""
     started, service = monotonic(), service_of(request)
-    body = validated(EmbeddingsRequest, await read_json(request, service.settings.max_body_bytes))
+    body = await read_as(EmbeddingsRequest, request)
     name = _checked_model(service, body.model)
     texts = [body.input] if isinstance(body.input, str) else body.input
     in_base64 = body.encoding_format == "base64"

@@ -22,7 +22,7 @@ from adapters.tokenizer import End
 from service.catalog.entry import Resolved
 from service.errors import InvalidRequest, NoInputs, TooLarge
 from service.http.answer_size import AnswerShape
-from service.http.bodies import JsonResponse, read_json, validated
+from service.http.bodies import JsonResponse, read_as
 from service.http.classify import Answers, classify, note_headers, ranked
 from service.http.embedding import embed
 from service.http.lifecycle import Service, service_of
@@ -131,7 +131,7 @@ async def rerank_by_name(request: Request, name: str) -> Response:
 async def embed_texts(request: Request) -> Response:
     """The vectors of texts, from the backbone without an adapter."""
     started, service = monotonic(), service_of(request)
-    body = validated(TeiEmbedRequest, await read_json(request, service.settings.max_body_bytes))
+    body = await read_as(TeiEmbedRequest, request)
     if body.prompt_name is not None:
         raise InvalidRequest(["prompt_name: the backbone has no prompts: put it before the text"])
     texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
@@ -202,7 +202,7 @@ def default_adapter(service: Service) -> Resolved:
 
 async def _predict(request: Request, adapter: Resolved) -> Response:
     started, service = monotonic(), service_of(request)
-    body = validated(TeiPredictRequest, await read_json(request, service.settings.max_body_bytes))
+    body = await read_as(TeiPredictRequest, request)
     pairs, is_batch = _pairs(body.inputs, service.settings.max_inputs)
     text_of = TextMaker(request)
     texts = [
@@ -230,7 +230,7 @@ async def _predict(request: Request, adapter: Resolved) -> Response:
 
 async def _rerank(request: Request, adapter: Resolved) -> Response:
     started, service = monotonic(), service_of(request)
-    body = validated(TeiRerankRequest, await read_json(request, service.settings.max_body_bytes))
+    body = await read_as(TeiRerankRequest, request)
     ranking = await rerank(
         request,
         adapter,

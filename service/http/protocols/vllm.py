@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from service.errors import InvalidRequest, NoInputs, TooLarge
 from service.http.answer_size import AnswerShape
-from service.http.bodies import JsonResponse, read_json, validated
+from service.http.bodies import JsonResponse, read_as
 from service.http.classify import classify, note_headers
 from service.http.lifecycle import Service, service_of
 from service.http.openapi.compatible import VLLM_CLASSIFY, VLLM_RERANK
@@ -68,7 +68,8 @@ class VllmRerankRequest(Lenient):
 async def classify_texts(request: Request) -> Response:
     """Classify texts by the adapter that `model` names, or by the default one."""
     started, service = monotonic(), service_of(request)
-    body = _validate(await read_json(request, service.settings.max_body_bytes))
+    body = await read_as(VllmClassifyRequest, request)
+    _refuse_options(body)
     texts = _texts(body, service, TextMaker(request))
     answers = await classify(
         request,
@@ -104,7 +105,7 @@ async def classify_texts(request: Request) -> Response:
 async def rerank_documents(request: Request) -> Response:
     """Sort documents by how well they fit a query, by the adapter that `model` names."""
     started, service = monotonic(), service_of(request)
-    body = validated(VllmRerankRequest, await read_json(request, service.settings.max_body_bytes))
+    body = await read_as(VllmRerankRequest, request)
     if body.use_activation is False:
         raise InvalidRequest([_NO_LOGITS])
     adapter = (
@@ -141,13 +142,11 @@ async def rerank_documents(request: Request) -> Response:
     )
 
 
-def _validate(content: Any) -> VllmClassifyRequest:
+def _refuse_options(body: VllmClassifyRequest) -> None:
     """
     Raises:
-        InvalidRequest: with every fault, among them options that change the answer and that this
-        service does not have.
+        InvalidRequest: options that change the answer and that this service does not have.
     """
-    body = validated(VllmClassifyRequest, content)
     faults = []
     if not body.add_special_tokens:
         faults.append("add_special_tokens: adapters are trained with special tokens")
@@ -155,7 +154,6 @@ def _validate(content: Any) -> VllmClassifyRequest:
         faults.append(_NO_LOGITS)
     if faults:
         raise InvalidRequest(faults)
-    return body
 
 
 def _texts(body: VllmClassifyRequest, service: Service, text_of: TextMaker) -> list[Text]:
