@@ -8,12 +8,13 @@ rest of long ones.
 
 import asyncio
 import os
+import threading
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
 from typing import Generic, TypeVar
 
-from service.errors import DeadlineExceeded
+from service.errors import DeadlineExceeded, EngineUnavailable
 
 T = TypeVar("T")
 
@@ -27,6 +28,7 @@ class StepPool:
     def __init__(self) -> None:
         self._first = ThreadPoolExecutor(_THREADS, "first-step")
         self._later = ThreadPoolExecutor(_THREADS, "later-step")
+        self._closed = threading.Event()
 
     async def run(self, steps: Generator[None, None, T], *, deadline: float) -> T:
         """The value that the steps return; what they raise is raised.
@@ -36,20 +38,39 @@ class StepPool:
 
         Raises:
             DeadlineExceeded: it passed first. A step that is running then ends unheard.
+            EngineUnavailable: the pool is closed, before or between the steps.
         """
-        loop, work, threads = asyncio.get_running_loop(), _Work(steps), self._first
+        work, threads = _Work(steps), self._first
         try:
             async with asyncio.timeout(max(0.0, deadline - monotonic())):
-                while not await loop.run_in_executor(threads, work.step):
+                while not await self._run_in(threads, work):
                     threads = self._later
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed while the texts were tokenised") from None
         return work.value
 
+    async def _run_in(self, threads: ThreadPoolExecutor, work: "_Work[T]") -> bool:
+        if self._closed.is_set():
+            raise _stopped()
+        step = asyncio.get_running_loop().run_in_executor(threads, work.step)
+        try:
+            return await step
+        except asyncio.CancelledError:
+            # `close` cancels what waits. Nobody has asked this task to end then.
+            task = asyncio.current_task()
+            if self._closed.is_set() and not (task and task.cancelling()):
+                raise _stopped() from None
+            raise
+
     def close(self) -> None:
         """Drop what waits; what runs is not waited for."""
+        self._closed.set()
         self._first.shutdown(wait=False, cancel_futures=True)
         self._later.shutdown(wait=False, cancel_futures=True)
+
+
+def _stopped() -> EngineUnavailable:
+    return EngineUnavailable("the service has stopped")
 
 
 class _Work(Generic[T]):

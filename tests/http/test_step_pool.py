@@ -7,7 +7,7 @@ from time import monotonic
 
 import pytest
 
-from service.errors import DeadlineExceeded
+from service.errors import DeadlineExceeded, EngineUnavailable
 from service.http.step_pool import _THREADS, StepPool
 
 
@@ -71,3 +71,20 @@ async def test_short_work_does_not_wait_for_the_rest_of_long_work(pool: StepPool
     for task in long:
         task.cancel()
     await asyncio.gather(*long, return_exceptions=True)
+
+
+async def test_closing_refuses_what_waits_and_what_has_further_steps(pool: StepPool) -> None:
+    work = [
+        asyncio.create_task(pool.run(sleeping(400, 0.05, []), deadline=monotonic() + 30))
+        for _ in range(4 * _THREADS)
+    ]
+    left = asyncio.create_task(pool.run(sleeping(400, 0.05, []), deadline=monotonic() + 30))
+    await asyncio.sleep(0.2)
+    left.cancel()
+    pool.close()
+    outcomes = await asyncio.gather(*work, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {EngineUnavailable}
+    with pytest.raises(asyncio.CancelledError):
+        await left
+    with pytest.raises(EngineUnavailable):
+        await pool.run(sleeping(1, 0, []), deadline=monotonic() + 5)

@@ -112,7 +112,20 @@ def _not_both(schema: dict[str, Any]) -> None:
 Adapters = Annotated[list[Reference], Field(min_length=1, max_length=MAX_ADAPTERS)]
 
 
-class PredictInput(_Strict):
+class OneText(_Strict):
+    """One text or pair of texts.
+
+    An empty text is valid: it is classified from its special tokens alone.
+    """
+
+    text: str
+    text_pair: str | None = Field(default=None, description="The second text, for tasks on pairs.")
+    id: str | None = Field(
+        default=None, max_length=MAX_ID_LENGTH, description="Returned with the answer."
+    )
+
+
+class PredictInput(OneText):
     """One text or pair of texts.
 
     An empty text is valid: it is classified from its special tokens alone.
@@ -120,16 +133,11 @@ class PredictInput(_Strict):
 
     model_config = ConfigDict(json_schema_extra=_not_both)
 
-    text: str
-    text_pair: str | None = Field(default=None, description="The second text, for tasks on pairs.")
     adapter: Reference | None = Field(
         default=None, description="Overrides the request's `adapter` or `adapters`."
     )
     adapters: Adapters | None = Field(
         default=None, description="Several adapters, each of which answers: in place of `adapter`."
-    )
-    id: str | None = Field(
-        default=None, max_length=MAX_ID_LENGTH, description="Returned with the answer."
     )
 
 
@@ -206,9 +214,10 @@ class PredictRequest(_Strict):
     )
 
 
-class StreamLine(PredictInput):
+class StreamLine(OneText):
     """A line of a stream: a text with the options that a request has, instead of the URL's."""
 
+    adapter: Reference | None = Field(default=None, description="Overrides the URL's `adapter`.")
     top_k: TopK | None = None
     truncate: bool | None = None
     explain: LineExplain = Field(default=None, description=_EXPLAIN)

@@ -49,7 +49,8 @@ from service.http.texts import TextMaker
 
 # A line's time if nothing says otherwise: a job waits for other requests.
 TIMEOUT_MS = 600_000
-# Of the lines that wait for their answers: in this process, in a job, and in one of very many jobs.
+# Of the lines that wait for their answers: in this process, in a job, and in one of very many jobs
+# that have such lines.
 LINES = 32_768
 MOST_LINES = 4096
 LEAST_LINES = 64
@@ -127,6 +128,7 @@ class Job:
             self._fault = error
         finally:
             self._service.open_jobs -= 1
+            self._hold(-self._lines)
             await _end(reading, leaving, *self._tasks)
         if self._left.is_set() or isinstance(self._fault, ClientDisconnect):
             raise ClientDisconnect
@@ -247,22 +249,34 @@ class Job:
             await self._released.wait()
 
     def _fits(self, portion: Portion) -> bool:
-        lines = max(LEAST_LINES, min(MOST_LINES, LINES // self._service.open_jobs))
+        sharing = max(1, self._service.busy_jobs)
+        lines = max(LEAST_LINES, min(MOST_LINES, LINES // sharing))
         return (
             self._lines + len(portion.items) <= lines
             and self._bytes + portion.size <= WINDOW_BYTES
             and self._tokens + portion.tokens <= self._window_tokens
         )
 
+    def _hold(self, lines: int) -> None:
+        """Count lines that wait for their answers. A job without any takes no room from others."""
+        before, self._lines = self._lines, self._lines + lines
+        self._service.busy_jobs += bool(self._lines) - bool(before)
+
     def _start(self, portion: Portion) -> None:
-        self._lines += len(portion.items)
+        self._hold(len(portion.items))
         self._bytes += portion.size
         self._tokens += portion.tokens
         self._making -= portion.size
         task = asyncio.create_task(self._answer(portion))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended_task)
         self._portions.put_nowait((portion, task))
+
+    def _ended_task(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        # The first failure ends the job, so nobody asks for those of the portions after it.
+        if not task.cancelled():
+            task.exception()
 
     # Writing.
 
@@ -285,7 +299,7 @@ class Job:
         return portion
 
     def _release(self, portion: Portion) -> None:
-        self._lines -= len(portion.items)
+        self._hold(-len(portion.items))
         self._bytes -= portion.size
         self._tokens -= portion.tokens
         self._count()

@@ -16,7 +16,7 @@ from service.http.bodies import parse_json, validated
 from service.http.classify import Answers
 from service.http.errors import refusal_of
 from service.http.explanation import HIDDEN_WORDS
-from service.http.openapi.schemas import PredictInput, StreamLine, StreamQuery
+from service.http.openapi.schemas import StreamLine, StreamQuery
 from service.http.predict import result_of
 from service.http.stream.lines import Line
 
@@ -54,7 +54,7 @@ class Item:
 
     number: int
     size: int
-    input: PredictInput | None = None
+    input: StreamLine | None = None
     adapter: str = ""
     fault: Exception | None = None
     answer: Answers | None = None

@@ -1,11 +1,13 @@
 """POST /v1/predict/stream on the real service."""
 
 import asyncio
+import gc
 import json
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import httpx
 import pytest
 
 from service.http.openapi.schemas import Result, StreamError
+from service.http.stream import job
 from tests.support.http_service import Brake, RunningService, error_of, serve, until
 from tests.support.key_files import bearer, write_keys
 from tests.support.open_stream import OpenStream
@@ -95,6 +98,12 @@ def test_a_line_is_answered_before_the_next_one_is_sent(live: RunningService) ->
         (b"3", "invalid_request", "line: expected a string or an object"),
         (b'{"text": 3}', "invalid_request", "text: Input should be a valid string"),
         (b'{"text": "x", "tect": 3, "top_k": 0}', "invalid_request", "top_k"),
+        (b'{"text": "x", "adapters": ["a", "b"]}', "invalid_request", "adapters: Extra inputs"),
+        (
+            b'{"text": "x", "adapter": "a", "adapters": ["b"]}',
+            "invalid_request",
+            "adapters: Extra inputs",
+        ),
         (b'{"text": "x", "adapter": "none"}', "adapter_not_found", "none"),
         (b'{"text": "x", "adapter": "a@77"}', "revision_not_found", "77"),
         (b'"' + b"x" * MAX_LINE + b'"', "too_large", f"longer than {MAX_LINE} bytes"),
@@ -313,6 +322,48 @@ def test_lines_that_were_read_are_answered_when_the_service_drains(tmp_path: Pat
         assert all("label" in answer for answer in answers[:-1])
         assert answers[-1]["line"] is None
         assert answers[-1]["error"]["type"] == "unavailable"
+
+
+def test_a_drain_that_ends_too_late_fails_all_lines_in_flight_without_a_traceback(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    brake = Brake()
+    with serve(tmp_path, load=brake.load, DRAIN_SECONDS="0.2") as running:
+        running.put("a", make_adapter(make_backbone()))
+        brake.on()
+        with OpenStream(running.url) as stream:
+            stream.send(*texts(300))
+            until(lambda: brake.holds)
+            until(lambda: running.service.health().details["waiting_entries"] != 0)
+            loop = running.service.starting.get_loop()
+            loop.call_soon_threadsafe(lambda: loop.create_task(running.service.drain()))
+            answers = stream.rest()
+        brake.off()
+    gc.collect()
+    assert [answer["error"]["type"] for answer in answers] == ["unavailable"]
+    assert "never retrieved" not in caplog.text
+
+
+def test_jobs_without_lines_take_no_room_from_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "LINES", 256)
+    brake = Brake()
+    with serve(tmp_path, load=brake.load) as running, ExitStack() as idle:
+        running.put("a", make_adapter(make_backbone()))
+        for _ in range(7):
+            stream = idle.enter_context(OpenStream(running.url))
+            stream.send("x")
+            assert "label" in stream.line()
+        brake.on()
+        with OpenStream(running.url) as stream:
+            stream.send(*["x"] * 300)
+            until(lambda: int(running.service.health().details["waiting_entries"]) > 100)
+            assert running.service.busy_jobs == 1
+            brake.off()
+            stream.end()
+            assert len(stream.rest()) == 300
+        until(lambda: running.service.busy_jobs == 0)
 
 
 def test_a_line_gets_the_revision_that_is_current_when_it_is_sent(live: RunningService) -> None:
