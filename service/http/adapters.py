@@ -1,14 +1,16 @@
 """/v1/adapters: publish, list, show, download, roll back, delete."""
 
 import asyncio
+import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 from fastapi import APIRouter, Query
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
+from starlette.types import Receive, Scope, Send
 
 from adapters.difference import difference
 from adapters.errors import AdapterError, DamagedFile, StoreFailed
@@ -23,9 +25,8 @@ from service.http import uploads
 from service.http.bodies import (
     JsonResponse,
     content_type,
-    read_json,
+    read_as,
     refuse_encoded,
-    validated,
 )
 from service.http.lifecycle import origin_of, service_of
 from service.http.openapi.documentation import (
@@ -46,6 +47,19 @@ from service.http.upload_report import declared, reported
 _SMALL_BYTES = 4 * 2**20
 
 router = APIRouter()
+
+
+class _OpenedFile(FileResponse):
+    """Sends a file that is open already, since its name may be removed before it is sent."""
+
+    def __init__(self, file: BinaryIO, **options: Any) -> None:
+        descriptor = file.fileno()
+        super().__init__(f"/dev/fd/{descriptor}", stat_result=os.fstat(descriptor), **options)
+        self._file = file
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._file:
+            await super().__call__(scope, receive, send)
 
 
 @router.put("/v1/adapters/{name}", **PUT)
@@ -179,27 +193,29 @@ async def download_adapter(
     It is hashed before it is sent, so other bytes are never sent as this revision.
     """
     service = service_of(request)
-    revision, path = service.catalog.path(name, revision)
+    revision, _ = service.catalog.path(name, revision)
     headers = etag(revision)
     if _tags(request, "if-none-match", weak=True) & {revision, "*"}:
         return Response(status_code=304, headers=headers)
     filename = f"{name}-{revision[:12]}.safetensors"
     data: bytes | None = None
+    file: BinaryIO | None = None
     try:
         if "range" not in request.headers:
             data = await asyncio.to_thread(_small_file, service.catalog.root, name, revision)
         if data is None:
             # Read twice, since its hash is known only after its last byte; the second time from
             # the system's cache.
-            await asyncio.to_thread(verified_file, service.catalog.root, name, revision)
+            file = await asyncio.to_thread(_verified_open, service.catalog.root, name, revision)
     except DamagedFile:
         # Marks it as damaged everywhere, and raises unless it was repaired meanwhile.
         await service.catalog.rehash(name, revision)
-    if data is not None:
+        file = await asyncio.to_thread(_verified_open, service.catalog.root, name, revision)
+    if file is None:
         headers["Content-Disposition"] = f'attachment; filename="{filename}"'
         return Response(data, headers=headers, media_type="application/octet-stream")
-    return FileResponse(
-        path, headers=headers, media_type="application/octet-stream", filename=filename
+    return _OpenedFile(
+        file, headers=headers, media_type="application/octet-stream", filename=filename
     )
 
 
@@ -207,8 +223,7 @@ async def download_adapter(
 async def roll_back_adapter(request: Request, name: str, wait: Wait = "all") -> Response:
     """Serve an earlier revision again. Rolling back twice without naming one undoes itself."""
     service = service_of(request)
-    content = await read_json(request, service.settings.max_body_bytes)
-    prefix = validated(RollbackRequest, content).revision
+    prefix = (await read_as(RollbackRequest, request)).revision
     before = service.catalog.entry(name).current
     revision = await service.catalog.rollback(
         name, prefix, condition_of(request), wait=wait, by=origin_of(request)
@@ -274,6 +289,21 @@ def _small_file(root: Path, name: str, revision: str) -> bytes | None:
     except OSError:
         return None
     return verified_bytes(root, name, revision) if size <= _SMALL_BYTES else None
+
+
+def _verified_open(root: Path, name: str, revision: str) -> BinaryIO:
+    """A stored file that was hashed just now; raises as `verified_file`."""
+    try:
+        file = file_of(root, name, revision).open("rb")
+    except OSError:
+        # Says what is wrong with it.
+        file = verified_file(root, name, revision).open("rb")
+    try:
+        verified_file(root, name, revision)
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
 def published(name: str, done: ChangeResult) -> Response:

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
@@ -46,10 +47,11 @@ async def receive_form(request: Request, limit: int) -> AsyncIterator[tuple[str,
     """The name and the file of a form.
 
     Raises:
-        MalformedRequest: a form that cannot be parsed.
+        MalformedRequest: a form that cannot be parsed, or is not in UTF-8.
         InvalidRequest: other fields than one `name` and one `file`.
         TooLarge, StoreFailed, ...: as `receive`.
     """
+    _refuse_charset(request)
     async with _opened(request, limit) as upload:
         stream = limited_stream(request, limit + FORM_BYTES)
         parser = _FormParser(request.headers, stream, _FormFile(upload, limit))
@@ -67,6 +69,18 @@ async def receive_form(request: Request, limit: int) -> AsyncIterator[tuple[str,
         if faults or not isinstance(name, str):
             raise InvalidRequest(faults)
         yield name, await asyncio.to_thread(upload.finish)
+
+
+def _refuse_charset(request: Request) -> None:
+    """Starlette would decode the form by any codec of Python; some fail, others make surrogates.
+
+    Raises:
+        MalformedRequest: the form names another charset than UTF-8.
+    """
+    _, options = parse_options_header(request.headers.get("content-type"))
+    charset = options.get(b"charset", b"utf-8").decode("latin-1")
+    if charset.lower() not in ("utf-8", "utf8"):
+        raise MalformedRequest(f"the form's charset is {charset[:64]!r}, expected utf-8")
 
 
 @asynccontextmanager

@@ -4,6 +4,7 @@ They use base units, exist before their first event, and have bounded labels: `a
 take the names of stored adapters and their labels only, and are removed with the adapter.
 """
 
+import asyncio
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -147,7 +148,8 @@ class Metrics(Observer):
         return generate_latest(_Some(chosen))
 
     async def scrape(self, names: Sequence[str] | None = None) -> bytes:
-        return self.exposition(names)
+        # With thousands of adapters it takes a second, in which no request may wait.
+        return await asyncio.to_thread(self.exposition, names)
 
     def request_done(
         self, route: str, outcome: Outcome, *, seconds: float, error: str | None = None

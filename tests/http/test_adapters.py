@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from adapters.format.files import serialize
-from adapters.format.store import AdapterStore
+from adapters.format.store import AdapterStore, verified_file
 from service.http.openapi.schemas import AdapterDetail, AdapterList, PublishedAdapter
 from tests.support.hostile_files import with_spec
 from tests.support.http_service import Brake, RunningService, error_of, serve, until
@@ -82,6 +82,38 @@ def test_forms_that_are_not_one_name_and_one_file_are_refused(live: RunningServi
     assert post(content=b"nonsense", headers=garbled).status_code == 400
     assert post(data={"name": "a"}, files={"file": b"x" * (LIMIT + 1)}).status_code == 413
     assert live.client.get("/v1/adapters").json()["adapters"] == []
+
+
+def test_a_form_in_another_charset_than_utf8_is_refused(live: RunningService) -> None:
+    for charset in ("undefined", "raw_unicode_escape", "utf-7", "idna", "no-such", "latin-1"):
+        for name in (rb"\ud800", b"a", b"\xff"):
+            response = form(live, name, f"; charset={charset}")
+            assert response.status_code == 400
+            message = error_of(response)["message"]
+            assert message == f"the form's charset is {charset!r}, expected utf-8"
+
+
+def test_a_form_in_utf8_is_read_whatever_its_name_is(live: RunningService) -> None:
+    assert form(live, b"a", "; charset=UTF-8").status_code == 201
+    for name in (rb"\ud800", b"\xff", b"\xed\xa0\x80", b""):
+        for query in ({}, {"dry_run": "true"}):
+            refused = form(live, name, "", query)
+            assert refused.status_code == 422
+            assert error_of(refused)["type"] == "adapter_name_invalid"
+
+
+def form(
+    live: RunningService, name: bytes, parameters: str, query: dict[str, str] | None = None
+) -> httpx.Response:
+    parts = [
+        b'--b\r\nContent-Disposition: form-data; name="name"\r\n\r\n' + name,
+        b'--b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n' + data(1),
+        b"--b--\r\n",
+    ]
+    kind = {"Content-Type": f"multipart/form-data; boundary=b{parameters}"}
+    return live.client.post(
+        "/v1/adapters", content=b"\r\n".join(parts), headers=kind, params=query or {}
+    )
 
 
 def test_if_match_and_if_none_match_compare_and_swap(live: RunningService) -> None:
@@ -287,6 +319,24 @@ def test_download_gives_the_uploaded_bytes_of_any_revision(live: RunningService)
     gone = live.client.get("/v1/adapters/a/file")
     assert gone.status_code == 500
     assert error_of(gone)["type"] == "adapter_damaged"
+
+
+def test_a_file_that_is_deleted_once_it_was_hashed_is_still_sent(
+    live: RunningService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(live, "a", data(1))
+
+    def hashed_then_deleted(root: Path, name: str, revision: str) -> Path:
+        path = verified_file(root, name, revision)
+        assert httpx.delete(f"{live.url}/v1/adapters/a").status_code == 204
+        until(lambda: not path.exists())
+        return path
+
+    monkeypatch.setattr("service.http.adapters.verified_file", hashed_then_deleted)
+    part = live.client.get("/v1/adapters/a/file", headers={"Range": "bytes=10-99"})
+    assert (part.status_code, part.content) == (206, data(1)[10:100])
+    assert part.headers["etag"] == etag(data(1))
+    assert live.client.get("/v1/adapters/a/file").status_code == 404
 
 
 def flip(live: RunningService, revision: str | None = None) -> None:

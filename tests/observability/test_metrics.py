@@ -1,11 +1,14 @@
 """Metrics: everything is counted once, labels are bounded, and the documented table is complete."""
 
+import asyncio
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import get_args
 
 import pytest
-from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client import CollectorRegistry, Metric, ProcessCollector
+from prometheus_client.registry import Collector
 
 from adapters import __version__
 from service.engine.interface import AdapterKey
@@ -203,3 +206,22 @@ def test_metrics_of_the_process_can_be_asked_for_by_name() -> None:
     wanted = ["process_resident_memory_bytes", "idspam_waiting_tokens", "process_no_such"]
     lines = metrics.exposition(wanted).decode().splitlines()
     assert {line.split()[0] for line in lines if line[0] != "#"} == set(wanted[:2])
+
+
+async def test_other_work_goes_on_while_the_metrics_are_written() -> None:
+    gone_on = threading.Event()
+    seen: list[bool] = []
+
+    class Slow(Collector):
+        def collect(self) -> Iterator[Metric]:
+            seen.append(gone_on.wait(5))
+            return iter(())
+
+    registry = CollectorRegistry(support_collectors_without_names=True)
+    metrics = Metrics(registry, routes=["/v1/predict"], error_types=["overloaded"])
+    registry.register(Slow())
+    scraping = asyncio.create_task(metrics.scrape())
+    await asyncio.sleep(0.01)
+    gone_on.set()
+    assert b"idspam_waiting_tokens" in await scraping
+    assert seen == [True]
