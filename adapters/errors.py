@@ -3,8 +3,8 @@
 import unicodedata
 from collections.abc import Sequence
 
-# Control characters, line and paragraph separators.
-_UNPRINTABLE = frozenset({"Cc", "Zl", "Zp"})
+# Control characters, line and paragraph separators; and surrogates, which UTF-8 cannot encode.
+_UNPRINTABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
 # Embeddings, overrides and isolates: they show the text around them in another order.
 _REORDERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
@@ -258,12 +258,12 @@ def listing(items: Sequence[str], limit: int = 20) -> str:
 
 
 def is_control(character: str) -> bool:
-    """Whether a character ends a line, moves a cursor or reorders the text around it."""
+    """Whether a character ends a line, moves a cursor, reorders the text around it or is none."""
     return character in _REORDERING or unicodedata.category(character) in _UNPRINTABLE
 
 
 def with_escapes(text: str) -> str:
-    """A text with its control characters as escapes."""
+    """A text with its control characters and lone surrogates as escapes."""
     if text.isprintable():
         return text
     return "".join(

@@ -129,8 +129,8 @@ class CatalogView(ABC):
             StoreFailed: it cannot be stored.
             RolloutRefused, RolloutTimeout: another replica does not take it.
         """
+        self.check(name, condition)
         if isinstance(content, bytes):
-            self.check(name, condition)
             with await asyncio.to_thread(received, self.root, content) as upload:
                 return await self.publish(
                     name, upload.file, condition, force=force, stage=stage, wait=wait, by=by
@@ -357,7 +357,7 @@ class CatalogView(ABC):
 
         Raises:
             UnknownAdapter, UnknownRevision: it does not exist.
-            DamagedFile: its bytes have changed, or cannot be read.
+            DamagedFile: its bytes have changed. StoreFailed: they cannot be read now.
         """
         await self.apply(Change("rehash", name, revision=revision))
 

@@ -107,11 +107,20 @@ class Outbox:
     Args:
         send_frames: sends the frames of one multipart message.
         max_bytes: of a frame that holds more than one message.
+        instead: called with a message that cannot be encoded, and why; returns what is sent in its
+            place, if anything.
     """
 
-    def __init__(self, send_frames: Callable[[Frames], bool], *, max_bytes: int) -> None:
+    def __init__(
+        self,
+        send_frames: Callable[[Frames], bool],
+        *,
+        max_bytes: int,
+        instead: Callable[[Message, Exception], Message | None],
+    ) -> None:
         self._send_frames = send_frames
         self._max_bytes = max_bytes
+        self._instead = instead
         self._loop = asyncio.get_running_loop()
         self._messages: list[Message] = []
 
@@ -128,13 +137,26 @@ class Outbox:
             self._send_parts(messages)
 
     def _send_parts(self, messages: list[Message]) -> None:
-        frame = encode(messages)
+        try:
+            frame = encode(messages)
+        except Exception:
+            # Those of other requests must not be lost with the one that is at fault.
+            messages = [item for item in map(self._encodable, messages) if item is not None]
+            frame = encode(messages)
         if len(frame) > self._max_bytes and len(messages) > 1:
             half = len(messages) // 2
             self._send_parts(messages[:half])
             self._send_parts(messages[half:])
         else:
             self._send_frames([frame])
+
+    def _encodable(self, message: Message) -> Message | None:
+        try:
+            encode([message])
+        except Exception as error:
+            logger.exception("a message cannot be encoded: %s", type(message).__name__)
+            return self._instead(message, error)
+        return message
 
 
 class RateLimitedWarnings:

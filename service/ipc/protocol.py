@@ -35,6 +35,7 @@ from service.engine.interface import AdapterKey, Completion, EngineInfo, Entry, 
 from service.engine.load import FlowKey, Load
 from service.engine.trials import DropReason, Pair, Role, Trial
 from service.errors import ServiceError
+from service.ipc.sent_specs import SentSpecs
 
 VERSION = 1
 _VERSION_BYTE = bytes([VERSION])
@@ -474,10 +475,29 @@ def fault_of(error: BaseException) -> Fault:
     if not isinstance(error, (AdapterError, ServiceError)):
         return Fault("EngineDefect", type(error).__name__, {})
     fields: dict[str, Value] = {
-        name: list(value) if isinstance(value, tuple) else value
+        name: list(map(_encodable, value)) if isinstance(value, tuple) else _encodable(value)
         for name, value in vars(error).items()
     }
-    return Fault(type(error).__name__, str(error), fields)
+    return Fault(type(error).__name__, _encodable(str(error)), fields)
+
+
+def _encodable(value: Any) -> Any:
+    """An error may quote anything, the name of a file for instance: its lone surrogates become
+    escapes."""
+    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
+
+
+def failed_instead(message: Message, error: Exception) -> Message | None:
+    """What the engine sends in place of a message that cannot be encoded, if anything."""
+    match message:
+        case PredictDone() | DriftDone() | UncertainDone() | ChangeDone() | InspectDone():
+            return RequestFailed(message.id, fault_of(error))
+        case RequestFailed():
+            return RequestFailed(message.id, fault_of(error))
+        case CatalogUpdate():
+            # The worker must not go on with what it had: it refuses the name until its next update.
+            return CatalogUpdate(message.update, message.name, None)
+    return None
 
 
 def error_of(fault: Fault) -> AdapterError | ServiceError | EngineDefect:
@@ -700,11 +720,11 @@ def entry_of(message: Adapter, known: Mapping[str, AdapterSpec]) -> CatalogEntry
     Raises:
         Malformed: a spec was left out that is not in `known`, or an error is not an adapter's.
     """
-    specs: dict[str, AdapterSpec] = {}
-    for revision, text in message.specs.items():
-        if text is None and revision not in known:
-            raise Malformed(f"adapter {message.name!r}: the spec of {revision} is missing")
-        specs[revision] = known[revision] if text is None else AdapterSpec.model_validate_json(text)
+    try:
+        specs = SentSpecs.taken(message.specs, known)
+    except KeyError as missing:
+        revision = missing.args[0]
+        raise Malformed(f"adapter {message.name!r}: the spec of {revision} is missing") from None
     return CatalogEntry(
         name=message.name,
         current=message.current,
@@ -763,7 +783,7 @@ def load_of(message: EngineLoad) -> Load:
     )
 
 
-def welcome_of(info: EngineInfo, entries: Sequence[CatalogEntry]) -> Welcome:
+def welcome_of(info: EngineInfo, adapters: list[Adapter]) -> Welcome:
     return Welcome(
         tokenizer=info.encoder.to_json(),
         backbone=info.identity.name,
@@ -776,7 +796,7 @@ def welcome_of(info: EngineInfo, entries: Sequence[CatalogEntry]) -> Welcome:
         layers=info.layers,
         device=info.device,
         dtype=info.dtype,
-        adapters=[adapter_of(entry, {}) for entry in entries],
+        adapters=adapters,
     )
 
 

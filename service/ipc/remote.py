@@ -32,6 +32,7 @@ from service.ipc.protocol import (
     Cancel,
     CatalogUpdate,
     ChangeDone,
+    ChangeRequest,
     Codec,
     DriftDone,
     DriftRequest,
@@ -46,6 +47,7 @@ from service.ipc.protocol import (
     KeepTexts,
     Malformed,
     Message,
+    Predict,
     PredictDone,
     RequestFailed,
     UncertainDone,
@@ -57,6 +59,7 @@ from service.ipc.protocol import (
     completion_of,
     entry_of,
     error_of,
+    fault_of,
     info_of,
     inspection_of,
     load_of,
@@ -133,7 +136,7 @@ class Connection:
         monitor = socket.get_monitor_socket(_MONITORED)
         channel = Channel(socket, self._receive)
         self._channels = [channel, Channel(monitor, self._connection_changed)]
-        self._outbox = Outbox(channel.send, max_bytes=self._max_bytes)
+        self._outbox = Outbox(channel.send, max_bytes=self._max_bytes, instead=self._refused)
         self._heartbeat_sent, self._heard = 0.0, None
         socket.connect(self._endpoint)
 
@@ -149,6 +152,11 @@ class Connection:
         """Send a message in the next frame."""
         if self._outbox is not None:
             self._outbox.send(message)
+
+    def _refused(self, message: Message, error: Exception) -> None:
+        """Answer a request that cannot be encoded as the engine would: with its failure."""
+        if isinstance(message, (Predict, ChangeRequest, DriftRequest, UncertainRequest, Inspect)):
+            self._deliver(RequestFailed(message.id, fault_of(error)))
 
     def check(self) -> None:
         """Give up a connection on which nothing arrives; call this regularly."""

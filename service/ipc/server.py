@@ -24,6 +24,7 @@ from service.ipc.channel import Channel, Context, Outbox, RateLimitedWarnings
 from service.ipc.child import BEAT_SECONDS
 from service.ipc.further_engines import FurtherEngines
 from service.ipc.protocol import (
+    Adapter,
     Applied,
     Cancel,
     CatalogUpdate,
@@ -52,6 +53,7 @@ from service.ipc.protocol import (
     encode,
     engine_load_of,
     entries_of,
+    failed_instead,
     fault_of,
     inspect_done_of,
     predict_done_of,
@@ -71,6 +73,8 @@ GIVE_UP_SECONDS = LEASE_SECONDS
 LOAD_SECONDS = 0.02
 CALM_LOAD_SECONDS = 0.2
 _CALM_WAIT_SECONDS = 0.1
+# Workers that come within this time of each other get the same adapters, encoded once.
+_KEPT_SECONDS = 5.0
 
 _UNKNOWN_WORKER = encode([UnknownWorker()])
 
@@ -122,6 +126,8 @@ class EngineServer:
         self._update = 0
         # By name: the specs that every welcomed worker has.
         self._known_specs: dict[str, Mapping[str, AdapterSpec]] = {}
+        # All adapters as messages: made once for all workers that come at the same time.
+        self._all_adapters: list[Adapter] | None = None
         self._progress = asyncio.Event()
         self._last_beat = monotonic()
         self._loop = asyncio.get_running_loop()
@@ -165,6 +171,7 @@ class EngineServer:
     def update(self, name: str, entry: CatalogEntry | None) -> None:
         """Send a name's new entry to every worker: `service.catalog.catalog.Catalog.on_update`."""
         self._update += 1
+        self._all_adapters = None
         adapter = None
         if entry is None:
             self._known_specs.pop(name, None)
@@ -207,7 +214,9 @@ class EngineServer:
             same = (worker.number, worker.further) == (hello.worker, hello.further)
             if known == identity or same:
                 self._give_up(known)
-        outbox = Outbox(partial(self._send, identity), max_bytes=self._max_bytes)
+        outbox = Outbox(
+            partial(self._send, identity), max_bytes=self._max_bytes, instead=failed_instead
+        )
         worker = _Worker(hello.worker, hello.further, outbox, monotonic())
         self._workers[identity] = worker
         if hello.further:
@@ -218,8 +227,14 @@ class EngineServer:
 
     def _welcome(self, worker: _Worker) -> None:
         worker.applied = self._update
-        entries = self._backend.catalog.entries()
-        worker.outbox.send(welcome_of(self._backend.engine.info, entries))
+        if self._all_adapters is None:
+            entries = self._backend.catalog.entries()
+            self._all_adapters = [adapter_of(entry, {}) for entry in entries]
+            self._loop.call_later(_KEPT_SECONDS, self._drop_adapters)
+        worker.outbox.send(welcome_of(self._backend.engine.info, self._all_adapters))
+
+    def _drop_adapters(self) -> None:
+        self._all_adapters = None
 
     def _handle(self, identity: bytes, worker: _Worker, message: FromWorker) -> None:
         match message:

@@ -174,6 +174,8 @@ class Supervisor:
         finally:
             stopping.cancel()
             await self._end(keeping)
+            # Others may have failed meanwhile; asyncio logs errors that nobody asks for.
+            await asyncio.gather(*keeping.values(), return_exceptions=True)
         for task in done - {stopping}:
             await task
 

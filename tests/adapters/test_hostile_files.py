@@ -109,6 +109,7 @@ def test_a_header_may_not_reach_beyond_the_file(adapter: Adapter) -> None:
         ("[" * 100_000, "header"),
         ('{"a":' * 100_000, "header"),
         ('{"x": 1, "y": 2, "x": 3}', "repeated keys: x"),
+        (r'{"\ud800": 1, "\ud800": 2}', r"repeated keys: \ud800"),
         ('{"__metadata__": {"idspam": "{}", "idspam": "{}"}}', "repeated keys: idspam"),
         ('{"generator.query": {"dtype": "F32", "dtype": "F16"}}', "repeated keys: dtype"),
     ],
@@ -121,6 +122,7 @@ def test_a_header_may_not_reach_beyond_the_file(adapter: Adapter) -> None:
         "deep list",
         "deep object",
         "tensor twice",
+        "lone surrogate twice",
         "spec twice",
         "field twice",
     ],
@@ -129,6 +131,22 @@ def test_a_header_that_is_not_a_plain_object_is_refused(text: str, named: str) -
     encoded = text.encode("utf-8", "surrogateescape")
     data = struct.pack("<Q", len(encoded)) + encoded
     assert any(named in fault for fault in faults_of(data))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        r'{"\ud800": 1}',
+        r'{"\ud800": {"dtype": "\udfff", "\ud800": 1}}',
+        r'{"__metadata__": {"\ud800": "x"}}',
+        r'{"__metadata__": {"idspam": "\ud800"}}',
+        r'{"__metadata__": {"idspam": "{\"\\ud800\": 1, \"\\ud800\": 2}"}}',
+        r'{"__metadata__": {"idspam": "{\"\\ud800\": \"\\ud800\"}"}}',
+    ],
+)
+def test_what_is_wrong_with_a_file_can_be_told_in_utf8(header: str) -> None:
+    for fault in faults_of(join(header, b"")):
+        assert fault.encode()
 
 
 @pytest.mark.parametrize(

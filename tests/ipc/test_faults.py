@@ -14,15 +14,33 @@ import zmq
 
 from adapters.backbone.model import Backbone
 from adapters.tokenizer import Encoding
-from service.engine.interface import AdapterKey, Entry
+from service.engine.interface import AdapterKey, Completion, Entry
 from service.engine.observer import Observer
 from service.errors import DeadlineExceeded, EngineUnavailable
-from service.ipc.protocol import VERSION, Goodbye, HeartbeatReply, Hello, UnknownWorker, encode
+from service.ipc.channel import Frames, Outbox
+from service.ipc.protocol import (
+    VERSION,
+    Adapter,
+    CatalogUpdate,
+    EngineDefect,
+    Fault,
+    Goodbye,
+    HeartbeatReply,
+    Hello,
+    InspectDone,
+    RequestFailed,
+    Retire,
+    UnknownWorker,
+    encode,
+    error_of,
+    failed_instead,
+)
 from service.ipc.remote import RemoteBackend
 from service.ipc.server import GIVE_UP_SECONDS
 from tests.support.http_service import Brake
 from tests.support.ipc_harness import (
     ANY,
+    CODEC,
     MAX_BYTES,
     data,
     engine_with_workers,
@@ -152,6 +170,55 @@ async def test_junk_on_the_socket_is_refused_and_harms_nobody(
     refusals = [message for message in caplog.messages if "refused a message" in message]
     assert 1 <= len(refusals) <= 5
     assert not [record for record in caplog.records if record.exc_info]
+
+
+async def test_a_request_that_cannot_be_encoded_fails_alone(
+    tmp_path: Path, backbone: Backbone
+) -> None:
+    async with engine_with_workers(backbone, tmp_path) as engine:
+        worker = await engine.worker()
+        await worker.catalog.publish("a", data(backbone, 1), ANY)
+        sent = [entry(worker, "a", "x")]
+        results = await asyncio.gather(
+            worker.engine.predict(sent),
+            worker.catalog.rollback("\ud800", None, ANY),
+            worker.engine.predict(sent),
+            return_exceptions=True,
+        )
+        assert [type(item) for item in results] == [
+            Completion, EngineDefect, Completion,
+        ]  # fmt: skip
+        assert engine.failures.rows == []
+
+
+async def test_an_outbox_sends_all_but_the_message_that_cannot_be_encoded() -> None:
+    frames: list[bytes] = []
+
+    def send(parts: Frames) -> bool:
+        frames.extend(parts)
+        return True
+
+    outbox = Outbox(send, max_bytes=1000, instead=failed_instead)
+    broken = Fault("InvalidAdapter", "\ud800", {})
+    entry_of_a = Adapter("a", None, [], {}, {}, broken)
+    for message in (
+        Retire("a", "0"),
+        RequestFailed(1, broken),
+        CatalogUpdate(7, "a", entry_of_a),
+        Retire("\ud800", "0"),
+        InspectDone(2, None, broken),
+        Retire("b", "0"),
+    ):
+        outbox.send(message)
+    outbox.flush()
+    (frame,) = frames
+    first, failed, update, inspected, last = CODEC.decode(frame)
+    assert (first, last) == (Retire("a", "0"), Retire("b", "0"))
+    assert update == CatalogUpdate(7, "a", None)
+    for number, answer in ((1, failed), (2, inspected)):
+        assert isinstance(answer, RequestFailed)
+        assert answer.id == number
+        assert isinstance(error_of(answer.fault), EngineDefect)
 
 
 async def test_a_worker_that_sends_nonsense_must_say_hello_again(

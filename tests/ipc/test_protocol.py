@@ -53,6 +53,7 @@ from service.ipc.protocol import (
     KeepTexts,
     Malformed,
     Predict,
+    RequestFailed,
     UncertainDone,
     Undecodable,
     adapter_of,
@@ -261,6 +262,13 @@ ERRORS: list[AdapterError | ServiceError] = [
     InvalidName("adapter name"),
     DamagedFile("gone"),
 ]
+
+
+def test_an_error_that_quotes_what_is_not_utf8_arrives_with_escapes() -> None:
+    error = UnknownAdapter("\udcff", ["\ud800", "b"])
+    (message,) = FROM_ENGINE.decode(encode([RequestFailed(1, fault_of(error))]))
+    assert isinstance(message, RequestFailed)
+    assert vars(error_of(message.fault)) == {"name": "\\udcff", "known": ("\\ud800", "b")}
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)

@@ -3,21 +3,25 @@
 import asyncio
 import gc
 from pathlib import Path
-from time import monotonic
+from time import monotonic, thread_time
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from adapters.adapter import classify, prepare
 from adapters.backbone.model import Backbone
 from adapters.errors import InvalidAdapter, RevisionConflict, UnknownAdapter
-from adapters.format.files import serialize
+from adapters.format.files import read_spec, serialize
+from adapters.format.spec import AdapterSpec
 from adapters.packed.packing import Row, RowShape
 from service.catalog.entry import Condition
 from service.engine.interface import Predictor
 from service.engine.load import FlowKey, Load
 from service.errors import DeadlineExceeded, InvalidRequest, Overloaded
-from service.ipc.remote import RemoteBackend, RemoteEngine
+from service.ipc.protocol import adapter_of
+from service.ipc.remote import RemoteBackend, RemoteCatalog, RemoteEngine
+from tests.support.example_files import ZOO
 from tests.support.http_service import Brake
 from tests.support.ipc_harness import ANY, data, engine_with_workers, entry, until
 from tests.support.tiny_models import make_adapter
@@ -177,6 +181,30 @@ async def test_what_one_flow_has_sent_makes_no_other_flow_wait(
         # Which device is asked depends on all that they were sent.
         assert remote.wait(FlowKey("calm", "b", 0)) == pytest.approx(2 * COST, abs=0.5)
         await flood
+
+
+async def test_thousands_of_adapters_do_not_keep_a_worker_from_its_heartbeats(
+    tmp_path: Path, backbone: Backbone
+) -> None:
+    async with engine_with_workers(backbone, tmp_path) as engine:
+        worker = await engine.worker()
+        assert isinstance(worker.catalog, RemoteCatalog)
+        await worker.catalog.publish("a", data(backbone, 1), ANY)
+        (sent,) = [adapter_of(item, {}) for item in engine.local.catalog.entries()]
+        assert sent.current is not None
+        spec = read_spec(ZOO / "banking77.safetensors").to_json()
+        names = [f"a{number}" for number in range(1000)]
+        adapters = [structs.replace(sent, name=name, specs={sent.current: spec}) for name in names]
+        began = thread_time()
+        parsed = [AdapterSpec.model_validate_json(spec) for _ in names]
+        parsing = thread_time() - began
+        began = thread_time()
+        worker.catalog.replace_all(adapters)
+        assert thread_time() - began < 0.3 * parsing
+        # They are as if they had been parsed, which happens once.
+        specs = [worker.catalog.resolve(name).spec for name in names]
+        assert specs == parsed
+        assert worker.catalog.resolve("a7").spec is specs[7]
 
 
 async def test_a_cancelled_request_leaves_the_engines_queue(

@@ -139,3 +139,17 @@ def test_a_backbone_that_cannot_be_loaded_stops_the_start_in_one_line(tmp_path: 
         output, errors = running.communicate(timeout=60)
     assert (running.returncode, output) == (2, "")
     assert errors.splitlines()[-1].startswith("service: cannot load the config of the backbone")
+
+
+def test_two_engines_without_a_standby_that_cannot_start_say_so_without_a_traceback(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "empty").mkdir()
+    environment = environ(
+        tmp_path / "empty", tmp_path / "adapters", WORKERS="1", STANDBY="no", DEVICE="cpu,cpu"
+    )
+    with service_process(environment) as running:
+        output, errors = running.communicate(timeout=60)
+    assert (running.returncode, output) == (2, "")
+    assert errors.splitlines()[-1].startswith("service: cannot load the config of the backbone")
+    assert "never retrieved" not in errors
