@@ -15,14 +15,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-import orjson
-
 from adapters.errors import StoreFailed
 from adapters.format.failures import is_full, store_failed
 from service.access.events import AccessEvent, AccessRefused
 from service.errors import AuditFailed
 from service.records.background import BackgroundLines
-from service.records.line_file import LineFile, now
+from service.records.line_file import LineFile, json_line, now
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -177,5 +175,4 @@ def _access_line(event: AccessEvent) -> bytes:
 
 
 def _line(event: str, facts: Mapping[str, Any]) -> bytes:
-    record = {"time": now(), "event": event, **facts, "process": os.getpid()}
-    return orjson.dumps(record, default=str, option=orjson.OPT_APPEND_NEWLINE)
+    return json_line({"time": now(), "event": event, **facts, "process": os.getpid()})

@@ -25,7 +25,7 @@ class BackgroundLines(Generic[T]):
     What does not fit the queue, and what cannot be written, is dropped and counted.
 
     Args:
-        encode: the lines of an item; called in the thread.
+        encode: the lines of an item; called in the thread. An OSError counts as one of the file.
         limit: the most that the queue may hold, in the sizes that `offer` is given.
         dropped: called with the number of items dropped; from any thread.
         sync: whether each batch is synced.
@@ -97,15 +97,24 @@ class BackgroundLines(Generic[T]):
         if not taken:
             return
         try:
-            self._file.append(b"".join(self._encode(item) for item, _ in taken), sync=self._sync)
+            lines = [line for item, _ in taken if (line := self._encoded(item)) is not None]
+            self._file.append(b"".join(lines), sync=self._sync)
         except OSError as error:
             self._dropped(len(taken))
             self._warn(error)
-        except Exception:
-            self._dropped(len(taken))
-            logger.exception("records could not be encoded")
         finally:
             self._size_taken += sum(size for _, size in taken)
+
+    def _encoded(self, item: T) -> bytes | None:
+        """None: it could not be encoded, which is logged; the others are written all the same."""
+        try:
+            return self._encode(item)
+        except OSError:
+            raise
+        except Exception:
+            self._dropped(1)
+            logger.exception("a record could not be encoded")
+            return None
 
     def _warn(self, error: OSError) -> None:
         if monotonic() >= self._silent_until:

@@ -5,20 +5,22 @@ a file beside the log. The same text has the same hash as long as that file stay
 """
 
 import hashlib
+import logging
 import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import orjson
-
 from service.engine.interface import AdapterKey
 from service.records.background import BackgroundLines
-from service.records.line_file import LineFile, now
+from service.records.line_file import LineFile, json_line, now
 from service.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 # Characters of texts that wait to be written, of which each holds one to four bytes of memory.
 MAX_CHARACTERS = 16 * 2**20
@@ -59,14 +61,20 @@ class DecisionLog:
     """Writes decisions in a thread; see `BackgroundLines` for what is dropped.
 
     Args:
-        key: of the hashes.
+        key: returns the key of the hashes, or raises an OSError; called until it has been had once.
         texts: whether the texts themselves are written, too.
     """
 
     def __init__(
-        self, file: LineFile, key: bytes, *, texts: bool, dropped: Callable[[int], None]
+        self,
+        file: LineFile,
+        key: Callable[[], bytes],
+        *,
+        texts: bool,
+        dropped: Callable[[int], None],
     ) -> None:
-        self._key = key
+        self._read_key = key
+        self._key = b""
         self._texts = texts
         self._lines: BackgroundLines[Decision] = BackgroundLines(
             file, self._encoded, limit=MAX_CHARACTERS, dropped=dropped, sync=False
@@ -82,6 +90,7 @@ class DecisionLog:
         self._lines.close()
 
     def _encoded(self, decision: Decision) -> bytes:
+        self._key = self._key or self._read_key()
         lines = []
         for index, item in enumerate(decision.inputs):
             record: dict[str, Any] = {
@@ -101,7 +110,7 @@ class DecisionLog:
                 record["abstained"] = abstained
             if self._texts:
                 record["text"], record["text_pair"] = item.text, item.text_pair
-            lines.append(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
+            lines.append(json_line(record))
         return b"".join(lines)
 
 
@@ -119,29 +128,39 @@ def input_hash(key: bytes, text: str, text_pair: str | None) -> str:
 def decision_log(settings: Settings, dropped: Callable[[int], None]) -> DecisionLog | None:
     """The log that the settings want, if any.
 
-    Raises:
-        OSError: its file or its key cannot be written.
+    One that cannot be opened now is only logged: a process that replaces another must start all the
+    same, and drops what cannot be written.
     """
-    path = settings.decision_log
-    if path is None:
+    if settings.decision_log is None:
         return None
-    file = LineFile(
-        path,
-        max_bytes=settings.record_bytes,
-        kept=settings.record_files,
-        days=settings.decision_log_days,
-    )
-    file.append(b"", sync=False)
-    key = _key_of(path.with_name(f"{path.name}.key"))
+    try:
+        check_decision_log(settings)
+    except OSError as error:
+        logger.error("%s cannot be written: %s", settings.decision_log, error.strerror or error)
+    file, key = _files_of(settings, settings.decision_log)
     return DecisionLog(file, key, texts=settings.decision_log_texts, dropped=dropped)
 
 
 def check_decision_log(settings: Settings) -> None:
     """
     Raises:
-        OSError: the decision log cannot be written.
+        OSError: the decision log or its key cannot be written.
     """
-    decision_log(settings, lambda _: None)
+    if settings.decision_log is not None:
+        file, key = _files_of(settings, settings.decision_log)
+        file.append(b"", sync=False)
+        key()
+
+
+def _files_of(settings: Settings, path: Path) -> tuple[LineFile, Callable[[], bytes]]:
+    """The log's file, and what reads or makes its key."""
+    file = LineFile(
+        path,
+        max_bytes=settings.record_bytes,
+        kept=settings.record_files,
+        days=settings.decision_log_days,
+    )
+    return file, partial(_key_of, path.with_name(f"{path.name}.key"))
 
 
 def decided(
@@ -166,6 +185,7 @@ def _key_of(path: Path) -> bytes:
         OSError: it cannot be read or made, or is empty.
     """
     if not path.exists():
+        path.parent.mkdir(exist_ok=True)
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:

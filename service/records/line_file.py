@@ -5,12 +5,17 @@ is the order in which they were written. A rotated file gets the time of its rot
 """
 
 import fcntl
+import json
 import os
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from time import time
+from typing import Any
+
+import orjson
 
 _DAY_SECONDS = 86400.0
 # Lines begin with their time.
@@ -113,6 +118,15 @@ class LineFile:
         except ValueError:
             first = None
         return first is not None and time() - first.timestamp() > _DAY_SECONDS
+
+
+def json_line(record: Mapping[str, Any]) -> bytes:
+    """A record as a line of JSON, whatever its values are: a lone surrogate is written as `?`."""
+    try:
+        return orjson.dumps(record, default=str, option=orjson.OPT_APPEND_NEWLINE)
+    except TypeError:
+        text = json.dumps(record, default=str, ensure_ascii=False, separators=(",", ":"))
+        return f"{text}\n".encode("utf-8", "replace")
 
 
 def now() -> str:

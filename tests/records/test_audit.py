@@ -13,6 +13,7 @@ from service.access.events import AccessRefused
 from service.errors import AuditFailed
 from service.records.audit import AccessRecords, AuditLog
 from service.records.line_file import LineFile
+from tests.support.hostile_files import join
 from tests.support.http_service import RunningService, error_of, serve, until
 from tests.support.small_disk import fill, small_disk
 from tests.support.tiny_models import make_adapter, make_backbone
@@ -141,6 +142,24 @@ def test_the_log_itself_says_what_failed(tmp_path: Path) -> None:
         AuditLog(file, store=tmp_path).begun("adapter.publish", {})
     elsewhere.ended("adapter.publish", "0", {}, "done")
     assert len(failures) == 3
+
+
+def test_a_file_that_repeats_a_lone_surrogate_is_refused_and_recorded(tmp_path: Path) -> None:
+    lone_surrogate = join(r'{"\ud800": 1, "\ud800": 2}', b"")
+    with serve(tmp_path) as live:
+        response = live.client.put("/v1/adapters/a", content=lone_surrogate)
+        assert response.status_code == 422
+        assert error_of(response)["details"] == ["header: repeated keys: \\ud800"]
+        (line,) = records(log_of(live))
+    assert (line["outcome"], line["reason"]) == ("refused", error_of(response)["message"])
+
+
+def test_what_is_not_utf8_is_recorded_as_a_question_mark(tmp_path: Path) -> None:
+    log = AuditLog(LineFile(tmp_path / "log", max_bytes=10**7, kept=1))
+    log.ended("adapter.publish", "1", {"adapter": "\ud800"}, "refused", 'says "\udcff" ä')
+    (line,) = records(tmp_path / "log")
+    assert (line["adapter"], line["reason"]) == ("?", 'says "?" ä')
+    assert list(line)[:2] == ["time", "event"]
 
 
 def refusal(number: int) -> AccessRefused:

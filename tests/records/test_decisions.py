@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,8 +11,15 @@ import pytest
 
 from service.engine.interface import AdapterKey
 from service.records import decisions
-from service.records.decisions import Decision, DecisionLog, input_hash
+from service.records.decisions import (
+    Decision,
+    DecisionLog,
+    check_decision_log,
+    decision_log,
+    input_hash,
+)
 from service.records.line_file import LineFile
+from service.settings import read_settings
 from tests.support.http_service import RunningService, serve, until
 from tests.support.tiny_models import make_adapter, make_backbone
 
@@ -98,13 +106,56 @@ def decision(text: str) -> Decision:
 def test_what_does_not_fit_the_queue_is_dropped_and_counted(tmp_path: Path) -> None:
     dropped: list[int] = []
     file = LineFile(tmp_path / "log", max_bytes=10**9, kept=1)
-    log = DecisionLog(file, b"k" * 32, texts=False, dropped=dropped.append)
+    log = DecisionLog(file, lambda: b"k" * 32, texts=False, dropped=dropped.append)
     for _ in range(40):
         log.offer(decision("x" * 2**20))
     log.close()
     written = len(records(tmp_path / "log"))
     assert written + sum(dropped) == 40
     assert 15 <= written < 40
+
+
+def test_a_text_that_is_not_utf8_is_recorded_with_the_others_of_its_time(tmp_path: Path) -> None:
+    dropped: list[int] = []
+    file = LineFile(tmp_path / "log", max_bytes=10**9, kept=1)
+    log = DecisionLog(file, lambda: b"k" * 32, texts=True, dropped=dropped.append)
+    for text in ("one", "\ud800", "two"):
+        log.offer(decision(text))
+    log.close()
+    assert [record["text"] for record in records(tmp_path / "log")] == ["one", "?", "two"]
+    assert dropped == []
+
+
+def test_a_record_that_cannot_be_made_is_dropped_alone(tmp_path: Path) -> None:
+    dropped: list[int] = []
+    file = LineFile(tmp_path / "log", max_bytes=10**9, kept=1)
+    log = DecisionLog(file, lambda: b"k" * 32, texts=True, dropped=dropped.append)
+    for text in ("one", "two"):
+        log.offer(decision(text))
+        log.offer(replace(decision(text), labels=[]))
+    log.close()
+    assert [record["text"] for record in records(tmp_path / "log")] == ["one", "two"]
+    assert sum(dropped) == 2
+
+
+def test_a_process_starts_while_the_log_cannot_be_opened_and_records_once_it_can(
+    tmp_path: Path,
+) -> None:
+    log = tmp_path / "gone" / "log"
+    dropped: list[int] = []
+    settings = read_settings({"IDSPAM_DECISION_LOG": str(log)})
+    (tmp_path / "gone").write_text("not a folder")
+    with pytest.raises(OSError, match="gone"):
+        check_decision_log(settings)
+    started = decision_log(settings, dropped.append)
+    assert started is not None
+    started.offer(decision("lost"))
+    until(lambda: dropped == [1])
+    (tmp_path / "gone").unlink()
+    started.offer(decision("kept"))
+    started.close()
+    key = (tmp_path / "gone" / "log.key").read_bytes()
+    assert [record["input"] for record in records(log)] == [input_hash(key, "kept", None)]
 
 
 def test_a_text_that_is_not_utf8_is_hashed_too() -> None:
