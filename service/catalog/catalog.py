@@ -29,7 +29,7 @@ from adapters.errors import (
     UnlikeRevision,
 )
 from adapters.format.events import Event, Happening, from_json, to_json, with_event
-from adapters.format.failures import store_failures
+from adapters.format.failures import store_failed, store_failures
 from adapters.format.files import read_spec
 from adapters.format.spec import AdapterSpec
 from adapters.format.store import AdapterStore, verified_file
@@ -63,6 +63,8 @@ _PRELOADED_TOGETHER = 16
 # For how long the engine keeps an adapter that is no longer served: a request that looked its name
 # up before is still on its way.
 _RETIRED_SECONDS = 10.0
+# A name that could not be read after a change is read again after so long, and so on.
+_READ_AGAIN_SECONDS = (0.05, 0.2, 1.0)
 
 
 class Catalog(CatalogView):
@@ -130,13 +132,21 @@ class Catalog(CatalogView):
         for name in list(self._entries):
             async with self._lock(name):
                 entry = self._entries.get(name)
-                if entry is None or entry.refusal is not None:
+                if entry is None:
                     continue
                 try:
+                    if isinstance(entry.refusal, StoreFailed):
+                        # It could not be read at the start.
+                        await self._read(name, {})
+                        entry = self._entries[name]
+                    if entry.refusal is not None:
+                        continue
                     checked = await asyncio.to_thread(self._hashed, entry)
                 except StoreFailed as error:
-                    logger.warning("the stored files cannot be checked now: %s", error)
-                    return
+                    logger.warning("adapter %s cannot be checked now: %s", name, error)
+                    if self._is_gone():
+                        return
+                    continue
                 if checked.refusal is not None:
                     self._set(checked)
 
@@ -279,7 +289,12 @@ class Catalog(CatalogView):
         names = await asyncio.to_thread(self._store.names)
         for name in {*names, *self._entries}:
             async with self._lock(name):
-                await self._reconcile(name)
+                try:
+                    await self._reconcile(name)
+                except StoreFailed as error:
+                    if self._is_gone():
+                        raise
+                    logger.warning("adapter %s cannot be read again now: %s", name, error)
 
     async def _reconcile(self, name: str) -> None:
         """Take over what another writer has done to the store, or that it came back empty."""
@@ -550,11 +565,20 @@ class Catalog(CatalogView):
             )
 
     async def _read(self, name: str, known: Mapping[str, AdapterSpec]) -> None:
-        """Update the map from the store. Specs in `known` are not read: files never change."""
+        """Update the map from the store. Specs in `known` are not read: files never change.
+
+        Raises:
+            StoreFailed: it cannot be read, also when tried again; the map stays as it is.
+        """
         before = self._entries.get(name)
         if before is not None:
             usable = {key: spec for key, spec in before.specs.items() if key not in before.unusable}
             known = {**usable, **known}
+        for pause in _READ_AGAIN_SECONDS:
+            with suppress(StoreFailed):
+                self._set(await asyncio.to_thread(self._entry_of, name, known))
+                return
+            await asyncio.sleep(pause)
         self._set(await asyncio.to_thread(self._entry_of, name, known))
 
     def _forget(self, name: str) -> None:
@@ -604,12 +628,25 @@ class Catalog(CatalogView):
             asyncio.get_running_loop().call_later(_RETIRED_SECONDS, retire)
 
     def _stored_entries(self) -> list[CatalogEntry]:
-        return [self._entry_of(name, {}) for name in self._store.names()]
+        return [self._stored_entry(name) for name in self._store.names()]
+
+    def _stored_entry(self, name: str) -> CatalogEntry:
+        try:
+            return self._entry_of(name, {})
+        except StoreFailed as error:
+            # One name that cannot be read keeps no other from being served.
+            return CatalogEntry(name, None, refusal=error)
 
     def _entry_of(self, name: str, known: Mapping[str, AdapterSpec]) -> CatalogEntry:
+        """
+        Raises:
+            StoreFailed: what is current cannot be read, which says nothing about its bytes.
+        """
         try:
             current, revisions = self._store.current(name), tuple(self._store.revisions(name))
-        except (AdapterError, OSError) as error:
+        except StoreFailed:
+            raise
+        except AdapterError as error:
             return CatalogEntry(name, None, refusal=DamagedFile(str(error)))
         specs: dict[str, AdapterSpec] = {}
         unusable: dict[str, AdapterError] = {}
@@ -622,8 +659,12 @@ class Catalog(CatalogView):
                 check_fits(specs[revision], self._engine.info)
             except (IncompatibleAdapter, DamagedFile) as error:
                 unusable[revision] = error
-            except (InvalidAdapter, OSError) as error:
+            except (InvalidAdapter, FileNotFoundError, IsADirectoryError) as error:
                 unusable[revision] = DamagedFile(f"adapter {name!r}, {revision}: {error}")
+            except OSError as error:
+                unusable[revision] = store_failed(self.root, f"read adapter {name!r}", error)
+                if revision == current:
+                    raise unusable[revision] from None
         return CatalogEntry(
             name,
             current,
@@ -653,7 +694,11 @@ class Catalog(CatalogView):
             return Traffic("", "", 0.0).end("damaged", f"its file cannot be read: {error}")
 
     def _hashed(self, entry: CatalogEntry) -> CatalogEntry:
-        """The entry, with a refusal if the current file's bytes have changed."""
+        """The entry, with a refusal if the current file's bytes have changed.
+
+        Raises:
+            StoreFailed: they cannot be read.
+        """
         name, current = entry.name, entry.current
         if current is None or entry.refusal is not None:
             return entry
@@ -674,9 +719,12 @@ class Catalog(CatalogView):
         verified_file(self.root, name, revision)
 
     def _raise_trouble(self, error: AdapterError) -> None:
-        """Raise an error again if it is the whole store's, and says nothing about one file."""
-        if isinstance(error, StoreFailed) and not self._store.root.is_dir():
+        """Raise an error again if the disk could not be read: the bytes may be right."""
+        if isinstance(error, StoreFailed):
             raise error
+
+    def _is_gone(self) -> bool:
+        return not self._store.root.is_dir()
 
     def _lock(self, name: str) -> asyncio.Lock:
         return self._locks.setdefault(name, asyncio.Lock())

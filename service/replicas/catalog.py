@@ -500,10 +500,6 @@ class ReplicatedCatalog(Catalog):
     def _verified(self, name: str, revision: str) -> None:
         self._cache.fetch(name, revision)
 
-    def _raise_trouble(self, error: AdapterError) -> None:
-        if isinstance(error, StoreFailed):
-            raise error
-
     def _open_log(self) -> None:
         """
         Raises:

@@ -1,13 +1,18 @@
 """What the service serves of its store and zoo after a start, and how it treats damage."""
 
+import asyncio
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 import pytest
 
+from adapters.errors import StoreFailed
 from adapters.format.files import serialize
-from adapters.format.store import AdapterStore
+from adapters.format.store import AdapterStore, Revision
 from service.catalog import catalog
 from service.http.openapi.schemas import AdapterList
 from tests.support.http_service import error_of, serve, until
@@ -93,6 +98,83 @@ def test_a_file_lost_while_serving_fails_its_own_adapter_only(tmp_path: Path) ->
         assert live.predict(adapter="b", inputs="x")["results"]
         body = {"inputs": [{"text": "x", "adapter": name} for name in ("b", "c")]}
         assert live.client.post("/v1/predict", json=body).status_code == 422
+
+
+@contextmanager
+def unreadable(path: Path) -> Iterator[None]:
+    """The disk cannot read a file for a while, and its bytes are as they were."""
+    aside = path.with_name("aside")
+    path.rename(aside)
+    # Whoever opens it fails: it leads to itself.
+    path.symlink_to(path)
+    yield
+    aside.replace(path)
+
+
+def test_a_file_that_cannot_be_read_for_a_while_is_not_damaged(tmp_path: Path) -> None:
+    with serve(tmp_path) as live:
+        revision = live.put("a", make_adapter(make_backbone()))
+        path = AdapterStore(tmp_path).path("a", revision)
+        with unreadable(path):
+            for response in (
+                live.client.post("/v2/repository/models/a/load"),
+                live.client.get("/v1/adapters/a/file"),
+            ):
+                assert response.status_code == 503
+            whole = live.service.catalog
+            assert isinstance(whole, catalog.Catalog)
+            loop = live.service.starting.get_loop()
+            asyncio.run_coroutine_threadsafe(whole.verify(), loop).result(10)
+            assert live.client.get("/v1/adapters/a").json()["state"] == "ready"
+            assert live.predict(adapter="a", inputs="x")["results"]
+        assert live.client.post("/v2/repository/models/a/load").status_code == 200
+        # One whose bytes have changed is found as before.
+        path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+        assert live.client.post("/v2/repository/models/a/load").status_code == 500
+        assert live.client.get("/v1/adapters/a").json()["state"] == "damaged"
+
+
+def test_a_disk_that_fails_after_a_change_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = count()
+    last = 2
+    read = AdapterStore.revisions
+
+    def revisions(store: AdapterStore, name: str) -> list[Revision]:
+        if next(failures) < last:
+            raise StoreFailed("the adapter store cannot be read: Input/output error")
+        return read(store, name)
+
+    with serve(tmp_path) as live:
+        live.put("a", make_adapter(make_backbone(), seed=1))
+        monkeypatch.setattr(AdapterStore, "revisions", revisions)
+        second = live.put("a", make_adapter(make_backbone(), seed=2))
+        assert live.predict(adapter="a", inputs="x")["results"][0]["revision"] == second
+        # One that stays is said, and what was served is served on until it is over.
+        last = 10**9
+        third = serialize(make_adapter(make_backbone(), seed=3))
+        response = live.client.put("/v1/adapters/a?force=true", content=third)
+        assert error_of(response)["type"] == "store_failed"
+        assert live.predict(adapter="a", inputs="x")["results"][0]["revision"] == second
+        monkeypatch.undo()
+        response = live.client.put("/v1/adapters/a?force=true", content=third)
+        assert response.json()["revision"] != second
+        assert live.predict(adapter="a", inputs="x")["results"][0]["revision"] != second
+
+
+def test_a_name_that_cannot_be_read_at_the_start_says_so_and_comes_back(tmp_path: Path) -> None:
+    store = AdapterStore(tmp_path)
+    path = store.path("a", store.put("a", data(1)).revision)
+    store.put("b", data(2))
+    with unreadable(path), serve(tmp_path) as live:
+        response = live.client.post("/v1/predict", json={"adapter": "a", "inputs": "x"})
+        assert error_of(response)["type"] == "store_failed"
+        assert live.predict(adapter="b", inputs="x")["results"]
+        path.unlink()
+        path.write_bytes(data(1))
+        assert live.client.post("/v2/repository/models/a/load").status_code == 200
+        assert live.predict(adapter="a", inputs="x")["results"]
 
 
 def test_memory_holds_what_is_served_however_many_revisions_there_were(
