@@ -2,7 +2,8 @@
 
 A few jobs run at a time. Once all of them run, the next one takes everything that has gathered
 meanwhile: the copy itself is cheap, and starting and awaiting a job costs as much as several
-copies. What is read from disk does not come here: the thread that reads it copies it
+copies. If a job fails, each of its adapters is copied alone, so that only those fail that cannot be
+copied. What is read from disk does not come here: the thread that reads it copies it
 (`host_cache.py`).
 """
 
@@ -14,11 +15,14 @@ from time import perf_counter
 from typing import TypeAlias
 
 from service.engine.runners.base import DeviceAdapter, HostAdapter, Runner
+from service.errors import EngineUnavailable
 
 # Adapters in one job, and their bytes unless a single one has more. The first of them waits for the
 # last.
 _MAX_JOB = 32
 _MAX_JOB_BYTES = 32 * 2**20
+
+_ENDED = "the engine has ended"
 
 Outcome: TypeAlias = DeviceAdapter | BaseException
 OnLoaded: TypeAlias = Callable[[Outcome, float], None]
@@ -55,14 +59,14 @@ class DeviceLoader:
         started = perf_counter()
         try:
             job = asyncio.get_running_loop().run_in_executor(
-                self._copying, self._runner.load, [(slot, adapter) for slot, adapter, _ in loads]
+                self._copying, self._copy, [(slot, adapter) for slot, adapter, _ in loads]
             )
-        except RuntimeError as error:
+        except RuntimeError:
             # The executor is shut down: the engine has ended while adapters waited.
             self._idle += 1
             dropped, self._waiting = [*loads, *self._waiting], []
             for _, _, on_loaded in dropped:
-                on_loaded(error, 0.0)
+                on_loaded(EngineUnavailable(_ENDED), 0.0)
             return
         job.add_done_callback(lambda done: self._finish_job(loads, started, done))
 
@@ -70,7 +74,7 @@ class DeviceLoader:
         self,
         loads: Sequence[tuple[int, HostAdapter, OnLoaded]],
         started: float,
-        job: asyncio.Future[list[DeviceAdapter]],
+        job: asyncio.Future[list[Outcome]],
     ) -> None:
         self._idle += 1
         if self._waiting:
@@ -78,11 +82,21 @@ class DeviceLoader:
         outcomes: Sequence[Outcome]
         try:
             outcomes = job.result()
-        except (Exception, asyncio.CancelledError) as error:
-            outcomes = [error] * len(loads)
+        except asyncio.CancelledError:
+            outcomes = [EngineUnavailable(_ENDED)] * len(loads)
         seconds = perf_counter() - started
         for (_, _, on_loaded), outcome in zip(loads, outcomes, strict=True):
             on_loaded(outcome, seconds)
+
+    def _copy(self, adapters: Sequence[tuple[int, HostAdapter]]) -> list[Outcome]:
+        """Runs in a thread."""
+        try:
+            return list(self._runner.load(adapters))
+        except Exception as error:
+            if len(adapters) == 1:
+                return [error]
+        # Not inside the handler: the traceback would keep the failed copy's memory.
+        return [outcome for one in adapters for outcome in self._copy([one])]
 
 
 def _job_size(sizes: Sequence[int]) -> int:

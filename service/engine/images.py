@@ -249,7 +249,8 @@ class Images:
         """Find the images of earlier starts, the oldest first."""
         found = []
         for path in _files_in(self._folder):
-            with contextlib.suppress(FileNotFoundError):
+            # Adapters are served beside a file that cannot be looked at or removed.
+            with contextlib.suppress(OSError):
                 status = path.stat()
                 if path.name.endswith(_SUFFIX):
                     found.append((status.st_mtime_ns, path.name, status.st_size))

@@ -116,6 +116,7 @@ class InFlight:
 
     Attributes:
         on_row_failure: called with an entry of a trial whose row has no answer.
+        on_late: called with the entries of an admitted request whose deadline has passed.
     """
 
     def __init__(
@@ -129,6 +130,7 @@ class InFlight:
         self._wake_scheduled = False
         self._pace_reported = 0.0
         self.on_row_failure: Callable[[Entry], None] = lambda _: None
+        self.on_late: Callable[[Sequence[Entry]], None] = lambda _: None
         observer.waiting_limit(scheduler.limit)
 
     async def predict(
@@ -248,11 +250,15 @@ class InFlight:
                 if not isinstance(leased, dict):
                     async with asyncio.timeout_at(expires):
                         leased = await leased
+                    self._scheduler.postpone(request.ticket, monotonic() - now)
                 request.lease = leased
                 if expires is not None:
                     timer = loop.call_at(expires, request.expire)
                 self._enqueue(request)
                 return await request.answer
+            except (TimeoutError, DeadlineExceeded):
+                self.on_late(entries)
+                raise
             finally:
                 if timer is not None:
                     timer.cancel()

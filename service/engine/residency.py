@@ -29,8 +29,14 @@ from service.engine.host_cache import HostCache, Read
 from service.engine.interface import AdapterKey
 from service.engine.observer import Observer
 from service.engine.promptness import LOADING_SECONDS, restore_turns, shorten_turns
-from service.engine.runners.base import DeviceAdapter, HostAdapter
-from service.errors import AdapterLoadFailed, EngineUnavailable, InvalidRequest
+from service.engine.runners.base import DeviceAdapter, HostAdapter, is_out_of_memory
+from service.errors import (
+    AdapterLoadFailed,
+    EngineUnavailable,
+    InferenceFailed,
+    InvalidRequest,
+    ServiceError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -197,7 +203,11 @@ class Residency:
         return waiter.lease
 
     async def try_out(self, key: AdapterKey, adapter: HostAdapter) -> Lease:
-        """Lease a trial slot for an adapter that is not in the store. No tier counts it."""
+        """Lease a trial slot for an adapter that is not in the store. No tier counts it.
+
+        Raises:
+            InferenceFailed: the device cannot take it. EngineUnavailable: the engine has ended.
+        """
         index = await self._free_trial.get()
         ready: asyncio.Future[DeviceAdapter] = asyncio.get_running_loop().create_future()
 
@@ -206,7 +216,7 @@ class Residency:
                 self._free_trial.put_nowait(index)
             elif isinstance(outcome, BaseException):
                 self._free_trial.put_nowait(index)
-                ready.set_exception(outcome)
+                ready.set_exception(_refusal_of(outcome))
             else:
                 ready.set_result(outcome)
 
@@ -489,10 +499,19 @@ class Residency:
         )
         for waiter in slot.take_waiters():
             self._loading.discard(waiter)
-            if isinstance(error, StoreUnreachable):
-                # Nothing is wrong with the adapter: it has to be fetched, and cannot be now.
+            if isinstance(error, (StoreUnreachable, EngineUnavailable)):
+                # Nothing is wrong with the adapter: it cannot be fetched or copied now.
                 waiter.fail(EngineUnavailable(reason))
             else:
                 waiter.fail(AdapterLoadFailed(slot.key.name, slot.key.revision, reason))
         self._drop_if_retired(slot.key)
         self._serve_queue()
+
+
+def _refusal_of(error: BaseException) -> ServiceError:
+    """What an adapter that is tried out fails with if it cannot be copied to the device."""
+    if isinstance(error, ServiceError):
+        return error
+    if is_out_of_memory(error):
+        return InferenceFailed("the device has no memory for this adapter", reason="out_of_memory")
+    return InferenceFailed(f"the adapter cannot be copied to the device: {type(error).__name__}")

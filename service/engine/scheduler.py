@@ -549,8 +549,13 @@ class Scheduler(Generic[R]):
             self._pace.record(selection.tokens, seconds)
             self._adjust()
 
+    def postpone(self, ticket: Ticket[R], seconds: float) -> None:
+        """Move a promise: the request has waited for its adapters, not for the device."""
+        if ticket.promised is not None:
+            ticket.promised += seconds
+
     def record_answer(self, ticket: Ticket[R], now: float) -> None:
-        """Note when a request's answer was ready, or when it was found to be too late."""
+        """Note when a request's answer was ready."""
         if ticket.promised is not None:
             # Only the event loop calls this, and a promise may miss the last correction.
             error = now - ticket.promised

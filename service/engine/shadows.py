@@ -19,7 +19,7 @@ from service.engine.residency import Residency
 from service.engine.runners.base import BatchResult, RowFailure
 from service.engine.scheduler import QueuedEntry, Scheduler, Ticket
 from service.engine.trials import DropReason, Pair, Role, TrialListener
-from service.errors import AdapterLoadFailed, DeadlineExceeded, InferenceFailed, ServiceError
+from service.errors import AdapterLoadFailed, InferenceFailed, ServiceError
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,7 @@ class Shadows:
         self._answers: dict[Request, Sequence[RowResult]] = {}
         self._loads: dict[AdapterKey, asyncio.Task[None]] = {}
         in_flight.on_row_failure = self._answered_row_failed
+        in_flight.on_late = self._late
         residency.on_shortage = self.withdraw
 
     async def predict(
@@ -63,11 +64,6 @@ class Shadows:
         except InferenceFailed:
             # Its rows have reported which of them failed.
             self._report_read(entries, None)
-            raise
-        except DeadlineExceeded:
-            # Nobody's fault if revisions share the request.
-            if len({entry.adapter for entry in entries}) == 1:
-                self._report_lost(entries)
             raise
         except AdapterLoadFailed as error:
             lost = AdapterKey(error.name, error.revision)
@@ -122,6 +118,11 @@ class Shadows:
         alone = len({entry.adapter for entry in entries}) == 1
         for (name, candidate, role), count in texts.items():
             self._listener.read(name, candidate, role, count, seconds if alone else None)
+
+    def _late(self, entries: Sequence[Entry]) -> None:
+        # Nobody's fault if revisions share the request.
+        if len({entry.adapter for entry in entries}) == 1:
+            self._report_lost(entries)
 
     def _report_lost(self, entries: Sequence[Entry]) -> None:
         """None of these has an answer."""

@@ -6,6 +6,7 @@ from threading import Event
 from typing import Any
 
 import pytest
+import torch
 
 from adapters.backbone.model import Backbone
 from adapters.format.files import Adapter
@@ -13,6 +14,7 @@ from service.engine import device_loader
 from service.engine.device_loader import DeviceLoader, OnLoaded
 from service.engine.runners.base import DeviceAdapter, HostAdapter
 from service.engine.runners.packed import PackedRunner
+from service.errors import EngineUnavailable
 
 
 class HeldRunner(PackedRunner):
@@ -77,6 +79,41 @@ async def test_a_job_takes_what_has_gathered_up_to_a_number_of_bytes(
     assert runner.jobs == jobs
 
 
+class FullRunner(HeldRunner):
+    """Has no memory for one of its slots."""
+
+    full = 5
+
+    def load(self, loads: Any) -> list[DeviceAdapter]:
+        loaded = super().load(loads)
+        if any(slot == self.full for slot, _ in loads):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+        return loaded
+
+
+async def test_an_adapter_that_does_not_fit_fails_alone(
+    backbone: Backbone, adapter: Adapter
+) -> None:
+    runner = FullRunner(backbone)
+    host: HostAdapter = runner.prepare(adapter)
+    loop = asyncio.get_running_loop()
+    futures: list[asyncio.Future[object]] = [loop.create_future() for _ in range(8)]
+
+    def keep(slot: int) -> OnLoaded:
+        return lambda outcome, _: futures[slot].set_result(outcome)
+
+    with ThreadPoolExecutor(1) as copying:
+        loader = DeviceLoader(runner, copying)
+        for slot in range(len(futures)):
+            loader.load(slot, host, keep(slot))
+        runner.gate.set()
+        async with asyncio.timeout(10):
+            outcomes = await asyncio.gather(*futures)
+    failed = [slot for slot, outcome in enumerate(outcomes) if isinstance(outcome, Exception)]
+    assert failed == [runner.full]
+    assert isinstance(outcomes[runner.full], torch.OutOfMemoryError)
+
+
 async def test_loads_that_wait_while_the_executor_ends_fail_and_none_is_forgotten(
     backbone: Backbone, adapter: Adapter
 ) -> None:
@@ -98,4 +135,4 @@ async def test_loads_that_wait_while_the_executor_ends_fail_and_none_is_forgotte
         first, *others = await asyncio.gather(*futures)
     # The first was running; all others waited for it.
     assert not isinstance(first, BaseException)
-    assert all(isinstance(outcome, RuntimeError) for outcome in others)
+    assert all(isinstance(outcome, EngineUnavailable) for outcome in others)

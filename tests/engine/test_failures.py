@@ -16,6 +16,7 @@ import torch
 from adapters.faults import install
 from adapters.packed.packing import PackedBatch
 from service.engine.interface import AdapterKey
+from service.engine.runners.base import DeviceAdapter
 from service.errors import (
     AdapterLoadFailed,
     DeadlineExceeded,
@@ -97,6 +98,60 @@ async def test_a_deadline_also_ends_the_wait_for_adapters(open_engine: OpenEngin
         await held
         entries = harness.entries(("b", "x"))
         harness.assert_answered_as_alone(entries, await harness.engine.predict(entries))
+
+
+async def test_the_wait_for_an_adapter_does_not_count_as_lateness_of_the_device(
+    open_engine: OpenEngine,
+) -> None:
+    async with open_engine(max_active_adapters=1, lanes=1) as harness:
+        scheduler = harness.engine._scheduler
+        for _ in range(50):
+            # Where a full batch takes so long, 20 s are no time that is kept in any case.
+            scheduler.measured(256, 10.0)
+        held = await harness.hold_device()
+        entries = harness.entries(("b", "x"))
+        waits = asyncio.create_task(harness.engine.predict(entries, deadline=monotonic() + 20))
+        # The slot is not free before the device is.
+        await asyncio.sleep(1.0)
+        harness.device.release()
+        harness.assert_answered_as_alone(entries, await waits)
+        await held
+        assert scheduler._correction < 0.1
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory"),
+        (RuntimeError("a copy failed"), "batch_error"),
+    ],
+)
+async def test_an_upload_that_the_device_cannot_take_says_so(
+    open_engine: OpenEngine, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+) -> None:
+    async with open_engine() as harness:
+        assert harness.engine._parts is not None
+        file = harness.store.path("a", harness.keys["a"].revision)
+
+        def fail(_: object) -> list[DeviceAdapter]:
+            raise error
+
+        with monkeypatch.context() as patched:
+            patched.setattr(harness.engine._parts.runner, "load", fail)
+            with pytest.raises(InferenceFailed) as failed:
+                await harness.engine.check(file)
+        assert failed.value.reason == reason
+        assert await harness.engine.check(file) == harness.adapters["a"].spec
+
+
+async def test_an_upload_that_comes_too_late_to_be_copied_hears_of_the_end(
+    open_engine: OpenEngine,
+) -> None:
+    async with open_engine() as harness:
+        file = harness.store.path("a", harness.keys["a"].revision)
+        harness.engine._copying.shutdown()
+        with pytest.raises(EngineUnavailable, match="has ended"):
+            await harness.engine.check(file)
 
 
 async def test_a_failing_batch_fails_only_its_own_rows_and_the_engine_goes_on(

@@ -288,6 +288,21 @@ def test_the_folder_may_be_anything_or_vanish(place: Place) -> None:
     assert place.events["failed"] == 1
 
 
+def test_what_an_interrupted_writer_left_and_cannot_be_removed_is_in_nobodys_way(
+    place: Place,
+) -> None:
+    key = place.keys["idspam"]
+    path = place.make(key)
+    # A folder cannot be unlinked, whoever tries.
+    stuck = path.with_name("0.tmp")
+    stuck.mkdir()
+    os.utime(stuck, (0, 0))
+    images = place.open()
+    place.assert_same(place.load(key, images), place.from_file(key))
+    images.sweep()
+    assert path.exists()
+
+
 def test_images_beyond_the_limit_go_the_least_recently_used_first(place: Place) -> None:
     kinds = ["idspam", "lora", "vectors"]
     sizes = [place.make(place.keys[kind]).stat().st_size for kind in kinds]

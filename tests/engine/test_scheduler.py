@@ -276,6 +276,18 @@ def test_promises_are_corrected_by_how_late_answers_were() -> None:
     scheduler.admit([make_entry(100)], now=200.0, deadline=200.26)
 
 
+def test_waiting_for_an_adapter_does_not_make_later_promises_longer() -> None:
+    scheduler = make_scheduler()
+    scheduler.measured(100, 0.1)
+    submit(scheduler, make_entry(100))
+    ticket = scheduler.admit([make_entry(100)], now=0.0, deadline=0.5)
+    # Its adapter takes 20 s to load; the device then takes as long as promised.
+    scheduler.postpone(ticket, 20.0)
+    scheduler.record_answer(ticket, 20.2)
+    submit(scheduler, make_entry(100))
+    scheduler.admit([make_entry(100)], now=0.0, deadline=0.45)
+
+
 def test_filling_a_batch_looks_at_few_of_thousands_of_waiting_entries() -> None:
     """Counted, not timed: the scan stops although thousands of entries do not fit."""
     scheduler = make_scheduler(max_batch_tokens=10, max_waiting_tokens=10**9)

@@ -215,6 +215,20 @@ async def test_a_canary_that_is_too_late_or_cannot_be_loaded_has_failed(
         assert engine.trials.lost == [gone]
 
 
+async def test_a_deadline_that_nobody_could_keep_is_no_failure_of_the_canary(
+    open_engine: OpenEngine,
+) -> None:
+    async with open_engine() as engine:
+        other = second(engine)
+        entry = engine.entry("a", "free win")
+        entry = Entry(other, entry.encoding, entry.cost, trial=Trial(other.revision))
+        # Its time is over on arrival, so it is refused before it is queued.
+        with pytest.raises(DeadlineExceeded):
+            await engine.engine.predict([entry], deadline=monotonic())
+        assert not engine.trials.failures
+        assert not engine.trials.texts
+
+
 async def test_draining_and_stopping_do_not_wait_for_shadows(open_engine: OpenEngine) -> None:
     async with open_engine(lanes=1) as engine:
         other = second(engine)

@@ -284,7 +284,7 @@ def _launch_or_halve(
     except DeviceLost:
         raise
     except Exception as error:
-        lacks_memory = _is_out_of_memory(error)
+        lacks_memory = is_out_of_memory(error)
         if not lacks_memory:
             # With its traceback only once: what the halves raise is mostly the same.
             logger.error(
@@ -342,7 +342,8 @@ def _joined(first: BatchResult, second: BatchResult) -> BatchResult:
     )
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the device or the host had no memory left."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(
