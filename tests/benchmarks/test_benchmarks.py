@@ -118,6 +118,7 @@ def test_types_are_compared_with_the_first_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_sharing_is_measured_under_load_and_alone(tmp_path: Path) -> None:
     short = ("--texts", "64", "--tokens", "30,60", "--calls", "5", "--seconds", "0.3")
     figures = run("sharing", tmp_path, *TINY, *short, "--rounds", "1")
@@ -127,7 +128,7 @@ def test_sharing_is_measured_under_load_and_alone(tmp_path: Path) -> None:
         ways = figure.get("answers_per_second") or figure["milliseconds"]
         assert ("one text, sharing off" in ways) == name.startswith("prompt at 2/3")
         assert figure["work"] > 0
-    # Whatever the machine does beside: eight heads of one text do the work of one.
+    # Eight heads of one text do the work of one.
     assert by_name["head, answers/s under load"]["work"] < 0.8
 
 

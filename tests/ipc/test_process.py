@@ -122,8 +122,8 @@ def test_clients_that_connect_until_the_end_are_answered_or_refused(
             assert running.wait(20) == 0
     assert ends["refused"] == 24
     assert ends[503]
-    # There were as many as clients. A process that is suspended as it closes may still lose some.
-    assert ends["reset"] <= 4, ends
+    # A process that is suspended as it closes may still lose some, but not one for each client.
+    assert ends["reset"] <= 12, ends
 
 
 def test_sigterm_while_idle_exits_0_at_once(tmp_path: Path, folder: Path) -> None:

@@ -21,8 +21,8 @@ from tests.support.service_process import (
 )
 from tests.support.tiny_models import make_adapter
 
-# Each test starts processes.
-pytestmark = pytest.mark.slow
+# Each test starts processes, and times them.
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 # What the issue of down time allows on a CPU.
 DOWN_SECONDS = 3.0
