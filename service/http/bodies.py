@@ -119,16 +119,23 @@ def _refuse_many_containers(body: bytes, what: str) -> None:
 async def read_as(model: type[M], request: Request) -> M:
     """The JSON body of a request as a model.
 
+    Each wrong item of a list and each unknown field is a fault, which is far larger than what it
+    names. So both are counted before any of them is looked at.
+
     Raises:
-        TooLarge: a list of more than `IDSPAM_MAX_INPUTS` items; none of them has been looked at.
-        HTTPException, MalformedRequest, ...: as `read_json` and `validated`.
+        TooLarge: a list of more than `IDSPAM_MAX_INPUTS` items.
+        InvalidRequest: far too many fields, or as `validated`.
+        HTTPException, MalformedRequest, ...: as `read_json`.
     """
     settings = service_of(request).settings
     content = await read_json(request, settings.max_body_bytes)
-    # Each wrong item is a fault, and a fault is far larger than the item that it names.
+    fields = len(content) if isinstance(content, dict) else 0
     for name, value in _known_fields(model, content):
         if isinstance(value, list) and len(value) > settings.max_inputs:
             raise TooLarge(f"{name}: {len(value)} items, at most {settings.max_inputs} are allowed")
+        fields += len(value) if isinstance(value, dict) else 0
+    if fields > _MOST_FIELDS and model.model_config.get("extra") == "forbid":
+        raise InvalidRequest([f"body: {fields} fields, far more than there are"])
     return validated(model, content)
 
 
@@ -136,14 +143,8 @@ def validated(model: type[M], content: Any) -> M:
     """JSON content as a model.
 
     Raises:
-        InvalidRequest: with every fault and its place, or far too many fields.
+        InvalidRequest: with every fault and its place.
     """
-    if model.model_config.get("extra") == "forbid" and isinstance(content, dict):
-        # Each unknown field is a fault, too.
-        inner = (value for _, value in _known_fields(model, content) if isinstance(value, dict))
-        fields = len(content) + sum(map(len, inner))
-        if fields > _MOST_FIELDS:
-            raise InvalidRequest([f"body: {fields} fields, far more than there are"])
     try:
         return model.model_validate(content)
     except ValidationError as error:

@@ -7,7 +7,7 @@ from benchmarks.access import measure
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 # The goal is 20 on a quiet machine with a quick processor; slow ones have taken 30.
-MOST_MICROSECONDS = 120.0
+MOST_MICROSECONDS = 60.0
 
 
 def test_a_thousand_keys_cost_a_request_no_more_than_one() -> None:

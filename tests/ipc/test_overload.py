@@ -112,5 +112,5 @@ async def test_an_adapter_that_floods_does_not_take_the_others_turn(service: Rea
     assert any(item.status == 429 for item in flooded)
     # Two slow cores that other processes used as well were in time for 0.63 to 0.96 of them; where
     # batches starved it was a fifth at most.
-    assert len(in_time(calm)) >= 0.5 * len(calm)
+    assert len(in_time(calm)) >= 0.6 * len(calm)
     assert answered > 0

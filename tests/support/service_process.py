@@ -24,7 +24,7 @@ from adapters.format.files import Adapter
 from adapters.packed.packing import Row, RowShape
 
 TREE = Path(__file__).resolve().parents[2]
-PATIENCE_SECONDS = 80.0
+PATIENCE_SECONDS = 40.0
 TEXTS = ("free win now", "my card is not good", "", "hello you call the bad card " * 3)
 CLIENTS = 4
 
