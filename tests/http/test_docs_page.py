@@ -1,7 +1,6 @@
 """/docs: served by the service alone, without the internet, behind any prefix."""
 
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +8,7 @@ from urllib.parse import urljoin
 
 import pytest
 
+from tests.support.browser import chromium_program
 from tests.support.http_service import RunningService, serve
 
 
@@ -53,12 +53,8 @@ def test_no_other_server_may_be_asked_by_the_page(live: RunningService) -> None:
 def test_a_browser_without_the_internet_shows_every_route(
     live: RunningService, tmp_path: Path
 ) -> None:
-    browser = shutil.which("chromium") or shutil.which("chromium-browser")
-    if browser is None:
-        # Not fetched for CI, where it would take longer than all these tests together.
-        pytest.skip("chromium is missing")
     command = [
-        browser,
+        chromium_program(),
         "--headless",
         "--no-sandbox",
         "--disable-gpu",

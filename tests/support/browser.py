@@ -38,14 +38,20 @@ _RULES = ("wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice
 _EXPECTED = ("Failed to load resource",)
 
 
-@contextmanager
-def chromium() -> Iterator[Browser]:
-    """The browser; the test is skipped where there is none."""
+def chromium_program() -> str:
+    """The browser's path; the test is skipped where there is none."""
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     if program is None and (_FETCHED / "run").exists():
         program = str(_FETCHED / "run")
     if program is None:
         unavailable("chromium is missing: run .ci/chromium (Debian) or install chromium")
+    return program
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """The browser; the test is skipped where there is none."""
+    program = chromium_program()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=program,
