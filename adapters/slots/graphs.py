@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from adapters.backbone.model import Backbone
+from adapters.capture import capturing
 from adapters.slots.bank import SlotBank
 from adapters.slots.batch import BatchShape, Signature, SlottedBatch, blank_array
 from adapters.slots.buckets import Buckets, cost
@@ -125,13 +126,7 @@ class CudaGraphs:
         # The first run compiles kernels and lets libraries allocate: a capture allows neither.
         run(self._backbone, self._bank, inputs, self._widths)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(
-            graph,
-            pool=self._pool,
-            stream=torch.cuda.current_stream(),
-            # Other threads load adapters during the capture.
-            capture_error_mode="thread_local",
-        ):
+        with capturing(graph, stream=torch.cuda.current_stream(), pool=self._pool):
             outputs = run(self._backbone, self._bank, inputs, self._widths)
         self._graphs[signature, shape] = _Graph(inputs, outputs, graph)
         self._captured.add(signature)

@@ -243,6 +243,9 @@ class LocalEngine:
 
     async def stop(self) -> None:
         self._end(Phase.STOPPED, "the engine is stopped")
+        if self._shortened:
+            self._shortened = False
+            restore_turns(BESIDE_HTTP_SECONDS)
         if self._trimming is not None:
             self._trimming.cancel()
         if self._parts is not None:
@@ -253,9 +256,6 @@ class LocalEngine:
             await asyncio.to_thread(self._parts.device.join, self._settings.stall_seconds)
         if self._core is not None:
             self._core.leave()
-        if self._shortened:
-            self._shortened = False
-            restore_turns(BESIDE_HTTP_SECONDS)
 
     def health(self) -> EngineHealth:
         live, ready = self._phase not in _OVER, self._phase is Phase.READY

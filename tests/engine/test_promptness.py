@@ -91,13 +91,15 @@ async def test_a_batch_does_not_wait_behind_a_thread_that_is_always_busy(
 ) -> None:
     async def seconds(*, beside_http: bool) -> float:
         async with open_engine(beside_http=beside_http) as harness:
-            entries = harness.entries(*[("a", f"text {index}") for index in range(8)])
+            entries = harness.entries(("a", "text"))
             await harness.engine.predict(entries)
             with a_busy_thread():
                 began = time.monotonic()
-                for _ in range(3):
+                for _ in range(2):
                     await harness.engine.predict(entries)
                 return time.monotonic() - began
 
-    # 0.05 was measured on two cores.
-    assert await seconds(beside_http=True) < 0.4 * await seconds(beside_http=False)
+    # In turns: where others use the cores, the system itself may take them from the busy thread.
+    pairs = [(await seconds(beside_http=True), await seconds(beside_http=False)) for _ in range(3)]
+    # 0.04 was measured on two cores, 0.13 beside two processes that use both.
+    assert sum(short for short, _ in pairs) < 0.4 * sum(usual for _, usual in pairs)

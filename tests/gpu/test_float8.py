@@ -13,6 +13,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 
 from adapters.backbone.loading import float8_lack, place
 from adapters.backbone.model import Backbone
+from adapters.capture import capturing
 from adapters.layers.bert import BertLayer
 from adapters.layers.float8 import Float8Layer, Float8Linear, Tiles, quantised
 from adapters.layers.frozen import FrozenLayer
@@ -224,7 +225,7 @@ def test_captured_layers_take_other_rows_and_a_tail() -> None:
 
     run(states, _Extents(cumulative, longest))
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with capturing(graph, stream=torch.cuda.Stream()):
         output = run(states, _Extents(cumulative, longest))
     for seed, lengths in enumerate([(128, 0, 1, 70), (50,) * 8, (3,)]):
         layout = layout_of(*lengths)

@@ -15,6 +15,7 @@ from torch import Tensor
 pytest.importorskip("triton", reason="Triton is not installed")
 
 from adapters.backbone.model import Backbone
+from adapters.capture import capturing
 from adapters.layers.bert import BertLayer
 from adapters.layers.frozen import FrozenLayer
 from adapters.layers.fused import FusedLayer, attend
@@ -155,7 +156,7 @@ def test_a_captured_layer_takes_other_rows_and_a_tail() -> None:
     extents = _Extents(cumulative, longest)
     layer(states, attention_mask=None, layout=extents)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with capturing(graph, stream=torch.cuda.Stream()):
         output = layer(states, attention_mask=None, layout=extents)
     for seed, lengths in enumerate([(128, 0, 1, 70), (50,) * 8, (3,)]):
         layout = layout_of(lengths)

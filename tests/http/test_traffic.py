@@ -81,6 +81,16 @@ def answered_by(live: RunningService, texts: list[str] = TEXTS, **headers: str) 
     return [result["revision"] for result in answer.json()["results"]]
 
 
+def compared(live: RunningService, texts: int) -> None:
+    """Ask until so many texts are compared: those that find the queue full are not."""
+
+    def enough() -> bool:
+        answered_by(live)
+        return bool(shown(live)["figures"]["compared"] >= texts)
+
+    until(enough)
+
+
 def test_a_staged_revision_is_stored_and_answers_nothing_but_its_pin(
     live: RunningService, revisions: tuple[str, str]
 ) -> None:
@@ -256,9 +266,7 @@ def test_a_canary_with_the_same_answers_stays(live: RunningService) -> None:
     # The same weights in another file.
     second = stage(live, adapter(max_length=64))
     divide(live, second, 50, rule=None)
-    for _ in range(3):
-        answered_by(live)
-    until(lambda: shown(live)["figures"]["compared"] >= 60)
+    compared(live, 60)
     traffic = shown(live)
     assert traffic["state"] == "active"
     assert traffic["figures"]["disagreements"] == 0

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adapters.capture import capturing
 from adapters.layers.attention import VARLEN_DTYPES
 from adapters.packed.layout import Put
 from adapters.packed.packing import PackedBatch
@@ -96,13 +97,7 @@ class CudaRecorder:
     def record(self, run: Run, inputs: StepInputs) -> Run:
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(
-                graph,
-                pool=self._pool,
-                stream=self._stream,
-                # Backward runs in autograd's own thread.
-                capture_error_mode="thread_local",
-            ):
+            with capturing(graph, stream=self._stream, pool=self._pool):
                 figures = run(inputs)
         except BaseException:
             self._recover()
@@ -120,7 +115,7 @@ class CudaRecorder:
         captured, until a capture ends well."""
         with suppress(Exception):
             torch.cuda.synchronize(self._device)
-            with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=self._stream):
+            with capturing(torch.cuda.CUDAGraph(), stream=self._stream):
                 torch.zeros(1, device=self._device)
 
 
