@@ -13,7 +13,7 @@ All calls come from one event loop; files are read in threads.
 
 import asyncio
 from collections import OrderedDict, deque
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from functools import partial
 from time import monotonic, perf_counter
 from typing import NamedTuple
@@ -107,7 +107,8 @@ class HostCache:
         # Adapters and when they were last used; the least recently used first.
         self._registered: OrderedDict[AdapterKey, tuple[HostAdapter, float]] = OrderedDict()
         self._nbytes = 0
-        self._loading: dict[AdapterKey, asyncio.Future[Read]] = {}
+        # What is read or waits for a thread, and the same as the threads know it.
+        self._loading: dict[AdapterKey, tuple[asyncio.Future[Read], Future[Read]]] = {}
         # Adapters that passed by, and when for the last two times; those first that did not for
         # longest.
         self._passed: OrderedDict[AdapterKey, tuple[float, ...]] = OrderedDict()
@@ -136,20 +137,31 @@ class HostCache:
             slot: where it is loaded by the thread that reads it, unless it is being read already.
                 Then it need not be kept.
         """
-        if (loading := self._loading.get(key)) is not None:
+        if key in self._loading:
+            loading, _ = self._loading[key]
             return loading
         started = perf_counter()
         passing = slot is not None and not self._is_worth_keeping(key)
-        loading = asyncio.get_running_loop().run_in_executor(
-            self._reading, partial(self._read, key, slot=slot, passing=passing)
-        )
-        self._loading[key] = loading
+        reading = self._reading.submit(self._read, key, slot=slot, passing=passing)
+        loading = asyncio.wrap_future(reading)
+        self._loading[key] = loading, reading
         loading.add_done_callback(partial(self._loaded, key, started))
         return loading
 
+    def cancel(self, key: AdapterKey) -> bool:
+        """Drop a read that no thread has begun; whether there was one. Its future is cancelled."""
+        if key not in self._loading:
+            return False
+        _, reading = self._loading[key]
+        if not reading.cancel():
+            return False
+        del self._loading[key]
+        return True
+
     def discard(self, key: AdapterKey) -> None:
         """Drop an adapter now, or as soon as it has been read. Not counted as an eviction."""
-        if (loading := self._loading.get(key)) is not None:
+        if key in self._loading:
+            loading, _ = self._loading[key]
             loading.add_done_callback(lambda _: self.discard(key))
             return
         if (registered := self._registered.pop(key, None)) is not None:
@@ -231,7 +243,9 @@ class HostCache:
         return self._runner.prepare(parse(self._store.read(key.name, key.revision)))
 
     def _loaded(self, key: AdapterKey, started: float, loading: asyncio.Future[Read]) -> None:
-        del self._loading[key]
+        # One that was dropped may be read again already.
+        if key in self._loading and self._loading[key][0] is loading:
+            del self._loading[key]
         # The waiters get the exception; retrieving it here keeps asyncio from reporting it.
         if loading.cancelled() or loading.exception() is not None:
             return

@@ -53,7 +53,8 @@ class Slot:
     """A slot of the device and the adapter that it is for.
 
     adapter: None while it loads. leases: how many leases include the slot. waiters: requests that
-    lease the slot and wait until it is loaded.
+    lease the slot and wait until it is loaded. arriving: the bytes that are expected while it is
+    read.
     """
 
     key: AdapterKey
@@ -62,6 +63,7 @@ class Slot:
     adapter: DeviceAdapter | None = None
     leases: int = 0
     waiters: list["Waiter"] = field(default_factory=list)
+    arriving: int = 0
 
     def take_waiters(self) -> list["Waiter"]:
         """Remove and return its waiters."""
@@ -428,8 +430,8 @@ class Residency:
         self._loading.discard(waiter)
         if waiter.lease is not None:
             self.release(waiter.lease)
-        else:
-            self._serve_queue()
+        self._drop_unwanted(waiter.keys)
+        self._serve_queue()
 
     def _load(self, slot: Slot) -> None:
         """Start a load. Other requests that lease the slot meanwhile wait for it too."""
@@ -442,9 +444,13 @@ class Residency:
         # How large it is shows once it is read.
         nbytes, started = self._size_of(slot.key), monotonic()
         self._make_room(nbytes)
+        slot.arriving = nbytes
         self._arriving += nbytes
 
         def read(reading: asyncio.Future[Read]) -> None:
+            if self._active.get(slot.key) is not slot:
+                # It was dropped while it waited for a thread.
+                return
             self._arriving -= nbytes
             try:
                 adapter, _, loaded = reading.result()
@@ -489,10 +495,7 @@ class Residency:
 
     def _load_failed(self, slot: Slot, error: BaseException) -> None:
         """Fail the waiters and free the slot, so that the next request tries again."""
-        restore_turns(LOADING_SECONDS)
-        del self._active[slot.key]
-        self._loader.unload(slot.index)
-        self._free.append(slot.index)
+        self._free_unloaded(slot)
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         logger.warning(
             "adapter %s (%s) cannot be loaded: %s", slot.key.name, slot.key.revision, reason
@@ -506,6 +509,26 @@ class Residency:
                 waiter.fail(AdapterLoadFailed(slot.key.name, slot.key.revision, reason))
         self._drop_if_retired(slot.key)
         self._serve_queue()
+
+    def _drop_unwanted(self, keys: Sequence[AdapterKey]) -> None:
+        """Drop loads that nobody waits for any more and that no thread has begun.
+
+        One request may name a thousand adapters and give up after a second: those of others would
+        wait behind all of them.
+        """
+        for key in keys:
+            slot = self._active.get(key)
+            if key in self._wanted or (slot is not None and (slot.leases or slot.adapter)):
+                continue
+            if self._host_cache.cancel(key) and slot is not None:
+                self._arriving -= slot.arriving
+                self._free_unloaded(slot)
+
+    def _free_unloaded(self, slot: Slot) -> None:
+        restore_turns(LOADING_SECONDS)
+        del self._active[slot.key]
+        self._loader.unload(slot.index)
+        self._free.append(slot.index)
 
 
 def _refusal_of(error: BaseException) -> ServiceError:

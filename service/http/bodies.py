@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from service.errors import InvalidRequest, MalformedRequest, ServiceError, TooLarge
-from service.http.body_budget import FREE_BYTES, Place
+from service.http.body_budget import FREE_BYTES, BodyShare, Place
 from service.http.lifecycle import service_of
 from service.http.openapi.schemas import BRANCHES
 
@@ -195,7 +195,7 @@ def hold(request: Request, size: int) -> None:
         Overloaded: they are over the bound of all bodies in flight.
     """
     if size > FREE_BYTES:
-        service_of(request).body_budget.share_of(request.scope).take(size, "memory")
+        _share_of(request).take(size, "memory")
 
 
 async def _stream(request: Request, limit: int, place: Place) -> AsyncGenerator[bytes, None]:
@@ -203,7 +203,7 @@ async def _stream(request: Request, limit: int, place: Place) -> AsyncGenerator[
     if announced.isdecimal() and (length := int(announced[:20])) > FREE_BYTES:
         if length > limit:
             raise _too_large(limit)
-        service_of(request).body_budget.refuse_unless_fits(length, place)
+        _share_of(request).refuse_unless_fits(length, place)
     total, counted, more = 0, 0, True
     while more:
         message = await request.receive()
@@ -217,11 +217,14 @@ async def _stream(request: Request, limit: int, place: Place) -> AsyncGenerator[
         if more and (fault := fault_of(request)) is not None:
             raise fault
         if total > FREE_BYTES:
-            budget = service_of(request).body_budget
-            budget.share_of(request.scope).take(total - counted, place)
+            _share_of(request).take(total - counted, place)
             counted = total
         if chunk:
             yield chunk
+
+
+def _share_of(request: Request) -> BodyShare:
+    return service_of(request).body_budget.share_of(request.scope)
 
 
 def fault_of(request: Request) -> ServiceError | None:

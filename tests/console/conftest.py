@@ -50,7 +50,8 @@ def console(browser: "Browser", zoo: ReadyService) -> "Iterator[Console]":
         yield opened
 
 
-@pytest.fixture(scope="session")
+# Of a module, not of the session: a service in this process changes how its threads take turns.
+@pytest.fixture(scope="module")
 def many_adapters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a service with ten thousand adapters: task-00000 to task-09999."""
     store = tmp_path_factory.mktemp("many")

@@ -1,11 +1,12 @@
 """Waiting for slots of the device: order of arrival, overtaking, cancelling."""
 
 import asyncio
+import sys
 
 import pytest
 
 from service.engine import residency
-from service.engine.residency import MAX_OVERTAKEN
+from service.engine.residency import MAX_OVERTAKEN, Lease
 from service.errors import EngineUnavailable
 from tests.support.residency_harness import OpenResidency, let_the_loop_run
 
@@ -176,3 +177,61 @@ async def test_all_waiting_requests_can_be_failed_at_once(open_residency: OpenRe
         harness.residency.fail_all("gone")
         answers = await asyncio.gather(*asking, return_exceptions=True)
         assert [type(answer) for answer in answers] == [EngineUnavailable] * 3
+
+
+async def given_up(waiting: "asyncio.Task[Lease]") -> None:
+    """A client leaves, or its deadline passes."""
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+
+async def test_loads_that_nobody_waits_for_any_more_are_dropped(
+    open_residency: OpenResidency,
+) -> None:
+    usual = sys.getswitchinterval()
+    async with open_residency(active=6) as harness:
+        residency = harness.residency
+        harness.store.gate.clear()
+        greedy = asyncio.create_task(residency.acquire(harness.keys_of("abcde")))
+        # Both threads read; three wait for them.
+        await harness.store.until_reads(2)
+        other = asyncio.create_task(residency.acquire(harness.keys_of("e")))
+        await let_the_loop_run()
+        await given_up(greedy)
+        # One that is dropped can be asked for at once.
+        again = asyncio.create_task(residency.acquire(harness.keys_of("c")))
+        await let_the_loop_run()
+        harness.store.gate.set()
+        for waiting in (other, again):
+            residency.release(await waiting)
+        assert harness.store.reads == 4
+        assert sorted(harness.recorder.loaded) == [
+            (name, tier) for name in "abce" for tier in ("active", "registered")
+        ]
+        assert sys.getswitchinterval() == usual
+        # No slot is lost, and none is given twice.
+        lease = await residency.acquire(harness.keys_of("abdfgh"))
+        assert len({slot.index for slot in lease.values()}) == 6
+        residency.release(lease)
+
+
+async def test_files_that_were_read_for_a_queue_are_dropped_with_their_waiter(
+    open_residency: OpenResidency,
+) -> None:
+    async with open_residency(active=2) as harness:
+        residency = harness.residency
+        held = await residency.acquire(harness.keys_of("ab"))
+        harness.store.gate.clear()
+        first, second, third = (
+            asyncio.create_task(residency.acquire(harness.keys_of(names)))
+            for names in ("cd", "ef", "fg")
+        )
+        await harness.store.until_reads(4)
+        await given_up(second)
+        harness.store.gate.set()
+        residency.release(held)
+        for waiting in (first, third):
+            residency.release(await waiting)
+        # f was wanted by another one, e by nobody.
+        assert {name for name, _ in harness.recorder.loaded} == set("abcdfg")

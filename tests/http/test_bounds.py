@@ -10,13 +10,15 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from service.errors import Overloaded
+from service.http.body_budget import BodyBudget
 from service.http.bounded_http import (
     LINGER_HEAD_BYTES,
     MAX_FRAMING_BYTES,
@@ -26,7 +28,7 @@ from service.http.bounded_http import (
     MAX_URL_BYTES,
 )
 from service.settings import InvalidSettings, read_settings
-from tests.support.http_service import RunningService, serve, until
+from tests.support.http_service import RunningService, error_of, serve, until
 from tests.support.raw_http import (
     HOST,
     Answer,
@@ -486,6 +488,82 @@ def test_bodies_in_flight_have_one_bound(tmp_path: Path) -> None:
         until(lambda: live.series()[held] == 0)
         large = json.dumps({"adapter": "a", "inputs": ["x" * 900_000]}).encode()
         assert live.client.post("/v1/predict", content=large, headers=JSON).status_code == 200
+
+
+def test_bodies_of_one_key_leave_room_for_those_of_others(tmp_path: Path) -> None:
+    size = 2**20
+    with serve(
+        tmp_path,
+        MAX_BODY_BYTES=str(size),
+        MAX_UPLOAD_BYTES=str(size),
+        MAX_BODY_BYTES_IN_FLIGHT=str(8 * size),
+        API_KEYS="calm,greedy",
+        ADMIN_KEYS="admin",
+        DEFAULT_ADAPTER="a",
+    ) as live, ExitStack() as stack:  # fmt: skip
+        admin, calm, greedy = (
+            {"Authorization": f"Bearer {key}"} for key in ("admin", "calm", "greedy")
+        )
+        live.put("a", make_adapter(make_backbone(), seed=1), **admin)
+        head = POST + b"Authorization: Bearer greedy\r\nContent-Length: %d\r\n\r\n" % size
+        for _ in range(6):
+            connection = stack.enter_context(connected(live.url))
+            connection.sendall(head + b"x" * (size - 1))
+        budget = live.service.body_budget
+        until(lambda: budget.bytes_in["memory"] == 6 * (size - 1))
+
+        large = json.dumps({"adapter": "a", "inputs": "x" * 900_000}).encode()
+        refused = live.client.post("/v1/predict", content=large, headers=JSON | greedy)
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+        assert "of this client's bodies are in flight" in error_of(refused)["message"]
+        assert live.client.post("/v1/predict", content=large, headers=JSON | calm).is_success
+        # A stream holds as much as its lines.
+        answer = live.client.post(
+            "/v1/predict/stream",
+            content=(large.replace(b'"inputs"', b'"text"') + b"\n") * 4,
+            headers=calm | {"Content-Type": "application/x-ndjson"},
+        )
+        lines = [json.loads(line) for line in answer.text.splitlines()]
+        assert [line["adapter"] for line in lines] == ["a"] * 4
+
+
+def test_the_only_body_of_a_client_may_take_all_that_is_free() -> None:
+    budget = BodyBudget(100)
+    one, another, other = (budget.share_of({"idspam.client": client}) for client in ("a", "a", "b"))
+    one.take(90, "memory")
+    with pytest.raises(Overloaded, match="of this client's bodies"):
+        another.take(1, "memory")
+    other.take(10, "memory")
+    with pytest.raises(Overloaded, match="no room for 1 more"):
+        other.take(1, "memory")
+    # What waits on the disk is counted for itself.
+    another.take(75, "disk")
+    one.release()
+    another.take(30, "memory")
+    other.release()
+    another.release()
+    assert budget.bytes_in == {"memory": 0, "disk": 0}
+
+
+def test_clients_share_the_bound_and_leave_room_for_another() -> None:
+    budget = BodyBudget(700)
+    shares = {
+        client: [budget.share_of({"idspam.client": client}) for _ in range(700)] for client in "ab"
+    }
+    for pair in zip(*shares.values(), strict=True):
+        for share in pair:
+            with suppress(Overloaded):
+                share.take(1, "memory")
+    taken = [budget.of_client(client, "memory") for client in "ab"]
+    assert taken == [300, 300]
+
+
+def test_without_keys_only_the_whole_bound_counts() -> None:
+    budget = BodyBudget(100)
+    for _ in range(4):
+        budget.share_of({}).take(25, "memory")
+    with pytest.raises(Overloaded, match="no room for 1 more"):
+        budget.share_of({}).take(1, "memory")
 
 
 def test_uploads_in_flight_have_the_same_bound_on_disk(tmp_path: Path) -> None:

@@ -62,6 +62,8 @@ WINDOW_BATCHES = 4
 PATIENCE_SECONDS = 10.0
 # Between two attempts.
 _LEAST_WAIT, _MOST_WAIT = 0.02, 1.0
+# The most that asyncio reads from a socket at a time.
+_RECEIVED_BYTES = 2**18
 # How often a job that waits for its client looks at the time.
 _LOOK_SECONDS = 0.5
 
@@ -171,6 +173,10 @@ class Job:
         """
         if self._ended:
             return False
+        # What was read is answered first, where the bodies of all leave no room.
+        while self._lines and not self._share.fits(_RECEIVED_BYTES, "memory"):
+            self._released.clear()
+            await self._released.wait()
         receiving = asyncio.ensure_future(self._request.receive())
         try:
             if not self._asked.is_set():
