@@ -126,6 +126,7 @@ def test_tokenising_stops_when_the_client_has_gone(
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("workers", [0, 2])
 def test_long_texts_at_once_cost_little_memory_and_disturb_nobody(
     tmp_path: Path, workers: int
