@@ -332,8 +332,10 @@ def test_a_drain_that_ends_too_late_fails_all_lines_in_flight_without_a_tracebac
         running.put("a", make_adapter(make_backbone()))
         brake.on()
         with OpenStream(running.url) as stream:
-            stream.send(*texts(300))
+            first, *others = texts(300)
+            stream.send(first)
             until(lambda: brake.holds)
+            stream.send(*others)
             until(lambda: running.service.health().details["waiting_entries"] != 0)
             loop = running.service.starting.get_loop()
             loop.call_soon_threadsafe(lambda: loop.create_task(running.service.drain()))
@@ -356,6 +358,10 @@ def test_jobs_without_lines_take_no_room_from_others(
             stream.send("x")
             assert "label" in stream.line()
         brake.on()
+        # It holds the device, so that no line is taken.
+        holding = threading.Thread(target=running.predict, kwargs={"adapter": "a", "inputs": "x"})
+        holding.start()
+        until(lambda: brake.holds)
         with OpenStream(running.url) as stream:
             stream.send(*["x"] * 300)
             until(lambda: int(running.service.health().details["waiting_entries"]) > 100)
@@ -363,6 +369,7 @@ def test_jobs_without_lines_take_no_room_from_others(
             brake.off()
             stream.end()
             assert len(stream.rest()) == 300
+        holding.join()
         until(lambda: running.service.busy_jobs == 0)
 
 
