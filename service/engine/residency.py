@@ -518,11 +518,13 @@ class Residency:
         """
         for key in keys:
             slot = self._active.get(key)
-            if key in self._wanted or (slot is not None and (slot.leases or slot.adapter)):
+            loaded = slot is not None and slot.adapter is not None
+            if key in self._wanted or loaded or (slot is not None and slot.leases):
                 continue
             if self._host_cache.cancel(key) and slot is not None:
                 self._arriving -= slot.arriving
                 self._free_unloaded(slot)
+                self._drop_if_retired(key)
 
     def _free_unloaded(self, slot: Slot) -> None:
         restore_turns(LOADING_SECONDS)

@@ -216,6 +216,21 @@ async def test_loads_that_nobody_waits_for_any_more_are_dropped(
         residency.release(lease)
 
 
+async def test_an_adapter_that_is_retired_while_its_load_waits_is_forgotten_with_it(
+    open_residency: OpenResidency,
+) -> None:
+    async with open_residency(active=3) as harness:
+        harness.store.gate.clear()
+        waiting = asyncio.create_task(harness.residency.acquire(harness.keys_of("abc")))
+        await harness.store.until_reads(2)
+        (key,) = harness.keys_of("c")
+        harness.residency.retire(key)
+        await given_up(waiting)
+        assert key not in harness.residency._retired
+        harness.store.gate.set()
+        await harness.use("c")
+
+
 async def test_files_that_were_read_for_a_queue_are_dropped_with_their_waiter(
     open_residency: OpenResidency,
 ) -> None:
