@@ -11,7 +11,7 @@ from urllib.request import urlopen
 from benchmarks.memory import family
 
 _TICKS = os.sysconf("SC_CLK_TCK")
-_MODULE = re.compile(r"service\.ipc\.(\w+)_process")
+_KIND = re.compile(r"-m\0service\.ipc\0(\w+)\0")
 _ANSWERED = re.compile(r"^idspam_requests_total\{.*predict.*\} (\S+)$", re.MULTILINE)
 
 
@@ -46,10 +46,10 @@ def _kind(process: int) -> str:
         # An engine that was forked from the standby has its arguments.
         if folder.joinpath("comm").read_text().startswith("idspam-engine"):
             return "engine"
-        module = _MODULE.search(folder.joinpath("cmdline").read_text())
+        found = _KIND.search(folder.joinpath("cmdline").read_text())
     except OSError:
         return "ended"
-    return module.group(1) if module else "service"
+    return found.group(1) if found else "service"
 
 
 def _seconds(process: int) -> float:

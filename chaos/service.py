@@ -177,9 +177,9 @@ def _engine_name(pid: int) -> str:
 
 
 def _context_of(arguments: list[str]) -> dict[str, object] | None:
-    if "-m service.ipc." not in " ".join(arguments[:3]) or len(arguments) < 4:
+    if arguments[1:3] != ["-m", "service.ipc"] or len(arguments) < 5:
         return None
-    context: dict[str, object] = json.loads(arguments[3])
+    context: dict[str, object] = json.loads(arguments[4])
     return context
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from cli.imports import importing
 from cli.shell import escape_unencodable
 from service.auto_workers import workers_of
 from service.devices import devices_of
@@ -25,7 +26,8 @@ def main(arguments: list[str]) -> int:
     """The exit status: 0 after a drain, 2 when the service cannot start, or the command's."""
     if arguments == ["serve"]:
         return serve()
-    from service.commands.main import main as run
+    with importing():
+        from service.commands.main import main as run
 
     return run(arguments)
 
@@ -53,18 +55,19 @@ def _serve(settings: Settings) -> None:
     if faults := list(contradictions(settings)):
         raise InvalidSettings(faults)
     # Imported only to serve: commands also run where no web framework is installed.
-    from adapters.errors import StoreInUse
-    from adapters.format.ownership import StoreLock
-    from service.access.exposure import Exposed, refuse_exposed
-    from service.access.key_file import BadKeys
-    from service.access.keyring import keyring_of
-    from service.access.tls import BadCertificate, certificate_of
-    from service.http.app import route_paths
-    from service.http.proxies import taken_by_a_route
-    from service.http.server import address_text, listen, url_of
-    from service.observability.logs import configure_logging
-    from service.records.audit import check_audit_log
-    from service.records.decisions import check_decision_log
+    with importing():
+        from adapters.errors import StoreInUse
+        from adapters.format.ownership import StoreLock
+        from service.access.exposure import Exposed, refuse_exposed
+        from service.access.key_file import BadKeys
+        from service.access.keyring import keyring_of
+        from service.access.tls import BadCertificate, certificate_of
+        from service.http.app import route_paths
+        from service.http.proxies import taken_by_a_route
+        from service.http.server import address_text, listen, url_of
+        from service.observability.logs import configure_logging
+        from service.records.audit import check_audit_log
+        from service.records.decisions import check_decision_log
 
     # Checked at once, not seconds later when torch has been imported.
     if settings.root_path and taken_by_a_route(settings.root_path, route_paths()):
@@ -105,7 +108,8 @@ def _serve(settings: Settings) -> None:
         settings.device,
     )
     if settings.workers:
-        from service.ipc.supervisor import supervise
+        with importing():
+            from service.ipc.supervisor import supervise
 
         supervise(settings, listener)
     else:
@@ -113,14 +117,15 @@ def _serve(settings: Settings) -> None:
 
 
 def _serve_in_this_process(settings: Settings, listener: socket.socket) -> None:
-    from prometheus_client import CollectorRegistry, ProcessCollector
+    with importing():
+        from prometheus_client import CollectorRegistry, ProcessCollector
 
-    from service.access.exposure import log_access
-    from service.http.app import create_app, route_paths
-    from service.http.errors import error_types
-    from service.http.server import Server, ignore_repeated_signals, url_of
-    from service.local import local_backend
-    from service.observability.metrics import Metrics
+        from service.access.exposure import log_access
+        from service.http.app import create_app, route_paths
+        from service.http.errors import error_types
+        from service.http.server import Server, ignore_repeated_signals, url_of
+        from service.local import local_backend
+        from service.observability.metrics import Metrics
 
     log_service_links(os.environ)
     log_access(settings)

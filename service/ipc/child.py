@@ -52,7 +52,7 @@ _BEAT = b"beat\n"
 
 
 class ChildContext(msgspec.Struct, frozen=True):
-    """What a child process gets as its one argument, in JSON; settings are in the environment.
+    """What a child process gets after its kind, in JSON; settings are in the environment.
 
     name: in logs. folder: of the sockets. supervisor: process id. report: the pipe's descriptor.
     number: a worker's, or an engine's among those of all devices. device: an engine's. engines: how
@@ -130,7 +130,7 @@ class ChildContext(msgspec.Struct, frozen=True):
 
 def begin() -> tuple[ChildContext, Settings]:
     """What this process was started with; also sets up its log."""
-    return begin_as(msgspec.json.decode(sys.argv[1], type=ChildContext))
+    return begin_as(msgspec.json.decode(sys.argv[2], type=ChildContext))
 
 
 def begin_as(context: ChildContext) -> tuple[ChildContext, Settings]:
@@ -178,21 +178,27 @@ class Running(Protocol):
 Launch: TypeAlias = Callable[[ChildContext], Awaitable[Running]]
 
 
+def command_of(kind: Kind, context: ChildContext) -> list[str]:
+    """The command line of a process that runs `service.ipc.{kind}_process`."""
+    argument = msgspec.json.encode(context).decode()
+    return [sys.executable, "-m", "service.ipc", kind, argument]
+
+
 async def launch_module(
     kind: Kind,
     context: ChildContext,
     *inherited: int,
     environment: Mapping[str, str] = MappingProxyType({}),
 ) -> Running:
-    """Start `service.ipc.{kind}_process`, which inherits these descriptors and its report.
+    """Start a process of this kind, which inherits these descriptors and its report.
 
     Raises:
         OSError: it cannot be started.
     """
-    command = [sys.executable, "-m", f"service.ipc.{kind}_process"]
+    command = command_of(kind, context)
     # Takes milliseconds: it waits for the program to be loaded, not for its work.
     return subprocess.Popen(  # noqa: ASYNC220
-        [*command, msgspec.json.encode(context).decode()],
+        command,
         stdin=subprocess.DEVNULL,
         pass_fds=(context.report, *inherited),
         env={**os.environ, **environment},

@@ -9,7 +9,6 @@ import faulthandler
 import logging
 import os
 import signal
-import sys
 from collections.abc import Callable
 
 import torch
@@ -27,7 +26,7 @@ from service.local import THREADS, LocalBackend, backbone_loader, local_backend
 from service.settings import Settings
 from service.start import StartFailed, freeze_loaded_objects, start_error
 
-logger = logging.getLogger("service.ipc.engine_process")
+logger = logging.getLogger(__name__)
 
 _LINGER_MILLISECONDS = 500
 
@@ -165,7 +164,3 @@ def run_engine(
         child.failed(failure)
         return 2
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

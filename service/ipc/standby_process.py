@@ -22,14 +22,14 @@ import torch
 from adapters.backbone.loading import load_backbone, load_on_cpu, place, resolve_device
 from adapters.backbone.model import Backbone
 from adapters.errors import AdapterError
-from service.ipc.child import BEAT_SECONDS, ChildContext, begin, begin_as
+from service.ipc.child import BEAT_SECONDS, ChildContext, begin, begin_as, command_of
 from service.ipc.engine_process import run_engine
 from service.ipc.standby import MAX_MESSAGE_BYTES, Forked
 from service.local import THREADS
 from service.settings import Settings
 from service.start import freeze_loaded_objects, start_error
 
-logger = logging.getLogger("service.ipc.standby_process")
+logger = logging.getLogger(__name__)
 
 # Threads that loaded the weights may still be ending.
 _THREADS_END_SECONDS = 2.0
@@ -157,13 +157,8 @@ def _engine(context: ChildContext, load: Callable[[str], Backbone] | None) -> in
         select.select([], [], [], 0.001)
     if load is None:
         os.set_inheritable(context.report, True)
-        arguments = [sys.executable, "-m", "service.ipc.engine_process"]
-        os.execv(sys.executable, [*arguments, msgspec.json.encode(context).decode()])
+        os.execv(sys.executable, command_of("engine", context))
     Path("/proc/self/comm").write_text(f"{_ENGINE_NAME}{context.number or ''}")
     torch.set_num_threads(THREADS)
     child, settings = begin_as(context)
     return run_engine(child, settings, partial(load, settings.device))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

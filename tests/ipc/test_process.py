@@ -26,9 +26,14 @@ pytestmark = pytest.mark.slow
 def test_sigterm_flips_ready_then_answers_what_is_in_flight_then_exits_0(
     tmp_path: Path, folder: Path
 ) -> None:
-    # Enough texts for the device to be busy for a while after the signal.
-    texts = 6000
-    limits = {"MAX_INPUTS": str(texts), "MAX_WAITING_TOKENS": "1000000"}
+    # Enough texts for the device to be busy for a while after the signal, and enough time for them
+    # on a machine that does other things, too.
+    texts, seconds = 3000, 80
+    limits = {
+        "MAX_INPUTS": str(texts),
+        "MAX_WAITING_TOKENS": "1000000",
+        "DRAIN_SECONDS": str(seconds),
+    }
     with service_process(environ(folder, tmp_path, **limits)) as running:
         assert running.stdout is not None
         line = running.stdout.readline()
@@ -38,11 +43,15 @@ def test_sigterm_flips_ready_then_answers_what_is_in_flight_then_exits_0(
         adapter = make_adapter(load_backbone(str(folder), device="cpu"), max_length=64)
         with httpx.Client(base_url=url, timeout=30) as client:
             assert client.put("/v1/adapters/a", content=serialize(adapter)).status_code == 201
-            body = {"adapter": "a", "inputs": ["the card is not good " * 12] * texts}
+            body = {
+                "adapter": "a",
+                "inputs": ["the card is not good " * 12] * texts,
+                "timeout_ms": seconds * 1000,
+            }
             answers: list[httpx.Response] = []
             asking = threading.Thread(
                 target=lambda: answers.append(
-                    httpx.post(f"{url}/v1/predict", json=body, timeout=30)
+                    httpx.post(f"{url}/v1/predict", json=body, timeout=seconds)
                 )
             )
             asking.start()

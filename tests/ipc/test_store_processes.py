@@ -152,7 +152,7 @@ def test_a_kill_of_the_engine_at_any_step_leaves_the_state_before_or_after(
 def test_the_upload_of_a_killed_worker_is_removed_by_the_next_one(stage: Stage) -> None:
     with stage.client() as client:
         client.put("/v1/adapters/a", content=stage.files[0])
-    for point in ("upload.create", "upload.write", "upload.sync", "upload.remove"):
+    for point in ("upload.create", "upload.write", "upload.remove"):
         before = stage.state()
         stage.killed("none", [point], lambda c: c.put("/v1/adapters/a", content=stage.files[1]))
         with stage.client() as client:

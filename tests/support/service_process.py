@@ -71,8 +71,8 @@ class ReadyService:
         """Process ids by name: engine, engine-1, worker-0, ..."""
         pids = {}
         for pid, arguments in _processes():
-            if "-m service.ipc." in " ".join(arguments[:3]) and len(arguments) > 3:
-                context = json.loads(arguments[3])
+            if arguments[1:3] == ["-m", "service.ipc"] and len(arguments) > 4:
+                context = json.loads(arguments[4])
                 if context["supervisor"] == self.process.pid:
                     # A forked engine has the arguments of its standby, and a name of its own.
                     engine, forked, number = _comm(pid).partition("idspam-engine")
@@ -84,7 +84,7 @@ class ReadyService:
         """The folder of its sockets."""
         for pid, arguments in _processes():
             if pid == self.children()["engine"]:
-                return Path(json.loads(arguments[3])["folder"])
+                return Path(json.loads(arguments[4])["folder"])
         raise AssertionError("there is no engine")
 
     def kill(self, name: str) -> int:

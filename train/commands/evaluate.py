@@ -4,6 +4,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from cli.imports import importing
 from cli.shell import Command
 from train.commands.flags import (
     add_adapter_and_data,
@@ -47,9 +48,10 @@ def run(arguments: Namespace) -> int:
     computation = computation_of(arguments)
     with progress_of(arguments) as progress:
         data = read(arguments.data, "test", arguments, progress)
-        from adapters.format.durable import write_atomically
-        from train.report.answer_rows import write_rows
-        from train.report.evaluation import evaluate
+        with importing():
+            from adapters.format.durable import write_atomically
+            from train.report.answer_rows import write_rows
+            from train.report.evaluation import evaluate
 
         with naming_the_local_way(computation.backbone):
             evaluation = evaluate(

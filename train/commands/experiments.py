@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cli.imports import importing
 from cli.shell import Command
 from train.commands.flags import (
     add_label_separator,
@@ -77,16 +78,18 @@ def _add_ablate(parser: ArgumentParser) -> None:
 def _run(arguments: Namespace) -> int:
     """Run an experiment; the exit code is 1 if one of its runs failed."""
     announce(f"{arguments.command}: loading torch, the backbone and the tasks", arguments)
-    from train.experiments.display import Display, LineDisplay, display_for
-    from train.experiments.tables import print_findings
+    with importing():
+        from train.experiments.display import Display, LineDisplay, display_for
+        from train.experiments.tables import print_findings
 
+        experiment = _experiment(arguments)
     settings = settings_of(arguments)
     if arguments.quiet:
         display = Display()
     else:
         display = LineDisplay(sys.stderr) if arguments.no_progress else display_for(sys.stderr)
     with display, naming_the_local_way(settings.backbone):
-        findings = _experiment(arguments)(
+        findings = experiment(
             settings=settings,
             output=arguments.output,
             data_root=arguments.data_root,

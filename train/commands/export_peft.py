@@ -3,6 +3,7 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from cli.imports import importing
 from cli.shell import Command
 from train.commands.flags import add_own_backbone, announce, naming_the_local_way, stdout
 from train.commands.import_peft import naming_peft
@@ -17,7 +18,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> int:
     announce(f"{arguments.adapter}: loading PEFT and the base model", arguments)
-    with naming_peft():
+    with importing(), naming_peft():
         from train.peft.exporting import export_peft
 
     with naming_the_local_way(arguments.backbone):

@@ -4,6 +4,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
+from cli.imports import importing
 from cli.shell import Command
 from train.commands.flags import (
     DATA,
@@ -64,10 +65,11 @@ def run(arguments: Namespace) -> int:
             for split in ("train", "validation", "test")
             if (source := getattr(arguments, split)) is not None
         }
-        from adapters.format.durable import write_atomically
-        from train.fit.fit import fit
-        from train.fit.search import search_path
-        from train.loop.checkpoint import checkpoint_path
+        with importing():
+            from adapters.format.durable import write_atomically
+            from train.fit.fit import fit
+            from train.fit.search import search_path
+            from train.loop.checkpoint import checkpoint_path
 
         states = (checkpoint_path(output), search_path(output))
         before = [_version(path) for path in states]

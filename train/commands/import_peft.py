@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cli.hints import command_line, portable
+from cli.imports import importing
 from cli.shell import Command
 from train.commands.flags import (
     MODULE,
@@ -63,9 +64,8 @@ def run(arguments: Namespace) -> int:
     check_output(arguments.output, "--output", ".safetensors")
     check_new([arguments.output], overwrite=arguments.overwrite)
     announce(f"{arguments.folder}: loading PEFT and the base model", arguments)
-    from adapters.format.files import save_adapter
-
-    with naming_peft():
+    with importing(), naming_peft():
+        from adapters.format.files import save_adapter
         from train.peft.importing import import_peft
 
     with naming_the_local_way(arguments.backbone):

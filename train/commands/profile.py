@@ -5,6 +5,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cli.imports import importing
 from cli.shell import Command
 from train.commands.flags import (
     add_adapter_and_data,
@@ -47,7 +48,8 @@ def run(arguments: Namespace) -> int:
     computation = computation_of(arguments)
     with progress_of(arguments) as progress:
         data = read(arguments.data, "test", arguments, progress)
-        from train.fit.profile import add_profile
+        with importing():
+            from train.fit.profile import add_profile
 
         with naming_the_local_way(computation.backbone):
             profile = add_profile(

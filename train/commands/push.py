@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar, get_args
 
 from cli.flags import add_card
 from cli.hints import command_line
+from cli.imports import importing
 from cli.shell import Command
 from service.client import Busy, ClientError, Conflict, Published, Unreachable
 from service.client.cards import CardFile, chosen_card, send_card
@@ -125,7 +126,8 @@ def push(
         PushError: refused, unreachable, or not this service.
         OSError: the file cannot be read.
     """
-    from adapters.format.files import validate
+    with importing():
+        from adapters.format.files import validate
 
     data = path.read_bytes()
     validate(data)
