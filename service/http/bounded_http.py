@@ -220,10 +220,10 @@ class BoundedHttpProtocol(PlainHttpProtocol):
             self._say(TOO_MANY)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._all.waiting.pop(self, None)
         self._unparsed = b""
         self.transport.closing = True
         super().connection_lost(exc)
+        self._all.left(self, len(self.connections))
         if self._is_answering() and (left := self._state.get(BODY_WATCHED)) is not None:
             left()
 

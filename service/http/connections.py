@@ -59,6 +59,10 @@ class Limits:
 class Connections:
     """Passed to every connection of this process.
 
+    Args:
+        changed: called with the number of open connections when one was opened or closed.
+        opened: called with it at every check. ended: with a reason and a number, likewise.
+
     Attributes:
         limits: those of the settings; tighter ones while the service drains.
         waiting: connections without a request, or with an unfinished head, longest first.
@@ -71,6 +75,7 @@ class Connections:
         self,
         limits: Limits,
         *,
+        changed: Callable[[int], None] | None = None,
         opened: Callable[[int], None],
         ended: Callable[[ConnectionEnd, int], None],
     ) -> None:
@@ -80,12 +85,15 @@ class Connections:
         self.draining = False
         self.last_request = 0.0
         self.bodies_until = 0.0
+        self._changed = changed
         self._opened = opened
         self._ended = ended
         self._ends: Counter[ConnectionEnd] = Counter()
 
     def has_room(self, connection: Connection, number: int) -> bool:
         """Whether a new connection, the number-th, may stay."""
+        if self._changed is not None:
+            self._changed(number)
         if number > self.limits.connections:
             if not self.waiting:
                 return False
@@ -93,6 +101,12 @@ class Connections:
             next(iter(self.waiting)).evict()
         self.waiting[connection] = None
         return True
+
+    def left(self, connection: Connection, number: int) -> None:
+        """A connection was closed. number: how many there are now."""
+        self.waiting.pop(connection, None)
+        if self._changed is not None:
+            self._changed(number)
 
     def ended(self, reason: ConnectionEnd) -> None:
         """Count a connection that the service ends; reported with the next check."""

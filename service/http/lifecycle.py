@@ -34,6 +34,9 @@ from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+# Where a request's scope has its service.
+SERVICE = "idspam.service"
+
 # Loading mostly takes longer; probes are then answered while it goes on.
 _SOON_SECONDS = 1.0
 
@@ -180,6 +183,5 @@ def origin_of(request: Request) -> Origin:
 
 def service_of(request: Request) -> Service:
     """The service that a request was sent to."""
-    service = request.app.state.service
-    assert isinstance(service, Service)
+    service: Service = request.scope[SERVICE]
     return service

@@ -18,9 +18,9 @@ from fastapi import FastAPI
 from service.access.exposure import access_of
 from service.access.tls import Renewal, certificate_of
 from service.engine.interface import EngineInfo
+from service.http.accepting import Acceptor, Neighbours
 from service.http.bounded_http import BoundedHttpProtocol
 from service.http.connections import Connection, Connections, limits_of
-from service.http.last_connections import stop_listening
 from service.http.lifecycle import Service
 from service.start import freeze_loaded_objects, start_error
 
@@ -45,6 +45,7 @@ class Server(uvicorn.Server):
     Args:
         announce: called with one line as soon as the service is ready.
         process: the name of this process in metrics.
+        neighbours: other processes that may serve its connections.
 
     Raises:
         StartFailed: this process may not have descriptors for its connections.
@@ -61,9 +62,11 @@ class Server(uvicorn.Server):
         url: str,
         announce: Callable[[str], None],
         process: str = "service",
+        neighbours: Neighbours | None = None,
     ) -> None:
         self._connections = connections = Connections(
             limits_of(service.settings),
+            changed=None if neighbours is None else neighbours.opened,
             opened=self._report,
             ended=service.metrics.connections_ended,
         )
@@ -96,19 +99,28 @@ class Server(uvicorn.Server):
         self._process = process
         self._announce = announce
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._listeners: list[socket.socket] = []
+        self._neighbours = neighbours
+        self._acceptor: Acceptor | None = None
         self._draining: asyncio.Task[None] | None = None
         self.failure: str | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        self._listeners = sockets or []
-        await super().startup(sockets)
+        await super().startup([])
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         self._loop = asyncio.get_running_loop()
+        self._acceptor = Acceptor(
+            sockets or [], BACKLOG, self._new_protocol, self.config.ssl, self._neighbours
+        )
+        await self._acceptor.start()
         if self._certificate is not None and self.config.ssl is not None:
             self._renewal = Renewal(self._certificate, self.config.ssl)
         # The lifespan of the app has begun to start the service.
         self._service.starting.add_done_callback(self._started)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._acceptor is not None:
+            self._acceptor.close()
+        await super().shutdown(sockets)
 
     def _started(self, starting: "asyncio.Task[None]") -> None:
         if starting.cancelled():
@@ -166,18 +178,12 @@ class Server(uvicorn.Server):
     async def _drain_service(self) -> None:
         await self._service.drain()
         loop = asyncio.get_running_loop()
-        # If connections came until the end, those that came last would be reset.
-        await stop_listening(
-            self._listeners, self._close_listeners, self._new_protocol, self.config.ssl
-        )
+        if self._acceptor is not None:
+            await self._acceptor.stop()
         self._connections.last_request = loop.time()
         since = loop.time()
         while self._connections.may_be_asked(loop.time(), since):  # noqa: ASYNC110  # a clock's
             await asyncio.sleep(DRAIN_POLL_SECONDS)
-
-    def _close_listeners(self) -> None:
-        for server in self.servers:
-            server.close()
 
     def _new_protocol(self) -> asyncio.Protocol:
         """As uvicorn makes one for each connection."""
@@ -236,8 +242,8 @@ def reserve(listener: socket.socket) -> socket.socket:
 def listen_shared(host: str, port: int) -> socket.socket:
     """One of several sockets that listen on a reserved address.
 
-    The kernel spreads new connections over them evenly. If several processes accept from one
-    socket, those that wake first take up to two and a half times their share.
+    The kernel chooses one for each connection by a hash of its addresses. If several processes
+    accept from one socket, those that wake first take up to two and a half times their share.
 
     Args:
         host: as `bound_host` gives it.

@@ -5,7 +5,6 @@ It never imports torch, which an import rule and a test check.
 """
 
 import asyncio
-import sys
 from pathlib import Path
 
 import zmq
@@ -17,6 +16,7 @@ from service.http.app import create_app
 from service.http.server import Server, address_text, ignore_repeated_signals, listen_shared
 from service.ipc.channel import Context
 from service.ipc.child import ChildContext, begin
+from service.ipc.least_connections import LeastConnections
 from service.ipc.metrics_forwarding import MetricsForwarder
 from service.ipc.several_engines import SeveralEngines
 from service.settings import Settings
@@ -75,10 +75,18 @@ def main() -> int:
         quotas = Quotas(Path(child.folder) / "quotas")
         app = create_app(settings, backend, metrics, quotas)
         service = app.state.service
-        server = Server(app, service, url=child.url, announce=child.ready, process=child.name)
-    except (BadKeys, BadCertificate, StartFailed) as error:
-        # A file of keys or of the certificate has become unusable since the service was started, or
-        # there are too few descriptors.
+        neighbours = LeastConnections(Path(child.folder), child.number, settings.workers or 1)
+        server = Server(
+            app,
+            service,
+            url=child.url,
+            announce=child.ready,
+            process=child.name,
+            neighbours=neighbours,
+        )
+    except (BadKeys, BadCertificate, OSError, StartFailed) as error:
+        # A file of keys, of the certificate or of those that workers share has become unusable
+        # since the service was started, or there are too few descriptors.
         child.failed(str(error))
         return 2
     ignore_repeated_signals()
@@ -89,7 +97,3 @@ def main() -> int:
         child.failed(server.failure)
         return 2
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
