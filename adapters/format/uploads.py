@@ -13,6 +13,7 @@ import hashlib
 import os
 import re
 import secrets
+import threading
 from asyncio import CancelledError
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,7 +39,8 @@ class Upload:
     """One file that is being received. Use it in a `with` block: what the store has not taken by
     its end is removed.
 
-    Every method may block on the disk, and raises StoreFailed if the disk does.
+    Every method may block on the disk, and raises StoreFailed if the disk does. A thread may still
+    write while another one closes the file: its request was cancelled.
 
     Args:
         root: the store's folder.
@@ -52,6 +54,7 @@ class Upload:
         self._root = root
         self._hash = hashlib.sha256()
         self._finished = False
+        self._lock = threading.Lock()
         self.size = 0
         with store_failures(root, "receive the file"):
             free = free_bytes(root)
@@ -72,13 +75,13 @@ class Upload:
         self.close(keep=self._finished and error is CancelledError)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        with store_failures(self._root, "receive the file"):
+        with self._lock, store_failures(self._root, "receive the file"):
             left = memoryview(data)
             while left:
                 fault_point("upload.write")
                 left = left[os.write(self._descriptor, left) :]
-        self._hash.update(data)
-        self.size += len(data)
+            self._hash.update(data)
+            self.size += len(data)
 
     @property
     def file(self) -> ReceivedFile:
@@ -86,11 +89,9 @@ class Upload:
         return ReceivedFile(self._path.name, self._hash.hexdigest(), self.size)
 
     def finish(self) -> ReceivedFile:
-        """Sync the file; it is whole now."""
-        with store_failures(self._root, "receive the file"):
+        """The file is whole now. Whoever keeps it syncs it first: see `sync_received`."""
+        with self._lock, store_failures(self._root, "receive the file"):
             os.fchmod(self._descriptor, 0o644)
-            fault_point("upload.sync")
-            os.fsync(self._descriptor)
             # Shared from now on, so that `held` can lock it as well.
             fcntl.flock(self._descriptor, fcntl.LOCK_SH)
         self._finished = True
@@ -102,11 +103,13 @@ class Upload:
         Args:
             keep: leave it to the change that publishes it, or to `collect_uploads`.
         """
-        if self._descriptor >= 0:
+        with self._lock:
+            # Another file may get its number: from now on nothing is written to it.
+            descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
             if not keep:
                 _remove(self._path)
-            os.close(self._descriptor)
-            self._descriptor = -1
+            os.close(descriptor)
 
 
 def received(root: Path, data: bytes) -> Upload:
@@ -130,6 +133,20 @@ def received_path(root: Path, name: str) -> Path:
     if not _NAME.fullmatch(name):
         raise ValueError(f"not the name of an upload: {name[:80]!r}")
     return root / _FOLDER / name
+
+
+def sync_received(root: Path, name: str) -> None:
+    """Make the bytes of a received file survive a power failure.
+
+    Raises:
+        OSError: the disk fails, or the file is gone.
+    """
+    descriptor = os.open(received_path(root, name), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fault_point("upload.sync")
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Uploads: bodies and forms that are written to the store's disk while they arrive.
 
-A file takes a megabyte of memory however large it is. It is removed when its block ends, unless it
-was published.
+A file takes two megabytes of memory however large it is. It is removed when its block ends, unless
+it was published.
 """
 
 import asyncio
@@ -32,13 +32,10 @@ async def receive(request: Request, limit: int) -> AsyncIterator[ReceivedFile]:
         TooLarge, Overloaded, ...: as `service.http.bodies.read_body`.
     """
     async with _opened(request, limit) as upload:
-        piece = bytearray()
+        pieces = _Pieces(upload)
         async for chunk in limited_stream(request, limit):
-            piece += chunk
-            if len(piece) >= PIECE_BYTES:
-                await asyncio.to_thread(upload.write, piece)
-                piece = bytearray()
-        await asyncio.to_thread(upload.write, piece)
+            await pieces.add(chunk)
+        await pieces.end()
         yield await asyncio.to_thread(upload.finish)
 
 
@@ -94,6 +91,38 @@ async def _opened(request: Request, limit: int) -> AsyncIterator[Upload]:
         yield upload
     finally:
         await asyncio.to_thread(upload.close)
+
+
+class _Pieces:
+    """Writes an upload piece by piece, in a thread, while the next piece arrives."""
+
+    def __init__(self, upload: Upload) -> None:
+        self._upload = upload
+        self._piece = bytearray()
+        self._writing: asyncio.Future[None] | None = None
+
+    async def add(self, chunk: bytes) -> None:
+        """Raises StoreFailed if the disk does, as `end`."""
+        self._piece += chunk
+        if len(self._piece) >= PIECE_BYTES:
+            await self._write()
+
+    async def end(self) -> None:
+        """Return when everything is written."""
+        await self._write()
+        await self._written()
+
+    async def _write(self) -> None:
+        await self._written()
+        piece, self._piece = self._piece, bytearray()
+        self._writing = asyncio.ensure_future(asyncio.to_thread(self._upload.write, piece))
+        # If the request fails first, nobody asks for its error any more.
+        self._writing.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    async def _written(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            await writing
 
 
 class _FormFile:

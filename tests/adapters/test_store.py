@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable
 from hashlib import sha256
 from multiprocessing.process import BaseProcess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from adapters import faults
 from adapters.errors import (
     CurrentRevision,
     DamagedFile,
@@ -273,6 +275,71 @@ def test_uploads_of_dead_writers_are_collected_and_those_of_others_are_not(
         assert store.collect() == 0
         mine.write(B)
         assert store.put("spam", mine.finish()).revision == REV_B
+
+
+def test_a_thread_that_still_writes_ends_before_its_file_is_closed(store: AdapterStore) -> None:
+    """Another file may get the descriptor's number as soon as it is closed."""
+    upload, begun, goes_on = Upload(store.root), threading.Event(), threading.Event()
+    others: list[Path] = []
+
+    def wait(name: str) -> bool:
+        if name == "upload.write":
+            begun.set()
+            assert goes_on.wait(10)
+        return False
+
+    def close() -> None:
+        upload.close()
+        # It would have the same number.
+        others.append(store.root / "other")
+        with others[0].open("wb", buffering=0):
+            writer.join()
+
+    faults.install(wait)
+    try:
+        writer = threading.Thread(target=upload.write, args=(A,))
+        writer.start()
+        assert begun.wait(10)
+        closer = threading.Thread(target=close)
+        closer.start()
+        time.sleep(0.05)
+        assert not others
+        goes_on.set()
+        closer.join(10)
+    finally:
+        faults.install(None)
+    assert others[0].read_bytes() == b""
+    with pytest.raises(StoreFailed):
+        upload.write(B)
+    assert not list((store.root / ".uploads").iterdir())
+
+
+@pytest.mark.parametrize("kept", [A, A[:-1], A + b"x", b"", A[:-1] + bytes([A[-1] ^ 1]), None])
+def test_what_is_stored_already_stays_and_what_differs_is_replaced(
+    store: AdapterStore, kept: bytes | None
+) -> None:
+    store.put("spam", A)
+    path = store.path("spam", REV_A)
+    if kept is None:
+        path.unlink()
+    elif kept != A:
+        path.write_bytes(kept)
+    before = path.stat().st_ino if kept is not None else 0
+    passed: list[str] = []
+
+    def note(name: str) -> bool:
+        passed.append(name)
+        return False
+
+    faults.install(note)
+    try:
+        assert store.put("spam", A) == (REV_A, False, False)
+    finally:
+        faults.install(None)
+    assert store.read("spam", REV_A) == A
+    assert (path.stat().st_ino == before) == (kept == A)
+    assert ("upload.sync" in passed) == (kept != A)
+    assert not list((store.root / ".uploads").iterdir())
 
 
 # A limit of kept revisions, and deleting one.
