@@ -313,7 +313,8 @@ class Settings:
         "yes",
         "yes or no",
         "With workers beside a GPU: whether the engine's two threads stay together on one core "
-        "([engine.md](engine.md#one-core)). `no` where other programs fill this host's cores",
+        "while batches are large ([engine.md](engine.md#one-core)). `no` where other programs "
+        "fill this host's cores",
     )
     # ruff mistakes the call in a Path's default for shared state; it makes a dataclass field.
     adapter_dir: Path = _setting(  # noqa: RUF009

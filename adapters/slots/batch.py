@@ -11,13 +11,13 @@ What passes the layers are entries, each for one row or for several with the sam
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import IntEnum, IntFlag, StrEnum
 from functools import lru_cache
 from itertools import groupby
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -82,20 +82,21 @@ _LORA_SITES = {
     Site.UP: LoraSites.UP,
     Site.DOWN: LoraSites.DOWN,
 }
-_POOLINGS = {Pooling.ANSWER: 0, Pooling.MEAN: 1, Pooling.FIRST: 2, Pooling.BEFORE_LAST: 3}
+# The usual one is the smallest, and the mean the largest: a batch's largest tells what is in it.
+_POOLINGS = {Pooling.ANSWER: 0, Pooling.FIRST: 1, Pooling.BEFORE_LAST: 2, Pooling.MEAN: 3}
 
 
-@dataclass(frozen=True, slots=True)
-class InsertionPoint:
+class InsertionPoint(msgspec.Struct, frozen=True):
     """A layer before which some rows get their prompts, and the sources of these prompts."""
 
     layer: int
     sources: tuple[Source, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Signature:
+class Signature(msgspec.Struct, frozen=True):
     """Two batches run the same kernels if their signatures are equal.
+
+    A struct, as the others here: every batch is looked up by it, and hashing a dataclass is slow.
 
     mean: at least one row is read as the mean of its tokens. vectors: at least one adapter has
     vectors. lora: what LoRA changes. rank: one of `RANKS`, 0 without LoRA. routed: at least one
@@ -118,8 +119,7 @@ class Signature:
         return self.vectors or bool(self.lora)
 
 
-@dataclass(frozen=True, slots=True)
-class BatchShape:
+class BatchShape(msgspec.Struct, frozen=True):
     """The sizes of a batch, or of a bucket that batches are padded to.
 
     texts: entries before the first insertion. tokens: theirs. expanded: positions after each
@@ -430,7 +430,7 @@ class SlottedBatch:
         return [slice(*each) for each in zip(starts.tolist(), ends.tolist(), strict=True)]
 
     def write(self, out: Int32, shape: BatchShape) -> None:
-        """Fill `out`, which has `array_size(shape, signature)` entries.
+        """Fill the first `array_size(shape, signature)` entries of `out`.
 
         Args:
             shape: holds `self.shape`.
@@ -511,10 +511,11 @@ class SlottedBatch:
         last, pooling = self._stages[-1], self.facts[:, Fact.POOLING]
         starts, ends = last.of_rows(last.layout.starts), last.of_rows(last.layout.ends)
         first = ends - 1 if causal else starts + self._prompts
-        first = np.where(pooling == _POOLINGS[Pooling.FIRST], starts, first)
-        # A text of one token has only that to read.
-        before_last = np.maximum(ends - 2, starts + self._prompts)
-        first = np.where(pooling == _POOLINGS[Pooling.BEFORE_LAST], before_last, first)
+        if pooling.any():
+            first = np.where(pooling == _POOLINGS[Pooling.FIRST], starts, first)
+            # A text of one token has only that to read.
+            before_last = np.maximum(ends - 2, starts + self._prompts)
+            first = np.where(pooling == _POOLINGS[Pooling.BEFORE_LAST], before_last, first)
         if not self.signature.mean:
             self._sections["reads"] = _Section(_int32(first), 0)
             return Layout(np.ones_like(first))
@@ -546,10 +547,12 @@ def _points(kinds: Indices) -> tuple[InsertionPoint, ...]:
 
 def _signature(insertions: tuple[InsertionPoint, ...], facts: Indices) -> Signature:
     largest = facts.max(axis=0).tolist()
-    lora = LoraSites(int(np.bitwise_or.reduce(facts[:, Fact.LORA])))
+    lora = LoraSites.NONE
+    if largest[Fact.LORA]:
+        lora = LoraSites(int(np.bitwise_or.reduce(facts[:, Fact.LORA])))
     return Signature(
         insertions,
-        mean=bool((facts[:, Fact.POOLING] == _POOLINGS[Pooling.MEAN]).any()),
+        mean=largest[Fact.POOLING] == _POOLINGS[Pooling.MEAN],
         vectors=bool(largest[Fact.VECTORS]),
         lora=lora,
         rank=next(rank for rank in RANKS if rank >= largest[Fact.RANK]) if lora else 0,

@@ -25,6 +25,8 @@ _EARLY_SHARES = (0.5, 1.0)
 _SHORTEST_MEAN = 24
 # Positions of the longest row in buckets for short rows, whose attention launches fewer blocks.
 _SHORT = 256
+# Up to so many positions there are no buckets for texts that rows share: they would not be quicker.
+MOST_UNSHARED = 256
 
 
 class Buckets:
@@ -42,7 +44,7 @@ class Buckets:
         every: dict[BatchShape, bool] = {}
         for positions in _sizes(max_positions):
             usual = _TEXT_SHARES if positions > _LAUNCH_BOUND else (1.0,)
-            for share in (*usual, *(_SHARED_SHARES if positions > _SHORT else ())):
+            for share in (*usual, *(_SHARED_SHARES if positions > MOST_UNSHARED else ())):
                 several = len(signature.insertions) > 1 and share < 1
                 for early in _EARLY_SHARES if several else (1.0,):
                     for row in sorted({min(positions, _SHORT, longest), min(positions, longest)}):

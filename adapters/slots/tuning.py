@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 import triton
+from msgspec import structs
 from torch import Tensor
 
 from adapters.layers.fused import RowVectors
@@ -91,7 +92,7 @@ class SlotLayerTuning:
 
     def without_vectors(self) -> "SlotLayerTuning":
         """The other changes."""
-        return replace(self, signature=replace(self.signature, vectors=False))
+        return replace(self, signature=structs.replace(self.signature, vectors=False))
 
     @property
     def between(self) -> bool:

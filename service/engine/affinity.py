@@ -1,10 +1,11 @@
-"""Keeps the engine's event loop and its lane on one core.
+"""Keeps the engine's event loop and its lane on one core, unless batches are small.
 
 Both run Python, so only one of them works at a time. On two cores each turn begins with fetching
 from the other core's caches what the other thread has touched, down to the reference counts of
 `None` and of small numbers. On one core it is all there.
 
-What waits for the device must sleep, not spin: it would keep the other thread from the core.
+While the device works on a large batch, the lane sleeps. For a small one it spins, which answers
+sooner, but would keep the event loop from their core. So then each has a core.
 """
 
 import ctypes
@@ -22,6 +23,8 @@ _FEWEST_CORES = 4
 # both threads stay where the kernel has put it.
 _KEPT_SECONDS = 2.0
 _FREE_SECONDS = 0.02
+# While most batches are small, how often to look whether that has changed.
+_LOOK_SECONDS = 0.25
 
 
 class SharedCore:
@@ -43,27 +46,42 @@ class SharedCore:
         self._loop = threading.get_native_id()
         self._kept = False
         self._until = 0.0
+        # Batches since the last decision, and during how many of them the lane spun.
+        self._batches = self._spun = 0
 
-    def keep(self, now: float) -> None:
-        """Called by the lane after every batch. now: of `time.monotonic`."""
-        ours = self._obeyed.get(self._loop) is self
-        if ours and now < self._until:
+    def keep(self, now: float, *, spun: bool) -> None:
+        """Called by the lane after every batch.
+
+        Args:
+            now: of `time.monotonic`.
+            spun: whether the lane kept its core busy while that batch ran.
+        """
+        self._batches += 1
+        self._spun += spun
+        obeyed = self._obeyed.get(self._loop) is self
+        if now < self._until and (obeyed or not self._kept):
             return
-        self._obeyed[self._loop] = self
-        self._kept = not (ours and self._kept)
+        sleeps, pinned = 2 * self._spun < self._batches, self._kept
+        self._batches = self._spun = 0
+        self._kept = sleeps and not (pinned and obeyed)
         try:
             if self._kept:
+                self._obeyed[self._loop] = self
                 core = {self._core_of()}
                 os.sched_setaffinity(0, core)
                 os.sched_setaffinity(self._loop, core)
-            else:
+            elif pinned or obeyed:
                 os.sched_setaffinity(0, self._cores)
+                if obeyed and not sleeps:
+                    del self._obeyed[self._loop]
+                    os.sched_setaffinity(self._loop, self._cores)
         except OSError as error:
             # A sandbox may forbid it, and the process's cores may change.
             logger.warning("the engine's threads stay where they are: %s", error)
-            self._until = float("inf")
+            self._kept, self._until = False, float("inf")
             return
-        self._until = now + (_KEPT_SECONDS if self._kept else _FREE_SECONDS)
+        free = _FREE_SECONDS if sleeps else _LOOK_SECONDS
+        self._until = now + (_KEPT_SECONDS if self._kept else free)
 
     def leave(self) -> None:
         """Let the calling thread run on any core again."""

@@ -1,7 +1,7 @@
 """How busy an engine is, in a form that another process can refuse requests by."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import monotonic
 from typing import NamedTuple
 
@@ -66,6 +66,21 @@ class Load:
     correction: float
     waits: Mapping[FlowKey, tuple[float, bool]]
     otherwise: float
+    # The longest wait of all; no end if a flow has all its room.
+    longest: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        waits = [float("inf") if barred else wait for wait, barred in self.waits.values()]
+        object.__setattr__(self, "longest", max([self.otherwise, *waits]))
+
+    def is_easy(self, timeout: float, *, sent: float) -> bool:
+        """Whether `foresee` refuses no request with this timeout, whatever its flow.
+
+        Args:
+            sent: tokens of all flows that were sent to the engine since this load was measured.
+        """
+        wait = self.longest + (sent / self.rate if self.rate else 0.0)
+        return wait < (1 - MAX_CORRECTION) * timeout
 
     def wait(self, flow: FlowKey, *, sent: float = 0.0) -> float:
         """In how many seconds a further token of a flow would be done; 0 if that is not known.

@@ -16,6 +16,7 @@ from service.engine.observer import BatchReport, Observer, failure_reason
 from service.engine.residency import Lease, Residency
 from service.engine.runners.base import BatchResult, BatchRow, HostAdapter, RowFailure, RunningBatch
 from service.engine.scheduler import QueuedEntry, Scheduler, Selection, Ticket
+from service.engine.turns import Client
 from service.errors import (
     DeadlineExceeded,
     EngineUnavailable,
@@ -25,7 +26,7 @@ from service.errors import (
 )
 
 # Trying out an uploaded adapter shares the device like the requests of a client.
-_TRIALS = "(trials)"
+TRIALS = Client("(trials)", 1.0)
 _PACE_SECONDS = 0.25
 
 
@@ -154,7 +155,10 @@ class InFlight:
             deadline,
             client,
             weight,
-            lambda: self._residency.acquire_loaded(keys) or self._residency.acquire(keys),
+            lambda: (
+                self._residency.acquire_loaded(keys)
+                or self._residency.acquire(keys, Client(client, weight))
+            ),
             bulk=bulk,
             elsewhere=elsewhere,
         )
@@ -168,9 +172,9 @@ class InFlight:
         await self._run(
             [entry],
             None,
-            _TRIALS,
-            1.0,
-            lambda: self._residency.try_out(entry.adapter, adapter),
+            TRIALS.name,
+            TRIALS.weight,
+            lambda: self._residency.try_out(entry.adapter, adapter, TRIALS),
         )
 
     def deliver(self, launched: LaunchedBatch, result: BatchResult, seconds: float) -> None:

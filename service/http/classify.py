@@ -117,7 +117,7 @@ async def classify(
     service = service_of(request)
     if abstain_below is not None:
         _check_single_labels(texts)
-    note_texts(request.scope, Counter([text.key.name for text in texts]))
+    note_texts(request.scope, [text.key.name for text in texts])
     most = service.settings.max_answer_bytes
     refuse_large_answer(texts, shape, most)
     started = perf_counter()
@@ -305,6 +305,9 @@ async def _encode(
     service = service_of(request)
     encoder = service.engine.info.encoder
     wanted = [(item.text, item.text_pair, item.spec.max_length) for item in texts]
+    if len(wanted) == 1 and len(wanted[0][0]) + len(wanted[0][1] or "") < INLINE_CHARACTERS:
+        ((text, pair, most),) = wanted
+        return [encoder.encode(text, pair, max_length=most, cut=cut)]
     distinct: dict[tuple[str, str | None, int], int] = {}
     for index, each in enumerate(wanted):
         distinct.setdefault(each, index)
@@ -442,9 +445,10 @@ def _count_answers(service: Service, answers: Answers) -> None:
     for index, labels in answers.label_sets.items():
         for label in labels or (NO_LABEL,):
             service.metrics.label_given(answers.texts[index].key.name, label)
-    silent = (answers.texts[index].key.name for index, no in answers.abstained.items() if no)
-    for name, count in Counter(silent).items():
-        service.metrics.abstained(name, count)
+    if answers.abstained:
+        silent = (answers.texts[index].key.name for index, no in answers.abstained.items() if no)
+        for name, count in Counter(silent).items():
+            service.metrics.abstained(name, count)
 
 
 def _record(

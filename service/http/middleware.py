@@ -27,7 +27,7 @@ from service.errors import QuotaExceeded, TooManyFailures
 from service.http.body_budget import SHARE
 from service.http.error_shapes import shape_of
 from service.http.errors import DISCONNECTED, ERRORS, INTERNAL, own_shape, refusal_of
-from service.http.lifecycle import Service
+from service.http.lifecycle import SERVICE, Service
 from service.http.predict import PATH, predict
 from service.http.request_log import RequestLog
 from service.observability.logs import request_id
@@ -48,11 +48,11 @@ _OUTCOMES: Mapping[int, Outcome] = MappingProxyType(
 class Gate:
     """ASGI middleware around the whole app. It answers the errors that nothing else has handled."""
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
+    def __init__(self, app: ASGIApp, service: Service, log: RequestLog) -> None:
         self._app = app
         self._service = service
         self._guard = service.guard
-        self._log = RequestLog()
+        self._log = log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -62,6 +62,7 @@ class Gate:
         if method == "HEAD":
             # Answered as GET, everywhere; the server sends no body after the headers.
             scope = {**scope, "method": "GET"}
+        scope[SERVICE] = self._service
         headers = Headers(scope=scope)
         id_ = _id_of(headers)
         token = request_id.set(id_)

@@ -9,7 +9,7 @@ metrics and pages that need no key have their lines at `debug`.
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 from starlette.types import Scope
 
@@ -23,11 +23,15 @@ LINES_PER_SECOND, FAILED_LINES_PER_SECOND = 50, 10
 _NAMES, _PATH = 5, 200
 
 
-def note_texts(scope: Scope, names: Mapping[str, int]) -> None:
-    """Remember how many texts a request has for each adapter; a job calls this for each portion."""
-    scope["idspam.texts"] = scope.get("idspam.texts", 0) + sum(names.values())
+def note_texts(scope: Scope, names: Sequence[str]) -> None:
+    """Remember how many texts a request has, and their adapters; a job calls this for each portion.
+
+    Args:
+        names: each text's adapter.
+    """
+    scope["idspam.texts"] = scope.get("idspam.texts", 0) + len(names)
     known: dict[str, None] = scope.setdefault("idspam.adapters", {})
-    for name in names:
+    for name in dict.fromkeys(names):
         if len(known) > _NAMES:
             return
         known[name] = None

@@ -3,12 +3,12 @@
 Without a CUDA device Triton interprets the kernels (see conftest.py).
 """
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from msgspec import structs
 from torch import Tensor
 from torch.nn import functional
 
@@ -87,7 +87,7 @@ class Case:
             np.array(self.rows),
             np.array([facts_of(self.adapters[slot].spec) for slot in self.rows]),
         )
-        shape = replace(batch.shape, tiles=batch.shape.tiles + 2)
+        shape = structs.replace(batch.shape, tiles=batch.shape.tiles + 2)
         self.layout = Layout(batch.lengths[0], DEVICE)
         sections = _sections(batch, shape)
         self.signature = batch.signature

@@ -1,6 +1,5 @@
 """Batches over slots as one int32 array: what each section holds, and the buckets of batches."""
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,6 +7,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from adapters.backbone.model import Backbone
 from adapters.format.spec import GeneratorInput, Pooling
@@ -163,7 +163,7 @@ def test_all_tokens_of_a_tile_belong_to_one_slot(backbone: Backbone) -> None:
 def test_a_shape_holds_a_batch_only_if_nothing_of_it_is_larger(change: dict[str, object]) -> None:
     need = BatchShape(rows=3, texts=3, tokens=9, expanded=(18,), reads=3, longest=7, tiles=2)
     assert need.holds(need)
-    fields = {name: getattr(need, name) for name in BatchShape.__dataclass_fields__}
+    fields = {name: getattr(need, name) for name in BatchShape.__struct_fields__}
     assert not BatchShape(**(fields | change)).holds(need)
 
 
@@ -215,5 +215,5 @@ def test_a_batch_with_few_early_prompts_does_not_pay_for_late_ones_in_the_first_
     assert bucket.holds(need)
     assert bucket.expanded[0] < 15600
     # All prompts early: that must fit as well.
-    early = replace(need, expanded=(16316, 16316))
+    early = structs.replace(need, expanded=(16316, 16316))
     assert buckets.cheapest(early) is not None

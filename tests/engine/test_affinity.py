@@ -51,7 +51,7 @@ def test_both_threads_go_to_the_core_that_the_second_one_is_on() -> None:
     def lane() -> None:
         # Kept, looked at again too early, set free, and kept again.
         for now in (10.0, 11.9, 12.1, 12.2):
-            shared.keep(now)
+            shared.keep(now, spun=False)
             seen.append((os.sched_getaffinity(0), os.sched_getaffinity(main)))
         shared.leave()
         seen.append((os.sched_getaffinity(0), os.sched_getaffinity(main)))
@@ -63,6 +63,40 @@ def test_both_threads_go_to_the_core_that_the_second_one_is_on() -> None:
     assert os.sched_getaffinity(0) == CORES
 
 
+def test_while_batches_are_small_both_threads_are_free() -> None:
+    main, core = threading.get_native_id(), min(CORES)
+    shared = SharedCore(CORES, lambda: core)
+    seen = []
+
+    def lane() -> None:
+        # Small ones from the first. Then most are large: seen after a quarter of a second.
+        for now, spun in ((10.0, True), (10.1, False), (10.2, False), (10.26, False)):
+            shared.keep(now, spun=spun)
+            seen.append((os.sched_getaffinity(0), os.sched_getaffinity(main)))
+        # Most are small again: seen when the two seconds are over.
+        for now, spun in ((11.0, True), (12.0, False), (12.27, True), (12.4, False)):
+            shared.keep(now, spun=spun)
+            seen.append((os.sched_getaffinity(0), os.sched_getaffinity(main)))
+
+    in_a_thread(lane)
+    free, kept = (CORES, CORES), ({core}, {core})
+    assert seen == [free, free, free, kept, kept, kept, free, free]
+
+
+def test_small_batches_in_the_moment_of_free_choice_set_the_event_loop_free() -> None:
+    main, core = threading.get_native_id(), min(CORES)
+    shared = SharedCore(CORES, lambda: core)
+    seen = []
+
+    def lane() -> None:
+        for now, spun in ((10.0, False), (12.1, False), (12.13, True)):
+            shared.keep(now, spun=spun)
+            seen.append((os.sched_getaffinity(0), os.sched_getaffinity(main)))
+
+    in_a_thread(lane)
+    assert seen == [({core}, {core}), (CORES, {core}), (CORES, CORES)]
+
+
 def test_the_event_loop_goes_to_the_engine_that_works() -> None:
     main, (first, second) = threading.get_native_id(), sorted(CORES)[:2]
     engines = [SharedCore(CORES, lambda: first), SharedCore(CORES, lambda: second)]
@@ -70,7 +104,7 @@ def test_the_event_loop_goes_to_the_engine_that_works() -> None:
 
     def lanes() -> None:
         for engine in (0, 1, 0):
-            engines[engine].keep(10.0)
+            engines[engine].keep(10.0, spun=False)
             seen.append(os.sched_getaffinity(main))
 
     in_a_thread(lanes)
@@ -87,7 +121,7 @@ def test_where_it_is_forbidden_it_is_said_once(
     monkeypatch.setattr(os, "sched_setaffinity", forbidden)
     with caplog.at_level(logging.WARNING):
         for now in (10.0, 20.0, 30.0):
-            shared.keep(now)
+            shared.keep(now, spun=False)
     (record,) = caplog.records
     assert "the engine's threads stay where they are: " in record.message
     shared.leave()

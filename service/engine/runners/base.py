@@ -87,6 +87,10 @@ NOT_FINITE = RowFailure("not_finite", "the scores are not finite")
 class RunningBatch(Protocol):
     """A batch that was launched."""
 
+    @property
+    def spins(self) -> bool:
+        """Whether `wait` keeps a core busy all the while."""
+
     def is_done(self) -> bool:
         """Whether `wait` would return at once."""
 
@@ -107,6 +111,10 @@ class BatchResult:
     backbone_seconds: float = 0.0
     passes: int = 1
     graphs: int = 0
+
+    @property
+    def spins(self) -> bool:
+        return False
 
     def is_done(self) -> bool:
         return True

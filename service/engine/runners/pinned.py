@@ -7,9 +7,25 @@ ends the capture and with it the engine. So a lane keeps its memory, and answers
 """
 
 from collections import defaultdict
+from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Piece:
+    """Memory of one batch, as PyTorch and NumPy see it. Views take longer than a batch can wait, so
+    these are made once.
+
+    integers: int32. floats: float32. array: int32. All are the same memory.
+    """
+
+    integers: Tensor
+    floats: Tensor
+    array: npt.NDArray[np.int32]
 
 
 class PinnedMemory:
@@ -19,15 +35,16 @@ class PinnedMemory:
     """
 
     def __init__(self) -> None:
-        self._free: defaultdict[int, list[Tensor]] = defaultdict(list)
+        self._free: defaultdict[int, list[Piece]] = defaultdict(list)
 
-    def take(self, nbytes: int) -> Tensor:
-        """uint8, at least `nbytes` long."""
-        size = 1 << max(0, nbytes - 1).bit_length()
+    def take(self, count: int) -> Piece:
+        """Room for at least so many numbers."""
+        size = 1 << max(0, count - 1).bit_length()
         if free := self._free[size]:
             return free.pop()
-        return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        integers = torch.empty(size, dtype=torch.int32, pin_memory=True)
+        return Piece(integers, integers.view(torch.float32), integers.numpy())
 
-    def give_back(self, piece: Tensor) -> None:
+    def give_back(self, piece: Piece) -> None:
         """A piece that nothing copies from or to any more."""
-        self._free[len(piece)].append(piece)
+        self._free[len(piece.array)].append(piece)

@@ -23,6 +23,7 @@ from adapters.flattened import Layout
 from adapters.format.files import Adapter
 from adapters.format.spec import AdapterSpec, AttentionPrompt, LoraTuning, Site, VectorTuning
 from adapters.layers.attention import VARLEN_DTYPES
+from adapters.packed.layout import Indices
 from adapters.slots.bank import ActiveAdapter, AdapterImage, SlotBank, image_of
 from adapters.slots.batch import (
     BatchShape,
@@ -34,8 +35,10 @@ from adapters.slots.batch import (
     array_size,
     weights_end,
 )
+from adapters.slots.buckets import MOST_UNSHARED
 from adapters.slots.forward import Inputs, Outputs, Widths, run
 from adapters.slots.graphs import CudaGraphs
+from adapters.tokenizer import Encoding
 from service.engine.interface import RowResult
 from service.engine.runners.base import (
     NOT_FINITE,
@@ -50,7 +53,7 @@ from service.engine.runners.base import (
     run_warm_up,
     spoil_scores,
 )
-from service.engine.runners.pinned import PinnedMemory
+from service.engine.runners.pinned import Piece, PinnedMemory
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +61,8 @@ logger = logging.getLogger(__name__)
 _COMMON_BOTTLENECK = 64
 _COMMON_PROMPT = 16
 _COMMON_LABELS = 256
-# A batch of so many rows is done in about a millisecond.
-_FEW_ROWS = 64
+# A batch of fewer positions is done in about a millisecond.
+_BRIEF_POSITIONS = 3072
 
 # At the start, the scores of these texts must match the packed forward pass to bfloat16's error.
 _PROBES = (
@@ -78,7 +81,8 @@ class _Launched:
     """A batch on the device.
 
     scores, weights: in `piece`, which goes back to `memory`. weights: None if no row wants them.
-    done: recorded after the copies of scores and weights. shape: that the batch was written for.
+    done: recorded after the copies of scores and weights. spins: as of `RunningBatch`. shape: that
+    the batch was written for.
     """
 
     batch: SlottedBatch
@@ -86,10 +90,11 @@ class _Launched:
     scores: Tensor
     weights: Tensor | None
     done: torch.cuda.Event
+    spins: bool
     started: float
     graphs: int
     memory: PinnedMemory
-    piece: Tensor
+    piece: Piece
     shape: BatchShape
 
     def is_done(self) -> bool:
@@ -313,12 +318,13 @@ class SlottedRunner:
     def _launch(self, rows: Sequence[BatchRow]) -> _Launched:
         started = perf_counter()
         slots = np.array([_resident(row.adapter).slot for row in rows])
+        texts, facts = [row.encoding for row in rows], self._bank.facts[slots]
         batch = SlottedBatch(
-            [row.encoding for row in rows],
+            texts,
             slots,
-            self._bank.facts[slots],
+            facts,
             causal=self.backbone.family.causal,
-            sharing=self._sharing,
+            sharing=self._sharing and not _is_small(texts, facts),
         )
         widths = Widths.of(batch.facts, hidden_size=self.backbone.hidden_size)
         bucket = None if self._graphs is None else self._graphs.bucket_for(batch, widths)
@@ -326,20 +332,21 @@ class SlottedRunner:
         explained = any(row.explain for row in rows)
         size, scores_size = array_size(shape, batch.signature), count * widths.labels
         weights_size = weights_end(shape) * explained
-        piece = self._memory.take(4 * (size + scores_size + weights_size))
-        array, rest = piece.view(torch.int32)[:size], piece.view(torch.float32)[size:]
-        batch.write(array.numpy(), shape)
+        piece = self._memory.take(size + scores_size + weights_size)
+        batch.write(piece.array, shape)
+        array = piece.integers.narrow(0, 0, size)
         if bucket is not None and self._graphs is not None:
             outputs = self._graphs.replay(batch.signature, bucket, array)
         else:
             outputs = self._run_eagerly(batch, array, widths)
         # Spinning answers a few texts sooner. For a large batch it only keeps others from the core.
-        done = torch.cuda.Event(blocking=len(rows) > _FEW_ROWS)
-        scores = rest[:scores_size].view(count, widths.labels)
+        spins = max((shape.tokens, *shape.expanded)) < _BRIEF_POSITIONS
+        done = torch.cuda.Event(blocking=not spins)
+        scores = piece.floats.narrow(0, size, scores_size).view(count, widths.labels)
         scores.copy_(outputs.scores[:count, : widths.labels], non_blocking=True)
         weights = None
         if explained:
-            weights = rest[scores_size : scores_size + weights_size]
+            weights = piece.floats.narrow(0, size + scores_size, weights_size)
             weights.copy_(outputs.weights, non_blocking=True)
         done.record()
         return _Launched(
@@ -348,6 +355,7 @@ class SlottedRunner:
             scores,
             weights,
             done,
+            spins,
             started,
             int(bucket is not None),
             self._memory,
@@ -386,6 +394,19 @@ def probe_adapters(backbone: Backbone) -> list[Adapter]:
     return [
         random_of(usual.model_copy(update=change), seed=seed) for seed, change in enumerate(changes)
     ]
+
+
+def _is_small(texts: Sequence[Encoding], facts: Indices) -> bool:
+    """Whether rows with the same text would gain nothing from sharing it.
+
+    Args:
+        facts: [rows, Fact]
+    """
+    # Each row has a position at least. So no large batch has its texts counted.
+    if len(texts) > MOST_UNSHARED:
+        return False
+    prompts = int(facts[:, Fact.PROMPT].sum())
+    return prompts + sum([len(text.input_ids) for text in texts]) <= MOST_UNSHARED
 
 
 def _image(adapter: HostAdapter) -> AdapterImage:
