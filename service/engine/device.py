@@ -118,14 +118,16 @@ class Device:
             if launched is None and (launched := self._launch_next(lane)) is None:
                 return
             following = self._launch_ahead(lane, launched)
-            result = launched.running.wait()
+            running = launched.running
+            result = running.wait()
             seconds = self._record(lane, launched, following)
             self._loop.call_soon_threadsafe(self._deliver, launched, result, seconds)
             launched = following
             # An idle lane keeps nothing of its last batch alive.
-            del following, result
+            spun = running.spins
+            del following, result, running
             if self._core is not None:
-                self._core.keep(lane.free_since)
+                self._core.keep(lane.free_since, spun=spun)
 
     def _launch_next(self, lane: _Lane) -> LaunchedBatch | None:
         """Wait for a batch and launch it; None once the scheduler is closed."""

@@ -1,7 +1,7 @@
 """Copies adapters from host memory into slots of the device, many at a time.
 
-A few jobs run at a time. Once all of them run, the next one takes everything that has gathered
-meanwhile: the copy itself is cheap, and starting and awaiting a job costs as much as several
+A few jobs run at a time. Once all of them run, the next one takes what has gathered meanwhile,
+clients in turn: the copy itself is cheap, and starting and awaiting a job costs as much as several
 copies. If a job fails, each of its adapters is copied alone, so that only those fail that cannot be
 copied. What is read from disk does not come here: the thread that reads it copies it
 (`host_cache.py`).
@@ -10,11 +10,13 @@ copied. What is read from disk does not come here: the thread that reads it copi
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from itertools import accumulate
+from itertools import accumulate, islice
 from time import perf_counter
 from typing import TypeAlias
 
 from service.engine.runners.base import DeviceAdapter, HostAdapter, Runner
+from service.engine.turns import NOBODY, Client
+from service.engine.waiting_line import WaitingLine
 from service.errors import EngineUnavailable
 
 # Adapters in one job, and their bytes unless a single one has more. The first of them waits for the
@@ -39,14 +41,29 @@ class DeviceLoader:
     def __init__(self, runner: Runner, copying: Executor, *, jobs: int = 1) -> None:
         self._runner = runner
         self._copying = copying
-        self._waiting: list[tuple[int, HostAdapter, OnLoaded]] = []
+        # Slots, and what waits to be copied into each.
+        self._waiting: WaitingLine[int] = WaitingLine()
+        self._loads: dict[int, tuple[HostAdapter, OnLoaded]] = {}
         self._idle = jobs
 
-    def load(self, slot: int, adapter: HostAdapter, on_loaded: OnLoaded) -> None:
-        """`on_loaded` gets the loaded adapter or an error, and the seconds that its job took."""
-        self._waiting.append((slot, adapter, on_loaded))
+    def load(
+        self, slot: int, adapter: HostAdapter, on_loaded: OnLoaded, client: Client = NOBODY
+    ) -> None:
+        """Load into a slot that nothing waits for.
+
+        Args:
+            on_loaded: gets the loaded adapter or an error, and the seconds that its job took.
+            client: takes turns with others.
+        """
+        self._waiting.add(slot, client)
+        self._loads[slot] = adapter, on_loaded
         if self._idle:
             self._start_job()
+
+    def advance(self, slot: int, client: Client) -> None:
+        """Another client waits for a slot, too: it has its turn then, if that comes sooner."""
+        if slot in self._waiting:
+            self._waiting.advance(slot, client)
 
     def unload(self, slot: int) -> None:
         """Give back the memory of a slot that no batch uses."""
@@ -54,8 +71,9 @@ class DeviceLoader:
 
     def _start_job(self) -> None:
         self._idle -= 1
-        size = _job_size([adapter.nbytes for _, adapter, _ in self._waiting[:_MAX_JOB]])
-        loads, self._waiting = self._waiting[:size], self._waiting[size:]
+        first = list(islice(self._waiting, _MAX_JOB))
+        size = _job_size([self._loads[slot][0].nbytes for slot in first])
+        loads = [self._take(slot) for slot in first[:size]]
         started = perf_counter()
         try:
             job = asyncio.get_running_loop().run_in_executor(
@@ -64,11 +82,14 @@ class DeviceLoader:
         except RuntimeError:
             # The executor is shut down: the engine has ended while adapters waited.
             self._idle += 1
-            dropped, self._waiting = [*loads, *self._waiting], []
-            for _, _, on_loaded in dropped:
+            for _, _, on_loaded in [*loads, *map(self._take, list(self._waiting))]:
                 on_loaded(EngineUnavailable(_ENDED), 0.0)
             return
         job.add_done_callback(lambda done: self._finish_job(loads, started, done))
+
+    def _take(self, slot: int) -> tuple[int, HostAdapter, OnLoaded]:
+        self._waiting.remove(slot)
+        return slot, *self._loads.pop(slot)
 
     def _finish_job(
         self,

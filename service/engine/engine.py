@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from time import monotonic
+from typing import cast
 from uuid import uuid4
 
 import torch
@@ -21,18 +22,19 @@ import torch
 from adapters.backbone.model import Backbone
 from adapters.errors import InvalidAdapter
 from adapters.format.files import validate_file
-from adapters.format.spec import AdapterSpec
 from adapters.format.store import AdapterStore
 from adapters.heap import trim_heap
 from service.engine.affinity import shared_core
 from service.engine.answers import AnswerListener
 from service.engine.device import Device
 from service.engine.device_loader import DeviceLoader
+from service.engine.fair_executor import FairExecutor
 from service.engine.host_cache import HostCache
 from service.engine.images import Images
 from service.engine.interface import (
     EMBEDDING,
     AdapterKey,
+    CheckedAdapter,
     Completion,
     EngineHealth,
     EngineInfo,
@@ -42,9 +44,9 @@ from service.engine.interface import (
 from service.engine.load import Load
 from service.engine.observer import ImageEvent, Observer
 from service.engine.promptness import BESIDE_HTTP_SECONDS, restore_turns, shorten_turns
-from service.engine.requests import InFlight, LaunchedBatch, Request
+from service.engine.requests import TRIALS, InFlight, LaunchedBatch, Request
 from service.engine.residency import Residency
-from service.engine.runners.base import BatchResult, Runner
+from service.engine.runners.base import BatchResult, HostAdapter, Runner
 from service.engine.runners.packed import PackedRunner
 from service.engine.scheduler import Scheduler
 from service.engine.settings import EngineSettings
@@ -131,6 +133,7 @@ class LocalEngine:
         self._core = shared_core() if settings.one_core else None
         readers = min(_MAX_READING_THREADS, max(_MIN_READING_THREADS, (os.cpu_count() or 1) // 2))
         self._reading = self._threads(readers, "reading")
+        self._fair_reading = FairExecutor(self._reading)
         self._copying = self._threads(_COPYING_THREADS, "copying")
         self._scheduler: Scheduler[Request] = Scheduler(settings)
         self._trimming: asyncio.Task[None] | None = None
@@ -196,11 +199,10 @@ class LocalEngine:
         uncertain = self._answers.answered(entries, completion.rows)
         return replace(completion, uncertain=uncertain) if uncertain else completion
 
-    async def check(self, file: Path) -> AdapterSpec:
+    async def check(self, file: Path) -> CheckedAdapter:
         runner = self._require_ready().runner
-        adapter = await asyncio.get_running_loop().run_in_executor(
-            self._reading, lambda: runner.prepare(validate_file(file))
-        )
+        reading = self._fair_reading.submit(lambda: runner.prepare(validate_file(file)), TRIALS)
+        adapter = await asyncio.wrap_future(reading)
         spec = adapter.spec
         encoding = self.info.encoder.encode(_TRIAL_TEXT, max_length=spec.max_length)
         key = AdapterKey("(unpublished)", uuid4().hex)
@@ -212,7 +214,8 @@ class LocalEngine:
             if error.reason == "not_finite":
                 raise InvalidAdapter(["scores: not finite for a plain text"]) from None
             raise
-        return spec
+        # Where the device has no memory of its own, tensors are the mapped file, which may change.
+        return CheckedAdapter(spec, adapter if runner.copies else None)
 
     def in_use(self, name: str) -> frozenset[str]:
         return self._loaded().residency.in_use(name)
@@ -221,8 +224,13 @@ class LocalEngine:
         """Names of the adapters on the device, most recently used first, at most so many."""
         return [] if self._parts is None else self._parts.residency.active_names(most)
 
-    async def preload(self, key: AdapterKey) -> None:
+    async def preload(self, key: AdapterKey, checked: CheckedAdapter | None = None) -> None:
         parts = self._require_ready()
+        if checked is not None and checked.prepared is not None:
+            adapter = cast(HostAdapter, checked.prepared)
+            parts.host_cache.keep_image(key, adapter)
+            if parts.residency.has_room(key):
+                parts.host_cache.add(key, adapter)
         await parts.residency.preload(key)
         # Without room on the device it was not read.
         parts.host_cache.make_image(key)
@@ -250,8 +258,8 @@ class LocalEngine:
             self._trimming.cancel()
         if self._parts is not None:
             self._parts.host_cache.close()
-        for executor in (self._reading, self._copying):
-            executor.shutdown(wait=False, cancel_futures=True)
+        self._fair_reading.shutdown()
+        self._copying.shutdown(wait=False, cancel_futures=True)
         if self._parts is not None:
             await asyncio.to_thread(self._parts.device.join, self._settings.stall_seconds)
         if self._core is not None:
@@ -330,7 +338,7 @@ class LocalEngine:
         host_cache = HostCache(
             self._store,
             runner,
-            reading=self._reading,
+            reading=self._fair_reading,
             observer=observer,
             capacity=settings.max_registered_adapters,
             max_bytes=settings.max_registered_bytes,

@@ -13,17 +13,19 @@ All calls come from one event loop; files are read in threads.
 
 import asyncio
 from collections import OrderedDict, deque
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
 from functools import partial
 from time import monotonic, perf_counter
 from typing import NamedTuple
 
 from adapters.format.files import parse
 from adapters.format.store import AdapterStore
+from service.engine.fair_executor import FairExecutor
 from service.engine.images import Images
 from service.engine.interface import AdapterKey
 from service.engine.observer import Observer
 from service.engine.runners.base import DeviceAdapter, HostAdapter, Loading, Runner
+from service.engine.turns import NOBODY, Client
 
 # Making images in the background, for adapters that nobody waits for, takes this share of the time.
 _BACKGROUND_SHARE = 0.25
@@ -77,7 +79,7 @@ class HostCache:
     """The tier `registered`: adapters in host memory.
 
     Args:
-        reading: the threads that read, check and prepare files.
+        reading: has the threads that read, check and prepare files.
         capacity: adapters held.
         max_bytes: of their weights, unless a single one has more; None: no limit.
         images: None: every adapter is read from its file.
@@ -88,7 +90,7 @@ class HostCache:
         store: AdapterStore,
         runner: Runner,
         *,
-        reading: Executor,
+        reading: FairExecutor,
         observer: Observer,
         capacity: int,
         max_bytes: int | None = None,
@@ -130,10 +132,13 @@ class HostCache:
         most = self._max_bytes
         return len(self._registered) > self._capacity or (most is not None and self._nbytes > most)
 
-    def load(self, key: AdapterKey, *, slot: int | None = None) -> asyncio.Future[Read]:
+    def load(
+        self, key: AdapterKey, client: Client = NOBODY, *, slot: int | None = None
+    ) -> asyncio.Future[Read]:
         """Read an adapter that is not registered. Calls made meanwhile share one read.
 
         Args:
+            client: takes turns with others where reads wait for a thread.
             slot: where it is loaded by the thread that reads it, unless it is being read already.
                 Then it need not be kept.
         """
@@ -142,11 +147,18 @@ class HostCache:
             return loading
         started = perf_counter()
         passing = slot is not None and not self._is_worth_keeping(key)
-        reading = self._reading.submit(self._read, key, slot=slot, passing=passing)
+        read = partial(self._read, key, slot=slot, passing=passing)
+        reading = self._reading.submit(read, client)
         loading = asyncio.wrap_future(reading)
         self._loading[key] = loading, reading
         loading.add_done_callback(partial(self._loaded, key, started))
         return loading
+
+    def advance(self, key: AdapterKey, client: Client) -> None:
+        """Another client waits for a read, too: it has its turn then, if that comes sooner."""
+        if key in self._loading:
+            _, reading = self._loading[key]
+            self._reading.advance(reading, client)
 
     def cancel(self, key: AdapterKey) -> bool:
         """Drop a read that no thread has begun; whether there was one. Its future is cancelled."""
@@ -157,6 +169,16 @@ class HostCache:
             return False
         del self._loading[key]
         return True
+
+    def add(self, key: AdapterKey, adapter: HostAdapter) -> None:
+        """Register an adapter that was made of the same bytes as its stored file."""
+        if key not in self._registered and key not in self._loading:
+            self._register(key, adapter)
+
+    def keep_image(self, key: AdapterKey, adapter: HostAdapter) -> None:
+        """Write the image of such an adapter."""
+        if (images := self._images) is not None:
+            self._reading.submit(lambda: images.keep(key, images.source_of(key), adapter), NOBODY)
 
     def discard(self, key: AdapterKey) -> None:
         """Drop an adapter now, or as soon as it has been read. Not counted as an eviction."""
@@ -192,7 +214,7 @@ class HostCache:
         while self._without_image:
             key, started = self._without_image.popleft(), perf_counter()
             try:
-                await asyncio.get_running_loop().run_in_executor(self._reading, self._ensure, key)
+                await asyncio.wrap_future(self._reading.submit(partial(self._ensure, key), NOBODY))
             except Exception:
                 # A request for it will get the error.
                 continue
@@ -258,6 +280,9 @@ class HostCache:
             return
         self._passed.pop(key, None)
         self._observer.adapter_loaded(key, "registered", perf_counter() - started)
+        self._register(key, adapter)
+
+    def _register(self, key: AdapterKey, adapter: HostAdapter) -> None:
         self._registered[key] = adapter, monotonic()
         self._nbytes += adapter.nbytes
         while len(self._registered) > 1 and self._is_too_full():

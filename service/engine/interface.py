@@ -186,6 +186,15 @@ class Predictor(Protocol):
         """Refuse new requests from now on; return when all others are answered."""
 
 
+@dataclass(frozen=True, slots=True)
+class CheckedAdapter:
+    """A file that an engine has tried. prepared: as that engine's device wants it; None: the engine
+    reads the file again."""
+
+    spec: AdapterSpec
+    prepared: object = None
+
+
 class Engine(Predictor, Protocol):
     """An engine whose device is in this process."""
 
@@ -200,7 +209,7 @@ class Engine(Predictor, Protocol):
     def health(self) -> EngineHealth:
         """Cheap enough for every probe."""
 
-    async def check(self, file: Path) -> AdapterSpec:
+    async def check(self, file: Path) -> CheckedAdapter:
         """Validate an adapter file against the backbone and run it once; nothing is published.
 
         The file must not change meanwhile, and is not needed afterwards.
@@ -214,8 +223,11 @@ class Engine(Predictor, Protocol):
     def in_use(self, name: str) -> frozenset[str]:
         """The revisions of a name that running requests hold or wait for."""
 
-    async def preload(self, key: AdapterKey) -> None:
+    async def preload(self, key: AdapterKey, checked: CheckedAdapter | None = None) -> None:
         """Activate an adapter if that evicts no other.
+
+        Args:
+            checked: what `check` made of the same bytes, so that they need not be read again.
 
         Raises:
             AdapterLoadFailed, NotReady, EngineUnavailable: as `predict`.

@@ -2,9 +2,10 @@
 
     stored --read, validate, fold (host_cache)--> registered --copy (device_loader)--> active
 
-A request leases all its adapters at once or waits. Waiting requests are served in order of arrival,
-so they cannot deadlock over each other's adapters. A leased or loading adapter stays; of the others
-the least recently used is evicted first, and those that a waiting request wants are evicted last.
+A request leases all its adapters at once or waits. Waiting requests are served one after the other,
+in turns of their clients (`turns`), so they cannot deadlock over each other's adapters. A
+leased or loading adapter stays; of the others the least recently used is evicted first, and those
+that a waiting request wants are evicted last.
 A retired adapter leaves both tiers as soon as no request holds it or waits for it.
 
 A tier is limited by the number of adapters and by their bytes, so that many small ones fit where
@@ -16,7 +17,7 @@ Everything here runs on one event loop; reading and copying happen in threads.
 
 import asyncio
 import logging
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import nlargest
@@ -30,6 +31,8 @@ from service.engine.interface import AdapterKey
 from service.engine.observer import Observer
 from service.engine.promptness import LOADING_SECONDS, restore_turns, shorten_turns
 from service.engine.runners.base import DeviceAdapter, HostAdapter, is_out_of_memory
+from service.engine.turns import NOBODY, Client
+from service.engine.waiting_line import WaitingLine
 from service.errors import (
     AdapterLoadFailed,
     EngineUnavailable,
@@ -52,14 +55,15 @@ _PREFETCHED = 64
 class Slot:
     """A slot of the device and the adapter that it is for.
 
-    adapter: None while it loads. leases: how many leases include the slot. waiters: requests that
-    lease the slot and wait until it is loaded. arriving: the bytes that are expected while it is
-    read.
+    client: whom it is loaded for. adapter: None while it loads. leases: how many leases include the
+    slot. waiters: requests that lease the slot and wait until it is loaded. arriving: the bytes
+    that are expected while it is read.
     """
 
     key: AdapterKey
     index: int
     last_used: float
+    client: Client = NOBODY
     adapter: DeviceAdapter | None = None
     leases: int = 0
     waiters: list["Waiter"] = field(default_factory=list)
@@ -83,6 +87,7 @@ class Waiter:
     """
 
     keys: Sequence[AdapterKey]
+    client: Client
     ready: asyncio.Future[None]
     lease: Lease | None
     overtaken: int = 0
@@ -122,7 +127,8 @@ class Residency:
         built_in: Mapping[AdapterKey, DeviceAdapter] | None = None,
     ) -> None:
         self._built_in = {
-            key: Slot(key, _NO_SLOT, 0.0, adapter) for key, adapter in (built_in or {}).items()
+            key: Slot(key, _NO_SLOT, 0.0, adapter=adapter)
+            for key, adapter in (built_in or {}).items()
         }
         self._host_cache = host_cache
         self._loader = loader
@@ -138,8 +144,8 @@ class Residency:
         # Of the loaded adapters, and of those that are being copied.
         self._nbytes = self._arriving = 0
         self._max_bytes = max_bytes
-        # Waiters for slots, in order of arrival, and how many of them need each adapter.
-        self._queue: deque[Waiter] = deque()
+        # Waiters for slots, and how many of them need each adapter.
+        self._queue: WaitingLine[Waiter] = WaitingLine()
         self._wanted: Counter[AdapterKey] = Counter()
         # Retired adapters that requests still hold or wait for.
         self._retired: set[AdapterKey] = set()
@@ -172,8 +178,11 @@ class Residency:
             slot.leases += 1
         return lease
 
-    async def acquire(self, keys: Sequence[AdapterKey]) -> Lease:
+    async def acquire(self, keys: Sequence[AdapterKey], client: Client = NOBODY) -> Lease:
         """Lease all of these distinct adapters at once, loading those that are not active.
+
+        Args:
+            client: takes turns with others where requests wait for slots or for files.
 
         Raises:
             InvalidRequest: more adapters than can ever be active together.
@@ -181,16 +190,16 @@ class Residency:
         """
         if built_in := [key for key in keys if key in self._built_in]:
             others = [key for key in keys if key not in self._built_in]
-            leased = await self.acquire(others) if others else {}
+            leased = await self.acquire(others, client) if others else {}
             return leased | {key: self._built_in[key] for key in built_in}
         if len(keys) > self._slots:
             raise InvalidRequest(
                 [f"{len(keys)} adapters in one request, at most {self._slots} can be active"]
             )
-        lease = self._reserve(keys) if self._may_overtake(keys) else None
+        lease = self._reserve(keys, client) if self._may_overtake(keys) else None
         if lease is not None and _is_loaded(lease):
             return lease
-        waiter = Waiter(keys, asyncio.get_running_loop().create_future(), lease)
+        waiter = Waiter(keys, client, asyncio.get_running_loop().create_future(), lease)
         if lease is None:
             self._enqueue(waiter)
             self.on_shortage()
@@ -204,7 +213,7 @@ class Residency:
         assert waiter.lease is not None
         return waiter.lease
 
-    async def try_out(self, key: AdapterKey, adapter: HostAdapter) -> Lease:
+    async def try_out(self, key: AdapterKey, adapter: HostAdapter, client: Client) -> Lease:
         """Lease a trial slot for an adapter that is not in the store. No tier counts it.
 
         Raises:
@@ -222,7 +231,7 @@ class Residency:
             else:
                 ready.set_result(outcome)
 
-        self._loader.load(index, adapter, loaded)
+        self._loader.load(index, adapter, loaded, client)
         return {key: Slot(key, index, monotonic(), adapter=await ready, leases=1)}
 
     def release(self, lease: Lease) -> None:
@@ -251,7 +260,7 @@ class Residency:
         slot = self._active.get(key)
         if slot is None or slot.adapter is None or self._queue:
             return None
-        return self._reserve((key,))
+        return self._reserve((key,), NOBODY)
 
     async def preload(self, key: AdapterKey) -> None:
         """Activate an adapter if that evicts no other. It is served again if it was retired."""
@@ -303,27 +312,30 @@ class Residency:
         return True
 
     def _enqueue(self, waiter: Waiter) -> None:
-        self._queue.append(waiter)
+        ahead = self._queue.add(waiter, waiter.client, adapters=len(waiter.keys))
         self._wanted.update(waiter.keys)
-        if len(self._queue) <= _PREFETCHED:
+        if ahead < _PREFETCHED:
             self._prefetch(waiter)
 
     def _prefetch(self, waiter: Waiter) -> None:
         """Read the files that a waiter will need."""
         for key in waiter.keys:
             if key not in self._active and self._host_cache.get(key) is None:
-                self._host_cache.load(key)
+                self._host_cache.load(key, waiter.client)
 
     def _dequeue(self, waiter: Waiter) -> None:
-        self._queue.remove(waiter)
-        self._wanted -= Counter(waiter.keys)
-        if len(self._queue) >= _PREFETCHED:
+        ahead = self._queue.remove(waiter)
+        for key in waiter.keys:
+            self._wanted[key] -= 1
+            if self._wanted[key] == 0:
+                del self._wanted[key]
+        if ahead < _PREFETCHED <= len(self._queue):
             # It has become one of the first.
             self._prefetch(self._queue[_PREFETCHED - 1])
         for key in waiter.keys:
             self._drop_if_retired(key)
 
-    def _reserve(self, keys: Sequence[AdapterKey]) -> Lease | None:
+    def _reserve(self, keys: Sequence[AdapterKey], client: Client) -> Lease | None:
         """Lease slots for all keys, evicting and starting loads as needed, or change nothing."""
         missing = [key for key in keys if key not in self._active]
         if len(missing) > len(self._free) and not self._evict(
@@ -334,7 +346,7 @@ class Residency:
         for key in keys:
             self._evictable.pop(key, None)
         for key in missing:
-            self._active[key] = slot = Slot(key, self._free.pop(), monotonic())
+            self._active[key] = slot = Slot(key, self._free.pop(), monotonic(), client)
             self._load(slot)
         lease = {}
         for key in keys:
@@ -398,12 +410,12 @@ class Residency:
         return unwanted + wanted[: number - len(unwanted)]
 
     def _serve_queue(self) -> None:
-        """Give slots to waiters, strictly in order of arrival, until one has to keep waiting."""
+        """Give slots to waiters, strictly in the order of the line, until one must keep waiting."""
         while self._queue:
             waiter = self._queue[0]
             # A waiter that failed or was cancelled gets no slots: it only leaves the queue.
             if not waiter.ready.done():
-                waiter.lease = lease = self._reserve(waiter.keys)
+                waiter.lease = lease = self._reserve(waiter.keys, waiter.client)
                 if lease is None:
                     return
                 self._wait_for_loads(waiter, lease)
@@ -414,6 +426,10 @@ class Residency:
         for slot in lease.values():
             if slot.adapter is None:
                 slot.waiters.append(waiter)
+                if slot.client.name != waiter.client.name:
+                    # That one may wait for many.
+                    self._host_cache.advance(slot.key, waiter.client)
+                    self._loader.advance(slot.index, waiter.client)
         self._resume_if_loaded(waiter)
 
     def _resume_if_loaded(self, waiter: Waiter) -> None:
@@ -464,7 +480,7 @@ class Residency:
             self._activate(slot, loaded, monotonic() - started)
             self._make_room(0)
 
-        self._host_cache.load(slot.key, slot=slot.index).add_done_callback(read)
+        self._host_cache.load(slot.key, slot.client, slot=slot.index).add_done_callback(read)
 
     def _copy(self, slot: Slot, adapter: HostAdapter) -> None:
         nbytes = adapter.nbytes
@@ -478,7 +494,7 @@ class Residency:
             else:
                 self._activate(slot, outcome, seconds)
 
-        self._loader.load(slot.index, adapter, copied)
+        self._loader.load(slot.index, adapter, copied, slot.client)
 
     def _activate(self, slot: Slot, adapter: DeviceAdapter, seconds: float) -> None:
         restore_turns(LOADING_SECONDS)

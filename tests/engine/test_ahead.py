@@ -36,6 +36,8 @@ BUDGET = 100
 class BatchInThread:
     """A `RunningBatch` of an `AheadRunner`."""
 
+    spins = False
+
     def __init__(self, result: Future[RunningBatch], runner: "AheadRunner") -> None:
         self._result = result
         self._runner = runner

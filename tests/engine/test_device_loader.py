@@ -14,6 +14,7 @@ from service.engine import device_loader
 from service.engine.device_loader import DeviceLoader, OnLoaded
 from service.engine.runners.base import DeviceAdapter, HostAdapter
 from service.engine.runners.packed import PackedRunner
+from service.engine.turns import Client
 from service.errors import EngineUnavailable
 
 
@@ -77,6 +78,37 @@ async def test_a_job_takes_what_has_gathered_up_to_a_number_of_bytes(
             outcomes = await asyncio.gather(*futures)
     assert not any(isinstance(outcome, BaseException) for outcome in outcomes)
     assert runner.jobs == jobs
+
+
+async def test_clients_take_turns_and_a_second_one_brings_its_turn_along(
+    backbone: Backbone, adapter: Adapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device_loader, "_MAX_JOB", 1)
+    runner = HeldRunner(backbone)
+    host: HostAdapter = runner.prepare(adapter)
+    loaded: list[int] = []
+    done = asyncio.Event()
+
+    def keep(slot: int) -> OnLoaded:
+        def note(*_: object) -> None:
+            loaded.append(slot)
+            if len(loaded) == 8:
+                done.set()
+
+        return note
+
+    with ThreadPoolExecutor(1) as copying:
+        loader = DeviceLoader(runner, copying)
+        for slot in range(7):
+            loader.load(slot, host, keep(slot), Client("noisy", 1.0))
+        loader.load(7, host, keep(7), Client("quiet", 1.0))
+        loader.advance(6, Client("other", 1.0))
+        # It is being copied.
+        loader.advance(0, Client("other", 1.0))
+        runner.gate.set()
+        async with asyncio.timeout(10):
+            await done.wait()
+    assert loaded == [0, 1, 7, 6, 2, 3, 4, 5]
 
 
 class FullRunner(HeldRunner):

@@ -18,6 +18,7 @@ from adapters.format.store import AdapterStore
 from adapters.slots.staging import Staging
 from service.engine import host_cache
 from service.engine import images as images_module
+from service.engine.fair_executor import FairExecutor
 from service.engine.host_cache import HostCache
 from service.engine.images import Images
 from service.engine.interface import AdapterKey
@@ -98,7 +99,7 @@ async def open_cache(
         cache = HostCache(
             store,
             runner,
-            reading=reading,
+            reading=FairExecutor(reading),
             observer=recorder,
             capacity=2,
             max_bytes=max_bytes,

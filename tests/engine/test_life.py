@@ -15,6 +15,7 @@ from adapters.format.files import serialize
 from service.engine.engine import LocalEngine
 from service.engine.interface import AdapterKey, EngineInfo, Entry
 from service.engine.residency import Lease
+from service.engine.turns import Client
 from service.errors import AdapterLoadFailed, EngineUnavailable, NotReady
 from tests.support.engine_harness import (
     SAME,
@@ -35,7 +36,7 @@ async def test_checking_a_file_names_its_faults_and_publishes_nothing(
     async with open_engine() as harness:
         adapter = make_adapter(harness.backbone, seed=7)
         file.write_bytes(serialize(adapter))
-        assert await harness.engine.check(file) == adapter.spec
+        assert (await harness.engine.check(file)).spec == adapter.spec
         foreign = serialize(make_adapter(make_backbone(seed=5)))
         infinite = serialize(adapter_with_infinite_scores(harness.backbone))
         for content, error, reason in (
@@ -113,8 +114,8 @@ async def test_a_request_that_gets_its_lease_just_as_the_engine_ends_fails(
         residency = harness.engine._parts.residency
         acquire = residency.acquire
 
-        async def acquire_at_the_end(keys: Sequence[AdapterKey]) -> Lease:
-            lease = await acquire(keys)
+        async def acquire_at_the_end(keys: Sequence[AdapterKey], client: Client) -> Lease:
+            lease = await acquire(keys, client)
             harness.engine._die(OSError("gone"))
             return lease
 

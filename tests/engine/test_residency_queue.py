@@ -1,4 +1,4 @@
-"""Waiting for slots of the device: order of arrival, overtaking, cancelling."""
+"""Waiting for slots of the device: order of arrival, turns of clients, overtaking, cancelling."""
 
 import asyncio
 import sys
@@ -7,6 +7,7 @@ import pytest
 
 from service.engine import residency
 from service.engine.residency import MAX_OVERTAKEN, Lease
+from service.engine.turns import Client
 from service.errors import EngineUnavailable
 from tests.support.residency_harness import OpenResidency, let_the_loop_run
 
@@ -34,6 +35,46 @@ async def test_requests_that_wait_for_slots_are_served_in_order_of_arrival(
             assert served == []
             harness.residency.release(first)
         assert served == ["cd", "ce", "ac", "e"]
+
+
+@pytest.mark.parametrize("slots", [2, 8])
+async def test_clients_take_turns_for_slots_and_for_the_threads_that_read(
+    open_residency: OpenResidency, slots: int
+) -> None:
+    """One client asks for many adapters that are not loaded, and another one for one."""
+    async with open_residency(active=slots) as harness:
+
+        async def ask(name: str, client: str) -> None:
+            lease = await harness.residency.acquire(harness.keys_of(name), Client(client, 1.0))
+            harness.residency.release(lease)
+
+        # Two of them are read, and all others wait: for slots, and for the two threads.
+        harness.store.gate.clear()
+        async with asyncio.TaskGroup() as tasks:
+            for name in "abcdefg":
+                tasks.create_task(ask(name, "noisy"))
+            await harness.store.until_reads(2)
+            tasks.create_task(ask("h", "quiet"))
+            await let_the_loop_run()
+            harness.store.gate.set()
+        # One stands before it in the line, and begins at the same time.
+        assert set(harness.store.read_names[:4]) == set("abch")
+
+
+async def test_a_read_that_a_second_client_waits_for_has_its_turn(
+    open_residency: OpenResidency,
+) -> None:
+    async with open_residency(active=8) as harness:
+        harness.store.gate.clear()
+        async with asyncio.TaskGroup() as tasks:
+            for name, client in (*((name, "noisy") for name in "abcdefgh"), ("h", "quiet")):
+                acquiring = harness.residency.acquire(harness.keys_of(name), Client(client, 1.0))
+                tasks.create_task(acquiring)
+            await harness.store.until_reads(2)
+            await let_the_loop_run()
+            harness.store.gate.set()
+        assert set(harness.store.read_names[:4]) == set("abch")
+        assert harness.store.reads == 8
 
 
 async def test_requests_for_active_adapters_overtake_a_waiting_one_a_bounded_number_of_times(

@@ -11,6 +11,7 @@ from adapters.backbone.model import Backbone
 from adapters.format.files import serialize
 from adapters.format.store import AdapterStore
 from service.engine.device_loader import DeviceLoader
+from service.engine.fair_executor import FairExecutor
 from service.engine.host_cache import HostCache
 from service.engine.interface import AdapterKey
 from service.engine.observer import Observer, Tier
@@ -47,6 +48,8 @@ class GatedStore(AdapterStore):
         self.gate = Event()
         self.gate.set()
         self.reads = 0
+        # The names, in the order in which their reads began.
+        self.read_names: list[str] = []
         self._reading = Event()
 
     async def until_reads(self, number: int) -> None:
@@ -59,6 +62,7 @@ class GatedStore(AdapterStore):
 
     def read(self, name: str, revision: str) -> bytes:
         self.reads += 1
+        self.read_names.append(name)
         self._reading.set()
         assert self.gate.wait(10)
         return super().read(name, revision)
@@ -103,7 +107,7 @@ async def open_residency(
         host_cache = HostCache(
             store,
             runner,
-            reading=reading,
+            reading=FairExecutor(reading),
             observer=recorder,
             capacity=registered,
             max_bytes=max_registered_bytes,
