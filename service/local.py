@@ -25,6 +25,7 @@ from adapters.shared.log import SharedLog
 from adapters.shared.objects import ObjectStore
 from service.catalog.catalog import Catalog
 from service.catalog.entry import CatalogEntry
+from service.catalog.preloading import PRELOADING_SECONDS, wait_at_most
 from service.catalog.trials import Trials
 from service.drift.local import LocalDrift
 from service.drift.monitor import DriftMonitor
@@ -103,6 +104,7 @@ class LocalBackend:
         self._catalog: Catalog | None = None
         self._log = log
         self._replica: ReplicatedCatalog | None = None
+        self._preloading: asyncio.Task[None] | None = None
         self._verifying: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._expiring: asyncio.Task[None] | None = None
@@ -130,6 +132,8 @@ class LocalBackend:
         audit = audit_log(self._settings, self._observer.audit_failed)
         catalog = self._made_catalog(audit)
         await catalog.load(self._settings.zoo_dir)
+        self._preloading = asyncio.create_task(catalog.preload_all())
+        await wait_at_most(PRELOADING_SECONDS, self._preloading)
         self._observer.started(
             version=__version__,
             backbone=info.identity.name,
@@ -190,7 +194,13 @@ class LocalBackend:
         return self._replica
 
     async def stop(self) -> None:
-        for task in (self._verifying, self._watching, self._expiring, self._sweeping):
+        for task in (
+            self._preloading,
+            self._verifying,
+            self._watching,
+            self._expiring,
+            self._sweeping,
+        ):
             if task is not None:
                 task.cancel()
         await self.engine.stop()

@@ -1,5 +1,6 @@
 """Fixtures that many tests share, and what is skipped where. The builders are in tests/support/."""
 
+import gc
 import os
 import signal
 from collections import Counter
@@ -79,6 +80,12 @@ class TestFile(pytest.Module):
 
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> TestFile:
     return TestFile.from_parent(parent, path=module_path)
+
+
+def pytest_collection_finish() -> None:
+    """Tests that look for garbage look through what they made, not through torch and all tests."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -43,11 +43,12 @@ from service.catalog.entry import (
     Inspection,
 )
 from service.catalog.meaning import changed_meaning
+from service.catalog.preloading import preload_all
 from service.catalog.traffic import Ending, InvalidTraffic, Traffic, now
 from service.catalog.trials import Trials
 from service.catalog.view import CatalogView
 from service.drift.monitor import DriftMonitor
-from service.engine.interface import AdapterKey, Engine
+from service.engine.interface import AdapterKey, CheckedAdapter, Engine
 from service.engine.observer import Observer
 from service.engine.others import OtherEngines
 from service.engine.trials import Cause
@@ -58,8 +59,6 @@ logger = logging.getLogger(__name__)
 
 # Of a name in the audit log: a refused one may have any length.
 _MAX_NAME = 80
-# Adapters that are preloaded at the same time when the service starts.
-_PRELOADED_TOGETHER = 16
 # For how long the engine keeps an adapter that is no longer served: a request that looked its name
 # up before is still on its way.
 _RETIRED_SECONDS = 10.0
@@ -114,18 +113,23 @@ class Catalog(CatalogView):
         for path in await asyncio.to_thread(files_of, zoo):
             if path.stem not in self._entries:
                 await self._add_from_zoo(path)
-        await self._preload_all()
 
-    async def _preload_all(self) -> None:
+    async def preload_all(self) -> None:
+        """Load what is served, as far as the devices have room for it."""
         usable = [
             AdapterKey(entry.name, entry.current)
             for entry in self.entries()
             if entry.current is not None and entry.refusal is None
         ]
         usable += [entry.split.key for entry in self.entries() if entry.split is not None]
-        for start in range(0, len(usable), _PRELOADED_TOGETHER):
-            keys = usable[start : start + _PRELOADED_TOGETHER]
-            await asyncio.gather(*(self._preload(key) for key in keys))
+
+        async def preload(key: AdapterKey) -> None:
+            # It may have been replaced or deleted before its turn came.
+            entry = self._entries.get(key.name)
+            if entry is not None and key.revision in entry.answering:
+                await self._preload(key)
+
+        await preload_all(usable, preload)
 
     async def verify(self) -> None:
         """Hash every current file; one whose bytes have changed is no longer served."""
@@ -170,24 +174,24 @@ class Catalog(CatalogView):
         with store_failures(self.root, "publish"), held(self.root, change.file.name):
             try:
                 self.check(change.name, change.condition)
-                spec = await self._engine.check(received_path(self.root, change.file.name))
+                checked = await self._engine.check(received_path(self.root, change.file.name))
             except AdapterError as error:
                 await self._record_end(change, "", error)
                 raise
-            return await self._apply(change, spec)
+            return await self._apply(change, checked)
 
     async def inspected(self, file: ReceivedFile) -> Inspection:
         path = received_path(self.root, file.name)
         with store_failures(self.root, "check the file"), held(self.root, file.name):
             try:
-                return Inspection(await self._engine.check(path))
+                return Inspection((await self._engine.check(path)).spec)
             except (InvalidAdapter, IncompatibleAdapter) as refusal:
                 # What it declares may be readable all the same.
                 with suppress(InvalidAdapter):
                     return Inspection(await asyncio.to_thread(read_spec, path), refusal)
                 return Inspection(None, refusal)
 
-    async def _apply(self, change: Change, uploaded: AdapterSpec | None) -> ChangeResult:
+    async def _apply(self, change: Change, uploaded: CheckedAdapter | None) -> ChangeResult:
         async with self._lock(change.name):
             if change.operation in ("rehash", "settle", "figures", "card"):
                 return await self._perform(change, uploaded)
@@ -209,7 +213,7 @@ class Catalog(CatalogView):
             await self._record_end(change, recorded, result, before=before)
             return result
 
-    async def _perform(self, change: Change, uploaded: AdapterSpec | None) -> ChangeResult:
+    async def _perform(self, change: Change, uploaded: CheckedAdapter | None) -> ChangeResult:
         match change.operation:
             case "publish":
                 assert uploaded is not None
@@ -311,12 +315,13 @@ class Catalog(CatalogView):
         else:
             self._forget(name)
 
-    async def _publish(self, change: Change, spec: AdapterSpec) -> ChangeResult:
+    async def _publish(self, change: Change, uploaded: CheckedAdapter) -> ChangeResult:
         name, current, file = change.name, self._current(change.name), change.file
+        spec = uploaded.spec
         assert file is not None
         change.condition.check(name, current)
         if change.stage:
-            return await self._stage(change, spec)
+            return await self._stage(change, uploaded)
         self._refuse_another_meaning(name, spec, change.condition, force=change.force)
         if current is None:
             stored = await asyncio.to_thread(self._store.create, name, file)
@@ -325,14 +330,14 @@ class Catalog(CatalogView):
             stored = await asyncio.to_thread(
                 self._store.put, name, file, expected=current, spare=spare
             )
-        await self._preload(AdapterKey(name, stored.revision))
+        await self._preload(AdapterKey(name, stored.revision), uploaded)
         if stored.changed:
             await self._note(change, "publish", stored.revision)
         await self._read(name, {stored.revision: spec})
         logger.info("adapter published name=%s revision=%s", name, stored.revision)
         return ChangeResult(*stored)
 
-    async def _stage(self, change: Change, spec: AdapterSpec) -> ChangeResult:
+    async def _stage(self, change: Change, uploaded: CheckedAdapter) -> ChangeResult:
         """Store a revision that is not current. It is tried on no text, unless another is tried."""
         name, entry, file = change.name, self.entry(change.name), change.file
         assert file is not None
@@ -349,8 +354,8 @@ class Catalog(CatalogView):
             await self._write_traffic(name, traffic, current)
         if is_new:
             await self._note(change, "stage", stored.revision)
-        await self._preload(AdapterKey(name, stored.revision))
-        await self._read(name, {stored.revision: spec})
+        await self._preload(AdapterKey(name, stored.revision), uploaded)
+        await self._read(name, {stored.revision: uploaded.spec})
         logger.info("adapter staged name=%s revision=%s", name, stored.revision)
         return ChangeResult(stored.revision)
 
@@ -552,13 +557,13 @@ class Catalog(CatalogView):
     async def _in_use(self, name: str) -> frozenset[str]:
         return self._engine.in_use(name) | await self.others.in_use(name)
 
-    async def _preload(self, key: AdapterKey) -> None:
+    async def _preload(self, key: AdapterKey, checked: CheckedAdapter | None = None) -> None:
         """Load an adapter on all devices that have room for it."""
-        await asyncio.gather(self._preload_here(key), self.others.preload(key))
+        await asyncio.gather(self._preload_here(key, checked), self.others.preload(key))
 
-    async def _preload_here(self, key: AdapterKey) -> None:
+    async def _preload_here(self, key: AdapterKey, checked: CheckedAdapter | None) -> None:
         try:
-            await self._engine.preload(key)
+            await self._engine.preload(key, checked)
         except (ServiceError, AdapterError) as error:
             logger.warning(
                 "adapter not preloaded name=%s revision=%s: %s", key.name, key.revision, error

@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 # The most messages that are received before other callbacks of the loop get their turn.
 _TURN = 256
 _WARNING_SECONDS = 5.0
+# As plain numbers: each operation on a flag makes another one, which takes a microsecond.
+_NOBLOCK, _MORE = int(zmq.NOBLOCK), int(zmq.NOBLOCK | zmq.SNDMORE)
+_POLLIN = int(zmq.POLLIN)
 
 Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
 Frames: TypeAlias = Sequence[bytes]
@@ -43,7 +46,7 @@ class Channel:
         self._descriptor = socket.fileno()
         self._again: asyncio.Handle | None = None
         self._closed = False
-        self._loop.add_reader(self._descriptor, self._drain)
+        self._loop.add_reader(self._descriptor, self._read)
         # Messages that came before the reader was added triggered no edge for it.
         self._look_again()
 
@@ -54,9 +57,11 @@ class Channel:
         """
         if self._closed:
             return False
-        small = len(frames[-1]) < zmq.COPY_THRESHOLD
+        *first, last = frames
         try:
-            self._socket.send_multipart(frames, zmq.NOBLOCK, copy=small)
+            for frame in first:
+                self._socket.send(frame, _MORE)
+            self._socket.send(last, _NOBLOCK, copy=len(last) < zmq.COPY_THRESHOLD)
         except zmq.ZMQError as error:
             if error.errno in (zmq.EAGAIN, zmq.EHOSTUNREACH):
                 return False
@@ -83,16 +88,22 @@ class Channel:
         if self._again is None and not self._closed:
             self._again = self._loop.call_soon(self._drain, context=self._variables)
 
-    def _drain(self) -> None:
+    def _read(self) -> None:
+        # There is a message, so its events are not asked for.
+        self._drain(expected=True)
+
+    def _drain(self, *, expected: bool = False) -> None:
         if self._again is not None:
             self._again.cancel()
             self._again = None
         for _ in range(_TURN):
-            if self._closed or not self._events() & zmq.POLLIN:
+            if self._closed or not (expected or self._events() & _POLLIN):
                 return
+            expected = False
             try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+                frames = self._socket.recv_multipart(_NOBLOCK)
             except zmq.Again:
+                # This, too, has read the events.
                 return
             try:
                 self._receive(frames)

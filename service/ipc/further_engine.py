@@ -16,6 +16,7 @@ from adapters.errors import AdapterError
 from adapters.format.store import AdapterStore
 from adapters.format.uploads import ReceivedFile
 from service.catalog.entry import CatalogEntry, Change, ChangeResult, Inspection
+from service.catalog.preloading import PRELOADING_SECONDS, preload_all
 from service.catalog.view import CatalogView
 from service.drift.further import FurtherMonitor
 from service.engine.engine import LocalEngine
@@ -26,6 +27,7 @@ from service.errors import EngineUnavailable, ServiceError
 from service.ipc.channel import Context
 from service.ipc.child import ChildContext
 from service.ipc.protocol import (
+    Adapters,
     Applied,
     AskUsed,
     CatalogUpdate,
@@ -53,8 +55,6 @@ logger = logging.getLogger(__name__)
 
 # How often texts that were counted are sent.
 _REPORT_SECONDS = 0.25
-# As in `service.catalog.catalog`.
-_PRELOADED_TOGETHER = 16
 
 
 class _NoCatalog(CatalogView):
@@ -140,7 +140,7 @@ class FurtherBackend:
         self._info: EngineInfo | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._reporting: asyncio.Task[None] | None = None
-        # The first following of the catalog: every adapter was loaded that has room.
+        # The catalog is followed, and adapters were loaded for `PRELOADING_SECONDS` at most.
         self._warm: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def start(self) -> None:
@@ -183,10 +183,15 @@ class FurtherBackend:
         match message:
             case Welcome():
                 self._welcomed(message)
+            case Adapters():
+                # They are of no use to an engine that computes differently.
+                if self._followed.arrives:
+                    self._take_over(message)
             case CatalogUpdate():
                 before = self._followed.find(message.name)
                 self._followed.update(message.name, message.adapter)
-                self._follow(message.name, before)
+                if not self._followed.arrives:
+                    self._follow(message.name, before)
                 self._connection.send(Applied(message.update))
             case Preload():
                 self._begin(self._preload(message))
@@ -209,9 +214,15 @@ class FurtherBackend:
             if not self._warm.done():
                 self._warm.set_exception(StartFailed(trouble))
             return
-        before = {entry.name: entry for entry in self._followed.entries()}
-        self._followed.replace_all(message.adapters)
-        for name in {*before, *(adapter.name for adapter in message.adapters)}:
+        self._followed.begin()
+
+    def _take_over(self, part: Adapters) -> None:
+        """Follow another catalog once all of it is there."""
+        before = {entry.name: entry for entry in self._followed.entries()} if part.last else {}
+        self._followed.add(part)
+        if not part.last:
+            return
+        for name in {*before, *(entry.name for entry in self._followed.entries())}:
             entry = before.get(name)
             self._follow(name, entry)
             # Meanwhile nothing told it what to give back.
@@ -221,6 +232,7 @@ class FurtherBackend:
             ):
                 self.engine.retire(AdapterKey(name, revision))
         self._begin(self._load_all())
+        asyncio.get_running_loop().call_later(PRELOADING_SECONDS, self._set_warm)
 
     def _follow(self, name: str, before: CatalogEntry | None) -> None:
         entry = self._followed.find(name)
@@ -235,9 +247,16 @@ class FurtherBackend:
             for entry in self._followed.entries()
             for revision in entry.answering
         ]
-        for start in range(0, len(keys), _PRELOADED_TOGETHER):
-            together = keys[start : start + _PRELOADED_TOGETHER]
-            await asyncio.gather(*(self._load(key) for key in together))
+        await preload_all(keys, self._load_if_answering)
+        self._set_warm()
+
+    async def _load_if_answering(self, key: AdapterKey) -> None:
+        # It may have been replaced or deleted before its turn came.
+        entry = self._followed.find(key.name)
+        if entry is not None and key.revision in entry.answering:
+            await self._load(key)
+
+    def _set_warm(self) -> None:
         if not self._warm.done():
             self._warm.set_result(None)
 

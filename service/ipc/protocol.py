@@ -85,9 +85,11 @@ class Adapter(Message, frozen=True):
 
 
 class Hello(Message, frozen=True):
-    """Asks for a `Welcome` and for every change after it. worker: its number; a replacement for a
-    dead worker has the same one. further: the sender is no worker but the engine of this number,
-    which follows the first one."""
+    """Asks for a `Welcome`, the catalog and every change after it.
+
+    worker: its number; a replacement for a dead worker has the same one. further: the sender is no
+    worker but the engine of this number, which follows the first one.
+    """
 
     worker: int
     further: bool = False
@@ -309,7 +311,7 @@ class AskUsed(Message, frozen=True):
 
 
 class Welcome(Message, frozen=True):
-    """What a worker needs to encode texts and resolve names; catalog updates follow it.
+    """What a worker needs to encode texts; the catalog follows it.
 
     tokenizer: the JSON of the tokenizers library. The other fields are those of `EngineInfo`.
     """
@@ -325,7 +327,14 @@ class Welcome(Message, frozen=True):
     layers: int
     device: str
     dtype: str
+
+
+class Adapters(Message, frozen=True):
+    """A part of the catalog, after a `Welcome`. last: the receiver has all of it. Updates may come
+    between two parts, also of names that have not been sent."""
+
     adapters: list[Adapter]
+    last: bool
 
 
 class UnknownWorker(Message, frozen=True):
@@ -415,6 +424,7 @@ FromEngine: TypeAlias = (
     Heartbeat
     | EngineLoad
     | Welcome
+    | Adapters
     | UnknownWorker
     | PredictDone
     | RequestFailed
@@ -783,7 +793,7 @@ def load_of(message: EngineLoad) -> Load:
     )
 
 
-def welcome_of(info: EngineInfo, adapters: list[Adapter]) -> Welcome:
+def welcome_of(info: EngineInfo) -> Welcome:
     return Welcome(
         tokenizer=info.encoder.to_json(),
         backbone=info.identity.name,
@@ -796,7 +806,6 @@ def welcome_of(info: EngineInfo, adapters: list[Adapter]) -> Welcome:
         layers=info.layers,
         device=info.device,
         dtype=info.dtype,
-        adapters=adapters,
     )
 
 

@@ -18,7 +18,7 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from adapters.format.uploads import ReceivedFile
-from service.catalog.entry import Change, ChangeResult, Inspection
+from service.catalog.entry import CatalogEntry, Change, ChangeResult, Inspection
 from service.catalog.view import CatalogView
 from service.drift.interface import DriftReport, UncertainText
 from service.engine.interface import Completion, EngineHealth, EngineInfo, Entry, Predictor
@@ -28,6 +28,7 @@ from service.errors import DeadlineExceeded, EngineUnavailable, LeaseExpired, No
 from service.ipc.channel import Channel, Context, Outbox, RateLimitedWarnings
 from service.ipc.protocol import (
     Adapter,
+    Adapters,
     Applied,
     Cancel,
     CatalogUpdate,
@@ -352,12 +353,14 @@ class RemoteEngine:
         client: str = "",
         weight: float = 1.0,  # noqa: ARG002
     ) -> None:
-        if self._load is not None:
-            # Those of other flows do not come first, however many they are. The other workers will
-            # have sent as much as this one.
-            flow = flow_of(client, adapters, timeout)
-            sent = self._sent_by_flow[flow] * self._workers
-            self._load.foresee(flow, timeout=timeout, sent=sent)
+        load = self._load
+        # Nearly always: finding out which flow it is in would take ten times as long.
+        if load is None or load.is_easy(timeout, sent=self._sent_tokens * self._workers):
+            return
+        # Those of other flows do not come first, however many they are. The other workers will
+        # have sent as much as this one.
+        flow = flow_of(client, adapters, timeout)
+        load.foresee(flow, timeout=timeout, sent=self._sent_by_flow[flow] * self._workers)
 
     async def predict(
         self,
@@ -410,6 +413,7 @@ class RemoteCatalog(CatalogView):
     def __init__(self, root: Path, requests: Requests) -> None:
         super().__init__(root)
         self._requests = requests
+        self._arriving: dict[str, CatalogEntry] | None = None
 
     async def apply(self, change: Change) -> ChangeResult:
         done = await self._requests.ask(
@@ -422,16 +426,31 @@ class RemoteCatalog(CatalogView):
         done = await self._requests.ask(InspectDone, lambda number: Inspect(number, file))
         return inspection_of(done)
 
-    def replace_all(self, adapters: Sequence[Adapter]) -> None:
-        self._entries = {adapter.name: entry_of(adapter, {}) for adapter in adapters}
+    @property
+    def arrives(self) -> bool:
+        """Whether another catalog has begun to come, which is not complete yet."""
+        return self._arriving is not None
+
+    def begin(self) -> None:
+        """Another catalog comes, part by part. Until it is complete, the one before it is read."""
+        self._arriving = {}
+
+    def add(self, part: Adapters) -> None:
+        """Take over a part of the catalog that comes; its last one completes it."""
+        assert self._arriving is not None
+        for adapter in part.adapters:
+            self._arriving[adapter.name] = entry_of(adapter, {})
+        if part.last:
+            self._entries, self._arriving = self._arriving, None
 
     def update(self, name: str, adapter: Adapter | None) -> None:
         """Take over a new entry; None: the name was deleted."""
+        entries = self._entries if self._arriving is None else self._arriving
         if adapter is None:
-            self._entries.pop(name, None)
+            entries.pop(name, None)
         else:
-            before = self._entries.get(name)
-            self._entries[name] = entry_of(adapter, before.specs if before else {})
+            before = entries.get(name)
+            entries[name] = entry_of(adapter, before.specs if before else {})
 
 
 class RemoteDrift:
@@ -558,11 +577,14 @@ class RemoteBackend:
             case EngineLoad():
                 self._engine.set_load(load_of(message), message.workers)
             case Welcome():
-                self.catalog.replace_all(message.adapters)
                 self._engine.welcomed(message)
-                self._requests.unavailable = None
-                self._welcomed.set()
-                logger.info("welcomed by the engine adapters=%d", len(self.catalog))
+                self.catalog.begin()
+            case Adapters():
+                self.catalog.add(message)
+                if message.last:
+                    self._requests.unavailable = None
+                    self._welcomed.set()
+                    logger.info("welcomed by the engine adapters=%d", len(self.catalog))
 
     def _lost(self, reason: str) -> None:
         logger.warning("connection to the engine lost: %s", reason)

@@ -25,6 +25,7 @@ from service.ipc.child import BEAT_SECONDS
 from service.ipc.further_engines import FurtherEngines
 from service.ipc.protocol import (
     Adapter,
+    Adapters,
     Applied,
     Cancel,
     CatalogUpdate,
@@ -73,6 +74,9 @@ GIVE_UP_SECONDS = LEASE_SECONDS
 LOAD_SECONDS = 0.02
 CALM_LOAD_SECONDS = 0.2
 _CALM_WAIT_SECONDS = 0.1
+# The catalog is sent in parts of so many adapters, and requests are answered between two of them:
+# to encode that of ten thousand takes a second.
+_PART = 64
 # Workers that come within this time of each other get the same adapters, encoded once.
 _KEPT_SECONDS = 5.0
 
@@ -82,7 +86,8 @@ _UNKNOWN_WORKER = encode([UnknownWorker()])
 @dataclass(slots=True, eq=False)
 class _Worker:
     """A worker that said hello, or the engine of a further device. heard: when it last sent
-    anything. applied: the last catalog update that it has. tasks: its requests, by number."""
+    anything. applied: the last catalog update that it has. tasks: its requests, by number.
+    welcoming: sends it the catalog; None: nothing was sent of it. has_all: all of it was sent."""
 
     number: int
     further: bool
@@ -90,6 +95,8 @@ class _Worker:
     heard: float
     applied: int = 0
     tasks: dict[int, "asyncio.Task[None]"] = field(default_factory=dict)
+    welcoming: "asyncio.Task[None] | None" = None
+    has_all: bool = False
 
 
 class EngineServer:
@@ -124,10 +131,11 @@ class EngineServer:
         self._others = FurtherEngines() if others is None else others
         self._open = False
         self._update = 0
-        # By name: the specs that every welcomed worker has.
+        # By name: the specs that every worker has to which all of the catalog was sent.
         self._known_specs: dict[str, Mapping[str, AdapterSpec]] = {}
-        # All adapters as messages: made once for all workers that come at the same time.
-        self._all_adapters: list[Adapter] | None = None
+        # Whole adapters as messages: made once for all workers that come at the same time.
+        self._whole: dict[str, Adapter] = {}
+        self._whole_timer: asyncio.TimerHandle | None = None
         self._progress = asyncio.Event()
         self._last_beat = monotonic()
         self._loop = asyncio.get_running_loop()
@@ -139,8 +147,8 @@ class EngineServer:
         """The backend is ready: welcome the workers. The catalog must report to `update` by now."""
         self._open = True
         self._known_specs = {entry.name: entry.specs for entry in self._backend.catalog.entries()}
-        for worker in self._workers.values():
-            self._welcome(worker)
+        for identity, worker in self._workers.items():
+            self._welcome(identity, worker)
         self.beat()
 
     def close(self) -> None:
@@ -171,7 +179,7 @@ class EngineServer:
     def update(self, name: str, entry: CatalogEntry | None) -> None:
         """Send a name's new entry to every worker: `service.catalog.catalog.Catalog.on_update`."""
         self._update += 1
-        self._all_adapters = None
+        self._whole.pop(name, None)
         adapter = None
         if entry is None:
             self._known_specs.pop(name, None)
@@ -179,7 +187,8 @@ class EngineServer:
             adapter = adapter_of(entry, self._known_specs.get(name, {}))
             self._known_specs[name] = entry.specs
         for worker in self._workers.values():
-            worker.outbox.send(CatalogUpdate(self._update, name, adapter))
+            sent = adapter if worker.has_all or entry is None else self._whole_of(entry)
+            worker.outbox.send(CatalogUpdate(self._update, name, sent))
 
     async def updated_everywhere(self) -> None:
         """Return when every worker has every update up to now."""
@@ -223,18 +232,39 @@ class EngineServer:
             self._others.add(identity, outbox)
         worker.outbox.send(self._heartbeat(monotonic()))
         if self._open:
-            self._welcome(worker)
+            self._welcome(identity, worker)
 
-    def _welcome(self, worker: _Worker) -> None:
+    def _welcome(self, identity: bytes, worker: _Worker) -> None:
         worker.applied = self._update
-        if self._all_adapters is None:
-            entries = self._backend.catalog.entries()
-            self._all_adapters = [adapter_of(entry, {}) for entry in entries]
-            self._loop.call_later(_KEPT_SECONDS, self._drop_adapters)
-        worker.outbox.send(welcome_of(self._backend.engine.info, self._all_adapters))
+        worker.outbox.send(welcome_of(self._backend.engine.info))
+        worker.welcoming = self._loop.create_task(self._send_catalog(identity, worker))
 
-    def _drop_adapters(self) -> None:
-        self._all_adapters = None
+    async def _send_catalog(self, identity: bytes, worker: _Worker) -> None:
+        """Send it part by part. What is changed meanwhile reaches the worker as an update."""
+        catalog = self._backend.catalog
+        names = [entry.name for entry in catalog.entries()]
+        try:
+            for start in range(0, len(names), _PART):
+                # A name may have been deleted meanwhile.
+                found = map(catalog.find, names[start : start + _PART])
+                part = [self._whole_of(entry) for entry in found if entry is not None]
+                worker.outbox.send(Adapters(part, last=False))
+                await asyncio.sleep(0)
+            worker.outbox.send(Adapters([], last=True))
+            worker.has_all = True
+        except Exception:
+            logger.exception("worker %d cannot be sent the catalog", worker.number)
+            self._give_up(identity)
+        finally:
+            if self._whole_timer is not None:
+                self._whole_timer.cancel()
+            self._whole_timer = self._loop.call_later(_KEPT_SECONDS, self._whole.clear)
+
+    def _whole_of(self, entry: CatalogEntry) -> Adapter:
+        whole = self._whole.get(entry.name)
+        if whole is None:
+            whole = self._whole[entry.name] = adapter_of(entry, {})
+        return whole
 
     def _handle(self, identity: bytes, worker: _Worker, message: FromWorker) -> None:
         match message:
@@ -370,6 +400,8 @@ class EngineServer:
         worker = self._workers.pop(identity, None)
         self._others.remove(identity)
         if worker is not None:
+            if worker.welcoming is not None:
+                worker.welcoming.cancel()
             for task in list(worker.tasks.values()):
                 task.cancel()
             self._progress.set()

@@ -10,12 +10,12 @@ from service.engine.observer import Observer
 from service.ipc.channel import Context
 from service.ipc.least_loaded import LeastLoaded
 from service.ipc.protocol import (
+    Adapters,
     EngineLoad,
     FromEngine,
     Heartbeat,
     PredictDone,
     RequestFailed,
-    Welcome,
     load_of,
 )
 from service.ipc.remote import Connection, RemoteBackend, RemoteEngine, Requests
@@ -74,8 +74,8 @@ class FurtherLink:
                 self._ready = message.ready
             case EngineLoad():
                 self.engine.set_load(load_of(message), message.workers)
-            case Welcome():
-                # The tokenizer and all else is that of the first engine.
+            case Adapters(last=True):
+                # The tokenizer, the adapters and all else are those of the first engine.
                 self._requests.unavailable = None
                 logger.info("welcomed by engine %d", self._number)
 

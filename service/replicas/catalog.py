@@ -51,7 +51,7 @@ from service.catalog.entry import CatalogEntry, Change, ChangeResult, Condition
 from service.catalog.traffic import Ending, InvalidTraffic, Traffic, now
 from service.catalog.trials import Trials
 from service.drift.monitor import DriftMonitor
-from service.engine.interface import AdapterKey, Engine
+from service.engine.interface import AdapterKey, CheckedAdapter, Engine
 from service.engine.observer import Observer
 from service.errors import LeaseExpired
 from service.records.audit import AuditLog
@@ -202,7 +202,6 @@ class ReplicatedCatalog(Catalog):
         else:
             await self._register_zoo(zoo)
         self._spawn(self._tidy())
-        await self._preload_all()
 
     async def stop(self) -> None:
         """Leave the cluster; nothing may be answered any more."""
@@ -233,8 +232,8 @@ class ReplicatedCatalog(Catalog):
             case _:
                 return await super().apply(change)
 
-    async def _publish(self, change: Change, spec: AdapterSpec) -> ChangeResult:
-        name, file = change.name, change.file
+    async def _publish(self, change: Change, uploaded: CheckedAdapter) -> ChangeResult:
+        name, file, spec = change.name, change.file, uploaded.spec
         assert file is not None
         published = RevisionRecord(file.revision, file.size, datetime.now(UTC), spec.to_json())
 
@@ -379,12 +378,13 @@ class ReplicatedCatalog(Catalog):
             raise InvalidName(f"adapter name {entry.name[:80]!r}")
         name, served = entry.name, self._entries.get(entry.name)
         for item in self._needed(entry):
+            checked: CheckedAdapter | None = None
             if served is None or item.revision not in served.served:
                 with ExitStack() as stack:
                     fetched = self._cache.fetched(name, item.revision, size=item.size)
                     path = await asyncio.to_thread(stack.enter_context, fetched)
-                    await self._engine.check(path)
-            await self._engine.preload(AdapterKey(name, item.revision))
+                    checked = await self._engine.check(path)
+            await self._engine.preload(AdapterKey(name, item.revision), checked)
 
     def _needed(self, entry: Entry) -> list[RevisionRecord]:
         """The revisions that a change is about: the current one, one that is tried, new ones."""

@@ -218,6 +218,8 @@ def test_a_revision_that_comes_back_at_once_stays_in_memory(
             live.put("a", make_adapter(make_backbone()))
             live.client.delete("/v1/adapters/a")
         live.put("a", make_adapter(make_backbone()))
+        # Its own load may come after the answer of the upload; a prediction waits for it.
+        live.predict(adapter="a", inputs="x")
         before = loads()
         # Longer than the time after which the deleted one would have left.
         live.put("b", make_adapter(make_backbone(), seed=1))

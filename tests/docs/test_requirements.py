@@ -4,9 +4,11 @@ import json
 import re
 import subprocess
 import sys
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "requirements").glob("*.txt"))
@@ -38,6 +40,19 @@ def test_every_package_has_one_version_and_at_least_one_hash(path: Path) -> None
 )
 def test_the_versions_are_those_of_constraints(path: Path) -> None:
     assert pins(path).items() <= CHOSEN.items(), "run: make lock"
+
+
+def test_every_installed_package_of_ours_runs_on_the_first_python_3_11() -> None:
+    """As pyproject.toml promises; a lock made with 3.11.7 may choose what needs 3.11.4."""
+    installed = {
+        item.name.lower().replace("_", "-"): item.metadata["Requires-Python"]
+        for item in distributions()
+    }
+    needs = {name: installed[name] for name in CHOSEN if installed.get(name)}
+    assert len(needs) > 50
+    assert not {
+        name: need for name, need in needs.items() if not SpecifierSet(need).contains("3.11.0")
+    }
 
 
 def test_nothing_that_constraints_chooses_is_missing() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic, thread_time
 
@@ -15,11 +16,12 @@ from adapters.errors import InvalidAdapter, RevisionConflict, UnknownAdapter
 from adapters.format.files import read_spec, serialize
 from adapters.format.spec import AdapterSpec
 from adapters.packed.packing import Row, RowShape
-from service.catalog.entry import Condition
+from service.catalog.entry import CatalogEntry, Condition
 from service.engine.interface import Predictor
 from service.engine.load import FlowKey, Load
 from service.errors import DeadlineExceeded, InvalidRequest, Overloaded
-from service.ipc.protocol import adapter_of
+from service.ipc import server
+from service.ipc.protocol import Adapter, Adapters, adapter_of
 from service.ipc.remote import RemoteBackend, RemoteCatalog, RemoteEngine
 from tests.support.example_files import ZOO
 from tests.support.http_service import Brake
@@ -199,7 +201,8 @@ async def test_thousands_of_adapters_do_not_keep_a_worker_from_its_heartbeats(
         parsed = [AdapterSpec.model_validate_json(spec) for _ in names]
         parsing = thread_time() - began
         began = thread_time()
-        worker.catalog.replace_all(adapters)
+        worker.catalog.begin()
+        worker.catalog.add(Adapters(adapters, last=True))
         assert thread_time() - began < 0.3 * parsing
         # They are as if they had been parsed, which happens once.
         specs = [worker.catalog.resolve(name).spec for name in names]
@@ -251,3 +254,56 @@ async def test_an_upload_that_nobody_waits_for_any_more_is_done_whole(
         stored = engine.local.catalog.entry("a").current
         await until(lambda: other.catalog.entry("a").current == stored)
         await until(lambda: worker.catalog.entry("a").current == stored)
+
+
+async def test_the_catalog_comes_in_parts_and_what_is_changed_meanwhile_is_in_it(
+    tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_PART", 2)
+    async with engine_with_workers(backbone, tmp_path) as engine:
+        first = await engine.worker()
+        for number in range(9):
+            await first.catalog.publish(f"a{number}", data(backbone, number), ANY)
+        catalog, whole_of, sent = engine.local.catalog, engine.server._whole_of, list[str]()
+
+        def change_meanwhile(item: CatalogEntry) -> Adapter:
+            sent.append(item.name)
+            if len(sent) == 4:
+                # One that was sent, and one that was not; the same of two that are deleted.
+                other = catalog.entry("a4")
+                for name in ("a0", "a8", "new"):
+                    catalog._set(replace(other, name=name))
+                for name in ("a1", "a7"):
+                    catalog._forget(name)
+            return whole_of(item)
+
+        monkeypatch.setattr(engine.server, "_whole_of", change_meanwhile)
+        late = await engine.worker()
+        monkeypatch.undo()
+        await engine.server.updated_everywhere()
+        names = [item.name for item in late.catalog.entries()]
+        assert names == ["a0", "a2", "a3", "a4", "a5", "a6", "a8", "new"]
+        assert late.catalog.entries() == first.catalog.entries() == catalog.entries()
+        assert late.catalog.entry("a0").current == catalog.entry("a4").current
+
+
+async def test_requests_are_answered_while_a_worker_gets_a_large_catalog(
+    tmp_path: Path, backbone: Backbone
+) -> None:
+    async with engine_with_workers(backbone, tmp_path) as engine:
+        first = await engine.worker()
+        await first.catalog.publish("a", data(backbone, 1), ANY)
+        (stored,) = engine.local.catalog.entries()
+        for number in range(20_000):
+            name = f"b{number}"
+            engine.local.catalog._entries[name] = replace(stored, name=name)
+        welcomed = asyncio.create_task(engine.worker())
+        answers, counted = 0, len(engine.server._workers)
+        await until(lambda: len(engine.server._workers) > counted)
+        while not welcomed.done():
+            await first.engine.predict([entry(first, "a", "hello you")])
+            answers += 1
+        late = await welcomed
+        assert len(late.catalog) == 20_001
+        # In one part, one request would have waited for all of it.
+        assert answers > 3
