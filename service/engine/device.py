@@ -2,6 +2,8 @@
 
 A GPU has one lane. Where the runner launches ahead, the next batch is packed and started while one
 still runs, but only a full one: a batch that is not full gains more from entries that still arrive.
+After a small batch the lane waits until its answers are sent: the event loop sends them under the
+same interpreter, and what their clients ask next belongs into the next batch.
 A CPU has several lanes, each with its own share of the cores. Lanes never wait for each other,
 whereas the threads of one matrix product meet after every product.
 """
@@ -9,8 +11,8 @@ whereas the threads of one matrix product meet after every product.
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
-from threading import Thread
+from dataclasses import dataclass, field
+from threading import Event, Thread
 from time import monotonic
 
 from service.engine.affinity import SharedCore
@@ -22,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 # While a large batch runs, how often to look whether it is done or the next one is full.
 _POLL_SECONDS = 0.0005
+# How long at most a lane waits until answers are sent. The loop may be busy with something else.
+_HAND_OVER_SECONDS = 0.001
 # A batch of this share of the token budget or more is large.
 _LARGE_SHARE = 0.25
 
@@ -31,11 +35,12 @@ class _Lane:
     """What one thread is doing. Times are of `time.monotonic`.
 
     running_since: since when the device has been running its oldest batch; None while it is idle.
-    free_since: when its last batch ended.
+    free_since: when its last batch ended. handed_over: set when that one's answers have been sent.
     """
 
     running_since: float | None = None
     free_since: float = 0.0
+    handed_over: Event = field(default_factory=Event)
 
 
 class Device:
@@ -121,13 +126,24 @@ class Device:
             running = launched.running
             result = running.wait()
             seconds = self._record(lane, launched, following)
-            self._loop.call_soon_threadsafe(self._deliver, launched, result, seconds)
+            lane.handed_over.clear()
+            self._loop.call_soon_threadsafe(self._hand_over, lane, launched, result, seconds)
             launched = following
             # An idle lane keeps nothing of its last batch alive.
             spun = running.spins
             del following, result, running
             if self._core is not None:
                 self._core.keep(lane.free_since, spun=spun)
+            if spun and launched is None:
+                lane.handed_over.wait(_HAND_OVER_SECONDS)
+
+    def _hand_over(
+        self, lane: _Lane, launched: LaunchedBatch, result: BatchResult, seconds: float
+    ) -> None:
+        """Runs on the loop."""
+        self._deliver(launched, result, seconds)
+        # In its next turn the callers go on, and what they send leaves in the turn after that.
+        self._loop.call_soon(self._loop.call_soon, lane.handed_over.set)
 
     def _launch_next(self, lane: _Lane) -> LaunchedBatch | None:
         """Wait for a batch and launch it; None once the scheduler is closed."""

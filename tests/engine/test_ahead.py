@@ -4,9 +4,10 @@ The batches run on the CPU, in a thread that takes the part of a GPU.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from time import sleep
 
 import pytest
 from torch import Tensor
@@ -36,11 +37,10 @@ BUDGET = 100
 class BatchInThread:
     """A `RunningBatch` of an `AheadRunner`."""
 
-    spins = False
-
     def __init__(self, result: Future[RunningBatch], runner: "AheadRunner") -> None:
         self._result = result
         self._runner = runner
+        self.spins = runner.spins
 
     def is_done(self) -> bool:
         return self._result.done()
@@ -52,7 +52,12 @@ class BatchInThread:
 
 
 class AheadRunner:
-    """A `Runner` that launches ahead: its batches run one after another in a thread."""
+    """A `Runner` that launches ahead: its batches run one after another in a thread.
+
+    Attributes:
+        launched: rows of each batch. finished: how many have ended. spins: of the next ones.
+        on_launch: called before every launch.
+    """
 
     copies = False
     launches_ahead = True
@@ -63,6 +68,8 @@ class AheadRunner:
         self.backbone = backbone
         self.launched: list[int] = []
         self.finished = 0
+        self.spins = False
+        self.on_launch: Callable[[], None] = lambda: None
         self._packed = PackedRunner(backbone)
         self.embedder = self._packed.embedder
         self._thread = ThreadPoolExecutor(1)
@@ -95,6 +102,7 @@ class AheadRunner:
         return self._packed.warm_up(max_tokens)
 
     def launch(self, rows: Sequence[BatchRow]) -> RunningBatch:
+        self.on_launch()
         self.launched.append(len(rows))
         return BatchInThread(self._thread.submit(self._packed.launch, rows), self)
 
@@ -181,3 +189,33 @@ async def test_stopping_fails_running_and_waiting_requests(harness: EngineHarnes
     assert [type(answer).__name__ for answer in answers] == ["EngineUnavailable"] * 4
     harness.device.release()
     await stopping
+
+
+async def test_the_answers_of_a_small_batch_are_sent_before_the_next_one_starts(
+    harness: EngineHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # However slow this machine is.
+    monkeypatch.setattr("service.engine.device._HAND_OVER_SECONDS", 20)
+    runner = runner_of(harness)
+    runner.spins = True
+    first = await hold_device(harness, "win")
+    answered: list[bool] = []
+    runner.on_launch = lambda: answered.append(first.done())
+    second = asyncio.create_task(ask(harness, "now"))
+    await harness.until_waiting(1)
+    harness.device.release()
+    await asyncio.gather(first, second)
+    assert answered == [True]
+
+
+async def test_a_loop_that_is_busy_does_not_hold_up_the_device(harness: EngineHarness) -> None:
+    runner = runner_of(harness)
+    runner.spins = True
+    first = await hold_device(harness, "win")
+    second = asyncio.create_task(ask(harness, "now"))
+    await harness.until_waiting(1)
+    harness.device.release()
+    # On the loop.
+    sleep(0.5)  # noqa: ASYNC251  # nothing else may run there
+    assert len(runner.launched) == 2
+    await asyncio.gather(first, second)
