@@ -49,6 +49,7 @@ def choose_only(page: Page, *names: str) -> None:
         box.fill(name)
         option = page.get_by_role("option", name=re.compile(f"^{re.escape(name)}"))
         option.first.click()
+        expect(chosen.get_by_role("button", name=f"Remove {name}", exact=True)).to_be_visible()
     box.press("Escape")
 
 
@@ -87,6 +88,25 @@ def test_one_text_goes_through_all_adapters_and_shows_what_the_api_says(
     expect(many.locator("tbody tr")).to_have_count(77)
     many.get_by_role("button", name="Fewer labels").click()
     expect(many.locator("tbody tr")).to_have_count(5)
+
+
+def test_rows_stay_while_one_is_pressed(console: Console) -> None:
+    page = console.page
+    choose_only(page)
+    page.get_by_role("combobox", name="Adapters").click()
+    options = page.get_by_role("option")
+    expect(options).to_have_count(4)
+    options.filter(has_text="sms-spam").hover()
+    page.mouse.down()
+    # The answer to what was typed comes before the button is released.
+    with page.expect_response(re.compile("search=spam")):
+        page.get_by_role("combobox", name="Adapters").fill("spam")
+    page.wait_for_timeout(100)
+    expect(options).to_have_count(4)
+    page.mouse.up()
+    chosen = page.get_by_label("Chosen: Adapters")
+    expect(chosen.get_by_role("listitem")).to_have_count(1)
+    expect(chosen).to_contain_text("sms-spam")
 
 
 def test_the_words_of_an_explanation_are_marked_where_they_are(

@@ -19,6 +19,7 @@ from playwright.sync_api import (
     ConsoleMessage,
     Error,
     Page,
+    expect,
     sync_playwright,
 )
 
@@ -136,6 +137,7 @@ def open_console(
         viewport={"width": WIDE[0], "height": WIDE[1]}, accept_downloads=True, **options
     )
     context.set_default_timeout(PATIENCE)
+    expect.set_options(timeout=PATIENCE)
     page = context.new_page()
     console = Console(url, page, context)
     page.on("pageerror", lambda error: console.problems.append(_said(error)))

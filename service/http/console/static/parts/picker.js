@@ -26,17 +26,19 @@ export function adapterPicker({ label, value = [], most = 1, onChange = () => {}
   // What was typed when the rows were asked for, and whether Enter waits for rows.
   let answered = null;
   let entered = false;
+  // Ends when no button is pressed on a row: until then rows stay where they are.
+  let released = null;
 
   const input = h("input", {
     id: ids.input, type: "text", role: "combobox", autocomplete: "off", spellcheck: "false", autocapitalize: "none",
     "aria-expanded": "false", "aria-controls": ids.list, "aria-autocomplete": "list", "aria-describedby": ids.note,
     placeholder: "Search adapters", "data-search": true,
-    on: { focus: open, input: calmly(typing, 120), keydown: press, blur: close },
+    on: { focus: open, click: reopen, input: calmly(typing, 120), keydown: key, blur: close },
   });
   const chips = h("ul", { class: "chips", "aria-label": `Chosen: ${label}` });
   const list = h("ul", {
     id: ids.list, class: "options", role: "listbox", "aria-label": label, "aria-multiselectable": most > 1 ? "true" : null,
-    hidden: true, on: { mousedown: (event) => event.preventDefault(), click: clicked, scroll: scrolled },
+    hidden: true, on: { mousedown: press, click: clicked, scroll: scrolled },
   });
   // Its line is always there: nothing may move under a click that takes the focus away.
   const note = h("p", { id: ids.note, class: "small muted note" }, hint);
@@ -88,9 +90,12 @@ export function adapterPicker({ label, value = [], most = 1, onChange = () => {}
     if (document.activeElement !== input) return;
     asked?.abort();
     asked = new AbortController();
+    const { signal } = asked;
     const typed = input.value.trim();
     try {
-      const page = await ask(typed, null, asked.signal);
+      const page = await ask(typed, null, signal);
+      await released;
+      if (signal.aborted) return;
       rows = page.adapters;
       cursor = page.next_cursor;
       put(trouble);
@@ -111,6 +116,10 @@ export function adapterPicker({ label, value = [], most = 1, onChange = () => {}
     showRows();
     list.scrollTop = 0;
     if (entered) enter();
+  }
+
+  function reopen() {
+    if (list.hidden) open();
   }
 
   /** Take the active row, or the best one for what is typed: as soon as its rows are there. */
@@ -209,12 +218,17 @@ export function adapterPicker({ label, value = [], most = 1, onChange = () => {}
     else open();
   }
 
+  function press(event) {
+    event.preventDefault();
+    released = new Promise((resolve) => document.addEventListener("mouseup", () => setTimeout(resolve), { once: true }));
+  }
+
   function clicked(event) {
     const item = event.target.closest("[data-at]");
     if (item) pick(rows[Number(item.dataset.at)]);
   }
 
-  function press(event) {
+  function key(event) {
     if (event.key === "ArrowDown" || event.key === "ArrowUp") {
       event.preventDefault();
       if (list.hidden) {
