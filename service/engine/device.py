@@ -2,8 +2,8 @@
 
 A GPU has one lane. Where the runner launches ahead, the next batch is packed and started while one
 still runs, but only a full one: a batch that is not full gains more from entries that still arrive.
-After a small batch the lane waits until its answers are sent: the event loop sends them under the
-same interpreter, and what their clients ask next belongs into the next batch.
+After a batch of few texts the lane waits until the answers are sent: the event loop sends them
+under the same interpreter, and what their clients ask next belongs into the next batch.
 A CPU has several lanes, each with its own share of the cores. Lanes never wait for each other,
 whereas the threads of one matrix product meet after every product.
 """
@@ -24,7 +24,9 @@ logger = logging.getLogger(__name__)
 
 # While a large batch runs, how often to look whether it is done or the next one is full.
 _POLL_SECONDS = 0.0005
-# How long at most a lane waits until answers are sent. The loop may be busy with something else.
+# A lane waits until the answers of a batch are sent if it has so few texts, and at most so long:
+# the loop may be busy with something else. Measured with up to 16 connections, one text each.
+_FEW_TEXTS = 16
 _HAND_OVER_SECONDS = 0.001
 # A batch of this share of the token budget or more is large.
 _LARGE_SHARE = 0.25
@@ -128,13 +130,14 @@ class Device:
             seconds = self._record(lane, launched, following)
             lane.handed_over.clear()
             self._loop.call_soon_threadsafe(self._hand_over, lane, launched, result, seconds)
+            few = len(launched.selection.batch) <= _FEW_TEXTS
             launched = following
             # An idle lane keeps nothing of its last batch alive.
             spun = running.spins
             del following, result, running
             if self._core is not None:
                 self._core.keep(lane.free_since, spun=spun)
-            if spun and launched is None:
+            if few and spun and launched is None:
                 lane.handed_over.wait(_HAND_OVER_SECONDS)
 
     def _hand_over(
