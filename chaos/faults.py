@@ -175,21 +175,27 @@ async def _replaced(lab: Lab) -> None:
     """Return when the engine, the standby and every worker are there and ready."""
     until = time.monotonic() + RECOVERY_SECONDS
     ready: set[object] = set()
-    while time.monotonic() < until:
-        connection = lab.connection()
-        with suppress(NotConnected, Cut, Silent):
-            answer = await connection.ask("GET", "/readyz", seconds=5)
-            if answer.status == 200 and not answer.body["details"].get("devices_missing"):
-                ready.add(answer.body["details"].get("worker"))
-        connection.close()
-        if (
-            len(ready) == lab.service.workers
-            and len(lab.service.children()) == lab.service.workers + lab.service.devices + 1
-        ):
-            lab.load.spread()
-            return
-        await asyncio.sleep(0.05)
-    lab.row.complaints.append("a process was not replaced")
+    # They stay open: a new connection goes to the worker that has the fewest.
+    asking: list[Connection] = []
+    try:
+        while time.monotonic() < until:
+            asking.append(connection := lab.connection())
+            with suppress(NotConnected, Cut, Silent):
+                answer = await connection.ask("GET", "/readyz", seconds=5)
+                if answer.status == 200 and not answer.body["details"].get("devices_missing"):
+                    ready.add(answer.body["details"].get("worker"))
+            if (
+                len(ready) == lab.service.workers
+                and len(lab.service.children()) == lab.service.workers + lab.service.devices + 1
+            ):
+                lab.load.spread()
+                return
+            await asyncio.sleep(0.05)
+    finally:
+        for connection in asking:
+            connection.close()
+    there = f"workers {sorted(map(str, ready))} answered, {sorted(lab.service.children())} run"
+    lab.row.complaints.append(f"a process was not replaced: {there}")
 
 
 def _device(point: str) -> Fault:
