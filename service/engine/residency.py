@@ -55,7 +55,7 @@ _PREFETCHED = 64
 class Slot:
     """A slot of the device and the adapter that it is for.
 
-    client: whom it is loaded for. adapter: None while it loads. leases: how many leases include the
+    client: for whom it is loaded. adapter: None while it loads. leases: how many leases include the
     slot. waiters: requests that lease the slot and wait until it is loaded. arriving: the bytes
     that are expected while it is read.
     """

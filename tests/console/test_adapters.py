@@ -105,6 +105,21 @@ def test_the_list_and_an_adapter_of_the_zoo(browser: Browser, zoo: ReadyService)
         console.look_at("adapter")
 
 
+def test_a_link_that_is_pressed_while_the_list_changes_is_followed(
+    browser: Browser, zoo: ReadyService
+) -> None:
+    with open_console(browser, zoo.url, route="#/adapters") as console:
+        page = console.page
+        page.get_by_role("link", name="sms-spam").hover()
+        page.mouse.down()
+        # The answer to what was typed comes before the button is released.
+        with page.expect_response(re.compile("search=senti")):
+            page.get_by_label("Search by name").fill("senti")
+        page.wait_for_timeout(100)
+        page.mouse.up()
+        expect(page.get_by_role("heading", name="sms-spam", exact=True)).to_be_visible()
+
+
 def test_ten_thousand_adapters_are_paged_and_searched_by_the_service(
     browser: Browser, many_adapters: str
 ) -> None:

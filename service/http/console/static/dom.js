@@ -106,6 +106,17 @@ export function brief(revision) {
   return revision ? revision.slice(0, 8) : "none";
 }
 
+let pressing = null;
+
+document.addEventListener("pointerdown", () => {
+  pressing = new Promise((resolve) => {
+    for (const end of ["pointerup", "pointercancel"]) document.addEventListener(end, () => setTimeout(resolve), { once: true });
+  });
+});
+
+/** Ends when no button is pressed: a click is lost if what is under it moves before the release. */
+export const released = () => pressing;
+
 /** Calls `action` once nothing has been asked for `milliseconds`. */
 export function calmly(action, milliseconds) {
   let timer = 0;

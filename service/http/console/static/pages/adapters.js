@@ -1,7 +1,7 @@
 // Adapters: a list that the service pages and searches, and one adapter in detail (`#/adapters/NAME`).
 
 import * as api from "../api.js";
-import { brief, bytes, calmly, count, counted, h, put } from "../dom.js";
+import { brief, bytes, calmly, count, counted, h, put, released } from "../dom.js";
 import { errorBox } from "../shell.js";
 import { detailPage } from "../parts/adapter.js";
 import { sheet } from "../parts/sheet.js";
@@ -81,6 +81,8 @@ async function listPage(root, params, context) {
     try {
       const query = { limit: PAGE, cursor, search: search.value.trim() || null, state: state.value || null };
       const page = await api.get("v1/adapters", { query, signal });
+      await released();
+      if (signal.aborted) return;
       put(trouble);
       show(page);
     } catch (error) {

@@ -2,7 +2,7 @@
 // more work than four.
 
 import * as api from "../api.js";
-import { calmly, count, counted, h, put, unique } from "../dom.js";
+import { calmly, count, counted, h, put, released, unique } from "../dom.js";
 import { announce, errorBox } from "../shell.js";
 import { nameOf } from "./catalog.js";
 
@@ -26,8 +26,6 @@ export function adapterPicker({ label, value = [], most = 1, onChange = () => {}
   // What was typed when the rows were asked for, and whether Enter waits for rows.
   let answered = null;
   let entered = false;
-  // Ends when no button is pressed on a row: until then rows stay where they are.
-  let released = null;
 
   const input = h("input", {
     id: ids.input, type: "text", role: "combobox", autocomplete: "off", spellcheck: "false", autocapitalize: "none",
@@ -38,7 +36,7 @@ export function adapterPicker({ label, value = [], most = 1, onChange = () => {}
   const chips = h("ul", { class: "chips", "aria-label": `Chosen: ${label}` });
   const list = h("ul", {
     id: ids.list, class: "options", role: "listbox", "aria-label": label, "aria-multiselectable": most > 1 ? "true" : null,
-    hidden: true, on: { mousedown: press, click: clicked, scroll: scrolled },
+    hidden: true, on: { mousedown: (event) => event.preventDefault(), click: clicked, scroll: scrolled },
   });
   // Its line is always there: nothing may move under a click that takes the focus away.
   const note = h("p", { id: ids.note, class: "small muted note" }, hint);
@@ -94,7 +92,7 @@ export function adapterPicker({ label, value = [], most = 1, onChange = () => {}
     const typed = input.value.trim();
     try {
       const page = await ask(typed, null, signal);
-      await released;
+      await released();
       if (signal.aborted) return;
       rows = page.adapters;
       cursor = page.next_cursor;
@@ -143,9 +141,12 @@ export function adapterPicker({ label, value = [], most = 1, onChange = () => {}
   async function scrolled() {
     if (cursor === null || rows.length >= MOST_ROWS || list.scrollTop + list.clientHeight < list.scrollHeight - 80) return;
     const after = cursor;
+    const { signal } = asked;
     cursor = null;
     try {
-      const page = await ask(input.value.trim(), after, asked.signal);
+      const page = await ask(input.value.trim(), after, signal);
+      await released();
+      if (signal.aborted) return;
       rows.push(...page.adapters);
       cursor = page.next_cursor;
       showRows();
@@ -216,11 +217,6 @@ export function adapterPicker({ label, value = [], most = 1, onChange = () => {}
     put(trouble);
     if (most === 1) close();
     else open();
-  }
-
-  function press(event) {
-    event.preventDefault();
-    released = new Promise((resolve) => document.addEventListener("mouseup", () => setTimeout(resolve), { once: true }));
   }
 
   function clicked(event) {
