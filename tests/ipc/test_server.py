@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic, thread_time
@@ -185,6 +186,23 @@ async def test_what_one_flow_has_sent_makes_no_other_flow_wait(
         await flood
 
 
+def least_time(work: Callable[[], None]) -> float:
+    """Seconds of this thread for `work`, at best of five, without a collection of garbage in it.
+
+    One of all objects of a long test run takes longer than what is measured here.
+    """
+    times = []
+    gc.disable()
+    try:
+        for _ in range(5):
+            began = thread_time()
+            work()
+            times.append(thread_time() - began)
+    finally:
+        gc.enable()
+    return min(times)
+
+
 async def test_thousands_of_adapters_do_not_keep_a_worker_from_its_heartbeats(
     tmp_path: Path, backbone: Backbone
 ) -> None:
@@ -197,13 +215,18 @@ async def test_thousands_of_adapters_do_not_keep_a_worker_from_its_heartbeats(
         spec = read_spec(ZOO / "banking77.safetensors").to_json()
         names = [f"a{number}" for number in range(1000)]
         adapters = [structs.replace(sent, name=name, specs={sent.current: spec}) for name in names]
-        began = thread_time()
         parsed = [AdapterSpec.model_validate_json(spec) for _ in names]
-        parsing = thread_time() - began
-        began = thread_time()
-        worker.catalog.begin()
-        worker.catalog.add(Adapters(adapters, last=True))
-        assert thread_time() - began < 0.3 * parsing
+
+        def parse() -> None:
+            for _ in names:
+                AdapterSpec.model_validate_json(spec)
+
+        def receive() -> None:
+            assert isinstance(worker.catalog, RemoteCatalog)
+            worker.catalog.begin()
+            worker.catalog.add(Adapters(adapters, last=True))
+
+        assert least_time(receive) < 0.3 * least_time(parse)
         # They are as if they had been parsed, which happens once.
         specs = [worker.catalog.resolve(name).spec for name in names]
         assert specs == parsed
