@@ -1,7 +1,7 @@
 """`make compose-test`: runs compose.yaml on a real Docker, step by step, from build to `down`.
 
-Needs Docker, compose (v1 or v2) and Python's standard library. It uses its own project name, ports
-and volumes, and always removes them. Its output is a transcript.
+Needs Docker, compose (v1 or v2), openssl and Python's standard library. It uses its own project
+name, ports and volumes, and always removes them. Its output is a transcript.
 """
 
 import json
@@ -10,6 +10,7 @@ import re
 import secrets
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -155,11 +156,15 @@ def _test(stack: Stack) -> None:
     _say(f"  {_ready(stack)}")
     _predict(stack, revision)
     with tempfile.TemporaryDirectory() as folder:
-        _keys(stack, Path(folder))
+        tokens = _keys(stack, Path(folder))
+        _https(stack, Path(folder), tokens["all"])
 
 
-def _keys(stack: Stack, folder: Path) -> None:
-    """Published beyond this machine it needs keys; with keys it asks for them, also Prometheus."""
+def _keys(stack: Stack, folder: Path) -> dict[str, str]:
+    """Published beyond this machine it needs keys; with keys it asks for them, also Prometheus.
+
+    Returns tokens by their scope.
+    """
     _say("# published beyond this machine without keys: it does not start")
     settings = ("-e", "IDSPAM_PUBLISHED=0.0.0.0", "-e", "IDSPAM_ADAPTER_DIR=/tmp/adapters")
     refused = stack.output("run", "--rm", "-T", "--no-deps", *settings, "service", status=2)
@@ -187,17 +192,59 @@ def _keys(stack: Stack, folder: Path) -> None:
     _require(_status(f"{stack.service}/v1/adapters", tokens["metrics"]) == 403, "a wrong scope")
     _require(_status(f"{stack.service}/v1/adapters", tokens["all"]) == 200, "a good key")
     _say("  /v1/adapters without a key: 401; for metrics alone: 403; for all: 200")
+    _scraped(stack)
+    return tokens
+
+
+def _https(stack: Stack, folder: Path, token: str) -> None:
+    """With a certificate it speaks HTTPS, and so do its health check, Prometheus and the demo."""
+    _say("# HTTPS")
+    tls = folder / "tls"
+    tls.mkdir(mode=0o755)
+    names = "subjectAltName=IP:127.0.0.1,DNS:service"
+    command = [
+        *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-noenc", "-days", "2"),
+        *("-subj", "/CN=compose-test", "-addext", names),
+        *("-keyout", str(tls / "key.pem"), "-out", str(tls / "cert.pem")),
+    ]
+    done = _run(command)
+    _require(done.returncode == 0, done.stdout)
+    # The service runs as another user.
+    (tls / "key.pem").chmod(0o644)
+    inside = "/var/lib/idspam/tls"
+    certificate = {"IDSPAM_TLS_CERT": f"{inside}/cert.pem", "IDSPAM_TLS_KEY": f"{inside}/key.pem"}
+    stack.set(**certificate, TLS_FOLDER=str(tls), SERVICE_SCHEME="https")
+    trusted = ssl.create_default_context(cafile=str(tls / "cert.pem"))
+    url = stack.service.replace("http://", "https://")
+    stack.compose("up", "-d", shown=lambda _: False)
+    _wait(lambda: _status(f"{url}/readyz", trusted=trusted) == 200, seconds=READY_SECONDS)
+    _require(_status(f"{url}/v1/adapters", token, trusted) == 200, "a good key")
+    _say("  /v1/adapters over HTTPS, its certificate verified: 200")
+    alive = stack.output("exec", "-T", "service", "python", "-S", "deploy/alive.py")
+    _say(f"  {alive.strip()}")
+    _scraped(stack)
+    stack.compose(
+        *("run", "--rm", "-T", "-e", f"ID_SPAM_API_KEY={token}"),
+        *("-e", f"ID_SPAM_CA={inside}/cert.pem", "demo"),
+        *("demo", "--url", "https://service:8000", "--seconds", "8"),
+        shown=lambda line: line.startswith("demo:"),
+    )
+
+
+def _scraped(stack: Stack) -> None:
+    """Prometheus gets the service's metrics, with a key if it needs one."""
     up = 'up{job="id-spam"}'
     began = time.time()
     _wait(lambda: (_value(stack, up) == 1) and _value(stack, f"timestamp({up}) > {began:.0f}"))
-    _say(f"  {up} = 1, scraped with its token")
+    _say(f"  {up} = 1")
 
 
-def _status(url: str, token: str = "") -> int:
+def _status(url: str, token: str = "", trusted: ssl.SSLContext | None = None) -> int:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
+    request = urllib.request.Request(url, headers=headers)
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30) as ok:
-            return int(ok.status)
+        with urllib.request.urlopen(request, timeout=30, context=trusted) as answer:
+            return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code
 

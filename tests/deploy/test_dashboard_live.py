@@ -62,7 +62,7 @@ def test_every_expression_returns_data_under_the_demos_load(workers: str, tmp_pa
     with service_process(environment) as service:
         assert service.stdout is not None
         url = service.stdout.readline().split()[1]
-        with prometheus(tmp_path, url.removeprefix("http://")) as server, demo(url) as load:
+        with prometheus(tmp_path, url) as server, demo(url) as load:
 
             def missing() -> list[str]:
                 return [text for text, query in queries.items() if not server.values(query)]

@@ -15,6 +15,7 @@ import trustme
 from service.access.tls import BadCertificate, Certificate, certificate_of
 from service.client import Client, InvalidCall, Unreachable
 from service.settings import read_settings
+from tests.support.certificates import issue
 from tests.support.service_process import TREE, ready_service
 from tests.support.tiny_models import save_backbone
 from tests.support.typed_commands import typed
@@ -23,16 +24,6 @@ from tests.support.typed_commands import typed
 @pytest.fixture(scope="module")
 def authority() -> trustme.CA:
     return trustme.CA()
-
-
-def issue(authority: trustme.CA, folder: Path, name: str = "127.0.0.1") -> tuple[Path, Path]:
-    """The files of a new certificate and its key; replaced if they exist."""
-    issued = authority.issue_cert(name)
-    cert, key = folder / "cert.pem", folder / "key.pem"
-    chain = b"".join(blob.bytes() for blob in issued.cert_chain_pems)
-    cert.write_bytes(chain)
-    key.write_bytes(issued.private_key_pem.bytes())
-    return cert, key
 
 
 @pytest.fixture(scope="module")

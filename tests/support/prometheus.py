@@ -18,6 +18,8 @@ from tests.support.unavailable import unavailable
 
 FETCHED = TREE / ".cache" / "prometheus" / "usr" / "bin"
 CONFIG = TREE / "deploy" / "prometheus"
+# Where compose.yaml puts the file that says how the service is asked.
+MOUNTED = "/etc/idspam/service.yaml"
 
 
 def binary(name: str) -> str:
@@ -48,13 +50,20 @@ class Prometheus:
 
 
 @contextmanager
-def prometheus(folder: Path, target: str) -> Iterator[Prometheus]:
-    """Prometheus with the project's configuration, scraping every second instead of every 15."""
+def prometheus(folder: Path, url: str) -> Iterator[Prometheus]:
+    """Prometheus with the project's configuration, scraping `url` every second instead of every 15.
+
+    The service's file is where compose.yaml mounts it, and the one that it chooses for this scheme.
+    """
     text = (CONFIG / "prometheus.yaml").read_text()
     assert text.count("15s") == 2
-    assert "service:8000" in text
+    assert text.count(MOUNTED) == 1
+    scheme, _, target = url.partition("://")
+    service = (CONFIG / f"{scheme}.yaml").read_text()
+    assert service.count("service:8000") == 1
+    (folder / "service.yaml").write_text(service.replace("service:8000", target))
     (folder / "prometheus.yaml").write_text(
-        text.replace("15s", "1s").replace("service:8000", target)
+        text.replace("15s", "1s").replace(MOUNTED, str(folder / "service.yaml"))
     )
     for name in ("rules.yaml", "no-token"):
         shutil.copy(CONFIG / name, folder)
