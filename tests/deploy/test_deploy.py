@@ -59,6 +59,13 @@ def test_a_container_is_given_time_to_drain() -> None:
     )
 
 
+def test_no_variable_stands_for_a_number() -> None:
+    """Compose v1 gives its value as text, and then refuses the whole file, whatever the profile."""
+    numbers = re.findall(r"\b(?:count|replicas|retries|cpus|pids_limit): *(\S+)", COMPOSE)
+    assert not [value for value in numbers if "$" in value]
+    assert re.search(r'device_ids: \["\$\{GPUS:-0\}"\]', COMPOSE)
+
+
 def test_the_images_are_of_this_version() -> None:
     assert default("VERSION") == __version__
 
