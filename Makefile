@@ -11,7 +11,7 @@ JOBS ?= 3
 FIND_PYTHON = test -n "$(PYTHON)" || { echo "$@: found no Python 3.11 or newer: install one, or set PYTHON=..."; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup clients serve test quick docs-examples api-fuzz chaos chaos-replicas replicas-test soak compose-test kubernetes-test ray ray-setup ray-test dashboard docs docs-serve diagrams fuzz lint format lock sbom bench bench-peers bench-vllm bench-gpu bench-tables clean
+.PHONY: help setup clients serve test quick example-files docs-examples api-fuzz chaos chaos-replicas replicas-test soak compose-test kubernetes-test ray ray-setup ray-test dashboard docs docs-serve diagrams fuzz lint format lock sbom bench bench-peers bench-vllm bench-gpu bench-tables clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ test: $(VENV)/ready ## run all tests, up to an hour on two cores; TESTS=tests/ad
 
 quick: $(VENV)/ready ## run the tests that are not slow, under two minutes on two cores
 	$(BIN)/python -m pytest -m "not slow" $(TESTS)
+
+example-files: $(VENV)/ready ## write the files that examples of the pages read into this folder
+	$(BIN)/python -m tests.support.example_files .
 
 docs-examples: $(VENV)/ready ## run every example of every page, with thirty tasks for docs/tutorial.md
 	DOCS_EXAMPLES=all $(BIN)/python -m pytest tests/docs/test_examples.py

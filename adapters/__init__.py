@@ -12,4 +12,4 @@ Start with `adapter` (prepare, classify) and `format.spec` (what an adapter file
     format      adapter files and the versioned store
 """
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"

@@ -58,7 +58,11 @@ class _Parser(ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         if self._names is not None and self._names.required and not args:
             raise self._nothing_chosen(self._names)
-        return super().parse_known_args(args, namespace)
+        found, unknown = super().parse_known_args(args, namespace)
+        # Here and not in `parse_args`, so that a command names its own help.
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
 
     def error(self, message: str) -> NoReturn:
         raise CommandFailed(f"{message} (see {_typed(self.prog, '--help')})")

@@ -223,10 +223,9 @@ def _https(stack: Stack, folder: Path, token: str) -> None:
     alive = stack.output("exec", "-T", "service", "python", "-S", "deploy/alive.py")
     _say(f"  {alive.strip()}")
     _scraped(stack)
+    stack.set(ID_SPAM_API_KEY=token, ID_SPAM_CA=f"{inside}/cert.pem")
     stack.compose(
-        *("run", "--rm", "-T", "-e", f"ID_SPAM_API_KEY={token}"),
-        *("-e", f"ID_SPAM_CA={inside}/cert.pem", "demo"),
-        *("demo", "--url", "https://service:8000", "--seconds", "8"),
+        *("run", "--rm", "-T", "demo", "demo", "--url", "https://service:8000", "--seconds", "8"),
         shown=lambda line: line.startswith("demo:"),
     )
 

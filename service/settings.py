@@ -415,8 +415,8 @@ class Settings:
         _auto_or(_whole(1, 2**24)),
         "auto",
         "MiB",
-        "Most memory of the adapters in host memory; `auto` is four times `IDSPAM_MAX_ACTIVE_MIB`, "
-        "or 4096 where that is `auto`",
+        "Most memory of the adapters in host memory, for each device; `auto` is four times "
+        "`IDSPAM_MAX_ACTIVE_MIB`, or 4096 where that is `auto`",
     )
     images_mib: int = _setting(
         _none_or(_whole(64, 2**24)),
@@ -468,8 +468,8 @@ class Settings:
         _positive_seconds,
         "20",
         "seconds",
-        "In each such period of a body or an answer, so many times `IDSPAM_MIN_BYTES_PER_SECOND` "
-        "must be moved, or all that is left",
+        "How often the pace is checked: each such period must move as many bytes of a body or an "
+        "answer as `IDSPAM_MIN_BYTES_PER_SECOND` asks for, or all that is left",
     )
     min_bytes_per_second: int = _setting(
         _whole(1, 2**30), "1024", "bytes/s", "The slowest pace of bodies and answers"
@@ -566,8 +566,8 @@ class Settings:
         _none_or(_whole(200, 100_000)),
         "4000",
         "texts",
-        "How many of its last texts an adapter is compared by with its training "
-        "([drift.md](drift.md)), between half of this and all; 0: nothing is counted",
+        "Drift compares so many of an adapter's last texts with its training, or down to half as "
+        "many ([drift.md](drift.md)); 0: nothing is counted",
     )
     uncertain_texts: int = _setting(
         _whole(0, 10_000),

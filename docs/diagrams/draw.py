@@ -309,7 +309,7 @@ def batch() -> Drawing:
 def prompts() -> Drawing:
     """How the batch grows at the insertion layer."""
     page = Drawing(250, "A packed batch below and above the layer where prompts are inserted")
-    page.text(20, 32, "layers 0 to m-1: no adapter has been seen yet", size=13.5)
+    page.text(20, 32, "layers 0 to m-1: no prompt has been seen yet", size=13.5)
     page.tokens(20, 42, "aaaaaa bbb cccc", TASKS)
     page.text(
         20, 98, "layer m: each row's own generator reads its row and writes its prompt", size=13.5

@@ -36,7 +36,7 @@ def add_wait(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--wait",
         choices=get_args(Wait),
-        help="of replicas that share a store, for which the change waits; default: all",
+        help="with a shared store: the replicas to wait for; default: all",
     )
 
 

@@ -57,7 +57,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         type=_number,
         metavar="W",
         default=1.0,
-        help="its share when several compete, relative to others; default: 1",
+        help="its share of the device where keys compete, relative to theirs; default: 1",
     )
     create.add_argument("--requests-per-minute", type=_whole, metavar="N", help="default: no limit")
     create.add_argument("--tokens-per-minute", type=_whole, metavar="N", help="default: no limit")

@@ -74,14 +74,21 @@ def add_arguments(parser: ArgumentParser) -> None:
         type=_extras,
         default=(),
         metavar="X,X",
-        help=f"what answers have besides: some of {', '.join(EXTRAS)}; all",
+        help=f"further fields of answers, separated by commas: {', '.join(EXTRAS)}; all",
     )
     reading = parser.add_argument_group("reading")
     reading.add_argument(
         "--input-format", choices=[*READERS], help="of FILE; default: from its name, else text"
     )
-    reading.add_argument("--text-column", default="text", metavar="C", help="%(default)s")
-    reading.add_argument("--text-pair-column", metavar="C", help="default: text_pair, if it exists")
+    # The second names are those of `batch`.
+    reading.add_argument(
+        *("--text-column", "--text-field"), default="text", metavar="C", help="%(default)s"
+    )
+    reading.add_argument(
+        *("--text-pair-column", "--text-pair-field"),
+        metavar="C",
+        help="default: text_pair, if it exists",
+    )
     add_answers(
         parser,
         no_truncate="stop at a text that is longer than its adapter reads, instead of cutting it",

@@ -77,7 +77,9 @@ def test_flags_are_not_abbreviated_at_any_depth() -> None:
 
     parser = parser_of({"a": Command("help", lambda _: 0, add)}, module="p", description="")
     assert parser.parse_args(["a", "deep", "--long-flag", "x"]).long_flag == "x"
-    with pytest.raises(CommandFailed, match=r"unrecognized arguments: --long x \(see .* -m p "):
+    # The help that is named is that of the command, not the program's.
+    own = r"unrecognized arguments: --long x \(see .* -m p a deep --help\)"
+    with pytest.raises(CommandFailed, match=own):
         parser.parse_args(["a", "deep", "--long", "x"])
 
 

@@ -1,6 +1,7 @@
 """The files that the examples of the pages read: made up here, and the same every time.
 
 Their texts are put together from sentences, so that an adapter learns them within seconds.
+`make example-files` writes them for a reader.
 """
 
 import csv
@@ -8,6 +9,7 @@ import gzip
 import json
 import random
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -201,3 +203,17 @@ def _write_rows(path: Path, rows: Sequence[tuple[str, str]]) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("text", "label"))
         writer.writerows(rows)
+
+
+def main(folder: Path) -> int:
+    """Write all of them into a folder that has none of them."""
+    found = [name for name in ("tasks", "held-out", "more") if (folder / name).exists()]
+    if found:
+        sys.stderr.write(f"error: {folder / found[0]} exists: nothing is written\n")
+        return 2
+    write_example_files(folder, desks=len(DESKS))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

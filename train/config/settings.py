@@ -117,7 +117,7 @@ class Setting:
 _COUNT = Range(least=1)
 _SHARE = Range(least=0, below=1)
 _BY_SIZE = "from the data's size"
-_BY_PRESET = "from the preset"
+_BY_PRESET = "from the method and the preset"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +167,12 @@ class FitSettings:
     ] = None
     learning_rate: Annotated[
         float | None,
-        Setting("AdamW's peak learning rate", Range(above=0, most=10), _BY_PRESET, flag="--lr"),
+        Setting(
+            "AdamW's peak learning rate",
+            Range(above=0, most=10),
+            "from the method, the preset and the number of labels",
+            flag="--lr",
+        ),
     ] = None
     tuning_rate: Annotated[
         float | None,
@@ -183,7 +188,12 @@ class FitSettings:
         Setting("share of all steps in which the learning rate rises", _SHARE, flag="--warmup"),
     ] = 0.06
     weight_decay: Annotated[
-        float | None, Setting("AdamW's weight decay", Range(least=0, most=100), _BY_PRESET)
+        float | None,
+        Setting(
+            "AdamW's weight decay",
+            Range(least=0, most=100),
+            "from the method, the preset and the size of the data",
+        ),
     ] = None
     dropout: Annotated[
         float,
@@ -232,7 +242,7 @@ class FitSettings:
         Setting(
             "m: the layer whose input gets the prompt; 0: the embeddings",
             Range(least=0, most=255),
-            "half of the backbone's layers",
+            "two thirds of the backbone's layers with vectors, else half",
         ),
     ] = None
     generator_input: Annotated[
@@ -323,8 +333,8 @@ class FitSettings:
     init_from: Annotated[
         str | None,
         Setting(
-            "an adapter file to start from: its generator, its head if the labels are the same, and"
-            " its switches where yours are left open",
+            "an adapter file to start from: its prompt and tuning, its head if the labels are the"
+            " same, and its switches where yours are left open",
             otherwise="random weights",
         ),
     ] = None
