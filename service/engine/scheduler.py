@@ -79,6 +79,8 @@ _EASY = 3.0
 # Without new measurements, old ones lose their force: expected times halve every second. Otherwise
 # an engine that once was too slow for a deadline would never try again.
 _TRUSTED_SECONDS = 1.0
+# By then nothing is left of them, and it is a divisor: after a quarter of an hour it would be zero.
+_HALVINGS = 30.0
 # A batch of spare entries takes about this long at most, or has one entry: a request that comes
 # meanwhile waits for it.
 SPARE_SECONDS = 0.01
@@ -667,7 +669,8 @@ class Scheduler(Generic[R]):
     def _trust(self, now: float) -> float:
         if self._running or self._idle_since is None:
             return 1.0
-        return float(0.5 ** max(0.0, now - self._idle_since - _TRUSTED_SECONDS))
+        idle = now - self._idle_since - _TRUSTED_SECONDS
+        return float(0.5 ** min(max(0.0, idle), _HALVINGS))
 
     def _note_timeout(self, timeout: float) -> None:
         if timeout >= _AS_SHORT * self._shortest:

@@ -205,6 +205,26 @@ def test_a_request_that_not_even_an_idle_device_could_finish_has_missed_its_dead
     scheduler.admit([make_entry(100)] * 3, now=0.0, deadline=3.5)
 
 
+@pytest.mark.parametrize("idle", [1.0, 60.0, 3600.0, 1e7])
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_however_long_the_device_was_idle_the_next_request_is_answered(
+    lanes: int, idle: float
+) -> None:
+    """Old measurements lose their force by halves; after a quarter of an hour they were zero."""
+    for sizes in ([10], [50] * 3, [150]):
+        scheduler = make_scheduler(lanes=lanes)
+        scheduler.measured(100, 0.01)
+        submit(scheduler, make_entry(10), deadline=1.0)
+        scheduler.record_batch(scheduler.next_batch(0.0), 0.01, 0.01)
+        submit(scheduler, *map(make_entry, sizes), now=idle, deadline=idle + 1.0)
+        answered: list[int] = []
+        while len(scheduler):
+            selection = scheduler.next_batch(idle, shares=lanes)
+            assert selection.expired == []
+            answered += costs(selection.batch)
+        assert answered == sizes
+
+
 def test_running_batches_count_for_a_deadline() -> None:
     scheduler = make_scheduler(lanes=2)
     scheduler.measured(100, 1.0)
