@@ -261,11 +261,11 @@ class Goodbye(Message, frozen=True):
 class Heartbeat(Message, frozen=True):
     """The engine's health, every half second and after each renewal of a replica's lease.
 
-    sent, lease: on the clock of `time.monotonic`. lease: until when the worker may answer; None:
-    it needs no lease.
+    heard, lease: on the clock of `time.monotonic`. heard: when the engine last heard of the worker,
+    whose own lease begins then. lease: until when a replica may answer; None: it needs no lease.
     """
 
-    sent: float
+    heard: float
     live: bool
     ready: bool
     reason: str | None

@@ -69,11 +69,13 @@ from service.ipc.protocol import (
 
 logger = logging.getLogger(__name__)
 
-# A worker may answer for this long after the last heartbeat was sent. The engine waits for a silent
-# worker for as long, and no longer, so that it never serves stale revisions.
+# A worker may answer for this long after the engine last heard of it, as far as the worker knows.
+# The engine waits for a silent worker for as long, so that it never serves stale revisions.
 LEASE_SECONDS = 2.0
 SILENT_SECONDS = 10.0
 _RECONNECT_MILLISECONDS = 50
+# After a message that cannot be used, which may come again: to be welcomed costs the engine time.
+_PAUSE_SECONDS = 1.0
 _MONITORED = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
 # The engine fails requests at their deadline, unless it hangs; a worker waits this much longer.
 _GRACE_SECONDS = 0.5
@@ -117,15 +119,17 @@ class Connection:
         self._warnings = RateLimitedWarnings(logger)
         self._channels: list[Channel] = []
         self._outbox: Outbox | None = None
-        # When the last heartbeat was sent, and when anything last came; None until connected.
-        self._heartbeat_sent = 0.0
+        # When the engine last heard of this worker, which the heartbeats say. The time of a
+        # heartbeat itself would not do: those sent to a stopped worker wait for it.
+        self._lease_began = 0.0
+        # When anything last came; None until connected.
         self._heard: float | None = None
         self._closed = False
 
     @property
     def fresh(self) -> bool:
         """Whether this worker's lease holds, so that it may answer from its copy of the catalog."""
-        return monotonic() - self._heartbeat_sent < LEASE_SECONDS
+        return monotonic() - self._lease_began < LEASE_SECONDS
 
     def open(self) -> None:
         """Connect; callbacks come on the running event loop."""
@@ -138,7 +142,7 @@ class Connection:
         channel = Channel(socket, self._receive)
         self._channels = [channel, Channel(monitor, self._connection_changed)]
         self._outbox = Outbox(channel.send, max_bytes=self._max_bytes, instead=self._refused)
-        self._heartbeat_sent, self._heard = 0.0, None
+        self._lease_began, self._heard = 0.0, None
         socket.connect(self._endpoint)
 
     def close(self) -> None:
@@ -176,12 +180,18 @@ class Connection:
             if isinstance(message, UnknownWorker):
                 self._lose("the engine has given this worker up")
             elif isinstance(message, Heartbeat):
-                self._heartbeat_sent = max(self._heartbeat_sent, message.sent)
+                self._lease_began = max(self._lease_began, message.heard)
                 self.send(HeartbeatReply())
             # Any message may lose the connection; the messages after it are void.
             if not self._channels or self._channels[0] is not channel:
                 return
-            self._deliver(message)
+            try:
+                self._deliver(message)
+            except Exception:
+                # What it lacks now, such as a change of the catalog, it gets when it is welcomed.
+                logger.exception("a message of the engine cannot be used")
+                self._lose("a message of the engine cannot be used", pause=_PAUSE_SECONDS)
+                return
 
     def _connection_changed(self, frames: list[bytes]) -> None:
         event: Any = parse_monitor_message(frames)["event"]
@@ -197,11 +207,12 @@ class Connection:
             channel.close(linger_milliseconds)
         self._channels = []
 
-    def _lose(self, reason: str) -> None:
+    def _lose(self, reason: str, *, pause: float = 0.0) -> None:
+        """Connect anew after so many seconds."""
         self._disconnect()
         self._lost(reason)
         # Not now: the caller may be a callback of the socket that is being closed.
-        asyncio.get_running_loop().call_soon(self._reopen)
+        asyncio.get_running_loop().call_later(pause, self._reopen)
 
     def _reopen(self) -> None:
         if not self._channels and not self._closed:

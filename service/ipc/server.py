@@ -65,9 +65,11 @@ from service.observability.logs import request_id
 
 logger = logging.getLogger(__name__)
 
-# Once the engine stops waiting for a worker, that worker's lease has expired: it cannot serve stale
-# revisions.
+# Once the engine stops waiting for a worker, that worker's lease has expired: both begin when the
+# engine last heard of it. So it cannot serve stale revisions.
 GIVE_UP_SECONDS = LEASE_SECONDS
+# A worker that was silent for longer gets its lease back at once and not with the next heartbeat.
+_LONG_SILENCE_SECONDS = LEASE_SECONDS / 2
 
 # While requests come, workers hear this often how busy the engine is. It is calm if everything that
 # waits will be done within `_CALM_WAIT_SECONDS`.
@@ -167,14 +169,13 @@ class EngineServer:
                 self._warnings.warn(f"{kind} {worker.number} is silent and given up")
                 self._give_up(identity)
             else:
-                worker.outbox.send(self._heartbeat(now))
+                worker.outbox.send(self._heartbeat(worker))
         self._send_load()
 
     def renewed(self) -> None:
         """Tell every worker at once that a replica's lease goes on."""
-        now = monotonic()
         for worker in self._workers.values():
-            worker.outbox.send(self._heartbeat(now))
+            worker.outbox.send(self._heartbeat(worker))
 
     def update(self, name: str, entry: CatalogEntry | None) -> None:
         """Send a name's new entry to every worker: `service.catalog.catalog.Catalog.on_update`."""
@@ -214,7 +215,9 @@ class EngineServer:
                 self._channel.send([identity, _UNKNOWN_WORKER])
                 return
             else:
-                worker.heard = monotonic()
+                before, worker.heard = worker.heard, monotonic()
+                if worker.heard - before > _LONG_SILENCE_SECONDS:
+                    worker.outbox.send(self._heartbeat(worker))
                 self._handle(identity, worker, message)
 
     def _meet(self, identity: bytes, hello: Hello) -> None:
@@ -230,7 +233,7 @@ class EngineServer:
         self._workers[identity] = worker
         if hello.further:
             self._others.add(identity, outbox)
-        worker.outbox.send(self._heartbeat(monotonic()))
+        worker.outbox.send(self._heartbeat(worker))
         if self._open:
             self._welcome(identity, worker)
 
@@ -384,10 +387,15 @@ class EngineServer:
             logger.error("a request of worker %d failed", worker.number, exc_info=error)
         worker.outbox.send(RequestFailed(number, fault_of(error)))
 
-    def _heartbeat(self, now: float) -> Heartbeat:
+    def _heartbeat(self, worker: _Worker) -> Heartbeat:
         health = self._backend.health()
         return Heartbeat(
-            now, health.live, health.ready, health.reason, dict(health.details), health.lease
+            heard=worker.heard,
+            live=health.live,
+            ready=health.ready,
+            reason=health.reason,
+            details=dict(health.details),
+            lease=health.lease,
         )
 
     def _send(self, identity: bytes, frames: Any) -> bool:

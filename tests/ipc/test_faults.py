@@ -17,7 +17,9 @@ from adapters.tokenizer import Encoding
 from service.engine.interface import AdapterKey, Completion, Entry
 from service.engine.observer import Observer
 from service.errors import DeadlineExceeded, EngineUnavailable
+from service.ipc import remote
 from service.ipc.channel import Frames, Outbox
+from service.ipc.child import BEAT_SECONDS
 from service.ipc.protocol import (
     VERSION,
     Adapter,
@@ -25,6 +27,7 @@ from service.ipc.protocol import (
     EngineDefect,
     Fault,
     Goodbye,
+    Heartbeat,
     HeartbeatReply,
     Hello,
     InspectDone,
@@ -35,7 +38,7 @@ from service.ipc.protocol import (
     error_of,
     failed_instead,
 )
-from service.ipc.remote import RemoteBackend
+from service.ipc.remote import Connection, RemoteBackend
 from service.ipc.server import GIVE_UP_SECONDS
 from tests.support.http_service import Brake
 from tests.support.ipc_harness import (
@@ -105,6 +108,82 @@ async def test_a_silent_worker_is_not_waited_for_longer_than_it_may_answer(
         await worker.catalog.publish("a", data(backbone, 2), ANY)
         assert monotonic() - began < GIVE_UP_SECONDS
         silent.close()
+
+
+@pytest.mark.slow
+async def test_what_waited_for_a_stopped_worker_does_not_let_it_answer(
+    tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reads hundreds of messages before it learns what has changed, heartbeats among them."""
+    receive, held, stopped = Connection._receive, list[tuple[Connection, list[bytes]]](), False
+
+    def receive_or_hold(connection: Connection, frames: list[bytes]) -> None:
+        if stopped:
+            held.append((connection, frames))
+        else:
+            receive(connection, frames)
+
+    monkeypatch.setattr(Connection, "_receive", receive_or_hold)
+    async with engine_with_workers(backbone, tmp_path) as engine:
+        worker, catalog = await engine.worker(), engine.local.catalog
+        await catalog.publish("a", data(backbone, 1), ANY)
+        await engine.server.updated_everywhere()
+        old = worker.catalog.resolve("a").key.revision
+        stopped = True
+        await catalog.publish("a", data(backbone, 2), ANY)
+        await engine.server.updated_everywhere()
+        stopped = False
+        assert len(held) > GIVE_UP_SECONDS / BEAT_SECONDS
+        for connection, frames in held:
+            receive(connection, frames)
+            if not connection._channels:
+                # It has learnt that it was given up.
+                break
+            current = worker.catalog.resolve("a").key.revision != old
+            assert current or not worker.health().ready
+        await until(lambda: worker.health().ready)
+        assert worker.catalog.resolve("a").key.revision == catalog.entry("a").current
+
+
+async def test_a_worker_that_was_silent_for_a_while_has_its_lease_at_once(
+    tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with engine_with_workers(backbone, tmp_path) as engine:
+        quiet = engine.raw_worker()
+        quiet.send(encode([Hello(77)]))
+        assert await receives(quiet, Heartbeat)
+        # No further heartbeat is due.
+        monkeypatch.setattr(engine.server, "beat", lambda: None)
+        await asyncio.sleep(0.75 * GIVE_UP_SECONDS)
+        while quiet.poll(0):
+            quiet.recv()
+        quiet.send(encode([HeartbeatReply()]))
+        assert await receives(quiet, Heartbeat)
+        quiet.close()
+
+
+async def test_a_worker_that_cannot_use_a_message_is_welcomed_anew(
+    tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it lacks now would keep every later change waiting."""
+    monkeypatch.setattr(remote, "_PAUSE_SECONDS", 0.05)
+    async with engine_with_workers(backbone, tmp_path) as engine:
+        worker, catalog = await engine.worker(), engine.local.catalog
+        await catalog.publish("a", data(backbone, 1), ANY)
+        await engine.server.updated_everywhere()
+        with monkeypatch.context() as broken:
+            broken.setattr(remote, "entry_of", _raise)
+            await catalog.publish("a", data(backbone, 2), ANY)
+            await until(lambda: not worker.health().ready)
+        async with asyncio.timeout(10):
+            await catalog.publish("a", data(backbone, 3), ANY)
+            await engine.server.updated_everywhere()
+        await until(lambda: worker.health().ready)
+        assert worker.catalog.resolve("a").key.revision == catalog.entry("a").current
+
+
+def _raise(*_: object) -> None:
+    raise ValueError("a message of another version")
 
 
 async def test_a_successor_ends_the_wait_for_a_worker_that_died(
