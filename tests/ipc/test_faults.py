@@ -130,6 +130,7 @@ async def test_what_waited_for_a_stopped_worker_does_not_let_it_answer(
         await engine.server.updated_everywhere()
         old = worker.catalog.resolve("a").key.revision
         stopped = True
+        await asyncio.sleep(0.75 * GIVE_UP_SECONDS)
         await catalog.publish("a", data(backbone, 2), ANY)
         await engine.server.updated_everywhere()
         stopped = False
