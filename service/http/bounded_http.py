@@ -98,6 +98,8 @@ SLOW_HEAD = EarlyAnswer(408, "request_timeout", "the headers took too long", "sl
 TOO_MANY = EarlyAnswer(503, "unavailable", "too many connections", "too_many")
 
 
+_NO_PERIOD = ("", 0.0, 0)
+
 # A larger body is sent on its own, without a copy.
 _JOINED_BYTES = 64 * 1024
 
@@ -197,7 +199,7 @@ class BoundedHttpProtocol(PlainHttpProtocol):
         # Since when a head is awaited or received.
         self._since = self.loop.time()
         # A period of a body or of an answer: which, since when, and what had been moved then.
-        self._period: tuple[str, float, int] = ("", 0.0, 0)
+        self._period: tuple[str, float, int] = _NO_PERIOD
         self._received = 0
         # Once it is known that the connection ends, input is discarded up to a limit.
         self._deaf = False
@@ -270,6 +272,7 @@ class BoundedHttpProtocol(PlainHttpProtocol):
                 self._chunked = True
         super().head_complete()
         self._part = "body"
+        self._period = _NO_PERIOD
         self._data_end = self._data_bytes + self._announced
         self._all.waiting.pop(self, None)
         if self._all.draining:
@@ -322,7 +325,11 @@ class BoundedHttpProtocol(PlainHttpProtocol):
 
     def check(self, now: float) -> None:
         limits = self._all.limits
-        if unsent := self.transport.waiting_bytes():
+        unsent = self.transport.waiting_bytes()
+        if not unsent and self._period[0] == "answer":
+            # The client has all of that answer. The next one has a period of its own.
+            self._period = _NO_PERIOD
+        if unsent:
             self._check_period("answer", now, self.transport.written - unsent)
         elif self._lingers_until:
             idle = now - max(self._last_input, self._since)
@@ -336,7 +343,7 @@ class BoundedHttpProtocol(PlainHttpProtocol):
             return
         elif self._part == "body" and not self._deaf:
             if BODY_WATCHED in self._state:
-                self._period = ("", now, 0)
+                self._period = _NO_PERIOD
                 return
             if self._all.draining and now > self._all.bodies_until:
                 self._fail_body(EngineUnavailable("the service is draining"), "draining")
@@ -345,7 +352,7 @@ class BoundedHttpProtocol(PlainHttpProtocol):
             reading = not self.flow.read_paused
             self._check_period("body" if reading else "", now, self._received)
         elif self._is_answering():
-            self._period = ("", now, 0)
+            self._period = _NO_PERIOD
         elif self._part == "none" and self.timeout_keep_alive_task is not None:
             return
         elif now - self._since > limits.head_seconds:

@@ -372,6 +372,20 @@ def test_a_drip_is_refused_and_a_slow_line_is_not(live: RunningService) -> None:
     assert seconds > 2 * STALL_SECONDS
 
 
+@pytest.mark.parametrize("idle", [0.0, STALL_SECONDS])
+def test_every_body_of_a_connection_has_its_own_period(live: RunningService, idle: float) -> None:
+    head, middle = len(PREDICT) - len(BODY), len(PREDICT) - 5
+    with connected(live.url) as connection:
+        for _ in range(4):
+            connection.sendall(PREDICT[:head])
+            time.sleep(STALL_SECONDS / 4)
+            connection.sendall(PREDICT[head:middle])
+            time.sleep(STALL_SECONDS / 4)
+            connection.sendall(PREDICT[middle:])
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+            time.sleep(idle)
+
+
 def test_dripped_headers_end_in_time(live: RunningService) -> None:
     answer, seconds = dripped(live, b"GET / HTTP/1.1\r\n", b"X-A: b\r\n" * 90, step=8)
     assert answer.status == 408
