@@ -191,7 +191,7 @@ class HostCache:
             self._observer.tier_size("registered", len(self._registered), self._nbytes)
         self._passed.pop(key, None)
         if self._images is not None:
-            self._images.discard(key.revision)
+            self._images.discard(key)
 
     def make_image(self, key: AdapterKey) -> None:
         """Have the image of an adapter made when there is time, so that its first load is quick."""

@@ -113,6 +113,8 @@ class Images:
         self._sizes: OrderedDict[str, int] = OrderedDict()
         self._nbytes = 0
         self._parsed: OrderedDict[str, _Parsed] = OrderedDict()
+        # Of adapters that were loaded from an image or got one. Names with one file may share it.
+        self._names: dict[AdapterKey, str] = {}
         self._waiting: set[str] = set()
         # Why nothing could be written last, and until when nothing is tried.
         self._trouble: str | None = None
@@ -176,7 +178,7 @@ class Images:
         """
         if source is None:
             return None
-        name = _name_of(key, source)
+        name = self._name_for(key, source)
         if (size := self._size_of(name)) is None:
             return None
         try:
@@ -201,7 +203,7 @@ class Images:
         """Write an adapter's image in the background, if the disk lets us."""
         if source is None or not self.writes or monotonic() < self._paused_until:
             return
-        name = _name_of(key, source)
+        name = self._name_for(key, source)
         with self._lock:
             if name in self._sizes or name in self._waiting or len(self._waiting) >= _MAX_WAITING:
                 return
@@ -210,12 +212,15 @@ class Images:
         with contextlib.suppress(RuntimeError):
             self._writing.submit(self._write, name, key, source, adapter)
 
-    def discard(self, revision: str) -> None:
-        """Remove the images of a revision that is served no longer."""
+    def discard(self, key: AdapterKey) -> None:
+        """Remove the images of an adapter that is served no longer, unless another one uses them:
+        the same file may have several names."""
+        with self._lock:
+            self._names.pop(key, None)
         if not self.writes:
             return
         with contextlib.suppress(RuntimeError):
-            self._writing.submit(self._remove_all, lambda name: name.startswith(revision))
+            self._writing.submit(self._remove_unused, key.revision)
 
     def sweep(self) -> None:
         """Remove images of other fingerprints, and of revisions that the store does not have."""
@@ -230,6 +235,17 @@ class Images:
                 shutil.rmtree(path, ignore_errors=True)
         self._scanned.result()
         self._remove_all(lambda name: name[:64] not in listed)
+
+    def _name_for(self, key: AdapterKey, source: str) -> str:
+        name = _name_of(key, source)
+        with self._lock:
+            self._names[key] = name
+        return name
+
+    def _remove_unused(self, revision: str) -> None:
+        with self._lock:
+            used = {name for key, name in self._names.items() if key.revision == revision}
+        self._remove_all(lambda name: name.startswith(revision) and name not in used)
 
     def _size_of(self, name: str) -> int | None:
         """The size of an image that is used now; None if there is none."""

@@ -224,7 +224,7 @@ class Residency:
 
         def loaded(outcome: Outcome, _: float) -> None:
             if ready.done():
-                self._free_trial.put_nowait(index)
+                self._free_trial_slot(index)
             elif isinstance(outcome, BaseException):
                 self._free_trial.put_nowait(index)
                 ready.set_exception(_refusal_of(outcome))
@@ -232,7 +232,18 @@ class Residency:
                 ready.set_result(outcome)
 
         self._loader.load(index, adapter, loaded, client)
-        return {key: Slot(key, index, monotonic(), adapter=await ready, leases=1)}
+        try:
+            tried = await ready
+        except asyncio.CancelledError:
+            # Cancelled after it was loaded, before this went on: nobody else gives the slot back.
+            if not ready.cancelled() and ready.exception() is None:
+                self._free_trial_slot(index)
+            raise
+        return {key: Slot(key, index, monotonic(), adapter=tried, leases=1)}
+
+    def _free_trial_slot(self, index: int) -> None:
+        self._loader.unload(index)
+        self._free_trial.put_nowait(index)
 
     def release(self, lease: Lease) -> None:
         """End a lease: from now on its adapters may be evicted."""
@@ -247,8 +258,7 @@ class Residency:
                 # What still refers to this slot, such as a lane's last batch, must not keep a tried
                 # out adapter in memory.
                 slot.adapter = None
-                self._loader.unload(slot.index)
-                self._free_trial.put_nowait(slot.index)
+                self._free_trial_slot(slot.index)
             elif slot.leases == 0 and slot.adapter is not None:
                 self._evictable[slot.key] = slot
                 self._drop_if_retired(slot.key)
@@ -382,7 +392,7 @@ class Residency:
             # As for a trial slot: a lane's last batch may still refer to it.
             slot.adapter = None
             self._loader.unload(slot.index)
-            self._observer.tier_size("active", len(self._active), self._nbytes)
+            self._report_size()
         self._retired.remove(key)
         self._host_cache.discard(key)
 
@@ -393,9 +403,15 @@ class Residency:
 
     def _make_room(self, nbytes: int) -> None:
         """Evict until so many bytes more fit, or nothing can be evicted."""
+        before = self._nbytes
         while self._exceeds(nbytes) and self._evict(1, keep=frozenset()):
             # A slot keeps its memory for the next adapter. Here it is the memory that is wanted.
             self._loader.unload(self._free[-1])
+        if self._nbytes != before:
+            self._report_size()
+
+    def _report_size(self) -> None:
+        self._observer.tier_size("active", len(self._active), self._nbytes)
 
     def _victims(self, number: int, keep: frozenset[AdapterKey]) -> list[AdapterKey]:
         """The least recently used; those that a waiter needs only if nothing else is left."""
@@ -503,7 +519,7 @@ class Residency:
         if slot.leases == 0:
             self._evictable[slot.key] = slot
         self._observer.adapter_loaded(slot.key, "active", seconds)
-        self._observer.tier_size("active", len(self._active), self._nbytes)
+        self._report_size()
         for waiter in slot.take_waiters():
             self._resume_if_loaded(waiter)
         self._drop_if_retired(slot.key)
@@ -547,6 +563,7 @@ class Residency:
         del self._active[slot.key]
         self._loader.unload(slot.index)
         self._free.append(slot.index)
+        self._report_size()
 
 
 def _refusal_of(error: BaseException) -> ServiceError:

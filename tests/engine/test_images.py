@@ -326,7 +326,7 @@ def test_images_beyond_the_limit_go_the_least_recently_used_first(place: Place) 
 def test_images_of_revisions_that_are_gone_are_removed(place: Place) -> None:
     kept, discarded, deleted = (place.keys[kind] for kind in ("idspam", "lora", "vectors"))
     paths = [place.make(key) for key in (kept, discarded, deleted)]
-    place.images.discard(discarded.revision)
+    place.images.discard(discarded)
     place.images.settle()
     assert [path.exists() for path in paths] == [True, False, True]
     place.store.delete(deleted.name)
@@ -340,6 +340,21 @@ def test_images_of_revisions_that_are_gone_are_removed(place: Place) -> None:
     assert [path.exists() for path in paths] == [True, False, False]
     assert not old.exists()
     assert {path.name for path in paths[0].parent.iterdir()} == {paths[0].name}
+
+
+def test_the_image_of_a_file_with_two_names_stays_until_both_are_gone(place: Place) -> None:
+    one = place.keys["idspam"]
+    data = place.store.read(*one)
+    other = AdapterKey("twin", place.store.put("twin", data).revision)
+    assert other.revision == one.revision
+    paths = [place.make(key) for key in (one, other)]
+    place.images.discard(other)
+    place.images.settle()
+    assert [path.exists() for path in paths] == [True, paths[0] == paths[1]]
+    assert place.load(one) is not None
+    place.images.discard(one)
+    place.images.settle()
+    assert not any(path.exists() for path in paths)
 
 
 def test_two_processes_on_one_folder_do_not_disturb_each_other(place: Place) -> None:
@@ -359,7 +374,7 @@ def test_two_processes_on_one_folder_do_not_disturb_each_other(place: Place) -> 
             for one, other in zip(place.answers(adapter), expected[key], strict=True):
                 assert np.array_equal(one, other)
             if rng.random() < 0.2:
-                images.discard(key.revision)
+                images.discard(key)
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(work, range(4)))
@@ -381,7 +396,7 @@ def test_the_engine_of_a_further_device_reads_what_the_first_one_writes(place: P
     place.images.keep(key, source, place.from_file(key))
     place.images.settle()
     assert reader.load(key, source) is not None
-    reader.discard(key.revision)
+    reader.discard(key)
     reader.settle()
     assert place.images.load(key, source) is not None
     image = place.path(key)

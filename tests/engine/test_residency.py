@@ -4,14 +4,20 @@ import asyncio
 import sys
 import weakref
 from collections.abc import Awaitable
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapters.adapter import PreparedAdapter
+from adapters.backbone.model import Backbone
 from adapters.format.files import serialize
+from service.engine.device_loader import OnLoaded, Outcome
 from service.engine.interface import AdapterKey
+from service.engine.runners.base import HostAdapter
+from service.engine.runners.packed import PackedRunner
+from service.engine.turns import NOBODY
 from service.errors import AdapterLoadFailed, InvalidRequest
 from tests.support.residency_harness import OpenResidency, let_the_loop_run
 from tests.support.tiny_models import make_adapter, make_backbone
@@ -324,3 +330,51 @@ async def test_bytes_limit_host_memory_as_well(open_residency: OpenResidency) ->
             await harness.use(name)
         assert ("a", "registered") in harness.recorder.evicted
         assert harness.recorder.sizes["registered"] == (2, 2 * one)
+
+
+async def test_the_reported_size_is_that_after_adapters_were_evicted_for_their_bytes(
+    open_residency: OpenResidency, backbone: Backbone
+) -> None:
+    one = PackedRunner(backbone).prepare(make_adapter(backbone)).nbytes
+    async with open_residency(active=8, max_active_bytes=one) as harness:
+        await harness.use("abc")
+        assert harness.recorder.sizes["active"] == (1, one)
+
+
+async def test_a_load_that_failed_leaves_no_adapter_in_the_reported_size(
+    open_residency: OpenResidency,
+) -> None:
+    async with open_residency(active=1) as harness:
+        await harness.use("a")
+        key = harness.keys["b"]
+        harness.store.path("b", key.revision).write_bytes(b"rotten")
+        with pytest.raises(AdapterLoadFailed):
+            await harness.use("b")
+        assert harness.recorder.sizes["active"] == (0, 0)
+
+
+async def test_a_trial_that_is_cancelled_once_it_is_loaded_gives_its_slot_back(
+    open_residency: OpenResidency, backbone: Backbone
+) -> None:
+    adapter = PackedRunner(backbone).prepare(make_adapter(backbone))
+    async with open_residency(active=1) as harness:
+        residency, load = harness.residency, harness.loader.load
+
+        def load_and_cancel(slot: int, tried: HostAdapter, on_loaded: OnLoaded, *of: Any) -> None:
+            def loaded(outcome: Outcome, seconds: float) -> None:
+                on_loaded(outcome, seconds)
+                # Its client leaves now, before the task that waits for this has run.
+                task.cancel()
+
+            load(slot, tried, loaded, *of)
+
+        for revision in ("1", "2"):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(harness.loader, "load", load_and_cancel)
+                key = AdapterKey("tried", revision)
+                task = asyncio.create_task(residency.try_out(key, adapter, NOBODY))
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+        async with asyncio.timeout(10):
+            lease = await residency.try_out(AdapterKey("tried", "3"), adapter, NOBODY)
+        residency.release(lease)

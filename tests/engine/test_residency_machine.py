@@ -17,6 +17,8 @@ from tests.support.residency_harness import let_the_loop_run, open_residency
 from tests.support.tiny_models import make_adapter, make_backbone
 
 SLOTS = 3
+# Two adapters and a half: with three, one is evicted as soon as nothing leases it.
+MAX_BYTES = 20_000
 NAMES = "abcde"
 # One folder for all examples: publishing the same file again repairs it.
 ROOT = tempfile.TemporaryDirectory()
@@ -31,7 +33,9 @@ class ResidencyMachine(RuleBasedStateMachine):
         super().__init__()
         self.loop = asyncio.new_event_loop()
         self.stack = AsyncExitStack()
-        opened = open_residency(Path(ROOT.name), BACKBONE, active=SLOTS, registered=4)
+        opened = open_residency(
+            Path(ROOT.name), BACKBONE, active=SLOTS, registered=4, max_active_bytes=MAX_BYTES
+        )
         self.harness = self.loop.run_until_complete(self.stack.enter_async_context(opened))
         self.asked: list[tuple[str, asyncio.Task[Lease]]] = []
         self.held: list[Lease] = []
@@ -115,6 +119,12 @@ class ResidencyMachine(RuleBasedStateMachine):
         residency = self.harness.residency
         used = [slot.index for slot in residency._active.values()]
         assert sorted(used + residency._free) == list(range(SLOTS))
+
+    @invariant()
+    def the_reported_size_is_the_real_one(self) -> None:
+        residency, reported = self.harness.residency, self.harness.recorder.sizes.get("active")
+        if all(slot.adapter is not None for slot in residency._active.values()):
+            assert (reported or (0, 0)) == (len(residency._active), residency._nbytes)
 
     @invariant()
     def what_is_retired_is_held_or_wanted(self) -> None:

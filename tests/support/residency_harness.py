@@ -72,9 +72,14 @@ class ResidencyHarness:
     """A residency, its store, and what it told its observer."""
 
     def __init__(
-        self, residency: Residency, store: GatedStore, recorder: RecordingObserver
+        self,
+        residency: Residency,
+        loader: DeviceLoader,
+        store: GatedStore,
+        recorder: RecordingObserver,
     ) -> None:
         self.residency = residency
+        self.loader = loader
         self.store = store
         self.recorder = recorder
         self.keys = {name: AdapterKey(name, store.current(name)) for name in store.names()}
@@ -121,7 +126,7 @@ async def open_residency(
             trial_slots=1,
             max_bytes=max_active_bytes,
         )
-        yield ResidencyHarness(residency, store, recorder)
+        yield ResidencyHarness(residency, loader, store, recorder)
         store.gate.set()
 
 

@@ -240,13 +240,24 @@ class Job:
         Raises:
             Overloaded: there is no room for what has come.
         """
-        held = self._splitter.held + self._making + self._bytes
-        wanted = held if held > FREE_BYTES else 0
-        if wanted > self._counted:
-            self._share.take(wanted - self._counted, "memory")
+        if (held := self._held) > self._counted:
+            self._share.take(held - self._counted, "memory")
+            self._counted = held
         else:
-            self._share.give_back(self._counted - wanted, "memory")
-        self._counted = wanted
+            self._give_back()
+
+    def _give_back(self) -> None:
+        """Count what is held no longer. Where there was no room for all that is held, that stays so
+        until the job has ended."""
+        if (held := self._held) < self._counted:
+            self._share.give_back(self._counted - held, "memory")
+            self._counted = held
+
+    @property
+    def _held(self) -> int:
+        """Bytes beyond those that are free for every body."""
+        held = self._splitter.held + self._making + self._bytes
+        return held if held > FREE_BYTES else 0
 
     async def _room(self, portion: Portion) -> None:
         """Wait until a portion may be held beside those that wait for their answers."""
@@ -308,7 +319,7 @@ class Job:
         self._hold(-len(portion.items))
         self._bytes -= portion.size
         self._tokens -= portion.tokens
-        self._count()
+        self._give_back()
         self._moved = monotonic()
         self._released.set()
 

@@ -19,6 +19,7 @@ from service.http.stream import job
 from tests.support.http_service import Brake, RunningService, error_of, serve, until
 from tests.support.key_files import bearer, write_keys
 from tests.support.open_stream import OpenStream
+from tests.support.raw_http import connected
 from tests.support.tiny_models import make_adapter, make_backbone
 
 STALL_SECONDS = 1.5
@@ -238,6 +239,37 @@ def test_no_more_is_read_than_is_answered(tmp_path: Path) -> None:
             brake.off()
         until(lambda: running.service.open_jobs == 0)
         until(lambda: running.service.body_budget.bytes_in["memory"] == 0)
+
+
+def test_lines_for_which_there_is_no_room_end_the_stream_after_what_was_answered(
+    tmp_path: Path,
+) -> None:
+    brake = Brake()
+    limits = {
+        "MAX_BODY_BYTES": str(2**21),
+        "MAX_UPLOAD_BYTES": str(2**21),
+        "MAX_BODY_BYTES_IN_FLIGHT": str(2**21 + 2**16),
+    }
+    with serve(tmp_path, load=brake.load, **limits) as running:
+        running.put("a", make_adapter(make_backbone()))
+        budget, loop = running.service.body_budget, running.service.starting.get_loop()
+        brake.on()
+        with OpenStream(running.url) as stream, connected(running.url) as other:
+            stream.send("hello")
+            until(lambda: brake.holds)
+            # Another body leaves 160 KB.
+            head = b"POST /v1/predict HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
+            length = b"Content-Length: %d\r\n\r\n" % 2**21
+            other.sendall(head + length + b" " * (2**21 - 10_000))
+            until(lambda: budget.limit - budget.bytes_in["memory"] < 200_000)
+            # While the loop is busy, so that they come in one piece.
+            loop.call_soon_threadsafe(time.sleep, 0.5)
+            stream.send(*["good card " * 9000] * 2)
+            time.sleep(1)
+            brake.off()
+            answered, refused = stream.rest()
+    assert answered["label"]
+    assert refused["error"]["type"] == "overloaded"
 
 
 def test_a_client_that_leaves_stops_the_work(tmp_path: Path) -> None:
