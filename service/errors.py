@@ -30,9 +30,11 @@ Clients also get the errors of `adapters.errors`: unknown names, conflicts, inva
 """
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 from adapters.errors import listing
+
+E = TypeVar("E", bound=BaseException)
 
 InferenceFailure: TypeAlias = Literal["out_of_memory", "not_finite", "batch_error"]
 OverloadReason: TypeAlias = Literal["queue", "share", "deadline"]
@@ -190,3 +192,10 @@ class LeaseExpired(Unavailable):
 
 class EngineUnavailable(Unavailable):
     """Draining, stopped or dead."""
+
+
+def without_frames(error: E) -> E:
+    """The error without what led to it: to be kept by something that these frames know, too. Such a
+    circle would wait for the garbage collector."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)

@@ -1,7 +1,7 @@
 """Garbage collection while thousands of adapters come: young garbage goes, no walk through all."""
 
 import gc
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from weakref import WeakSet
 
@@ -44,6 +44,16 @@ def test_objects_that_come_and_stay_are_walked_through_seldom(collections: Count
     kept = [[number] for number in range(1_000_000)]
     assert collections[2] == 0
     assert 1 <= sum(collections.values()) <= len(kept) // 20_000 + 1
+
+
+def test_garbage_that_has_grown_old_is_collected(collections: Counter[int]) -> None:
+    """Such as the errors of lines that have waited for the answers of lines before them."""
+    waiting: deque[Cycle] = deque()
+    for _ in range(1_500_000):
+        waiting.append(Cycle())
+        if len(waiting) > 150_000:
+            waiting.popleft()
+    assert collections[2] >= 1
 
 
 def test_garbage_in_cycles_stays_bounded() -> None:

@@ -26,6 +26,7 @@ from service.errors import (
     Overloaded,
     ServiceError,
     Unavailable,
+    without_frames,
 )
 from service.http.answer_size import AnswerShape
 from service.http.bodies import BODY_WATCHED, fault_of
@@ -342,7 +343,7 @@ class Job:
             items = unanswered(items)
             if len(items) == 1 or isinstance(error, DeadlineExceeded):
                 for item in items:
-                    item.fault = error
+                    item.fault = without_frames(error)
                 return
             # All of a request are answered or none. Which of them is it?
             for item in items:
@@ -386,7 +387,7 @@ class Job:
             except (AdapterError, ServiceError) as error:
                 if isinstance(error, Unavailable):
                     raise
-                item.fault = error
+                item.fault = without_frames(error)
                 continue
             texts.append(self._make_text(adapter, item.input.text, item.input.text_pair, "text"))
             asked.append(item)

@@ -1,6 +1,11 @@
 """A body of any length as lines of bounded length, however it is cut into chunks."""
 
+import re
 from dataclasses import dataclass
+
+# What `bytes.isspace` calls space; none of it is above the blank.
+_BLANK = re.compile(rb"[ \t\n\r\x0b\f]+")
+_SPACE = ord(" ")
 
 
 # Not frozen: there is one for every text.
@@ -53,6 +58,7 @@ class LineSplitter:
     def next(self) -> Line | None:
         """The next line that is not blank; None if more must come first."""
         while True:
+            self._skip_blank()
             chunk, start = self._chunk, self._position
             end = chunk.find(b"\n", start)
             if end < 0:
@@ -66,6 +72,17 @@ class LineSplitter:
                 line = self._line(chunk[start:end])
             if line.content is None or (line.content and not line.content.isspace()):
                 return line
+
+    def _skip_blank(self) -> None:
+        """Skip blank lines at once: a chunk may have a quarter of a million of them."""
+        chunk, start = self._chunk, self._position
+        if self._length or start == len(chunk) or chunk[start] > _SPACE:
+            return
+        run = _BLANK.match(chunk, start)
+        end = 0 if run is None else chunk.rfind(b"\n", start, run.end()) + 1
+        if start < end <= start + self._max_bytes:
+            self._number += chunk.count(b"\n", start, end)
+            self._position = end
 
     def _keep(self, piece: bytes) -> None:
         self._length += len(piece)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import orjson
 
 from service.client.types import Explain
-from service.errors import InvalidRequest, RequestError, TooLarge
+from service.errors import InvalidRequest, RequestError, TooLarge, without_frames
 from service.http.bodies import parse_json, validated
 from service.http.classify import Answers
 from service.http.errors import refusal_of
@@ -166,7 +166,7 @@ class LineReader:
             if adapter is None:
                 raise InvalidRequest(["adapter: missing, and the URL names none"])
         except RequestError as error:
-            item.fault = error
+            item.fault = without_frames(error)
             return item, self.defaults
         item.input, item.adapter = parsed, adapter
         return item, self._options(parsed)

@@ -1,6 +1,7 @@
 """Lines of a body, however it is cut."""
 
 import random
+from unittest import mock
 
 import pytest
 
@@ -61,3 +62,21 @@ def test_a_line_of_exactly_the_limit_is_kept() -> None:
         (1, b"x" * 10, 10),
         (2, None, 11),
     ]
+
+
+def test_a_chunk_of_blank_lines_is_skipped_at_once_and_counted() -> None:
+    """Each of them as an object took so long that other requests waited."""
+    blank = b"\n \r\n\t\n" * 20_000
+    splitter = LineSplitter(2**20)
+    splitter.feed(b" " + blank + b"  a\n" + blank + b"b\n")
+    with mock.patch.object(splitter, "_line", wraps=splitter._line) as made:
+        found = [splitter.next(), splitter.next()]
+    assert [(line.number, line.content) for line in found if line] == [
+        (60_001, b"  a"),
+        (120_002, b"b"),
+    ]
+    assert made.call_count == 2
+
+
+def test_a_blank_line_that_is_too_long_is_no_blank_line() -> None:
+    assert split(b"\n" + b" " * 30 + b"\nx\n", most=20) == [(2, None, 30), (3, b"x", 1)]

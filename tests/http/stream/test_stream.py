@@ -14,8 +14,10 @@ from typing import Any
 import httpx
 import pytest
 
-from service.http.openapi.schemas import Result, StreamError
+from service.http.openapi.schemas import Result, StreamError, StreamQuery
 from service.http.stream import job
+from service.http.stream.lines import Line
+from service.http.stream.portions import LineReader
 from tests.support.http_service import Brake, RunningService, error_of, serve, until
 from tests.support.key_files import bearer, write_keys
 from tests.support.open_stream import OpenStream
@@ -376,6 +378,22 @@ def test_a_drain_that_ends_too_late_fails_all_lines_in_flight_without_a_tracebac
     gc.collect()
     assert [answer["error"]["type"] for answer in answers] == ["unavailable"]
     assert "never retrieved" not in caplog.text
+
+
+REFUSED = (b"x", b"5", b"[]", b'{"text": 5}', b'{"no": "text"}', b'{"text": "x", "label": "ham"}')
+
+
+@pytest.mark.parametrize("line", [*REFUSED, b'{"text": "x"}'])
+def test_a_refused_line_leaves_no_garbage_in_circles(line: bytes) -> None:
+    """Where refused lines wait for answers, it would be old by the time that it is garbage."""
+    reader = LineReader(StreamQuery(), timeout_ms=1000, max_bytes=100)
+    reader.read(Line(1, line, len(line)))
+    gc.collect()
+    for number in range(100):
+        item, _ = reader.read(Line(number, line, len(line)))
+        assert item.fault is not None
+    del item
+    assert gc.collect() == 0
 
 
 def test_jobs_without_lines_take_no_room_from_others(
