@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 # Objects that came and have not gone since the last collection of the young ones, which takes two
 # milliseconds then; how many of these make one of the middle-aged; and how many of those make one
-# of all, so after a million objects. Python waits longer where a quarter of them would be fewer
+# of all, so after a million and a half. Python waits longer where a quarter of them would be fewer
 # than a quarter of what there is. Requests that are answered leave nothing to count.
 _THRESHOLDS = 20_000, 5, 10
 

@@ -49,7 +49,7 @@ def test_objects_that_come_and_stay_are_walked_through_seldom(collections: Count
 def test_garbage_that_has_grown_old_is_collected(collections: Counter[int]) -> None:
     """Such as the errors of lines that have waited for the answers of lines before them."""
     waiting: deque[Cycle] = deque()
-    for _ in range(1_500_000):
+    for _ in range(2_000_000):
         waiting.append(Cycle())
         if len(waiting) > 150_000:
             waiting.popleft()
