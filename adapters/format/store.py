@@ -136,9 +136,9 @@ class AdapterStore:
 
     @_reporting("list its adapters")
     def names(self) -> list[str]:
-        """All adapters that have a current revision, sorted."""
+        """All adapters that have a current revision, or of which that cannot be told, sorted."""
         names = (entry.name for entry in os.scandir(self.root) if NAME.fullmatch(entry.name))
-        return sorted(name for name in names if (self.root / name / _POINTER).is_file())
+        return sorted(name for name in names if _may_exist(self.root / name / _POINTER))
 
     @_reporting("publish")
     def put(
@@ -415,16 +415,20 @@ class AdapterStore:
     def collect(self) -> int:
         """Remove what interrupted writers left; returns how many files and folders that were.
 
-        Running writers, in any process, are not disturbed.
+        Running writers, in any process, are not disturbed. A name that cannot be looked into is
+        left as it is: the others have nothing to do with it.
         """
         collected = collect_uploads(self.root)
         for entry in list(os.scandir(self.root)):
-            if entry.name.startswith(_DELETED):
-                shutil.rmtree(entry.path, ignore_errors=True)
-                collected += 1
-            elif NAME.fullmatch(entry.name) and entry.is_dir():
-                with self._locked(entry.name):
-                    collected += self._collect_in(entry.name)
+            try:
+                if entry.name.startswith(_DELETED):
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                    collected += 1
+                elif NAME.fullmatch(entry.name) and entry.is_dir():
+                    with self._locked(entry.name):
+                        collected += self._collect_in(entry.name)
+            except OSError as error:
+                logger.warning("%s cannot be cleaned: %s", entry.path, error.strerror or error)
         for entry in list(os.scandir(self._locks)):
             if NAME.fullmatch(entry.name) and not (self.root / entry.name).exists():
                 with self._locked(entry.name):
@@ -579,6 +583,17 @@ class AdapterStore:
                 folder.rmdir()
                 collected += 1
         return collected
+
+
+def _may_exist(path: Path) -> bool:
+    """Whether there is such a file, or nobody lets us see. What it is shows when it is read."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def file_of(root: Path, name: str, revision: str) -> Path:

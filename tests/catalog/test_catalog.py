@@ -134,6 +134,30 @@ def test_a_file_that_cannot_be_read_for_a_while_is_not_damaged(tmp_path: Path) -
         assert live.client.get("/v1/adapters/a").json()["state"] == "damaged"
 
 
+def test_an_entry_that_cannot_be_read_keeps_no_other_from_being_served(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A folder in place of a list, links that lead to themselves; likewise what others own."""
+    store, adapter = AdapterStore(tmp_path), serialize(make_adapter(make_backbone()))
+    for name in ("good", "folder", "link"):
+        store.put(name, adapter)
+    (tmp_path / "folder" / "current").unlink()
+    (tmp_path / "folder" / "current").mkdir()
+    (tmp_path / "link" / "current").rename(tmp_path / "link" / "aside")
+    (tmp_path / "link" / "current").symlink_to(tmp_path / "link" / "current")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    bad = {"folder": "Is a directory", **dict.fromkeys(("link", "loop"), "Too many levels")}
+    with serve(tmp_path) as live:
+        listed = live.client.get("/v1/adapters").json()["adapters"]
+        assert {item["name"] for item in listed} == {"good", *bad}
+        for item in listed:
+            assert item["state"] == ("damaged" if item["name"] in bad else "ready")
+            assert bad.get(item["name"], "") in (item["reason"] or "")
+        assert live.predict(adapter="good", inputs="x")["results"]
+    for name in bad:
+        assert f"{tmp_path / name} cannot be cleaned" in caplog.text
+
+
 def test_a_disk_that_fails_after_a_change_is_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
