@@ -12,8 +12,8 @@ logger = logging.getLogger(__name__)
 
 # Objects that came and have not gone since the last collection of the young ones, which takes two
 # milliseconds then; how many of these make one of the middle-aged; and how many of those make one
-# of all, so after a million and a half. Python waits longer while that is less than a quarter of all
-# objects. Requests that are answered leave nothing to count.
+# of all, so after a million and a half. Python waits longer while that is less than a quarter of
+# all objects. Requests that are answered leave nothing to count.
 _THRESHOLDS = 20_000, 5, 10
 
 

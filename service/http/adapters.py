@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
@@ -41,12 +41,13 @@ from service.http.openapi.documentation import (
     SHOW,
 )
 from service.http.openapi.schemas import RollbackRequest
+from service.http.queries import refuse_unknown_query
 from service.http.upload_report import declared, reported
 
 # A file up to this size is read once, and sent from memory.
 _SMALL_BYTES = 4 * 2**20
 
-router = APIRouter()
+router = APIRouter(dependencies=[Depends(refuse_unknown_query)])
 
 
 class _OpenedFile(FileResponse):

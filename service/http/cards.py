@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -13,8 +13,9 @@ from service.http.adapters import condition_of, etag
 from service.http.bodies import content_type, read_body, refuse_encoded
 from service.http.lifecycle import origin_of, service_of
 from service.http.openapi.documentation import PUT_CARD, SHOW_CARD
+from service.http.queries import refuse_unknown_query
 
-router = APIRouter()
+router = APIRouter(dependencies=[Depends(refuse_unknown_query)])
 
 _Revision = Annotated[str | None, Query(max_length=64)]
 _TYPES = ("text/markdown", "text/plain")

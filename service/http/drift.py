@@ -10,7 +10,7 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 import orjson
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -19,11 +19,12 @@ from service.errors import ServiceError, TextsNotKept
 from service.http.bodies import JsonResponse
 from service.http.lifecycle import Service, origin_of, service_of
 from service.http.openapi.documentation import DRIFT, FORGET_UNCERTAIN, UNCERTAIN
+from service.http.queries import refuse_unknown_query
 from service.records.audit import Outcome
 
 logger = logging.getLogger(__name__)
 
-router = APIRouter()
+router = APIRouter(dependencies=[Depends(refuse_unknown_query)])
 
 
 @router.get("/v1/adapters/{name}/drift", **DRIFT)

@@ -16,6 +16,7 @@ from service.http.classify import Answers, classify, ranked
 from service.http.lifecycle import service_of
 from service.http.openapi.documentation import PREDICT
 from service.http.openapi.schemas import PredictInput, PredictRequest
+from service.http.queries import refuse_query_but
 from service.http.texts import Text, TextMaker
 
 # A valid request has at most this many fields beside its inputs and in each of them.
@@ -37,6 +38,7 @@ async def predict(request: Request) -> Response:
     any other.
     """
     service, started = service_of(request), monotonic()
+    refuse_query_but(request)
     content = await read_json(request, service.settings.max_body_bytes)
     body = _validate(content, max_inputs=service.settings.max_inputs)
     inputs = body.inputs if isinstance(body.inputs, list) else [body.inputs]

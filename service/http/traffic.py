@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -20,8 +20,9 @@ from service.http.openapi.documentation import (
     SHOW_TRAFFIC,
 )
 from service.http.openapi.schemas import TrafficRequest
+from service.http.queries import refuse_unknown_query
 
-router = APIRouter()
+router = APIRouter(dependencies=[Depends(refuse_unknown_query)])
 
 
 @router.put("/v1/adapters/{name}/traffic", **PUT_TRAFFIC)
