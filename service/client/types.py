@@ -386,7 +386,8 @@ class UploadReport(msgspec.Struct, frozen=True):
 class Published(msgspec.Struct, frozen=True):
     """The result of an upload or a rollback.
 
-    created: the name is new. changed: False if this revision was served already.
+    created: the name is new. changed: False if this revision was served already, or was only
+    staged.
     """
 
     name: str
@@ -394,9 +395,10 @@ class Published(msgspec.Struct, frozen=True):
     created: bool
     changed: bool
 
-    @property
-    def outcome(self) -> str:
-        """`created`, `replaced` or `unchanged`."""
+    def outcome(self, *, stage: bool = False) -> str:
+        """`created`, `replaced`, `unchanged`, or what `stage` asked for, `staged`."""
+        if stage:
+            return "staged"
         return "created" if self.created else "replaced" if self.changed else "unchanged"
 
 

@@ -404,7 +404,8 @@ def _print_published(published: Published, arguments: Namespace) -> None:
     if arguments.json:
         _print_json(published)
     else:
-        _print(f"{published.name} {published.revision} {published.outcome}")
+        stage = getattr(arguments, "stage", False)
+        _print(f"{published.name} {published.revision} {published.outcome(stage=stage)}")
 
 
 def _print_report(report: UploadReport, arguments: Namespace) -> None:

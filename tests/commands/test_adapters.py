@@ -151,7 +151,8 @@ def test_a_second_revision_is_staged_tried_shown_and_promoted(
         return done.stdout
 
     first = adapters("upload", "one.safetensors", "--name", "t").split()[1]
-    second = adapters("upload", "two.safetensors", "--name", "t", "--stage").split()[1]
+    _, second, outcome = adapters("upload", "two.safetensors", "--name", "t", "--stage").split()
+    assert outcome == "staged"
     tried = ("--revision", second[:9], "--percent", "50", "--max-disagreement", "off")
     shown = adapters("traffic", "t", *tried, "--min-texts", "500")
     assert f"{second[:12]} on 50 % of texts, canary" in shown

@@ -129,6 +129,7 @@ def test_mistakes_have_teis_errors(
         ({"input": "card " * 200}, 400),
         ({"encoding_format": "int8"}, 400),
         ({"dimensions": SIZE + 1}, 400),
+        ({"truncate_prompt_tokens": 5}, 400),
     ],
 )
 def test_mistakes_have_openais_errors(
@@ -140,8 +141,10 @@ def test_mistakes_have_openais_errors(
 
 def test_a_long_text_is_cut_and_counted_or_refused_with_its_tokens(live: RunningService) -> None:
     assert tei(live, inputs=["card " * 200, "card"]).headers["x-truncated-inputs"] == "1"
-    cut = openai(live, input="card " * 200, truncate_prompt_tokens=-1).json()
-    assert cut["usage"]["prompt_tokens"] == live.service.engine.info.max_tokens
+    most = live.service.engine.info.max_tokens
+    for limit in (-1, most, most + 1):
+        cut = openai(live, input="card " * 200, truncate_prompt_tokens=limit).json()
+        assert cut["usage"]["prompt_tokens"] == most
     message = openai(live, input="card " * 200).json()["error"]["message"]
     assert "input.0: 202 tokens, the backbone reads" in message
 

@@ -88,7 +88,8 @@ def run(arguments: Namespace) -> int:
         wait=arguments.wait,
         note=note,
     )
-    sys.stdout.write(f"{published.name} {published.revision} {published.outcome}\n")
+    outcome = published.outcome(stage=arguments.stage)
+    sys.stdout.write(f"{published.name} {published.revision} {outcome}\n")
     if card is not None:
         push_card(card, published, url, key=key, note=note)
     return 0

@@ -495,7 +495,9 @@ class PublishedAdapter(_Answer):
     name: str
     revision: str = Field(description="Served from now on.")
     created: bool = Field(description="The name is new.")
-    changed: bool = Field(description="false: these bytes were already being served.")
+    changed: bool = Field(
+        description="false: these bytes were already being served, or the upload was only staged."
+    )
 
 
 class UploadError(_Answer):

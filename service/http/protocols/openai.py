@@ -15,6 +15,7 @@ from service.http.embedding import BASE64_BYTES, VALUE_BYTES, Vector, embed
 from service.http.lifecycle import Service, service_of
 from service.http.openapi.compatible import OPENAI_EMBEDDINGS
 from service.http.openapi.schemas import MAX_INTEGER, Lenient, Positive, Whole
+from service.http.protocols.truncation import check_limit
 
 router = APIRouter()
 
@@ -23,7 +24,7 @@ class EmbeddingsRequest(Lenient):
     """A text or a list of texts; no token ids. `user` is ignored.
 
     model: the backbone's name, or what follows its last slash; null is the same.
-    truncate_prompt_tokens: vLLM's. null refuses a text that is too long, -1 cuts it.
+    truncate_prompt_tokens: vLLM's (`truncation.check_limit`).
     """
 
     model: str | None = None
@@ -39,6 +40,8 @@ async def embeddings(request: Request) -> Response:
     started, service = monotonic(), service_of(request)
     body = await read_as(EmbeddingsRequest, request)
     name = _checked_model(service, body.model)
+    reads = service.engine.info.max_tokens
+    check_limit(body.truncate_prompt_tokens, reads=reads, reader="backbone")
     texts = [body.input] if isinstance(body.input, str) else body.input
     in_base64 = body.encoding_format == "base64"
     found = await embed(

@@ -20,6 +20,7 @@ from service.http.openapi.compatible import VLLM_CLASSIFY, VLLM_RERANK
 from service.http.openapi.schemas import MAX_INTEGER, Lenient, Whole
 from service.http.protocols.reranking import rerank
 from service.http.protocols.tei import default_adapter
+from service.http.protocols.truncation import check_limit
 from service.http.texts import Text, TextMaker
 from service.observability.logs import request_id
 
@@ -111,7 +112,7 @@ async def rerank_documents(request: Request) -> Response:
     adapter = (
         default_adapter(service) if body.model is None else service.catalog.resolve(body.model)
     )
-    _check_limit(body.truncate_prompt_tokens, adapter.spec.max_length)
+    check_limit(body.truncate_prompt_tokens, reads=adapter.spec.max_length, reader="adapter")
     documents = [body.documents] if isinstance(body.documents, str) else body.documents
     texts = [each if isinstance(each, str) else each.text for each in documents]
     ranking = await rerank(
@@ -172,16 +173,6 @@ def _texts(body: VllmClassifyRequest, service: Service, text_of: TextMaker) -> l
         default_adapter(service) if body.model is None else service.catalog.resolve(body.model)
     )
     texts = [text_of(adapter, text, None, f"input.{index}") for index, text in enumerate(inputs)]
-    _check_limit(body.truncate_prompt_tokens, max(text.spec.max_length for text in texts))
+    reads = max(text.spec.max_length for text in texts)
+    check_limit(body.truncate_prompt_tokens, reads=reads, reader="adapter")
     return texts
-
-
-def _check_limit(limit: int | None, reads: int) -> None:
-    """
-    Raises:
-        InvalidRequest: fewer tokens than the adapter reads.
-    """
-    if limit is not None and 0 <= limit < reads:
-        raise InvalidRequest(
-            [f"truncate_prompt_tokens: -1 or at least the {reads} that the adapter reads"]
-        )
