@@ -15,7 +15,13 @@ from cli.imports import importing
 from cli.shell import escape_unencodable
 from service.auto_workers import workers_of
 from service.devices import devices_of
-from service.settings import InvalidSettings, Settings, contradictions, read_settings
+from service.settings import (
+    TREE_ZOO,
+    InvalidSettings,
+    Settings,
+    contradictions,
+    read_settings,
+)
 from service.start import StartFailed, log_service_links
 
 # Not its own name, which is `__main__`.
@@ -86,6 +92,10 @@ def _serve(settings: Settings) -> None:
             lock.acquire()
         except StoreInUse as error:
             raise StartFailed(f"IDSPAM_ADAPTER_DIR: {error}") from None
+    zoo = settings.zoo_dir
+    # An image may be without the tree's own.
+    if zoo is not None and zoo != TREE_ZOO and not zoo.is_dir():
+        raise StartFailed(f"IDSPAM_ZOO_DIR: {zoo}: no such folder; `off` is none")
     for setting, check in (("AUDIT_LOG", check_audit_log), ("DECISION_LOG", check_decision_log)):
         with _start_errors(f"IDSPAM_{setting}: cannot be written"):
             check(settings)

@@ -26,6 +26,7 @@ DEFAULT_BODY_BYTES_IN_FLIGHT = 512 * 2**20
 # Beside the file, a multipart form may have this much.
 FORM_BYTES = 64 * 1024
 TREE = Path(__file__).resolve().parent.parent
+TREE_ZOO = TREE / "adapters" / "zoo"
 
 
 class InvalidSettings(Exception):
@@ -177,7 +178,7 @@ def _zoo(value: str) -> Path | None:
         case "off":
             return None
         case "tree":
-            return TREE / "adapters" / "zoo"
+            return TREE_ZOO
         case _:
             return _folder(value)
 
@@ -220,6 +221,9 @@ def _origins(value: str) -> tuple[str, ...]:
 
 def _keys(value: str) -> tuple[str, ...]:
     keys = tuple(key.strip() for key in value.split(",") if key.strip())
+    if value.strip() and not keys:
+        # "$ONE,$OTHER" with both of them empty. Without keys it would let everybody in.
+        raise ValueError("there is no key between the commas; leave it unset if there are none")
     if not all(key.isascii() and key.isprintable() and " " not in key for key in keys):
         raise ValueError("keys are printable ASCII without spaces, separated by commas")
     return keys

@@ -168,6 +168,15 @@ def test_keys_are_neither_shown_in_errors_nor_in_logs() -> None:
     assert "hush" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["IDSPAM_API_KEYS", "IDSPAM_ADMIN_KEYS"])
+def test_commas_without_keys_are_refused(name: str) -> None:
+    """As `"$ONE,$OTHER"` is if neither is set: taken for no keys, everybody could ask."""
+    assert read_settings({name: ""}) == Settings()
+    for value in (",", " , ,"):
+        with pytest.raises(InvalidSettings, match=f"^{name}: there is no key"):
+            read_settings({name: value})
+
+
 def test_what_can_be_switched_off_or_left_to_the_device() -> None:
     assert read_settings({"IDSPAM_ZOO_DIR": "off"}).zoo_dir is None
     automatic = read_settings({"IDSPAM_DEVICE": "cpu", "IDSPAM_MAX_BATCH_TOKENS": "auto"})
@@ -189,8 +198,22 @@ def test_the_page_has_the_table_as_it_is() -> None:
     assert table[1].strip() == settings_table().strip(), "run: python -m service settings"
 
 
-def test_a_bad_setting_stops_the_start_with_one_line_and_status_2() -> None:
-    environ = {"IDSPAM_PORT": "x", "PATH": ""}
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("IDSPAM_PORT", "x", "'x': must be a whole number from 0 to 65535"),
+        ("IDSPAM_ZOO_DIR", "/no/zoo", "/no/zoo: no such folder; `off` is none"),
+        (
+            "IDSPAM_API_KEYS",
+            ",",
+            "there is no key between the commas; leave it unset if there are none",
+        ),
+    ],
+)
+def test_a_bad_setting_stops_the_start_with_one_line_and_status_2(
+    name: str, value: str, says: str, tmp_path: Path
+) -> None:
+    environ = {name: value, "PATH": "", "IDSPAM_ADAPTER_DIR": str(tmp_path)}
     ended = subprocess.run(
         [sys.executable, "-m", "service", "serve"],
         cwd=TREE,
@@ -200,8 +223,7 @@ def test_a_bad_setting_stops_the_start_with_one_line_and_status_2() -> None:
     )
     assert ended.returncode == 2
     assert ended.stdout == b""
-    expected = "service: IDSPAM_PORT: 'x': must be a whole number from 0 to 65535\n"
-    assert ended.stderr.decode() == expected
+    assert ended.stderr.decode() == f"service: {name}: {says}\n"
 
 
 def test_the_settings_command_prints_the_table() -> None:

@@ -1,4 +1,4 @@
-"""vLLM's `truncate_prompt_tokens`: a text is cut where the model's reading ends, and nowhere else."""
+"""vLLM's `truncate_prompt_tokens`: a text is cut where reading ends, and nowhere else."""
 
 from service.errors import InvalidRequest
 

@@ -10,6 +10,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from service.errors import MalformedRequest
 from service.http.bodies import content_type, refuse_encoded, validated
 from service.http.errors import DISCONNECTED
 from service.http.openapi.documentation import STREAM
@@ -29,6 +30,9 @@ async def predict_stream(request: Request) -> Response:
     may go on for hours. A line that cannot be answered gets an error in its place. Read the answer
     while you send: the service reads no further while its answers are not taken.
     """
+    if request.scope["http_version"] == "1.0":
+        # Its client would read the chunks' sizes as lines.
+        raise MalformedRequest("a stream needs HTTP/1.1, which has chunks")
     kind = content_type(request) or "none"
     if kind != NDJSON:
         raise HTTPException(415, f"Content-Type is {kind}, expected {NDJSON}")

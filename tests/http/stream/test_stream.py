@@ -21,7 +21,7 @@ from service.http.stream.portions import LineReader
 from tests.support.http_service import Brake, RunningService, error_of, serve, until
 from tests.support.key_files import bearer, write_keys
 from tests.support.open_stream import OpenStream
-from tests.support.raw_http import connected
+from tests.support.raw_http import connected, sent_and_answered
 from tests.support.tiny_models import make_adapter, make_backbone
 
 STALL_SECONDS = 1.5
@@ -241,6 +241,14 @@ def test_no_more_is_read_than_is_answered(tmp_path: Path) -> None:
             brake.off()
         until(lambda: running.service.open_jobs == 0)
         until(lambda: running.service.body_budget.bytes_in["memory"] == 0)
+
+
+def test_a_client_of_http_1_0_is_told_that_a_stream_needs_1_1(live: RunningService) -> None:
+    head = "POST /v1/predict/stream?adapter=a HTTP/1.0\r\nContent-Type: application/x-ndjson"
+    request = f'{head}\r\nContent-Length: 4\r\n\r\n"a"\n'
+    (answer,) = sent_and_answered(live.url, request.encode())
+    assert (answer.status, answer.error["type"]) == (400, "malformed_request")
+    assert "HTTP/1.1" in answer.error["message"]
 
 
 def test_lines_for_which_there_is_no_room_end_the_stream_after_what_was_answered(
