@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -133,7 +134,7 @@ def _serve_in_this_process(settings: Settings, listener: socket.socket) -> None:
         from service.access.exposure import log_access
         from service.http.app import create_app, route_paths
         from service.http.errors import error_types
-        from service.http.server import Server, ignore_repeated_signals, url_of
+        from service.http.server import Server, survive_late_signals, url_of
         from service.local import local_backend
         from service.observability.metrics import Metrics
 
@@ -145,11 +146,24 @@ def _serve_in_this_process(settings: Settings, listener: socket.socket) -> None:
     metrics = Metrics(registry, routes=route_paths(), error_types=error_types())
     app = create_app(settings, local_backend(settings, metrics), metrics)
     url = url_of(listener, settings.scheme)
-    server = Server(app, app.state.service, url=url, announce=_print_line)
-    ignore_repeated_signals()
+    server = Server(app, app.state.service, url=url, announce=_print_line, end_within=_end_within)
+    survive_late_signals(_end_within)
     server.run(sockets=[listener])
     if server.failure is not None:
         raise StartFailed(server.failure)
+
+
+def _end_within(seconds: float) -> None:
+    """End the process after so many seconds, if it has not ended by then. Python waits for every
+    thread, also for one that reads from a disk which does not answer."""
+
+    def end() -> None:
+        logger.warning("a thread does not end: the process ends without it")
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
 
 
 def _print_line(line: str) -> None:

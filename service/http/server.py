@@ -27,6 +27,10 @@ from service.start import freeze_loaded_objects, start_error
 BACKLOG = 2048
 # Every request is answered before uvicorn is asked to exit; this is for connections that stay open.
 CLOSING_SECONDS = 2
+# Then the process ends, also if a thread hangs in a read: once it has drained, and on a second
+# signal.
+ENDING_SECONDS = 10.0
+AT_ONCE_SECONDS = 1.0
 # Longer than client pools keep idle connections, so that it is the client that closes them.
 KEEP_ALIVE_SECONDS = 75
 # Connections are checked every so many tenths of a second.
@@ -46,6 +50,7 @@ class Server(uvicorn.Server):
         announce: called with one line as soon as the service is ready.
         process: the name of this process in metrics.
         neighbours: other processes that may serve its connections.
+        end_within: called with the seconds in which the process must end, once it has drained.
 
     Raises:
         StartFailed: this process may not have descriptors for its connections.
@@ -63,6 +68,7 @@ class Server(uvicorn.Server):
         announce: Callable[[str], None],
         process: str = "service",
         neighbours: Neighbours | None = None,
+        end_within: Callable[[float], None] = lambda _: None,
     ) -> None:
         self._connections = connections = Connections(
             limits_of(service.settings),
@@ -97,6 +103,7 @@ class Server(uvicorn.Server):
         self._service = service
         self._url = url
         self._process = process
+        self._end_within = end_within
         self._announce = announce
         self._loop: asyncio.AbstractEventLoop | None = None
         self._neighbours = neighbours
@@ -165,6 +172,7 @@ class Server(uvicorn.Server):
         if self._loop is None or self._draining is not None:
             super().handle_exit(sig, frame)
             self.force_exit = True
+            self._end_within(AT_ONCE_SECONDS)
             return
         # In a context of its own: the interrupted one may be a request's, whose id is then logged.
         self._loop.call_soon_threadsafe(self._drain, context=Context())
@@ -194,18 +202,23 @@ class Server(uvicorn.Server):
 
     def _drained(self, draining: "asyncio.Task[None]") -> None:
         self.should_exit = True
+        self._end_within(ENDING_SECONDS)
         if not draining.cancelled() and (error := draining.exception()) is not None:
             self.failure = f"draining failed: {error}"
 
 
-def ignore_repeated_signals() -> None:
-    """Ignore the signals that uvicorn raises again when it is done: they were handled already.
+def survive_late_signals(end_within: Callable[[float], None] = lambda _: None) -> None:
+    """Keep the signals that come when uvicorn is done from ending the process in the midst of its
+    end. It raises those again that it has seen.
 
     A signal that comes before uvicorn listens to it waits until then.
+
+    Args:
+        end_within: as of `Server`; called for each of them.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     for number in _SIGNALS:
-        signal.signal(number, lambda *_: None)
+        signal.signal(number, lambda *_: end_within(AT_ONCE_SECONDS))
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -13,7 +13,7 @@ from service.access.key_file import BadKeys
 from service.access.quotas import Quotas
 from service.access.tls import BadCertificate
 from service.http.app import create_app
-from service.http.server import Server, address_text, ignore_repeated_signals, listen_shared
+from service.http.server import Server, address_text, listen_shared, survive_late_signals
 from service.ipc.channel import Context
 from service.ipc.child import ChildContext, begin
 from service.ipc.least_connections import LeastConnections
@@ -89,7 +89,7 @@ def main() -> int:
         # since the service was started, or there are too few descriptors.
         child.failed(str(error))
         return 2
-    ignore_repeated_signals()
+    survive_late_signals()
     server.run(sockets=[listener])
     context.destroy(linger=_LINGER_MILLISECONDS)
     child.tidy()
