@@ -173,7 +173,10 @@ def read_table(
         except StopIteration:
             return
         except csv.Error as error:
-            raise file.fault(f"broken row: {error}", line=start) from None
+            # csv's own words are about a flag of Python's.
+            alone = "a carriage return ends no row: save the file with line feeds"
+            what = alone if "new-line character" in str(error) else error
+            raise file.fault(f"broken row: {what}", line=start) from None
         if not fields:
             continue
         if header is None:

@@ -395,10 +395,9 @@ class Published(msgspec.Struct, frozen=True):
     created: bool
     changed: bool
 
-    def outcome(self, *, stage: bool = False) -> str:
-        """`created`, `replaced`, `unchanged`, or what `stage` asked for, `staged`."""
-        if stage:
-            return "staged"
+    @property
+    def outcome(self) -> str:
+        """`created`, `replaced` or `unchanged`: of what is served."""
         return "created" if self.created else "replaced" if self.changed else "unchanged"
 
 

@@ -404,8 +404,8 @@ def _print_published(published: Published, arguments: Namespace) -> None:
     if arguments.json:
         _print_json(published)
     else:
-        stage = getattr(arguments, "stage", False)
-        _print(f"{published.name} {published.revision} {published.outcome(stage=stage)}")
+        outcome = "staged" if getattr(arguments, "stage", False) else published.outcome
+        _print(f"{published.name} {published.revision} {outcome}")
 
 
 def _print_report(report: UploadReport, arguments: Namespace) -> None:

@@ -112,9 +112,11 @@ def _create(arguments: Namespace) -> None:
     path = _file(arguments)
     with _locked(path):
         lines = split_lines(read_text(path)) if path.exists() else []
-        lines = [*lines, record.line()]
         # Also refuses to add to a file that the service would refuse.
-        parse("\n".join(lines), str(path))
+        for stored in parse("\n".join(lines), str(path)):
+            if stored.key.name == record.name and stored.key.revoked is None:
+                raise CommandFailed(f"{stored.place}: the name {record.name!r} is taken")
+        lines = [*lines, record.line()]
         _written(lambda: write(path, lines), path)
     sys.stdout.write(f"{token}\n")
     sys.stderr.write(

@@ -92,7 +92,7 @@ def test_a_line_for_the_environment_needs_no_file(capsys: pytest.CaptureFixture[
         (["create", "a", "--weight", "nan"], "weight nan"),
         (["create", "a", "--requests-per-minute", "0"], "requests_per_minute 0"),
         (["create", "a", "--tokens-per-minute", "x"], "'x': expected a whole number"),
-        (["create", "taken"], "line 2: the name 'taken' is also on line 1"),
+        (["create", "taken"], "keys.jsonl: line 1: the name 'taken' is taken"),
         (["revoke", "nobody"], "no key 'nobody' that could be revoked; taken"),
         (["create", "a", "--file", "/nowhere/keys"], "/nowhere: No such file"),
         (["list", "--file", "/nowhere/keys"], "/nowhere/keys: cannot be read"),

@@ -88,7 +88,7 @@ def run(arguments: Namespace) -> int:
         wait=arguments.wait,
         note=note,
     )
-    outcome = published.outcome(stage=arguments.stage)
+    outcome = "staged" if arguments.stage else published.outcome
     sys.stdout.write(f"{published.name} {published.revision} {outcome}\n")
     if card is not None:
         push_card(card, published, url, key=key, note=note)

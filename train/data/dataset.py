@@ -504,8 +504,10 @@ def split_validation(dataset: Dataset, *, fraction: float, seed: int) -> tuple[D
     divided = _held_out_of_sets if dataset.multi_label else _held_out
     held_out = divided(dataset.examples, fraction, random.Random(seed))
     if not held_out:
+        texts = len({(example.text, example.text_pair) for example in dataset.examples})
         raise DataError(
-            "too few rows to hold some out: give --validation or --validation-fraction 0",
+            f"none of {texts} different texts can be held out: every label keeps one, and so do "
+            "texts with several labels; give --validation or --validation-fraction 0",
             source=dataset.source,
         )
     return divide(dataset, held_out)

@@ -255,7 +255,7 @@ def test_lines_for_which_there_is_no_room_end_the_stream_after_what_was_answered
     tmp_path: Path,
 ) -> None:
     brake = Brake()
-    limits = {
+    limits: dict[str, Any] = {
         "MAX_BODY_BYTES": str(2**21),
         "MAX_UPLOAD_BYTES": str(2**21),
         "MAX_BODY_BYTES_IN_FLIGHT": str(2**21 + 2**16),
