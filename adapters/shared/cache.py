@@ -261,11 +261,13 @@ class CachedStore(AdapterStore):
 
     def _write(self, path: Path, data: bytes) -> None:
         """Not synced: what a crash leaves is verified before it is used, or fetched again."""
-        path.parent.mkdir(exist_ok=True)
         temporary = self._temporary / secrets.token_hex(16)
         try:
             temporary.write_bytes(data)
-            os.replace(temporary, path)
+            # Another thread may evict the name's other files, and then removes its folder.
+            with self._changed:
+                path.parent.mkdir(exist_ok=True)
+                os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise

@@ -87,7 +87,9 @@ class ObjectStore:
         self._backend: _Backend | None = None
         self._process = 0
         self._lock = threading.Lock()
-        self._hanging = threading.BoundedSemaphore(_MAX_HANGING)
+        # Calls that have outlived their time.
+        self._hanging = 0
+        self._counting = threading.Lock()
 
     def create(self, key: str, content: bytes | Path) -> bool:
         """Write an object that does not exist yet; False if it does.
@@ -225,21 +227,32 @@ class ObjectStore:
         results: list[T] = []
         errors: list[Exception] = []
 
+        returned, given_up = False, False
+
         def run() -> None:
+            nonlocal returned
             try:
                 results.append(call())
             except Exception as error:
                 errors.append(error)
             finally:
-                self._hanging.release()
+                with self._counting:
+                    returned = True
+                    self._hanging -= given_up
 
-        if not self._hanging.acquire(blocking=False):
+        if self._hanging >= _MAX_HANGING:
             raise StoreUnreachable(f"{_MAX_HANGING} calls have not returned yet")
         thread = threading.Thread(target=run, name="shared-store", daemon=True)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise StoreUnreachable(str(error)) from None
         thread.join(seconds)
-        if thread.is_alive():
-            raise StoreUnreachable("no answer in time")
+        with self._counting:
+            if not returned:
+                given_up = True
+                self._hanging += 1
+                raise StoreUnreachable("no answer in time")
         if errors:
             raise errors[0]
         return results[0]

@@ -81,6 +81,8 @@ class Guard:
         self._quotas = quotas or Quotas()
         self._source = KeySource(settings)
         self._keyring = self._source.read()
+        # Why the file cannot be used now.
+        self._trouble: str | None = None
         self._throttle = Throttle()
         own = [name for name in (settings.host, settings.published) if name]
         self._hosts = KnownHosts((*settings.allowed_hosts, *own))
@@ -186,8 +188,12 @@ class Guard:
         try:
             keyring = await asyncio.to_thread(self._source.read)
         except BadKeys as error:
-            logger.error("the keys stay as they were: %s", error)
+            # It is tried again every two seconds.
+            if str(error) != self._trouble:
+                logger.error("the keys stay as they were: %s", error)
+            self._trouble = str(error)
             return
+        self._trouble = None
         before, self._keyring = self._keyring, keyring
         change = keyring.changes_since(before, str(self._source.path))
         logger.info("keys reloaded keys=%d", len(keyring))

@@ -98,11 +98,15 @@ class KeySource:
         Raises:
             BadKeys: the file or a line of it cannot be used, or a name or id is in both places.
         """
-        self._signature = self._sign()
+        # Until this has worked: a read that failed for want of a descriptor is tried again.
+        self._signature = None
+        signature = self._sign()
         stored = parse(self._environment, "IDSPAM_KEYS")
         if self.path is not None:
             stored += read(self.path)
-        return Keyring(_by_id(stored), self._plain)
+        keyring = Keyring(_by_id(stored), self._plain)
+        self._signature = signature
+        return keyring
 
     def has_changed(self) -> bool:
         """Whether the file is another one than that of the last `read`."""

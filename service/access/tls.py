@@ -68,19 +68,24 @@ class Renewal:
         self._certificate = certificate
         self._context = context
         self._signature = certificate.signature()
+        # Why renewed files cannot be used now.
+        self._trouble: str | None = None
 
     def check(self) -> None:
         """Use the files if they have changed; files that cannot be used change nothing."""
         signature = self._certificate.signature()
         if signature == self._signature:
             return
-        self._signature = signature
         try:
             self._certificate.check()
             self._certificate.load(self._context)
         except BadCertificate as error:
-            logger.error("the certificate stays as it was: %s", error)
+            # It is tried again at the next check.
+            if str(error) != self._trouble:
+                logger.error("the certificate stays as it was: %s", error)
+            self._trouble = str(error)
         else:
+            self._signature, self._trouble = signature, None
             logger.info("certificate read again file=%s", self._certificate.cert)
 
 

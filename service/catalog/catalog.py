@@ -516,10 +516,14 @@ class Catalog(CatalogView):
         return events
 
     async def _reload(self, name: str) -> ChangeResult:
-        self.entry(name)
-        entry = await asyncio.to_thread(lambda: self._hashed(self._entry_of(name, {})))
-        if entry.current is not None and entry.refusal is None:
-            await self._preload(AdapterKey(name, entry.current))
+        while True:
+            before = self.entry(name)
+            entry = await asyncio.to_thread(lambda: self._hashed(self._entry_of(name, {})))
+            if entry.current is not None and entry.refusal is None:
+                await self._preload(AdapterKey(name, entry.current))
+            # Other replicas change it without this one's lock.
+            if self._entries.get(name) is before:
+                break
         self._set(entry)
         key = entry.resolved(entry.require_current()).key
         logger.info("adapter reloaded name=%s revision=%s", name, key.revision)
@@ -533,8 +537,16 @@ class Catalog(CatalogView):
         except AdapterError as error:
             self._raise_trouble(error)
             damage = DamagedFile(f"adapter {name!r}, {revision}: {error}")
-            if not isinstance(entry.unusable.get(revision), DamagedFile):
-                self._set(entry.damaged(revision, damage))
+            # As it is now: another replica may have changed it meanwhile.
+            now = self._entries.get(name)
+            stored = () if now is None else now.revisions
+            is_there = any(item.revision == revision for item in stored)
+            if (
+                now is not None
+                and is_there
+                and not isinstance(now.unusable.get(revision), DamagedFile)
+            ):
+                self._set(now.damaged(revision, damage))
             raise damage from None
         return ChangeResult()
 

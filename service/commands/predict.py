@@ -9,7 +9,8 @@ import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections import deque
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
@@ -199,7 +200,33 @@ def _output(name: str, source: str) -> Iterator[BinaryIO]:
     except OSError as error:
         raise CommandFailed(f"--output {name}: {error.strerror or error}") from None
     with file:
-        yield cast(BinaryIO, file)
+        yield cast(BinaryIO, _Whole(file, name))
+
+
+class _Whole:
+    """A file without a buffer, which may take a part of what it is given: it gets all or none."""
+
+    def __init__(self, file: FileIO, name: str) -> None:
+        self._file = file
+        self._name = name
+
+    def write(self, content: bytes) -> int:
+        start = self._file.tell() if self._file.seekable() else None
+        view = memoryview(content)
+        try:
+            while view:
+                view = view[self._file.write(view) :]
+        except OSError as error:
+            if isinstance(error, BrokenPipeError):
+                raise
+            if start is not None:
+                with suppress(OSError):
+                    self._file.truncate(start)
+            raise CommandFailed(f"--output {self._name}: {error.strerror or error}") from None
+        return len(content)
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 class _Work:

@@ -66,8 +66,13 @@ class BackgroundLines(Generic[T]):
         self._queue.append((item, size))
         if self._thread is None:
             name = f"records {self._file.path.name}"
-            self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name=name, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                # The system has no thread left now. What waits is written with a later item.
+                return
+            self._thread = thread
         if not self._offered.is_set():
             self._offered.set()
 

@@ -535,6 +535,9 @@ class ReplicatedCatalog(Catalog):
                         logger.info("the shared store was tidied: %s", removed)
             except StoreError as error:
                 logger.warning("the shared store cannot be tidied now: %s", error)
+            except Exception:
+                # It is tried again all the same.
+                logger.exception("the shared store cannot be tidied now")
 
     async def _register_zoo(self, zoo: Path | None) -> None:
         paths = await asyncio.to_thread(files_of, zoo)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from service.access import guard as guard_module
+from service.access import keyring
 from service.access.events import AccessEvent, AccessRefused, KeysChanged, RefusalReason
 from service.access.guard import Client, Guard
 from service.access.key_file import BadKeys, write
@@ -232,3 +233,29 @@ def test_either_header_is_read(tmp_path: Path) -> None:
     for headers in ({"x-api-key": token}, {"authorization": f"bearer {token}"}):
         assert guard.authorise(route, headers, client).name == "ci"
     assert bearer("x") == {"Authorization": "Bearer x"}
+
+
+async def test_a_file_that_could_not_be_read_for_a_moment_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without descriptors, for instance. A key that was revoked just then stayed valid."""
+    path = tmp_path / "keys.jsonl"
+    token = write_keys(path, ci={})["ci"]
+    guard = guard_of(KEYS_FILE=str(path))
+    assert ask(guard, "POST", "/v1/predict", token).name == "ci"
+    write_keys(path, other={})
+    with monkeypatch.context() as failing:
+
+        def read(_: Path) -> None:
+            raise BadKeys(f"{path}: cannot be read: Too many open files")
+
+        failing.setattr(keyring, "read", read)
+        for _ in range(3):
+            assert guard._source.has_changed()
+            await guard.reload()
+    assert caplog.text.count("the keys stay as they were") == 1
+    assert guard._source.has_changed()
+    await guard.reload()
+    assert not guard._source.has_changed()
+    with pytest.raises(Unauthorized):
+        ask(guard, "POST", "/v1/predict", token)

@@ -13,6 +13,7 @@ import pytest
 
 from adapters.backbone.model import Backbone
 from adapters.shared.records import Entry
+from service.replicas.catalog import ReplicatedCatalog
 from tests.support.http_service import Brake, RunningService, error_of, until
 from tests.support.replicas import Cluster, cluster, content, revision_at
 from tests.support.tiny_models import make_backbone
@@ -346,3 +347,31 @@ def test_a_second_revision_is_tried_on_all_replicas_alike(pair: Cluster) -> None
         ended = live.client.get("/v1/adapters/t/traffic").json()
         assert (ended["state"], ended["ended"]["cause"]) == ("ended", "promoted")
     assert a.client.delete("/v1/adapters/t/traffic").status_code == 204
+
+
+@pytest.mark.parametrize("change", ["publish", "delete"])
+def test_a_load_does_not_undo_what_another_replica_changes_meanwhile(
+    change: str, pair: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = pair["a"], pair["b"]
+    name, reading, go = f"load-{change}", threading.Event(), threading.Event()
+    put(a, name, 1).raise_for_status()
+    assert revision_at(b, name) == revision_at(a, name)
+    verified = ReplicatedCatalog._verified
+
+    def verify(catalog: ReplicatedCatalog, of: str, revision: str) -> None:
+        verified(catalog, of, revision)
+        if not reading.is_set():
+            reading.set()
+            assert go.wait(20)
+
+    monkeypatch.setattr(ReplicatedCatalog, "_verified", verify)
+    with ThreadPoolExecutor(1) as pool:
+        path = f"/v2/repository/models/{name}/load"
+        loading = pool.submit(b.client.post, path, json={}, timeout=30)
+        assert reading.wait(20)
+        done = put(a, name, 2) if change == "publish" else a.client.delete(f"/v1/adapters/{name}")
+        go.set()
+        done.raise_for_status()
+        assert loading.result().status_code == (200 if change == "publish" else 404)
+    assert revision_at(b, name) == revision_at(a, name)

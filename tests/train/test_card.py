@@ -100,7 +100,7 @@ def test_every_part_is_there_and_in_order() -> None:
         "| prompt.layer | 3 |",
         "| head.pooling | `answer` |",
         "cut to 128 tokens",
-        "temperature were chosen on `validation`",
+        "- The epoch was chosen on `validation`",
         "at temperature 1.5",
         "a class head alone 0.1000, always the most frequent label 0.1000.",
     ):

@@ -115,6 +115,13 @@ def test_resume_with_other_settings_names_them_before_anything_is_loaded(
             err = capsys.readouterr().err
             assert "x.safetensors.state: belongs to a run with other data, settings" in err
             assert expected in err
+        for more, expected in (
+            (["--dtype", "bfloat16"], "--dtype was open and is bfloat16"),
+            # The same file, and another task.
+            (["--text-column", "label"], "other rows in train"),
+        ):
+            assert main([*_fit(bert, *more), "--resume", "--quiet"]) == 2
+            assert expected in capsys.readouterr().err
         (folder / "rows.jsonl").write_text(ROWS * 2)
         assert main([*_fit(bert), "--resume", "--quiet"]) == 2
         err = capsys.readouterr().err

@@ -172,8 +172,10 @@ def test_the_trials_of_another_search_are_refused(backbone: str, tmp_path: Path)
         fitted(_settings(backbone), output, Interrupt(3))
     with pytest.raises(ResumeError, match="a search with other data, settings or backbone"):
         fitted(_settings(backbone, resume=True, learning_rate=1e-4), output)
-    with pytest.raises(ResumeError, match="a run with other data, settings or backbone"):
-        fitted(_settings(backbone, resume=True, search=None, dropout=0.3), output)
+    # Without --search it would go on with the first trial, and remove the others.
+    with pytest.raises(ResumeError, match="of an interrupted run with --search or --method best"):
+        fitted(_settings(backbone, resume=True, search=None), output)
+    assert search_path(output).exists()
     for damage in (b"{", b"[]", b'{"run": "x", "trials": [1]}', b"\xff"):
         search_path(output).write_bytes(damage)
         with pytest.raises(ResumeError, match="cannot be read"):

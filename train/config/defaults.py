@@ -113,19 +113,21 @@ _GENERATOR = frozenset(
 )
 _TUNING = frozenset({"tuned_layers", "tuning_rate"})
 _LORA = _TUNING | {"rank", "alpha", "sites"}
+# Of all that train something below the head.
+_LAYERS = frozenset({"hidden_dropout"})
 # The settings that only some methods have.
 OWN_SETTINGS: Mapping[MethodName, frozenset[str]] = {
-    MethodName.IDSPAM: _GENERATOR | {"preset"},
-    MethodName.IDSPAM_VECTORS: _GENERATOR | _TUNING,
-    MethodName.VECTORS: _TUNING,
-    MethodName.LORA: _LORA,
+    MethodName.IDSPAM: _LAYERS | _GENERATOR | {"preset"},
+    MethodName.IDSPAM_VECTORS: _LAYERS | _GENERATOR | _TUNING,
+    MethodName.VECTORS: _LAYERS | _TUNING,
+    MethodName.LORA: _LAYERS | _LORA,
     MethodName.HEAD_ONLY: frozenset(),
-    MethodName.PROMPT_TUNING: frozenset({"prompt_length"}),
-    MethodName.P_TUNING: frozenset({"prompt_length"}),
-    MethodName.SMOP: frozenset(),
-    MethodName.LPT: frozenset({"prompt_length", "insertion_layer"}),
-    MethodName.DEPT: frozenset(),
-    MethodName.BEST: _GENERATOR | _LORA,
+    MethodName.PROMPT_TUNING: _LAYERS | {"prompt_length"},
+    MethodName.P_TUNING: _LAYERS | {"prompt_length"},
+    MethodName.SMOP: _LAYERS,
+    MethodName.LPT: _LAYERS | {"prompt_length", "insertion_layer"},
+    MethodName.DEPT: _LAYERS,
+    MethodName.BEST: _LAYERS | _GENERATOR | _LORA,
 }
 
 

@@ -8,6 +8,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,13 @@ from train.config.defaults import (
 )
 from train.config.recipe import Recipe, recipe_of
 from train.config.settings import FitSettings, MethodName
-from train.data.dataset import Dataset, check_same_task, check_trainable, split_validation
+from train.data.dataset import (
+    Dataset,
+    check_same_task,
+    check_trainable,
+    rows_sha256,
+    split_validation,
+)
 from train.errors import OutputError, ResumeError, SettingsError, TrainingError
 from train.fit.best import CANDIDATES, Candidates
 from train.fit.check_data import CheckedData, check_data
@@ -52,7 +59,7 @@ from train.metrics import AnyMetrics, Metric, assess
 from train.objective import Objective
 from train.report.baselines import head_only, majority
 from train.report.card_file import card_path
-from train.report.data_checks import check_lists
+from train.report.data_checks import check_lists, repeats_path, suspects_path
 from train.report.linear_head import ITERATIONS, POOLINGS, Features, features_of
 from train.report.model_card import check_card, write_card
 from train.report.report import Baseline, DataReport, FitReport, TrialReport
@@ -131,6 +138,8 @@ def fit(
     if not settings.drop_leaks:
         _check_resumed(sets, settings, output, initial)
     checked = check_data(sets, progress, drop=settings.drop_leaks)
+    if settings.drop_leaks:
+        check_decision(checked.sets, settings)
     sets = checked.sets
     if settings.drop_leaks:
         # Which rows there are is known only now.
@@ -173,6 +182,7 @@ def _check(
     provenance_of(settings, train, {})
     check_card(output)
     check_lists(output)
+    _check_sources(sets, output)
     method = method_of(settings)
     if method is MethodName.BEST:
         _check_best(sets, settings, launch)
@@ -210,6 +220,11 @@ def _check_resumed(
     if not settings.resume:
         return
     searched = settings.search is not None or method_of(settings) is MethodName.BEST
+    if not searched and search_path(output).exists():
+        raise ResumeError(
+            f"{search_path(output)}: of an interrupted run with --search or --method best, which "
+            "is resumed with that flag; --overwrite begins anew"
+        )
     if searched and not search_path(output).exists():
         raise ResumeError(f"{search_path(output)}: there is no interrupted search to resume")
     saved = saved_search(output) if searched else saved_identity(checkpoint_path(output))
@@ -229,6 +244,22 @@ def _check_resumed(
     if found := differences(saved, now):
         path = search_path(output) if searched else checkpoint_path(output)
         raise ResumeError(refusal(path, "search" if searched else "run", found))
+
+
+def _check_sources(sets: Mapping[str, Dataset], output: Path) -> None:
+    """
+    Raises:
+        OutputError: the run would replace a file that it reads.
+    """
+    for written in (output, card_path(output), repeats_path(output), suspects_path(output)):
+        for name, dataset in sets.items():
+            # A data set of the hub is no path.
+            with suppress(OSError, ValueError):
+                if Path(dataset.source).samefile(written):
+                    raise OutputError(
+                        f"{written} is the file of --{name}, and this run would write it anew: "
+                        "give it another name first"
+                    )
 
 
 def _check_best(sets: Mapping[str, Dataset], settings: FitSettings, launch: Launch) -> None:
@@ -612,7 +643,11 @@ def _controls(
 
 
 def _data_identity(sets: Mapping[str, Dataset]) -> dict[str, list[str | int]]:
-    return {name: [dataset.sha256, len(dataset)] for name, dataset in sets.items()}
+    """Of the rows, too: another column of the same file is another task."""
+    return {
+        name: [dataset.sha256, len(dataset), rows_sha256(dataset.examples)]
+        for name, dataset in sets.items()
+    }
 
 
 def _design_of(method: str, settings: FitSettings, train: Dataset, sizes: Sizes) -> Design:
@@ -632,6 +667,7 @@ def _identity_of_run(
     train = sets["train"]
     return {
         "method": method,
+        "dtype": settings.dtype,
         "sizes": asdict(sizes),
         "data": _data_identity(sets),
         "labels": train.labels,
@@ -655,6 +691,7 @@ def _identity_of_search(
     """All but the backbone's weights and the space of the search."""
     return {
         "method": method_of(settings),
+        "dtype": settings.dtype,
         "sizes": asdict(sizes),
         "defaults": _defaults_of(sets["train"], settings, sizes),
         "data": _data_identity(sets),

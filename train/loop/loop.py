@@ -322,8 +322,10 @@ class Loop:
             loss = float(self._objective.loss(logits, true)) / len(true)
             score = (self.recipe.metric.of(metrics), -loss)
             if score > self.checkpoint.best_score:
-                self.checkpoint.best_score, self.checkpoint.best_epoch = score, epoch
+                # In this order: a run that is interrupted here must not take an older epoch's
+                # weights for the best ones.
                 self._best = self._method.snapshot()
+                self.checkpoint.best_score, self.checkpoint.best_epoch = score, epoch
         return EpochReport(
             epoch=epoch,
             loss=running["loss"] / running["texts"],

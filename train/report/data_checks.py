@@ -119,8 +119,13 @@ class DataChecks:
     def of(cls, sets: Mapping[str, Dataset], repeats: Repeats, *, drop: bool) -> Self:
         """Of the rows, before a model has read them. drop: whether leaks are left out."""
         pairs = Counter((leak.other_split, leak.split, leak.exact) for leak in repeats.leaked)
-        train = sets["train"]
-        rows = Counter(label for example in train.examples for label in example.labels)
+        left_out = dropped_rows(repeats).get("train", set()) if drop else set()
+        rows = Counter(
+            label
+            for row, example in enumerate(sets["train"].examples)
+            if row not in left_out
+            for label in example.labels
+        )
         exact = sum(conflict.exact for conflict in repeats.conflicts)
         return cls(
             leaks=tuple(

@@ -74,7 +74,10 @@ class LinearHead:
             true: as `classes_of` gives it.
             advance: called with the number of rows after each pass over them.
         """
-        centre, scale = features.mean(dim=0), features.std(dim=0).clamp_min(1e-6)
+        centre, scale = (
+            features.mean(dim=0),
+            features.std(dim=0, unbiased=len(features) > 1).clamp_min(1e-6),
+        )
         weight = torch.zeros(features.shape[1], labels, requires_grad=True)
         bias = torch.zeros(labels, requires_grad=True)
         optimizer = torch.optim.LBFGS(

@@ -20,7 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from adapters.backbone.loading import DEFAULT_BACKBONE
 from adapters.format.durable import write_atomically
-from adapters.format.spec import AdapterSpec
+from adapters.format.spec import AdapterSpec, Prompt, StaticPrompt
 from train.abstaining import CONFIDENCE
 from train.calibration import Calibrated
 from train.errors import OutputError
@@ -160,6 +160,7 @@ def model_card(facts: CardFacts) -> str:
             **_figures(spec),
             front_matter=_front_matter(spec),
             confidence=CONFIDENCE,
+            fitted=report.calibration is not None and report.calibration.fitted is not None,
             calibration_note=_calibration_note(report.calibration, facts.judge),
             serve_command=_serve_command(spec),
             ask_commands=_ask_commands(facts),
@@ -273,9 +274,15 @@ _TUNINGS = {
 }
 
 
+def _prompt_of(prompt: Prompt) -> tuple[str, str]:
+    if isinstance(prompt, StaticPrompt) and prompt.table is not None:
+        return "DePT", "a soft prompt and a table of the positions are the same for every text"
+    return _PROMPTS[prompt.kind]
+
+
 def _made_with(spec: AdapterSpec) -> Markdown:
     """`ID-SPAM and vectors: ..., and a class head predicts the label`."""
-    parts = [_PROMPTS[spec.prompt.kind]] if spec.prompt is not None else []
+    parts = [_prompt_of(spec.prompt)] if spec.prompt is not None else []
     parts += [_TUNINGS[spec.tuning.kind]] if spec.tuning is not None else []
     if not parts:
         return Markdown("a class head alone, which predicts the label")

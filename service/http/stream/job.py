@@ -128,7 +128,7 @@ class Job:
                     yield piece
                 self._release(portion)
         except Unavailable as error:
-            self._fault = error
+            self._fault = without_frames(error)
         finally:
             self._service.open_jobs -= 1
             self._hold(-self._lines)
@@ -158,7 +158,7 @@ class Job:
                 self._start(portion)
                 await asyncio.sleep(0)
         except (ServiceError, AdapterError, ClientDisconnect) as error:
-            self._fault = error
+            self._fault = without_frames(error)
         finally:
             self._asked.set()
             self._portions.put_nowait(None)

@@ -16,6 +16,7 @@ import pytest
 
 from service.http.openapi.schemas import Result, StreamError, StreamQuery
 from service.http.stream import job
+from service.http.stream.job import Job
 from service.http.stream.lines import Line
 from service.http.stream.portions import LineReader
 from tests.support.http_service import Brake, RunningService, error_of, serve, until
@@ -402,6 +403,27 @@ def test_a_refused_line_leaves_no_garbage_in_circles(line: bytes) -> None:
         assert item.fault is not None
     del item
     assert gc.collect() == 0
+
+
+@pytest.mark.parametrize("end", ["leaves", "leaves in a line", "is too slow"])
+def test_a_stream_that_ends_early_is_not_kept(tmp_path: Path, end: str) -> None:
+    """It held its lines, up to 8 MiB, outside of the bound on bodies."""
+    with serve(tmp_path, STALL_SECONDS="0.2") as running:
+        running.put("a", make_adapter(make_backbone()))
+        gc.collect()
+        gc.disable()
+        try:
+            with OpenStream(running.url) as stream:
+                stream.send("x")
+                assert stream.line()["label"]
+                if end == "leaves in a line":
+                    stream.send_bytes(b'"' + b"x" * 100_000)
+                if end == "is too slow":
+                    assert stream.line()["error"]["type"] == "request_timeout"
+            until(lambda: running.service.open_jobs == 0)
+            until(lambda: not any(type(item) is Job for item in gc.get_objects()))
+        finally:
+            gc.enable()
 
 
 def test_jobs_without_lines_take_no_room_from_others(
