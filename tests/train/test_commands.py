@@ -15,6 +15,7 @@ from tests.support.training import Interrupt
 from train.cli import COMMANDS, main
 from train.commands import fit as fit_command
 from train.fit import fit as fit_module
+from train.report.data_checks import REPEATS_HEAD, SUSPECTS_HEAD
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = "".join(
@@ -95,6 +96,9 @@ def test_resume_with_other_settings_names_them_before_anything_is_loaded(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    parsed = [json.loads(row) for row in ROWS.splitlines()]
+    rows = "".join(json.dumps({**row, "other": row["text"][::-1]}) + "\n" for row in parsed)
+    (folder / "rows.jsonl").write_text(rows)
     with monkeypatch.context() as patch:
         patch.setattr(fit_command, "progress_of", lambda _: Interrupt(2))
         assert main(_fit(bert)) == 130
@@ -115,20 +119,18 @@ def test_resume_with_other_settings_names_them_before_anything_is_loaded(
             err = capsys.readouterr().err
             assert "x.safetensors.state: belongs to a run with other data, settings" in err
             assert expected in err
-        for more, expected in (
-            (["--dtype", "bfloat16"], "--dtype was open and is bfloat16"),
-            # The same file, and another task.
-            (["--text-column", "label"], "other rows in train"),
-        ):
-            assert main([*_fit(bert, *more), "--resume", "--quiet"]) == 2
-            assert expected in capsys.readouterr().err
-        (folder / "rows.jsonl").write_text(ROWS * 2)
+        assert main([*_fit(bert, "--dtype", "bfloat16"), "--resume", "--quiet"]) == 2
+        assert "--dtype was open and is bfloat16" in capsys.readouterr().err
+        # The same file, and another task.
+        assert main([*_fit(bert, "--text-column", "other"), "--resume", "--quiet"]) == 2
+        assert "other rows in train" in capsys.readouterr().err
+        (folder / "rows.jsonl").write_text(rows * 2)
         assert main([*_fit(bert), "--resume", "--quiet"]) == 2
         err = capsys.readouterr().err
         assert "other rows in train" in err
         # What follows from the number of rows is told as well.
         assert "--epochs" not in err
-    (folder / "rows.jsonl").write_text(ROWS)
+    (folder / "rows.jsonl").write_text(rows)
     assert main([*_fit(bert), "--resume", "--quiet"]) == 0
     assert (folder / "x.safetensors").exists()
 
@@ -247,3 +249,25 @@ def test_the_published_card_has_no_path_of_this_machine(
     command = load_adapter(folder / "x.safetensors").spec.provenance.command
     assert command is not None
     assert command.startswith("python -m train fit --train rows.jsonl ")
+
+
+@pytest.mark.parametrize("written", ["x.suspects.csv", "x.repeats.csv", "other.csv"])
+def test_a_run_does_not_replace_the_file_that_it_reads(
+    written: str, folder: Path, bert: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such as the list of suspects, after a person has corrected its labels."""
+    rows = [json.loads(row) for row in ROWS.splitlines()]
+    head = SUSPECTS_HEAD if "suspects" in written else REPEATS_HEAD
+    names = list(dict.fromkeys([*head, "text", "label"]))
+    lines = [",".join(names)]
+    lines += [",".join(str(row.get(name, "")) for name in names) for row in rows]
+    (folder / written).write_text("\n".join(lines) + "\n")
+    before = (folder / written).read_bytes()
+    command = [item if item != "rows.jsonl" else written for item in _fit(bert)]
+    code = main([*command, "--overwrite", "--quiet"])
+    said = capsys.readouterr().err
+    if written == "other.csv":
+        assert code == 0, said
+    else:
+        assert (code, "is the file of --train" in said) == (2, True), said
+    assert (folder / written).read_bytes() == before
