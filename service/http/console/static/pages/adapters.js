@@ -78,6 +78,8 @@ async function listPage(root, params, context) {
     asking = new AbortController();
     const { signal } = asking;
     table.setAttribute("aria-busy", "true");
+    // A second click would skip a page that was never shown.
+    back.disabled = next.disabled = true;
     try {
       const query = { limit: PAGE, cursor, search: search.value.trim() || null, state: state.value || null };
       const page = await api.get("v1/adapters", { query, signal });
@@ -88,6 +90,7 @@ async function listPage(root, params, context) {
     } catch (error) {
       if (error.name === "AbortError") return;
       put(trouble, errorBox(error, h("button", { on: { click: load } }, "Try again")));
+      back.disabled = behind.length === 0;
     } finally {
       if (!signal.aborted) table.removeAttribute("aria-busy");
     }

@@ -102,9 +102,11 @@ export async function detailPage(root, name, context) {
    * shown is still the served one.
    */
   async function act({ run, done, gone = false, ...question }) {
+    // What the question is about: meanwhile the page may show something newer.
+    const { revision } = detail;
     if (!(await confirm(question))) return;
     try {
-      await run(detail.revision ? { "If-Match": `"${detail.revision}"` } : {});
+      await run(revision ? { "If-Match": `"${revision}"` } : {});
     } catch (error) {
       if (error.name !== "AbortError") fail(error);
       return;

@@ -34,18 +34,28 @@ export function trafficSection({ name, detail, act, context }) {
 
   async function watch() {
     clearTimeout(timer);
-    let traffic = null;
+    // One look that fails is no end of the trial.
+    let goesOn = shown !== "" && JSON.parse(shown).state === "active";
     try {
       if (document.hidden && shown) return;
-      traffic = await api.get(`${path}/traffic`, { signal: context.signal, ask: false });
+      const traffic = await api.get(`${path}/traffic`, { signal: context.signal, ask: false });
       show(traffic);
+      goesOn = traffic.state === "active";
     } catch (error) {
       if (error.name === "AbortError" || isOver) return;
+      if (error.type === "traffic_not_found") goesOn = false;
       if (error.type === "traffic_not_found") put(now, h("p", { class: "muted" }, "The served revision reads all texts. A second one can read some of them: as a canary it answers them, as a shadow it is only compared."));
       else if (error.status) put(now, errorBox(error));
     } finally {
-      if (!isOver && (traffic?.state === "active" || (document.hidden && shown))) timer = setTimeout(watch, 1000 * SECONDS);
+      if (!isOver && (goesOn || (document.hidden && shown))) timer = setTimeout(watch, 1000 * SECONDS);
     }
+  }
+
+  /** While the person thinks, another trial may begin. The routes that end one do not name it. */
+  async function isTried(revision) {
+    const traffic = await api.get(`${path}/traffic`, { signal: context.signal });
+    if (traffic.state === "active" && traffic.revision === revision) return;
+    throw new api.ApiError(412, { type: "precondition_failed", message: `${brief(revision)} is tried no longer.` });
   }
 
   function show(traffic) {
@@ -80,11 +90,11 @@ export function trafficSection({ name, detail, act, context }) {
     ];
 
     function promote() {
-      act({ title: `Serve ${brief(revision)}?`, body: `${brief(revision)} answers all texts of ${name} from now on, in place of ${brief(traffic.current)}.`, action: "Serve it", run: (match) => api.post(`${path}/traffic/promote`, undefined, { headers: match }), done: `${name} serves ${brief(revision)} now.` });
+      act({ title: `Serve ${brief(revision)}?`, body: `${brief(revision)} answers all texts of ${name} from now on, in place of ${brief(traffic.current)}.`, action: "Serve it", run: async (match) => { await isTried(revision); await api.post(`${path}/traffic/promote`, undefined, { headers: match }); }, done: `${name} serves ${brief(revision)} now.` });
     }
 
     function end() {
-      act({ title: "End the trial?", body: `${brief(traffic.current)} reads all texts again. ${brief(revision)} stays stored.`, action: "End it", run: (match) => api.delete(`${path}/traffic`, { headers: match }), done: "The trial has ended." });
+      act({ title: "End the trial?", body: `${brief(traffic.current)} reads all texts again. ${brief(revision)} stays stored.`, action: "End it", run: async (match) => { await isTried(revision); await api.delete(`${path}/traffic`, { headers: match }); }, done: "The trial has ended." });
     }
   }
 

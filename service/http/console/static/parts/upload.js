@@ -206,7 +206,9 @@ export function uploader({ name: given = null, context, onChanged }) {
       const isGoing = await confirm({ title: "Keep the staged file?", body: `${brief(revision)} is stored beside the served revision of ${run.name} and answers nothing. Remove it, or cancel and find it in the list of revisions.`, action: "Remove it", danger: true });
       if (isGoing) {
         try {
-          await api.delete(`${path(run.name)}/traffic`).catch((error) => { if (error.status !== 404) throw error; });
+          // Another revision may be tried by now.
+          const traffic = await api.get(`${path(run.name)}/traffic`).catch((error) => { if (error.status !== 404) throw error; });
+          if (traffic?.state === "active" && traffic.revision === revision) await api.delete(`${path(run.name)}/traffic`);
           await api.delete(`${path(run.name)}/revisions/${revision}`);
           toast("The staged file was removed.", "good");
         } catch (error) {
