@@ -96,7 +96,7 @@ class Hello(Message, frozen=True):
 
 
 class HeartbeatReply(Message, frozen=True):
-    """Answers a `Heartbeat` at once."""
+    """Answers a `Heartbeat` that asks, at once."""
 
 
 class Predict(Message, frozen=True):
@@ -261,8 +261,9 @@ class Goodbye(Message, frozen=True):
 class Heartbeat(Message, frozen=True):
     """The engine's health, every half second and after each renewal of a replica's lease.
 
-    heard, lease: on the clock of `time.monotonic`. heard: when the engine last heard of the worker,
-    whose own lease begins then. lease: until when a replica may answer; None: it needs no lease.
+    asks: whether it is to be answered; the answer is answered by one that does not ask. heard,
+    lease: on the clock of `time.monotonic`. heard: when the engine last heard of the worker, whose
+    own lease begins then. lease: until when a replica may answer; None: it needs no lease.
     """
 
     heard: float
@@ -272,6 +273,7 @@ class Heartbeat(Message, frozen=True):
     # Counts stay whole numbers.
     details: dict[str, int | float | str]
     lease: float | None = None
+    asks: bool = True
 
 
 class EngineLoad(Message, frozen=True):

@@ -181,7 +181,8 @@ class Connection:
                 self._lose("the engine has given this worker up")
             elif isinstance(message, Heartbeat):
                 self._lease_began = max(self._lease_began, message.heard)
-                self.send(HeartbeatReply())
+                if message.asks:
+                    self.send(HeartbeatReply())
             # Any message may lose the connection; the messages after it are void.
             if not self._channels or self._channels[0] is not channel:
                 return

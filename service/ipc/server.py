@@ -68,8 +68,6 @@ logger = logging.getLogger(__name__)
 # Once the engine stops waiting for a worker, that worker's lease has expired: both begin when the
 # engine last heard of it. So it cannot serve stale revisions.
 GIVE_UP_SECONDS = LEASE_SECONDS
-# A worker that was silent for longer gets its lease back at once and not with the next heartbeat.
-_LONG_SILENCE_SECONDS = LEASE_SECONDS / 2
 
 # While requests come, workers hear this often how busy the engine is. It is calm if everything that
 # waits will be done within `_CALM_WAIT_SECONDS`.
@@ -215,9 +213,7 @@ class EngineServer:
                 self._channel.send([identity, _UNKNOWN_WORKER])
                 return
             else:
-                before, worker.heard = worker.heard, monotonic()
-                if worker.heard - before > _LONG_SILENCE_SECONDS:
-                    worker.outbox.send(self._heartbeat(worker))
+                worker.heard = monotonic()
                 self._handle(identity, worker, message)
 
     def _meet(self, identity: bytes, hello: Hello) -> None:
@@ -295,7 +291,10 @@ class EngineServer:
                 self._give_up(identity)
             case Preloaded() | UsedRevisions():
                 self._others.answered(message)
-            case HeartbeatReply() | Hello():
+            case HeartbeatReply():
+                # Otherwise the lease would begin with the answer to the heartbeat before.
+                worker.outbox.send(self._heartbeat(worker, asks=False))
+            case Hello():
                 pass
             case _:
                 self._others.reported(message)
@@ -387,7 +386,7 @@ class EngineServer:
             logger.error("a request of worker %d failed", worker.number, exc_info=error)
         worker.outbox.send(RequestFailed(number, fault_of(error)))
 
-    def _heartbeat(self, worker: _Worker) -> Heartbeat:
+    def _heartbeat(self, worker: _Worker, *, asks: bool = True) -> Heartbeat:
         health = self._backend.health()
         return Heartbeat(
             heard=worker.heard,
@@ -396,6 +395,7 @@ class EngineServer:
             reason=health.reason,
             details=dict(health.details),
             lease=health.lease,
+            asks=asks,
         )
 
     def _send(self, identity: bytes, frames: Any) -> bool:
