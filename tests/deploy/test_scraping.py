@@ -1,4 +1,4 @@
-"""A real Prometheus, as compose.yaml sets it up, scrapes the service over HTTP and over HTTPS."""
+"""A real Prometheus, as compose.yaml sets it up, scrapes the service over HTTPS."""
 
 import re
 import subprocess
@@ -17,21 +17,18 @@ UP = 'up{job="id-spam"}'
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["http", "https"])
-def test_prometheus_scrapes_the_service(scheme: str, tmp_path: Path) -> None:
+def test_prometheus_scrapes_a_service_that_speaks_https(tmp_path: Path) -> None:
+    """Over HTTP: `test_dashboard_live.py`."""
     binary("prometheus")
-    settings = {}
-    if scheme == "https":
-        # Another name than the one that Prometheus asks for, as in compose.
-        cert, key = issue(trustme.CA(), tmp_path, "classify.example.com")
-        settings = {"TLS_CERT": str(cert), "TLS_KEY": str(key)}
+    # Another name than the one that Prometheus asks for, as in compose.
+    cert, key = issue(trustme.CA(), tmp_path, "classify.example.com")
+    settings = {"TLS_CERT": str(cert), "TLS_KEY": str(key)}
+    backbone = save_backbone(tmp_path / "backbone")
     with (
-        ready_service(
-            save_backbone(tmp_path / "backbone"), tmp_path, workers=0, **settings
-        ) as live,
+        ready_service(backbone, tmp_path, workers=0, **settings) as live,
         prometheus(tmp_path, live.url) as server,
     ):
-        assert live.url.startswith(f"{scheme}://")
+        assert live.url.startswith("https://")
 
         def missing() -> list[str]:
             return [] if server.values(UP) == [1.0] else [f"{UP}: {server.values(UP)}"]
