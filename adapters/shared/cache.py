@@ -297,12 +297,18 @@ class CachedStore(AdapterStore):
         """Find the files of earlier starts, the least recently read first."""
         found: list[tuple[float, tuple[str, str], int]] = []
         for folder in os.scandir(self.root):
-            if NAME.fullmatch(folder.name) and folder.is_dir():
-                for file in os.scandir(folder.path):
+            try:
+                files = os.scandir(folder.path) if NAME.fullmatch(folder.name) else ()
+                for file in files:
                     if file.name.endswith(_SUFFIX):
                         status = file.stat()
                         key = (folder.name, file.name.removesuffix(_SUFFIX))
                         found.append((status.st_atime, key, status.st_size))
+            except NotADirectoryError:
+                continue
+            except OSError as error:
+                # The others have nothing to do with it.
+                logger.warning("%s cannot be looked into: %s", folder.path, error.strerror or error)
         self._files.update((key, size) for _, key, size in sorted(found))
 
 

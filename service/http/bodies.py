@@ -8,6 +8,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from service.errors import InvalidRequest, MalformedRequest, ServiceError, TooLarge
 from service.http.body_budget import FREE_BYTES, BodyShare, Place
@@ -214,7 +215,7 @@ async def _stream(request: Request, limit: int, place: Place) -> AsyncGenerator[
         if total > limit:
             raise _too_large(limit)
         more = message.get("more_body", False)
-        if more and (fault := fault_of(request)) is not None:
+        if more and (fault := fault_of(request.scope)) is not None:
             raise fault
         if total > FREE_BYTES:
             _share_of(request).take(total - counted, place)
@@ -227,9 +228,9 @@ def _share_of(request: Request) -> BodyShare:
     return service_of(request).body_budget.share_of(request.scope)
 
 
-def fault_of(request: Request) -> ServiceError | None:
+def fault_of(scope: Scope) -> ServiceError | None:
     """What ended the body of a request before its end, if anything did."""
-    fault: ServiceError | None = request.scope.get("state", {}).get(BODY_FAULT)
+    fault: ServiceError | None = scope.get("state", {}).get(BODY_FAULT)
     return fault
 
 

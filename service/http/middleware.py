@@ -23,7 +23,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.access.guard import Client, current_key, headers_for_guard
 from service.access.scopes import match, methods_of, needs
 from service.engine.observer import Outcome
-from service.errors import QuotaExceeded, TooManyFailures
+from service.errors import QuotaExceeded, TooManyFailures, without_frames
+from service.http.bodies import fault_of
 from service.http.body_budget import SHARE
 from service.http.error_shapes import shape_of
 from service.http.errors import DISCONNECTED, ERRORS, INTERNAL, own_shape, refusal_of
@@ -85,6 +86,9 @@ class Gate:
             finally:
                 if (share := scope.get(SHARE)) is not None:
                     share.release()
+                if (fault := fault_of(scope)) is not None:
+                    # Its frames hold the body, and the scope holds the fault.
+                    without_frames(fault)
                 self._count(scope, span, method, status, perf_counter() - started)
                 request_id.reset(token)
 

@@ -1,5 +1,6 @@
 """Every size, number and time of connections and requests has a bound, and each bound an answer."""
 
+import gc
 import http.client
 import json
 import select
@@ -16,6 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.requests import Request
 
 from service.errors import Overloaded
 from service.http.body_budget import BodyBudget
@@ -370,6 +372,22 @@ def test_a_drip_is_refused_and_a_slow_line_is_not(live: RunningService) -> None:
     slow, seconds = dripped(live, PUT + b"Content-Length: 80000\r\n\r\n", b"x" * 80_000, step=2000)
     assert (slow.status, slow.error["type"]) == (422, "adapter_invalid")
     assert seconds > 2 * STALL_SECONDS
+
+
+@pytest.mark.parametrize("head", [POST, PUT])
+def test_a_body_that_breaks_is_not_kept(live: RunningService, head: bytes) -> None:
+    """What had come of it waited for the garbage collector, outside of all bounds."""
+    broken = head + b"Transfer-Encoding: chunked\r\n\r\n" + b"ffff\r\n" + b"x" * 0xFFFF + b"\r\nzz"
+    gc.collect()
+    before = sum(type(item) is Request for item in gc.get_objects())
+    gc.disable()
+    try:
+        for _ in range(4):
+            (answer,) = sent_and_answered(live.url, broken + b"\r\n")
+            assert answer.status == 400
+        until(lambda: sum(type(item) is Request for item in gc.get_objects()) <= before + 1)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("idle", [0.0, STALL_SECONDS])

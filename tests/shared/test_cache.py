@@ -90,6 +90,14 @@ def test_files_of_an_earlier_start_are_used_again_and_bounded(
     assert files(again) == {"n1", "n2"}
 
 
+def test_an_entry_that_cannot_be_read_is_passed_over(
+    cache: CachedStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    (cache.root / "loop").symlink_to(cache.root / "loop")
+    CachedStore(cache.root, cache.objects, max_bytes=2**20)
+    assert f"{cache.root / 'loop'} cannot be looked into" in caplog.text
+
+
 def test_a_damaged_file_is_fetched_again(cache: CachedStore) -> None:
     (content, *_) = contents(1)
     path = cache.fetch("n0", revision_of(content))

@@ -198,7 +198,7 @@ class Job:
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         more = message.get("more_body", False)
-        if more and (fault := fault_of(self._request)) is not None:
+        if more and (fault := fault_of(self._request.scope)) is not None:
             raise fault
         self._splitter.feed(message.get("body", b""))
         self._count()
