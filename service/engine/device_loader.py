@@ -1,10 +1,10 @@
 """Copies adapters from host memory into slots of the device, many at a time.
 
-A few jobs run at a time. Once all of them run, the next one takes what has gathered meanwhile,
-clients in turn: the copy itself is cheap, and starting and awaiting a job costs as much as several
-copies. If a job fails, each of its adapters is copied alone, so that only those fail that cannot be
-copied. What is read from disk does not come here: the thread that reads it copies it
-(`host_cache.py`).
+One job runs at a time, and the next one takes what has gathered meanwhile, clients in turn. The
+copy itself is cheap. What takes time are the calls around it, each of which waits for the
+interpreter: several jobs side by side would only wait for each other. If a job fails, each of its
+adapters is copied alone, so that only those fail that cannot be copied. What is read from disk does
+not come here: the thread that reads it copies it (`host_cache.py`).
 """
 
 import asyncio
@@ -34,17 +34,16 @@ class DeviceLoader:
     """Loads adapters into slots. All calls come from one event loop.
 
     Args:
-        copying: has a thread for every job.
-        jobs: so many run at a time.
+        copying: has a thread for the job.
     """
 
-    def __init__(self, runner: Runner, copying: Executor, *, jobs: int = 1) -> None:
+    def __init__(self, runner: Runner, copying: Executor) -> None:
         self._runner = runner
         self._copying = copying
         # Slots, and what waits to be copied into each.
         self._waiting: WaitingLine[int] = WaitingLine()
         self._loads: dict[int, tuple[HostAdapter, OnLoaded]] = {}
-        self._idle = jobs
+        self._idle = True
 
     def load(
         self, slot: int, adapter: HostAdapter, on_loaded: OnLoaded, client: Client = NOBODY
@@ -70,7 +69,7 @@ class DeviceLoader:
         self._runner.unload(slot)
 
     def _start_job(self) -> None:
-        self._idle -= 1
+        self._idle = False
         first = list(islice(self._waiting, _MAX_JOB))
         size = _job_size([self._loads[slot][0].nbytes for slot in first])
         loads = [self._take(slot) for slot in first[:size]]
@@ -81,7 +80,7 @@ class DeviceLoader:
             )
         except RuntimeError:
             # The executor is shut down: the engine has ended while adapters waited.
-            self._idle += 1
+            self._idle = True
             for _, _, on_loaded in [*loads, *map(self._take, list(self._waiting))]:
                 on_loaded(EngineUnavailable(_ENDED), 0.0)
             return
@@ -97,7 +96,7 @@ class DeviceLoader:
         started: float,
         job: asyncio.Future[list[Outcome]],
     ) -> None:
-        self._idle += 1
+        self._idle = True
         if self._waiting:
             self._start_job()
         outcomes: Sequence[Outcome]

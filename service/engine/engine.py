@@ -52,15 +52,14 @@ from service.engine.scheduler import Scheduler
 from service.engine.settings import EngineSettings
 from service.engine.shadows import Shadows
 from service.engine.trials import TrialListener
+from service.engine.turns import NOBODY
 from service.errors import EngineUnavailable, InferenceFailed, NotReady
 
 logger = logging.getLogger(__name__)
 
 # Threads that read, check and fold adapters: half the cores, within these bounds, because the rest
-# answer requests. A few more threads copy adapters from host memory onto the device: what takes
-# time is that each of them waits for the interpreter.
+# answer requests.
 _MIN_READING_THREADS, _MAX_READING_THREADS = 2, 8
-_COPYING_THREADS = 4
 # Of `asyncio.to_thread`.
 _OTHER_THREADS = 32
 # Slots beyond the settings', for adapters that are tried out before they are published.
@@ -132,9 +131,10 @@ class LocalEngine:
         self._parts: _Parts | None = None
         self._core = shared_core() if settings.one_core else None
         readers = min(_MAX_READING_THREADS, max(_MIN_READING_THREADS, (os.cpu_count() or 1) // 2))
-        self._reading = self._threads(readers, "reading")
-        self._fair_reading = FairExecutor(self._reading)
-        self._copying = self._threads(_COPYING_THREADS, "copying")
+        leave = (lambda: None) if self._core is None else self._core.leave
+        self._reading = FairExecutor(readers, name="reading", begin=leave)
+        # One thread: what waits for it is copied by the same few calls (`device_loader`).
+        self._copying = self._threads(1, "copying")
         self._scheduler: Scheduler[Request] = Scheduler(settings)
         self._trimming: asyncio.Task[None] | None = None
         self._shortened = False
@@ -152,8 +152,8 @@ class LocalEngine:
                     self._threads(_OTHER_THREADS, "asyncio")
                 )
             # In a thread: it takes seconds, and more where kernels are compiled.
-            runner = await asyncio.get_running_loop().run_in_executor(
-                self._reading, lambda: _make_runner(self._load(), self._settings)
+            runner = await self._reading.submit(
+                lambda: _make_runner(self._load(), self._settings), NOBODY
             )
             self._enter(Phase.WARMING)
             self._parts = parts = self._assemble(runner)
@@ -201,8 +201,7 @@ class LocalEngine:
 
     async def check(self, file: Path) -> CheckedAdapter:
         runner = self._require_ready().runner
-        reading = self._fair_reading.submit(lambda: runner.prepare(validate_file(file)), TRIALS)
-        adapter = await asyncio.wrap_future(reading)
+        adapter = await self._reading.submit(lambda: runner.prepare(validate_file(file)), TRIALS)
         spec = adapter.spec
         encoding = self.info.encoder.encode(_TRIAL_TEXT, max_length=spec.max_length)
         key = AdapterKey("(unpublished)", uuid4().hex)
@@ -258,7 +257,7 @@ class LocalEngine:
             self._trimming.cancel()
         if self._parts is not None:
             self._parts.host_cache.close()
-        self._fair_reading.shutdown()
+        self._reading.shutdown()
         self._copying.shutdown(wait=False, cancel_futures=True)
         if self._parts is not None:
             await asyncio.to_thread(self._parts.device.join, self._settings.stall_seconds)
@@ -338,7 +337,7 @@ class LocalEngine:
         host_cache = HostCache(
             self._store,
             runner,
-            reading=self._fair_reading,
+            reading=self._reading,
             observer=observer,
             capacity=settings.max_registered_adapters,
             max_bytes=settings.max_registered_bytes,
@@ -346,7 +345,7 @@ class LocalEngine:
         )
         residency = Residency(
             host_cache,
-            DeviceLoader(runner, self._copying, jobs=_COPYING_THREADS),
+            DeviceLoader(runner, self._copying),
             observer=observer,
             slots=settings.max_active_adapters,
             trial_slots=_TRIAL_SLOTS,

@@ -13,7 +13,6 @@ All calls come from one event loop; files are read in threads.
 
 import asyncio
 from collections import OrderedDict, deque
-from concurrent.futures import Future
 from functools import partial
 from time import monotonic, perf_counter
 from typing import NamedTuple
@@ -109,8 +108,8 @@ class HostCache:
         # Adapters and when they were last used; the least recently used first.
         self._registered: OrderedDict[AdapterKey, tuple[HostAdapter, float]] = OrderedDict()
         self._nbytes = 0
-        # What is read or waits for a thread, and the same as the threads know it.
-        self._loading: dict[AdapterKey, tuple[asyncio.Future[Read], Future[Read]]] = {}
+        # What is read or waits for a thread.
+        self._loading: dict[AdapterKey, asyncio.Future[Read]] = {}
         # Adapters that passed by, and when for the last two times; those first that did not for
         # longest.
         self._passed: OrderedDict[AdapterKey, tuple[float, ...]] = OrderedDict()
@@ -142,30 +141,24 @@ class HostCache:
             slot: where it is loaded by the thread that reads it, unless it is being read already.
                 Then it need not be kept.
         """
-        if key in self._loading:
-            loading, _ = self._loading[key]
+        if (loading := self._loading.get(key)) is not None:
             return loading
         started = perf_counter()
         passing = slot is not None and not self._is_worth_keeping(key)
         read = partial(self._read, key, slot=slot, passing=passing)
-        reading = self._reading.submit(read, client)
-        loading = asyncio.wrap_future(reading)
-        self._loading[key] = loading, reading
+        self._loading[key] = loading = self._reading.submit(read, client)
         loading.add_done_callback(partial(self._loaded, key, started))
         return loading
 
     def advance(self, key: AdapterKey, client: Client) -> None:
         """Another client waits for a read, too: it has its turn then, if that comes sooner."""
-        if key in self._loading:
-            _, reading = self._loading[key]
-            self._reading.advance(reading, client)
+        if (loading := self._loading.get(key)) is not None:
+            self._reading.advance(loading, client)
 
     def cancel(self, key: AdapterKey) -> bool:
         """Drop a read that no thread has begun; whether there was one. Its future is cancelled."""
-        if key not in self._loading:
-            return False
-        _, reading = self._loading[key]
-        if not reading.cancel():
+        loading = self._loading.get(key)
+        if loading is None or not self._reading.cancel(loading):
             return False
         del self._loading[key]
         return True
@@ -182,8 +175,7 @@ class HostCache:
 
     def discard(self, key: AdapterKey) -> None:
         """Drop an adapter now, or as soon as it has been read. Not counted as an eviction."""
-        if key in self._loading:
-            loading, _ = self._loading[key]
+        if (loading := self._loading.get(key)) is not None:
             loading.add_done_callback(lambda _: self.discard(key))
             return
         if (registered := self._registered.pop(key, None)) is not None:
@@ -214,7 +206,7 @@ class HostCache:
         while self._without_image:
             key, started = self._without_image.popleft(), perf_counter()
             try:
-                await asyncio.wrap_future(self._reading.submit(partial(self._ensure, key), NOBODY))
+                await self._reading.submit(partial(self._ensure, key), NOBODY)
             except Exception:
                 # A request for it will get the error.
                 continue
@@ -266,7 +258,7 @@ class HostCache:
 
     def _loaded(self, key: AdapterKey, started: float, loading: asyncio.Future[Read]) -> None:
         # One that was dropped may be read again already.
-        if key in self._loading and self._loading[key][0] is loading:
+        if self._loading.get(key) is loading:
             del self._loading[key]
         # The waiters get the exception; retrieving it here keeps asyncio from reporting it.
         if loading.cancelled() or loading.exception() is not None:

@@ -150,7 +150,7 @@ async def test_an_upload_waits_for_no_more_reads_than_have_begun(
         await asyncio.sleep(0.05)
         gate.set()
         await asyncio.gather(checking, *asked)
-        threads = harness.engine._reading._max_workers
+        threads = len(harness.engine._reading._threads)
         # What runs, and what has begun to run beside it.
         assert begun.index("upload") <= 2 * threads
         assert len(begun) == 41

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from service.engine.interface import AdapterKey
 from service.engine.observer import ImageEvent
 from service.engine.runners.base import HostAdapter, Loaded
 from service.engine.runners.packed import PackedRunner
-from tests.support.residency_harness import RecordingObserver, let_the_loop_run
+from tests.support.residency_harness import RecordingObserver, ended, let_the_loop_run
 from tests.support.tiny_models import make_adapter
 
 pytestmark = pytest.mark.timeout(60)
@@ -95,20 +94,21 @@ async def open_cache(
     images.settle()
     events.clear()
     recorder = RecordingObserver()
-    with ThreadPoolExecutor(2) as reading:
-        cache = HostCache(
-            store,
-            runner,
-            reading=FairExecutor(reading),
-            observer=recorder,
-            capacity=2,
-            max_bytes=max_bytes,
-            images=images,
-        )
-        opened = Cache(cache, runner, images)
-        opened.recorder, opened.events, opened.keys = recorder, events, keys
-        yield opened
-        cache.close()
+    reading = FairExecutor(2, name="reading")
+    cache = HostCache(
+        store,
+        runner,
+        reading=reading,
+        observer=recorder,
+        capacity=2,
+        max_bytes=max_bytes,
+        images=images,
+    )
+    opened = Cache(cache, runner, images)
+    opened.recorder, opened.events, opened.keys = recorder, events, keys
+    yield opened
+    cache.close()
+    await ended(reading)
 
 
 @pytest.fixture(autouse=True)

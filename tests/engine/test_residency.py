@@ -275,7 +275,7 @@ async def test_a_retired_adapter_that_nobody_waits_for_leaves_once_it_is_read(
     async with open_residency(active=1) as harness:
         harness.store.gate.clear()
         leaving = asyncio.create_task(harness.residency.acquire(harness.keys_of("a")))
-        await let_the_loop_run()
+        await harness.store.until_reads(1)
         leaving.cancel()
         await let_the_loop_run()
         harness.residency.retire(harness.keys["a"])

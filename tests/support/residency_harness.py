@@ -93,6 +93,15 @@ class ResidencyHarness:
         self.residency.release(await self.residency.acquire(self.keys_of(names)))
 
 
+async def ended(reading: FairExecutor) -> None:
+    """Shut it down, and return once what its threads have begun is delivered."""
+    reading.shutdown()
+    for thread in reading._threads:
+        if thread.is_alive():
+            await asyncio.to_thread(thread.join, 10)
+    await asyncio.sleep(0)
+
+
 @asynccontextmanager
 async def open_residency(
     root: Path,
@@ -107,12 +116,13 @@ async def open_residency(
     store, recorder = GatedStore(root), RecordingObserver()
     for seed, name in enumerate("abcdefgh"):
         store.put(name, serialize(make_adapter(backbone, seed=seed)))
-    with ThreadPoolExecutor(2) as reading, ThreadPoolExecutor(1) as copying:
+    reading = FairExecutor(2, name="reading")
+    with ThreadPoolExecutor(1) as copying:
         runner = PackedRunner(backbone)
         host_cache = HostCache(
             store,
             runner,
-            reading=FairExecutor(reading),
+            reading=reading,
             observer=recorder,
             capacity=registered,
             max_bytes=max_registered_bytes,
@@ -128,6 +138,7 @@ async def open_residency(
         )
         yield ResidencyHarness(residency, loader, store, recorder)
         store.gate.set()
+        await ended(reading)
 
 
 # The fixture `open_residency`: it takes the numbers of adapters alone.
