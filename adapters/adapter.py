@@ -1,7 +1,7 @@
 """One trained adapter, prepared for a backbone, and the classification of packed batches."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,8 @@ Float32 = npt.NDArray[np.float32]
 class PreparedAdapter:
     """An adapter on a backbone's device, its generator folded for serving.
 
-    head: None: the answer is what a head would read (`adapters.embedding`).
+    head: None: the answer is what a head would read (`adapters.embedding`). nbytes: memory of its
+    tensors. It is asked for several times at every load.
     """
 
     spec: AdapterSpec
@@ -34,12 +35,12 @@ class PreparedAdapter:
     tuning: TuningWeights | None
     head: HeadWeights | None
     shape: RowShape
+    nbytes: int = field(init=False)
 
-    @property
-    def nbytes(self) -> int:
-        """Memory of its tensors."""
+    def __post_init__(self) -> None:
         parts = (self.generator, self.tuning, self.head)
-        return sum(tensor.nbytes for part in parts if part is not None for tensor in part.tensors)
+        tensors = (tensor for part in parts if part is not None for tensor in part.tensors)
+        object.__setattr__(self, "nbytes", sum(tensor.nbytes for tensor in tensors))
 
 
 @dataclass(frozen=True, slots=True)
