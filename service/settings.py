@@ -555,7 +555,7 @@ class Settings:
         "auto",
         "file",
         "Who changed adapters and keys; `auto` is `.audit/audit.jsonl` in the adapter folder, "
-        "`off` is none",
+        "`off` is none; refused requests are in `...-refused.jsonl` beside it",
     )
     decision_log: Path | None = _setting(  # noqa: RUF009
         _optional_file, "", "file", "What was answered, the inputs as hashes; if not set, none"
@@ -587,7 +587,7 @@ class Settings:
         _whole(1, 8760), "24", "hours", "When such a text is removed, seconds later at most"
     )
     record_bytes: int = _setting(
-        _whole(4096, 2**34), str(64 * 2**20), "bytes", "When a file of these two logs is rotated"
+        _whole(4096, 2**34), str(64 * 2**20), "bytes", "When a file of these logs is rotated"
     )
     record_files: int = _setting(
         _whole(0, 10_000), "10", "files", "How many rotated files of each of them are kept"

@@ -5,6 +5,9 @@ A change has two lines with the same `change`: `begun`, which is on the disk bef
 changed, and `ended` with its outcome. One without the other was interrupted. A change that cannot
 be recorded is refused, but for deletions where the disk is full, which is what makes room. Texts
 are not given to anybody either before that is recorded, in one line.
+
+Refused requests have a file of their own, because anybody can make them: however many there are,
+they rotate none of the changes away.
 """
 
 import logging
@@ -17,7 +20,7 @@ from typing import Any, Literal, TypeAlias
 
 from adapters.errors import StoreFailed
 from adapters.format.failures import is_full, store_failed
-from service.access.events import AccessEvent, AccessRefused
+from service.access.events import AccessEvent, AccessRefused, KeysChanged
 from service.errors import AuditFailed
 from service.records.background import BackgroundLines
 from service.records.line_file import LineFile, json_line, now
@@ -28,9 +31,9 @@ logger = logging.getLogger(__name__)
 # Done; nothing was to be done; the caller's fault; the service's, or unknown.
 Outcome: TypeAlias = Literal["done", "unchanged", "refused", "failed"]
 
-# Refused requests that wait to be written. Beyond them they are counted, not kept: whoever sends
+# Of each kind, that wait to be written. Beyond them they are counted, not kept: whoever sends
 # wrong keys without end must not fill memory.
-_MAX_REFUSALS = 1000
+_MAX_WAITING = 1000
 
 
 class AuditLog:
@@ -123,22 +126,28 @@ class AuditLog:
 
 
 class AccessRecords:
-    """Refused requests and changed keys, recorded by a thread: `Guard.listen` takes `listen`."""
+    """Changed keys and refused requests, each recorded by a thread of their own: `Guard.listen`
+    takes `listen`.
+
+    Args:
+        file: of the audit log, where changed keys go; None: nothing is recorded.
+    """
 
     def __init__(self, file: LineFile | None, dropped: Callable[[int], None]) -> None:
-        self._lines: BackgroundLines[AccessEvent] | None = None
+        self._lines: dict[type[AccessEvent], BackgroundLines[AccessEvent]] = {}
         if file is not None:
-            self._lines = BackgroundLines(
-                file, _access_line, limit=_MAX_REFUSALS, dropped=dropped, sync=True
-            )
+            for kind, its_file in (KeysChanged, file), (AccessRefused, refusals_file(file)):
+                self._lines[kind] = BackgroundLines(
+                    its_file, _access_line, limit=_MAX_WAITING, dropped=dropped, sync=True
+                )
 
     def listen(self, event: AccessEvent) -> None:
-        if self._lines is not None:
-            self._lines.offer(event, 1)
+        if (lines := self._lines.get(type(event))) is not None:
+            lines.offer(event, 1)
 
     def close(self) -> None:
-        if self._lines is not None:
-            self._lines.close()
+        for lines in self._lines.values():
+            lines.close()
 
 
 def audit_log(settings: Settings, failed: Callable[[], None] = lambda: None) -> AuditLog:
@@ -158,13 +167,20 @@ def audit_file(settings: Settings) -> LineFile | None:
     return LineFile(path, max_bytes=settings.record_bytes, kept=settings.record_files)
 
 
+def refusals_file(changes: LineFile) -> LineFile:
+    """Where refused requests go, beside the file of the changes."""
+    path = changes.path
+    return changes.at(path.with_name(f"{path.stem}-refused{path.suffix}"))
+
+
 def check_audit_log(settings: Settings) -> None:
     """
     Raises:
         OSError: the audit log cannot be written.
     """
     if (file := audit_file(settings)) is not None:
-        file.append(b"", sync=False)
+        for each in (file, refusals_file(file)):
+            each.append(b"", sync=False)
 
 
 def _access_line(event: AccessEvent) -> bytes:

@@ -40,6 +40,10 @@ class LineFile:
         self._kept = kept
         self._days = days
 
+    def at(self, path: Path) -> "LineFile":
+        """Another file with the same bounds."""
+        return LineFile(path, max_bytes=self._max_bytes, kept=self._kept, days=self._days)
+
     def append(self, lines: bytes, *, sync: bool) -> None:
         """Append whole lines, all of them or none.
 

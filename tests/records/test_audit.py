@@ -9,7 +9,7 @@ import pytest
 
 from adapters.errors import StoreFull
 from adapters.format.files import serialize
-from service.access.events import AccessRefused
+from service.access.events import AccessRefused, KeysChanged
 from service.errors import AuditFailed
 from service.records.audit import AccessRecords, AuditLog
 from service.records.line_file import LineFile
@@ -174,7 +174,7 @@ def test_refused_requests_are_recorded_by_a_thread_and_beyond_a_bound_counted(
     for number in range(1500):
         access.listen(refusal(number))
     access.close()
-    lines = records(tmp_path / "log")
+    lines = records(tmp_path / "log-refused")
     assert len(lines) + sum(dropped) == 1500
     assert len(lines) >= 1000
     assert lines[0] | {"time": "", "process": 0} == {
@@ -192,11 +192,31 @@ def test_refused_requests_are_recorded_by_a_thread_and_beyond_a_bound_counted(
     assert [line["request_id"] for line in lines[:1000]] == [f"r{n}" for n in range(1000)]
 
 
+def test_refused_requests_rotate_no_change_away_and_delay_no_record_of_keys(
+    tmp_path: Path,
+) -> None:
+    file = LineFile(tmp_path / "audit.jsonl", max_bytes=4096, kept=2)
+    log = AuditLog(file)
+    log.ended("adapter.delete", log.begun("adapter.delete", {"who": "a"}), {"who": "a"}, "done")
+    dropped: list[int] = []
+    for _ in range(3):
+        access = AccessRecords(file, dropped.append)
+        for number in range(2000):
+            access.listen(refusal(number))
+        access.listen(KeysChanged("keys", ("b",), (), (), ()))
+        access.close()
+    assert sum(dropped) > 0
+    events = [line["event"] for line in records(file.path)]
+    assert events == ["adapter.delete"] * 2 + ["keys.changed"] * 3
+    refused = sorted(tmp_path.glob("audit-refused.jsonl*"))
+    assert len(refused) == 3
+
+
 def test_a_wrong_key_is_in_the_log_and_is_not_the_key(tmp_path: Path) -> None:
     with serve(tmp_path, API_KEYS="right-key-of-thirty-two-letters-x") as live:
         wrong = {"X-API-Key": "wrong-key-wrong-key-wrong-key-wrong"}
         assert live.client.get("/v1/adapters", headers=wrong).status_code == 401
-        log = log_of(live)
+        log = log_of(live).with_name("audit-refused.jsonl")
         until(lambda: log.exists() and bool(log.read_text()))
         (line,) = records(log)
         assert (line["event"], line["reason"]) == ("request.refused", "unknown_key")
