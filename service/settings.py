@@ -564,7 +564,7 @@ class Settings:
         _yes_or_no, "no", "`yes` or `no`", "Write the texts to the decision log, too"
     )
     decision_log_days: int = _setting(
-        _whole(1, 3650), "30", "days", "When decisions are removed, at the latest a day later"
+        _whole(1, 3650), "30", "days", "When decisions are removed, at the latest 25 hours later"
     )
     drift_texts: int = _setting(
         _none_or(_whole(200, 100_000)),
@@ -590,7 +590,10 @@ class Settings:
         _whole(4096, 2**34), str(64 * 2**20), "bytes", "When a file of these logs is rotated"
     )
     record_files: int = _setting(
-        _whole(0, 10_000), "10", "files", "How many rotated files of each of them are kept"
+        _whole(0, 10_000),
+        "10",
+        "files",
+        "How many rotated files of each of them are kept, and as many bytes of smaller ones",
     )
     log_level: str = _setting(
         _one_of("debug", "info", "warning", "error"), "info", "level", "What is logged, to stderr"

@@ -4,6 +4,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from time import monotonic
 from typing import Generic, TypeVar
 
@@ -20,7 +21,8 @@ _WARNING_SECONDS = 60.0
 
 
 class BackgroundLines(Generic[T]):
-    """Appends lines to a file in a thread of its own, which starts with the first of them.
+    """Appends lines to a file in a thread of its own, which starts with the first of them, or by
+    `start`. It also removes what is too old, every hour.
 
     What does not fit the queue, and what cannot be written, is dropped and counted.
 
@@ -64,17 +66,20 @@ class BackgroundLines(Generic[T]):
             return
         self._size_offered += size
         self._queue.append((item, size))
-        if self._thread is None:
-            name = f"records {self._file.path.name}"
-            thread = threading.Thread(target=self._run, name=name, daemon=True)
-            try:
-                thread.start()
-            except RuntimeError:
-                # The system has no thread left now. What waits is written with a later item.
-                return
-            self._thread = thread
+        self.start()
         if not self._offered.is_set():
             self._offered.set()
+
+    def start(self) -> None:
+        """Start the thread, unless it runs or the system has none left now."""
+        if self._thread is not None:
+            return
+        name = f"records {self._file.path.name}"
+        thread = threading.Thread(target=self._run, name=name, daemon=True)
+        # What waits is written once a later item starts it.
+        with suppress(RuntimeError):
+            thread.start()
+            self._thread = thread
 
     def close(self, seconds: float = 2.0) -> None:
         """Write what waits, within this time."""
@@ -84,18 +89,18 @@ class BackgroundLines(Generic[T]):
             self._thread.join(seconds)
 
     def _run(self) -> None:
-        cleaned = monotonic()
+        due = monotonic()
         while not self._closing.is_set() or self._queue:
-            self._offered.wait(_CLEANING_SECONDS)
+            if monotonic() >= due:
+                due = monotonic() + _CLEANING_SECONDS
+                try:
+                    self._file.expire()
+                except OSError as error:
+                    self._warn(error)
+            self._offered.wait(max(0.0, due - monotonic()))
             self._closing.wait(_GATHER_SECONDS)
             self._offered.clear()
             self._write()
-            if monotonic() - cleaned > _CLEANING_SECONDS:
-                cleaned = monotonic()
-                try:
-                    self._file.remove_expired()
-                except OSError as error:
-                    self._warn(error)
 
     def _write(self) -> None:
         taken = [self._queue.popleft() for _ in range(len(self._queue))]

@@ -79,6 +79,8 @@ class DecisionLog:
         self._lines: BackgroundLines[Decision] = BackgroundLines(
             file, self._encoded, limit=MAX_CHARACTERS, dropped=dropped, sync=False
         )
+        # Old decisions go also while nothing is asked.
+        self._lines.start()
 
     def offer(self, decision: Decision) -> None:
         """Takes microseconds, and never raises or waits."""

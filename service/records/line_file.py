@@ -29,7 +29,8 @@ class LineFile:
         path: its folder is created when needed, but not the one above it. A new file can be read
             by its owner alone.
         max_bytes: a line that would make the file larger goes to a new file.
-        kept: rotated files that are kept, the newest.
+        kept: rotated files that stay, the newest; older ones stay, too, as long as all of them
+            are no larger than so many files of `max_bytes`.
         days: the file is rotated after a day, and rotated files are removed once they are this
             old. None: age does not matter.
     """
@@ -57,8 +58,9 @@ class LineFile:
         descriptor = self._opened()
         try:
             size = os.fstat(descriptor).st_size
-            if size and (size + len(lines) > self._max_bytes or self._is_of_yesterday(descriptor)):
+            if size and (size + len(lines) > self._max_bytes or not self._is_of_today(descriptor)):
                 self._rotate()
+                self._remove()
                 os.close(descriptor)
                 descriptor = self._opened()
                 size = os.fstat(descriptor).st_size
@@ -66,19 +68,38 @@ class LineFile:
         finally:
             os.close(descriptor)
 
-    def remove_expired(self) -> None:
-        """Remove rotated files beyond their number or age; called by `append` where it rotates.
+    def expire(self) -> None:
+        """Do what `append` would do for age: without it, nothing that is idle grows too old.
 
         Raises:
-            OSError: the folder cannot be read.
+            OSError: the file or its folder cannot be used.
         """
-        rotated = sorted(self.path.parent.glob(f"{self.path.name}.2*Z"))
-        too_many = rotated[: -self._kept] if self._kept else rotated
-        for path in rotated:
+        descriptor = self._opened()
+        try:
+            if os.fstat(descriptor).st_size and not self._is_of_today(descriptor):
+                self._rotate()
+        finally:
+            os.close(descriptor)
+        self._remove()
+
+    def _remove(self) -> None:
+        """Remove rotated files beyond their number and size, or their age."""
+        rotated = []
+        for path in self.path.parent.glob(f"{self.path.name}.2*Z"):
             with suppress(FileNotFoundError):
-                age = time() - path.stat().st_mtime
-                if path in too_many or (self._days and age > self._days * _DAY_SECONDS):
-                    path.unlink()
+                status = path.stat()
+                modified = status.st_mtime
+                if modified > time():
+                    # The clock ran ahead. From now on it is as old as if it were of now.
+                    os.utime(path)
+                    modified = time()
+                rotated.append((modified, path, status.st_size))
+        number = total = 0
+        for modified, path, size in sorted(rotated, reverse=True):
+            number, total = number + 1, total + size
+            is_beyond = number > self._kept and total > self._kept * self._max_bytes
+            if is_beyond or (self._days and time() - modified > self._days * _DAY_SECONDS):
+                path.unlink(missing_ok=True)
 
     def _opened(self) -> int:
         """The file, locked."""
@@ -110,18 +131,20 @@ class LineFile:
     def _rotate(self) -> None:
         now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
         self.path.rename(self.path.with_name(f"{self.path.name}.{now}"))
-        self.remove_expired()
 
-    def _is_of_yesterday(self, descriptor: int) -> bool:
-        """Whether the file's first line is a day old."""
+    def _is_of_today(self, descriptor: int) -> bool:
+        """Whether the file's first line is less than a day old, if that matters.
+
+        A time to come is that of a clock that ran ahead, and says nothing.
+        """
         if self._days is None:
-            return False
+            return True
         match = _TIME.match(os.pread(descriptor, 64, 0))
         try:
-            first = datetime.fromisoformat(match[1].decode()) if match else None
-        except ValueError:
-            first = None
-        return first is not None and time() - first.timestamp() > _DAY_SECONDS
+            first = datetime.fromisoformat(match[1].decode()).timestamp() if match else 0.0
+        except (ValueError, OverflowError):
+            first = 0.0
+        return 0 <= time() - first < _DAY_SECONDS
 
 
 def json_line(record: Mapping[str, Any]) -> bytes:

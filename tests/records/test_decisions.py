@@ -1,6 +1,7 @@
 """The decision log: every answer of every protocol, texts only as keyed hashes, never a delay."""
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -156,6 +157,17 @@ def test_a_process_starts_while_the_log_cannot_be_opened_and_records_once_it_can
     started.close()
     key = (tmp_path / "gone" / "log.key").read_bytes()
     assert [record["input"] for record in records(log)] == [input_hash(key, "kept", None)]
+
+
+def test_old_decisions_are_removed_while_nothing_is_asked(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    for old in (path, path.with_name("log.20200101T000000.000000Z")):
+        old.write_text('{"time":"2020-01-01T00:00:00.000+00:00"}\n')
+        os.utime(old, (0, 0))
+    file = LineFile(path, max_bytes=10**9, kept=1, days=30)
+    log = DecisionLog(file, lambda: b"k" * 32, texts=False, dropped=lambda _: None)
+    until(lambda: not list(tmp_path.iterdir()))
+    log.close()
 
 
 def test_a_text_that_is_not_utf8_is_hashed_too() -> None:

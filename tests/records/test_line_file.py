@@ -55,13 +55,19 @@ def test_a_file_is_rotated_by_size_and_only_the_newest_are_kept(tmp_path: Path) 
     assert path.read_bytes() == b"x" * 100 + b"\n"
 
 
+def record(age: timedelta) -> bytes:
+    return b'{"time":"%s"}\n' % (datetime.now(UTC) - age).isoformat().encode()
+
+
+def written(path: Path, age: timedelta) -> None:
+    """As if the file had been written so long ago."""
+    when = time.time() - age.total_seconds()
+    os.utime(path, (when, when))
+
+
 def test_a_file_is_rotated_after_a_day_and_removed_after_its_days(tmp_path: Path) -> None:
     path = tmp_path / "log"
     file = line_file(path, days=7)
-
-    def record(age: timedelta) -> bytes:
-        return b'{"time":"%s"}\n' % (datetime.now(UTC) - age).isoformat().encode()
-
     file.append(record(timedelta(hours=23)), sync=False)
     file.append(record(timedelta(0)), sync=False)
     assert not rotated(path)
@@ -70,10 +76,51 @@ def test_a_file_is_rotated_after_a_day_and_removed_after_its_days(tmp_path: Path
     (old,) = rotated(path)
     assert path.read_bytes().count(b"\n") == 1
     for days, left in ((6.9, [old]), (7.1, [])):
-        when = time.time() - days * 86400
-        os.utime(old, (when, when))
-        file.remove_expired()
+        written(old, timedelta(days=days))
+        file.expire()
         assert rotated(path) == left
+    assert path.read_bytes().count(b"\n") == 1
+
+
+@pytest.mark.parametrize(("days", "left"), [(0.9, ["log"]), (1.1, ["log.2"]), (7.1, [])])
+def test_a_file_that_nobody_appends_to_is_rotated_and_removed_too(
+    tmp_path: Path, days: float, left: list[str]
+) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(record(timedelta(days=days)))
+    written(path, timedelta(days=days))
+    line_file(path, days=7).expire()
+    assert [item.name[:5] for item in tmp_path.iterdir()] == left
+
+
+def test_small_files_of_many_days_stay_until_they_are_too_old_or_too_large_together(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "log"
+    for day in range(1, 41):
+        old = path.with_name(f"log.{datetime.now(UTC) - timedelta(days=day):%Y%m%dT%H%M%S.%fZ}")
+        old.write_bytes(record(timedelta(days=day)))
+        written(old, timedelta(days=day - 0.1))
+    line_file(path, days=30, kept=10).expire()
+    assert len(rotated(path)) == 30
+    newest = rotated(path)[-11:]
+    line_file(path, days=30, kept=10, max_bytes=newest[0].stat().st_size).expire()
+    assert rotated(path) == newest[1:]
+    line_file(path, kept=0).expire()
+    assert not rotated(path)
+
+
+def test_after_a_clock_ran_ahead_files_are_rotated_and_removed_as_if_they_were_of_now(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "log"
+    file = line_file(path, days=7)
+    path.write_bytes(record(-timedelta(days=400)))
+    written(path, -timedelta(days=400))
+    file.append(record(timedelta(0)), sync=False)
+    assert path.read_bytes().count(b"\n") == 1
+    (old,) = rotated(path)
+    assert abs(old.stat().st_mtime - time.time()) < 60
 
 
 def test_a_line_that_a_power_failure_cut_does_not_spoil_the_next_one(tmp_path: Path) -> None:
