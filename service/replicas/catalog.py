@@ -444,7 +444,7 @@ class ReplicatedCatalog(Catalog):
         """What a record says, as far as it fits this backbone.
 
         Args:
-            before: specs and damage that are known already.
+            before: which specs are known already, and what is unloaded here.
             fresh: the current revision was published just now, and an unloaded name is served.
         """
         known = before.specs if before is not None else {}
@@ -453,9 +453,7 @@ class ReplicatedCatalog(Catalog):
         unusable: dict[str, AdapterError] = {}
         for item in record.revisions:
             revision = item.revision
-            again = fresh and revision == record.current
-            error = found.get(revision)
-            if error is not None and not again and not (fresh and _is_unloaded(error)):
+            if isinstance(error := found.get(revision), UnloadedAdapter) and not fresh:
                 unusable[revision] = error
             try:
                 specs[revision] = known.get(revision) or AdapterSpec.from_json(item.spec)
@@ -499,6 +497,11 @@ class ReplicatedCatalog(Catalog):
 
     def _verified(self, name: str, revision: str) -> None:
         self._cache.fetch(name, revision)
+
+    def _raise_trouble(self, error: AdapterError) -> None:
+        """Raise it, and remember nothing: any replica may get the file again, which repairs the
+        object for all. Whoever needs it finds out."""
+        raise error
 
     def _open_log(self) -> None:
         """
@@ -629,10 +632,6 @@ def _traffic_in(record: NameRecord) -> Traffic | None:
         return Traffic.from_json(json.dumps(record.traffic))
     except InvalidTraffic as error:
         return Traffic("", "", 0.0).end("damaged", f"its record cannot be read: {error}")
-
-
-def _is_unloaded(error: AdapterError) -> bool:
-    return isinstance(error, UnloadedAdapter)
 
 
 async def _at_once() -> None:

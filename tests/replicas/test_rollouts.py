@@ -304,6 +304,29 @@ def test_an_object_that_was_altered_is_refused_and_repaired_by_sending_it_again(
             assert b.client.get("/v1/adapters/n/file").content == content(1)
 
 
+def test_an_object_is_repaired_for_the_replicas_that_found_it_damaged(tmp_path: Path) -> None:
+    with cluster(tmp_path, "a", "b") as made:
+        a, b = made["a"], made["b"]
+        revision = put(a, "n", 1).json()["revision"]
+        put(a, "n", 2)
+        put(a, "same", 1)
+        for stored in [
+            made.shared / "objects" / f"{revision}.safetensors",
+            *made.root.glob(f"cache-b/*/{revision}.safetensors"),
+        ]:
+            stored.write_bytes(b"damaged")
+        for path in (f"n/file?revision={revision}", "same/file"):
+            found = b.client.get(f"/v1/adapters/{path}")
+            assert error_of(found)["type"] == "adapter_damaged"
+        loaded = b.client.post("/v2/repository/models/same/load")
+        assert loaded.status_code == 500, loaded.text
+        assert put(a, "same", 1).json()["changed"] is False
+        for name in (f"n@{revision}", "same"):
+            assert revision_at(b, name) == revision
+        assert b.client.get("/v1/adapters/same").json()["state"] == "ready"
+        assert b.client.get("/v1/adapters/same/file").content == content(1)
+
+
 def test_clocks_of_other_replicas_mean_nothing(tmp_path: Path) -> None:
     with cluster(tmp_path, "a", "b") as made:
         put(made["a"], "n", 1)
