@@ -97,14 +97,16 @@ class CachedStore(AdapterStore):
     # --- model cards, which are read seldom and not kept here ---
 
     def card(self, name: str, revision: str) -> bytes | None:
-        self._known(name)
-        return self.objects.get(card_key(revision))
+        return self.objects.get(self._card_key(name, revision))
 
     def set_card(self, name: str, revision: str, content: bytes) -> None:
-        history = self._known(name)
-        if revision not in history:
-            raise UnknownRevision(name, revision, history)
-        self.objects.put(card_key(revision), content)
+        self.objects.put(self._card_key(name, revision), content)
+
+    def _card_key(self, name: str, revision: str) -> str:
+        for item in self.revisions(name):
+            if item.revision == revision:
+                return card_key(name, revision, item.stored)
+        raise UnknownRevision(name, revision, self._known(name))
 
     # --- files ---
 

@@ -19,7 +19,13 @@ from dataclasses import dataclass
 
 from adapters.errors import CollectedEntries
 from adapters.shared.log import SharedLog, entry_key
-from adapters.shared.objects import GRACE_SECONDS, WINDOW_SECONDS, ObjectStore
+from adapters.shared.objects import (
+    GRACE_SECONDS,
+    WINDOW_SECONDS,
+    ObjectStore,
+    card_key,
+    object_key,
+)
 from adapters.shared.records import COLLECTED, LogState, decode
 
 
@@ -55,8 +61,7 @@ def collect(log: SharedLog, *, grace_seconds: float = GRACE_SECONDS) -> Collecte
         return Collected()
     removed = 0
     for item in objects:
-        revision = item.key.rpartition("/")[2].partition(".")[0]
-        if revision in needed or now - item.modified < grace_seconds:
+        if item.key in needed or now - item.modified < grace_seconds:
             continue
         # A collector that slept must not go by an old listing: `objects.store_object`.
         if time.monotonic() - began > WINDOW_SECONDS:
@@ -71,12 +76,16 @@ def collect(log: SharedLog, *, grace_seconds: float = GRACE_SECONDS) -> Collecte
 
 
 def _needed(log: SharedLog, base: LogState) -> set[str]:
-    """Every revision that was referred to at the base or later."""
-    needed = base.revisions()
-    for entry in log.read(base.number):
-        if entry.record is not None:
-            needed |= {revision.revision for revision in entry.record.revisions}
-    return needed
+    """The keys of all objects and cards that were referred to at the base or later."""
+    records = base.records()
+    records += [(entry.name, entry.record) for entry in log.read(base.number)]
+    return {
+        key
+        for name, record in records
+        if record is not None
+        for item in record.revisions
+        for key in (object_key(item.revision), card_key(name, item.revision, item.stored))
+    }
 
 
 def _mark(store: ObjectStore, done: int, last: int) -> int:

@@ -2,6 +2,7 @@
 conditionally.
 
     objects/<sha256>.safetensors    adapter files; immutable
+    cards/<sha256>.<name>.<time>.md the model card of a name's revision, which was stored then
     log/<number>.json               the log of changes (`adapters.shared.log`)
     snapshots/<number>.json         the state after an entry
     replicas/<id>.json              each replica's own state
@@ -14,6 +15,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -258,9 +260,13 @@ class ObjectStore:
         return results[0]
 
 
-def card_key(revision: str) -> str:
-    """Where the model card of a revision is."""
-    return f"cards/{revision}.md"
+def card_key(name: str, revision: str, stored: datetime) -> str:
+    """Where the model card of a name's revision is.
+
+    Args:
+        stored: when it was uploaded. One that was deleted and comes again has no card.
+    """
+    return f"cards/{revision}.{name}.{stored.astimezone(UTC):%Y%m%dT%H%M%S.%fZ}.md"
 
 
 def object_key(revision: str) -> str:

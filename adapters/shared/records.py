@@ -113,15 +113,10 @@ class LogState:
     pending: dict[str, Entry] = field(default_factory=dict)
     collected: int = 0
 
-    def revisions(self) -> set[str]:
-        """Every revision that a name or a prepared change refers to."""
-        records = [*self.names.values(), *(entry.record for entry in self.pending.values())]
-        return {
-            revision.revision
-            for record in records
-            if record is not None
-            for revision in record.revisions
-        }
+    def records(self) -> list[tuple[str, NameRecord | None]]:
+        """The name and the record of every name and of every prepared change."""
+        prepared = [(entry.name, entry.record) for entry in self.pending.values()]
+        return [*self.names.items(), *prepared]
 
 
 def apply(state: LogState, entry: Entry) -> None:

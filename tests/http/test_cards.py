@@ -74,6 +74,20 @@ def test_a_card_goes_with_its_revision(live: RunningService) -> None:
     assert not list(live.adapter_dir.glob("a/*.md"))
 
 
+def test_names_with_the_same_file_have_cards_of_their_own(live: RunningService) -> None:
+    for name in ("a", "b"):
+        live.put(name, make_adapter(make_backbone(), seed=1))
+    put(live, CARD)
+    other = "/v1/adapters/b/card"
+    assert live.client.get(other).status_code == 404
+    assert live.client.put(other, content="of b", headers=MARKDOWN).status_code == 204
+    assert (get(live).text, live.client.get(other).text) == (CARD, "of b")
+    for name in ("a", "b"):
+        assert live.client.delete(f"/v1/adapters/{name}").status_code == 204
+    live.put("a", make_adapter(make_backbone(), seed=1))
+    assert get(live).status_code == 404
+
+
 def test_bad_cards_and_names_have_one_clear_error(live: RunningService) -> None:
     revision = live.put("a", make_adapter(make_backbone(), seed=1))
 

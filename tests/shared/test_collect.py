@@ -12,7 +12,7 @@ from adapters import faults
 from adapters.errors import CollectedEntries, UnknownOutcome
 from adapters.shared.collect import Collected, collect
 from adapters.shared.log import SharedLog, entry_key, snapshot_key
-from adapters.shared.objects import ObjectStore, object_key, store_object
+from adapters.shared.objects import ObjectStore, card_key, object_key, store_object
 from adapters.shared.records import COLLECTED, NameRecord, ReplicaState
 from tests.support.log_entries import entry, record, revision_of
 
@@ -85,6 +85,21 @@ def test_old_entries_snapshots_and_objects_are_collected(folder: Folder) -> None
     assert SharedLog(folder.store).load() == before
     assert [each.number for each in folder.log.read(4)] == [5]
     assert folder.collect() == Collected()
+
+
+def test_a_card_is_collected_with_its_name_also_if_another_one_has_the_file(
+    folder: Folder,
+) -> None:
+    for name in ("a", "b"):
+        folder.publish(name, b"1")
+        (item,) = record(b"1").revisions
+        folder.store.put(card_key(name, item.revision, item.stored), b"card")
+    folder.append("b", None)
+    folder.snapshot()
+    folder.age()
+    assert folder.collect().objects == 1
+    assert [path.name.split(".")[1] for path in folder.root.glob("cards/*")] == ["a"]
+    assert folder.objects() == {revision_of(b"1")}
 
 
 def test_what_a_prepared_change_needs_is_kept(folder: Folder) -> None:

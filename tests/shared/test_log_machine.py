@@ -274,8 +274,9 @@ class LogMachine(RuleBasedStateMachine):
 
     @invariant()
     def every_revision_that_is_needed_has_its_object(self) -> None:
-        state = self.state(len(self.entries))
-        needed = state.revisions() | set(map(revision_of, self.uploads))
+        records = [record for _, record in self.state(len(self.entries)).records() if record]
+        needed = {item.revision for record in records for item in record.revisions}
+        needed |= set(map(revision_of, self.uploads))
         for revision in needed:
             content = self.truth.store.get(object_key(revision))
             assert content is not None
