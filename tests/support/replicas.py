@@ -21,6 +21,7 @@ from tests.support.tiny_models import make_adapter, make_backbone
 
 FOLLOW_SECONDS = 0.05
 LEASE_SECONDS = 1.0
+_MAKING = threading.Lock()
 
 
 @cache
@@ -30,8 +31,9 @@ def backbone() -> Backbone:
 
 
 def content(seed: int) -> bytes:
-    """An adapter file."""
-    return serialize(make_adapter(backbone(), seed=seed))
+    """An adapter file. Threads may ask for it, and torch has one seed for all of them."""
+    with _MAKING:
+        return serialize(make_adapter(backbone(), seed=seed))
 
 
 @dataclass
