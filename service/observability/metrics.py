@@ -79,6 +79,8 @@ MAX_LABELS = 512
 ALL_LABELS = "(all)"
 # The engine that has the catalog; those of further devices are engine-1, engine-2, ...
 ENGINE = "engine"
+# 1 where they do not apply.
+_OF_REPLICAS = ("idspam_replica_lease_held", "idspam_follow_ok")
 
 
 class Metrics(Observer):
@@ -120,7 +122,8 @@ class Metrics(Observer):
         self._uploads = _children(of["idspam_uploads_total"], get_args(UploadOutcome))
         self._rollouts = _children(of["idspam_rollouts_total"], get_args(RolloutOutcome))
         # So that alerts need not tell replicas from services that are none.
-        for name in ("idspam_replica_lease_held", "idspam_follow_ok"):
+        self._is_replica = False
+        for name in _OF_REPLICAS:
             of[name].set(1)
         of["idspam_devices"].set(1)
         self._predictions: dict[str, dict[str, Any]] = {}
@@ -250,6 +253,7 @@ class Metrics(Observer):
         self._by_name["idspam_store_free_bytes"].set(free_bytes)
 
     def followed(self, seconds: float, held: bool, applied: int, ok: bool) -> None:
+        self._is_replica = True
         self._by_name["idspam_follow_seconds"].set(seconds)
         self._by_name["idspam_replica_lease_held"].set(held)
         self._by_name["idspam_replica_applied"].set(applied)
@@ -425,6 +429,9 @@ class Metrics(Observer):
         self._by_name["idspam_engine_waiting_tokens"].clear()
         self.pace(0.0, 0.0)
         self.builds_gone()
+        if self._is_replica:
+            for name in _OF_REPLICAS:
+                self._by_name[name].set(0)
         for tier in get_args(Tier):
             self.tier_size(tier, 0, 0)
         for adapter in list(self._drifts):

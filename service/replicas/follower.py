@@ -9,7 +9,7 @@ in docs/replicas.md.
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -103,6 +103,8 @@ class Follower:
         self._thread = ThreadPoolExecutor(1, "follower")
         self._own: dict[str, OwnChange] = {}
         self._waiters: list[asyncio.Future[None]] = []
+        # Those of the round that is on its way.
+        self._served: list[asyncio.Future[None]] = []
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._has_left = False
@@ -141,7 +143,7 @@ class Follower:
 
     def start_later(self, error: StoreError) -> None:
         """The same as soon as the store can be reached; this error says why not now."""
-        self._note(error)
+        self._note(str(error))
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
@@ -152,6 +154,7 @@ class Follower:
         self._has_left = True
         if self._task is not None:
             self._task.cancel()
+        self._answer([*self._served, *self._waiters], "this replica is leaving")
         self._lease.end()
         for task in self._delivering:
             task.cancel()
@@ -165,8 +168,10 @@ class Follower:
         """Return when everything is applied that was in the log when this was called.
 
         Raises:
-            StoreUnreachable: the store cannot be read now.
+            StoreUnreachable: the store cannot be read now, or this replica is leaving.
         """
+        if self._has_left:
+            raise StoreUnreachable("this replica is leaving")
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         self._wake.set()
@@ -200,23 +205,18 @@ class Follower:
     async def _run(self) -> None:
         while True:
             self._wake.clear()
-            waiters, self._waiters = self._waiters, []
+            self._served, self._waiters = self._waiters, []
             began = monotonic()
+            trouble: str | None = None
             try:
                 await self._round()
             except StoreError as error:
-                self._note(error)
-                for waiter in waiters:
-                    if not waiter.done():
-                        waiter.set_exception(StoreUnreachable(str(error)))
-            except Exception:
+                trouble = str(error)
+            except Exception as error:
                 logger.exception("a round of the follower failed")
-                self._waiters += waiters
-            else:
-                self._note(None)
-                for waiter in waiters:
-                    if not waiter.done():
-                        waiter.set_result(None)
+                trouble = f"an unexpected error: {error or type(error).__name__}"
+            self._note(trouble)
+            self._answer(self._served, trouble)
             self._observer.followed(
                 seconds=monotonic() - began,
                 held=self._lease.held,
@@ -232,12 +232,19 @@ class Follower:
             return max(_LEAST_SECONDS, self._follow_seconds / _HURRY)
         return self._follow_seconds
 
-    def _note(self, error: StoreError | None) -> None:
-        if error is None and self.trouble is not None:
+    def _note(self, trouble: str | None) -> None:
+        if trouble is None and self.trouble is not None:
             logger.info("the shared store can be read again")
-        elif error is not None and self.trouble is None:
-            logger.warning("the shared store cannot be read: %s", error)
-        self.trouble = None if error is None else str(error)
+        elif trouble is not None and self.trouble is None:
+            logger.warning("the shared store cannot be read: %s", trouble)
+        self.trouble = trouble
+
+    def _answer(self, waiters: Iterable[asyncio.Future[None]], trouble: str | None) -> None:
+        for waiter in waiters:
+            if not waiter.done() and trouble is None:
+                waiter.set_result(None)
+            elif not waiter.done():
+                waiter.set_exception(StoreUnreachable(trouble))
 
     async def _round(self) -> None:
         if self._lease.is_over:

@@ -90,6 +90,8 @@ class Rollouts:
             RolloutRefused, RolloutTimeout: nothing has changed.
             StoreUnreachable: nothing has changed; UnknownOutcome: this cannot be told.
         """
+        # What is wrong by itself is no roll-out.
+        decide()
         began = monotonic()
         outcome: RolloutOutcome = "failed"
         try:

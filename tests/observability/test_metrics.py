@@ -154,6 +154,23 @@ def test_drift_has_series_of_known_adapters_until_it_is_unknown_again(metrics: M
         assert series() == 0
 
 
+def test_a_replica_whose_engine_has_ended_neither_follows_nor_holds_its_lease(
+    metrics: Metrics,
+) -> None:
+    names = ("idspam_replica_lease_held", "idspam_follow_ok")
+
+    def shown() -> list[str]:
+        return [line.split()[1] for name in names for line in lines(metrics, name)]
+
+    metrics.engine_gone()
+    # Without a shared store neither matters.
+    assert shown() == ["1.0", "1.0"]
+    metrics.followed(0.1, True, 7, True)
+    assert shown() == ["1.0", "1.0"]
+    metrics.engine_gone()
+    assert shown() == ["0.0", "0.0"]
+
+
 def test_each_request_is_counted_once_whatever_became_of_it(live: RunningService) -> None:
     live.put("a", make_adapter(make_backbone(), max_length=8))
     for _ in range(5):

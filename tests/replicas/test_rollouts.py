@@ -158,6 +158,20 @@ def test_probes_and_metrics_show_the_replica(pair: Cluster) -> None:
     assert a.metric("idspam_rollout_seconds_count") > 0
 
 
+def test_mistakes_of_clients_are_no_roll_outs_that_failed(pair: Cluster) -> None:
+    client = pair["a"].client
+    revision = put(pair["a"], "right", 1).json()["revision"]
+    failed = pair["a"].metric("idspam_rollouts_total", outcome="failed")
+    for answer in (
+        client.delete("/v1/adapters/nobody"),
+        client.post("/v1/adapters/nobody/rollback", json={}),
+        client.post("/v1/adapters/right/rollback", json={"revision": "0123"}),
+        client.delete(f"/v1/adapters/right/revisions/{revision}"),
+    ):
+        assert answer.status_code in (404, 409), answer.text
+    assert pair["a"].metric("idspam_rollouts_total", outcome="failed") == failed
+
+
 def test_a_file_that_a_replica_has_not_yet_is_fetched_for_a_download(pair: Cluster) -> None:
     put(pair["a"], "down", 8)
     for live in pair.replicas.values():

@@ -1,0 +1,109 @@
+"""The follower alone, on a log in a folder: what becomes of those who wait for it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapters.errors import StoreUnreachable
+from adapters.shared.log import SharedLog
+from adapters.shared.objects import ObjectStore
+from adapters.shared.records import Entry
+from service.engine.observer import Observer
+from service.replicas.follower import Follower
+from service.replicas.lease import Lease
+from service.replicas.preparations import Preparations
+
+
+class Stage:
+    """A follower, and what it was told and has told."""
+
+    def __init__(self, root: Path) -> None:
+        self.log = SharedLog(ObjectStore(str(root)))
+        self.ok: list[bool] = []
+        self.prepared: list[str] = []
+        self.expired: list[str] = []
+        self.preparations = Preparations(
+            prepare=self._prepare, discard=_ignored, changed=self._changed, seconds=0.1
+        )
+        stage = self
+
+        class Seen(Observer):
+            def followed(self, seconds: float, held: bool, applied: int, ok: bool) -> None:  # noqa: ARG002
+                stage.ok.append(ok)
+
+        self.follower = Follower(
+            self.log,
+            "one",
+            Lease(5.0),
+            self.preparations,
+            follow_seconds=0.02,
+            observer=Seen(),
+            open_log=lambda: None,
+            commit=_ignored,
+            restore=_nothing,
+            everywhere=_nothing,
+            renewed=lambda: None,
+            expired=lambda entry: self.expired.append(entry.change),
+        )
+
+    async def _prepare(self, entry: Entry) -> None:
+        self.prepared.append(entry.change)
+
+    def _changed(self) -> None:
+        self.follower.changed()
+
+
+async def _nothing(*_: Any) -> None:
+    pass
+
+
+def _ignored(_: Any) -> None:
+    pass
+
+
+@pytest.fixture
+async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
+    stage = Stage(tmp_path / "shared")
+    await stage.follower.start()
+    yield stage
+    await stage.follower.stop()
+
+
+async def refused(waiting: Awaitable[None]) -> str:
+    with pytest.raises(StoreUnreachable) as error:
+        await asyncio.wait_for(waiting, 2)
+    return str(error.value)
+
+
+async def test_an_unexpected_error_is_told_to_those_who_wait_and_shown(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(_: int) -> list[Entry]:
+        raise RuntimeError("can't start new thread")
+
+    assert stage.ok[-1]
+    with monkeypatch.context() as broken:
+        broken.setattr(stage.log, "read", failing)
+        assert "can't start new thread" in await refused(stage.follower.caught_up())
+        assert "can't start new thread" in (stage.follower.trouble or "")
+        with pytest.raises(StoreUnreachable):
+            await stage.follower.caught_up()
+        assert not stage.ok[-1]
+    await stage.follower.caught_up()
+    assert stage.follower.trouble is None
+
+
+@pytest.mark.parametrize("turns", [0, 1, 3])
+async def test_those_who_wait_when_it_stops_are_told(stage: Stage, turns: int) -> None:
+    waiting = asyncio.create_task(stage.follower.caught_up())
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    await stage.follower.stop()
+    # What was on its way may have been read.
+    with suppress(StoreUnreachable):
+        await asyncio.wait_for(waiting, 2)
+    assert "leaving" in await refused(stage.follower.caught_up())
