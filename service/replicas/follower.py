@@ -214,7 +214,7 @@ class Follower:
                 trouble = str(error)
             except Exception as error:
                 logger.exception("a round of the follower failed")
-                trouble = f"an unexpected error: {error or type(error).__name__}"
+                trouble = f"an unexpected error: {str(error) or type(error).__name__}"
             self._note(trouble)
             self._answer(self._served, trouble)
             self._observer.followed(

@@ -85,7 +85,7 @@ async def test_an_unexpected_error_is_told_to_those_who_wait_and_shown(
     def failing(_: int) -> list[Entry]:
         raise RuntimeError("can't start new thread")
 
-    assert stage.ok[-1]
+    assert stage.ok[-1:] == [True]
     with monkeypatch.context() as broken:
         broken.setattr(stage.log, "read", failing)
         assert "can't start new thread" in await refused(stage.follower.caught_up())
