@@ -1,5 +1,6 @@
 """Collection removes what is old and needed by nobody, whoever is slow meanwhile."""
 
+import itertools
 import os
 import threading
 import time
@@ -10,7 +11,9 @@ import pytest
 
 from adapters import faults
 from adapters.errors import CollectedEntries, UnknownOutcome
+from adapters.shared import collect as collecting
 from adapters.shared.collect import Collected, collect
+from adapters.shared.listed import Listed
 from adapters.shared.log import SharedLog, entry_key, snapshot_key
 from adapters.shared.objects import ObjectStore, card_key, object_key, store_object
 from adapters.shared.records import COLLECTED, NameRecord, ReplicaState
@@ -171,6 +174,42 @@ def test_a_file_that_comes_again_just_before_its_object_is_collected_is_there(
     finally:
         faults.install(None)
     assert folder.store.get(object_key(revision)) == b"1"
+
+
+def test_a_quiet_cluster_is_collected_too(folder: Folder) -> None:
+    folder.publish("a", b"1")
+    folder.append("a", None)
+    folder.log.load()
+    assert folder.collect() == Collected()
+    folder.age()
+    assert folder.collect() == Collected(entries=2, objects=1)
+    assert folder.objects() == set()
+    assert len(folder.store.list("snapshots/")) == 1
+
+
+def test_a_listing_that_takes_long_keeps_nothing_from_being_collected(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for content in (b"1", b"2"):
+        folder.publish("a", content)
+    folder.append("a", None)
+    folder.snapshot()
+    folder.age()
+    seconds = itertools.count()
+    listing = folder.store.listing
+
+    def slow(prefix: str) -> list[Listed]:
+        # One of these objects comes again before the listing has ended.
+        found = listing(prefix)
+        if prefix == "objects/":
+            monkeypatch.setattr(collecting, "monotonic", lambda: 1000.0 + next(seconds))
+            store_object(folder.store, revision_of(b"2"), b"2", window_seconds=0)
+        return found
+
+    monkeypatch.setattr(collecting, "monotonic", lambda: 0.0)
+    monkeypatch.setattr(folder.store, "listing", slow)
+    assert folder.collect().objects == 1
+    assert folder.objects() == {revision_of(b"2")}
 
 
 def test_a_file_that_comes_again_soon_is_not_waited_for(folder: Folder) -> None:
