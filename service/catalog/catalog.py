@@ -122,14 +122,7 @@ class Catalog(CatalogView):
             if entry.current is not None and entry.refusal is None
         ]
         usable += [entry.split.key for entry in self.entries() if entry.split is not None]
-
-        async def preload(key: AdapterKey) -> None:
-            # It may have been replaced or deleted before its turn came.
-            entry = self._entries.get(key.name)
-            if entry is not None and key.revision in entry.answering:
-                await self._preload(key)
-
-        await preload_all(usable, preload)
+        await preload_all(usable, self._preload_answering)
 
     async def verify(self) -> None:
         """Hash every current file; one whose bytes have changed is no longer served."""
@@ -572,6 +565,12 @@ class Catalog(CatalogView):
     async def _preload(self, key: AdapterKey, checked: CheckedAdapter | None = None) -> None:
         """Load an adapter on all devices that have room for it."""
         await asyncio.gather(self._preload_here(key, checked), self.others.preload(key))
+
+    async def _preload_answering(self, key: AdapterKey) -> None:
+        """The same, unless it was replaced or deleted before its turn came."""
+        entry = self._entries.get(key.name)
+        if entry is not None and key.revision in entry.answering:
+            await self._preload(key)
 
     async def _preload_here(self, key: AdapterKey, checked: CheckedAdapter | None) -> None:
         try:

@@ -418,7 +418,7 @@ class ReplicatedCatalog(Catalog):
             self._set(self._entry_from(name, record, self._entries.get(name), fresh=fresh))
             if entry.change not in self._preparations:
                 for item in needed:
-                    self._spawn(self._preload(AdapterKey(name, item.revision)))
+                    self._spawn(self._preload_answering(AdapterKey(name, item.revision)))
         self._save_known()
 
     async def _restored(self, records: Mapping[str, NameRecord]) -> None:

@@ -9,7 +9,7 @@ in docs/replicas.md.
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -88,7 +88,7 @@ class Follower:
         self.trouble: str | None = None
         self._log = log
         self._open_log = open_log
-        self._is_open = False
+        self._is_open = self._is_loaded = False
         self._name = name
         self._lease = lease
         self._preparations = preparations
@@ -138,8 +138,8 @@ class Follower:
         # The state is there before the log is read, so that committers know of this replica.
         await self._write_state()
         await self._load()
+        await self._round()
         self._task = asyncio.create_task(self._run())
-        await self.caught_up()
 
     def start_later(self, error: StoreError) -> None:
         """The same as soon as the store can be reached; this error says why not now."""
@@ -257,15 +257,13 @@ class Follower:
         if self._unsaid or monotonic() - self._said >= self._lease.seconds / _BEATS:
             await self._write_state()
         began = monotonic()
-        try:
-            entries = await self._call(self._log.read, self.number)
-        except CollectedEntries:
+        if self._is_loaded:
+            try:
+                self._take(await self._call(self._log.read, self.number))
+            except CollectedEntries:
+                self._is_loaded = False
+        if not self._is_loaded:
             await self._load()
-        else:
-            for entry in entries:
-                self._take(entry)
-            if entries:
-                self._acknowledge()
         self._last_read = began
         if self._lease.renew(self._said):
             self._renewed()
@@ -301,25 +299,33 @@ class Follower:
         number, names = await self._call(self._log.load)
         await self._restore(names)
         self.number = number
+        self._is_loaded = True
         for own in self._own.values():
             own.lost = own.committed is None
         self._acknowledge()
 
-    def _take(self, entry: Entry) -> None:
-        own = self._own.get(entry.change)
-        match entry.kind:
-            case "prepare":
-                self._preparations.begin(entry)
-            case "commit":
-                self._commit(entry)
-                self._preparations.end(entry.change)
-                if own is not None:
-                    own.committed = entry.number
-            case "abort":
-                self._preparations.end(entry.change, discard=True)
-                if own is not None:
-                    own.aborted = True
-        self.number = entry.number
+    def _take(self, entries: Sequence[Entry]) -> None:
+        """Apply entries in this turn of the loop."""
+        settled = {entry.change for entry in entries if entry.kind != "prepare"}
+        for entry in entries:
+            own = self._own.get(entry.change)
+            match entry.kind:
+                case "prepare":
+                    # Whoever catches up needs none that is committed or aborted already.
+                    if entry.change not in settled:
+                        self._preparations.begin(entry)
+                case "commit":
+                    self._commit(entry)
+                    self._preparations.end(entry.change)
+                    if own is not None:
+                        own.committed = entry.number
+                case "abort":
+                    self._preparations.end(entry.change, discard=True)
+                    if own is not None:
+                        own.aborted = True
+            self.number = entry.number
+        if entries:
+            self._acknowledge()
 
     def _acknowledge(self) -> None:
         task = asyncio.create_task(self._deliver(self.number))

@@ -98,8 +98,14 @@ def test_with_stale_serve_a_replica_goes_on_answering_and_says_so(tmp_path: Path
         assert b.metric("idspam_replica_lease_held") == 0
         refused = put(b, 3)
         assert (refused.status_code, error_of(refused)["type"]) == (503, "store_unreachable")
+        for seed in (4, 5, 6):
+            new = put(a, seed).json()["revision"]
         made.mend("b")
         until(lambda: revision_at(b, "n") == new)
+        # What was replaced meanwhile is not fetched.
+        until(lambda: len(b.client.get("/v1/adapters/n").json()["revisions"]) == 5)
+        files = {path.stem for path in made.root.glob("cache-b/n/*.safetensors")}
+        assert files == {old, new}
 
 
 def test_with_stale_serve_a_replica_starts_from_what_it_knew_last(tmp_path: Path) -> None:

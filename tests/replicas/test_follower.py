@@ -1,7 +1,7 @@
 """The follower alone, on a log in a folder: what becomes of those who wait for it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,12 @@ import pytest
 from adapters.errors import StoreUnreachable
 from adapters.shared.log import SharedLog
 from adapters.shared.objects import ObjectStore
-from adapters.shared.records import Entry
+from adapters.shared.records import Entry, NameRecord
 from service.engine.observer import Observer
 from service.replicas.follower import Follower
 from service.replicas.lease import Lease
 from service.replicas.preparations import Preparations
+from tests.support.log_entries import entry, record
 
 
 class Stage:
@@ -26,6 +27,8 @@ class Stage:
         self.ok: list[bool] = []
         self.prepared: list[str] = []
         self.expired: list[str] = []
+        self.committed: list[int] = []
+        self.restored: list[set[str]] = []
         self.preparations = Preparations(
             prepare=self._prepare, discard=_ignored, changed=self._changed, seconds=0.1
         )
@@ -43,8 +46,8 @@ class Stage:
             follow_seconds=0.02,
             observer=Seen(),
             open_log=lambda: None,
-            commit=_ignored,
-            restore=_nothing,
+            commit=lambda entry: self.committed.append(entry.number),
+            restore=self._restore,
             everywhere=_nothing,
             renewed=lambda: None,
             expired=lambda entry: self.expired.append(entry.change),
@@ -52,6 +55,13 @@ class Stage:
 
     async def _prepare(self, entry: Entry) -> None:
         self.prepared.append(entry.change)
+
+    async def _restore(self, names: Mapping[str, NameRecord]) -> None:
+        self.restored.append(set(names))
+
+    def append(self, *entries: Entry) -> None:
+        for each in entries:
+            assert self.log.append(each)
 
     def _changed(self) -> None:
         self.follower.changed()
@@ -85,6 +95,7 @@ async def test_an_unexpected_error_is_told_to_those_who_wait_and_shown(
     def failing(_: int) -> list[Entry]:
         raise RuntimeError("can't start new thread")
 
+    await stage.follower.caught_up()
     assert stage.ok[-1:] == [True]
     with monkeypatch.context() as broken:
         broken.setattr(stage.log, "read", failing)
@@ -107,3 +118,36 @@ async def test_those_who_wait_when_it_stops_are_told(stage: Stage, turns: int) -
     with suppress(StoreUnreachable):
         await asyncio.wait_for(waiting, 2)
     assert "leaving" in await refused(stage.follower.caught_up())
+
+
+async def test_whoever_catches_up_prepares_only_what_is_still_open(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(_: int) -> list[Entry]:
+        raise StoreUnreachable("cut off")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(stage.log, "read", failing)
+        await refused(stage.follower.caught_up())
+        stage.append(
+            entry(1, "n", record(b"1"), kind="prepare", change="done"),
+            entry(2, "n", record(b"1"), change="done"),
+            entry(3, "n", record(b"2"), kind="prepare", change="given up"),
+            entry(4, "n", record(b"2"), kind="abort", change="given up"),
+            entry(5, "n", record(b"3"), kind="prepare", change="open"),
+        )
+    await stage.follower.caught_up()
+    until_prepared = stage.preparations.done("open")
+    await asyncio.wait_for(until_prepared, 2)
+    assert (stage.prepared, stage.committed) == (["open"], [2])
+
+
+async def test_a_start_without_the_store_loads_the_log_later_and_replays_nothing(
+    tmp_path: Path,
+) -> None:
+    stage = Stage(tmp_path / "shared")
+    stage.append(*(entry(number, "n", record(b"%d" % number)) for number in range(1, 4)))
+    stage.follower.start_later(StoreUnreachable("cut off"))
+    await stage.follower.caught_up()
+    assert (stage.restored, stage.committed, stage.follower.number) == ([{"n"}], [], 3)
+    await stage.follower.stop()
