@@ -123,6 +123,12 @@ class SharedLog:
                     self._state = replace(self._state, number=entry.number)
         return entries
 
+    def pending(self) -> dict[str, Entry]:
+        """The prepares that `load` and `read` have seen neither committed nor aborted, by their
+        change."""
+        with self._lock:
+            return dict(self._state.pending)
+
     def append(self, entry: Entry) -> bool:
         """Write the next entry; False: another one has this number.
 

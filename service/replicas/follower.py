@@ -299,6 +299,7 @@ class Follower:
         number, names = await self._call(self._log.load)
         await self._restore(names)
         self.number = number
+        self._preparations.follow(self._log.pending())
         self._is_loaded = True
         for own in self._own.values():
             own.lost = own.committed is None

@@ -4,7 +4,7 @@ keeps what came of that until the change is committed or aborted, or its time is
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Literal, TypeAlias
@@ -83,6 +83,13 @@ class Preparations:
         preparation = Preparation(entry, monotonic())
         self._open[entry.change] = preparation
         preparation.task = asyncio.create_task(self._run(preparation))
+
+    def follow(self, pending: Mapping[str, Entry]) -> None:
+        """Prepare for these changes and no others."""
+        for change in self._open.keys() - pending.keys():
+            self.end(change, discard=True)
+        for change in pending.keys() - self._open.keys():
+            self.begin(pending[change])
 
     def end(self, change: str, *, discard: bool = False) -> None:
         """Forget a change that was committed or aborted.

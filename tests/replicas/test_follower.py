@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from adapters.errors import StoreUnreachable
+from adapters.errors import CollectedEntries, StoreUnreachable
 from adapters.shared.log import SharedLog
 from adapters.shared.objects import ObjectStore
 from adapters.shared.records import Entry, NameRecord
@@ -151,3 +151,42 @@ async def test_a_start_without_the_store_loads_the_log_later_and_replays_nothing
     await stage.follower.caught_up()
     assert (stage.restored, stage.committed, stage.follower.number) == ([{"n"}], [], 3)
     await stage.follower.stop()
+
+
+async def test_a_replica_that_starts_takes_part_in_what_is_being_prepared_and_ends_what_is_not(
+    tmp_path: Path,
+) -> None:
+    stage = Stage(tmp_path / "shared")
+    stage.append(
+        entry(1, "n", record(b"1"), kind="prepare", change="done"),
+        entry(2, "n", record(b"1"), change="done"),
+        entry(3, "n", record(b"2"), kind="prepare", change="open"),
+    )
+    await stage.follower.start()
+    assert "open" in stage.preparations
+    await asyncio.wait_for(stage.preparations.done("open"), 2)
+    await stage.follower.caught_up()
+    assert [state.ready for state in stage.log.states()] == [("open",)]
+    assert stage.prepared == ["open"]
+    # Its committer is gone, as is every replica that had read this prepare.
+    await asyncio.sleep(0.15)
+    await stage.follower.caught_up()
+    assert set(stage.expired) == {"open"}
+    await stage.follower.stop()
+
+
+async def test_what_was_settled_in_collected_entries_is_prepared_no_longer(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.append(entry(1, "n", record(b"1"), kind="prepare", change="x"))
+    await stage.follower.caught_up()
+    assert "x" in stage.preparations
+
+    def collected(_: int) -> list[Entry]:
+        raise CollectedEntries("entry 2")
+
+    stage.append(entry(2, "n", record(b"1"), kind="abort", change="x"))
+    monkeypatch.setattr(stage.log, "read", collected)
+    await stage.follower.caught_up()
+    assert "x" not in stage.preparations
+    assert stage.follower.number == 2
