@@ -30,6 +30,11 @@ class FurtherMonitor(DriftMonitor):
         self._waiting: list[tuple[str, str, list[int]]] = []
         self._numbers = count()
 
+    def begin(self) -> None:
+        """The first engine may be another one, which keeps no texts yet."""
+        for name in self._followed:
+            self.uncertain.forget(name)
+
     def take(self) -> list[tuple[str, str, list[int]]]:
         """The texts that were answered since the last call: name, revision and bins."""
         waiting, self._waiting = self._waiting, []

@@ -32,6 +32,7 @@ from service.ipc.protocol import (
     AskUsed,
     CatalogUpdate,
     Counted,
+    Forget,
     FromEngine,
     Message,
     Preload,
@@ -197,6 +198,8 @@ class FurtherBackend:
                 self._begin(self._preload(message))
             case Retire():
                 self.engine.retire(AdapterKey(message.name, message.revision))
+            case Forget():
+                self._monitor.uncertain.forget(message.name)
             case AskUsed():
                 used = sorted(self.engine.in_use(message.name))
                 self._connection.send(UsedRevisions(message.id, used))
@@ -215,6 +218,7 @@ class FurtherBackend:
                 self._warm.set_exception(StartFailed(trouble))
             return
         self._followed.begin()
+        self._monitor.begin()
 
     def _take_over(self, part: Adapters) -> None:
         """Follow another catalog once all of it is there."""

@@ -17,6 +17,7 @@ from service.ipc.channel import Outbox
 from service.ipc.protocol import (
     AskUsed,
     Counted,
+    Forget,
     Message,
     Preload,
     Preloaded,
@@ -72,6 +73,11 @@ class FurtherEngines(OtherEngines):
     def retire(self, key: AdapterKey) -> None:
         for outbox in self._outboxes.values():
             outbox.send(Retire(key.name, key.revision))
+
+    def forget(self, name: str) -> None:
+        """The texts that were kept for a name were removed: more uncertain ones are wanted."""
+        for outbox in self._outboxes.values():
+            outbox.send(Forget(name))
 
     async def in_use(self, name: str) -> frozenset[str]:
         answers = await self._ask(lambda number: AskUsed(number, name))

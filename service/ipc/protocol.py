@@ -305,6 +305,12 @@ class Retire(Message, frozen=True):
     revision: str
 
 
+class Forget(Message, frozen=True):
+    """The texts that were kept for a name were removed. It has no answer."""
+
+    name: str
+
+
 class AskUsed(Message, frozen=True):
     """Asks a further engine which revisions of a name its requests hold or wait for."""
 
@@ -437,6 +443,7 @@ FromEngine: TypeAlias = (
     | CatalogUpdate
     | Preload
     | Retire
+    | Forget
     | AskUsed
 )
 

@@ -340,7 +340,10 @@ class EngineServer:
     async def _uncertain(self, worker: _Worker, request: UncertainRequest) -> None:
         drift = self._backend.drift
         try:
-            removed = await drift.forget(request.name) if request.forget else 0
+            removed = 0
+            if request.forget:
+                removed = await drift.forget(request.name)
+                self._others.forget(request.name)
             texts = [] if request.forget else await drift.uncertain(request.name)
             worker.outbox.send(UncertainDone(request.id, texts, removed))
         except Exception as error:

@@ -150,8 +150,15 @@ def test_trials_and_drift_count_the_texts_of_all_devices(
         until(lambda: sum(ran(service)) >= sum(before) + 60)
         assert all(now > was for now, was in zip(ran(service), before, strict=True))
         until(lambda: client.get("/v1/adapters/tried/drift").json()["texts"] == current())
-        kept = client.get("/v1/adapters/tried/uncertain").json()
-        assert len(kept["texts"]) == 3
+        uncertain = "/v1/adapters/tried/uncertain"
+        kept = client.get(uncertain).json()["texts"]
+        assert len(kept) == 3
+        assert client.delete(uncertain).status_code == 204
+        # On either device the same texts are wanted again.
+        again = max(kept, key=lambda item: item["certainty"])["text"]
+        for _ in range(8):
+            client.post("/v1/predict", json=body_of("tried", again))
+        until(lambda: again in [item["text"] for item in client.get(uncertain).json()["texts"]])
         assert client.delete("/v1/adapters/tried").status_code == 204
 
 
