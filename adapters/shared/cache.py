@@ -180,7 +180,10 @@ class CachedStore(AdapterStore):
     def collect(self) -> int:
         """Remove what interrupted writers left here."""
         with store_failures(self.root, "be cleaned"):
-            return collect_uploads(self.root)
+            unfinished = list(self.root.glob(".*.tmp"))
+            for path in unfinished:
+                path.unlink(missing_ok=True)
+            return len(unfinished) + collect_uploads(self.root)
 
     # --- what only the log does ---
 

@@ -10,6 +10,7 @@ clock is compared with another's.
                 number taken, and a reader learns that it must load a snapshot.
     snapshots   those before that one.
     cards       of such revisions, by the same rule.
+    unfinished  files of writers that were killed; such as exist in a folder.
     objects     to which neither that snapshot nor anything since refers, and which were not
                 uploaded since.
 """
@@ -27,6 +28,8 @@ from adapters.shared.objects import (
     object_key,
 )
 from adapters.shared.records import COLLECTED, LogState, decode
+
+_REMOVED = ("objects/", "cards/", "probes/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +51,11 @@ def collect(log: SharedLog, *, grace_seconds: float = GRACE_SECONDS) -> Collecte
     log.write_snapshot(every=1)
     store = log.store
     snapshots = sorted(store.listing("snapshots/"))
-    objects = [*store.listing("objects/"), *store.listing("cards/")]
+    # A replica that is killed as it starts leaves its probe.
+    objects = [item for prefix in _REMOVED for item in store.listing(prefix)]
     written = [*snapshots, *objects, *store.listing("replicas/")]
     now = max((item.modified for item in written), default=0.0)
+    store.remove_unfinished(now - grace_seconds)
     old = [item for item in snapshots if now - item.modified >= grace_seconds]
     content = store.get(old[-1].key, size=old[-1].size) if old else None
     # None: another replica collects, and is ahead.

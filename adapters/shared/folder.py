@@ -73,6 +73,14 @@ class Folder:
         self._path(key).unlink(missing_ok=True)
         self._check_root()
 
+    def remove_unfinished(self, before: float) -> None:
+        # Those of `create`, and those of `write_atomically`.
+        for pattern in (f"{_UNFINISHED}/*", "*/.*.tmp"):
+            for path in self._root.glob(pattern):
+                with contextlib.suppress(FileNotFoundError):
+                    if path.stat().st_mtime < before:
+                        path.unlink()
+
     def _read(self, key: str) -> bytes | None:
         try:
             return self._path(key).read_bytes()

@@ -66,6 +66,8 @@ class _Backend(Protocol):
 
     def list(self, prefix: str) -> list[Listed]: ...
 
+    def remove_unfinished(self, before: float) -> None: ...
+
 
 class ObjectStore:
     """Blocking and safe to use from many threads. Opened at the first call, so a process may fork
@@ -145,6 +147,10 @@ class ObjectStore:
     def delete(self, key: str) -> None:
         """Deleting what does not exist is no error."""
         self._call(f"delete {key}", "delete", lambda at: at.delete(key))
+
+    def remove_unfinished(self, before: float) -> None:
+        """Remove what writers that were killed before this time left, on the store's own clock."""
+        self._call("be tidied", "tidy", lambda at: at.remove_unfinished(before))
 
     def check_conditional(self) -> None:
         """Try whether the store refuses to create an object twice: everything relies on that.

@@ -135,6 +135,9 @@ class Remote:
 
         self._run(deleted)
 
+    def remove_unfinished(self, before: float) -> None:
+        """Nothing: an object is there whole or not at all."""
+
     def _write(self, key: str, content: bytes, *, mode: str) -> None:
         async def written() -> None:
             await self._fs._pipe_file(self._path(key), content, mode=mode)

@@ -117,7 +117,10 @@ class ReplicatedCatalog(Catalog):
         self._settings = settings
         self._lease = Lease(settings.lease_seconds)
         self._background: set[asyncio.Task[None]] = set()
-        self._is_saving = False
+        # What is known and not yet in its file, and what writes it.
+        self._is_unsaved = False
+        self._saving: asyncio.Task[None] | None = None
+        self._leaving = asyncio.Event()
         self._preparations = Preparations(
             prepare=self._prepare,
             discard=self._discard,
@@ -207,8 +210,9 @@ class ReplicatedCatalog(Catalog):
         """Leave the cluster; nothing may be answered any more."""
         for task in self._background:
             task.cancel()
-        if self._is_saving:
-            await self._save()
+        self._leaving.set()
+        if self._saving is not None:
+            await self._saving
         await self._rollouts.stop()
         await self._follower.stop()
 
@@ -581,22 +585,30 @@ class ReplicatedCatalog(Catalog):
         return self.root / f".known-{store}.json"
 
     def _save_known(self) -> None:
-        if self._settings.stale and not self._is_saving:
-            self._is_saving = True
-            self._spawn(self._save_soon())
+        self._is_unsaved = self._settings.stale
+        if self._is_unsaved and (self._saving is None or self._saving.done()):
+            self._saving = asyncio.create_task(self._save_soon())
 
     async def _save_soon(self) -> None:
-        """Once for all changes that come close together."""
-        await asyncio.sleep(_SAVED_SECONDS)
-        await self._save()
+        """Once for all changes that come close together, until the newest is in the file."""
+        has_failed = False
+        while self._is_unsaved:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_SAVED_SECONDS):
+                    await self._leaving.wait()
+            try:
+                await self._save()
+            except OSError as error:
+                if not has_failed:
+                    logger.warning("%s cannot be written: %s", self._known_file, error)
+                has_failed, self._is_unsaved = True, not self._leaving.is_set()
 
     async def _save(self) -> None:
-        self._is_saving = False
+        self._is_unsaved = False
         records = {name: self._cache.record(name) for name in self._cache.names()}
         known = {name: record for name, record in records.items() if record is not None}
         state = LogState(self._follower.number, known)
-        with suppress(OSError):
-            await asyncio.to_thread(lambda: write_atomically(self._known_file, encode(state)))
+        await asyncio.to_thread(lambda: write_atomically(self._known_file, encode(state)))
 
     def _read_known(self) -> LogState | None:
         try:

@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -9,12 +10,14 @@ import httpx
 import pytest
 
 from adapters.errors import AdapterError
+from adapters.format.durable import write_atomically
 from adapters.format.store import AdapterStore
 from adapters.shared.log import SharedLog
 from adapters.shared.objects import ObjectStore
-from adapters.shared.records import Entry, ReplicaState
+from adapters.shared.records import Entry, LogState, ReplicaState, decode
 from service.engine.observer import Observer
 from service.local import local_backend
+from service.replicas import catalog as replicated
 from service.settings import InvalidSettings, read_settings
 from service.start import StartFailed
 from tests.support.http_service import RunningService, error_of, until
@@ -122,6 +125,47 @@ def test_with_stale_serve_a_replica_starts_from_what_it_knew_last(tmp_path: Path
             until(lambda: revision_at(a, "n") == new)
             assert put(a, 3).status_code == 200
             assert revision_at(a, "n") == revision_at(b, "n")
+
+
+def test_what_a_replica_knows_is_kept_after_a_slow_and_after_a_failed_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults: list[str] = []
+    slow = threading.Event()
+
+    def write(path: Path, data: bytes) -> None:
+        fault = faults.pop() if path.name.startswith(".known") and faults else ""
+        if fault == "full":
+            raise OSError(28, "No space left on device")
+        if fault == "slow":
+            time.sleep(0.4)
+        write_atomically(path, data)
+        if fault == "slow":
+            slow.set()
+
+    monkeypatch.setattr(replicated, "write_atomically", write)
+    monkeypatch.setattr(replicated, "_SAVED_SECONDS", 0.02)
+    with cluster(tmp_path, "a", STALE="serve") as made:
+        a = made["a"]
+
+        def known() -> str | None:
+            for path in made.root.glob("cache-a/.known-*.json"):
+                state = decode(LogState, path.name, path.read_bytes())
+                return state.names["n"].current if "n" in state.names else None
+            return None
+
+        first = put(a, 1).json()["revision"]
+        until(lambda: known() == first)
+        faults.append("slow")
+        put(a, 2)
+        until(lambda: not faults)
+        newest = put(a, 3).json()["revision"]
+        assert slow.wait(5)
+        until(lambda: known() == newest)
+        faults.append("full")
+        newest = put(a, 4).json()["revision"]
+        until(lambda: known() == newest)
+        assert not faults
 
 
 @pytest.mark.slow

@@ -195,3 +195,10 @@ def test_only_the_log_changes_the_cache(cache: CachedStore) -> None:
     ):
         with pytest.raises(StoreError, match="only as the shared log says"):
             call()
+
+
+def test_what_a_killed_replica_left_half_written_is_removed(cache: CachedStore) -> None:
+    (cache.root / ".known-0123.json.4567.tmp").write_bytes(b"half")
+    (cache.root / ".known-0123.json").write_bytes(b"whole")
+    assert cache.collect() == 1
+    assert [path.name for path in cache.root.glob(".known*")] == [".known-0123.json"]

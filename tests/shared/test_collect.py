@@ -212,6 +212,27 @@ def test_a_listing_that_takes_long_keeps_nothing_from_being_collected(
     assert folder.objects() == {revision_of(b"2")}
 
 
+def test_what_killed_writers_left_goes_and_what_living_ones_write_stays(folder: Folder) -> None:
+    folder.publish("a", b"1")
+    left = [
+        folder.root / ".unfinished" / "0123",
+        folder.root / "replicas" / ".one.json.0123.tmp",
+        folder.root / "probes" / "0123",
+    ]
+    folder.log.write_state(ReplicaState("one", 1, 1))
+    (folder.root / "probes").mkdir()
+    for path in left:
+        path.write_bytes(b"half")
+    folder.snapshot()
+    folder.collect()
+    assert all(path.exists() for path in left)
+    for path in (*left, *folder.root.glob("snapshots/*")):
+        os.utime(path, (0, 0))
+    folder.collect()
+    assert not any(path.exists() for path in left)
+    assert folder.objects() == {revision_of(b"1")}
+
+
 def test_a_file_that_comes_again_soon_is_not_waited_for(folder: Folder) -> None:
     store_object(folder.store, revision_of(b"1"), b"1")
     began = time.monotonic()
