@@ -90,7 +90,7 @@ class EngineHealth:
     """live: the engine has not ended and no batch hangs. ready: it is warm and takes requests.
 
     reason: why it is not ready, in one sentence. details: figures for people. lease: until when it
-    may answer, on the clock of `time.monotonic`; None: it needs no lease.
+    may answer, as of `service.replicas.lease.lease_time`; None: it needs no lease.
     """
 
     live: bool

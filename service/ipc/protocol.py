@@ -261,9 +261,9 @@ class Goodbye(Message, frozen=True):
 class Heartbeat(Message, frozen=True):
     """The engine's health, every half second and after each renewal of a replica's lease.
 
-    asks: whether it is to be answered; the answer is answered by one that does not ask. heard,
-    lease: on the clock of `time.monotonic`. heard: when the engine last heard of the worker, whose
-    own lease begins then. lease: until when a replica may answer; None: it needs no lease.
+    asks: whether it is to be answered; the answer is answered by one that does not ask. heard: when
+    the engine last heard of the worker, whose own lease begins then, on the clock of
+    `time.monotonic`. lease: as of `EngineHealth`.
     """
 
     heard: float

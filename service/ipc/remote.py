@@ -66,6 +66,7 @@ from service.ipc.protocol import (
     load_of,
     predict_of,
 )
+from service.replicas.lease import lease_time
 
 logger = logging.getLogger(__name__)
 
@@ -553,7 +554,7 @@ class RemoteBackend:
             reason = "reading the adapters"
         elif not self._connection.fresh:
             reason = _NO_HEARTBEAT
-        elif self._lease is not None and monotonic() >= self._lease:
+        elif self._lease is not None and lease_time() >= self._lease:
             reason = _NO_LEASE
         details = {**(heartbeat.details if heartbeat else {}), "worker": self._worker}
         return EngineHealth(
@@ -564,7 +565,7 @@ class RemoteBackend:
         if self._requests.unavailable is not None or not self._connection.fresh:
             reason = self.health().reason or _NO_HEARTBEAT
             raise (EngineUnavailable if self._welcomed.is_set() else NotReady)(reason)
-        if self._lease is not None and monotonic() >= self._lease:
+        if self._lease is not None and lease_time() >= self._lease:
             raise LeaseExpired(self.health().reason or _NO_LEASE)
 
     def is_connected(self) -> bool:

@@ -13,14 +13,13 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from time import monotonic
 from typing import ParamSpec, TypeVar
 
 from adapters.errors import CollectedEntries, StoreError, StoreUnreachable
 from adapters.shared.log import SharedLog
 from adapters.shared.records import Entry, NameRecord, ReplicaState
 from service.engine.observer import Observer
-from service.replicas.lease import Lease
+from service.replicas.lease import Lease, lease_time
 from service.replicas.preparations import Preparations
 
 logger = logging.getLogger(__name__)
@@ -115,7 +114,7 @@ class Follower:
         # Whether something must be said in the state, and when the last one that was written began.
         self._unsaid = True
         self._said = 0.0
-        self._last_read = monotonic()
+        self._last_read = lease_time()
         self._begin_session()
 
     @property
@@ -126,7 +125,7 @@ class Follower:
     @property
     def silent_seconds(self) -> float:
         """How long ago the last successful read of the log began."""
-        return monotonic() - self._last_read
+        return lease_time() - self._last_read
 
     async def start(self) -> None:
         """Read the whole log, and follow it from now on.
@@ -206,7 +205,7 @@ class Follower:
         while True:
             self._wake.clear()
             self._served, self._waiters = self._waiters, []
-            began = monotonic()
+            began = lease_time()
             trouble: str | None = None
             try:
                 await self._round()
@@ -218,7 +217,7 @@ class Follower:
             self._note(trouble)
             self._answer(self._served, trouble)
             self._observer.followed(
-                seconds=monotonic() - began,
+                seconds=lease_time() - began,
                 held=self._lease.held,
                 applied=self._applied,
                 ok=self.trouble is None,
@@ -254,9 +253,9 @@ class Follower:
             await self._call(self._log.remove_state, over)
         if not self._is_open:
             await self._open()
-        if self._unsaid or monotonic() - self._said >= self._lease.seconds / _BEATS:
+        if self._unsaid or lease_time() - self._said >= self._lease.seconds / _BEATS:
             await self._write_state()
-        began = monotonic()
+        began = lease_time()
         if self._is_loaded:
             try:
                 self._take(await self._call(self._log.read, self.number))
@@ -275,7 +274,7 @@ class Follower:
         self._is_open = True
 
     async def _write_state(self) -> None:
-        began = monotonic()
+        began = lease_time()
         self._unsaid = False
         self._beat += 1
         state = ReplicaState(

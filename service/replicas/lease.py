@@ -1,6 +1,14 @@
-"""Whether a replica may answer. All times are of `time.monotonic`."""
+"""Whether a replica may answer. All times are of `lease_time`."""
 
-from time import monotonic
+import time
+
+# It runs on while the machine is suspended, as the clocks of the others do.
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def lease_time() -> float:
+    """Seconds on the clock of leases, which all processes of a machine share."""
+    return time.clock_gettime(_CLOCK)
 
 
 class Lease:
@@ -20,7 +28,7 @@ class Lease:
 
     @property
     def held(self) -> bool:
-        return monotonic() < self.until
+        return lease_time() < self.until
 
     @property
     def is_over(self) -> bool:
