@@ -165,7 +165,7 @@ class SharedLog:
         raise UnknownOutcome(
             f"whether change {entry.change} of adapter {entry.name!r} is in the log is not known: "
             f"{failure or 'its place was collected'}"
-        )
+        ) from failure
 
     def states(self) -> list[ReplicaState]:
         """What every replica last wrote, also those that are gone."""

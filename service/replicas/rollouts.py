@@ -207,9 +207,13 @@ class Rollouts:
                     return True
                 await self._follower.caught_up()
                 return written or own.committed is not None
-            except (StoreUnreachable, UnknownOutcome) as error:
+            except StoreUnreachable as error:
                 if not is_commit:
-                    raise
+                    # One that gets into the log later changes nothing either.
+                    raise StoreUnreachable(
+                        f"{entry.operation} of {entry.name!r} could not begin, and nothing has "
+                        f"changed: {error.__cause__ or error}"
+                    ) from None
                 with suppress(StoreError):
                     await self._follower.caught_up()
                 if own.committed is not None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from adapters import faults
 from adapters.backbone.model import Backbone
 from adapters.shared.records import Entry
 from service.replicas.catalog import ReplicatedCatalog
@@ -156,6 +157,25 @@ def test_probes_and_metrics_show_the_replica(pair: Cluster) -> None:
     until(lambda: a.metric("idspam_replica_applied") == pair.log().load()[0])
     assert a.metric("idspam_rollouts_total", outcome="committed") > 0
     assert a.metric("idspam_rollout_seconds_count") > 0
+
+
+def test_a_change_that_could_not_begin_has_changed_nothing_and_says_so(pair: Cluster) -> None:
+    for seed in (1, 2):
+        served = put(pair["a"], "cut", seed).json()["revision"]
+
+    def cut(name: str) -> bool:
+        if name == "shared.create":
+            raise OSError(5, "Input/output error")
+        return False
+
+    faults.install(cut)
+    try:
+        refused = pair["a"].client.post("/v1/adapters/cut/rollback", json={})
+    finally:
+        faults.install(None)
+    assert (refused.status_code, error_of(refused)["type"]) == (503, "store_unreachable")
+    assert "nothing has changed: the adapter store" in error_of(refused)["message"]
+    assert revision_at(pair["b"], "cut") == served
 
 
 def test_mistakes_of_clients_are_no_roll_outs_that_failed(pair: Cluster) -> None:
