@@ -74,12 +74,13 @@ class LineFile:
         Raises:
             OSError: the file or its folder cannot be used.
         """
-        descriptor = self._opened()
-        try:
-            if os.fstat(descriptor).st_size and not self._is_of_today(descriptor):
-                self._rotate()
-        finally:
-            os.close(descriptor)
+        if self.path.exists():
+            descriptor = self._opened()
+            try:
+                if os.fstat(descriptor).st_size and not self._is_of_today(descriptor):
+                    self._rotate()
+            finally:
+                os.close(descriptor)
         self._remove()
 
     def _remove(self) -> None:

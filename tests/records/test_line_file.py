@@ -93,6 +93,11 @@ def test_a_file_that_nobody_appends_to_is_rotated_and_removed_too(
     assert [item.name[:5] for item in tmp_path.iterdir()] == left
 
 
+def test_what_is_not_there_yet_is_not_made_to_be_looked_at(tmp_path: Path) -> None:
+    line_file(tmp_path / "new" / "log", days=7).expire()
+    assert not (tmp_path / "new").exists()
+
+
 def test_small_files_of_many_days_stay_until_they_are_too_old_or_too_large_together(
     tmp_path: Path,
 ) -> None:
