@@ -634,6 +634,11 @@ class Settings:
         return max(self.max_upload_bytes, self.max_body_bytes) + FORM_BYTES
 
     @property
+    def max_values(self) -> int:
+        """Of a JSON body: ten for every input, and never fewer than 131,072."""
+        return max(2**17, 10 * self.max_inputs)
+
+    @property
     def scheme(self) -> str:
         """Of the service's URL."""
         return "https" if self.tls_cert else "http"

@@ -20,8 +20,9 @@ M = TypeVar("M", bound=BaseModel)
 MAX_DETAILS = 100
 # Smaller bodies are parsed in a few milliseconds, whatever they are made of.
 _UNCOUNTED_BYTES = 2**17
-_MOST_CONTAINERS = 2**17
-_NOT_COUNTED = bytes(set(range(256)) - set(b'"[{'))
+# Parsed in less than a twentieth of a second.
+MOST_VALUES = 2**17
+_NOT_COUNTED = bytes(set(range(256)) - set(b'"[{,'))
 # Far more than any model has.
 _MOST_FIELDS = 1000
 MAX_SHOWN_CHARACTERS = 64
@@ -62,7 +63,8 @@ async def read_json(request: Request, limit: int) -> Any:
     ):
         raise HTTPException(415, f"Content-Type is {kind}, expected application/json")
     refuse_encoded(request)
-    return parse_json(await read_body(request, limit))
+    most = service_of(request).settings.max_values
+    return parse_json(await read_body(request, limit), most=most)
 
 
 def refuse_encoded(request: Request) -> None:
@@ -81,40 +83,40 @@ def refuse_encoded(request: Request) -> None:
         )
 
 
-def parse_json(body: bytes, what: str = "body") -> Any:
+def parse_json(body: bytes, what: str = "body", *, most: int = MOST_VALUES) -> Any:
     """The last one of repeated keys counts.
 
     Args:
         what: it is called in errors.
+        most: commas and opening brackets outside its strings. Every value is the first of a list or
+            object, or follows a comma.
 
     Raises:
         MalformedRequest: empty or not JSON (so are NaN, lone surrogates and bad UTF-8), or nested
         more than a thousand levels deep.
+        TooLarge: more values than `most`.
     """
     if not body:
         raise MalformedRequest(f"the {what} is empty, expected JSON")
-    if len(body) > _UNCOUNTED_BYTES:
-        _refuse_many_containers(body, what)
+    if len(body) > _UNCOUNTED_BYTES and _has_more_values(body, most):
+        raise TooLarge(f"the {what} has more than {most} values")
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise MalformedRequest(f"the {what} is not JSON: {error}") from None
 
 
-def _refuse_many_containers(body: bytes, what: str) -> None:
-    """Counts before parsing: a body of `[],` would become millions of objects, and while they are
-    made nothing else runs.
-
-    Raises:
-        TooLarge: more lists and objects than any request of texts has.
-    """
-    if body.count(b"[") + body.count(b"{") <= _MOST_CONTAINERS:
-        return
-    # Most of a text may be brackets.
+def _has_more_values(body: bytes, most: int) -> bool:
+    """Counts before parsing: a body of `[],` or of short keys would become millions of objects, and
+    while they are made nothing else runs."""
+    if sum(map(body.count, (b"[", b"{", b","))) <= most:
+        return False
+    # Most of a text may be brackets and commas.
     body = body.replace(rb"\\", b"").replace(rb"\"", b"").translate(None, _NOT_COUNTED)
-    count = sum(map(len, body.split(b'"')[::2]))
-    if count > _MOST_CONTAINERS:
-        raise TooLarge(f"{count} lists and objects in the {what}, at most {_MOST_CONTAINERS}")
+    # So many strings, keys and values, are more values. They are not made to be counted.
+    if body.count(b'"') > 4 * (most + 1):
+        return True
+    return sum(map(len, body.split(b'"')[::2])) > most
 
 
 async def read_as(model: type[M], request: Request) -> M:

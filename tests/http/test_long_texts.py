@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import orjson
 import pytest
 
 from adapters.backbone.loading import load_backbone
 from adapters.format.files import serialize
+from service.errors import TooLarge
+from service.http.bodies import parse_json
+from service.settings import read_settings
 from tests.support.http_service import RunningService, error_of, serve, until
 from tests.support.service_process import ReadyService, ready_service
 from tests.support.tiny_models import make_adapter, make_backbone, save_backbone
@@ -27,6 +31,8 @@ LONG = {
 SHORT = {"dots": "." * 200, "letters": "a " * 200, "one word": "a" * 101, "spaces": "x"}
 # Combining marks have no place where two parts of them could be normalised apart.
 UNCUTTABLE = "\u0301" * 400_000
+JSON = {"content-type": "application/json"}
+LINES = {"content-type": "application/x-ndjson"}
 
 
 @pytest.fixture(scope="module")
@@ -79,15 +85,38 @@ def test_the_tokens_of_a_refused_text_are_counted_up_to_a_bound(live: RunningSer
     assert time.monotonic() - started < 5
 
 
-def test_a_body_of_millions_of_lists_is_refused_before_it_is_parsed(live: RunningService) -> None:
-    headers = {"content-type": "application/json"}
-    for item in (b"[],", b"{},", b'{"text":"[["},'):
-        body = b'{"adapter":"spam","inputs":[' + item * 140_000 + b'"a"]}'
-        response = live.client.post("/v1/predict", content=body, headers=headers)
-        assert (response.status_code, error_of(response)["type"]) == (413, "too_large")
-    assert "140002 lists and objects" in error_of(response)["message"]
-    text = '[{"\\' * 300_000
+@pytest.mark.parametrize("item", [b"[],", b"{},", b'"",', b'{"text":"[["},', b'"a b, c",'])
+def test_a_body_of_millions_of_values_is_refused_before_it_is_parsed(
+    live: RunningService, item: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = b'{"adapter":"spam","inputs":[' + item * 140_000 + b'"a"]}'
+    monkeypatch.setattr(orjson, "loads", None)
+    response = live.client.post("/v1/predict", content=body, headers=JSON)
+    assert (response.status_code, error_of(response)["type"]) == (413, "too_large")
+    assert error_of(response)["message"] == "the body has more than 131072 values"
+
+
+def test_so_is_one_of_keys_on_every_route_and_in_a_line(live: RunningService) -> None:
+    body = b'{"inputs":[],"parameters":{%s}}' % b",".join(b'"%x":1' % i for i in range(140_000))
+    for path in ("adapters/spam", "v2/models/spam/infer", "v2/repository/index", "classify"):
+        response = live.client.post(path, content=body, headers=JSON)
+        assert response.status_code == 413, path
+    line = live.client.post("/v1/predict/stream", content=body, headers=LINES).json()
+    assert line["error"]["message"] == "the line has more than 131072 values"
+
+
+def test_what_is_in_strings_is_no_value(live: RunningService) -> None:
+    text = '[{"\\,' * 300_000
     assert live.predict(adapter="spam", inputs=text)["results"][0]["truncated"]
+
+
+def test_values_are_counted_exactly_and_as_many_more_are_allowed_as_more_inputs() -> None:
+    body = b"[" + b",".join([b'"\\\\",{"a":"b"}'] * 40_000) + b"]"
+    assert len(parse_json(body, most=120_000)) == 80_000
+    with pytest.raises(TooLarge, match="more than 119999 values"):
+        parse_json(body, most=119_999)
+    assert read_settings({}).max_values == 2**17
+    assert read_settings({"IDSPAM_MAX_INPUTS": "20000"}).max_values == 200_000
 
 
 def test_tokenising_ends_at_the_deadline(live: RunningService) -> None:

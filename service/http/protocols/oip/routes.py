@@ -147,7 +147,7 @@ async def infer(request: Request, name: str) -> Response:
     if not text:
         raise MalformedRequest("the body is empty, expected JSON")
     adapter = service.catalog.resolve(name)
-    body = validated(InferRequest, parse_json(text))
+    body = validated(InferRequest, parse_json(text, most=service.settings.max_values))
     parameters = body.parameters or RequestParameters()
     outputs = selected_outputs(body)
     pairs = read_texts(body.inputs, attached, limit=service.settings.max_inputs)
