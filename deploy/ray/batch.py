@@ -35,7 +35,7 @@ from service.client.errors import describe
 from service.engine.interface import Completion, Entry, cost_of
 from service.engine.observer import Observer
 from service.errors import ServiceError
-from service.http.classify import answers_of
+from service.http.classify import answers_of, label_sets_of
 from service.http.predict import result_of
 from service.http.texts import Text
 from service.local import local_backend
@@ -160,7 +160,12 @@ class Classifier:
                 self._classify([row])
             return
         texts = [row.as_text() for row in asked]
-        answers = answers_of(texts, [row.read for row in asked], completion)
+        answers = answers_of(
+            texts,
+            [row.read for row in asked],
+            completion,
+            dict(label_sets_of(texts, completion.rows)),
+        )
         for index, row in enumerate(asked):
             row.result |= result_of(answers, index, row.id, 1)
 

@@ -47,6 +47,12 @@ class JsonResponse(Response):
         return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
+def in_json(content: Any) -> orjson.Fragment:
+    """A part of a `JsonResponse` that is written now, so that the whole is copied and not made at
+    once."""
+    return orjson.Fragment(orjson.dumps(content))
+
+
 async def read_json(request: Request, limit: int) -> Any:
     """The body of a request, which must be announced as JSON.
 

@@ -1,11 +1,14 @@
 """From texts to answers, whatever protocol they came in: tokenise, submit, answer."""
 
-from collections import Counter
-from collections.abc import Awaitable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from time import monotonic, perf_counter
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 from starlette.requests import Request
 
 from adapters.errors import UncuttableText
@@ -21,12 +24,15 @@ from service.http.explanation import Explanations, locate
 from service.http.lifecycle import Service, service_of
 from service.http.request_log import note_texts
 from service.http.texts import Text, trial_of
+from service.http.turns import in_turns
 from service.http.uncertain import uncertain_texts
 from service.observability.logs import request_id
 from service.records.decisions import DecisionLog, decided
 
 # Tokenising fewer characters than this takes less time than the way to a thread and back.
 INLINE_CHARACTERS = 2000
+# Python sorts fewer scores sooner than numpy.
+_FEW_LABELS = 32
 # Tokens that are counted for a text that is refused because of its length.
 _MOST_COUNTED = 2**14
 
@@ -147,17 +153,20 @@ async def classify(
         _count_failures(service, entries[: len(texts)], error)
         raise
 
+    service.guard.charge(tokens)
     if explanations is not None:
         explanations.take(completion.rows[len(texts) :])
         completion = replace(completion, rows=completion.rows[: len(texts)])
     if completion.uncertain:
         service.drift.keep(uncertain_texts(texts, completion))
+    label_sets = {
+        index: labels async for index, labels in in_turns(label_sets_of(texts, completion.rows))
+    }
     answers = answers_of(
-        texts, encodings, completion, tokenize_seconds, abstain_below=abstain_below
+        texts, encodings, completion, label_sets, tokenize_seconds, abstain_below=abstain_below
     )
     answers.explanations = explanations
-    _count_answers(service, answers)
-    service.guard.charge(tokens)
+    await _count_answers(service, answers)
     if service.decisions is not None:
         client: str = request.scope.get("idspam.client", "")
         _record(service, service.decisions, answers, client, perf_counter() - started)
@@ -210,20 +219,17 @@ def answers_of(
     texts: Sequence[Text],
     encodings: Sequence[Encoding],
     completion: Completion,
+    label_sets: Mapping[int, list[str]],
     tokenize_seconds: float = 0.0,
     *,
     abstain_below: float | None = None,
 ) -> Answers:
-    """What the scores of texts mean. abstain_below: as of `classify`."""
+    """What the scores of texts mean. label_sets: of `label_sets_of`. abstain_below: as of
+    `classify`."""
     labels = [
         text.spec.labels[row.scores.argmax()]
         for text, row in zip(texts, completion.rows, strict=True)
     ]
-    label_sets = {
-        index: text.spec.label_set(completion.rows[index].scores.tolist())
-        for index, text in enumerate(texts)
-        if text.spec.multi_label
-    }
     abstained = {
         index: float(row.scores.max()) < below
         for index, (text, row) in enumerate(zip(texts, completion.rows, strict=True))
@@ -244,10 +250,29 @@ def answers_of(
     )
 
 
-def ranked(scores: Sequence[float]) -> list[int]:
-    """Indices of the labels, the best first; of equal scores the label that its spec has first."""
-    # The sort is stable in reverse as well.
-    return sorted(range(len(scores)), key=scores.__getitem__, reverse=True)
+def label_sets_of(
+    texts: Sequence[Text], rows: Sequence[RowResult]
+) -> Iterator[tuple[int, list[str]]]:
+    """All labels of those texts whose adapters give several, by the text's index."""
+    for index, (text, row) in enumerate(zip(texts, rows, strict=True)):
+        if text.spec.multi_label:
+            yield index, text.spec.label_set(row.scores.tolist())
+
+
+def ranked(
+    scores: npt.NDArray[np.floating[Any]], top_k: int | None = None
+) -> list[tuple[int, float]]:
+    """Index and score of the best labels, of all without `top_k`. The best come first, of equal
+    scores the label that its spec has first."""
+    if len(scores) < _FEW_LABELS:
+        values = scores.tolist()
+        # The sort is stable in reverse as well.
+        return sorted(enumerate(values), key=itemgetter(1), reverse=True)[:top_k]
+    beyond = max(0, len(scores) - (top_k or len(scores)))
+    # Only what may be among the best is sorted: a tie with the last of them, too.
+    among = np.flatnonzero(scores >= np.partition(scores, beyond)[beyond])
+    order = among[np.argsort(-scores[among], kind="stable")[:top_k]]
+    return list(zip(order.tolist(), scores[order].tolist(), strict=True))
 
 
 def note_headers(answers: Answers) -> dict[str, str]:
@@ -429,7 +454,7 @@ async def _predict(
     return await predict()
 
 
-def _count_answers(service: Service, answers: Answers) -> None:
+async def _count_answers(service: Service, answers: Answers) -> None:
     if service.tracing.is_on:
         service.tracing.classified(
             tokenize=answers.tokenize_seconds,
@@ -442,9 +467,12 @@ def _count_answers(service: Service, answers: Answers) -> None:
     names = (text.key.name for text in answers.texts)
     for (name, label), count in Counter(zip(names, answers.labels, strict=True)).items():
         service.metrics.predicted(name, label, count)
-    for index, labels in answers.label_sets.items():
-        for label in labels or (NO_LABEL,):
-            service.metrics.label_given(answers.texts[index].key.name, label)
+    given: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    async for index, labels in in_turns(answers.label_sets.items()):
+        given[answers.texts[index].key.name].update(labels or (NO_LABEL,))
+    for name, counts in given.items():
+        for label, count in counts.items():
+            service.metrics.label_given(name, label, count)
     if answers.abstained:
         silent = (answers.texts[index].key.name for index, no in answers.abstained.items() if no)
         for name, count in Counter(silent).items():

@@ -11,13 +11,14 @@ from starlette.responses import Response
 from service.catalog.view import CatalogView
 from service.errors import InvalidRequest, TooLarge
 from service.http.answer_size import AnswerShape
-from service.http.bodies import MAX_DETAILS, JsonResponse, read_json, validated
+from service.http.bodies import MAX_DETAILS, JsonResponse, in_json, read_json, validated
 from service.http.classify import Answers, classify, ranked
 from service.http.lifecycle import service_of
 from service.http.openapi.documentation import PREDICT
 from service.http.openapi.schemas import PredictInput, PredictRequest
 from service.http.queries import refuse_query_but
 from service.http.texts import Text, TextMaker
+from service.http.turns import in_turns
 
 # A valid request has at most this many fields beside its inputs and in each of them.
 _REQUEST_FIELDS = len(PredictRequest.model_fields)
@@ -58,21 +59,22 @@ async def predict(request: Request) -> Response:
             advice="ask for fewer labels with `top_k`, or send fewer inputs",
         ),
     )
-    results = []
-    for at, (index, _) in enumerate(asked):
+    several = _several(body, inputs)
+
+    def result(at: int, index: int) -> dict[str, Any]:
         item = inputs[index]
-        results.append(
-            result_of(answers, at, None if isinstance(item, str) else item.id, body.top_k)
-        )
+        id = None if isinstance(item, str) else item.id
+        return result_of(answers, at, id, body.top_k) | ({"input": index} if several else {})
+
+    made = (in_json(result(at, index)) for at, (index, _) in enumerate(asked))
+    results = [each async for each in in_turns(made)]
     timings_ms: dict[str, float] = {
         "tokenize": round(answers.tokenize_seconds * 1000, 3),
         "queue": round(answers.queue_seconds * 1000, 3),
         "inference": round(answers.inference_seconds * 1000, 3),
     }
-    if _several(body, inputs):
+    if several:
         timings_ms["shared"] = answers.shared
-        for result, (index, _) in zip(results, asked, strict=True):
-            result["input"] = index
     return JsonResponse({"results": results, "timings_ms": timings_ms})
 
 
@@ -163,15 +165,14 @@ def result_of(answers: Answers, index: int, id: str | None, top_k: int | None) -
         id: the input's own.
     """
     text, encoding, row = answers.texts[index], answers.encodings[index], answers.rows[index]
-    labels, scores = text.spec.labels, row.scores.tolist()
-    order = ranked(scores)[:top_k]
+    labels, best = text.spec.labels, ranked(row.scores, top_k)
     result: dict[str, Any] = {
         "id": id,
         "adapter": text.key.name,
         "revision": text.key.revision,
-        "label": labels[order[0]],
-        "score": scores[order[0]],
-        "scores": [{"label": labels[at], "score": scores[at]} for at in order],
+        "label": labels[best[0][0]],
+        "score": best[0][1],
+        "scores": [{"label": labels[at], "score": score} for at, score in best],
         "tokens": len(encoding),
         "truncated": encoding.truncated,
     }

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 from starlette.requests import Request
 
 from adapters.format.spec import AdapterSpec
@@ -78,7 +79,9 @@ async def rerank(
     )
     # The revisions that may answer have the same labels.
     scores = [float(row.scores[at]) for row in answers.rows]
-    return Ranking(answers, adapter.spec.labels[at], scores, ranked(scores))
+    return Ranking(
+        answers, adapter.spec.labels[at], scores, [index for index, _ in ranked(np.array(scores))]
+    )
 
 
 def index_of_label(spec: AdapterSpec, label: str | None) -> int:

@@ -6,10 +6,11 @@ Inference API, such as `huggingface_hub.InferenceClient`: its answer is a list o
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from time import monotonic
 from typing import Annotated, Any, Literal
 
+import orjson
 from fastapi import APIRouter
 from pydantic import BeforeValidator
 from starlette.exceptions import HTTPException
@@ -22,7 +23,7 @@ from adapters.tokenizer import End
 from service.catalog.entry import Resolved
 from service.errors import InvalidRequest, NoInputs, TooLarge
 from service.http.answer_size import AnswerShape
-from service.http.bodies import JsonResponse, read_as
+from service.http.bodies import JsonResponse, in_json, read_as
 from service.http.classify import Answers, classify, note_headers, ranked
 from service.http.embedding import embed
 from service.http.lifecycle import Service, service_of
@@ -40,6 +41,7 @@ from service.http.openapi.compatible import (
 from service.http.openapi.schemas import Lenient, Positive
 from service.http.protocols.reranking import rerank
 from service.http.texts import TextMaker
+from service.http.turns import in_turns
 
 router = APIRouter()
 
@@ -221,7 +223,7 @@ async def _predict(request: Request, adapter: Resolved) -> Response:
             advice="ask for fewer labels with `parameters.top_k`, or send fewer inputs",
         ),
     )
-    content = _ranked_scores(body, answers)
+    content = [row async for row in in_turns(_ranked_scores(body, answers))]
     headers = _headers(service, answers, seconds=monotonic() - started)
     # TEI answers a batch alone with a list of lists, the Inference API every request.
     nested = is_batch or body.parameters is not None
@@ -284,8 +286,9 @@ def _pair(item: Any, place: str) -> tuple[str, str | None]:
     return item[0], item[1] if len(item) == 2 else None
 
 
-def _ranked_scores(body: TeiPredictRequest, answers: Answers) -> list[list[dict[str, Any]]]:
-    """
+def _ranked_scores(body: TeiPredictRequest, answers: Answers) -> Iterator[orjson.Fragment]:
+    """Every text's labels, the best first.
+
     Raises:
         InvalidRequest: the adapter was not trained with the activation that the request names.
     """
@@ -297,14 +300,14 @@ def _ranked_scores(body: TeiPredictRequest, answers: Answers) -> list[list[dict[
         raise InvalidRequest(
             [f"parameters.function_to_apply: the adapter answers by {spec.activation}"]
         )
-    rows = []
+    raw = body.raw_scores or activation == "none"
     for row in answers.rows:
-        scores = shown = row.scores.tolist()
-        if body.raw_scores or activation == "none":
-            shown = [_raw(score, spec) for score in scores]
-        order = ranked(scores)[: parameters.top_k]
-        rows.append([{"score": shown[index], "label": spec.labels[index]} for index in order])
-    return rows
+        yield in_json(
+            [
+                {"score": _raw(score, spec) if raw else score, "label": spec.labels[index]}
+                for index, score in ranked(row.scores, parameters.top_k)
+            ]
+        )
 
 
 def _raw(score: float, spec: AdapterSpec) -> float:

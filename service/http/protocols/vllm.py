@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from service.errors import InvalidRequest, NoInputs, TooLarge
 from service.http.answer_size import AnswerShape
-from service.http.bodies import JsonResponse, read_as
+from service.http.bodies import JsonResponse, in_json, read_as
 from service.http.classify import classify, note_headers
 from service.http.lifecycle import Service, service_of
 from service.http.openapi.compatible import VLLM_CLASSIFY, VLLM_RERANK
@@ -22,6 +22,7 @@ from service.http.protocols.reranking import rerank
 from service.http.protocols.tei import default_adapter
 from service.http.protocols.truncation import check_limit
 from service.http.texts import Text, TextMaker
+from service.http.turns import in_turns
 from service.observability.logs import request_id
 
 router = APIRouter()
@@ -79,17 +80,18 @@ async def classify_texts(request: Request) -> Response:
         cut="nothing" if body.truncate_prompt_tokens is None else "tail",
         shape=AnswerShape(SCORE_BYTES, labels=False),
     )
-    probs = [row.scores.tolist() for row in answers.rows]
+    made = (
+        in_json({"index": index, "label": label, "probs": probs, "num_classes": len(probs)})
+        for index, (label, row) in enumerate(zip(answers.labels, answers.rows, strict=True))
+        for probs in (row.scores.tolist(),)
+    )
     return JsonResponse(
         {
             "id": f"classify-{request_id.get()}",
             "object": "list",
             "created": int(time()),
             "model": body.model or texts[0].key.name,
-            "data": [
-                {"index": index, "label": label, "probs": row, "num_classes": len(row)}
-                for index, (label, row) in enumerate(zip(answers.labels, probs, strict=True))
-            ],
+            "data": [each async for each in in_turns(made)],
             "usage": {
                 "prompt_tokens": answers.tokens,
                 "total_tokens": answers.tokens,

@@ -47,6 +47,7 @@ from service.http.stream.portions import (
     unanswered,
 )
 from service.http.texts import TextMaker
+from service.http.turns import in_turns
 
 # A line's time if nothing says otherwise: a job waits for other requests.
 TIMEOUT_MS = 600_000
@@ -124,7 +125,7 @@ class Job:
             await self._asked.wait()
             yield b""
             while (portion := await self._done(leaving)) is not None:
-                for piece in portion.rendered():
+                async for piece in in_turns(portion.rendered()):
                     yield piece
                 self._release(portion)
         except Unavailable as error:

@@ -44,6 +44,7 @@ from service.http.protocols.oip.tensors import (
     top_classes,
 )
 from service.http.texts import TextMaker
+from service.http.turns import in_turns
 
 router = APIRouter()
 
@@ -173,8 +174,8 @@ async def infer(request: Request, name: str) -> Response:
     notes = {"truncated": answers.truncated, "abstained": answers.abstentions}
     if any(notes.values()):
         head["parameters"] = {name: texts for name, texts in notes.items() if texts}
-    tensors = [OutputTensor(out.name, _values(out, answers), out.binary) for out in outputs]
-    content, json_length = encode_answer(head, tensors)
+    tensors = [OutputTensor(out.name, await _values(out, answers), out.binary) for out in outputs]
+    content, json_length = await encode_answer(head, tensors)
     headers = {"x-adapter-revision": ", ".join(answers.revisions)}
     if json_length is None:
         return Response(content, media_type="application/json", headers=headers)
@@ -211,7 +212,7 @@ def _yes_or_no(
     return JsonResponse({**content, "error": reason}, status_code=no_status)
 
 
-def _values(output: SelectedOutput, answers: Answers) -> npt.NDArray[Any]:
+async def _values(output: SelectedOutput, answers: Answers) -> npt.NDArray[Any]:
     match output.name:
         case "label":
             return np.array(answers.labels, dtype=object)
@@ -227,11 +228,14 @@ def _values(output: SelectedOutput, answers: Answers) -> npt.NDArray[Any]:
     scores = np.stack([row.scores for row in answers.rows])
     # All texts have the same adapter, and its revisions that answer texts have the same labels.
     spec = answers.texts[0].spec
+    if output.name == "predicted" and spec.multi_label:
+        pairs = zip(answers.texts, scores, strict=True)
+        reached = (row >= np.array(text.spec.label_thresholds) for text, row in pairs)
+        return np.stack([row async for row in in_turns(reached)])
     if output.name == "predicted":
-        reached: npt.NDArray[np.bool_] = (
-            scores >= np.array([text.spec.label_thresholds for text in answers.texts])
-            if spec.multi_label
-            else np.arange(len(spec.labels)) == scores.argmax(axis=1)[:, None]
-        )
-        return reached
-    return top_classes(scores, spec.labels, output.classes) if output.classes else scores
+        best: npt.NDArray[np.bool_] = np.arange(len(spec.labels)) == scores.argmax(axis=1)[:, None]
+        return best
+    if output.classes:
+        named = top_classes(scores, spec.labels, output.classes)
+        return np.array([row async for row in in_turns(named)], dtype=object)
+    return scores
