@@ -394,14 +394,16 @@ class AsyncClient:
 
     async def _classified(
         self,
-        chunks: AsyncIterator[Chunk],
+        chunks: AsyncIterator[Chunk | Exception],
         in_flight: int,
         adapter: str | None,
         adapters: Sequence[str] | None,
         options: Options,
     ) -> AsyncGenerator[Result, None]:
 
-        async def predict(chunk: Chunk) -> Iterator[Result]:
+        async def predict(chunk: Chunk | Exception) -> Iterator[Result]:
+            if isinstance(chunk, Exception):
+                raise chunk
             try:
                 call = operations.predict(chunk.inputs, adapter, options, adapters)
                 return results_of(await self._call(call), chunk.first)

@@ -7,11 +7,14 @@ from the first input of the call.
 import re
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import msgspec
 
 from service.client.errors import InvalidCall, Refused
 from service.client.types import Answer, Input, Result, Text
+
+T = TypeVar("T")
 
 # Answers of one request, and requests in flight: enough to fill the service's batches (one runs
 # while the next waits), and with 256 tokens a text still below what a service lets wait by default.
@@ -76,29 +79,53 @@ def answers_of(text: Text, each: int) -> int:
     )
 
 
-def chunks_of(inputs: Iterable[Text], *, per_request: int, each: int = 1) -> Iterator[Chunk]:
-    """Reads no more inputs than the next chunk needs.
+def fault_last(items: Iterable[T]) -> Iterator[T | Exception]:
+    """The items. An error of theirs comes as the last one, so that what was read before it is
+    answered first."""
+    try:
+        yield from items
+    except Exception as error:
+        yield error
+
+
+def chunks_of(
+    inputs: Iterable[Text], *, per_request: int, each: int = 1
+) -> Iterator[Chunk | Exception]:
+    """Reads no more inputs than the next chunk needs. An error of the inputs comes last, as of
+    `fault_last`.
 
     Args:
         per_request: answers, unless a single input has more.
         each: the answers of an input that names no adapter.
     """
     chunker = _Chunker(per_request, each)
-    for text in inputs:
-        yield from chunker.add(text)
+    fault: Exception | None = None
+    try:
+        for text in inputs:
+            yield from chunker.add(text)
+    except Exception as error:
+        fault = error
     yield from chunker.rest()
+    if fault is not None:
+        yield fault
 
 
 async def achunks_of(
     inputs: Iterable[Text] | AsyncIterable[Text], *, per_request: int, each: int = 1
-) -> AsyncIterator[Chunk]:
+) -> AsyncIterator[Chunk | Exception]:
     """As `chunks_of`, for either kind of iterable."""
     chunker = _Chunker(per_request, each)
-    async for text in one_by_one(inputs):
-        for chunk in chunker.add(text):
-            yield chunk
+    fault: Exception | None = None
+    try:
+        async for text in one_by_one(inputs):
+            for chunk in chunker.add(text):
+                yield chunk
+    except Exception as error:
+        fault = error
     for chunk in chunker.rest():
         yield chunk
+    if fault is not None:
+        yield fault
 
 
 async def one_by_one(inputs: Iterable[Text] | AsyncIterable[Text]) -> AsyncIterator[Text]:

@@ -21,6 +21,7 @@ from service.client.batch import (
     check_many,
     check_sizes,
     chunks_of,
+    fault_last,
     renumbered,
     results_of,
 )
@@ -147,8 +148,8 @@ class Client:
             in_flight: requests at a time.
 
         Raises:
-            ClientError: after all earlier results have been yielded; its `inputs.N` counts from the
-                first input of the call.
+            ClientError: after all results of earlier requests have been yielded; its `inputs.N`
+                counts from the first input of the call.
         """
         check_sizes(
             inputs, per_request=per_request, in_flight=in_flight, connections=self._connections
@@ -474,9 +475,12 @@ class Client:
     def _streamed(
         self, inputs: Iterable[Text], background: Background
     ) -> Generator[Result | Unanswered, None, None]:
+        fault: Exception | None = None
         with background:
-            for text in inputs:
-                line = operations.stream_line(text)
+            for line in fault_last(map(operations.stream_line, inputs)):
+                if isinstance(line, Exception):
+                    fault = line
+                    break
                 while not background.put(line):
                     some = background.answers(or_room=True)
                     yield from map(operations.stream_answer, some)
@@ -484,10 +488,12 @@ class Client:
             background.close()
             while answers := background.answers():
                 yield from map(operations.stream_answer, answers)
+        if fault is not None:
+            raise fault
 
     def _classified(
         self,
-        chunks: Iterator[Chunk],
+        chunks: Iterator[Chunk | Exception],
         in_flight: int,
         adapter: str | None,
         adapters: Sequence[str] | None,
@@ -499,7 +505,9 @@ class Client:
             if stopped.wait(seconds):
                 raise Closed("the caller stopped before this answer came")
 
-        def predict(chunk: Chunk) -> Iterator[Result]:
+        def predict(chunk: Chunk | Exception) -> Iterator[Result]:
+            if isinstance(chunk, Exception):
+                raise chunk
             try:
                 call = operations.predict(chunk.inputs, adapter, options, adapters)
                 answer = self._transport.run(self._exchanger(call), pause)
@@ -519,7 +527,7 @@ class Client:
             stopped.set()
 
 
-def _in_thread(work: Callable[[Chunk], T], chunk: Chunk) -> "Future[T]":
+def _in_thread(work: Callable[[Chunk | Exception], T], chunk: Chunk | Exception) -> "Future[T]":
     """Start a daemon thread: a request cannot be cancelled, and must not delay the exit."""
     future: Future[T] = Future()
 

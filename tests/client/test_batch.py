@@ -1,14 +1,15 @@
 """Arguments that are refused before anything is sent, how inputs become requests, and waits."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 
 import pytest
 
 from service.client import InvalidCall, Rejected, Retries
 from service.client import operations as calls
-from service.client.batch import MAX_CHARACTERS, chunks_of, renumbered
+from service.client.batch import MAX_CHARACTERS, Chunk, chunks_of, renumbered
 from service.client.retry import parse_retry_after
+from service.client.types import Text
 
 
 def test_retry_after_holds_seconds_or_a_date() -> None:
@@ -40,11 +41,15 @@ def test_impossible_retries_are_refused(numbers: dict[str, float]) -> None:
 
 
 def test_inputs_are_split_by_number_and_by_length() -> None:
-    chunks = list(chunks_of((f"{number}" for number in range(7)), per_request=3))
+    def split(inputs: Iterable[Text], per_request: int) -> list[Chunk]:
+        chunks = chunks_of(inputs, per_request=per_request)
+        return [chunk for chunk in chunks if isinstance(chunk, Chunk)]
+
+    chunks = split((f"{number}" for number in range(7)), 3)
     assert [len(item.inputs) for item in chunks] == [3, 3, 1]
     assert [item.first for item in chunks] == [0, 3, 6]
     long = "x" * (MAX_CHARACTERS // 2 + 1)
-    chunks = list(chunks_of(["a", long, long, "b", long * 3, "c"], per_request=100))
+    chunks = split(["a", long, long, "b", long * 3, "c"], 100)
     assert [len(chunk.inputs) for chunk in chunks] == [2, 2, 1, 1]
     assert list(chunks_of([], per_request=3)) == []
 

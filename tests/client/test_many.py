@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from adapters.format.files import Adapter
-from service.client import AsyncClient, Busy, Client, Input, InvalidCall, Rejected, Retries
+from service.client import AsyncClient, Busy, Client, Input, InvalidCall, Rejected, Result, Retries
 from tests.support.either_client import either
 from tests.support.http_service import Brake, RunningService, serve
 from tests.support.tiny_models import make_adapter, make_backbone
@@ -40,6 +40,33 @@ def test_an_error_among_many_inputs_names_its_place_among_all(client: Client) ->
     inputs = ["ok"] * 40 + ["win " * 500] + ["ok"] * 40
     with pytest.raises(Rejected, match=r"inputs\.40: 502 tokens"):
         list(client.classify(inputs, "a", per_request=16, truncate=False))
+
+
+@pytest.mark.parametrize("kind", ["blocking", "awaited"])
+@pytest.mark.parametrize("bad", [5, KeyError("mine")])
+async def test_results_before_a_fault_of_the_inputs_come_first(
+    live: RunningService, kind: str, bad: Any
+) -> None:
+    def inputs() -> Iterator[Any]:
+        yield from ["ok"] * 45
+        if isinstance(bad, Exception):
+            raise bad
+        yield bad
+
+    results: list[Result] = []
+
+    async def ask() -> None:
+        if kind == "blocking":
+            with Client(live.url) as client:
+                results.extend(client.classify(inputs(), "a", per_request=10))
+        else:
+            async with AsyncClient(live.url) as other:
+                async for result in other.classify(inputs(), "a", per_request=10):
+                    results.append(result)
+
+    with pytest.raises(KeyError if isinstance(bad, Exception) else InvalidCall):
+        await ask()
+    assert len(results) == 45
 
 
 def test_results_before_an_error_come_first(live: RunningService) -> None:

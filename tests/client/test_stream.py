@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -94,6 +95,16 @@ def test_an_error_of_the_inputs_is_the_callers(client: Client) -> None:
 
     with pytest.raises(KeyError, match="mine"):
         list(client.stream(broken(), "a"))
+
+
+@pytest.mark.parametrize("bad", ["\ud800", 5], ids=["surrogate", "number"])
+def test_answers_before_an_input_that_cannot_be_sent_come_first(
+    live: RunningService, bad: Any
+) -> None:
+    answers: list[Result | Unanswered] = []
+    with Client(live.url) as client, pytest.raises(InvalidCall):
+        answers.extend(client.stream(["ok"] * 300 + [bad, "after"], "a"))
+    assert len(answers) == 300
 
 
 def test_no_more_inputs_are_held_than_stated(live: RunningService) -> None:
