@@ -5,9 +5,11 @@ Each caller passes a `Fault`, which makes its own kind of error.
 
 import csv
 import gzip
+import io
 import sys
 import zlib
-from collections.abc import Iterator, Sequence
+from _csv import Reader
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,8 +150,6 @@ def read_table(
         Exception: `fault`'s, for missing or repeated columns, broken quotes, rows that are too long
             and rows that have more or fewer fields than the header.
     """
-    # One limit for the whole process, 131,072 characters at first. It is only ever raised.
-    csv.field_size_limit(sys.maxsize)
     start = row_begin = 0
 
     def lines() -> Iterator[str]:
@@ -160,11 +160,7 @@ def read_table(
                 raise file.fault(f"row is longer than {limit} bytes", line=start)
             yield line
 
-    rows = (
-        csv.reader(lines(), delimiter=delimiter, quoting=csv.QUOTE_NONE, strict=True)
-        if delimiter == "\t"
-        else csv.reader(lines(), delimiter=delimiter, strict=True)
-    )
+    rows = csv_reader(lines(), delimiter=delimiter)
     header: list[str] | None = None
     while True:
         start, row_begin = rows.line_num + 1, file.bytes_read
@@ -188,6 +184,26 @@ def read_table(
             raise file.fault(f"{len(fields)} fields, the header has {len(header)}", line=start)
         else:
             yield start, dict(zip(header, fields, strict=True))
+
+
+def csv_row(values: Iterable[object]) -> str:
+    """A row of CSV with its line feed. A carriage return is quoted, too: outside quotes a reader
+    takes it for the end of a row."""
+    text = io.StringIO()
+    # The writer quotes what is in its own line ending.
+    csv.writer(text, lineterminator="\r\n").writerow(values)
+    return text.getvalue().removesuffix("\r\n") + "\n"
+
+
+def csv_reader(lines: Iterable[str], *, delimiter: str) -> Reader:
+    """Rows of CSV or TSV, as of `read_table`. The numbers of their lines are in `line_num`."""
+    # One limit for the whole process, 131,072 characters at first. It is only ever raised.
+    csv.field_size_limit(sys.maxsize)
+    return (
+        csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE, strict=True)
+        if delimiter == "\t"
+        else csv.reader(lines, delimiter=delimiter, strict=True)
+    )
 
 
 def _listed(names: Sequence[str]) -> str:

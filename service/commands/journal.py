@@ -18,8 +18,10 @@ from typing import BinaryIO, TypeAlias, cast
 import msgspec
 
 from cli.shell import CommandFailed
+from cli.text_files import csv_reader
 from service.client import ErrorContent, Input, Result, Unanswered
 from service.commands.reading import BadLine, Record
+from service.commands.writing import csv_line, tsv_line
 
 STDOUT = "-"
 _READ_BYTES = 1024 * 1024
@@ -113,7 +115,9 @@ def open_journal(
     with file:
         if not os.path.isfile(name):
             # A pipe or a device.
-            yield Journal(file)
+            journal = Journal(file)
+            journal.write(form.head)
+            yield journal
             return
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -231,33 +235,16 @@ def _row(answer: Answer, line: int) -> list[object]:
 
 
 def _write_csv(answer: Answer, line: int) -> bytes:
-    return _csv_row(_row(answer, line))
-
-
-def _csv_row(values: Iterable[object]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(values)
-    return text.getvalue().encode()
+    return csv_line(_row(answer, line))
 
 
 def _write_tsv(answer: Answer, line: int) -> bytes:
-    return _tsv_row(_row(answer, line))
-
-
-def _tsv_row(values: Iterable[object]) -> bytes:
-    # Nothing is quoted there, so what would end a field is a space.
-    cells = ("" if value is None else " ".join(str(value).split()) for value in values)
-    return "\t".join(cells).encode() + b"\n"
+    return tsv_line(_row(answer, line))
 
 
 def _read_table(lines: Iterable[bytes], *, delimiter: str) -> Iterator[_Known]:
     texts = (line.decode() for line in lines)
-    rows = (
-        csv.reader(texts, delimiter=delimiter, quoting=csv.QUOTE_NONE)
-        if delimiter == "\t"
-        else csv.reader(texts, delimiter=delimiter)
-    )
-    for number, row in enumerate(rows):
+    for number, row in enumerate(csv_reader(texts, delimiter=delimiter)):
         if number == 0:
             if tuple(row) != COLUMNS:
                 raise ValueError("other columns")
@@ -274,13 +261,13 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
             _write_csv,
             lambda lines: _read_table(lines, delimiter=","),
             quoted=True,
-            head=_csv_row(COLUMNS),
+            head=csv_line(COLUMNS),
         ),
         "tsv": Format(
             _write_tsv,
             lambda lines: _read_table(lines, delimiter="\t"),
             quoted=False,
-            head=_tsv_row(COLUMNS),
+            head=tsv_line(COLUMNS),
         ),
     }
 )

@@ -5,11 +5,9 @@ label's score. JSON has the scores anyway. `readable` is for people: the text, a
 explanation says of it.
 """
 
-import csv
-import io
 import os
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from shutil import get_terminal_size
 from typing import Any, TypeAlias
@@ -17,6 +15,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from cli.shell import CommandFailed
+from cli.text_files import csv_row
 from service.client import Input, Result
 
 # What `--with` may name.
@@ -119,12 +118,6 @@ class Table:
         return values
 
 
-def csv_row(values: Sequence[object]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(values)
-    return text.getvalue().encode()
-
-
 def readable(_: Collection[str]) -> Writer:
     """A few lines for each answer, for people, as wide as the terminal."""
     # Only here, because drawing is slow to import.
@@ -140,7 +133,11 @@ def readable(_: Collection[str]) -> Writer:
     return write
 
 
-def tsv_row(values: Sequence[object]) -> bytes:
+def csv_line(values: Iterable[object]) -> bytes:
+    return csv_row(values).encode()
+
+
+def tsv_line(values: Iterable[object]) -> bytes:
     # Nothing is quoted there, so what would end a field is a space.
     cells = ("" if value is None else " ".join(str(value).split()) for value in values)
     return "\t".join(cells).encode() + b"\n"
@@ -149,8 +146,8 @@ def tsv_row(values: Sequence[object]) -> bytes:
 # By the name of the format.
 WRITERS: dict[str, Callable[[Collection[str]], Writer]] = {
     "jsonl": json_lines,
-    "csv": lambda extras: Table(extras, csv_row),
-    "tsv": lambda extras: Table(extras, tsv_row),
+    "csv": lambda extras: Table(extras, csv_line),
+    "tsv": lambda extras: Table(extras, tsv_line),
     READABLE: readable,
 }
 

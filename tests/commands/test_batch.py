@@ -11,13 +11,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from service.client import Input, Result
+from service.client.types import Score
 from service.commands.batch import SOME_FAILED
+from service.commands.journal import COLUMNS, FORMATS, open_journal
 from service.commands.main import main
+from service.commands.reading import Record
 from tests.support.cut_off import CutOff
 from tests.support.http_service import RunningService, serve
 from tests.support.service_process import TREE
@@ -257,6 +262,38 @@ def test_answers_come_through_a_pipe_while_it_is_open(live: RunningService) -> N
         process.stdin.close()
         assert process.stdout.read() == b""
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize("form", ["csv", "tsv"])
+def test_a_table_goes_on_after_any_id_and_after_cells_of_any_length(
+    form: str, tmp_path: Path
+) -> None:
+    rows = FORMATS[form]
+    label = "x" * 200_000
+    answer = Result('m\r1\n"', "a", "f" * 64, label, 1.0, (Score(label, 1.0),), 3, False)
+    content = rows.head + rows.write(answer, 1) + rows.write(answer, 2)
+    target = tmp_path / f"out.{form}"
+    target.write_bytes(content)
+    records = iter([Record(line, 0, Input("x", id=answer.id)) for line in (1, 2, 3)])
+    with open_journal(str(target), rows, records, anew=False) as journal:
+        assert journal.done == 2
+    assert (next(records).line, target.read_bytes()) == (3, content)
+    if form == "csv":
+        # For every other reader, too.
+        table = list(csv.reader(io.StringIO(content.decode(), newline="")))
+        assert [row[1] for row in table] == ["id", answer.id, answer.id]
+
+
+def test_a_pipe_by_name_gets_the_header_of_a_table(batch: Run, tmp_path: Path) -> None:
+    source, pipe = tmp_path / "in.txt", tmp_path / "out.csv"
+    source.write_text("free win\nhello\n")
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(pipe.read_text)
+        assert batch(source, pipe, "--adapter", "a")[0] == 0
+        lines = reading.result().splitlines()
+    assert lines[0] == ",".join(COLUMNS)
+    assert len(lines) == 3
 
 
 def test_a_closed_pipe_and_an_interrupt_end_it_quietly(live: RunningService) -> None:

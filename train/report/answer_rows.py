@@ -1,12 +1,11 @@
 """`evaluate --rows`: a file with a row for every text, what was answered and how surely."""
 
-import csv
-import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from adapters.format.durable import write_atomically
+from cli.text_files import csv_row
 from train.data.dataset import Label
 from train.report.data_checks import label_cell
 from train.report.evaluation import Evaluation
@@ -25,15 +24,14 @@ def write_rows(path: Path, evaluation: Evaluation) -> None:
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_atomically(path, "".join(lines).encode())
         return
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, HEAD, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
+    table = [csv_row(HEAD)]
     for row in rows:
         labels = {name: _cell(row[name]) for name in ("label", "predicted")}
         flags = {name: "yes" if row[name] else "no" for name in ("correct", "cut")}
         shown = {name: f"{row[name]:.6f}" for name in ("score", "label_score")}
-        writer.writerow(row | labels | flags | shown)
-    write_atomically(path, text.getvalue().encode())
+        cells = row | labels | flags | shown
+        table.append(csv_row(cells[name] for name in HEAD))
+    write_atomically(path, "".join(table).encode())
 
 
 def _cell(value: object) -> str:

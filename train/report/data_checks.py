@@ -4,8 +4,6 @@
 here imports torch when it is loaded.
 """
 
-import csv
-import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING, Self
 from adapters.errors import listing
 from adapters.format.durable import write_atomically
 from adapters.tokenizer import Encoding, TextEncoder
+from cli.text_files import csv_row
 from train.data.dataset import Dataset, Example, Label
 from train.data.repeats import Repeats, dropped_rows
 from train.errors import OutputError
@@ -299,11 +298,7 @@ def _cells(split: str, example: Example) -> tuple[object, ...]:
 
 
 def _write(path: Path, head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue().encode())
+    write_atomically(path, "".join(map(csv_row, (head, *rows))).encode())
 
 
 def _is_list(path: Path, head: Sequence[str]) -> bool:
