@@ -135,12 +135,12 @@ def run(arguments: Namespace) -> int:
         raise CommandFailed("--adapter is missing: plain text names no adapter")
     output = FORMATS[arguments.format or format_of(arguments.output)]
     _refuse_same_file(arguments.input, arguments.output)
+    columns = TextColumns(arguments.text_field, arguments.text_pair_field)
     with ExitStack() as stack:
         if arguments.input == STDIN:
             tell_terminal()
         background = _background(arguments)
         file = stack.enter_context(_inputs(arguments.input))
-        columns = TextColumns(arguments.text_field, arguments.text_pair_field)
         read = reader_of(form, guessed=arguments.input_format is None)
         records: Iterator[Record | BadLine] = (
             read_jsonl_on(file, columns) if form == "jsonl" else read(file, columns)

@@ -118,6 +118,7 @@ def run(arguments: Namespace) -> int:
     in_flight = arguments.in_flight or IN_FLIGHT
     retries = Retries(attempts=10**6, seconds=arguments.retry_seconds)
     options = options_of(arguments)
+    columns = TextColumns(arguments.text_column, arguments.text_pair_column)
     with ExitStack() as stack:
         client = stack.enter_context(client_of(arguments, retries=retries, connections=in_flight))
         file = stack.enter_context(open_inputs(arguments.file))
@@ -133,7 +134,6 @@ def run(arguments: Namespace) -> int:
         is_quiet = on_terminal and form_of_answers == READABLE
         bar = progress_bar(sys.stderr, Path(name).name, file.total)
         advance = (lambda *_: None) if is_quiet else stack.enter_context(bar)
-        columns = TextColumns(arguments.text_column, arguments.text_pair_column)
         read = reader_of(form, guessed=arguments.input_format is None)
         work = _Work(read(file, columns), output, advance, write)
         results = client.classify(

@@ -45,12 +45,38 @@ class BadLine:
     message: str
 
 
+# What an input may have beside its text; the last one in JSON only.
+_OTHERS = ("text_pair", "adapter", "id", "adapters")
+
+
 @dataclass(frozen=True, slots=True)
 class TextColumns:
-    """The names of the columns that hold the texts; None: `text_pair`, if it exists."""
+    """The names of the columns that hold the texts; None: `text_pair`, if it exists.
+
+    Raises:
+        CommandFailed: both are the same.
+    """
 
     text: str = "text"
     text_pair: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.text == self.text_pair:
+            raise CommandFailed(f"{self.text!r} is named for the text and for the second text")
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """Fields of `Input` that every input must have."""
+        return ("text",) if self.text_pair is None else ("text", "text_pair")
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        """The column of each field of `Input`. One that holds a text is nothing else."""
+        named = {"text": self.text}
+        if self.text_pair is not None:
+            named["text_pair"] = self.text_pair
+        others = {name: name for name in _OTHERS if name not in named.values()}
+        return named | {name: column for name, column in others.items() if name not in named}
 
 
 Reader: TypeAlias = Callable[[TextFile, TextColumns], Iterator[Record]]
@@ -150,35 +176,40 @@ def _decoder_of(texts: TextColumns) -> Callable[[str], str | Input]:
     """Reads a line of JSON. Raises msgspec's errors."""
     if texts == TextColumns():
         return msgspec.json.Decoder(str | Input).decode
-    # A struct with the fields under their names in the file.
-    names = {"text": texts.text, "text_pair": texts.text_pair or "text_pair"}
-    pair: tuple[str, Any] | tuple[str, Any, Any] = ("text_pair", str)
-    if texts.text_pair is None:
-        pair = ("text_pair", str | None, None)
-    others = [(name, str | None, None) for name in ("adapter", "id")]
-    renamed = msgspec.defstruct(
-        "Renamed", [("text", str), pair, *others], rename=names, kw_only=True
-    )
-    decoder = msgspec.json.Decoder(str | renamed)
+    decoder = msgspec.json.Decoder(str | dict[str, Any])
+    kinds = {field.name: field.type for field in msgspec.structs.fields(Input)}
+    kinds |= dict.fromkeys(texts.required, str)
+    names = texts.names
 
     def decode(line: str) -> str | Input:
         found = decoder.decode(line)
         if isinstance(found, str):
             return found
-        return Input(found.text, found.text_pair, found.adapter, found.id)
+        values = {}
+        for name, column in names.items():
+            if column in found:
+                try:
+                    values[name] = msgspec.convert(found[column], kinds[name])
+                except msgspec.ValidationError as error:
+                    raise msgspec.ValidationError(f"{error} - at `$.{column}`") from None
+            elif name in texts.required:
+                raise msgspec.ValidationError(f"Object missing required field `{column}`")
+        return Input(**values)
 
     return decode
 
 
 def read_separated(file: TextFile, texts: TextColumns, *, delimiter: str) -> Iterator[Record]:
-    columns = Columns((texts.text,), ("text_pair", "adapter", "id"))
-    if texts.text_pair is not None:
-        columns = Columns((texts.text, texts.text_pair), ("adapter", "id"))
-    pair = texts.text_pair or "text_pair"
+    names = {name: column for name, column in texts.names.items() if name != "adapters"}
+    columns = Columns(
+        tuple(names[name] for name in texts.required),
+        tuple(column for name, column in names.items() if name not in texts.required),
+    )
     for line, row in read_table(file, columns, delimiter=delimiter):
+        found = {name: row[column] for name, column in names.items() if column in row}
         # An empty cell names no adapter and no id, but an empty second text is a text.
-        adapter, id = (row.get(name) or None for name in ("adapter", "id"))
-        yield Record(line, file.position, Input(row[texts.text], row.get(pair), adapter, id))
+        adapter, id = (found.get(name) or None for name in ("adapter", "id"))
+        yield Record(line, file.position, Input(found["text"], found.get("text_pair"), adapter, id))
 
 
 READERS: Mapping[str, Reader] = MappingProxyType(

@@ -2,12 +2,14 @@
 
 import gzip
 import io
+import json
 import sys
 from pathlib import Path
 
 import pytest
 
 from cli.shell import CommandFailed
+from cli.text_files import csv_row
 from service.client import Input
 from service.commands.reading import (
     MAX_LINE_BYTES,
@@ -103,6 +105,41 @@ def test_tables_are_read_by_column(tmp_path: Path) -> None:
     named = TextColumns("question", "answer")
     chosen = read(written(tmp_path, "y.csv", b"question,answer\nq,a\n"), named)
     assert chosen[0].input == Input("q", "a")
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        (TextColumns("id"), Input("1", "p", "a")),
+        (TextColumns("adapter"), Input("a", "p", id="1")),
+        (TextColumns("text_pair"), Input("p", adapter="a", id="1")),
+        (TextColumns("text", "id"), Input("t", "1", "a")),
+        (TextColumns("text_pair", "text"), Input("p", "t", "a", "1")),
+        (TextColumns('a "b"\\'), Input("q", "p", "a", "1")),
+    ],
+)
+def test_any_column_may_hold_the_text_and_is_then_nothing_else(
+    tmp_path: Path, columns: TextColumns, expected: Input
+) -> None:
+    row = {"text": "t", "text_pair": "p", "adapter": "a", "id": "1", 'a "b"\\': "q"}
+    lines = written(tmp_path, "x.jsonl", json.dumps(row).encode())
+    table = csv_row(row.keys()) + csv_row(row.values())
+    for path in (lines, written(tmp_path, "x.csv", table.encode())):
+        assert [item.input for item in read(path, columns)] == [expected]
+
+
+def test_a_fault_names_the_field_as_it_is_called(tmp_path: Path) -> None:
+    columns = TextColumns("id", "b")
+    for line, words in (
+        (b'{"id": 1, "b": ""}', "Expected `str`, got `int` - at `$.id`"),
+        (b'{"id": "", "b": null}', "Expected `str`, got `null` - at `$.b`"),
+        (b'{"id": ""}', "missing required field `b`"),
+        (b'{"id": "", "b": "", "adapters": 3}', "at `$.adapters`"),
+        (b"[]", "got `array`"),
+    ):
+        assert words in fault(written(tmp_path, "x.jsonl", line), columns)
+    with pytest.raises(CommandFailed, match="'text' is named for the text and for the second"):
+        TextColumns("text", "text")
 
 
 @pytest.mark.parametrize(
