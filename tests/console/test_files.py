@@ -34,6 +34,7 @@ CASES: list[tuple[str, str, list[Any]]] = [
     ("t.csv", "a;b\n1;2,5\n", [["1", "2,5"]]),
     ("t.csv", "a\n\n x \n", [[" x "]]),
     ("t.csv", 'a\n"last"', [["last"]]),
+    ("t.csv", 'a\n""\r\n\n"x"\n""', [[""], ["x"], [""]]),
     ("t.csv", 'a,b\n,""\n', [["", ""]]),
     ("t.tsv", 'a\tb\n1,5\tx"y\n', [["1,5", 'x"y']]),
     ("t.txt", "one\r\n\n  \ntwo 🎉", ["one", "two 🎉"]),
@@ -89,3 +90,26 @@ def test_what_is_written_is_read_back(page: Console) -> None:
         cells,
     )
     assert [record["value"] for record in found] == [cells]
+
+
+def test_a_labelled_line_of_json_keeps_what_was_written(page: Console) -> None:
+    lines = {
+        '{"id": 1234567890123456789, "price": 10.0} ': '{"id": 1234567890123456789, "price": 10.0,',
+        "{}": "{",
+        '"a \\u00e9"': '{"text":"a é",',
+        '{"cut': '{"text":"{\\"cut",',
+        "[1]": '{"text":"[1]",',
+        '{"p": 1, "b": 2}': '{"b":2,',
+    }
+    found = page.run(
+        """async text => {
+          const {jsonLine, read} = await import("./console/parts/files.js");
+          const lines = [], file = new File([text], "t.jsonl");
+          for await (const record of read(file)) lines.push(jsonLine(record, "p", {x: "}"}));
+          return lines;
+        }""",
+        "\n".join(lines),
+    )
+    expected = [f'{begun}"p":{{"x":"}}"}}}}\n' for begun in lines.values()]
+    expected[-1] = '{"p":{"x":"}"},"b":2}\n'
+    assert found == expected

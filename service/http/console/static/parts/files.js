@@ -40,7 +40,8 @@ export async function look(file, most = 5) {
 
 /**
  * Every record of a file: `{line, columns, value}`. value: a string of plain lines, an array of cells in
- * the order of `columns`, or what a line of JSON says; in place of it `fault`, a sentence.
+ * the order of `columns`, or what a line of JSON says; in place of it `fault`, a sentence. Lines of JSON
+ * have their text as `source`, too.
  *
  * onBytes: called with how many bytes of the file have been read. Throws FileFault.
  */
@@ -90,9 +91,9 @@ function objects(name) {
     try {
       const value = JSON.parse(line);
       const isUsable = typeof value === "string" || (value !== null && typeof value === "object" && !Array.isArray(value));
-      return isUsable ? { line: number, value } : { line: number, value: null, fault: "this line is neither a string nor an object" };
+      return isUsable ? { line: number, source: line, value } : { line: number, source: line, value: null, fault: "this line is neither a string nor an object" };
     } catch {
-      return { line: number, value: null, fault: "this line is not JSON" };
+      return { line: number, source: line, value: null, fault: "this line is not JSON" };
     }
   });
 }
@@ -128,6 +129,7 @@ function table(name, delimiter) {
   let cells = [];
   let cell = "";
   let state = "start";
+  let isQuoted = false;
   let line = 1;
   let first = 1;
 
@@ -139,7 +141,9 @@ function table(name, delimiter) {
     state = "start";
     const at = first;
     first = line;
-    if (row.length === 1 && !row[0].trim()) return;
+    const isBlank = row.length === 1 && !row[0].trim() && !isQuoted;
+    isQuoted = false;
+    if (isBlank) return;
     if (columns === null) {
       columns = row.map((title, index) => title.trim() || `column ${index + 1}`);
       return;
@@ -172,6 +176,7 @@ function table(name, delimiter) {
           yield* finish();
         } else if (sign === '"' && state === "start") {
           state = "quoted";
+          isQuoted = true;
         } else if (sign === '"' && state === "quote") {
           cell += '"';
           state = "quoted";
@@ -218,6 +223,17 @@ export function csvLine(values) {
 function csvCell(value) {
   const text = value === null || value === undefined ? "" : String(value);
   return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+}
+
+/**
+ * A line of JSON lines with one more field; a line that is no object becomes its `text`. The object is
+ * kept as it was written: parsed, numbers of more than 53 bits would be others.
+ */
+export function jsonLine({ value, source }, field, content) {
+  const more = `"${field}":${JSON.stringify(content)}}\n`;
+  if (value === null || typeof value !== "object") return `{"text":${JSON.stringify(value ?? source)},${more}`;
+  if (Object.hasOwn(value, field)) return `${JSON.stringify({ ...value, [field]: content })}\n`;
+  return `${source.slice(0, source.lastIndexOf("}"))}${Object.keys(value).length ? "," : ""}${more}`;
 }
 
 /** Collects the text of a large file without keeping all of it as strings. */

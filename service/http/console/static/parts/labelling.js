@@ -5,7 +5,7 @@ import { announce, errorBox } from "../shell.js";
 import { bars } from "./bars.js";
 import { detail, nameOf } from "./catalog.js";
 import { dropArea } from "./droparea.js";
-import { ACCEPTED, Output, csvLine, download, fieldOf, look, read } from "./files.js";
+import { ACCEPTED, Output, csvLine, download, fieldOf, jsonLine, look, read } from "./files.js";
 import { job } from "./job.js";
 import { preview } from "./preview.js";
 import { progress } from "./progress.js";
@@ -158,9 +158,8 @@ async function writerFor({ kind, columns }, { references }) {
     return {
       ...shared,
       write(record, answers) {
-        const own = record.value !== null && typeof record.value === "object" ? record.value : { text: record.value };
         const predictions = Object.fromEntries(answers.map((answer, at) => [references[at], answer.error ? { error: answer.error } : answer]));
-        output.write(`${JSON.stringify({ ...own, predictions })}\n`);
+        output.write(jsonLine(record, "predictions", predictions));
       },
     };
   }
