@@ -28,6 +28,7 @@ from service.http.bodies import (
     read_as,
     refuse_encoded,
 )
+from service.http.etags import is_known, tags_of
 from service.http.lifecycle import origin_of, service_of
 from service.http.openapi.documentation import (
     DELETE,
@@ -196,7 +197,7 @@ async def download_adapter(
     service = service_of(request)
     revision, _ = service.catalog.path(name, revision)
     headers = etag(revision)
-    if _tags(request, "if-none-match", weak=True) & {revision, "*"}:
+    if is_known(request, revision):
         return Response(status_code=304, headers=headers)
     filename = f"{name}-{revision[:12]}.safetensors"
     data: bytes | None = None
@@ -321,22 +322,9 @@ def published(name: str, done: ChangeResult) -> Response:
 
 def condition_of(request: Request) -> Condition:
     """The condition that a request's `If-Match` and `If-None-Match` state."""
-    match = _tags(request, "if-match")
-    none_match = _tags(request, "if-none-match", weak=True)
+    match = tags_of(request, "if-match")
+    none_match = tags_of(request, "if-none-match", weak=True)
     return Condition(match or None, none_match or None)
-
-
-def _tags(request: Request, header: str, *, weak: bool = False) -> frozenset[str]:
-    """Revisions of an `If-Match` or `If-None-Match` header, or `*`.
-
-    Args:
-        weak: a weak tag counts as its revision, as RFC 9110 compares for `If-None-Match`; for
-            `If-Match` it never matches.
-    """
-    tags = (tag.strip() for value in request.headers.getlist(header) for tag in value.split(","))
-    if weak:
-        tags = (tag.removeprefix("W/") for tag in tags)
-    return frozenset(tag.strip('"') if tag.strip('"') else "none" for tag in tags)
 
 
 def etag(revision: str | None) -> dict[str, str]:

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
 from service.http.bodies import JsonResponse
+from service.http.etags import is_known
 from service.http.proxies import root_path_of
 
 router = APIRouter(include_in_schema=False)
@@ -66,21 +67,21 @@ async def start() -> Response:
 
 
 @router.get("/docs/swagger-ui-bundle.js")
-async def script() -> Response:
+async def script(request: Request) -> Response:
     """Swagger UI."""
-    return _asset("swagger-ui-bundle.js", "text/javascript")
+    return _asset(request, "swagger-ui-bundle.js", "text/javascript")
 
 
 @router.get("/docs/swagger-ui.css")
-async def style() -> Response:
+async def style(request: Request) -> Response:
     """The style of Swagger UI."""
-    return _asset("swagger-ui.css", "text/css")
+    return _asset(request, "swagger-ui.css", "text/css")
 
 
 @router.get("/docs/favicon.png")
-async def icon() -> Response:
+async def icon(request: Request) -> Response:
     """The page's icon."""
-    return _asset("favicon-32x32.png", "image/png")
+    return _asset(request, "favicon-32x32.png", "image/png")
 
 
 @router.get("/openapi.json")
@@ -91,5 +92,9 @@ async def document(request: Request) -> Response:
     return JsonResponse(content | {"servers": [{"url": root_path}]} if root_path else content)
 
 
-def _asset(name: str, media_type: str) -> Response:
-    return FileResponse(_ASSETS / name, media_type=media_type, headers=_HEADERS)
+def _asset(request: Request, name: str, media_type: str) -> Response:
+    path = _ASSETS / name
+    response = FileResponse(path, media_type=media_type, headers=_HEADERS, stat_result=path.stat())
+    if is_known(request, response.headers["etag"].strip('"')):
+        return Response(status_code=304, headers=_HEADERS | {"ETag": response.headers["etag"]})
+    return response

@@ -39,6 +39,16 @@ def test_the_page_and_all_that_it_loads_come_from_the_service_without_a_key(
             assert not re.search(r"url\((?!['\"]?data:)", answer.text)
 
 
+@pytest.mark.parametrize("path", ["/docs/swagger-ui.css", "/docs/favicon.png", "/console/app.js"])
+def test_a_file_that_the_browser_has_is_not_sent_again(live: RunningService, path: str) -> None:
+    tag = live.client.get(path).headers["etag"]
+    for known in (tag, f"W/{tag}", f'"other", {tag}', "*"):
+        answer = live.client.get(path, headers={"If-None-Match": known})
+        assert (answer.status_code, answer.content) == (304, b"")
+        assert answer.headers["etag"] == tag
+    assert live.client.get(path, headers={"If-None-Match": '"other"'}).status_code == 200
+
+
 def test_no_other_server_may_be_asked_by_the_page(live: RunningService) -> None:
     policy = live.client.get("/docs").headers["content-security-policy"]
     directives = dict(part.strip().split(" ", 1) for part in policy.split(";"))

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.http.console.files import PAGE, content_policy, static_files
+from service.http.etags import is_known
 from service.http.openapi.documentation import CONSOLE
 
 router = APIRouter()
@@ -56,10 +57,9 @@ def _answer(request: Request, name: str) -> Response:
     if found is None:
         raise HTTPException(404)
     is_gzipped = _takes_gzip(request.headers.get("accept-encoding", ""))
-    tag = f'"{found.tag}-gzip"' if is_gzipped else f'"{found.tag}"'
-    headers = {"Content-Security-Policy": content_policy(), **_HEADERS, "ETag": tag}
-    known = request.headers.get("if-none-match", "").split(",")
-    if tag in {item.strip().removeprefix("W/") for item in known}:
+    tag = f"{found.tag}-gzip" if is_gzipped else found.tag
+    headers = {"Content-Security-Policy": content_policy(), **_HEADERS, "ETag": f'"{tag}"'}
+    if is_known(request, tag):
         return Response(status_code=304, headers=headers)
     if is_gzipped:
         headers["Content-Encoding"] = "gzip"
