@@ -9,7 +9,12 @@ from typing import Annotated, Any, BinaryIO
 from fastapi import APIRouter, Depends, Query
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import (
+    FileResponse,
+    MalformedRangeHeader,
+    RangeNotSatisfiable,
+    Response,
+)
 from starlette.types import Receive, Scope, Send
 
 from adapters.difference import difference
@@ -23,6 +28,7 @@ from service.engine.observer import UploadOutcome
 from service.errors import RequestError
 from service.http import uploads
 from service.http.bodies import (
+    MAX_SHOWN_CHARACTERS,
     JsonResponse,
     content_type,
     read_as,
@@ -52,7 +58,11 @@ router = APIRouter(dependencies=[Depends(refuse_unknown_query)])
 
 
 class _OpenedFile(FileResponse):
-    """Sends a file that is open already, since its name may be removed before it is sent."""
+    """Sends a file that is open already, since its name may be removed before it is sent.
+
+    Raises when it is sent:
+        HTTPException: 416, none of it is in a range that the request names.
+    """
 
     def __init__(self, file: BinaryIO, **options: Any) -> None:
         descriptor = file.fileno()
@@ -62,6 +72,21 @@ class _OpenedFile(FileResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._file:
             await super().__call__(scope, receive, send)
+
+    @classmethod
+    def _parse_range_header(cls, http_range: str, file_size: int) -> list[tuple[int, int]]:
+        """The base class would answer faults as plain text."""
+        try:
+            return super()._parse_range_header(http_range, file_size)
+        except MalformedRangeHeader:
+            # As RFC 9110 says of units that a server does not know: the whole file.
+            return []
+        except RangeNotSatisfiable:
+            raise HTTPException(
+                416,
+                f"Range is {http_range[:MAX_SHOWN_CHARACTERS]}, the file has {file_size} bytes",
+                headers={"Content-Range": f"bytes */{file_size}"},
+            ) from None
 
 
 @router.put("/v1/adapters/{name}", **PUT)

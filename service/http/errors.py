@@ -205,9 +205,15 @@ _TABLE: tuple[tuple[type[Exception], int, str, str], ...] = (
 ERRORS: Mapping[type[Exception], ErrorKind] = MappingProxyType(
     {cls: ErrorKind(status, type_, meaning) for cls, status, type_, meaning in _TABLE}
 )
-# Errors of the web framework: no such route, no such method, a body of the wrong kind.
+# Errors of the web framework: no such route, no such method, a body of the wrong kind,
+# a part of a file that it does not have.
 STATUS_TYPES: Mapping[int, str] = MappingProxyType(
-    {404: "not_found", 405: "method_not_allowed", 415: "unsupported_media_type"}
+    {
+        404: "not_found",
+        405: "method_not_allowed",
+        415: "unsupported_media_type",
+        416: "range_not_satisfiable",
+    }
 )
 INTERNAL = ErrorKind(500, "internal", "A defect; the log has it under the request id.")
 

@@ -339,6 +339,20 @@ def test_a_file_that_is_deleted_once_it_was_hashed_is_still_sent(
     assert live.client.get("/v1/adapters/a/file").status_code == 404
 
 
+def test_a_range_beyond_the_file_is_an_error_of_the_services_shape(live: RunningService) -> None:
+    put(live, "a", data(1))
+    whole, path = data(1), "/v1/adapters/a/file"
+    answer = live.client.get(path, headers={"Range": f"bytes={len(whole)}-"})
+    assert answer.status_code == 416
+    assert answer.headers["content-range"] == f"bytes */{len(whole)}"
+    error = error_of(answer)
+    assert error["type"] == "range_not_satisfiable"
+    assert error["message"] == f"Range is bytes={len(whole)}-, the file has {len(whole)} bytes"
+    for ignored in ("bits=0-1", "bytes=x", "bytes=5-2", "bytes"):
+        answer = live.client.get(path, headers={"Range": ignored})
+        assert (answer.status_code, answer.content) == (200, whole)
+
+
 def flip(live: RunningService, revision: str | None = None) -> None:
     """Change one byte of a stored file, which keeps its size."""
     path = live.service.catalog.path("a", revision)[1]

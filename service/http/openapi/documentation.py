@@ -338,8 +338,16 @@ DIFFERENCE = entry(
 DOWNLOAD = entry(
     "adapters",
     errors={
-        **refusals(*GATE, *NAMED, "adapter_damaged", "store_failed", "invalid_request"),
+        **refusals(
+            *GATE,
+            *NAMED,
+            "adapter_damaged",
+            "store_failed",
+            "invalid_request",
+            "range_not_satisfiable",
+        ),
         200: {"description": "The file", "content": _FILE},
+        206: {"description": "The part that `Range` names, or several as `multipart/byteranges`"},
         304: response("`If-None-Match` names this revision"),
     },
 )

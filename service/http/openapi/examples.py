@@ -43,6 +43,11 @@ ERRORS: tuple[Exception, ...] = (
     adapter_errors.RevisionConflict("sms-spam", OLDER, REVISION),
     errors.TooLarge("2000 inputs in one request, at most 1024 are allowed"),
     HTTPException(415, "Content-Type is text/plain, expected application/json"),
+    HTTPException(
+        416,
+        "Range is bytes=99999999-, the file has 1065353 bytes",
+        headers={"Content-Range": "bytes */1065353"},
+    ),
     adapter_errors.InvalidAdapter(["tensor head.out.bias: missing, expected shape [2]"]),
     adapter_errors.InvalidName("adapter name 'SMS Spam': expected 1 to 64 of a-z 0-9 . _ -"),
     errors.InvalidRequest(

@@ -67,6 +67,7 @@ _MEANINGS: Mapping[str, str] = MappingProxyType(
     {
         "not_found": "The request names no adapter, and there is no default one.",
         "unsupported_media_type": "Another `Content-Type` or `Content-Encoding` is expected.",
+        "range_not_satisfiable": "None of the file is in the `Range`.",
         INTERNAL.type: INTERNAL.meaning,
     }
 )
