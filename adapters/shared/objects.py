@@ -14,7 +14,8 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -152,16 +153,29 @@ class ObjectStore:
         """Remove what writers that were killed before this time left, on the store's own clock."""
         self._call("be tidied", "tidy", lambda at: at.remove_unfinished(before))
 
+    @contextmanager
+    def probe(self) -> Iterator[str]:
+        """The key of an object to try the store with. It is removed in every end, also after a
+        write that failed: it may have happened all the same."""
+        key = f"probes/{secrets.token_hex(16)}"
+        try:
+            yield key
+        except BaseException:
+            # The first fault is the one to tell.
+            with suppress(StoreFailed):
+                self.delete(key)
+            raise
+        self.delete(key)
+
     def check_conditional(self) -> None:
         """Try whether the store refuses to create an object twice: everything relies on that.
 
         Raises:
             StoreFailed: it does not.
         """
-        key = f"probes/{secrets.token_hex(16)}"
-        first, second = self.create(key, b"first"), self.create(key, b"second")
-        kept = self.get(key)
-        self.delete(key)
+        with self.probe() as key:
+            first, second = self.create(key, b"first"), self.create(key, b"second")
+            kept = self.get(key)
         # The first may be False after a connection broke, see `create`.
         if second or kept != b"first":
             raise StoreFailed(

@@ -234,14 +234,13 @@ def shared_store(settings: Settings) -> Iterator[Finding]:
     from adapters.shared.objects import ObjectStore
 
     shown = f"IDSPAM_ADAPTER_STORE={settings.adapter_store}"
-    key = f"probes/{os.getpid()}-{time.time_ns()}"
     try:
         store = ObjectStore(settings.adapter_store, timeout=max(1.0, settings.lease_seconds))
-        began = time.perf_counter()
-        store.create(key, b"probe")
-        there = store.get(key) == b"probe"
-        seconds = time.perf_counter() - began
-        store.delete(key)
+        with store.probe() as key:
+            began = time.perf_counter()
+            store.create(key, b"probe")
+            there = store.get(key) == b"probe"
+            seconds = time.perf_counter() - began
     except (AdapterError, ValueError, OSError) as error:
         yield Finding(
             "shared store",

@@ -3,12 +3,15 @@
 import json
 import socket
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from adapters.errors import StoreUnreachable
+from adapters.shared.objects import ObjectStore
 from service.commands.diagnosis import CHECKS, findings
 from service.settings import read_settings
 from tests.support.http_service import serve
@@ -141,6 +144,26 @@ def test_a_store_that_cannot_be_reached_and_one_that_can(tmp_path: Path) -> None
     assert "IDSPAM_ADAPTER_STORE=nosuch://bucket/x" in message
     ((state, message, _),) = states("shared store", ADAPTER_STORE=str(tmp_path / "store"))
     assert state == "ok", message
+    assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("fault", [StoreUnreachable("no answer in time"), KeyboardInterrupt()])
+@pytest.mark.parametrize("method", ["create", "get_all"])
+def test_nothing_stays_in_a_store_that_fails(
+    tmp_path: Path, method: str, fault: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = getattr(ObjectStore, method)
+
+    def then_fails(store: ObjectStore, *arguments: Any) -> None:
+        done(store, *arguments)
+        raise fault
+
+    monkeypatch.setattr(ObjectStore, method, lambda *a, **_: then_fails(*a))
+    with suppress(KeyboardInterrupt):
+        ((state, message, _),) = states("shared store", ADAPTER_STORE=str(tmp_path / "store"))
+        assert (state, "no answer in time" in message) == ("wrong", True)
+    with pytest.raises(type(fault)):
+        ObjectStore(str(tmp_path / "store")).check_conditional()
     assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
 
 
