@@ -43,9 +43,9 @@ class RestrictedCatalog(CatalogView):
     def entries(self) -> list[CatalogEntry]:
         return [entry for entry in super().entries() if self._key.may_use(entry.name)]
 
-    def check(self, name: str, condition: Condition) -> None:
+    def check(self, name: str, condition: Condition, *, stage: bool = False) -> None:
         self._require(name)
-        super().check(name, condition)
+        super().check(name, condition, stage=stage)
 
     async def apply(self, change: Change) -> ChangeResult:
         self._require(change.name)

@@ -89,7 +89,7 @@ class CatalogView(ABC):
         revision = entry.require_current() if prefix is None else entry.revision(prefix)
         return revision, file_of(self.root, name, revision)
 
-    def check(self, name: str, condition: Condition) -> None:
+    def check(self, name: str, condition: Condition, *, stage: bool = False) -> None:
         """Refuse an upload as far as possible before its bytes have arrived.
 
         Raises:
@@ -100,6 +100,15 @@ class CatalogView(ABC):
             expected = "1 to 64 of a-z 0-9 . _ -, a letter or digit first"
             raise InvalidName(f"adapter name {name[:80]!r}: expected {expected}")
         condition.check(name, self._current(name))
+        if not stage:
+            return
+        try:
+            self.entry(name).require_current()
+        except UnknownAdapter as error:
+            error.args = (
+                f"{error}; a name's first revision cannot be staged: publish it without `stage`",
+            )
+            raise
 
     async def publish(
         self,
@@ -122,14 +131,14 @@ class CatalogView(ABC):
 
         Raises:
             InvalidName, RevisionConflict: before anything else is done.
-            UnknownAdapter: it is staged, and there is no current revision.
+            UnknownAdapter, DamagedFile: it is staged, and there is no current revision.
             InvalidAdapter, IncompatibleAdapter: with every fault.
             UnforcedReplacement: it means something else, and the caller did not say that it knows:
                 neither by `force` nor by naming the current revision in the condition.
             StoreFailed: it cannot be stored.
             RolloutRefused, RolloutTimeout: another replica does not take it.
         """
-        self.check(name, condition)
+        self.check(name, condition, stage=stage)
         if isinstance(content, bytes):
             with await asyncio.to_thread(received, self.root, content) as upload:
                 return await self.publish(
@@ -165,15 +174,14 @@ class CatalogView(ABC):
             InvalidName, RevisionConflict, UnknownAdapter, DamagedFile: as `publish`.
             StoreFailed: the file cannot be read.
         """
-        self.check(name, condition)
+        self.check(name, condition, stage=stage)
         inspection = await self.inspected(file)
         # As of now: it may have been replaced meanwhile.
-        self.check(name, condition)
+        self.check(name, condition, stage=stage)
         spec = inspection.spec
         if inspection.refusal is not None or spec is None:
             return inspection
         if stage:
-            self.entry(name).require_current()
             return inspection
         try:
             self._refuse_another_meaning(name, spec, condition, force=force)

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 
-from service.engine.interface import Completion, Entry, RowResult
+from service.engine.interface import EMBEDDING, Completion, Entry, RowResult
 from service.engine.observer import BatchReport, Observer, failure_reason
 from service.engine.residency import Lease, Residency
 from service.engine.runners.base import BatchResult, BatchRow, HostAdapter, RowFailure, RunningBatch
@@ -185,7 +185,7 @@ class InFlight:
             self._settle(queued.request, 1)
         for queued, outcome in zip(batch, result.outcomes, strict=True):
             if isinstance(outcome, RowFailure):
-                queued.request.fail(InferenceFailed(outcome.message, reason=outcome.reason))
+                queued.request.fail(_failed(queued.entry, outcome))
                 if queued.entry.trial is not None:
                     self.on_row_failure(queued.entry)
             else:
@@ -340,3 +340,10 @@ class InFlight:
         if not self._open:
             self._all_settled.set()
         return True
+
+
+def _failed(entry: Entry, outcome: RowFailure) -> InferenceFailed:
+    """Scores that are not finite are of one adapter; what else fails is not its fault."""
+    of_adapter = outcome.reason == "not_finite" and entry.adapter != EMBEDDING
+    whose = f"adapter {entry.adapter.name!r}: " if of_adapter else ""
+    return InferenceFailed(whose + outcome.message, reason=outcome.reason)

@@ -113,7 +113,7 @@ async def put_adapter(
         )
     refuse_encoded(request)
     condition = condition_of(request)
-    service.catalog.check(name, condition)
+    service.catalog.check(name, condition, stage=stage)
     async with uploads.receive(request, service.settings.max_upload_bytes) as file:
         if dry_run:
             return await reported(request, name, file, condition, force=force, stage=stage)

@@ -21,6 +21,8 @@ from service.settings import FORM_BYTES
 
 # The pieces that are written. Each takes a trip to a thread, about as long as hashing 100 KB.
 PIECE_BYTES = 2**20
+# A form has one field beside the file. Some more are read, so that each of them can be named.
+_MOST_FIELDS = 8
 
 
 @asynccontextmanager
@@ -57,8 +59,16 @@ async def receive_form(request: Request, limit: int) -> AsyncIterator[tuple[str,
         except MultiPartException as error:
             raise MalformedRequest(f"the form cannot be read: {error.message}") from None
         fields = dict(form.multi_items())
-        name, file = fields.pop("name", None), fields.pop("file", None)
-        faults = [f"form.{field[:64]}: no such field" for field in fields]
+        # Options are not read from two places.
+        parameters = {each.alias for each in request.scope["route"].dependant.query_params}
+        faults = [
+            f"form.{field[:64]}: no such field"
+            + (f": it is a parameter of the URL, `?{field}=...`" if field in parameters else "")
+            for field in fields
+            if field not in ("name", "file")
+        ]
+        faults += [f"form.{field}: given twice" for field in fields if len(form.getlist(field)) > 1]
+        name, file = fields.get("name"), fields.get("file")
         if not isinstance(name, str):
             faults.append("form.name: missing, expected text")
         if not isinstance(file, UploadFile):
@@ -150,7 +160,9 @@ class _FormParser(MultiPartParser):
     def __init__(
         self, headers: Headers, stream: AsyncGenerator[bytes, None], file: _FormFile
     ) -> None:
-        super().__init__(headers, stream, max_files=1, max_fields=1)
+        super().__init__(
+            headers, stream, max_files=1, max_fields=_MOST_FIELDS, max_part_size=FORM_BYTES
+        )
         self._file = file
 
     def on_headers_finished(self) -> None:

@@ -318,7 +318,7 @@ async def test_a_row_whose_scores_are_not_finite_fails_alone(open_engine: OpenEn
         await harness.until_waiting(3)
         harness.device.release()
         harness.assert_answered_as_alone(entries, await good)
-        with pytest.raises(InferenceFailed, match="finite"):
+        with pytest.raises(InferenceFailed, match=r"^adapter 'bad': the scores are not finite$"):
             await bad
         await held
         # All in one batch, or the good rows would prove nothing.

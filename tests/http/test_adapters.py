@@ -73,6 +73,13 @@ def test_forms_that_are_not_one_name_and_one_file_are_refused(live: RunningServi
     assert [item.split(":")[0] for item in error_of(nothing)["details"]] == [
         "form.other", "form.upload", "form.name", "form.file",
     ]  # fmt: skip
+    options = post(data={"name": "a", "dry_run": "true"}, files={"file": data()})
+    assert error_of(options)["details"] == [
+        "form.dry_run: no such field: it is a parameter of the URL, `?dry_run=...`"
+    ]
+    twice = post(data={"name": ["a", "b"]}, files={"file": data()})
+    assert error_of(twice)["details"] == ["form.name: given twice"]
+    assert post(data={"name": "a" * 100_000}, files={"file": data()}).status_code == 400
     assert post(data={"name": "a", "file": "text"}, files={}).status_code == 415
     assert post(files={"name": b"a", "file": b"b"}).status_code == 400
     assert post(data={"name": "A B"}, files={"file": data()}).status_code == 422

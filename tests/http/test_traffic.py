@@ -106,6 +106,10 @@ def test_a_staged_revision_is_stored_and_answers_nothing_but_its_pin(
     assert error_of(answer)["type"] == "revision_not_found"
     missing = live.client.put("/v1/adapters/none?stage=true", content=serialize(adapter()))
     assert error_of(missing)["type"] == "adapter_not_found"
+    hint = "; a name's first revision cannot be staged: publish it without `stage`"
+    assert error_of(missing)["message"].endswith(hint)
+    # Before any of its bytes is read.
+    assert error_of(live.client.put("/v1/adapters/none?stage=true"))["message"].endswith(hint)
 
 
 def test_a_canary_answers_its_share_and_keeps_its_texts_when_it_grows(

@@ -57,7 +57,7 @@ ERRORS: tuple[Exception, ...] = (
     errors.QuotaExceeded("the key's quota is used up", retry_after=0.4),
     errors.TooManyFailures("too many wrong keys from this address", retry_after=12.0),
     errors.Overloaded("262000 tokens are waiting, at most 262144 may", retry_after=1.7),
-    errors.InferenceFailed("the scores are not finite"),
+    errors.InferenceFailed("adapter 'sms-spam': the scores are not finite"),
     errors.AdapterLoadFailed("sms-spam", REVISION, "the file is gone"),
     adapter_errors.DamagedFile(f"the file of adapter 'sms-spam', revision {REVISION}, is gone"),
     adapter_errors.StoreFailed("the adapter store cannot publish: Read-only file system"),
