@@ -4,7 +4,7 @@ import gc
 import logging
 from collections.abc import Mapping
 
-from adapters.errors import AdapterError
+from adapters.errors import AdapterError, UnsupportedBackbone, UnusableBackbone
 from service.service_links import service_links
 from service.settings import PREFIX
 
@@ -23,8 +23,17 @@ class StartFailed(Exception):
 
 def start_error(error: BaseException) -> str:
     """Why a start failed, in one line. Errors that are not expected keep their class name."""
+    if isinstance(error, (UnsupportedBackbone, UnusableBackbone)):
+        return f"{setting_of(error)}: {error}"
     expected = isinstance(error, (AdapterError, OSError))
     return str(error) if expected else f"{type(error).__name__}: {error}"
+
+
+def setting_of(error: Exception) -> str:
+    """Which setting an error of loading the backbone is about: a device or type that this machine
+    or the backbone does not have, or the backbone itself."""
+    word = str(error).partition(" ")[0]
+    return PREFIX + {"device": "DEVICE", "dtype": "DTYPE"}.get(word, "BACKBONE")
 
 
 def log_service_links(environ: Mapping[str, str]) -> None:

@@ -21,6 +21,7 @@ from cli.hints import command_line
 from service.auto_workers import workers_of
 from service.devices import devices_of
 from service.settings import Settings
+from service.start import setting_of
 
 State: TypeAlias = Literal["ok", "warning", "wrong"]
 
@@ -162,8 +163,7 @@ def backbone(settings: Settings) -> Iterator[Finding]:
         first = devices_of(settings.device)[0]
         loaded = load_backbone(settings.backbone, device=first, dtype=settings.dtype)
     except (AdapterError, OSError, ValueError) as error:
-        if str(error).startswith("dtype "):
-            # The type is what does not fit: to this machine, or to this backbone.
+        if setting_of(error) == "IDSPAM_DTYPE":
             yield Finding("backbone", "wrong", f"IDSPAM_DTYPE: {error}", "IDSPAM_DTYPE=auto")
             return
         yield Finding(

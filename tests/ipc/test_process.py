@@ -158,19 +158,25 @@ def refusals(tmp_path: Path, folder: Path) -> dict[str, tuple[dict[str, str], st
         "below a file": (environ(folder, tmp_path / "file" / "x"), "IDSPAM_ADAPTER_DIR"),
         "empty backbone": (
             environ(tmp_path / "empty", adapter_dir),
-            "cannot load the config of the backbone",
+            "service: IDSPAM_BACKBONE: cannot load the config of the backbone",
         ),
         "empty backbone, workers": (
             environ(tmp_path / "empty", adapter_dir, WORKERS="1"),
-            "cannot load the config of the backbone",
+            "service: IDSPAM_BACKBONE: cannot load the config of the backbone",
         ),
-        "device": (environ(folder, adapter_dir, DEVICE="cuda:77"), "device 'cuda:77'"),
-        "int8": (environ(gpt2, adapter_dir, DTYPE="int8"), "dtype 'int8'"),
+        "device": (
+            environ(folder, adapter_dir, DEVICE="cuda:77"),
+            "IDSPAM_DEVICE: device 'cuda:77'",
+        ),
+        "int8": (environ(gpt2, adapter_dir, DTYPE="int8"), "IDSPAM_DTYPE: dtype 'int8'"),
         "float8": (
             environ(folder, adapter_dir, DEVICE="cpu", DTYPE="float8"),
             "needs a GPU with FP8 tensor cores",
         ),
-        "int8, workers": (environ(gpt2, adapter_dir, DTYPE="int8", WORKERS="1"), "dtype 'int8'"),
+        "int8, workers": (
+            environ(gpt2, adapter_dir, DTYPE="int8", WORKERS="1"),
+            "IDSPAM_DTYPE: dtype 'int8'",
+        ),
         "host": (environ(folder, adapter_dir, HOST="256.1.1.1"), "cannot listen on 256.1.1.1"),
     }
 

@@ -138,7 +138,9 @@ def test_a_backbone_that_cannot_be_loaded_stops_the_start_in_one_line(tmp_path: 
     with service_process(environment) as running:
         output, errors = running.communicate(timeout=60)
     assert (running.returncode, output) == (2, "")
-    assert errors.splitlines()[-1].startswith("service: cannot load the config of the backbone")
+    assert errors.splitlines()[-1].startswith(
+        "service: IDSPAM_BACKBONE: cannot load the config of the backbone"
+    )
 
 
 def test_two_engines_without_a_standby_that_cannot_start_say_so_without_a_traceback(
@@ -151,5 +153,7 @@ def test_two_engines_without_a_standby_that_cannot_start_say_so_without_a_traceb
     with service_process(environment) as running:
         output, errors = running.communicate(timeout=60)
     assert (running.returncode, output) == (2, "")
-    assert errors.splitlines()[-1].startswith("service: cannot load the config of the backbone")
+    assert errors.splitlines()[-1].startswith(
+        "service: IDSPAM_BACKBONE: cannot load the config of the backbone"
+    )
     assert "never retrieved" not in errors
