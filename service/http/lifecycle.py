@@ -51,8 +51,7 @@ class Service:
     Attributes:
         body_budget: of the bodies in flight in this process.
         drains: set once the service drains.
-        open_jobs: streams that are being answered now.
-        busy_jobs: those of them with lines that wait for their answers.
+        busy_jobs: streams with lines that wait for their answers.
         starting: the task that loads; its exception says why the service could not start.
         guard: decides who may do what.
         audit: where it is recorded who reads kept texts, or removes them.
@@ -90,7 +89,7 @@ class Service:
         self._backend = backend
         self._draining = False
         self.drains = asyncio.Event()
-        self.open_jobs = self.busy_jobs = 0
+        self.busy_jobs = 0
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()

@@ -115,7 +115,6 @@ class Job:
         Raises:
             ClientDisconnect: the client has gone; all work for it has ended.
         """
-        self._service.open_jobs += 1
         self._request.scope.get("state", {})[BODY_WATCHED] = self._left.set
         reading = asyncio.create_task(self._read())
         leaving = asyncio.create_task(self._left.wait())
@@ -131,7 +130,6 @@ class Job:
         except Unavailable as error:
             self._fault = without_frames(error)
         finally:
-            self._service.open_jobs -= 1
             self._hold(-self._lines)
             await _end(reading, leaving, *self._tasks)
         if self._left.is_set() or isinstance(self._fault, ClientDisconnect):
