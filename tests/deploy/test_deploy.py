@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from tests.support.service_process import TREE
 
 COMPOSE = (TREE / "deploy" / "compose.yaml").read_text()
 DOCKERFILE = (TREE / "Dockerfile").read_text()
+UNIT = TREE / "deploy" / "id-spam.service"
 # A supervisor takes at most this long in addition to draining.
 ENDING_SECONDS = 15.0
 
@@ -51,6 +53,41 @@ def test_every_setting_is_passed_on_or_fixed() -> None:
         "IDSPAM_ADAPTER_DIR",
         "IDSPAM_PUBLISHED",
     }
+
+
+def of_unit(name: str) -> list[str]:
+    """The values of an option of the systemd unit."""
+    return re.findall(rf"(?m)^{name}=(.*)$", UNIT.read_text())
+
+
+def test_the_unit_has_the_bounds_and_folders_of_the_container() -> None:
+    assert of_unit("TimeoutStopSec") == [default("STOP_GRACE")]
+    assert of_unit("MemoryMax") == [default("SERVICE_MEMORY").upper()]
+    assert of_unit("StartLimitBurst") == re.findall(r"restart: on-failure:(\d+)", COMPOSE)
+    places = {"%S": "/var/lib", "%C": "/var/cache"}
+    ours = {re.sub("%[SC]", lambda at: places[at[0]], item) for item in of_unit("Environment")}
+    command = DOCKERFILE[DOCKERFILE.rindex("ENV PATH") :]
+    theirs = set(re.findall(r"(\w+=\S+)", command[: command.index("USER")]))
+    # A unit listens on loopback, and names its Python.
+    assert theirs - ours == {"PATH=/opt/venv/bin:$PATH", "IDSPAM_HOST=0.0.0.0"}
+    assert ours <= theirs
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not there")
+def test_systemd_takes_the_unit_and_finds_it_closed(tmp_path: Path) -> None:
+    """Verifying asks for a program and a user that exist."""
+    text = re.sub(r"(?m)^ExecStart=\S+", f"ExecStart={sys.executable}", UNIT.read_text())
+    unit = tmp_path / UNIT.name
+    unit.write_text(re.sub(r"(?m)^(User|Group)=.*$", r"\1=root", text))
+    for check in (
+        ["verify", str(unit)],
+        ["security", "--offline=true", "--threshold=25", str(UNIT)],
+    ):
+        done = subprocess.run(
+            ["systemd-analyze", *check], capture_output=True, text=True, check=False, timeout=30
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert check[0] == "security" or not done.stderr
 
 
 def test_a_container_is_given_time_to_drain() -> None:
