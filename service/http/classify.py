@@ -24,7 +24,7 @@ from service.http.explanation import Explanations, locate
 from service.http.lifecycle import Service, service_of
 from service.http.request_log import note_texts
 from service.http.texts import Text, trial_of
-from service.http.turns import in_turns
+from service.http.turns import Turn, in_turns
 from service.http.uncertain import uncertain_texts
 from service.observability.logs import request_id
 from service.records.decisions import DecisionLog, decided
@@ -159,9 +159,7 @@ async def classify(
         completion = replace(completion, rows=completion.rows[: len(texts)])
     if completion.uncertain:
         service.drift.keep(uncertain_texts(texts, completion))
-    label_sets = {
-        index: labels async for index, labels in in_turns(label_sets_of(texts, completion.rows))
-    }
+    label_sets = dict(await in_turns(label_sets_of(texts, completion.rows)))
     answers = answers_of(
         texts, encodings, completion, label_sets, tokenize_seconds, abstain_below=abstain_below
     )
@@ -468,8 +466,11 @@ async def _count_answers(service: Service, answers: Answers) -> None:
     for (name, label), count in Counter(zip(names, answers.labels, strict=True)).items():
         service.metrics.predicted(name, label, count)
     given: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    async for index, labels in in_turns(answers.label_sets.items()):
+    turn = Turn()
+    for index, labels in answers.label_sets.items():
         given[answers.texts[index].key.name].update(labels or (NO_LABEL,))
+        if turn.is_over():
+            await turn.give()
     for name, counts in given.items():
         for label, count in counts.items():
             service.metrics.label_given(name, label, count)

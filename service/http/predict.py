@@ -67,7 +67,7 @@ async def predict(request: Request) -> Response:
         return result_of(answers, at, id, body.top_k) | ({"input": index} if several else {})
 
     made = (in_json(result(at, index)) for at, (index, _) in enumerate(asked))
-    results = [each async for each in in_turns(made)]
+    results = await in_turns(made)
     timings_ms: dict[str, float] = {
         "tokenize": round(answers.tokenize_seconds * 1000, 3),
         "queue": round(answers.queue_seconds * 1000, 3),

@@ -37,10 +37,16 @@ async def test_others_get_a_turn_whenever_the_time_is_over(monkeypatch: pytest.M
     now = 0.0
     monkeypatch.setattr(turns, "perf_counter", lambda: now)
     done: list[int] = []
+
+    def made() -> Iterator[int]:
+        nonlocal now
+        for item in range(5):
+            done.append(item)
+            now += turns.TURN_SECONDS / 2
+            yield item
+
     asyncio.get_running_loop().call_soon(lambda: done.append(-1))
-    async for item in in_turns(range(5)):
-        done.append(item)
-        now += turns.TURN_SECONDS / 2
+    assert await in_turns(made()) == [0, 1, 2, 3, 4]
     assert done == [0, 1, 2, -1, 3, 4]
 
 

@@ -223,7 +223,7 @@ async def _predict(request: Request, adapter: Resolved) -> Response:
             advice="ask for fewer labels with `parameters.top_k`, or send fewer inputs",
         ),
     )
-    content = [row async for row in in_turns(_ranked_scores(body, answers))]
+    content = await in_turns(_ranked_scores(body, answers))
     headers = _headers(service, answers, seconds=monotonic() - started)
     # TEI answers a batch alone with a list of lists, the Inference API every request.
     nested = is_batch or body.parameters is not None

@@ -91,7 +91,7 @@ async def classify_texts(request: Request) -> Response:
             "object": "list",
             "created": int(time()),
             "model": body.model or texts[0].key.name,
-            "data": [each async for each in in_turns(made)],
+            "data": await in_turns(made),
             "usage": {
                 "prompt_tokens": answers.tokens,
                 "total_tokens": answers.tokens,

@@ -47,7 +47,7 @@ from service.http.stream.portions import (
     unanswered,
 )
 from service.http.texts import TextMaker
-from service.http.turns import in_turns
+from service.http.turns import Turn
 
 # A line's time if nothing says otherwise: a job waits for other requests.
 TIMEOUT_MS = 600_000
@@ -124,8 +124,11 @@ class Job:
             await self._asked.wait()
             yield b""
             while (portion := await self._done(leaving)) is not None:
-                async for piece in in_turns(portion.rendered()):
+                turn = Turn()
+                for piece in portion.rendered():
                     yield piece
+                    if turn.is_over():
+                        await turn.give()
                 self._release(portion)
         except Unavailable as error:
             self._fault = without_frames(error)

@@ -231,11 +231,11 @@ async def _values(output: SelectedOutput, answers: Answers) -> npt.NDArray[Any]:
     if output.name == "predicted" and spec.multi_label:
         pairs = zip(answers.texts, scores, strict=True)
         reached = (row >= np.array(text.spec.label_thresholds) for text, row in pairs)
-        return np.stack([row async for row in in_turns(reached)])
+        return np.stack(await in_turns(reached))
     if output.name == "predicted":
         best: npt.NDArray[np.bool_] = np.arange(len(spec.labels)) == scores.argmax(axis=1)[:, None]
         return best
     if output.classes:
         named = top_classes(scores, spec.labels, output.classes)
-        return np.array([row async for row in in_turns(named)], dtype=object)
+        return np.array(await in_turns(named), dtype=object)
     return scores

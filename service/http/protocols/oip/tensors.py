@@ -341,12 +341,12 @@ async def encode_answer(
                 if layout == "O"
                 else [flat.astype(layout).tobytes()]
             )
-            data = b"".join([part async for part in in_turns(packed)])
+            data = b"".join(await in_turns(packed))
             attached.append(data)
             tensors.append(tensor | {"parameters": {"binary_data_size": len(data)}})
         else:
             listed = (orjson.dumps(part.tolist())[1:-1] for part in _parts(flat))
-            parts = [part async for part in in_turns(listed)]
+            parts = await in_turns(listed)
             tensors.append(tensor | {"data": orjson.Fragment(b"[" + b",".join(parts) + b"]")})
     text = orjson.dumps({**head, "outputs": tensors})
     return b"".join([text, *attached]), len(text) if attached else None
