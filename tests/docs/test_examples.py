@@ -1,7 +1,8 @@
 """Every example of every page runs, or its page says why not, and prints what the page prints.
 
 One service with the default backbone and the zoo answers all of them. `make docs-examples` does the
-same and trains the tutorial's adapters for thirty tasks, where `make test` has files for three.
+same and trains the tutorial's adapters for thirty tasks, where `make test` has files for three, and
+every adapter for all of its epochs, where `make test` trains only that of the README so long.
 """
 
 import os
@@ -30,6 +31,9 @@ from tests.support.warm_python import warm_python
 from train.cli import COMMANDS as TRAIN
 
 ALL = os.environ.get("DOCS_EXAMPLES") == "all"
+# Of trainings: enough for what they print and write. The tutorial's adapters also answer.
+EPOCHS = {"docs/tutorial.md": 5}
+FEW_EPOCHS = 2
 # The README's and the quick start's, which is run once.
 FIT = "python -m train fit --train docs/examples/tickets.csv --output tickets.safetensors"
 WITH_EXAMPLES = [page for page in pages() if any(block.runs for block in blocks_of(page))]
@@ -116,7 +120,8 @@ def test_the_examples_of_a_page_print_what_it_shows(
         for made in re.findall(r"--output (\S+\.safetensors)", block.text) if block.runs else ():
             (folder / made).unlink(missing_ok=True)
             (folder / made).with_suffix(".md").unlink(missing_ok=True)
-    shell = ExampleShell(folder, bench.python, bench.port, bench.done)
+    epochs = None if ALL else EPOCHS.get(str(page.relative_to(TREE)), FEW_EPOCHS)
+    shell = ExampleShell(folder, bench.python, bench.port, bench.done, epochs)
     faults = []
     printed: str | None = None
     try:

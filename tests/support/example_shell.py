@@ -21,6 +21,7 @@ from typing import IO, Any
 import httpx
 
 from tests.support.page_examples import TREE, Block, Kind
+from tests.support.warm_python import EPOCHS
 
 SHOWN_PORT = 8000
 # Folders of the tree whose files examples name.
@@ -52,13 +53,15 @@ class ExampleShell:
 
     python: an executable that takes the place of `python` and `.venv/bin/python`. port: of the
     service that is asked. done: commands that have run before on the same files, each with a folder
-    of what it wrote and, in `printed`, what it printed: they are not run again.
+    of what it wrote and, in `printed`, what it printed: they are not run again. epochs: of
+    trainings that do not say how many they have; None: as many as for a reader.
     """
 
     folder: Path
     python: Path
     port: int
     done: Mapping[str, Path] = field(default_factory=dict)
+    epochs: int | None = None
     _services: "list[subprocess.Popen[str]]" = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -143,6 +146,8 @@ class ExampleShell:
             "IDSPAM_DEVICE": "cpu",
             "IDSPAM_DTYPE": "float32",
         }
+        if self.epochs is not None:
+            environment[EPOCHS] = str(self.epochs)
         before = (
             f"touch .state; . ./.state; export IDSPAM_PORT={self.port}; set -a\n"
             "trap 'export -p > .state' EXIT\n"

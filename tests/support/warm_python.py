@@ -4,6 +4,9 @@ Examples are dozens of commands, and each would load torch for seconds. `warm_py
 executable that takes the place of `python`: it hands its arguments, its folder, its environment and
 its three streams to the server below, which forks. The fork runs the same module or file in the
 same way as `python -m module` or `python file` would, and its exit code is the executable's.
+
+With `EXAMPLE_EPOCHS` in a command's environment, `fit` and `compare` get it as `--epochs` if they
+have none.
 """
 
 import atexit
@@ -22,6 +25,8 @@ from pathlib import Path
 from typing import NoReturn
 
 TREE = Path(__file__).resolve().parents[2]
+EPOCHS = "EXAMPLE_EPOCHS"
+_TRAININGS = (["train", "fit"], ["train", "compare"])
 # What takes long to import. None of them starts a thread or computes anything.
 LOADED = (
     "accelerate",
@@ -118,6 +123,9 @@ def _run(arguments: Sequence[str]) -> int:
     sys.stdin = os.fdopen(0, "r", encoding="utf-8", closefd=False)
     sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
     sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False, buffering=1)
+    epochs = os.environ.get(EPOCHS)
+    if epochs and arguments[1:3] in _TRAININGS and "--epochs" not in arguments:
+        arguments = [*arguments, "--epochs", epochs]
     code: object = 0
     try:
         if arguments[0] == "-m":
