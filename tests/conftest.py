@@ -27,6 +27,11 @@ from tests.support import engine_harness
 from tests.support.tiny_models import make_adapter, make_backbone
 from tests.support.unavailable import IN_CI
 
+if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton"):
+    from tests.support.triton_interpreter import speed_up
+
+    speed_up()
+
 # Whether this process is one of several that run files of tests side by side.
 SIDE_BY_SIDE = "PYTEST_XDIST_WORKER" in os.environ
 
