@@ -1,10 +1,11 @@
-"""The workspace that all experiments in these tests use."""
+"""The workspace that all experiments in these tests use, and workers that start fast."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.experiments import make_workspace
+from tests.support.experiments import make_workspace, warm_workers
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +14,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("workspace")
     make_workspace(folder)
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _warm_workers() -> Iterator[None]:
+    with warm_workers():
+        yield

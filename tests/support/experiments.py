@@ -1,12 +1,18 @@
 """Small experiments: four tiny tasks, a tiny random backbone, and a display that runs callbacks."""
 
 import json
+import multiprocessing
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
 
 from tests.support import families
 from train.config.settings import FitSettings
+from train.experiments import pool
 from train.experiments.cells import Cell, Findings, Kind, Outcome, RunReport
 from train.experiments.compare import compare
 from train.experiments.display import Display
@@ -16,6 +22,24 @@ from train.metrics import Metrics
 COMMAND = "the command"
 # Epochs of a run that is long enough to be interrupted.
 LONG = 45
+
+
+# What a worker takes long to import.
+_LOADED = ["train.experiments.pool", "accelerate", "transformers.models.bert.modeling_bert"]
+
+
+@contextmanager
+def warm_workers() -> Iterator[None]:
+    """Workers are forked from a process that has loaded torch, until the block ends.
+
+    A reader's load it themselves, for seconds; those of the process that test_killed.py kills, too.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_LOADED)
+    with pytest.MonkeyPatch.context() as patch:
+        # The pool uses nothing else of it.
+        patch.setattr(pool, "multiprocessing", SimpleNamespace(get_context=lambda _: context))
+        yield
 
 
 # Pairs of tasks whose labels mean the same.

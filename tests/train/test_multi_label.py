@@ -9,6 +9,7 @@ import torch
 
 from adapters.format.files import Adapter, load_adapter
 from tests.support import families
+from tests.support.experiments import warm_workers
 from tests.support.label_sets import LABELS, label_sets, write_jsonl
 from tests.support.training import Interrupt, dataset, is_same, settings_of
 from train import cli
@@ -259,15 +260,16 @@ def test_a_comparison_reports_micro_f1(backbone: str, tmp_path: Path) -> None:
     folder.mkdir()
     for split, data in (("train", TRAIN), ("test", TEST)):
         write_jsonl(folder / f"{split}.jsonl", data)
-    findings = compare(
-        [str(folder)],
-        ["idspam", "head-only"],
-        [1],
-        settings_of(backbone, epochs=1),
-        tmp_path / "out",
-        data_root=None,
-        jobs=1,
-    )
+    with warm_workers():
+        findings = compare(
+            [str(folder)],
+            ["idspam", "head-only"],
+            [1],
+            settings_of(backbone, epochs=1),
+            tmp_path / "out",
+            data_root=None,
+            jobs=1,
+        )
     assert not findings.failed
     assert findings.metrics == {"faults": Metric.MICRO_F1}
     report = (tmp_path / "out" / "report.md").read_text()
