@@ -37,8 +37,8 @@ KEEP_ALIVE_SECONDS = 75
 CHECK_TICKS = 5
 # While the service drains: how often it is looked whether idle connections may be closed.
 DRAIN_POLL_SECONDS = 0.02
-# So are the files of the certificate.
-RENEWAL_TICKS = 100
+# So are the files of the certificate: as often as the file of keys.
+RENEWAL_TICKS = 20
 _NO_SUCH_ADDRESS = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
