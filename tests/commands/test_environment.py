@@ -6,6 +6,8 @@ import pytest
 
 from service.client import Client, InvalidCall
 from service.client.environment import DEFAULT_URL, from_environment, service_url
+from service.client.retry import ONCE
+from service.commands.main import main
 from tests.support.http_service import serve
 from tests.support.tiny_models import make_adapter, make_backbone
 from tests.support.typed_commands import refused, typed
@@ -78,7 +80,14 @@ def test_every_client_command_takes_address_and_key_from_the_environment(
             assert [adapter.name for adapter in client.adapters()] == ["a"]
 
 
-def test_a_service_that_does_not_run_is_said_to_be_started_how() -> None:
-    line = refused("adapters", "list", IDSPAM_PORT="1")
-    assert "no service answers: http://127.0.0.1:1" in line
-    assert line.endswith(" -m service serve` starts one\n")
+def test_a_service_that_does_not_run_is_said_to_be_started_how(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("ID_SPAM_URL", raising=False)
+    monkeypatch.setenv("IDSPAM_PORT", "1")
+    # Otherwise it asks for 14 seconds.
+    monkeypatch.setattr("service.client.sync.Retries", lambda: ONCE)
+    assert main(["adapters", "list"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("service: no service answers: http://127.0.0.1:1")
+    assert line.endswith(" -m service serve` starts one")

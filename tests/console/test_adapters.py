@@ -3,7 +3,6 @@
 import hashlib
 import re
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -118,33 +117,6 @@ def test_a_link_that_is_pressed_while_the_list_changes_is_followed(
         page.wait_for_timeout(100)
         page.mouse.up()
         expect(page.get_by_role("heading", name="sms-spam", exact=True)).to_be_visible()
-
-
-def test_ten_thousand_adapters_are_paged_and_searched_by_the_service(
-    browser: Browser, many_adapters: str
-) -> None:
-    with open_console(browser, many_adapters, route="#/adapters") as console:
-        page = console.page
-        expect(page.get_by_text("1 to 50 of 10,000 adapters")).to_be_visible()
-        assert page.get_by_role("row").count() == 51
-        page.get_by_role("button", name="Next").click()
-        expect(page.get_by_text("51 to 100 of 10,000 adapters")).to_be_visible()
-        page.get_by_role("button", name="Back").click()
-        expect(page.get_by_text("1 to 50 of 10,000 adapters")).to_be_visible()
-        console.look_at("adapters-many")
-        search = page.get_by_role("searchbox", name="Search by name")
-        began = time.monotonic()
-        search.fill("task 777")
-        expect(
-            page.get_by_text("1 to 19 of 19 adapters").or_(page.get_by_text("19 adapters"))
-        ).to_be_visible()
-        assert time.monotonic() - began < 5
-        expect(page.get_by_role("link", name="task-00777")).to_be_visible()
-        assert "search=task+777" in page.url
-        search.fill("no such thing")
-        expect(page.get_by_text("No adapter is like this.")).to_be_visible()
-        page.reload()
-        expect(search).to_have_value("no such thing")
 
 
 def test_a_first_file_is_checked_published_and_told_of(

@@ -347,40 +347,6 @@ def test_a_revision_that_is_replaced_while_the_page_is_open_is_said(
             )
 
 
-def test_ten_thousand_adapters_are_searched_and_never_loaded_at_once(
-    browser: Browser, many_adapters: str
-) -> None:
-    with open_console(browser, many_adapters) as console:
-        page = console.page
-        asked: list[str] = []
-        page.on("request", lambda request: asked.append(request.url))
-        box = page.get_by_role("combobox", name="Adapters")
-        expect(page.get_by_label("Chosen: Adapters")).to_contain_text("task-00000")
-        box.click()
-        options = page.get_by_role("option")
-        expect(options).to_have_count(50)
-        expect(page.get_by_text("the first 50")).to_be_visible()
-        page.get_by_role("listbox").evaluate("list => (list.scrollTop = list.scrollHeight)")
-        expect(options).to_have_count(100)
-        began = time.monotonic()
-        box.fill("9876")
-        expect(options).to_have_count(1)
-        assert time.monotonic() - began < 2
-        expect(options).to_contain_text("task-09876")
-        box.press("ArrowDown")
-        expect(box).to_have_attribute("aria-activedescendant", re.compile(".+-0"))
-        console.look_at("try-many", themes=("dark",))
-        box.press("Enter")
-        expect(page.get_by_label("Chosen: Adapters")).to_contain_text("task-09876")
-        box.fill("no-such")
-        expect(options).to_have_text(["Use exactly no-such"])
-        assert not [url for url in asked if "limit=1000" in url]
-        box.press("Escape")
-        page.get_by_role("radio", name="nothing").check(force=True)
-        classify(page, "free win now")
-        expect(page.get_by_role("article")).to_have_count(2)
-
-
 def test_a_file_goes_on_when_the_service_was_overloaded(browser: Browser, tmp_path: Path) -> None:
     """One batch is held on the device, with a queue for less than a portion."""
     brake = Brake()
