@@ -50,7 +50,7 @@ def test_no_fault_makes_an_answer_wrong_or_loses_one(
 @pytest.mark.timeout(120)
 def test_a_short_soak_prints_its_table_and_draws_its_plot(folder: Path, tmp_path: Path) -> None:
     plot = tmp_path / "soak.svg"
-    sizes = ["--seconds", "8", "--uploads", "20", "--predictions", "640", "--workers", "0"]
+    sizes = ["--seconds", "4", "--uploads", "10", "--predictions", "320", "--workers", "0"]
     ended = run("chaos.soak", "--backbone", str(folder), *sizes, "--plot", str(plot))
     assert " 0 faults." in ended.stdout, ended.stdout + ended.stderr
     assert "| memory of service |" in ended.stdout

@@ -251,7 +251,7 @@ def test_settings_of_the_command_line_are_not_searched_even_if_they_are_defaults
 def test_ctrl_c_keeps_the_state_and_prints_a_command_that_continues(
     folder: Path, backbone_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    argv = _fit("--backbone", str(backbone_folder), "--epochs", "40", "--patience", "40")
+    argv = _fit("--backbone", str(backbone_folder), "--epochs", "15", "--patience", "15")
     with subprocess.Popen(
         [sys.executable, "-m", "train", *argv],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
