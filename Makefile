@@ -39,8 +39,8 @@ test: $(VENV)/ready ## run all tests, up to an hour on two cores; TESTS=tests/ad
 	@$(BIN)/python .ci/clients.py $(CLIENTS) || echo "clients: the tests of other projects' clients are skipped"
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(TESTS)
 
-quick: $(VENV)/ready ## run the tests that are not slow, some minutes on two cores
-	$(BIN)/python -m pytest -m "not slow" $(TESTS)
+quick: $(VENV)/ready ## run the tests that are not slow, about two minutes on two cores
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow" $(TESTS)
 
 example-files: $(VENV)/ready ## write the files that examples of the pages read into this folder
 	$(BIN)/python -m tests.support.example_files .

@@ -84,6 +84,7 @@ def started(tmp_path: Path, **settings: str) -> "subprocess.CompletedProcess[str
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_the_start_fails_in_one_line(tmp_path: Path, workers: str) -> None:
     path = tmp_path / "keys.jsonl"

@@ -102,6 +102,7 @@ print(taken)
 """
 
 
+@pytest.mark.slow
 def test_processes_that_count_together_count_exactly(tmp_path: Path) -> None:
     running = [
         subprocess.Popen(

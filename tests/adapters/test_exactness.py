@@ -144,6 +144,7 @@ def test_a_text_that_spells_the_padding_token_keeps_its_positions(family: str) -
         np.testing.assert_allclose(answer.scores, scores, rtol=0, atol=BOUND)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 @pytest.mark.parametrize(
     "change",
@@ -196,6 +197,7 @@ def test_backbones_made_from_one_config_object_leave_each_other_alone() -> None:
         assert np.array_equal(one.scores, two.scores)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_bfloat16_rows_get_their_answers_of_alone_within_its_bound(family: str) -> None:
     backbone = backbone_from(model_of(family), tokenizer_of(family)).to(dtype=torch.bfloat16)

@@ -194,6 +194,7 @@ def test_a_product_that_ends_in_gelu_is_quantised_by_the_bound() -> None:
     assert share(activated.values, values) < 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tiles", [Tiles(64, 32), Tiles(128, 64), Tiles(64, 128, looping=1)])
 def test_a_row_of_a_product_has_the_same_bits_in_any_batch(tiles: Tiles) -> None:
     narrow, states = Float8Linear(linear_of(272, 80)), states_of(150, 272)
@@ -216,6 +217,7 @@ def test_a_token_with_huge_values_does_not_touch_its_neighbours() -> None:
 # Layers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", BERT_LIKE)
 def test_a_layer_is_near_its_own_type(family: str) -> None:
     layer, layout = layer_of(family), layout_of(*LENGTHS)
@@ -235,6 +237,7 @@ def test_another_activation_runs_as_in_the_layer() -> None:
         assert 0.001 < share(output, FusedLayer(layer).forward(states, layout)) < LAYER_ERROR
 
 
+@pytest.mark.slow
 def test_what_a_layer_hands_over_changes_nothing_and_is_taken_once() -> None:
     handover, layout = Handover(), layout_of(2, 5)
     first, second = (Float8Layer(layer_of(), handover) for _ in range(2))
@@ -251,6 +254,7 @@ def test_what_a_layer_hands_over_changes_nothing_and_is_taken_once() -> None:
         assert handover.take(again) is None
 
 
+@pytest.mark.slow
 def test_a_row_of_a_layer_has_the_same_bits_in_any_batch() -> None:
     layer, layout = Float8Layer(layer_of(), Handover()), layout_of(*LENGTHS)
     states = states_of(layout.tokens)

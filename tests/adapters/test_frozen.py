@@ -76,6 +76,7 @@ def outcome(
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("read", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", TUNINGS)

@@ -74,6 +74,7 @@ def difference(some: Tensor, others: Tensor) -> float:
     return float((some.float() - others.float()).abs().max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "bound"), [(torch.float32, FLOAT32_ERROR), (torch.float16, FLOAT16_ERROR)]
 )
@@ -158,6 +159,7 @@ def test_a_norm_of_states_far_from_zero_is_exact() -> None:
     assert difference(add_norm(states, torch.zeros_like(states), norm), exact) < 5e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", BERT_LIKE)
 def test_a_layer_gives_what_transformers_gives(family: str) -> None:
     layer, layout = layer_of(model_of(family)), layout_of(1, 3, 3, 40)

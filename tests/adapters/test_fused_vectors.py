@@ -23,6 +23,7 @@ def drawn(*shape: int, seed: int) -> Tensor:
 
 
 # On both sides of a block's edge and of a program's.
+@pytest.mark.slow
 @pytest.mark.parametrize(("positions", "width"), [(1, 8), (33, 128), (129, 200)])
 @pytest.mark.parametrize(("gelu", "multiplied"), [(False, False), (True, False), (True, True)])
 def test_outputs_and_gradients_are_those_of_autograd(

@@ -71,6 +71,7 @@ def quantised(states: Tensor) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any
     return Rows.of(states).arrays
 
 
+@pytest.mark.slow
 def test_a_row_is_rounded_to_its_own_scale() -> None:
     states = torch.randn(5, 33) * torch.tensor([1e-3, 1, 1e4, 0, 1e-20]).unsqueeze(1)
     values, scales = quantised(states)
@@ -82,6 +83,7 @@ def test_a_row_is_rounded_to_its_own_scale() -> None:
     assert not values[3].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("column", [0, 17, 32])
 def test_a_value_that_is_not_finite_is_not_lost(value: float, column: int) -> None:
@@ -238,6 +240,7 @@ def test_adapters_of_all_kinds_answer_in_one_batch_as_alone(family: str, threads
         torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_answers_of_the_default_backbone_are_near_float32_and_the_log_says_how_near(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -274,6 +274,7 @@ def flip_last_bit(path: Path) -> None:
         file.write(bytes([last ^ 1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changed", PUBLISHED)
 def test_a_changed_file_of_the_default_backbone_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str

@@ -55,6 +55,7 @@ def test_every_kind_of_tokenizer_is_known(kind: str) -> None:
     assert pipeline_of(kind).cut is not None
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=120, deadline=None)
@@ -76,6 +77,7 @@ def test_a_part_of_a_text_has_the_tokens_of_the_whole(
     assert words(text, reader.spans(10**6)[inside]) == words(text, places[inside])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["default", "byte-level", "unigram"])
 @settings(max_examples=60, deadline=None)
 @given(

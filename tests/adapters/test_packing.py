@@ -5,6 +5,7 @@ from itertools import pairwise
 from typing import TypeAlias
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -113,6 +114,7 @@ def prompts_of(batch: PackedBatch, generation: Generation, source: list[Item]) -
     return [slots[i] for i in grouping.prompts_back.tolist()]
 
 
+@pytest.mark.slow
 @settings(max_examples=150, derandomize=True, deadline=None, database=None)
 @given(rows=batches())
 def test_every_layer_sees_each_row_as_its_slots_and_tokens(rows: list[Row]) -> None:
@@ -131,6 +133,7 @@ def test_every_layer_sees_each_row_as_its_slots_and_tokens(rows: list[Row]) -> N
     assert batch.prompt_positions == sum(row.shape.prompt_length for row in rows)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, derandomize=True, deadline=None, database=None)
 @given(rows=batches(), causal=st.booleans())
 def test_answers_are_read_where_the_method_says(rows: list[Row], causal: bool) -> None:

@@ -29,6 +29,7 @@ def answers(
     return classify(backbone, backbone.pack(rows_of(adapters, inputs)), adapters)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_adapters_of_all_kinds_read_one_text_as_if_alone(family: str) -> None:
     backbone = backbone_from(model_of(family), tokenizer_of(family))

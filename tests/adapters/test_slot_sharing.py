@@ -167,6 +167,7 @@ def prompt(layer: int, source: GeneratorInput = GeneratorInput.HIDDEN) -> dict[s
     }
 
 
+@pytest.mark.slow
 def test_entries_split_where_their_adapters_first_differ(backbone: Backbone) -> None:
     f = backbone.intermediate_size
 
@@ -237,6 +238,7 @@ def test_different_texts_make_the_batch_that_they_made_without_sharing(
     np.testing.assert_array_equal(arrays[0], arrays[1])
 
 
+@pytest.mark.slow
 def test_tuned_adapters_of_one_text_have_nothing_to_share(backbone: Backbone) -> None:
     tuning = VectorTuning(layers=(0, backbone.layers), intermediate_size=backbone.intermediate_size)
     adapters = [make_adapter(backbone, seed=seed, tuning=tuning) for seed in range(3)]

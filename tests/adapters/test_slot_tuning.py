@@ -145,6 +145,7 @@ def _sections(batch: SlottedBatch, shape: Any) -> dict[str, Tensor]:
 MIXTURES = [(0, 2, 3, 4, 5, 6), (0, 2, 3), (4, 5), (6,)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "slots"),
     [

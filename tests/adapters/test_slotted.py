@@ -196,6 +196,7 @@ def test_any_mixture_gets_the_answers_that_a_cpu_gives(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILY_NAMES)
 def test_every_family_runs_over_slots(name: str) -> None:
     backbone = backbone_of(name).to(device=DEVICE)
@@ -208,6 +209,7 @@ def test_every_family_runs_over_slots(name: str) -> None:
 
 
 # Triton's interpreter takes two minutes for one of them on a busy machine without AVX512.
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(
     "name", ["bert", *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILY_NAMES[1:])]
@@ -268,6 +270,7 @@ def test_scores_that_are_not_finite_stay_in_their_row(backbone: Backbone) -> Non
     assert not outputs.scores[1].isfinite().all()
 
 
+@pytest.mark.slow
 def test_more_labels_than_one_block_takes() -> None:
     backbone = make_backbone(hidden_size=16).to(device=DEVICE)
     labels = tuple(f"l{index}" for index in range(1500))

@@ -144,6 +144,7 @@ def killed_at(number: int, store: AdapterStore, action: Action) -> bool:
     return in_child(work) == signal.SIGKILL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ACTIONS)
 def test_a_kill_at_any_fault_point_leaves_the_old_state_or_the_new_one(
     name: str, tmp_path: Path

@@ -182,5 +182,5 @@ class StoreMachine(RuleBasedStateMachine):
                     raise AssertionError(self.store.read(name, unlisted))
 
 
-TestStore = StoreMachine.TestCase
+TestStore = pytest.mark.slow(StoreMachine.TestCase)
 TestStore.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)

@@ -57,6 +57,7 @@ def spec_of(backbone: Backbone, tuning: Tuning) -> AdapterSpec:
     return make_spec(backbone, prompt=None, tuning=tuning)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", FAMILY_NAMES)
 def test_states_and_gradients_equal_those_of_the_plain_model_with_hooks(

@@ -46,6 +46,7 @@ def shown(kind: str, text: str) -> list[str]:
     return [text[word.start : word.end] for word in words]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=150, deadline=None)
 @given(

@@ -23,6 +23,7 @@ def data(seed: int = 0) -> bytes:
     return serialize(make_adapter(make_backbone(), seed=seed))
 
 
+@pytest.mark.slow
 def test_adapters_are_there_again_after_a_restart(tmp_path: Path) -> None:
     with serve(tmp_path) as live:
         revisions = [live.put("a", make_adapter(make_backbone(), seed=seed)) for seed in (1, 2)]
@@ -68,6 +69,7 @@ def test_files_that_cannot_be_served_are_listed_with_their_reason(tmp_path: Path
         assert live.predict(adapter="rotten", inputs="x")["results"]
 
 
+@pytest.mark.slow
 def test_zoo_is_registered_where_it_fits_and_names_are_free(tmp_path: Path) -> None:
     zoo = tmp_path / "zoo"
     zoo.mkdir()
@@ -86,6 +88,7 @@ def test_zoo_is_registered_where_it_fits_and_names_are_free(tmp_path: Path) -> N
             assert live.predict(adapter="fits", inputs="x")["results"]
 
 
+@pytest.mark.slow
 def test_a_file_lost_while_serving_fails_its_own_adapter_only(tmp_path: Path) -> None:
     with serve(tmp_path, MAX_ACTIVE_ADAPTERS="1") as live:
         for seed, name in enumerate(("a", "b", "c", "d", "e", "f", "g")):
@@ -158,6 +161,7 @@ def test_an_entry_that_cannot_be_read_keeps_no_other_from_being_served(
         assert f"{tmp_path / name} cannot be cleaned" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_disk_that_fails_after_a_change_is_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,6 +205,7 @@ def test_a_name_that_cannot_be_read_at_the_start_says_so_and_comes_back(tmp_path
         assert live.predict(adapter="a", inputs="x")["results"]
 
 
+@pytest.mark.slow
 def test_memory_holds_what_is_served_however_many_revisions_there_were(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,6 +237,7 @@ def test_memory_holds_what_is_served_however_many_revisions_there_were(
         hold(4)
 
 
+@pytest.mark.slow
 def test_a_revision_that_comes_back_at_once_stays_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

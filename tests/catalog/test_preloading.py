@@ -60,6 +60,7 @@ async def test_a_start_waits_no_longer_than_its_time_and_hears_of_failures() -> 
         await wait_at_most(60, asyncio.create_task(fail()))
 
 
+@pytest.mark.slow
 def test_a_service_answers_before_all_of_a_large_store_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

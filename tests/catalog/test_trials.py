@@ -198,6 +198,7 @@ def test_chance_alone_takes_hardly_anything_back(limit: float) -> None:
     assert taken_back <= 0.03 * trials
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rate", "texts"), [(0.4, 200), (0.6, 60), (1.0, 30)])
 def test_what_is_clearly_worse_is_taken_back_within_few_texts(rate: float, texts: int) -> None:
     """A limit of 0.2: nearly every trial ends within so many texts."""

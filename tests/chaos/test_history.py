@@ -194,6 +194,7 @@ def simulated(chance: random.Random, length: int) -> list[Operation]:
     return operations
 
 
+@pytest.mark.slow
 def test_long_histories_are_decided_quickly_and_one_stale_read_in_them_is_found() -> None:
     chance = random.Random(3)
     operations = simulated(chance, 4000)

@@ -116,6 +116,7 @@ def test_a_list_fits_a_narrow_terminal(columns: int) -> None:
     assert " ".join(" ".join(lines).split()).startswith("fit what it does, told in more words than")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", ["service", "train"])
 @pytest.mark.parametrize("words", ["", "--help", "nonsense"])
 def test_a_reader_that_closes_the_pipe_sees_no_traceback(program: str, words: str) -> None:
@@ -152,6 +153,7 @@ WRITE = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
 @pytest.mark.parametrize("text", ["café €", "日本 🙂", "a\udcffb", "plain"])
 def test_output_escapes_what_its_encoding_lacks_and_stays_json(encoding: str, text: str) -> None:

@@ -75,6 +75,7 @@ def test_an_unreachable_service_is_retried_and_the_error_names_its_address() -> 
             assert time.monotonic() - began < 5
 
 
+@pytest.mark.slow
 def test_a_late_answer_is_an_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
@@ -145,6 +146,7 @@ def test_another_server_is_not_taken_for_this_one() -> None:
         client.adapters()
 
 
+@pytest.mark.slow
 def test_the_client_waits_as_long_as_the_service_asks() -> None:
     error = {"error": {"type": "unavailable", "message": "draining", "details": []}}
     busy = answer(error, "503 Service Unavailable", "Retry-After: 1")

@@ -29,6 +29,7 @@ def client(request: pytest.FixtureRequest, live: RunningService) -> Iterator[Cli
         yield client
 
 
+@pytest.mark.slow
 def test_any_number_of_inputs_is_answered_in_order(client: Client) -> None:
     inputs = (Input("free " * (number % 9), id=str(number)) for number in range(500))
     results = list(client.classify(inputs, "a", per_request=7, in_flight=5, top_k=1))
@@ -82,6 +83,7 @@ def test_results_before_an_error_come_first(live: RunningService) -> None:
     assert len(results) == 40
 
 
+@pytest.mark.slow
 def test_no_more_inputs_are_held_than_the_requests_in_flight_have(live: RunningService) -> None:
     read = yielded = most = 0
 
@@ -139,6 +141,7 @@ def test_an_overloaded_service_is_retried_when_it_says(tmp_path: Path, adapter: 
     assert 429 in statuses
 
 
+@pytest.mark.slow
 def test_a_lasting_overload_ends_with_the_services_error(tmp_path: Path, adapter: Adapter) -> None:
     brake = Brake()
     with serve(tmp_path, load=brake.load, MAX_WAITING_TOKENS="64") as live:

@@ -40,6 +40,7 @@ def closed() -> str:
     return f"http://127.0.0.1:{port}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["blocking", "awaited"])
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_loopback_is_never_proxied(
@@ -121,6 +122,7 @@ def test_a_proxy_that_cannot_be_used_is_one_clear_line(
         Client(FAR)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("socksio") is not None, reason="socksio is installed")
 @pytest.mark.parametrize("command", ["predict", "adapters", "top", "push"])
 def test_a_socks_proxy_without_its_package_is_one_clear_line(command: str, tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ def inputs(number: int) -> Iterator[Input]:
     return (Input("free " * (index % 9), id=str(index)) for index in range(number))
 
 
+@pytest.mark.slow
 def test_any_number_of_inputs_is_answered_in_order(client: Client) -> None:
     answers = list(client.stream(inputs(3000), "a", top_k=1))
     assert [answer.id for answer in answers] == [str(index) for index in range(3000)]
@@ -107,6 +108,7 @@ def test_answers_before_an_input_that_cannot_be_sent_come_first(
     assert len(answers) == 300
 
 
+@pytest.mark.slow
 def test_no_more_inputs_are_held_than_stated(live: RunningService) -> None:
     read = taken = most = 0
 
@@ -124,6 +126,7 @@ def test_no_more_inputs_are_held_than_stated(live: RunningService) -> None:
     assert most <= 9000
 
 
+@pytest.mark.slow
 def test_inputs_that_come_slowly_are_answered_as_they_come(live: RunningService) -> None:
     """The service ends a stream that is silent; the next input opens another one."""
 
@@ -165,6 +168,7 @@ def test_a_caller_that_stops_ends_the_stream(live: RunningService) -> None:
     assert not any(thread.name == "stream" for thread in threading.enumerate())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [2000, 20_000])
 def test_lost_connections_lose_and_repeat_nothing(live: RunningService, every: int) -> None:
     """A proxy cuts each connection after so many bytes of answers."""

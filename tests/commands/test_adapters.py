@@ -175,6 +175,7 @@ def test_a_second_revision_is_staged_tried_shown_and_promoted(
     assert first != second
 
 
+@pytest.mark.slow
 def test_diff_compares_files_names_and_revisions(live: RunningService, tmp_path: Path) -> None:
     first, second = make_adapter(make_backbone()), make_adapter(make_backbone(), seed=5)
     other = make_adapter(make_backbone(), labels=("x", "y", "z"), prompt_length=5)
@@ -203,6 +204,7 @@ def test_diff_compares_files_names_and_revisions(live: RunningService, tmp_path:
     assert done.stdout.endswith("the same file\n")
 
 
+@pytest.mark.slow
 def test_diff_refuses_what_is_no_adapter(live: RunningService, tmp_path: Path) -> None:
     for name, content in (
         ("short.safetensors", b"\x01"),
@@ -220,6 +222,7 @@ def test_diff_refuses_what_is_no_adapter(live: RunningService, tmp_path: Path) -
     assert "404 adapter_not_found" in refused("adapters", "diff", "no", "no", "--url", live.url)
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_what_would_change_and_stores_nothing(
     live: RunningService, tmp_path: Path
 ) -> None:

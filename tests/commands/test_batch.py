@@ -66,6 +66,7 @@ def ids(path: Path) -> list[str]:
     return [line["id"] for line in read(path)]
 
 
+@pytest.mark.slow
 def test_every_input_has_its_answer_in_order(batch: Run, tmp_path: Path) -> None:
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     write_inputs(source, 2000)
@@ -80,6 +81,7 @@ def test_every_input_has_its_answer_in_order(batch: Run, tmp_path: Path) -> None
     assert "goes on after 2,000 answers" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["jsonl", "csv", "tsv"])
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_run_goes_on_wherever_the_last_one_was_cut(
@@ -142,6 +144,7 @@ def test_a_run_that_is_killed_loses_and_repeats_nothing(
     assert ids(target) == [str(index) for index in range(20_000)]
 
 
+@pytest.mark.slow
 def test_other_replicas_go_on_for_one_that_fails(
     live: RunningService, batch: Run, tmp_path: Path
 ) -> None:
@@ -296,6 +299,7 @@ def test_a_pipe_by_name_gets_the_header_of_a_table(batch: Run, tmp_path: Path) -
     assert len(lines) == 3
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_and_an_interrupt_end_it_quietly(live: RunningService) -> None:
     ends: Mapping[str, int] = {"pipe": 141, "interrupt": 130}
     for how, code in ends.items():

@@ -28,6 +28,7 @@ def texts(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_file_is_answered_line_by_line_in_order(live: RunningService, texts: Path) -> None:
     done = typed("predict", str(texts), "--adapter", "a", "--url", live.url, "--per-request", "2")
     assert (done.returncode, done.stderr) == (0, "")
@@ -64,6 +65,7 @@ def test_json_lines_come_from_standard_input_with_adapters_of_their_own(
     assert all(len(item["scores"]) == 1 and item["explanation"] for item in answers)
 
 
+@pytest.mark.slow
 def test_texts_before_a_bad_line_are_answered_and_the_line_is_named(
     live: RunningService, tmp_path: Path
 ) -> None:
@@ -161,6 +163,7 @@ def test_a_closed_pipe_ends_the_command_quietly(live: RunningService, tmp_path: 
         assert running.stderr.read() == b""
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_command_at_once_with_whole_lines(tmp_path: Path) -> None:
     brake, output = Brake(), tmp_path / "out.jsonl"
     with serve(tmp_path / "adapters", load=brake.load) as held:
@@ -208,6 +211,7 @@ def test_a_service_that_goes_away_is_retried_and_then_reported(tmp_path: Path) -
     assert len(output.read_text().splitlines()) == 40
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_a_bar_and_keeps_one_line(live: RunningService, tmp_path: Path) -> None:
     path, output = tmp_path / "x.txt", tmp_path / "out.jsonl"
     path.write_text("free win\n" * 3000)
@@ -224,6 +228,7 @@ def test_a_terminal_shows_a_bar_and_keeps_one_line(live: RunningService, tmp_pat
     assert len(output.read_text().splitlines()) == 3000
 
 
+@pytest.mark.slow
 def test_an_explanation_is_read_on_a_terminal_and_a_program_gets_json(
     live: RunningService, tmp_path: Path
 ) -> None:

@@ -79,6 +79,7 @@ def test_a_terminal_shows_each_finding_as_it_is_known_at_any_width(tmp_path: Pat
         assert all(len(line) <= columns or " " not in line.strip() for line in shown.splitlines())
 
 
+@pytest.mark.slow
 def test_every_bad_setting_is_a_finding_and_the_others_are_still_looked_at(tmp_path: Path) -> None:
     code, by_check = found("--quick", PORT="x", WORKER="2", ADAPTER_DIR=str(tmp_path), DEVICE="cpu")
     assert code == 1
@@ -107,6 +108,7 @@ def test_a_folder_that_cannot_be_written_and_one_in_use(tmp_path: Path) -> None:
     assert "used by the service of process " in message
 
 
+@pytest.mark.slow
 def test_a_taken_port_is_wrong_unless_a_service_answers_there(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         taken.settimeout(0.1)

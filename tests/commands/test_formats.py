@@ -28,6 +28,7 @@ def rows_of(content: str, delimiter: str = ",") -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(content)))
 
 
+@pytest.mark.slow
 def test_csv_has_the_text_the_row_and_every_score(live: RunningService, texts: Path) -> None:
     words = ("predict", str(texts), "--adapter", "a", "--url", live.url, "--format", "csv")
     done = typed(*words, "--with", "all")
@@ -47,6 +48,7 @@ def test_csv_has_the_text_the_row_and_every_score(live: RunningService, texts: P
     assert [row["label"] for row in plain] == [row["label"] for row in rows]
 
 
+@pytest.mark.slow
 def test_the_name_of_the_output_tells_the_format(
     live: RunningService, texts: Path, tmp_path: Path
 ) -> None:
@@ -72,6 +74,7 @@ def test_scores_of_other_labels_have_no_columns_in_one_table(live: RunningServic
     assert [row["adapter"] for row in rows_of(without.stdout)] == ["a", "b"]
 
 
+@pytest.mark.slow
 def test_without_an_adapter_the_sentence_says_which_there_are(
     live: RunningService, texts: Path, tmp_path: Path
 ) -> None:
@@ -84,6 +87,7 @@ def test_without_an_adapter_the_sentence_says_which_there_are(
         (tmp_path / "new").mkdir()
 
 
+@pytest.mark.slow
 def test_json_that_nobody_called_json_is_not_taken_for_texts(
     live: RunningService, tmp_path: Path
 ) -> None:

@@ -172,6 +172,7 @@ def test_a_cell_may_be_as_long_as_a_line(tmp_path: Path) -> None:
         assert read(written(tmp_path, name, f"text\n{long}\n".encode()))[0].input == Input(long)
 
 
+@pytest.mark.slow
 def test_a_row_that_no_service_accepts_is_not_held_in_memory(tmp_path: Path) -> None:
     lines = b"never closed\n" * (MAX_LINE_BYTES // 13 + 1)
     path = written(tmp_path, "x.csv", b'text\na\n"' + lines + lines)

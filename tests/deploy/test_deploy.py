@@ -141,6 +141,7 @@ def test_the_health_check_asks_for_liveness(tmp_path: Path) -> None:
     assert '"status":"ok"' in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", ["::", "::1", "0.0.0.0", "localhost"])
 def test_the_health_check_asks_the_address_that_the_service_listens_on(
     tmp_path: Path, host: str

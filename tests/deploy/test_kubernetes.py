@@ -80,6 +80,7 @@ def environment(overlay: str) -> dict[str, str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_schemas_of_kubernetes_accept_every_object(overlay: str, version: str) -> None:

@@ -91,6 +91,7 @@ async def test_a_body_that_comes_late_is_passed_on_without_a_hint() -> None:
     assert json.loads(answer[1]["body"]) == {"hint": "", "body": '{"adapter":"a"}'}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("app", [nothing, fails(500, []), fails(503, []), fails(429, [])])
 async def test_an_error_of_the_proxy_is_503_in_the_shape_of_the_path(app: App) -> None:
     answer = await ask(app, "POST", "/v1/predict", json={"adapter": "a"})

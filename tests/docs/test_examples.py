@@ -151,6 +151,7 @@ def test_the_examples_of_a_page_print_what_it_shows(
     assert not faults, "\n\n".join(faults)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(TREE)))
 def test_every_command_on_a_page_can_be_typed(page: Path) -> None:
     """Also those that no test runs: their flags and targets exist."""

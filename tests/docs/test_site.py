@@ -14,6 +14,9 @@ from docs import build
 ROOT = Path(__file__).resolve().parents[2]
 pytest.importorskip("zensical", reason="the documentation's site cannot be built without Zensical")
 
+# The site is built for them.
+pytestmark = pytest.mark.slow
+
 
 class Page(HTMLParser):
     """What a page links to and loads, and which anchors it has."""
@@ -57,6 +60,7 @@ def test_every_page_is_in_the_navigation() -> None:
     assert sorted(listed) == sorted(written | set(build.ELSEWHERE.values()))
 
 
+@pytest.mark.slow
 def test_every_link_and_anchor_of_the_site_exists(site: Path, pages: dict[str, Page]) -> None:
     broken = []
     for name, page in pages.items():

@@ -24,6 +24,7 @@ def test_every_package_says_in_two_sentences_what_it_is(package: Path) -> None:
     assert len(re.findall(r"[.?!](?=\s|$)", docstring)) >= 2
 
 
+@pytest.mark.slow
 def test_no_test_file_imports_another() -> None:
     imports = {
         f"{path.relative_to(ROOT)} imports {module}"

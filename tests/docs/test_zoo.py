@@ -16,6 +16,7 @@ ZOO = TREE / "adapters" / "zoo"
 LEAST_ACCURACY = {"sms-spam": 0.985, "banking77": 0.905, "clinc150": 0.83, "sentiment": 0.80}
 
 
+@pytest.mark.slow
 def test_the_zoo_fits_the_default_backbone_and_says_where_it_comes_from() -> None:
     backbone = load_backbone(device="cpu")
     files = {path.stem: load_adapter(path).spec for path in sorted(ZOO.glob("*.safetensors"))}

@@ -208,6 +208,7 @@ async def test_the_answers_of_a_small_batch_are_sent_before_the_next_one_starts(
     assert answered == [True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("few", "seconds"), [(16, 0.001), (0, 20)], ids=["few", "many"])
 async def test_a_loop_that_is_busy_does_not_hold_up_the_device(
     harness: EngineHarness, monkeypatch: pytest.MonkeyPatch, few: int, seconds: float

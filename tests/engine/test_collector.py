@@ -46,6 +46,7 @@ def test_objects_that_come_and_stay_are_walked_through_seldom(collections: Count
     assert 1 <= sum(collections.values()) <= len(kept) // 20_000 + 1
 
 
+@pytest.mark.slow
 def test_garbage_that_has_grown_old_is_collected(collections: Counter[int]) -> None:
     """Such as the errors of lines that have waited for the answers of lines before them."""
     waiting: deque[Cycle] = deque()
@@ -56,6 +57,7 @@ def test_garbage_that_has_grown_old_is_collected(collections: Counter[int]) -> N
     assert collections[2] >= 1
 
 
+@pytest.mark.slow
 def test_garbage_in_cycles_stays_bounded() -> None:
     alive: WeakSet[Cycle] = WeakSet()
     most = 0

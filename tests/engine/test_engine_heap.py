@@ -50,6 +50,7 @@ def no_collector() -> Iterator[None]:
     gc.enable()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_collector")
 async def test_requests_that_are_over_leave_nothing_for_the_garbage_collector(
     open_engine: OpenEngine,

@@ -100,6 +100,7 @@ async def test_a_deadline_also_ends_the_wait_for_adapters(open_engine: OpenEngin
         harness.assert_answered_as_alone(entries, await harness.engine.predict(entries))
 
 
+@pytest.mark.slow
 async def test_the_wait_for_an_adapter_does_not_count_as_lateness_of_the_device(
     open_engine: OpenEngine,
 ) -> None:

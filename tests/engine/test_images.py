@@ -357,6 +357,7 @@ def test_the_image_of_a_file_with_two_names_stays_until_both_are_gone(place: Pla
     assert not any(path.exists() for path in paths)
 
 
+@pytest.mark.slow
 def test_two_processes_on_one_folder_do_not_disturb_each_other(place: Place) -> None:
     both = [place.open(), place.open()]
     keys = list(place.keys.values())

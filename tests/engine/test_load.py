@@ -2,6 +2,7 @@
 
 from time import monotonic
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +17,7 @@ FLOWS = st.dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=400)
 @given(
     waits=FLOWS,

@@ -36,6 +36,7 @@ class Loads(Observer):
         self.evictions += tier == "active"
 
 
+@pytest.mark.slow
 async def test_small_adapters_are_all_resident_where_few_large_ones_are(
     tmp_path: Path, backbone: Backbone
 ) -> None:

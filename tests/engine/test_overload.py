@@ -11,6 +11,7 @@ TOKENS = (40, 80, 160)
 TIMEOUTS = (0.4, 1.0, 4.0, 30.0, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("load", [0.8, 1.2, 3.0, 10.0])
 @pytest.mark.parametrize(
     ("timeout", "least"), [(0.23, 0.93), (0.5, 0.96), (1.0, 0.97), (30.0, 0.97)]
@@ -28,6 +29,7 @@ def test_goodput_stays_at_the_peak_under_any_load(
     assert outcome.wasted <= 0.03 * total.tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lanes", [1, 4])
 @pytest.mark.parametrize("load", [1.2, 10.0])
 def test_the_same_with_other_numbers_of_lanes(lanes: int, load: float) -> None:
@@ -35,6 +37,7 @@ def test_the_same_with_other_numbers_of_lanes(lanes: int, load: float) -> None:
     assert simulate(device, [Traffic(load, tokens=TOKENS)], seconds=10).goodput >= 0.97
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("load", [1.2, 3.0])
 def test_the_same_on_a_gpu_with_a_hundred_adapters(load: float) -> None:
     traffic = Traffic(load, (0.2,), tokens=(500, 1000), adapters=[f"a{i}" for i in range(100)])
@@ -108,6 +111,7 @@ def test_adapters_get_shares_by_weight_within_a_client() -> None:
     assert tokens["b"] / tokens["c"] == pytest.approx(0.5, rel=0.15)
 
 
+@pytest.mark.slow
 def test_a_client_with_many_adapters_has_no_larger_share() -> None:
     many = Traffic(4.0, (5.0,), client="many", adapters=[f"a{i}" for i in range(50)], tokens=TOKENS)
     one = Traffic(4.0, (5.0,), client="one", adapters=("a1",), tokens=TOKENS)

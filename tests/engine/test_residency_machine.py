@@ -6,6 +6,7 @@ import tempfile
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -170,5 +171,5 @@ class ResidencyMachine(RuleBasedStateMachine):
         self.loop.close()
 
 
-TestResidency = ResidencyMachine.TestCase
+TestResidency = pytest.mark.slow(ResidencyMachine.TestCase)
 TestResidency.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)

@@ -118,6 +118,7 @@ def test_seeds_that_disagree_make_the_interval_wide() -> None:
     assert not found["fickle"].minus(found["base"]).is_real
 
 
+@pytest.mark.slow
 def test_chance_is_rarely_called_a_difference() -> None:
     """Two methods that are right in 70 % of the rows, independently: about 5 % of all intervals."""
     draw = np.random.default_rng(3)

@@ -128,6 +128,7 @@ def test_other_protocols_say_it_as_far_as_they_can(
     assert list(binary.content[-len(TEXTS) :]) == expected
 
 
+@pytest.mark.slow
 def test_the_client_and_the_commands_have_it(
     live: RunningService, expected: list[bool], tmp_path: Path
 ) -> None:

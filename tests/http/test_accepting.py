@@ -115,6 +115,7 @@ async def test_a_handshake_that_fails_disturbs_no_one(
     assert not caplog.records
 
 
+@pytest.mark.slow
 @pytest.mark.anyio
 async def test_a_client_that_never_ends_its_handshake_does_not_hold_up_the_end(
     listener: socket.socket, tmp_path: Path

@@ -91,6 +91,7 @@ def test_forms_that_are_not_one_name_and_one_file_are_refused(live: RunningServi
     assert live.client.get("/v1/adapters").json()["adapters"] == []
 
 
+@pytest.mark.slow
 def test_a_form_in_another_charset_than_utf8_is_refused(live: RunningService) -> None:
     for charset in ("undefined", "raw_unicode_escape", "utf-7", "idna", "no-such", "latin-1"):
         for name in (rb"\ud800", b"a", b"\xff"):
@@ -182,6 +183,7 @@ def refused_files() -> list[Any]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("content", "status", "fault"), refused_files())
 def test_a_refused_file_names_its_faults_and_leaves_the_served_one(
     live: RunningService, content: bytes, status: int, fault: str
@@ -199,6 +201,7 @@ def test_a_refused_file_names_its_faults_and_leaves_the_served_one(
     assert live.metric("idspam_uploads_total", outcome="refused") == 2
 
 
+@pytest.mark.slow
 def test_a_service_starts_beside_files_that_no_upload_would_have_let_in(tmp_path: Path) -> None:
     store = AdapterStore(tmp_path / "adapters")
     store.put("good", data(1))
@@ -232,6 +235,7 @@ def test_too_large_files_are_413_with_and_without_announced_length(live: Running
     assert error_of(response)["type"] == "too_large"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["A", "-a", "a" * 65, "a%20b", ".a", "a%00", "%C3%A9", "a@b", "~"])
 def test_bad_names_are_422_and_never_a_path(live: RunningService, name: str) -> None:
     response = put(live, name, data())
@@ -443,6 +447,7 @@ def test_rollback_refuses_what_is_not_there(live: RunningService) -> None:
     assert live.client.post("/v1/adapters/b/rollback", json={}).status_code == 404
 
 
+@pytest.mark.slow
 def test_delete_forgets_the_name_and_its_series(live: RunningService) -> None:
     put(live, "a", data(1))
     live.predict(adapter="a", inputs="x")
@@ -522,6 +527,7 @@ OTHERS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fields", "change"), OTHERS)
 def test_replacing_by_another_meaning_must_be_forced(
     live: RunningService, fields: dict[str, Any], change: str

@@ -49,6 +49,7 @@ REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REQUESTS)
 def test_a_small_request_cannot_ask_for_a_huge_answer(live: RunningService, name: str) -> None:
     path, body = REQUESTS[name]
@@ -59,6 +60,7 @@ def test_a_small_request_cannot_ask_for_a_huge_answer(live: RunningService, name
     assert live.client.get("/metrics").status_code == 200
 
 
+@pytest.mark.slow
 def test_what_the_refusal_asks_for_is_answered(live: RunningService) -> None:
     body: dict[str, Any] = {"adapter": "many", "inputs": TEXTS, "top_k": 3}
     results = live.predict(**body)["results"]
@@ -90,6 +92,7 @@ class Asked:
     spec: AdapterSpec
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     labels=st.lists(

@@ -66,6 +66,7 @@ def ask(live: RunningService, method: str, path: str, **headers: str) -> httpx.R
     return live.client.request(method, path, headers=headers)
 
 
+@pytest.mark.slow
 def test_every_route_but_the_open_ones_asks_for_a_key(live: RunningService) -> None:
     asked = routes(live)
     assert {path for _, path, _ in asked} > OPEN

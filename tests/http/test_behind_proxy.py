@@ -124,6 +124,7 @@ def test_workers_behind_a_prefix(tmp_path: Path) -> None:
         assert running.wait(40) == 0
 
 
+@pytest.mark.slow
 def test_only_trusted_proxies_are_believed(tmp_path: Path, live: RunningService) -> None:
     prefix = {"X-Forwarded-Prefix": "/outer, /inner/"}
     assert servers(live.url, **prefix) == ["/outer/inner"]
@@ -187,6 +188,7 @@ def test_a_bad_setting_stops_the_start(key: str, value: str) -> None:
     assert caught.value.faults[0].startswith(f"{key}: ")
 
 
+@pytest.mark.slow
 def test_a_prefix_that_begins_like_a_route_is_refused(tmp_path: Path) -> None:
     assert taken_by_a_route("/v1", route_paths())
     assert taken_by_a_route("/adapters/x", route_paths())

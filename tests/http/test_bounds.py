@@ -89,6 +89,7 @@ def head_of_size(size: int) -> bytes:
     return start + b"a" * (size - len(start) - 4) + b"\r\n\r\n"
 
 
+@pytest.mark.slow
 def test_a_url_is_refused_over_its_size_and_not_below(live: RunningService) -> None:
     longest = sent_and_answered(live.url, url_of_size(MAX_URL_BYTES) + HOST + b"\r\n")
     assert only(longest).status == 200
@@ -175,6 +176,7 @@ def test_small_chunks_with_extensions_are_read(live: RunningService) -> None:
 JUNK = {f"k{number}": 1 for number in range(50_000)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "body"),
     [
@@ -268,6 +270,7 @@ def test_http_1_0_is_answered_and_closed(live: RunningService) -> None:
 # Pipelining.
 
 
+@pytest.mark.slow
 def test_pipelined_requests_are_answered_in_order(live: RunningService) -> None:
     gets = b"".join(
         b"GET /v1/adapters/n%d HTTP/1.1\r\nHost: h\r\n\r\n" % number for number in range(3000)
@@ -285,6 +288,7 @@ def test_a_refusal_comes_after_the_answers_before_it(live: RunningService) -> No
     assert [answer.status for answer in received] == [200, 400]
 
 
+@pytest.mark.slow
 def test_a_client_that_pipelines_and_never_reads_is_disconnected(live: RunningService) -> None:
     before = ended(live, "slow_reader")
     get = b"GET /openapi.json HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -311,6 +315,7 @@ STALLS: tuple[tuple[bytes, float, int | None, str], ...] = (
 )
 
 
+@pytest.mark.slow
 def test_what_stalls_is_closed_in_time(live: RunningService) -> None:
     before = {reason: ended(live, reason) for reason in ("slow_head", "slow_body")}
 
@@ -333,6 +338,7 @@ def test_what_stalls_is_closed_in_time(live: RunningService) -> None:
         until(lambda: ended(live, reason) == number + stalls)  # noqa: B023  # called at once
 
 
+@pytest.mark.slow
 def test_each_protocol_has_its_own_shape_of_a_slow_body(live: RunningService) -> None:
     start = b"POST %s HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
     with ExitStack() as stack:
@@ -364,6 +370,7 @@ def dripped(live: RunningService, head: bytes, body: bytes, *, step: int) -> tup
         return Answer(status, {}, received.partition(b"\r\n\r\n")[2]), waited
 
 
+@pytest.mark.slow
 def test_a_drip_is_refused_and_a_slow_line_is_not(live: RunningService) -> None:
     drip, seconds = dripped(live, PUT + b"Content-Length: 9000\r\n\r\n", b"x" * 9000, step=10)
     assert drip.status == 408
@@ -390,6 +397,7 @@ def test_a_body_that_breaks_is_not_kept(live: RunningService, head: bytes) -> No
         gc.enable()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("idle", [0.0, STALL_SECONDS])
 def test_every_body_of_a_connection_has_its_own_period(live: RunningService, idle: float) -> None:
     head, middle = len(PREDICT) - len(BODY), len(PREDICT) - 5
@@ -404,12 +412,14 @@ def test_every_body_of_a_connection_has_its_own_period(live: RunningService, idl
             time.sleep(idle)
 
 
+@pytest.mark.slow
 def test_dripped_headers_end_in_time(live: RunningService) -> None:
     answer, seconds = dripped(live, b"GET / HTTP/1.1\r\n", b"X-A: b\r\n" * 90, step=8)
     assert answer.status == 408
     assert HEAD_SECONDS <= seconds < HEAD_SECONDS + 2
 
 
+@pytest.mark.slow
 def test_an_idle_connection_is_kept_and_a_slow_second_head_is_not(live: RunningService) -> None:
     with connected(live.url) as connection:
         connection.sendall(PREDICT)
@@ -421,6 +431,7 @@ def test_an_idle_connection_is_kept_and_a_slow_second_head_is_not(live: RunningS
         assert only(answers(connection)).status == 408
 
 
+@pytest.mark.slow
 def test_a_client_that_reads_nothing_is_disconnected(tmp_path: Path) -> None:
     with serve(tmp_path, STALL_SECONDS="1", MIN_BYTES_PER_SECOND="1000") as live:
         live.put("a", make_adapter(make_backbone(), seed=1))
@@ -448,6 +459,7 @@ JSON = {"Content-Type": "application/json"}
 LARGE = b"x" * (9 * 2**20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["/v1/predict", "/predict", "/classify", "/v2/models/a/infer"])
 def test_clients_that_send_all_first_read_the_413(live: RunningService, path: str) -> None:
     for _ in range(3):
@@ -487,6 +499,7 @@ def test_a_small_unread_body_does_not_end_the_connection(live: RunningService) -
 # Bodies in flight.
 
 
+@pytest.mark.slow
 def test_bodies_in_flight_have_one_bound(tmp_path: Path) -> None:
     size, most = 2**20, 4 * 2**20
     with serve(
@@ -598,6 +611,7 @@ def test_without_keys_only_the_whole_bound_counts() -> None:
         budget.share_of({}).take(1, "memory")
 
 
+@pytest.mark.slow
 def test_uploads_in_flight_have_the_same_bound_on_disk(tmp_path: Path) -> None:
     size = 2**20
     with serve(
@@ -649,6 +663,7 @@ def test_idle_connections_make_room_oldest_first(tmp_path: Path) -> None:
         assert get_health(idle[0]).startswith(b"HTTP/1.1 200")
 
 
+@pytest.mark.slow
 def test_connections_beyond_the_limit_get_503(tmp_path: Path) -> None:
     with serve(tmp_path, MAX_CONNECTIONS="5") as live, ExitStack() as stack:
         live.put("a", make_adapter(make_backbone(), seed=1))
@@ -663,6 +678,7 @@ def test_connections_beyond_the_limit_get_503(tmp_path: Path) -> None:
         }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_flood_of_connections_does_not_keep_others_out(tmp_path: Path) -> None:
     with serve(tmp_path, MAX_CONNECTIONS="50") as live:
         live.put("a", make_adapter(make_backbone(), seed=1))
@@ -702,6 +718,7 @@ def test_bad_bounds_are_named(setting: str, value: str) -> None:
         read_settings({f"IDSPAM_{setting}": value})
 
 
+@pytest.mark.slow
 def test_connections_are_counted(live: RunningService) -> None:
     before = live.metric("idspam_connections", process="service")
     with connected(live.url), connected(live.url):

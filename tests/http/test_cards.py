@@ -46,6 +46,7 @@ def get(live: RunningService, **query: str) -> httpx.Response:
     return live.client.get("/v1/adapters/a/card", params=query)
 
 
+@pytest.mark.slow
 def test_a_card_is_kept_with_its_revision_and_comes_back_as_it_was(live: RunningService) -> None:
     first = live.put("a", make_adapter(make_backbone(), seed=1))
     assert error_of(get(live))["type"] == "card_not_found"
@@ -114,6 +115,7 @@ def test_bad_cards_and_names_have_one_clear_error(live: RunningService) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_card_is_seen_on_every_replica(tmp_path: Path) -> None:
     cluster = Cluster(tmp_path)
     with cluster.replica("a") as one, cluster.replica("b") as two:
@@ -122,6 +124,7 @@ def test_a_card_is_seen_on_every_replica(tmp_path: Path) -> None:
         assert get(two).text == CARD
 
 
+@pytest.mark.slow
 def test_the_zoo_brings_its_cards(tmp_path: Path) -> None:
     zoo = tmp_path / "zoo"
     zoo.mkdir()
@@ -133,6 +136,7 @@ def test_the_zoo_brings_its_cards(tmp_path: Path) -> None:
         assert get(live).text == CARD
 
 
+@pytest.mark.slow
 def test_reading_and_writing_a_card_need_the_scopes_of_adapters(tmp_path: Path) -> None:
     keys = write_keys(
         tmp_path / "keys",

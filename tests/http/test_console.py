@@ -127,6 +127,7 @@ def test_what_is_no_file_of_the_console_is_not_found(live: RunningService, path:
     assert error_of(answer)["type"] == "not_found"
 
 
+@pytest.mark.slow
 def test_the_console_is_there_before_the_service_is_ready(tmp_path: Path) -> None:
     brake = Brake()
     brake.on()

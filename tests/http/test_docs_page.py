@@ -18,6 +18,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
         yield running
 
 
+@pytest.mark.slow
 def test_the_page_and_all_that_it_loads_come_from_the_service_without_a_key(
     live: RunningService,
 ) -> None:

@@ -71,6 +71,7 @@ def uncertain_of(live: RunningService, name: str = "spam") -> list[dict[str, Any
     return texts
 
 
+@pytest.mark.slow
 def test_texts_like_those_of_training_are_stable_and_others_are_not(
     live: RunningService, name: str
 ) -> None:
@@ -96,6 +97,7 @@ def test_texts_like_those_of_training_are_stable_and_others_are_not(
     assert strange["length"] == strange["unknown"] == "large"
 
 
+@pytest.mark.slow
 def test_the_bins_are_the_shares_of_the_profile_and_of_the_texts(
     live: RunningService, name: str
 ) -> None:
@@ -118,6 +120,7 @@ def test_the_bins_are_the_shares_of_the_profile_and_of_the_texts(
     )
 
 
+@pytest.mark.slow
 def test_metrics_show_the_current_revision_and_go_with_it(live: RunningService, name: str) -> None:
     live.put(name, adapter())
     series = ("idspam_adapter_drift_psi", frozenset({("adapter", name), ("quantity", "length")}))
@@ -139,6 +142,7 @@ def test_metrics_show_the_current_revision_and_go_with_it(live: RunningService, 
     assert error_of(live.client.get(f"/v1/adapters/{name}/drift"))["type"] == "adapter_not_found"
 
 
+@pytest.mark.slow
 def test_two_revisions_are_counted_each_by_itself(live: RunningService, name: str) -> None:
     first = live.put(name, adapter())
     staged = live.client.put(
@@ -165,6 +169,7 @@ def test_two_revisions_are_counted_each_by_itself(live: RunningService, name: st
     assert (old["texts"], old["note"]) == (0, NOT_COUNTED)
 
 
+@pytest.mark.slow
 def test_a_pinned_old_revision_is_not_counted(live: RunningService, name: str) -> None:
     first = live.put(name, adapter())
     second = live.put(name, adapter(seed=2))
@@ -174,6 +179,7 @@ def test_a_pinned_old_revision_is_not_counted(live: RunningService, name: str) -
     assert drift_of(live, revision=first)["note"] == NOT_COUNTED
 
 
+@pytest.mark.slow
 def test_sets_of_labels_and_answers_that_are_none_have_bins_of_their_own(
     live: RunningService, name: str
 ) -> None:
@@ -214,6 +220,7 @@ def test_an_adapter_without_a_profile_says_so(live: RunningService, name: str) -
     assert (drift["quantities"], drift["note"], drift["texts"]) == ([], NO_PROFILE, 0)
 
 
+@pytest.mark.slow
 def test_every_way_to_ask_is_counted_once(live: RunningService, name: str) -> None:
     live.put(name, adapter())
     live.predict(adapter=name, inputs="free card")
@@ -229,6 +236,7 @@ def test_every_way_to_ask_is_counted_once(live: RunningService, name: str) -> No
     assert drift_of(live)["texts"] == 5
 
 
+@pytest.mark.slow
 def test_the_least_certain_texts_are_kept_to_be_labelled(live: RunningService, name: str) -> None:
     revision = live.put(name, adapter(seed=4))
     texts = usual_texts(60, seed=11)
@@ -297,6 +305,7 @@ def test_another_format_is_refused(live: RunningService, name: str, format: str)
     assert "format" in str(error_of(answer)["details"])
 
 
+@pytest.mark.slow
 def test_nothing_is_kept_or_counted_where_the_settings_say_so(tmp_path: Path) -> None:
     with serve(tmp_path, DRIFT_TEXTS="0") as off:
         off.put("spam", adapter())
@@ -315,6 +324,7 @@ def records(live: RunningService) -> list[dict[str, Any]]:
     return [record for record in map(json.loads, lines) if record["event"].startswith("texts.")]
 
 
+@pytest.mark.slow
 def test_the_audit_log_says_who_read_and_removed_texts_and_not_which(
     live: RunningService, name: str
 ) -> None:
@@ -346,6 +356,7 @@ def test_the_audit_log_says_who_read_and_removed_texts_and_not_which(
         assert not any(text in json.dumps(line) for text in usual_texts(3))
 
 
+@pytest.mark.slow
 def test_texts_are_not_given_to_anybody_without_a_record(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with serve(tmp_path / "adapters", UNCERTAIN_TEXTS="5", AUDIT_LOG=str(log)) as live:

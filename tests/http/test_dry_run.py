@@ -161,6 +161,7 @@ def refused() -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", refused())
 def test_a_refused_file_has_the_error_of_its_upload(
     live: RunningService, root: Path, name: str
@@ -234,6 +235,7 @@ def test_a_form_can_be_a_dry_run(live: RunningService) -> None:
     assert PublishedAdapter.model_validate(stored.json()).created
 
 
+@pytest.mark.slow
 def test_a_dry_run_needs_the_key_of_the_upload(tmp_path: Path) -> None:
     keys = write_keys(
         tmp_path / "keys",

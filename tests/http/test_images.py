@@ -67,6 +67,7 @@ def test_flipped_bytes_of_images_change_no_answer(tmp_path: Path, files: dict[st
     assert {path: path.read_bytes() for path in images(tmp_path)} == made
 
 
+@pytest.mark.slow
 def test_images_go_with_their_revisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalog, "_RETIRED_SECONDS", 0.1)
     revisions = {}

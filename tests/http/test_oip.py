@@ -40,6 +40,7 @@ def revisions(live: RunningService) -> list[str]:
     return [item.revision for item in live.service.catalog.entry("a").revisions]
 
 
+@pytest.mark.slow
 def test_the_server_says_what_it_is_before_and_while_it_is_ready(tmp_path: Path) -> None:
     brake = Brake()
     brake.on()

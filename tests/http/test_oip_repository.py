@@ -80,6 +80,7 @@ def test_an_unloaded_adapter_is_served_nowhere_and_comes_back(live: RunningServi
     assert live.predict(adapter="a", inputs="x")["results"][0]["revision"] == revision
 
 
+@pytest.mark.slow
 def test_requests_that_were_taken_are_answered_after_an_unload(tmp_path: Path) -> None:
     brake = Brake()
     with serve(tmp_path, load=brake.load) as slow, ThreadPoolExecutor(2) as others:
@@ -98,6 +99,7 @@ def test_requests_that_were_taken_are_answered_after_an_unload(tmp_path: Path) -
         assert running.result()["results"] == waiting.result()["results"]
 
 
+@pytest.mark.slow
 def test_publishing_loads_deleting_works_and_a_restart_forgets(tmp_path: Path) -> None:
     with serve(tmp_path) as live:
         for name in "abc":
@@ -133,6 +135,7 @@ def test_loading_reads_the_store_again(live: RunningService) -> None:
     assert "made for another backbone" in change(live, "b", "load").json()["error"]
 
 
+@pytest.mark.slow
 def test_a_file_that_comes_along_is_published(live: RunningService) -> None:
     good = serialize(make_adapter(make_backbone(), seed=3))
     assert upload(live, "new", good, config="{}").json() == {"name": "new", "load": True}

@@ -72,6 +72,7 @@ def test_a_subclass_without_a_row_takes_its_base_class() -> None:
     assert kind_of(Narrower("x", retry_after=1.0)).status == 429
 
 
+@pytest.mark.slow
 def test_probes_answer_and_work_is_refused_while_loading(tmp_path: Path) -> None:
     loaded = threading.Event()
 
@@ -142,6 +143,7 @@ def test_examples_are_what_their_models_say() -> None:
     assert all(isinstance(item, BaseModel) for item in checked)
 
 
+@pytest.mark.slow
 def test_predict_examples_of_the_openapi_page_are_answered(live: RunningService) -> None:
     live.put("sms-spam", make_adapter(make_backbone()))
     schema = live.client.get("/openapi.json").json()
@@ -153,6 +155,7 @@ def test_predict_examples_of_the_openapi_page_are_answered(live: RunningService)
         PredictResponse.model_validate(answer)
 
 
+@pytest.mark.slow
 def test_openapi_refers_to_nothing_that_is_missing_and_documents_every_route(
     live: RunningService,
 ) -> None:
@@ -179,6 +182,7 @@ def test_api_page_has_every_route_and_every_error() -> None:
         assert f"`{route}`" in page
 
 
+@pytest.mark.slow
 def test_requests_in_flight_longer_than_the_drain_are_failed(tmp_path: Path) -> None:
     brake = Brake()
     with serve(tmp_path, load=brake.load, DRAIN_SECONDS="0.2") as live:

@@ -273,6 +273,7 @@ def test_unknown_or_ambiguous_revision_is_404(live: RunningService) -> None:
         assert error_of(response)["type"] == "revision_not_found"
 
 
+@pytest.mark.slow
 def test_deadline_answers_504_while_the_device_is_busy(tmp_path: Path) -> None:
     brake = Brake()
     with serve(tmp_path, load=brake.load) as live:
@@ -287,6 +288,7 @@ def test_deadline_answers_504_while_the_device_is_busy(tmp_path: Path) -> None:
         assert live.predict(adapter="a", inputs="x")["results"]
 
 
+@pytest.mark.slow
 def test_rows_of_a_client_that_hung_up_are_dropped(tmp_path: Path) -> None:
     brake = Brake()
     with serve(tmp_path, load=brake.load) as live:

@@ -9,6 +9,7 @@ from tests.support.http_service import error_of, serve
 from tests.support.tiny_models import make_adapter, make_backbone
 
 
+@pytest.mark.slow
 def test_a_misspelt_parameter_changes_nothing(tmp_path: Path) -> None:
     one, two = (serialize(make_adapter(make_backbone(), seed=seed)) for seed in (1, 2))
     form = {"data": {"name": "form"}, "files": {"file": two}}
@@ -39,6 +40,7 @@ def test_a_misspelt_parameter_changes_nothing(tmp_path: Path) -> None:
         assert client.put("/v1/adapters/a?dry_run=true&force=true", content=two).status_code == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("query", ["top_k=1", "adapter=a"])
 def test_a_prediction_has_no_parameters(tmp_path: Path, query: str) -> None:
     with serve(tmp_path) as live:

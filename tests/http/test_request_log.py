@@ -45,6 +45,7 @@ def logged(form: LogFormat = "text", level: int = logging.INFO) -> Iterator[list
         lines += stream.getvalue().splitlines()
 
 
+@pytest.mark.slow
 def test_a_prediction_is_one_line_that_can_be_read(live: RunningService) -> None:
     inputs = ["free", {"text": "win", "adapter": "b"}, "now"]
     with logged() as lines:
@@ -149,6 +150,7 @@ def test_a_flood_is_counted_and_does_not_hide_what_fails(live: RunningService) -
     assert all(line.endswith("failed=0") for line in counts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", ["info", "warning"])
 def test_the_level_of_the_settings_decides(tmp_path: Path, level: str) -> None:
     with logged(level=getattr(logging, level.upper())) as lines, serve(tmp_path) as running:

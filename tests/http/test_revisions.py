@@ -63,6 +63,7 @@ def told(found: AdapterDetail) -> list[tuple[str, str, str | None]]:
     return [(event.what, event.revision, event.who) for event in found.events]
 
 
+@pytest.mark.slow
 def test_who_did_what_to_which_revision_is_told_newest_first(
     live: RunningService, keys: dict[str, str]
 ) -> None:
@@ -115,6 +116,7 @@ def test_the_events_of_a_deleted_name_go_with_it(
     assert told(detail(live, keys["ann"])) == [("publish", revision, "bob")]
 
 
+@pytest.mark.slow
 def test_events_are_bounded_and_a_stored_revision_keeps_its_uploader(
     live: RunningService, keys: dict[str, str]
 ) -> None:
@@ -126,6 +128,7 @@ def test_events_are_bounded_and_a_stored_revision_keeps_its_uploader(
     assert {item.revision: item.who for item in found.versions} == {first: "ann", second: "bob"}
 
 
+@pytest.mark.slow
 def test_events_outlive_a_restart_and_a_damaged_file_of_them_harms_nothing(tmp_path: Path) -> None:
     root = tmp_path / "adapters"
     with serve(root) as live:
@@ -141,6 +144,7 @@ def test_events_outlive_a_restart_and_a_damaged_file_of_them_harms_nothing(tmp_p
             assert live.predict(adapter="a", inputs="x")["results"]
 
 
+@pytest.mark.slow
 def test_a_second_replica_tells_the_same(tmp_path: Path) -> None:
     cluster = Cluster(tmp_path)
     with cluster.replica("a") as one, cluster.replica("b") as two:
@@ -181,6 +185,7 @@ def test_two_stored_revisions_are_compared(live: RunningService, keys: dict[str,
         assert error_of(response)["type"]
 
 
+@pytest.mark.slow
 def test_lists_are_searched_filtered_and_counted_by_the_service(tmp_path: Path) -> None:
     with serve(tmp_path / "adapters") as live:
         content = serialize(make_adapter(make_backbone(), seed=1))
@@ -209,6 +214,7 @@ def test_lists_are_searched_filtered_and_counted_by_the_service(tmp_path: Path) 
         assert live.client.get("/v1/adapters", params={"search": "x" * 65}).status_code == 422
 
 
+@pytest.mark.slow
 def test_some_of_the_metrics_are_written_without_the_others(tmp_path: Path) -> None:
     with serve(tmp_path / "adapters") as live:
         live.put("a", make_adapter(make_backbone(), seed=1))

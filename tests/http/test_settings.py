@@ -198,6 +198,7 @@ def test_the_page_has_the_table_as_it_is() -> None:
     assert table[1].strip() == settings_table().strip(), "run: python -m service settings"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [

@@ -61,6 +61,7 @@ def still_serves(live: RunningService) -> None:
     assert [item["name"] for item in live.client.get("/v1/adapters").json()["adapters"]] == ["a"]
 
 
+@pytest.mark.slow
 def test_a_full_disk_refuses_uploads_and_leaves_nothing(live: RunningService) -> None:
     filler = fill(live.adapter_dir.parent)
     before = files(live)
@@ -105,6 +106,7 @@ def test_a_read_only_disk_refuses_every_change(live: RunningService) -> None:
     assert live.client.post("/v1/adapters/a/rollback", json={}).status_code == 200
 
 
+@pytest.mark.slow
 def test_a_removed_store_refuses_every_change_until_it_is_back(live: RunningService) -> None:
     away = live.adapter_dir.with_name("away")
     live.adapter_dir.rename(away)
@@ -121,6 +123,7 @@ def test_a_removed_store_refuses_every_change_until_it_is_back(live: RunningServ
     assert live.client.get("/v1/adapters/a").json()["state"] == "ready"
 
 
+@pytest.mark.slow
 def test_readiness_and_metrics_tell_that_the_store_cannot_be_changed(
     live: RunningService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,6 +154,7 @@ def test_readiness_and_metrics_tell_that_the_store_cannot_be_changed(
     assert live.metric("idspam_store_usable") == 1
 
 
+@pytest.mark.slow
 def test_a_folder_that_was_replaced_is_served_as_it_is_now(
     live: RunningService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,6 +172,7 @@ def test_a_folder_that_was_replaced_is_served_as_it_is_now(
         StoreLock(live.adapter_dir, "engine").acquire()
 
 
+@pytest.mark.slow
 def test_a_store_that_comes_back_empty_takes_uploads_again(live: RunningService) -> None:
     shutil.rmtree(live.adapter_dir)
     live.adapter_dir.mkdir()

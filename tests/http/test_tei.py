@@ -52,6 +52,7 @@ def same(answer: Any, expected: list[dict[str, Any]]) -> bool:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path", ["/predict", "/", "/invocations", "/adapters/a", "/adapters/a/predict"]
 )
@@ -199,6 +200,7 @@ def test_without_a_default_adapter_the_error_says_what_to_do(tmp_path: Path) -> 
         assert "IDSPAM_DEFAULT_ADAPTER" in answer.json()["error"]
 
 
+@pytest.mark.slow
 def test_overload_is_429_with_that_servers_type(tmp_path: Path) -> None:
     brake = Brake()
     with serve(tmp_path, load=brake.load, MAX_WAITING_TOKENS="100") as small:

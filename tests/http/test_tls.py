@@ -113,6 +113,7 @@ def test_a_file_that_cannot_be_used_is_named_with_its_setting(
     assert certificate_of(read_settings({})) is None
 
 
+@pytest.mark.slow
 def test_bad_files_stop_the_start(tmp_path: Path) -> None:
     environ = {"IDSPAM_ADAPTER_DIR": str(tmp_path), "IDSPAM_TLS_CERT": str(tmp_path / "x")}
     done = subprocess.run(

@@ -147,6 +147,7 @@ def test_each_text_has_the_answer_of_the_revision_that_it_names(
         assert result["score"] == pytest.approx(expected["score"], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_request_key_decides_for_all_texts_of_a_request(
     live: RunningService, revisions: tuple[str, str]
 ) -> None:
@@ -278,6 +279,7 @@ def test_a_canary_with_the_same_answers_stays(live: RunningService) -> None:
     live.client.delete("/v1/adapters/spam")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shadow", [False, True])
 def test_a_candidate_whose_file_is_lost_is_taken_back_at_once(
     tmp_path: Path, *, shadow: bool
@@ -343,6 +345,7 @@ def test_promotion_makes_it_current_and_rolling_back_undoes_it(
     assert forth.json()["revision"] == second
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "cause"),
     [
@@ -392,6 +395,7 @@ def test_a_revision_that_reads_texts_cannot_be_deleted(
     assert shown(live)["state"] == "ended"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "status", "kind"),
     [
@@ -475,6 +479,7 @@ def test_conditions_and_names_that_do_not_hold_are_refused(
         assert (answer.status_code, error_of(answer)["type"]) == (404, "traffic_not_found")
 
 
+@pytest.mark.slow
 def test_the_quota_and_the_answer_are_those_of_one_revision(tmp_path: Path) -> None:
     with serve(tmp_path) as live:
         live.put("spam", adapter())
@@ -489,6 +494,7 @@ def test_the_quota_and_the_answer_are_those_of_one_revision(tmp_path: Path) -> N
         assert after - before == 20
 
 
+@pytest.mark.slow
 def test_a_division_and_its_end_survive_a_restart(tmp_path: Path) -> None:
     with serve(tmp_path) as live:
         first = live.put("spam", adapter())
@@ -511,6 +517,7 @@ def test_a_division_and_its_end_survive_a_restart(tmp_path: Path) -> None:
         assert set(answered_by(live)) == {second}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b'{"revision": 1}', b"[]" * 1000])
 def test_a_damaged_division_is_none_and_can_be_replaced(tmp_path: Path, content: bytes) -> None:
     with serve(tmp_path) as live:

@@ -41,6 +41,7 @@ GET_PATHS = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", GET_PATHS)
 def test_head_is_get_without_the_body(live: RunningService, path: str) -> None:
     got, head = live.client.get(path), live.client.head(path)
@@ -226,6 +227,7 @@ def test_a_connection_goes_on_after_an_offer(live: RunningService) -> None:
     assert [status for status, _ in _exchange(live, many, answers=6)] == [200] * 6
 
 
+@pytest.mark.slow
 def test_thousands_of_offers_in_one_packet_are_answered_in_order(live: RunningService) -> None:
     get = f"GET /v2 HTTP/1.1\r\nHost: h\r\n{H2C}\r\n".encode()
     answers = _exchange(live, get * 2000, answers=2000)

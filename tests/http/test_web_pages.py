@@ -70,6 +70,7 @@ def test_preflights_are_answered_for_allowed_origins_alone(live: RunningService)
     assert "access-control-allow-origin" not in live.client.get("/v1/adapters").headers
 
 
+@pytest.mark.slow
 def test_with_keys_a_page_cannot_change_anything_but_may_predict_with_its_key(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:

@@ -146,6 +146,7 @@ async def test_what_waited_for_a_stopped_worker_does_not_let_it_answer(
         assert worker.catalog.resolve("a").key.revision == catalog.entry("a").current
 
 
+@pytest.mark.slow
 async def test_a_worker_that_answers_has_its_lease_from_then_on(
     tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -203,6 +203,7 @@ def least_time(work: Callable[[], None]) -> float:
     return min(times)
 
 
+@pytest.mark.slow
 async def test_thousands_of_adapters_do_not_keep_a_worker_from_its_heartbeats(
     tmp_path: Path, backbone: Backbone
 ) -> None:
@@ -310,6 +311,7 @@ async def test_the_catalog_comes_in_parts_and_what_is_changed_meanwhile_is_in_it
         assert late.catalog.entry("a0").current == catalog.entry("a4").current
 
 
+@pytest.mark.slow
 async def test_requests_are_answered_while_a_worker_gets_a_large_catalog(
     tmp_path: Path, backbone: Backbone
 ) -> None:

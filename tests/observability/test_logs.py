@@ -103,6 +103,7 @@ def handler() -> tuple[logging.Logger, io.StringIO]:
     return logger, stream
 
 
+@pytest.mark.slow
 def test_a_flood_of_one_warning_is_cut_and_counted() -> None:
     logger, stream = handler()
     for index in range(500):

@@ -171,6 +171,7 @@ def test_a_replica_whose_engine_has_ended_neither_follows_nor_holds_its_lease(
     assert shown() == ["0.0", "0.0"]
 
 
+@pytest.mark.slow
 def test_each_request_is_counted_once_whatever_became_of_it(live: RunningService) -> None:
     live.put("a", make_adapter(make_backbone(), max_length=8))
     for _ in range(5):

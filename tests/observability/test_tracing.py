@@ -73,6 +73,7 @@ def attributes(span: Span) -> dict[str, str | int]:
     return {item.key: item.value.string_value or item.value.int_value for item in span.attributes}
 
 
+@pytest.mark.slow
 def test_a_request_is_a_span_under_its_callers_with_its_stages_below(tmp_path: Path) -> None:
     with collector() as received:
         with serve(tmp_path, OTLP_ENDPOINT=received.url) as live:
@@ -164,6 +165,7 @@ def test_an_endpoint_is_a_url(url: str) -> None:
         read_settings({"IDSPAM_OTLP_ENDPOINT": url})
 
 
+@pytest.mark.slow
 def test_a_collector_on_this_machine_is_not_asked_through_a_proxy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

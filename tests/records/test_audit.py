@@ -211,6 +211,7 @@ def test_refused_requests_rotate_no_change_away_and_delay_no_record_of_keys(
     assert len(list(tmp_path.glob("audit-refused.jsonl*"))) == 3
 
 
+@pytest.mark.slow
 def test_a_wrong_key_is_in_the_log_and_is_not_the_key(tmp_path: Path) -> None:
     with serve(tmp_path, API_KEYS="right-key-of-thirty-two-letters-x") as live:
         wrong = {"X-API-Key": "wrong-key-wrong-key-wrong-key-wrong"}

@@ -39,6 +39,7 @@ def live(tmp_path: Path) -> Iterator[RunningService]:
         yield live
 
 
+@pytest.mark.slow
 def test_answers_of_every_protocol_are_recorded_without_their_texts(
     live: RunningService, tmp_path: Path
 ) -> None:
@@ -78,6 +79,7 @@ def test_answers_of_every_protocol_are_recorded_without_their_texts(
     assert (log.stat().st_mode | (tmp_path / "log.key").stat().st_mode) & 0o077 == 0
 
 
+@pytest.mark.slow
 def test_texts_are_written_only_if_asked_for(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with serve(tmp_path / "adapters", DECISION_LOG=str(log), DECISION_LOG_TEXTS="yes") as live:
@@ -88,6 +90,7 @@ def test_texts_are_written_only_if_asked_for(tmp_path: Path) -> None:
     assert (record["text"], record["text_pair"]) == (SECRET, None)
 
 
+@pytest.mark.slow
 def test_a_log_that_cannot_be_written_fails_no_request_and_is_counted(
     live: RunningService, tmp_path: Path
 ) -> None:

@@ -111,6 +111,7 @@ def test_with_stale_serve_a_replica_goes_on_answering_and_says_so(tmp_path: Path
         assert files == {old, new}
 
 
+@pytest.mark.slow
 def test_with_stale_serve_a_replica_starts_from_what_it_knew_last(tmp_path: Path) -> None:
     made = Cluster(tmp_path)
     with made.replica("a", STALE="serve") as a:

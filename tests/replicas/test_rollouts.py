@@ -31,6 +31,7 @@ def put(live: RunningService, name: str, seed: int, **headers: str) -> httpx.Res
     return live.client.put(url, content=content(seed), headers=headers)
 
 
+@pytest.mark.slow
 def test_what_one_replica_changes_the_other_answers_with_when_the_change_returns(
     pair: Cluster,
 ) -> None:
@@ -70,6 +71,7 @@ def test_conditions_hold_whoever_made_the_last_change(pair: Cluster) -> None:
     assert revision_at(a, "c") in (second, labels.json().get("revision"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("headers", [{"If-None-Match": "*"}, {}], ids=["new", "unconditional"])
 def test_of_two_committers_of_one_name_both_are_right(
     pair: Cluster, headers: dict[str, str]
@@ -94,6 +96,7 @@ def test_of_two_committers_of_one_name_both_are_right(
         assert sorted(listed) == sorted(won)
 
 
+@pytest.mark.slow
 def test_many_changes_of_many_names_at_once_end_the_same_everywhere(pair: Cluster) -> None:
     with ThreadPoolExecutor(6) as threads:
         answers = list(
@@ -200,6 +203,7 @@ def test_a_file_that_a_replica_has_not_yet_is_fetched_for_a_download(pair: Clust
         assert live.client.get("/v1/adapters/down/file").content == content(8)
 
 
+@pytest.mark.slow
 def test_a_replica_that_comes_later_knows_everything_and_takes_part(pair: Cluster) -> None:
     revision = put(pair["a"], "late", 1).json()["revision"]
     with pair.replica("c") as c:
@@ -252,6 +256,7 @@ class Failing:
             raise RuntimeError("this device is broken")
 
 
+@pytest.mark.slow
 def test_a_replica_that_refuses_stops_the_roll_out_with_its_reason(tmp_path: Path) -> None:
     device = Failing()
     made = Cluster(tmp_path)
@@ -292,6 +297,7 @@ def test_a_replica_that_is_not_ready_in_time_is_named(tmp_path: Path) -> None:
         assert put(b, "n", 2).status_code == 200
 
 
+@pytest.mark.slow
 def test_the_zoo_is_registered_once_and_what_was_deleted_stays_so(tmp_path: Path) -> None:
     zoo = tmp_path / "zoo"
     zoo.mkdir()
@@ -317,6 +323,7 @@ def test_the_zoo_is_registered_once_and_what_was_deleted_stays_so(tmp_path: Path
             assert revision_at(d, "two") is None
 
 
+@pytest.mark.slow
 def test_an_object_that_was_altered_is_refused_and_repaired_by_sending_it_again(
     tmp_path: Path,
 ) -> None:
@@ -361,6 +368,7 @@ def test_an_object_is_repaired_for_the_replicas_that_found_it_damaged(tmp_path: 
         assert b.client.get("/v1/adapters/same/file").content == content(1)
 
 
+@pytest.mark.slow
 def test_clocks_of_other_replicas_mean_nothing(tmp_path: Path) -> None:
     with cluster(tmp_path, "a", "b") as made:
         put(made["a"], "n", 1)
@@ -406,6 +414,7 @@ def test_a_second_revision_is_tried_on_all_replicas_alike(pair: Cluster) -> None
     assert a.client.delete("/v1/adapters/t/traffic").status_code == 204
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["publish", "delete"])
 def test_a_load_does_not_undo_what_another_replica_changes_meanwhile(
     change: str, pair: Cluster, monkeypatch: pytest.MonkeyPatch

@@ -29,7 +29,7 @@ def s3_url(s3_proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> str:
     return f"s3://{BUCKET}/{secrets.token_hex(8)}"
 
 
-@pytest.fixture(params=["folder", "s3"])
+@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.slow)])
 def new_store(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], ObjectStore]:
     """Opens an empty store as another replica would, any number of times."""
     url = str(tmp_path / "shared")

@@ -36,6 +36,7 @@ def files(cache: CachedStore) -> set[str]:
     return {path.parent.name for path in cache.root.glob("*/*.safetensors")}
 
 
+@pytest.mark.slow
 def test_names_and_revisions_are_those_of_the_log(cache: CachedStore) -> None:
     one, two = b"one", b"two"
     cache.apply("n0", record(one, two))
@@ -67,6 +68,7 @@ def test_the_least_recently_used_file_goes_first(cache: CachedStore) -> None:
     assert cache.cached_bytes == 3 * KIB
 
 
+@pytest.mark.slow
 def test_a_file_in_use_is_not_evicted(cache: CachedStore) -> None:
     revisions = list(map(revision_of, contents(4)))
     with cache.fetched("n0", revisions[0]) as path:
@@ -115,6 +117,7 @@ def test_an_object_that_was_cut_is_read_once_more(
     assert cache.fetch("n0", revision_of(content)).read_bytes() == content
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut", "altered", "empty"])
 def test_an_altered_object_is_refused(cache: CachedStore, store: ObjectStore, damage: str) -> None:
     (content, *_) = contents(1)
@@ -128,6 +131,7 @@ def test_an_altered_object_is_refused(cache: CachedStore, store: ObjectStore, da
     assert cache.read("n0", revision) == content
 
 
+@pytest.mark.slow
 def test_an_object_that_is_gone_is_named(cache: CachedStore, store: ObjectStore) -> None:
     (content, *_) = contents(1)
     store.delete(object_key(revision_of(content)))

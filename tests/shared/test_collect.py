@@ -298,6 +298,7 @@ def test_two_replicas_collect_at_once(folder: Folder) -> None:
     assert SharedLog(folder.store).load() == (4, {})
 
 
+@pytest.mark.slow
 def test_a_store_on_s3_is_collected_as_well(
     new_store: Callable[[], ObjectStore],
 ) -> None:

@@ -37,12 +37,14 @@ def written(log: SharedLog, *entries: Entry) -> None:
         assert log.append(each)
 
 
+@pytest.mark.slow
 def test_an_empty_log_has_no_names_and_no_entries(log: SharedLog) -> None:
     assert log.load() == (0, {})
     assert log.read(0) == []
     assert log.states() == []
 
 
+@pytest.mark.slow
 def test_entries_are_read_in_order_and_loaded_as_their_sum(
     log: SharedLog, new_store: NewStore
 ) -> None:
@@ -63,12 +65,14 @@ def test_entries_are_read_in_order_and_loaded_as_their_sum(
     assert other.load() == (7, {"a": record(b"1"), "c": record(b"4")})
 
 
+@pytest.mark.slow
 def test_a_long_log_is_read_whole(log: SharedLog) -> None:
     entries = [entry(number, f"n{number}", record(b"x")) for number in range(1, 60)]
     written(log, *entries)
     assert log.read(0) == entries
 
 
+@pytest.mark.slow
 def test_of_many_writers_one_has_a_number(new_store: NewStore) -> None:
     logs = [SharedLog(new_store()) for _ in range(4)]
     for number in range(1, 6):
@@ -93,6 +97,7 @@ def test_an_entry_that_was_appended_is_appended_again_without_a_change(log: Shar
     assert log.read(0) == [one]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", [1, 2])
 def test_an_entry_whose_answer_was_lost_is_found_again(
     s3_url: str, s3_proxy: Proxy, lost: int
@@ -109,6 +114,7 @@ def test_an_entry_whose_answer_was_lost_is_found_again(
     assert log.read(0) == [one]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", ["shared.create", "shared.create.done", "shared.get"])
 def test_an_append_that_fails_twice_goes_on_until_it_knows(log: SharedLog, point: str) -> None:
     failures = iter([errno.EIO, errno.ETIMEDOUT])
@@ -128,6 +134,7 @@ def test_an_append_that_fails_twice_goes_on_until_it_knows(log: SharedLog, point
     assert log.read(0) == [one]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("point", "there"), [("shared.create", False), ("shared.get", True)])
 def test_an_append_that_cannot_know_says_so(new_store: NewStore, point: str, there: bool) -> None:
     store = new_store()
@@ -173,6 +180,7 @@ def newer(content: bytes) -> bytes:
     return content.replace(b'{"format":1', b'{"format":2,"more":[]', 1)
 
 
+@pytest.mark.slow
 def test_an_entry_of_a_newer_version_is_refused_and_nothing_is_applied(
     log: SharedLog, store: ObjectStore
 ) -> None:
@@ -184,6 +192,7 @@ def test_an_entry_of_a_newer_version_is_refused_and_nothing_is_applied(
         log.load()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content",
     [
@@ -213,6 +222,7 @@ def test_a_store_belongs_to_the_first_backbone(log: SharedLog, new_store: NewSto
         SharedLog(new_store()).open(OTHER_BACKBONE)
 
 
+@pytest.mark.slow
 def test_replicas_that_begin_a_store_at_once_begin_the_same(new_store: NewStore) -> None:
     start = threading.Barrier(4)
 
@@ -234,6 +244,7 @@ def test_a_store_of_a_newer_version_is_refused(log: SharedLog, store: ObjectStor
         log.open(BACKBONE)
 
 
+@pytest.mark.slow
 def test_replicas_read_the_states_of_the_others(log: SharedLog, new_store: NewStore) -> None:
     one = ReplicaState("one", 1, 0, ready=("x",), refused={"y": "too large"})
     two = ReplicaState("two", 7, 12, lease_seconds=2.5, about={"url": "http://two"})
@@ -245,6 +256,7 @@ def test_replicas_read_the_states_of_the_others(log: SharedLog, new_store: NewSt
     assert log.states() == [two]
 
 
+@pytest.mark.slow
 def test_a_start_reads_the_snapshot_and_the_entries_after_it(
     log: SharedLog, new_store: NewStore
 ) -> None:
@@ -265,6 +277,7 @@ def test_a_start_reads_the_snapshot_and_the_entries_after_it(
     assert (at, state.pending) == (8, {"x": pending})
 
 
+@pytest.mark.slow
 def test_replicas_that_write_one_snapshot_write_the_same(new_store: NewStore) -> None:
     logs = [SharedLog(new_store()) for _ in range(4)]
     written(logs[0], *(entry(number, f"n{number % 3}", record(b"x")) for number in range(1, 8)))

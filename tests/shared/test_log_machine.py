@@ -283,5 +283,5 @@ class LogMachine(RuleBasedStateMachine):
             assert revision_of(content) == revision
 
 
-TestLog = LogMachine.TestCase
+TestLog = pytest.mark.slow(LogMachine.TestCase)
 TestLog.settings = settings(max_examples=12, stateful_step_count=30, deadline=None)

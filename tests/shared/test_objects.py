@@ -65,6 +65,7 @@ def test_an_object_is_written_read_listed_and_deleted(store: ObjectStore, tmp_pa
     assert store.list("log/") == ["log/2.json"]
 
 
+@pytest.mark.slow
 def test_a_listing_has_sizes_and_rising_times(store: ObjectStore) -> None:
     store.put("log/1.json", b"12345")
     time.sleep(1.1)  # S3's times are whole seconds.
@@ -74,6 +75,7 @@ def test_a_listing_has_sizes_and_rising_times(store: ObjectStore) -> None:
     assert second.modified > first.modified
 
 
+@pytest.mark.slow
 def test_only_one_of_many_writers_creates_an_object(new_store: NewStore) -> None:
     stores = [new_store() for _ in range(4)]
     for number in range(10):
@@ -204,6 +206,7 @@ def test_a_folder_whose_parent_is_missing_is_not_made(tmp_path: Path) -> None:
         ObjectStore(str(tmp_path / "not-mounted" / "shared")).list("log/")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["refuse", "hold"])
 def test_a_lost_connection_is_unreachable_in_time_and_comes_back(
     s3_url: str, s3_proxy: Proxy, mode: Mode
@@ -223,6 +226,7 @@ def test_a_lost_connection_is_unreachable_in_time_and_comes_back(
     assert store.get("log/1.json") == b"x"
 
 
+@pytest.mark.slow
 def test_the_loading_of_the_library_is_not_the_stores_time(
     s3_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,6 +241,7 @@ def test_the_loading_of_the_library_is_not_the_stores_time(
     ObjectStore(s3_url, timeout=1).put("log/1.json", b"x")
 
 
+@pytest.mark.slow
 def test_a_create_whose_answer_is_lost_was_done_all_the_same(s3_url: str, s3_proxy: Proxy) -> None:
     store = ObjectStore(s3_url, timeout=3)
     store.check_conditional()
@@ -249,12 +254,14 @@ def test_a_create_whose_answer_is_lost_was_done_all_the_same(s3_url: str, s3_pro
     assert store.get("log/1.json") == b"x"
 
 
+@pytest.mark.slow
 def test_missing_credentials_are_denied(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     with pytest.raises(StoreDenied, match="Unable to locate credentials"):
         ObjectStore(s3_url).get("log/1.json")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("status", "code"),
     [
@@ -288,6 +295,7 @@ def test_a_folder_without_permission_is_denied(tmp_path: Path) -> None:
         store.put("log/1.json", b"")
 
 
+@pytest.mark.slow
 def test_a_bucket_that_does_not_exist_is_not_an_empty_one(s3_url: str) -> None:
     assert s3_url
     store = ObjectStore("s3://nobody-made-this/prefix", timeout=3)

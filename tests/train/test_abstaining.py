@@ -85,6 +85,7 @@ def test_the_lowest_threshold_that_passes_is_taken() -> None:
     assert lower < threshold
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("rows", [60, 300])
 def test_a_chosen_threshold_keeps_its_promise_on_other_texts(precision: float, rows: int) -> None:

@@ -86,6 +86,7 @@ def test_bad_validation_and_test_data_are_refused_before_training(
     assert _refusal(_fit(flag, "none.csv"), capsys) == "none.csv: no such file"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
@@ -157,6 +158,7 @@ def test_a_message_with_control_characters_stays_one_harmless_line(
     assert _refusal(_fit(train="a\x1b[31m\nb.csv"), capsys) == "a?[31m b.csv: no such file"
 
 
+@pytest.mark.slow
 def test_bad_data_ends_a_real_process_with_code_2_before_torch_is_imported(folder: Path) -> None:
     (folder / "bad.jsonl").write_text('{"text": "a", "label": "x"}\n\xff')
     script = (
@@ -179,6 +181,7 @@ def test_bad_data_ends_a_real_process_with_code_2_before_torch_is_imported(folde
     assert not (folder / "x.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_an_unreachable_hub_is_refused_naming_the_local_way(folder: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "train", *_fit(train="nobody/nothing")],

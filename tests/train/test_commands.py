@@ -163,6 +163,7 @@ def test_evaluate_says_what_a_card_says_as_tables_and_as_json(
     assert "loading the backbone" in err
 
 
+@pytest.mark.slow
 def test_something_is_said_before_torch_is_imported(folder: Path) -> None:
     commands = (
         ["compare", "--tasks", "rows.jsonl", "--output", "out"],

@@ -156,6 +156,7 @@ def assert_same_training(training: Training, folder: Path) -> None:
     training.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ADAPTERS)
 def test_padded_steps_train_like_plain_ones(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -164,6 +165,7 @@ def test_padded_steps_train_like_plain_ones(
     assert_same_training(prepared(method, tmp_path), tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", [CacheMode.MEMORY, CacheMode.DISK, CacheMode.OFF])
 def test_padded_steps_find_the_lower_layers_states_wherever_they_are(
     cache: CacheMode, tmp_path: Path

@@ -65,6 +65,7 @@ def _close(one: Adapter, other: Adapter, *, names: str) -> None:
             torch.testing.assert_close(other.tensors[name], tensor, rtol=0, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_the_flag_alone_takes_backbone_switches_and_weights(folder: Path, tmp_path: Path) -> None:
     source, recorded = load_adapter(folder / "source.safetensors"), RecordingProgress()
     report, adapter = fitted(_from(folder, **STILL), tmp_path / "a.safetensors", recorded)
@@ -79,6 +80,7 @@ def test_the_flag_alone_takes_backbone_switches_and_weights(folder: Path, tmp_pa
     assert "source.safetensors" in card_path(tmp_path / "a.safetensors").read_text()
 
 
+@pytest.mark.slow
 def test_switches_that_are_given_win_where_shapes_allow(folder: Path, tmp_path: Path) -> None:
     settings = _from(folder, **STILL, insertion_layer=2, final_activation="none", max_length=30)
     _, adapter = fitted(settings, tmp_path / "a.safetensors")
@@ -102,6 +104,7 @@ def test_with_other_labels_the_generator_is_copied_and_the_head_is_new(
     assert any("the labels differ: a new head" in note for note in recorded.notes)
 
 
+@pytest.mark.slow
 def test_labels_in_another_order_keep_their_columns(folder: Path, tmp_path: Path) -> None:
     source = load_adapter(folder / "source.safetensors")
     turned = {
@@ -146,6 +149,7 @@ def test_an_adapter_that_does_not_fit_is_refused_with_every_difference(
         fitted(settings_of(None, init_from=str(tmp_path / "none")), tmp_path / "a.safetensors")
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_one_from_the_same_adapter(folder: Path, tmp_path: Path) -> None:
     _, whole = fitted(_from(folder), tmp_path / "whole.safetensors")
     output = tmp_path / "a.safetensors"
@@ -161,6 +165,7 @@ def test_a_resumed_run_is_one_from_the_same_adapter(folder: Path, tmp_path: Path
     assert is_same(resumed, whole)
 
 
+@pytest.mark.slow
 def test_every_trial_of_a_search_starts_there(folder: Path, tmp_path: Path) -> None:
     recorded = RecordingProgress()
     settings = _from(folder, search=2, epochs=1, given=("batch_size",))

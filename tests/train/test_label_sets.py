@@ -235,6 +235,7 @@ LABELLED = st.dictionaries(
 )
 
 
+@pytest.mark.slow
 @given(LABELLED, st.floats(0.01, 0.9), st.integers(0, 5))
 @settings(max_examples=200, deadline=None)
 def test_every_label_keeps_a_text_and_shares_are_near(

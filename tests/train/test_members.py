@@ -61,6 +61,7 @@ def no_states_left(folder: Path) -> bool:
     ]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["bert", "distilbert"])
 @pytest.mark.parametrize("name", TRAINED)

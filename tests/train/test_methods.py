@@ -151,6 +151,7 @@ def test_the_papers_count_of_lora_is_rank_16_in_every_linear_layer_of_the_masked
     assert sum(trained) == 3_495_312
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", list(HeadKind))
 @pytest.mark.parametrize("name", METHODS)
 def test_the_first_prediction_is_uniform(name: str, head: HeadKind) -> None:
@@ -158,6 +159,7 @@ def test_the_first_prediction_is_uniform(name: str, head: HeadKind) -> None:
     assert torch.equal(logits(method), torch.zeros(len(TEXTS), len(LABELS)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_the_generator_decides_on_the_start_and_nothing_else_does(name: str) -> None:
     one = built(name, backbone_of("bert")).snapshot()
@@ -195,6 +197,7 @@ def test_kept_layers_are_those_below_the_first_one_that_a_parameter_reaches() ->
     assert kept == dict.fromkeys(METHODS, 0) | expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_dropout_works_in_training_alone(name: str) -> None:
     method = built(name, backbone_of("bert"), design=replace(DESIGN, dropout=0.5))

@@ -195,6 +195,7 @@ def _gradient(tensor: Tensor) -> Tensor:
     return tensor.grad
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "fine-tuning"])
 def test_the_comparison_would_notice_a_tensor_that_is_one_percent_off(name: str) -> None:
@@ -206,6 +207,7 @@ def test_the_comparison_would_notice_a_tensor_that_is_one_percent_off(name: str)
         assert float((right - wrong).abs().max()) > 10 * BOUND, key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_answer_alone_as_in_a_batch(name: str) -> None:
     _, method = made("bert", name, "embeddings")
@@ -248,6 +250,7 @@ def test_a_method_that_changes_a_backbone_which_has_already_run_is_evaluated_wit
     torch.testing.assert_close(packed, plain_logits(method, name, plain), rtol=0, atol=BOUND)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_over_a_bfloat16_backbone_a_method_trains_float32_tensors(name: str) -> None:
     """Answers move by bfloat16's 8 bits: 0.02 were observed, of logits of about 1."""

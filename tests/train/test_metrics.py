@@ -74,6 +74,7 @@ _CLASSES = st.integers(2, 5).flatmap(
 )
 
 
+@pytest.mark.slow
 @given(_CLASSES)
 @settings(max_examples=200, deadline=None)
 def test_metrics_match_their_definitions(case: tuple[int, list[tuple[int, int]]]) -> None:

@@ -232,6 +232,7 @@ def test_idspam_ends_where_a_plain_padded_loop_ends(
     assert apart(weights, start) > 500 * WEIGHT_BOUND
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", list(Preset))
 def test_a_roberta_and_its_own_padding_are_trained_on_as_plainly(
     preset: Preset, tmp_path: Path
@@ -258,6 +259,7 @@ def test_every_method_ends_where_a_plain_padded_loop_ends(method: str, tmp_path:
     compare(training.method.snapshot(), losses, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["idspam", "fine-tuning"])
 def test_the_weights_of_the_best_epoch_on_the_selection_rows_are_kept(
     method: str, tmp_path: Path
@@ -286,6 +288,7 @@ def test_the_weights_of_the_best_epoch_on_the_selection_rows_are_kept(
     torch.testing.assert_close(training.logits()["selection"], logits, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [

@@ -287,6 +287,7 @@ def test_a_refused_connection_names_the_address(path: Path) -> None:
     assert "refused" in message
 
 
+@pytest.mark.slow
 def test_a_busy_service_is_retried_after_the_time_that_it_names(path: Path) -> None:
     busy = answer({}, "429 Busy", "Retry-After: 0")
     starting = answer(b"", "503 Starting", "Retry-After: 1")

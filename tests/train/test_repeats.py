@@ -155,6 +155,7 @@ def _words(draw: random.Random, count: int) -> list[str]:
     return ["".join(draw.choices("abcdefghij", k=draw.randint(2, 8))) for _ in range(count)]
 
 
+@pytest.mark.slow
 def test_no_near_pair_is_missed() -> None:
     """Against all pairs, for texts of 3 to 60 words and copies with some changes."""
     draw = random.Random(5)
@@ -179,6 +180,7 @@ def test_no_near_pair_is_missed() -> None:
     assert {(pair.first, pair.second) for pair in found} == expected
 
 
+@pytest.mark.slow
 def test_tens_of_thousands_of_rows_take_seconds() -> None:
     draw = random.Random(1)
     vocabulary = _words(draw, 3000)
@@ -192,6 +194,7 @@ def test_tens_of_thousands_of_rows_take_seconds() -> None:
     assert {leak.row for leak in repeats.leaks} >= set(range(495))
 
 
+@pytest.mark.slow
 def test_thousands_of_messages_from_one_template_take_seconds() -> None:
     rows = [(f"{LONG}, and your code for it is {index:06}", "a") for index in range(0, 8000, 2)]
     copies = [(f"{LONG}, and your code for it is {index:06}", "a") for index in range(1, 2000, 2)]

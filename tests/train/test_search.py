@@ -62,6 +62,7 @@ def _timeless(trials: tuple[TrialReport, ...]) -> list[TrialReport]:
     return [replace(trial, seconds=0.0) for trial in trials]
 
 
+@pytest.mark.slow
 def test_the_first_trial_is_the_run_without_a_search_and_the_best_is_kept(
     backbone: str, tmp_path: Path, whole: tuple[FitReport, Path]
 ) -> None:
@@ -84,6 +85,7 @@ def test_the_first_trial_is_the_run_without_a_search_and_the_best_is_kept(
     assert sorted(output.parent.iterdir()) == files_of(output)
 
 
+@pytest.mark.slow
 def test_the_adapter_is_that_of_a_run_with_the_chosen_settings(
     backbone: str, tmp_path: Path, whole: tuple[FitReport, Path]
 ) -> None:
@@ -95,6 +97,7 @@ def test_the_adapter_is_that_of_a_run_with_the_chosen_settings(
     assert is_same(adapter, load_adapter(output))
 
 
+@pytest.mark.slow
 def test_report_and_card_list_the_trials(whole: tuple[FitReport, Path]) -> None:
     report, output = whole
     card = card_path(output).read_text()
@@ -108,6 +111,7 @@ def test_report_and_card_list_the_trials(whole: tuple[FitReport, Path]) -> None:
         assert f"| {trial['accuracy']:.4f} | {trial['epochs']} | {mark} |" in card, line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [2, 24, 25, 60])
 def test_an_interrupted_search_continues_as_if_nothing_had_happened(
     backbone: str, tmp_path: Path, whole: tuple[FitReport, Path], steps: int
@@ -134,6 +138,7 @@ class _InterruptedEnd(Progress):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_a_search_interrupted_after_its_last_trial_trains_nothing_again(
     backbone: str, tmp_path: Path, whole: tuple[FitReport, Path]
 ) -> None:
@@ -147,6 +152,7 @@ def test_a_search_interrupted_after_its_last_trial_trains_nothing_again(
     assert is_same(adapter, load_adapter(whole[1]))
 
 
+@pytest.mark.slow
 def test_the_checkpoint_of_an_older_run_is_not_resumed_as_a_trial(
     backbone: str, tmp_path: Path, whole: tuple[FitReport, Path]
 ) -> None:
@@ -182,6 +188,7 @@ def test_the_trials_of_another_search_are_refused(backbone: str, tmp_path: Path)
             fitted(_settings(backbone, resume=True), output)
 
 
+@pytest.mark.slow
 def test_a_trial_below_the_median_is_ended_early(backbone: str, tmp_path: Path) -> None:
     """The file of the interrupted search is changed: the trials so far were perfect."""
     output = tmp_path / "a.safetensors"
@@ -236,6 +243,7 @@ def test_a_search_whose_losses_are_never_finite_fails(backbone: str, tmp_path: P
     assert not checkpoint_path(tmp_path / "a.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_progress_says_which_trial_and_the_best_so_far(backbone: str, tmp_path: Path) -> None:
     recorded = RecordingProgress()
     settings = _settings(

@@ -166,6 +166,7 @@ def test_metrics_are_the_papers() -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ON_THE_HUB)
 def test_a_row_on_the_hub_becomes_what_local_files_hold(folder: Path, name: str) -> None:
     _write_hub(folder / "mini", name)
@@ -261,6 +262,7 @@ def test_a_hub_data_set_of_other_columns_is_refused_naming_data_root(folder: Pat
     assert message.endswith("with --data-root, the folder cola in it is read")
 
 
+@pytest.mark.slow
 def test_an_unreachable_hub_is_refused_in_one_line_naming_data_root(tmp_path: Path) -> None:
     script = (
         "from train.data.task_data import load_task\n"
@@ -282,6 +284,7 @@ def test_an_unreachable_hub_is_refused_in_one_line_naming_data_root(tmp_path: Pa
     assert line.endswith("with --data-root, the folder sst2 in it is read")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("proxy", "expected"),
     [

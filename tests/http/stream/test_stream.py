@@ -55,6 +55,7 @@ def weights_of(result: dict[str, Any]) -> list[float]:
     return [*weights, explained["special_tokens"].pop("weight") or 0.0]
 
 
+@pytest.mark.slow
 def test_each_line_is_answered_in_order_as_by_predict(live: RunningService) -> None:
     lines: list[Any] = [
         "free win",
@@ -190,6 +191,7 @@ def test_an_empty_stream_has_an_empty_answer(live: RunningService) -> None:
         assert stream.answers() == []
 
 
+@pytest.mark.slow
 def test_a_silent_client_is_ended_and_told_why(live: RunningService) -> None:
     with OpenStream(live.url) as stream:
         stream.send("text")
@@ -220,6 +222,7 @@ def test_a_client_that_waits_for_its_answers_is_not_silent(tmp_path: Path) -> No
             assert stream.rest() == []
 
 
+@pytest.mark.slow
 def test_no_more_is_read_than_is_answered(tmp_path: Path) -> None:
     """Real back-pressure: a client that does not stop is stopped by TCP."""
     brake = Brake()
@@ -251,6 +254,7 @@ def test_a_client_of_http_1_0_is_told_that_a_stream_needs_1_1(live: RunningServi
     assert "HTTP/1.1" in answer.error["message"]
 
 
+@pytest.mark.slow
 def test_lines_for_which_there_is_no_room_end_the_stream_after_what_was_answered(
     tmp_path: Path,
 ) -> None:
@@ -303,6 +307,7 @@ def test_a_client_that_leaves_stops_the_work(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_overload_makes_a_stream_wait_and_fails_no_line(tmp_path: Path) -> None:
     brake = Brake()
     with serve(tmp_path, load=brake.load, MAX_WAITING_TOKENS="700") as running:
@@ -327,6 +332,7 @@ def test_overload_makes_a_stream_wait_and_fails_no_line(tmp_path: Path) -> None:
         assert refused == {0.0}
 
 
+@pytest.mark.slow
 def test_a_line_has_a_deadline_of_its_own(tmp_path: Path) -> None:
     brake = Brake()
     with serve(tmp_path, load=brake.load) as running:
@@ -345,6 +351,7 @@ def test_a_line_has_a_deadline_of_its_own(tmp_path: Path) -> None:
     assert "label" in patient
 
 
+@pytest.mark.slow
 def test_lines_that_were_read_are_answered_when_the_service_drains(tmp_path: Path) -> None:
     brake = Brake()
     with serve(tmp_path, load=brake.load) as running:
@@ -365,6 +372,7 @@ def test_lines_that_were_read_are_answered_when_the_service_drains(tmp_path: Pat
         assert answers[-1]["error"]["type"] == "unavailable"
 
 
+@pytest.mark.slow
 def test_a_drain_that_ends_too_late_fails_all_lines_in_flight_without_a_traceback(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -403,6 +411,7 @@ def test_a_refused_line_leaves_no_garbage_in_circles(line: bytes) -> None:
     assert gc.collect() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["leaves", "leaves in a line", "is too slow"])
 def test_a_stream_that_ends_early_is_not_kept(tmp_path: Path, end: str) -> None:
     """It held its lines, up to 8 MiB, outside of the bound on bodies."""
@@ -423,6 +432,7 @@ def test_a_stream_that_ends_early_is_not_kept(tmp_path: Path, end: str) -> None:
             gc.enable()
 
 
+@pytest.mark.slow
 def test_jobs_without_lines_take_no_room_from_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

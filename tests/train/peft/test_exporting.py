@@ -90,6 +90,7 @@ QUERY_VALUE, DOWN, MORE = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "sites", "layers"),
     [
@@ -120,6 +121,7 @@ def test_an_exported_adapter_answers_in_peft_as_here(
     assert np.abs(ours - theirs).max() <= FLOAT32_BOUND
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
 def test_an_export_can_be_imported_again(
     hosts: dict[str, Backbone], tmp_path: Path, family: str

@@ -105,6 +105,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "config"), CASES)
 def test_an_imported_adapter_answers_as_peft_does(
     bases: dict[str, Path], tmp_path: Path, family: str, config: Callable[[str], Any]
@@ -120,6 +121,7 @@ def test_an_imported_adapter_answers_as_peft_does(
     assert np.abs(ours - theirs).max() <= FLOAT32_BOUND
 
 
+@pytest.mark.slow
 def test_a_lora_that_was_trained_with_peft_answers_here_as_there(
     bases: dict[str, Path], tmp_path: Path
 ) -> None:

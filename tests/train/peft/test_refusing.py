@@ -231,6 +231,7 @@ def test_a_copy_of_the_base_model_is_the_base_model(
     assert main([*argv, str(tmp_path / "x.safetensors")]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
