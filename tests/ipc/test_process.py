@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -18,6 +19,7 @@ from tests.support.families import save
 from tests.support.http_service import error_of, until
 from tests.support.service_process import environ, service_process
 from tests.support.tiny_models import make_adapter
+from tests.support.warm_python import warm_python
 
 # Each test starts processes.
 pytestmark = pytest.mark.slow
@@ -147,6 +149,13 @@ def test_sigterm_while_idle_exits_0_at_once(tmp_path: Path, folder: Path) -> Non
         assert "Traceback" not in running.stderr.read()
 
 
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A Python that has loaded torch, for services that cannot start."""
+    with warm_python(tmp_path_factory.mktemp("warm"), HF_HUB_OFFLINE="1") as python:
+        yield python
+
+
 def refusals(tmp_path: Path, folder: Path) -> dict[str, tuple[dict[str, str], str]]:
     """Services that cannot start, by name: the environment, and words of the one line."""
     (tmp_path / "file").write_text("not a folder")
@@ -196,10 +205,10 @@ def refusals(tmp_path: Path, folder: Path) -> dict[str, tuple[dict[str, str], st
     ],
 )
 def test_what_cannot_start_says_so_in_one_line_with_status_2(
-    tmp_path: Path, folder: Path, case: str
+    tmp_path: Path, folder: Path, warm: Path, case: str
 ) -> None:
     environment, words = refusals(tmp_path, folder)[case]
-    with service_process(environment) as running:
+    with service_process(environment, python=warm) as running:
         output, errors = running.communicate(timeout=60)
     assert running.returncode == 2
     assert output == ""
@@ -210,11 +219,11 @@ def test_what_cannot_start_says_so_in_one_line_with_status_2(
 
 
 def test_an_occupied_port_is_reported_in_one_line_with_status_2(
-    tmp_path: Path, folder: Path
+    tmp_path: Path, folder: Path, warm: Path
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with service_process(environ(folder, tmp_path, PORT=str(port))) as running:
+        with service_process(environ(folder, tmp_path, PORT=str(port)), python=warm) as running:
             _, errors = running.communicate(timeout=60)
     assert running.returncode == 2
     assert errors.splitlines()[-1].startswith(f"service: cannot listen on 127.0.0.1:{port}: ")

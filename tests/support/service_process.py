@@ -41,11 +41,18 @@ def environ(backbone: Path, adapter_dir: Path, **settings: str) -> dict[str, str
 
 @contextmanager
 def service_process(
-    environment: dict[str, str], *, stderr: int | IO[str] = subprocess.PIPE
+    environment: dict[str, str],
+    *,
+    stderr: int | IO[str] = subprocess.PIPE,
+    python: str | Path = sys.executable,
 ) -> Iterator[subprocess.Popen[str]]:
-    """`python -m service`, just started; killed when the block ends."""
+    """`python -m service`, just started; killed when the block ends.
+
+    Args:
+        python: another one than that of the tests, such as `tests.support.warm_python`'s.
+    """
     with subprocess.Popen(
-        [sys.executable, "-m", "service", "serve"],
+        [python, "-m", "service", "serve"],
         cwd=TREE,
         env=environment,
         stdout=subprocess.PIPE,

@@ -3,7 +3,8 @@
 Examples are dozens of commands, and each would load torch for seconds. `warm_python` writes an
 executable that takes the place of `python`: it hands its arguments, its folder, its environment and
 its three streams to the server below, which forks. The fork runs the same module or file in the
-same way as `python -m module` or `python file` would, and its exit code is the executable's.
+same way as `python -m module` or `python file` would, and its exit code is the executable's. It
+ends with the executable.
 
 With `EXAMPLE_EPOCHS` in a command's environment, `fit` and `compare` get it as `--epochs` if they
 have none.
@@ -14,6 +15,7 @@ import importlib
 import json
 import os
 import runpy
+import select
 import signal
 import socket
 import subprocess
@@ -55,8 +57,12 @@ sys.exit(int(answers.readline()))
 
 
 @contextmanager
-def warm_python(folder: Path) -> Iterator[Path]:
-    """The path of an executable that takes the place of `python` until the block ends."""
+def warm_python(folder: Path, **environment: str) -> Iterator[Path]:
+    """The path of an executable that takes the place of `python` until the block ends.
+
+    Args:
+        environment: what packages read when they are imported.
+    """
     address, executable = folder / "python.sock", folder / "python"
     executable.write_text(_EXECUTABLE.format(python=sys.executable, address=str(address)))
     executable.chmod(0o755)
@@ -64,7 +70,7 @@ def warm_python(folder: Path) -> Iterator[Path]:
         [sys.executable, "-m", "tests.support.warm_python", str(address)],
         cwd=TREE,
         # One thread: texts are few, and several examples may run at a time.
-        env=os.environ | {"PYTHONPATH": str(TREE), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": str(TREE), "OMP_NUM_THREADS": "1"} | environment,
         stdout=subprocess.PIPE,
     ) as server:
         try:
@@ -112,6 +118,10 @@ def _answer(connection: socket.socket) -> NoReturn:
     connection.sendall(f"{process}\n".encode())
     for stream in streams:
         os.close(stream)
+    ended = os.pidfd_open(process)
+    # The executable sends nothing more: there is something to read once it was killed.
+    if ended not in select.select([ended, connection], [], [])[0]:
+        os.kill(process, signal.SIGKILL)
     _, status = os.waitpid(process, 0)
     code = os.waitstatus_to_exitcode(status)
     connection.sendall(f"{code if code >= 0 else 128 - code}\n".encode())
