@@ -84,7 +84,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         warm_python(folder) as python,
         (folder / "service.log").open("w") as log,
         # A pipe that nobody reads would fill up, and the service would wait.
-        service_process(environment, stderr=log) as running,
+        service_process(environment, stderr=log, python=python) as running,
     ):
         assert running.stdout is not None
         found = re.search(r"http://\S+", running.stdout.readline())

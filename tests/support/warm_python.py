@@ -120,8 +120,9 @@ def _answer(connection: socket.socket) -> NoReturn:
         os.close(stream)
     ended = os.pidfd_open(process)
     # The executable sends nothing more: there is something to read once it was killed.
-    if ended not in select.select([ended, connection], [], [])[0]:
+    if ended not in select.select([ended, connection.fileno()], [], [])[0]:
         os.kill(process, signal.SIGKILL)
+        os._exit(0)
     _, status = os.waitpid(process, 0)
     code = os.waitstatus_to_exitcode(status)
     connection.sendall(f"{code if code >= 0 else 128 - code}\n".encode())
