@@ -130,6 +130,9 @@ class Life(RuleBasedStateMachine):
         waiting = [request for request in self.admitted if request.queued is None]
         request = data.draw(st.sampled_from(waiting))
         request.queued = queue(self.scheduler, request.ticket, request.entries)
+        # A flow's entries are taken in the order in which they were queued.
+        self.admitted.remove(request)
+        self.admitted.append(request)
 
     @precondition(lambda self: self.admitted)
     @rule(data=st.data())
