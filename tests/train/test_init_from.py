@@ -44,7 +44,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         str(folder / "bert"),
         prompt_length=3,
         bottleneck=5,
-        attention_size=7,
         insertion_layer=1,
         generator_pooling="mean",
         final_activation="tanh",

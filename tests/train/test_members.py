@@ -211,6 +211,10 @@ def test_sets_of_labels_are_compared_by_micro_f1() -> None:
         (["--method", "vectors", "--prompt-length", "4"], "--method vectors has no such setting"),
         (["--rank", "4"], "--rank 4: --method idspam+vectors has no such setting; lora, best have"),
         (["--method", "vectors", "--preset", "paper"], "--preset paper: --method vectors has no"),
+        (
+            ["--generator-pooling", "mean", "--attention-size", "8"],
+            "--attention-size 8: --generator-pooling mean has no queries and keys",
+        ),
         (["--method", "best", "--search", "2"], "--method best trains several methods: --search"),
         (["--method", "best", "--validation-fraction", "0"], "and there are none"),
         (["--method", "idpg"], "argument --method: invalid choice: 'idpg'"),

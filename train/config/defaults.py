@@ -11,7 +11,14 @@ import torch
 
 from adapters.backbone.loading import DEFAULT_BACKBONE, load_backbone
 from adapters.backbone.model import Backbone
-from adapters.format.spec import FinalActivation, GeneratorInput, HeadKind, Pooling, Site
+from adapters.format.spec import (
+    FinalActivation,
+    GeneratorInput,
+    GeneratorPooling,
+    HeadKind,
+    Pooling,
+    Site,
+)
 from train.config.settings import (
     ComputeType,
     FitSettings,
@@ -144,7 +151,7 @@ def foreign_settings(method: MethodName) -> frozenset[str]:
 
 
 def check_method(settings: FitSettings) -> None:
-    """Refuse settings that the run's method does not have.
+    """Refuse settings that the run's method, or its generator, does not have.
 
     Raises:
         SettingsError: with every one of them.
@@ -161,6 +168,9 @@ def check_method(settings: FitSettings) -> None:
                 f"{flags[name]} {value}: --method {method} has no such setting; "
                 f"{', '.join(have)} {'has' if len(have) == 1 else 'have'} it"
             )
+    size, pooling = settings.attention_size, settings.generator_pooling
+    if not faults and size is not None and pooling == GeneratorPooling.MEAN:
+        faults.append(f"--attention-size {size}: --generator-pooling mean has no queries and keys")
     if faults:
         raise SettingsError(faults)
 

@@ -16,6 +16,7 @@ from adapters.format.files import Adapter, validate
 from adapters.format.spec import (
     AdapterSpec,
     AttentionPrompt,
+    GeneratorPooling,
     HeadKind,
     HiddenActivation,
     LoraTuning,
@@ -205,11 +206,12 @@ def _settings_of(spec: AdapterSpec) -> dict[str, Any]:
     if isinstance(prompt, AttentionPrompt):
         values |= {
             "bottleneck": prompt.bottleneck,
-            "attention_size": prompt.attention_size,
             "generator_pooling": prompt.pooling,
             "generator_input": prompt.source,
             "final_activation": prompt.final_activation,
         }
+        if prompt.pooling is GeneratorPooling.ATTENTION:
+            values["attention_size"] = prompt.attention_size
     if tuning is not None:
         first, end = tuning.layers
         values["tuned_layers"] = f"{first}-{end - 1}"
