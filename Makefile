@@ -32,7 +32,7 @@ clients: $(VENV)/ready ## make the environment of Triton's and KServe's clients,
 	@$(BIN)/python .ci/clients.py $(CLIENTS)
 
 # Where promtool, nginx, chromium or the clients cannot be had, their tests are skipped; with CI=true they fail.
-test: $(VENV)/ready ## run all tests, up to an hour on two cores; TESTS=tests/adapters runs some
+test: $(VENV)/ready ## run all tests, 20 to 40 minutes on two cores; TESTS=tests/adapters runs some
 	@.ci/promtool || true
 	@.ci/nginx || true
 	@.ci/chromium || true

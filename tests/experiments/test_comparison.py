@@ -220,3 +220,32 @@ def test_an_impossible_comparison_is_refused_before_anything_is_written(
             ("sst2",), methods, seeds, settings_of(workspace), output, data_root=workspace / "data"
         )
     assert not output.exists()
+
+
+@pytest.mark.slow
+def test_kept_adapters_of_other_settings_and_of_tasks_with_one_name_are_other_files(
+    workspace: Path,
+) -> None:
+    output = workspace / "kept"
+    kept: dict[str, bytes] = {}
+    for folder, epochs in (("x", 1), ("x", 2), ("Y", 1), ("y", 1)):
+        task = workspace / folder / "sst2.jsonl"
+        if not task.exists():
+            task.parent.mkdir()
+            rows = (workspace / "data" / "sst2" / "train.jsonl").read_text().splitlines()
+            task.write_text("\n".join(rows[: 40 if folder == "x" else 30]))
+        findings = compare(
+            (str(task),),
+            ("head-only",),
+            (1,),
+            settings_of(workspace, epochs=epochs),
+            output,
+            data_root=None,
+            jobs=1,
+            keep=True,
+        )
+        assert not findings.failed
+        for path in (output / "adapters").iterdir():
+            kept.setdefault(path.name, path.read_bytes())
+    assert len(kept) == len(list((output / "adapters").iterdir())) == 3
+    assert all((output / "adapters" / name).read_bytes() == kept[name] for name in kept)

@@ -55,7 +55,7 @@ class Stage:
         """Everything in the store's folder, but for what the service holds, who did what, and
         images, which are written in the background."""
         root = self.service.adapter_dir
-        others = (".service.lock", ".engine.lock", "audit.jsonl", "events")
+        others = (".service.lock", ".engine.lock", "audit.jsonl", "audit-refused.jsonl", "events")
         return {
             str(path.relative_to(root))
             for path in root.rglob("*")

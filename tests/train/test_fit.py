@@ -5,6 +5,7 @@ import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,7 +31,8 @@ from train.config.settings import CacheMode, MethodName, Preset, StorageType
 from train.errors import OutputError, ResumeError, SettingsError, TrainingError
 from train.fit.fit import fit
 from train.loop.checkpoint import checkpoint_path
-from train.loop.progress import Progress
+from train.loop.loop import Loop
+from train.loop.progress import EpochReport, Progress
 from train.metrics import Assessment, Metrics
 from train.report.card_file import card_path
 from train.report.evaluation import evaluate
@@ -162,6 +164,42 @@ def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(
     assert [epoch.loss for epoch in report.epochs] == [epoch.loss for epoch in expected.epochs]
     assert report.best_epoch == expected.best_epoch
     assert not checkpoint_path(output).exists()
+
+
+class _Cut(list[EpochReport]):
+    """A history that is interrupted as soon as it has another epoch."""
+
+    def append(self, report: EpochReport) -> None:
+        super().append(report)
+        raise KeyboardInterrupt
+
+    def __setitem__(self, at: Any, reports: Any) -> None:
+        super().__setitem__(at, reports)
+        raise KeyboardInterrupt
+
+
+def test_an_epoch_is_reported_once_if_its_end_is_interrupted(
+    backbone: str,
+    tmp_path: Path,
+    whole: tuple[FitReport, Adapter],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    output, validate = tmp_path / "cut.safetensors", Loop._validate
+
+    def validate_and_cut(self: Loop, running: dict[str, float]) -> EpochReport:
+        report = validate(self, running)
+        if report.epoch == 2:
+            self.checkpoint.history = _Cut(self.checkpoint.history)
+        return report
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "_validate", validate_and_cut)
+        with pytest.raises(KeyboardInterrupt):
+            _fit(backbone, output)
+    report, adapter = _fit(backbone, output, resume=True)
+    expected, expected_adapter = whole
+    assert is_same(adapter, expected_adapter)
+    assert [epoch.epoch for epoch in report.epochs] == [epoch.epoch for epoch in expected.epochs]
 
 
 def test_a_checkpoint_of_another_run_is_refused(backbone: str, tmp_path: Path) -> None:

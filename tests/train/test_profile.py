@@ -124,3 +124,33 @@ def test_a_profile_is_written_into_a_file_and_changes_nothing_else(
         hashlib.sha256(again.read_bytes()).digest() == hashlib.sha256(output.read_bytes()).digest()
     )
     assert AdapterSpec.from_json(after.spec.to_json()) == after.spec
+
+
+@pytest.mark.parametrize("with_card", [True, False])
+def test_the_model_card_of_an_adapter_names_it_as_it_is_after_a_new_profile(
+    made: Path, backbone: str, tmp_path: Path, with_card: bool
+) -> None:
+    adapter, card = tmp_path / "a.safetensors", tmp_path / "a.md"
+    adapter.write_bytes(made.read_bytes())
+    before = made.with_suffix(".md").read_text() if with_card else "# My notes\n"
+    card.write_text(before)
+    add_profile(
+        adapter,
+        TRAIN,
+        adapter,
+        backbone=backbone,
+        device="cpu",
+        dtype=None,
+        progress=Progress(),
+    )
+    old, new = (hashlib.sha256(path.read_bytes()).hexdigest() for path in (made, adapter))
+    assert old != new
+    after = card.read_text()
+    if with_card:
+        assert old in before
+        assert new in after
+        assert f"| bytes | {adapter.stat().st_size} |" in after
+        before = before.replace(old, new)
+        size = f"| bytes | {made.stat().st_size} |"
+        before = before.replace(size, f"| bytes | {adapter.stat().st_size} |")
+    assert after == before

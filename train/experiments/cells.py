@@ -338,8 +338,7 @@ class Store:
 
     def adapter_path(self, cell: Cell) -> Path:
         """Where the adapter of a cell is kept for people."""
-        name = "-".join(_file_name_part(part) for part in (cell.task, cell.method, f"s{cell.seed}"))
-        return self.output / "adapters" / f"{name}.safetensors"
+        return self.output / "adapters" / f"{cell.key}.safetensors"
 
     def weights_path(self, cell: Cell) -> Path:
         """Where a cell's trained tensors are kept for others to start from."""

@@ -485,8 +485,14 @@ class _FitJob:
             checks=checks,
         )
         if self.group.rank == 0:
-            device, paired = self.backbone.device, self.sets["train"].paired
-            write_card(self.output, report, spec, device=device, paired=paired)
+            write_card(
+                self.output,
+                report,
+                spec,
+                device=self.backbone.device,
+                processes=self.group.world_size,
+                paired=self.sets["train"].paired,
+            )
             self._remove_states()
         return report
 

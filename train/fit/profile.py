@@ -12,6 +12,7 @@ from train.config.settings import ComputeType
 from train.data.dataset import Dataset, check_label_kind
 from train.loop.encoded_splits import encode
 from train.loop.progress import Progress
+from train.report.card_file import renew_card
 from train.report.evaluation import served_scores
 
 
@@ -27,7 +28,7 @@ def add_profile(
     source: Source = "given",
 ) -> Profile:
     """Answer texts with an adapter file, by the code that serves it, and write the file again with
-    their profile. Nothing else of it changes, but its revision does.
+    their profile. Nothing else of it changes, but its revision does, which its model card names.
 
     Args:
         data: rows that it was not trained on; their labels are not used.
@@ -41,6 +42,7 @@ def add_profile(
         DataError: rows of another kind of task.
         OSError: a file cannot be read or written.
     """
+    before = adapter.read_bytes()
     loaded = load_adapter(adapter)
     spec = loaded.spec
     check_label_kind(data, multi_label=spec.multi_label, known_to="the adapter")
@@ -55,4 +57,6 @@ def add_profile(
     )
     updated = spec.model_copy(update={"profile": profile})
     save_adapter(output, replace(loaded, spec=updated))
+    if output.samefile(adapter):
+        renew_card(output, before)
     return profile

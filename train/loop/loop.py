@@ -213,7 +213,8 @@ class Loop:
         self._check()
         running["seconds"] = before + time.perf_counter() - started
         report = self._validate(running)
-        checkpoint.history.append(report)
+        # An interrupt here has the epoch end once more, and its report replaces this one.
+        checkpoint.history[checkpoint.epoch :] = [report]
         checkpoint.epoch, checkpoint.step = checkpoint.epoch + 1, 0
         checkpoint.seconds += report.seconds
         checkpoint.running = dict.fromkeys(running, 0.0)

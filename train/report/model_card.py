@@ -123,9 +123,19 @@ def check_card(output: Path) -> None:
 
 
 def write_card(
-    output: Path, report: FitReport, spec: AdapterSpec, *, device: torch.device, paired: bool
+    output: Path,
+    report: FitReport,
+    spec: AdapterSpec,
+    *,
+    device: torch.device,
+    processes: int,
+    paired: bool,
 ) -> None:
-    """Write the card of the adapter file `output`."""
+    """Write the card of the adapter file `output`.
+
+    Args:
+        device: of this process. processes: that trained it, each on a GPU of its own if on any.
+    """
     content = output.read_bytes()
     facts = CardFacts(
         report=report,
@@ -134,11 +144,18 @@ def write_card(
         file_name=output.name,
         file_size=len(content),
         revision=hashlib.sha256(content).hexdigest(),
-        machine=f"one {torch.cuda.get_device_name(device)}" if device.type == "cuda" else machine(),
+        machine=_machine(device, processes),
         versions=versions(),
         paired=paired,
     )
     write_atomically(card_path(output), model_card(facts).encode())
+
+
+def _machine(device: torch.device, processes: int) -> str:
+    if device.type != "cuda":
+        return machine()
+    number = "one" if processes == 1 else str(processes)
+    return f"{number} {torch.cuda.get_device_name(device)}"
 
 
 def model_card(facts: CardFacts) -> str:
