@@ -593,7 +593,8 @@ class Settings:
         _whole(0, 10_000),
         "10",
         "files",
-        "How many rotated files of each of them are kept, and as many bytes of smaller ones",
+        "How many rotated files of each log are kept; smaller ones as long as they have no more "
+        "bytes than these",
     )
     log_level: str = _setting(
         _one_of("debug", "info", "warning", "error"), "info", "level", "What is logged, to stderr"

@@ -157,7 +157,7 @@ _TABLE: tuple[tuple[type[Exception], int, str, str], ...] = (
         "A replica cannot serve this revision, and says why; nothing changed.",
     ),
     (RevisionConflict, 412, "revision_conflict", "`If-Match` or `If-None-Match` does not hold."),
-    (TooLarge, 413, "too_large", "The body, the number of inputs or the answer is over its limit."),
+    (TooLarge, 413, "too_large", "The body, its values, its inputs or the answer exceed a limit."),
     (InvalidAdapter, 422, "adapter_invalid", "The file is not an adapter; every fault is named."),
     (InvalidName, 422, "adapter_name_invalid", "Names are `[a-z0-9][a-z0-9._-]{0,63}`."),
     (InvalidRequest, 422, "invalid_request", _INVALID),
