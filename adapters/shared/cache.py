@@ -103,10 +103,13 @@ class CachedStore(AdapterStore):
         self.objects.put(self._card_key(name, revision), content)
 
     def _card_key(self, name: str, revision: str) -> str:
-        for item in self.revisions(name):
+        history = self._known(name)
+        # A change may come between these two.
+        record = self._records.get(name)
+        for item in record.revisions if record is not None else ():
             if item.revision == revision:
                 return card_key(name, revision, item.stored)
-        raise UnknownRevision(name, revision, self._known(name))
+        raise UnknownRevision(name, revision, history)
 
     # --- files ---
 

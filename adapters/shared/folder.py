@@ -8,6 +8,7 @@ what another one has just written (NFS: mount with `lookupcache=none,noac`).
 import contextlib
 import errno
 import os
+import re
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from adapters.format.durable import sync_folder, write_atomically
 from adapters.shared.listed import Listed
 
 _UNFINISHED = ".unfinished"
+# As `write_atomically` names it.
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
 
 
 class Folder:
@@ -75,11 +78,12 @@ class Folder:
 
     def remove_unfinished(self, before: float) -> None:
         # Those of `create`, and those of `write_atomically`.
-        for pattern in (f"{_UNFINISHED}/*", "*/.*.tmp"):
-            for path in self._root.glob(pattern):
-                with contextlib.suppress(FileNotFoundError):
-                    if path.stat().st_mtime < before:
-                        path.unlink()
+        written = (path for path in self._root.glob("*/.*.tmp") if _TEMPORARY.fullmatch(path.name))
+        for path in (*self._root.glob(f"{_UNFINISHED}/*"), *written):
+            # It may be gone by now, be in use, or be none of ours.
+            with contextlib.suppress(OSError):
+                if path.stat().st_mtime < before:
+                    path.unlink()
 
     def _read(self, key: str) -> bytes | None:
         try:

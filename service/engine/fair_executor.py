@@ -75,11 +75,7 @@ class FairExecutor:
         if self._ended:
             raise RuntimeError("functions cannot be submitted after the shutdown")
         if not self._started:
-            self._started = True
-            for thread in self._threads:
-                thread.start()
-            # Also if nobody shuts it down.
-            finalize(self, _end, self._wakes, self._threads)
+            self._start()
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         turn = self._turns.take(client, front=self._front)
         self._push(future, _Waiting(function, client.name, turn))
@@ -112,6 +108,14 @@ class FairExecutor:
         for future in list(self._waiting):
             self.cancel(future)
         _wake_to_end(self._wakes, self._threads)
+
+    def _start(self) -> None:
+        for thread in self._threads:
+            if not thread.is_alive():
+                thread.start()
+        self._started = True
+        # Also if nobody shuts it down.
+        finalize(self, _end, self._wakes, self._threads)
 
     @property
     def _front(self) -> float:
@@ -161,6 +165,9 @@ def _resolve(future: asyncio.Future[Any], result: Any) -> None:
 
 
 def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
+    if isinstance(error, StopIteration):
+        # No future takes one.
+        error = RuntimeError(f"a function of the executor raised {error!r}")
     if not future.done():
         future.set_exception(error)
 

@@ -18,6 +18,7 @@ from typing import Any
 import orjson
 
 _DAY_SECONDS = 86400.0
+_APART_SECONDS = 60.0
 # Lines begin with their time.
 _TIME = re.compile(rb'\{"time":"([^"]{19,32})"')
 
@@ -60,9 +61,11 @@ class LineFile:
             size = os.fstat(descriptor).st_size
             if size and (size + len(lines) > self._max_bytes or not self._is_of_today(descriptor)):
                 self._rotate()
-                self._remove()
-                os.close(descriptor)
-                descriptor = self._opened()
+                rotated, descriptor = descriptor, self._opened()
+                os.close(rotated)
+                # What cannot be removed must not keep lines from being written.
+                with suppress(OSError):
+                    self._remove()
                 size = os.fstat(descriptor).st_size
             self._write(descriptor, lines, size, sync=sync)
         finally:
@@ -136,7 +139,8 @@ class LineFile:
     def _is_of_today(self, descriptor: int) -> bool:
         """Whether the file's first line is less than a day old, if that matters.
 
-        A time to come is that of a clock that ran ahead, and says nothing.
+        A time to come is that of a clock that ran ahead, and says nothing. Writers beside each
+        other, and a clock that is set, may be some seconds apart.
         """
         if self._days is None:
             return True
@@ -145,7 +149,7 @@ class LineFile:
             first = datetime.fromisoformat(match[1].decode()).timestamp() if match else 0.0
         except (ValueError, OverflowError):
             first = 0.0
-        return 0 <= time() - first < _DAY_SECONDS
+        return -_APART_SECONDS <= time() - first < _DAY_SECONDS
 
 
 def json_line(record: Mapping[str, Any]) -> bytes:

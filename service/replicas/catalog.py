@@ -212,7 +212,8 @@ class ReplicatedCatalog(Catalog):
             task.cancel()
         self._leaving.set()
         if self._saving is not None:
-            await self._saving
+            # However it ends, the cluster is left.
+            await asyncio.wait([self._saving])
         await self._rollouts.stop()
         await self._follower.stop()
 

@@ -153,6 +153,39 @@ async def test_an_error_leaves_no_circle_for_the_collector() -> None:
         fair.shutdown()
 
 
+async def test_whatever_a_function_raises_its_future_ends() -> None:
+    fair = FairExecutor(1, name="odd")
+    for error in (StopIteration, SystemExit, asyncio.CancelledError):
+
+        def fail(error: type[BaseException] = error) -> None:
+            raise error
+
+        future = fair.submit(fail, QUIET)
+        await asyncio.wait([future], timeout=10)
+        assert future.done()
+        assert future.cancelled() or future.exception() is not None
+    assert await asyncio.wait_for(fair.submit(lambda: 1, QUIET), 10) == 1
+    fair.shutdown()
+
+
+async def test_threads_that_could_not_start_are_started_with_the_next_function(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fair, start = FairExecutor(2, name="late"), threading.Thread.start
+    full = [True, False]
+
+    def refuse(thread: threading.Thread) -> None:
+        if full and full.pop():
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError, match="new thread"):
+        fair.submit(lambda: 1, QUIET)
+    assert await asyncio.wait_for(fair.submit(lambda: 2, QUIET), 10) == 2
+    fair.shutdown()
+
+
 async def test_each_thread_begins_as_it_is_told() -> None:
     begun: list[str] = []
     fair = FairExecutor(

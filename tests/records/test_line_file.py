@@ -128,6 +128,31 @@ def test_after_a_clock_ran_ahead_files_are_rotated_and_removed_as_if_they_were_o
     assert abs(old.stat().st_mtime - time.time()) < 60
 
 
+def test_lines_of_writers_that_are_seconds_apart_are_in_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    file = line_file(path, days=30)
+    for ahead in (3, 0, 2, 1, 0):
+        moment = (datetime.now(UTC) + timedelta(seconds=ahead)).isoformat(timespec="milliseconds")
+        file.append(f'{{"time":"{moment}"}}\n'.encode(), sync=False)
+    assert len(path.read_bytes().splitlines()) == 5
+    assert not rotated(path)
+
+
+def test_what_cannot_be_removed_keeps_no_line_from_being_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, **_: object) -> None:
+        raise PermissionError(path)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    path = tmp_path / "log"
+    file = line_file(path, max_bytes=10, kept=1)
+    for number in range(5):
+        file.append(b"line %03d\n" % number, sync=False)
+    assert path.read_bytes() == b"line 004\n"
+    assert len(rotated(path)) == 4
+
+
 def test_a_line_that_a_power_failure_cut_does_not_spoil_the_next_one(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_bytes(b'{"half')

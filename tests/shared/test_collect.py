@@ -216,20 +216,26 @@ def test_what_killed_writers_left_goes_and_what_living_ones_write_stays(folder: 
     folder.publish("a", b"1")
     left = [
         folder.root / ".unfinished" / "0123",
-        folder.root / "replicas" / ".one.json.0123.tmp",
+        folder.root / "replicas" / ".one.json.0123456789abcdef.tmp",
         folder.root / "probes" / "0123",
     ]
+    # What is none of the store's neither goes nor keeps anything.
+    strange = folder.root / ".unfinished" / "0"
+    others = folder.root / "home" / ".mine.tmp"
     folder.log.write_state(ReplicaState("one", 1, 1))
     (folder.root / "probes").mkdir()
-    for path in left:
+    strange.mkdir()
+    others.parent.mkdir()
+    for path in (*left, others):
         path.write_bytes(b"half")
     folder.snapshot()
     folder.collect()
     assert all(path.exists() for path in left)
-    for path in (*left, *folder.root.glob("snapshots/*")):
+    for path in (*left, strange, others, *folder.root.glob("snapshots/*")):
         os.utime(path, (0, 0))
     folder.collect()
     assert not any(path.exists() for path in left)
+    assert others.read_bytes() == b"half"
     assert folder.objects() == {revision_of(b"1")}
 
 
