@@ -44,13 +44,17 @@ class JsonResponse(Response):
 
     def render(self, content: Any) -> bytes:
         # float32 arrays are written with as many digits as they have.
-        return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+        return _dumped(content)
 
 
 def in_json(content: Any) -> orjson.Fragment:
     """A part of a `JsonResponse` that is written now, so that the whole is copied and not made at
     once."""
-    return orjson.Fragment(orjson.dumps(content))
+    return orjson.Fragment(_dumped(content))
+
+
+def _dumped(content: Any) -> bytes:
+    return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 async def read_json(request: Request, limit: int) -> Any:

@@ -3,12 +3,14 @@
 import csv
 import multiprocessing
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from adapters.format.spec import GeneratorPooling
 from tests.support.experiments import Watch, settings_of
 from train.data.dataset import read_examples
 from train.errors import SettingsError
@@ -219,6 +221,17 @@ def test_an_impossible_comparison_is_refused_before_anything_is_written(
         compare(
             ("sst2",), methods, seeds, settings_of(workspace), output, data_root=workspace / "data"
         )
+    assert not output.exists()
+
+
+def test_a_setting_that_has_no_effect_beside_another_is_refused_as_by_fit(
+    workspace: Path, tmp_path: Path
+) -> None:
+    settings = settings_of(workspace)
+    settings = replace(settings, attention_size=4, generator_pooling=GeneratorPooling.MEAN)
+    output = tmp_path / "output"
+    with pytest.raises(SettingsError, match="--attention-size 4: --generator-pooling mean has no"):
+        compare(("sst2",), METHODS, (1,), settings, output, data_root=workspace / "data")
     assert not output.exists()
 
 

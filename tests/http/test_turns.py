@@ -62,6 +62,8 @@ def oip(output: str, **parameters: Any) -> dict[str, Any]:
         ("v1/predict", {"adapter": "sets", "inputs": TEXTS, "top_k": 1}),
         ("adapters/one/predict", {"inputs": [[text] for text in TEXTS]}),
         ("classify", {"model": "one", "input": TEXTS}),
+        ("v1/embeddings", {"input": TEXTS}),
+        ("embed", {"inputs": TEXTS}),
         ("v2/models/one/infer", oip("probs")),
         ("v2/models/one/infer", oip("probs", classification=200)),
         ("v2/models/one/infer", oip("probs", classification=200, binary_data=True)),

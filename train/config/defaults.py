@@ -151,7 +151,7 @@ def foreign_settings(method: MethodName) -> frozenset[str]:
 
 
 def check_method(settings: FitSettings) -> None:
-    """Refuse settings that the run's method, or its generator, does not have.
+    """Refuse settings that the run's method does not have, and those of `check_generator`.
 
     Raises:
         SettingsError: with every one of them.
@@ -168,11 +168,21 @@ def check_method(settings: FitSettings) -> None:
                 f"{flags[name]} {value}: --method {method} has no such setting; "
                 f"{', '.join(have)} {'has' if len(have) == 1 else 'have'} it"
             )
-    size, pooling = settings.attention_size, settings.generator_pooling
-    if not faults and size is not None and pooling == GeneratorPooling.MEAN:
-        faults.append(f"--attention-size {size}: --generator-pooling mean has no queries and keys")
     if faults:
         raise SettingsError(faults)
+    check_generator(settings)
+
+
+def check_generator(settings: FitSettings) -> None:
+    """
+    Raises:
+        SettingsError: a setting that has no effect beside another one, whatever the method.
+    """
+    size = settings.attention_size
+    if size is not None and settings.generator_pooling == GeneratorPooling.MEAN:
+        raise SettingsError(
+            [f"--attention-size {size}: --generator-pooling mean has no queries and keys"]
+        )
 
 
 def settings_for(method: str, settings: FitSettings) -> FitSettings:

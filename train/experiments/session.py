@@ -12,7 +12,7 @@ import torch
 from adapters.backbone.loading import DEFAULT_BACKBONE, load_backbone, resolve_device
 from adapters.backbone.model import Backbone
 from cli.hints import as_typed
-from train.config.defaults import design_of, settings_for
+from train.config.defaults import check_generator, design_of, settings_for
 from train.config.recipe import recipe_of
 from train.config.settings import FitSettings
 from train.data.task_data import TaskData, hold_out, load_task, with_something_to_report
@@ -51,9 +51,11 @@ def open_session(
         jobs: how many cells run at once; None chooses by the devices, on a CPU by the cores.
 
     Raises:
+        SettingsError: as `check_generator`.
         OutputError: the folder cannot be written, or another process uses it.
         AdapterError: the backbone cannot be loaded.
     """
+    check_generator(settings)
     placement = placement_of(settings.device, jobs)
     with Store(output) as store:
         # On the CPU: only its metadata is used, and the workers keep all GPU memory.

@@ -2,7 +2,7 @@
 
 import base64
 from time import monotonic
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter
 from pydantic import Field
@@ -10,12 +10,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.http.bodies import JsonResponse, read_as
+from service.http.bodies import JsonResponse, in_json, read_as
 from service.http.embedding import BASE64_BYTES, VALUE_BYTES, Vector, embed
 from service.http.lifecycle import Service, service_of
 from service.http.openapi.compatible import OPENAI_EMBEDDINGS
 from service.http.openapi.schemas import MAX_INTEGER, Lenient, Positive, Whole
 from service.http.protocols.truncation import check_limit
+from service.http.turns import in_turns
 
 router = APIRouter()
 
@@ -53,14 +54,17 @@ async def embeddings(request: Request) -> Response:
         value_bytes=BASE64_BYTES if in_base64 else VALUE_BYTES,
         place="input",
     )
-    data: list[dict[str, Any]] = [
-        {
-            "object": "embedding",
-            "index": index,
-            "embedding": _base64(vector) if in_base64 else vector,
-        }
+    made = (
+        in_json(
+            {
+                "object": "embedding",
+                "index": index,
+                "embedding": _base64(vector) if in_base64 else vector,
+            }
+        )
         for index, vector in enumerate(found.vectors)
-    ]
+    )
+    data = await in_turns(made)
     usage = {"prompt_tokens": found.tokens, "total_tokens": found.tokens}
     return JsonResponse({"object": "list", "data": data, "model": name, "usage": usage})
 

@@ -156,7 +156,7 @@ async def embed_texts(request: Request) -> Response:
         inference=found.inference_seconds,
         truncated=found.truncated,
     )
-    return JsonResponse(found.vectors, headers=headers)
+    return JsonResponse(await in_turns(map(in_json, found.vectors)), headers=headers)
 
 
 @router.get("/info", **TEI_INFO_DEFAULT)
